@@ -1,0 +1,373 @@
+"""Evaluation: the figures of a report against closed forms and by hand."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_defenses_scope import Net, assert_same, disturbed_net, snapshot
+from torch import nn
+
+from defenses import (
+    AttackError,
+    EvaluationError,
+    RobustnessReport,
+    ThreatModel,
+    ThreatModelError,
+    attack,
+    evaluate,
+    wilson_interval,
+)
+
+LINF = ThreatModel(norm="linf", eps=0.1)
+FAST = ("fgsm",)
+
+
+def tensors(n=40, classes=4, seed=0):
+    """Random uint8 images and labels, as two tensors."""
+    draw = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (n, 1, 8, 8), generator=draw, dtype=torch.uint8)
+    return SimpleNamespace(images=images, labels=torch.randint(classes, (n,), generator=draw))
+
+
+def linear(weight, bias):
+    """Two logits +-(w.x + b) / 2."""
+    layer = nn.Linear(weight.numel(), 2)
+    with torch.no_grad():
+        layer.weight.copy_(torch.stack([weight, -weight]) / 2)
+        layer.bias.copy_(torch.tensor([bias, -bias]) / 2)
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+@pytest.mark.parametrize("names", [("fgsm",), ("pgd", "apgd"), ("apgd", "pgd")])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_on_a_linear_model_robust_accuracy_is_the_closed_form(norm, names):
+    """An image is robust exactly when its margin exceeds the most that the ball can take."""
+    if norm == "l2" and "fgsm" in names:
+        names = ("pgd",)
+    draw = torch.Generator().manual_seed(1)
+    weight = torch.randn(64, generator=draw)
+    data = tensors(n=300, classes=2, seed=2)
+    images = data.images.double().flatten(1) / 255
+    threat = ThreatModel(norm=norm, eps={"linf": 0.01, "l2": 0.2}[norm])
+    bias = -float(images.mean(0) @ weight.double())
+    data.labels = ((images @ weight.double() + bias) < 0).long()
+    data.labels[:30] = 1 - data.labels[:30]  # some are wrong from the start
+    margin = (images @ weight.double() + bias) * (1 - 2 * data.labels)
+    if norm == "linf":  # clipped to the bounds, exactly
+        sign = (weight.sign() * (1 - 2 * data.labels[:, None])).double()
+        worst = (images - threat.eps * sign).clamp(0, 1)
+        floor = (worst @ weight.double() + bias) * (1 - 2 * data.labels)
+        certain = floor.abs() > 1e-4
+    else:  # the bounds can only help: compare where they do not bind
+        floor = margin - threat.eps * float(weight.norm())
+        certain = (floor.abs() > 0.05) & (
+            (images - 0.5).abs().amax(1) <= 0.5 - threat.eps * weight.abs().max() / weight.norm()
+        )
+        certain |= (floor > 0) | (margin < 0)
+    report = evaluate(linear(weight, bias), data, threat, attacks=names, progress=False)
+    assert certain.double().mean() > (0.95 if norm == "linf" else 0.2)
+    expected = (floor > 0)[certain].tolist()
+    assert 0 < sum(expected) < len(expected)
+    assert torch.tensor(report.worst_case)[certain].tolist() == expected
+    assert report.clean_accuracy == pytest.approx((margin > 0).double().mean().item())
+
+
+def test_each_attack_sees_only_what_still_stands():
+    """Misclassified images are never attacked, fooled ones not again; rows are cumulative."""
+    data, seen = tensors(), []
+
+    class ByFirstPixel(nn.Module):
+        def forward(self, images):
+            return nn.functional.one_hot((images[:, 0, 0, 0] * 3.999).long(), 4).float()
+
+    data.labels = (data.images[:, 0, 0, 0].float() / 255 * 3.999).long()
+    data.labels[::5] = (data.labels[::5] + 1) % 4
+
+    def first(model, images, labels):
+        seen.append(len(images))
+        moved = images.clone()
+        moved[::2, 0, 0, 0] = (images[::2, 0, 0, 0] + 0.9) % 1
+        return moved
+
+    def second(model, images, labels):
+        seen.append(len(images))
+        return images
+
+    wide = ThreatModel(norm="linf", eps=1.0)
+    report = evaluate(ByFirstPixel(), data, wide, attacks=[first, second], batch_size=1000)
+    assert report.clean_accuracy == 0.8
+    assert seen[0] == 32
+    assert seen[1] == sum(report.robust["first"]) < 32
+    assert report.robust["second"] == report.robust["first"] == report.worst_case
+    assert not any(
+        robust and not right
+        for robust, right in zip(report.worst_case, report.correct, strict=True)
+    )
+
+
+def test_the_standard_attacks_run_a_hundred_steps():
+    """By default, and by the settings in the report."""
+    report = evaluate(Net(), tensors(4), LINF, progress=False)
+    assert list(report.robust) == ["pgd", "apgd"]
+    assert report.settings["pgd"]["steps"] == report.settings["apgd"]["steps"] == 100
+    assert report.settings["pgd"]["step_size"] == pytest.approx(2.5 * 0.1 / 100)
+
+
+def test_figures_follow_from_the_matrix():
+    """Accuracy, recall, macro recall and intervals, by hand."""
+    report = RobustnessReport(
+        threat=LINF,
+        classes=4,
+        indices=(0, 1, 2, 3, 4),
+        labels=(0, 0, 1, 1, 3),
+        predictions=(0, 0, 1, 2, 3),
+        robust={"pgd": (True, True, True, False, False), "apgd": (True, False, True, False, False)},
+        settings={"pgd": {}, "apgd": {}},
+        seed=0,
+        versions={},
+    )
+    assert report.clean_accuracy == 0.8
+    assert report.attack_accuracy == {"pgd": 0.6, "apgd": 0.4}
+    assert report.worst_case_accuracy == 0.4
+    assert report.clean_recall == (1.0, 0.5, None, 1.0)
+    assert report.worst_case_recall == (0.5, 0.5, None, 0.0)
+    assert report.clean_macro_recall == pytest.approx(2.5 / 3)
+    assert report.worst_case_macro_recall == pytest.approx(1 / 3)
+    assert report.worst_case_interval == wilson_interval(2, 5)
+
+
+@given(trials=st.integers(1, 2000), data=st.data())
+@settings(deadline=None, derandomize=True, max_examples=60)
+def test_wilson_interval_solves_its_equation(trials, data):
+    """Its ends are the shares at which the observation is 1.96 standard errors away."""
+    successes = data.draw(st.integers(0, trials))
+    share = successes / trials
+    low, high = wilson_interval(successes, trials)
+    assert 0 <= low <= share <= high <= 1
+    for end in (low, high):
+        if 0 < end < 1:
+            error = (end * (1 - end) / trials) ** 0.5
+            assert abs(share - end) == pytest.approx(1.959964 * error, rel=1e-4, abs=1e-9)
+
+
+def test_the_report_survives_json_and_disk(tmp_path):
+    """Everything but the example images comes back, and the file is plain JSON."""
+    report = evaluate(Net(), tensors(), LINF, attacks=FAST, samples=20, progress=False)
+    path = tmp_path / "robustness.json"
+    report.save(path)
+    values = json.loads(path.read_text())
+    assert RobustnessReport.from_dict(values) == report
+    assert values["summary"]["worst_case_accuracy"] == report.worst_case_accuracy
+    assert [entry.name for entry in tmp_path.iterdir()] == ["robustness.json"]
+    assert {"torch", "torchattacks"} <= set(report.versions)
+
+
+def test_a_failing_save_leaves_what_was_there(tmp_path, monkeypatch):
+    """The file is replaced whole or not at all, and no temporary one stays."""
+    report = evaluate(Net(), tensors(4), LINF, attacks=FAST, progress=False)
+    path = tmp_path / "robustness.json"
+    path.write_text("precious")
+
+    def fail(_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        report.save(path)
+    assert path.read_text() == "precious"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("damage", ["drop", "shorten", "schema", "label", "kind"])
+def test_values_that_are_not_a_report_are_refused(damage):
+    """In one typed error."""
+    report = evaluate(Net(), tensors(6), LINF, attacks=FAST, progress=False)
+    values = report.to_dict()
+    if damage == "drop":
+        del values["labels"]
+    elif damage == "shorten":
+        values["robust"]["fgsm"] = values["robust"]["fgsm"][1:]
+    elif damage == "schema":
+        values["schema"] = 0
+    elif damage == "label":
+        values["labels"][0] = 9
+    else:
+        values["threat"] = "linf"
+    with pytest.raises(EvaluationError):
+        RobustnessReport.from_dict(values)
+
+
+def test_the_model_and_the_random_states_come_back(capsys):
+    """Evaluation in the middle of training changes nothing, and prints nothing off a terminal."""
+    net = disturbed_net()
+    before = snapshot(net)
+    evaluate(net, tensors(8), LINF, attacks=("pgd", "square", lambda m, x, y: x), samples=5)
+    assert_same(before, snapshot(net))
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_a_seed_repeats_the_evaluation_and_chooses_the_images():
+    """Same seed, same report; another seed, other images."""
+    net, data = Net(), tensors(60)
+    run = [
+        evaluate(net, data, LINF, attacks=("pgd",), samples=20, seed=seed, progress=False)
+        for seed in (1, 1, 2)
+    ]
+    assert run[0] == run[1]
+    assert run[0].indices != run[2].indices
+    assert list(run[0].indices) == sorted(set(run[0].indices))
+    assert len(run[0].indices) == 20
+
+
+def test_every_kind_of_data_set_gives_the_same_report():
+    """uint8 tensors, float tensors and a map-style list of pairs."""
+    net, data = Net(), tensors(12)
+    floats = SimpleNamespace(images=data.images.float() / 255, labels=data.labels)
+    pairs = [(floats.images[i], int(data.labels[i])) for i in range(12)]
+    reports = [
+        evaluate(net, each, LINF, attacks=FAST, batch_size=5, progress=False)
+        for each in (data, floats, pairs, torch.utils.data.Subset(pairs, range(12)))
+    ]
+    assert all(report == reports[0] for report in reports)
+
+
+def test_examples_show_what_the_attacks_made_of_the_first_images():
+    """Up to 8, inside the ball, with predictions that agree with the worst case."""
+    torch.manual_seed(0)
+    net, data = Net().eval(), tensors(60)
+    with torch.no_grad():
+        data.labels = net(data.images.float() / 255).argmax(1)
+    report = evaluate(net, data, LINF, attacks=("fgsm", "pgd"), batch_size=7, progress=False)
+    shown = report.examples
+    assert len(shown.clean) == len(shown.adversarial) == len(shown.labels) == 8
+    assert LINF.contains(shown.clean, shown.adversarial).all()
+    with torch.no_grad():
+        assert torch.equal(net(shown.adversarial).argmax(1), shown.predictions)
+    assert (shown.predictions == shown.labels).tolist() == list(report.worst_case[:8])
+
+
+def test_nothing_to_attack_is_still_a_report():
+    """A model that is always wrong has a worst case of zero and no examples."""
+    net, data = Net().eval(), tensors(6)
+    with torch.no_grad():
+        data.labels = (net(data.images.float() / 255).argmax(1) + 1) % 4
+    report = evaluate(net, data, LINF, progress=False)
+    assert report.clean_accuracy == report.worst_case_accuracy == 0
+    assert report.examples is None
+
+
+def test_two_attacks_of_one_name_are_told_apart():
+    """The second gets a number."""
+    pair = [attack("pgd", LINF, steps=n) for n in (1, 2)]
+    report = evaluate(Net(), tensors(6), LINF, attacks=pair, progress=False)
+    assert list(report.robust) == ["pgd", "pgd #2"]
+    assert report.settings["pgd #2"]["steps"] == 2
+
+
+class Answering(nn.Module):
+    """A model that answers with a function of the images."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, images):
+        return self.answer(images)
+
+
+@pytest.mark.parametrize(
+    ("answer", "word"),
+    [
+        (lambda images: images.flatten(1) * float("nan"), "finite logits"),
+        (lambda images: images, "logits of shape"),
+        (lambda images: images.flatten(1)[:, :1], "at least 2 classes"),
+        (lambda images: images.flatten(1)[:, :2], "for a model of 2 classes"),
+        (lambda images: {"logits": images}, "dict"),
+    ],
+)
+def test_a_model_that_cannot_be_evaluated_is_refused(answer, word):
+    """NaN, wrong shapes, too few classes."""
+    with pytest.raises(EvaluationError, match=word):
+        evaluate(Answering(answer), tensors(), LINF, progress=False)
+
+
+GOOD = tensors(4)
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "word"),
+    [
+        ([], EvaluationError, "at least one image"),
+        ([(torch.zeros(1, 8, 8), "cat")], EvaluationError, "integer label"),
+        ([("cat.png", 1)], EvaluationError, "expected a tensor, got str"),
+        ([(torch.zeros(8, 8), 1)], EvaluationError, "channels, height, width"),
+        ([(torch.zeros(1, 8, k), 1) for k in (8, 9)], EvaluationError, "several shapes"),
+        ([(torch.full((1, 8, 8), 2.0), 1)], ThreatModelError, "normalisation"),
+        ([(torch.zeros(1, 8, 8), -1)], EvaluationError, "none negative"),
+        (
+            SimpleNamespace(images=GOOD.images, labels=GOOD.labels[:3]),
+            EvaluationError,
+            "4 images but 3 labels",
+        ),
+        (
+            SimpleNamespace(images=GOOD.images, labels=GOOD.labels.float()),
+            EvaluationError,
+            "int64",
+        ),
+    ],
+)
+def test_data_that_cannot_be_evaluated_is_refused(data, error, word):
+    """Each with what was expected."""
+    with pytest.raises(error, match=word):
+        evaluate(Net(), data, LINF, attacks=FAST, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "word"),
+    [
+        ({"attacks": ()}, EvaluationError, "at least one"),
+        ({"attacks": "pgd"}, EvaluationError, "sequence"),
+        ({"attacks": ["pdg"]}, AttackError, "there are"),
+        ({"attacks": [3]}, EvaluationError, "name or a callable"),
+        ({"attacks": ["n-fgsm"]}, EvaluationError, "for training"),
+        (
+            {"attacks": [attack("pgd", ThreatModel(norm="linf", eps=0.2))]},
+            EvaluationError,
+            "reaches 0.2",
+        ),
+        ({"attacks": [lambda m, x, y: 1 - x]}, EvaluationError, "outside"),
+        ({"attacks": [lambda m, x, y: x[:0]]}, EvaluationError, "expected images"),
+        ({"attacks": [lambda m, x, y: None]}, EvaluationError, "NoneType"),
+        ({"samples": 0}, EvaluationError, "1 to 40"),
+        ({"samples": 41}, EvaluationError, "1 to 40"),
+        ({"batch_size": 0}, EvaluationError, "batch_size"),
+        ({"seed": -1}, EvaluationError, "seed"),
+    ],
+)
+def test_wrong_settings_are_refused(given, error, word):
+    """A figure made with them would not mean what it says."""
+    with pytest.raises(error, match=word):
+        evaluate(Net(), tensors(), LINF, progress=False, **given)
+
+
+def test_an_attack_of_ones_own_goes_through_the_door():
+    """It finds the model in evaluation mode, and what it leaves behind is cleared away."""
+    net = disturbed_net()
+    before, modes = snapshot(net), []
+
+    def careless(model, images, labels):
+        modes.append(model.training)
+        model.train()
+        images = images.clone().requires_grad_()
+        model(images).sum().backward()
+        torch.manual_seed(0)
+        return (images + 0.1 * images.grad.sign()).clamp(0, 1).detach()
+
+    report = evaluate(net, tensors(), LINF, attacks=[careless], batch_size=8, progress=False)
+    assert list(report.robust) == ["careless"]
+    assert not any(modes)
+    assert_same(before, snapshot(net))
