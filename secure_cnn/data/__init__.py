@@ -1,0 +1,76 @@
+"""Image data sets as uint8 tensors, and the batches that are cut from them.
+
+`load_data` reads named sets, folders of class folders and `.npz` files into one `ImageData`, whose
+splits are map-style data sets with values in [0, 1]. Not here: anything about models, and any
+statistic of the data (a model's input normalisation is fixed; see `secure_cnn.models`).
+"""
+
+from pathlib import Path
+
+from secure_cnn.data.augment import Augmentation
+from secure_cnn.data.batches import ShuffledBatches
+from secure_cnn.data.folder import folder_source
+from secure_cnn.data.named import NAMES, named_source
+from secure_cnn.data.npz import npz_source
+from secure_cnn.data.source import Source
+from secure_cnn.data.split import DataSpec, ImageData, Split
+from secure_cnn.data.store import decode, default_cache
+from secure_cnn.errors import DataError
+
+__all__ = ["Augmentation", "DataSpec", "ImageData", "ShuffledBatches", "Split", "load_data"]
+
+
+def load_data(
+    source: str | Path,
+    *,
+    cache: Path | None = None,
+    memory_cap: int = 2 << 30,
+    test_fraction: float = 0.2,
+    seed: int = 0,
+) -> ImageData:
+    """Load a data set by name, from a folder of class folders, or from a `.npz` file.
+
+    A set larger than `memory_cap` is decoded once into a file in `cache`, with a progress bar on
+    standard error, and mapped from there, now and by later calls. The file is copy-on-write: what
+    is done to the tensors does not reach it. Old files in `cache` may be deleted at any time.
+
+    Args:
+        source: `"digits"`, `"mnist"`, `"fashion-mnist"` or `"cifar10"`; or the path of a folder
+            (`<class>/*.png` or `.jpg`, or both `train/<class>/…` and `test/<class>/…`); or of a
+            `.npz` file with `images` and `labels`, and perhaps `test_images` and `test_labels`
+            (`secure_cnn.data.npz` says in which form). A name wins over a path: write `./digits`.
+        cache: Where downloads and decoded pixels go; `$SECURE_CNN_CACHE` or `~/.cache/secure-cnn`.
+        memory_cap: Bytes of pixels, of both splits together, that are kept in memory.
+        test_fraction: Share of each class to test on, in (0, 1), where the source has no test set.
+        seed: Decides that split, at least 0.
+
+    Returns:
+        The training and the test split, and what they have in common.
+
+    Raises:
+        DataError: The source is missing, damaged or not of its form, or the cache cannot hold it.
+            The message names the file and says what to do. Nothing half-written stays behind.
+
+    Example:
+        >>> data = load_data("digits")
+        >>> data.train, data.spec.channels, data.spec.classes[:3]
+        (Split(1438 images, 1x8x8), 1, ('0', '1', '2'))
+    """
+    cache = default_cache() if cache is None else cache
+    described = _describe(source, cache=cache, test_fraction=test_fraction, seed=seed)
+    return decode(described, cache, memory_cap)
+
+
+def _describe(source: str | Path, *, cache: Path, test_fraction: float, seed: int) -> Source:
+    """Everything about `source` but its pixels."""
+    if isinstance(source, str) and source in NAMES:
+        return named_source(source, cache=cache, test_fraction=test_fraction, seed=seed)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return folder_source(path, cache=cache, test_fraction=test_fraction, seed=seed)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return npz_source(path, test_fraction=test_fraction, seed=seed)
+    raise DataError(
+        f"{source}: expected one of {', '.join(NAMES)}, a folder of class folders, or a .npz file, "
+        f"got {'another kind of file' if path.exists() else 'a path where nothing is'}"
+    )

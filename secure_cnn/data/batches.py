@@ -1,0 +1,99 @@
+"""Shuffled epochs, cut into batches: the plain value of the batch seam.
+
+Not here: Poisson sampling, which differential privacy needs and which knows no epochs.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secure_cnn.data.split import Split
+from secure_cnn.errors import DataError
+
+__all__ = ["ShuffledBatches"]
+
+_ORDER, _AUGMENTATION = 0, 1  # what a stream of random numbers is for
+
+
+@final
+class ShuffledBatches:
+    """Every batch of all epochs, one after the other.
+
+    Guarantee: each epoch holds every example exactly once; the last batch of an epoch may be
+    smaller. The batch of step `k` depends on `(seed, k)` alone, so an iteration that starts at
+    `start_step=k` gives bit for bit what the uninterrupted one gives from there on. The global
+    random state is neither read nor moved. Each `iter()` starts at `start_step` again.
+
+    Args:
+        split: The examples.
+        batch_size: Examples per batch, at least 1.
+        epochs: Passes over `split`, at least 0.
+        seed: At least 0.
+        start_step: The first step to give, at most all of them.
+        augment: `(images, generator) -> images`, applied to whole batches, say `Augmentation`.
+
+    Raises:
+        DataError: An argument is outside its range.
+
+    Example:
+        >>> split = Split(images=torch.zeros(5, 1, 8, 8, dtype=torch.uint8),
+        ...               labels=torch.arange(5))
+        >>> batches = ShuffledBatches(split, batch_size=2, epochs=2, seed=0)
+        >>> batches.steps_per_epoch, len(batches), [len(labels) for _, labels in batches]
+        (3, 6, [2, 2, 1, 2, 2, 1])
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        *,
+        batch_size: int,
+        epochs: int,
+        seed: int,
+        start_step: int = 0,
+        augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    ) -> None:
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("epochs", epochs, 0),
+            ("seed", seed, 0),
+            ("start_step", start_step, 0),
+        ):
+            if value < least:
+                raise DataError(f"{name}: expected at least {least}, got {value}")
+        self._split = split
+        self._batch_size = batch_size
+        self._seed = seed
+        self._start_step = start_step
+        self._augment = augment
+        self.steps_per_epoch = -(-len(split) // batch_size)
+        self._steps = self.steps_per_epoch * epochs
+        if start_step > self._steps:
+            raise DataError(
+                f"start_step: expected at most {self._steps}, the steps of {epochs} epochs, "
+                f"got {start_step}; is it another run's?"
+            )
+
+    def __len__(self) -> int:
+        return self._steps - self._start_step
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order, order_epoch = torch.empty(0, dtype=torch.int64), -1
+        for step in range(self._start_step, self._steps):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            if epoch != order_epoch:
+                order = torch.randperm(len(self._split), generator=self._generator(_ORDER, epoch))
+                order_epoch = epoch
+            start = batch * self._batch_size
+            images, labels = self._split.batch(order[start : start + self._batch_size])
+            if self._augment is not None:
+                images = self._augment(images, self._generator(_AUGMENTATION, step))
+            yield images, labels
+
+    def _generator(self, purpose: int, index: int) -> torch.Generator:
+        """A generator of its own for each use, so that no use depends on what came before it."""
+        state = np.random.SeedSequence([self._seed, purpose, index]).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0]))

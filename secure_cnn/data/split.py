@@ -1,0 +1,223 @@
+"""What a data set is once it is loaded: uint8 images, int64 labels, and what they mean.
+
+Not here: where the pixels come from (`named`, `folder`, `npz`) and how an epoch is cut (`batches`).
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from secure_cnn.errors import DataError
+
+__all__ = ["DataSpec", "ImageData", "Split"]
+
+_HASH_CHUNK = 1 << 24  # bytes hashed at a time: a mapped data set never has to fit memory
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """The public facts about a data set: the shape of one image and the names of the classes.
+
+    Args:
+        shape: `(channels, height, width)`, each at least 1.
+        classes: At least two distinct names; label `i` means `classes[i]`.
+
+    Raises:
+        DataError: The shape or the class names are not of this form.
+
+    Example:
+        >>> spec = DataSpec(shape=(1, 28, 28), classes=("cat", "dog"))
+        >>> spec.channels, spec.height, spec.width
+        (1, 28, 28)
+    """
+
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.shape) != 3 or min(self.shape) < 1:
+            raise DataError(
+                f"shape: expected (channels, height, width), each at least 1, got {self.shape}"
+            )
+        if len(self.classes) < 2:
+            raise DataError(
+                f"classes: expected at least two, got {list(self.classes)}; "
+                "a classifier of one class has nothing to learn"
+            )
+        if len(set(self.classes)) != len(self.classes):
+            raise DataError(f"classes: expected distinct names, got {list(self.classes)}")
+
+    @property
+    def channels(self) -> int:
+        """1 for grey images, 3 for colour.
+
+        Example:
+            >>> DataSpec(shape=(3, 32, 48), classes=("a", "b")).channels
+            3
+        """
+        return self.shape[0]
+
+    @property
+    def height(self) -> int:
+        """Rows of one image.
+
+        Example:
+            >>> DataSpec(shape=(3, 32, 48), classes=("a", "b")).height
+            32
+        """
+        return self.shape[1]
+
+    @property
+    def width(self) -> int:
+        """Columns of one image.
+
+        Example:
+            >>> DataSpec(shape=(3, 32, 48), classes=("a", "b")).width
+            48
+        """
+        return self.shape[2]
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Split(Dataset[tuple[Tensor, int]]):
+    """Images and their labels: a map-style data set that also cuts whole batches by index.
+
+    A class because both views share the same, perhaps memory-mapped, tensors. Its `repr` shows no
+    pixel.
+
+    Args:
+        images: uint8 `[n, channels, height, width]`, 0..255.
+        labels: int64 `[n]`.
+
+    Raises:
+        DataError: The tensors have another dtype or shape, or their lengths differ.
+
+    Example:
+        >>> split = Split(images=torch.full((2, 1, 8, 8), 255, dtype=torch.uint8),
+        ...               labels=torch.tensor([0, 1]))
+        >>> image, label = split[1]
+        >>> float(image.max()), label, len(split)
+        (1.0, 1, 2)
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if self.images.dtype != torch.uint8 or self.images.ndim != 4:
+            raise DataError(
+                "images: expected uint8 [n, channels, height, width], "
+                f"got {self.images.dtype} {list(self.images.shape)}"
+            )
+        if self.labels.dtype != torch.int64 or self.labels.shape != self.images.shape[:1]:
+            raise DataError(
+                f"labels: expected int64 [{len(self.images)}], one for each image, "
+                f"got {self.labels.dtype} {list(self.labels.shape)}"
+            )
+
+    def __repr__(self) -> str:
+        channels, height, width = self.images.shape[1:]
+        return f"Split({len(self)} images, {channels}x{height}x{width})"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index].float().div_(255), int(self.labels[index])
+
+    def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """The examples at `index`, as a model takes them.
+
+        Args:
+            index: int64 `[b]`, positions in this split.
+
+        Returns:
+            float32 images `[b, channels, height, width]` in [0, 1] and int64 labels `[b]`; both
+            are copies.
+
+        Example:
+            >>> split = Split(images=torch.zeros(3, 1, 8, 8, dtype=torch.uint8),
+            ...               labels=torch.tensor([0, 1, 0]))
+            >>> images, labels = split.batch(torch.tensor([2, 1]))
+            >>> images.shape, labels
+            (torch.Size([2, 1, 8, 8]), tensor([0, 1]))
+        """
+        return self.images[index].float().div_(255), self.labels[index]
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ImageData:
+    """A data set to train on and one to test on, which agree on shape and classes.
+
+    Args:
+        name: What people call it; it enters no decision and no fingerprint.
+        train: What may be learnt from.
+        test: What is only measured on.
+        spec: What both have in common.
+
+    Raises:
+        DataError: A split is empty, has images of another shape, or labels outside the classes.
+
+    Example:
+        >>> split = Split(images=torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
+        ...               labels=torch.tensor([0, 1]))
+        >>> spec = DataSpec(shape=(1, 8, 8), classes=("cat", "dog"))
+        >>> ImageData(name="pets", train=split, test=split, spec=spec).fingerprint[:8]
+        'ba701123'
+    """
+
+    name: str
+    train: Split
+    test: Split
+    spec: DataSpec
+
+    def __post_init__(self) -> None:
+        for part, split in (("train", self.train), ("test", self.test)):
+            if len(split) == 0:
+                raise DataError(f"{self.name}: expected at least one {part} image, got none")
+            if tuple(split.images.shape[1:]) != self.spec.shape:
+                raise DataError(
+                    f"{self.name}: expected {part} images of shape {self.spec.shape}, "
+                    f"got {tuple(split.images.shape[1:])}"
+                )
+            low, high = int(split.labels.min()), int(split.labels.max())
+            if low < 0 or high >= len(self.spec.classes):
+                raise DataError(
+                    f"{self.name}: expected {part} labels in 0..{len(self.spec.classes) - 1}, "
+                    f"got {low}..{high}"
+                )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256, in hex, over the spec and every image and label of both splits, in order.
+
+        Two data sets have the same fingerprint exactly when a model sees the same examples in
+        them. Computed when first asked for, in chunks.
+
+        Example:
+            >>> from secure_cnn.data import load_data
+            >>> len(load_data("digits").fingerprint)
+            64
+        """
+        header = {
+            "shape": self.spec.shape,
+            "classes": self.spec.classes,
+            "train": len(self.train),
+            "test": len(self.test),
+        }
+        digest = hashlib.sha256(json.dumps(header, sort_keys=True).encode() + b"\0")
+        for split in (self.train, self.test):
+            rows = max(1, _HASH_CHUNK // split.images[0].numel())
+            for start in range(0, len(split), rows):
+                digest.update(split.images[start : start + rows].contiguous().numpy().data)
+            digest.update(split.labels.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()

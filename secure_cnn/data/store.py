@@ -1,0 +1,135 @@
+"""Where decoded pixels live: in memory while they fit, else in a memory-mapped file in the cache.
+
+A mapped file holds nothing but uint8 pixels `[n, channels, height, width]`; its name carries the
+digest of what it was decoded from and the shape, so a changed source is decoded anew.
+Not here: any image format.
+"""
+
+import mmap
+import os
+import shutil
+import sys
+import tempfile
+from math import prod
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+
+from secure_cnn.data.source import Source
+from secure_cnn.data.split import DataSpec, ImageData, Split
+from secure_cnn.errors import DataError
+
+__all__ = ["decode", "default_cache", "stored_shape"]
+
+# A private mapping of a file larger than memory is refused by Linux unless no swap is reserved for
+# it. Python names the flag from 3.13 on.
+_NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
+
+
+def default_cache() -> Path:
+    """`$SECURE_CNN_CACHE`, or `~/.cache/secure-cnn`."""
+    named = os.environ.get("SECURE_CNN_CACHE")
+    return Path(named).expanduser() if named else Path.home() / ".cache" / "secure-cnn"
+
+
+def stored_shape(cache: Path, key: str, count: int) -> tuple[int, int, int] | None:
+    """The shape of the images that an earlier call decoded into `cache`, if they are there."""
+    for path in sorted(cache.glob(f"decoded-{key}-*x*x*.u8")):
+        channels, height, width = map(int, path.stem.split("-")[2].split("x"))
+        if path.stat().st_size == count * channels * height * width:
+            return channels, height, width
+    return None
+
+
+def decode(source: Source, cache: Path, memory_cap: int) -> ImageData:
+    """Decode every pixel of `source`: into memory up to `memory_cap` bytes, else into the cache."""
+    if source.size <= memory_cap:
+        images = _decode_to_memory(source)
+    else:
+        path = cache / f"decoded-{source.key}-{'x'.join(map(str, source.shape))}.u8"
+        if stored_shape(cache, source.key, len(source.labels)) != source.shape:
+            _decode_to_file(source, path)
+        images = _map(path, (len(source.labels), *source.shape))
+    labels = torch.from_numpy(source.labels)
+    train = source.train_count
+    return ImageData(
+        name=source.name,
+        train=Split(images=images[:train], labels=labels[:train]),
+        test=Split(images=images[train:], labels=labels[train:]),
+        spec=DataSpec(shape=source.shape, classes=source.classes),
+    )
+
+
+def _decode_to_memory(source: Source) -> Tensor:
+    """All pixels in one uint8 tensor."""
+    pixels = np.empty((len(source.labels), *source.shape), np.uint8)
+    for start, images in source.chunks():
+        pixels[start : start + len(images)] = images
+    return torch.from_numpy(pixels)
+
+
+def _decode_to_file(source: Source, path: Path) -> None:
+    """Decode into a temporary file beside `path`, which appears only when it is complete."""
+    _check_room(source, path.parent)
+    try:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=".decoding-", delete=False
+        ) as file:
+            try:
+                _write(source, file)
+                os.replace(file.name, path)
+            except BaseException:  # Ctrl-C too: half a data set must not stay behind
+                Path(file.name).unlink(missing_ok=True)
+                raise
+    except OSError as error:
+        raise DataError(
+            f"{path.parent}: expected room and permission for {source.size} bytes of decoded "
+            f"images of {source.name}, got {error}; set SECURE_CNN_CACHE to another folder"
+        ) from error
+
+
+def _check_room(source: Source, cache: Path) -> None:
+    """Make the cache folder, and refuse what its disk cannot hold before decoding anything."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(cache).free
+    except OSError as error:
+        raise DataError(
+            f"{cache}: expected a cache folder that can be written, got {error}; "
+            "set SECURE_CNN_CACHE to another folder"
+        ) from error
+    if source.size > free:
+        raise DataError(
+            f"{source.name}: expected at most {free} bytes of images, which is what {cache} has "
+            f"free, got {source.size}; set SECURE_CNN_CACHE to a folder on a larger disk"
+        )
+
+
+def _write(source: Source, file: IO[bytes]) -> None:
+    """Write every chunk at its place, showing progress on standard error."""
+    stride = prod(source.shape)
+    with Progress(console=Console(stderr=True)) as progress:
+        task = progress.add_task(f"decoding {source.name}", total=len(source.labels))
+        for start, images in source.chunks():
+            file.seek(start * stride)
+            file.write(images.tobytes())
+            progress.advance(task, len(images))
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _map(path: Path, shape: tuple[int, int, int, int]) -> Tensor:
+    """Map a file of pixels copy-on-write: nothing done to the tensor reaches the file."""
+    with path.open("rb") as file:
+        mapped = mmap.mmap(
+            file.fileno(),
+            0,
+            flags=mmap.MAP_PRIVATE | _NO_RESERVE,
+            prot=mmap.PROT_READ | mmap.PROT_WRITE,
+        )
+    return torch.frombuffer(mapped, dtype=torch.uint8).view(shape)

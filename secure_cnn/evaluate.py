@@ -1,0 +1,214 @@
+"""What a model predicts, and how good that is: accuracy, recall per class, confusion.
+
+A result is a report, never a bare number. Not here: robustness (`defenses.evaluate`) and privacy.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from sklearn import metrics
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secure_cnn.data import Split
+from secure_cnn.errors import DataError, ModelError
+
+__all__ = ["ClassificationReport", "classification_report", "evaluate_model", "predict"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ClassificationReport:
+    """How the predictions on one split compare with its labels.
+
+    Args:
+        classes: Their names, in the order of `recall` and `confusion`.
+        count: Examples that were judged.
+        accuracy: Share of them that were right, in [0, 1].
+        macro_recall: Mean recall of the classes that occur, each with the same weight.
+        recall: For each class the share of its examples that were found; None if it has none.
+        confusion: `confusion[i][j]` examples of class `i` were called `j`.
+        loss: Mean cross-entropy in nats, if logits were at hand.
+
+    Example:
+        >>> report = classification_report(
+        ...     torch.tensor([0, 0, 1]), torch.tensor([0, 1, 1]), ("cat", "dog"))
+        >>> report.recall, report.macro_recall, report.confusion
+        ((0.5, 1.0), 0.75, ((1, 1), (0, 1)))
+    """
+
+    classes: tuple[str, ...]
+    count: int
+    accuracy: float
+    macro_recall: float
+    recall: tuple[float | None, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    loss: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values.
+
+        Example:
+            >>> one = torch.tensor([1])
+            >>> classification_report(one, one, ("cat", "dog")).to_dict()["recall"]
+            [None, 1.0]
+        """
+        return {
+            "classes": list(self.classes),
+            "count": self.count,
+            "accuracy": self.accuracy,
+            "macro_recall": self.macro_recall,
+            "recall": list(self.recall),
+            "confusion": [list(row) for row in self.confusion],
+            "loss": self.loss,
+        }
+
+
+def predict(model: nn.Module, split: Split, *, batch_size: int = 512) -> Tensor:
+    """The class that `model` gives to each example of `split`.
+
+    Guarantee: the model predicts in evaluation mode and without gradients, on the device where it
+    is; afterwards every module is in the mode that it was in, whatever happened.
+
+    Args:
+        model: Takes images in [0, 1] and returns logits.
+        split: The examples.
+        batch_size: Examples at a time; it only changes the speed.
+
+    Returns:
+        int64 `[n]`, on the CPU.
+
+    Raises:
+        ModelError: The model does not return finite logits `[n, classes]`.
+
+    Example:
+        >>> from secure_cnn.data import load_data
+        >>> from secure_cnn.models import build_model
+        >>> data = load_data("digits")
+        >>> predict(build_model("compact", data.spec), data.test).shape
+        torch.Size([359])
+    """
+    return _logits(model, split, batch_size).argmax(1)
+
+
+def evaluate_model(
+    model: nn.Module, split: Split, classes: Sequence[str], *, batch_size: int = 512
+) -> ClassificationReport:
+    """Predict every example of `split` and report on it, with the mean loss.
+
+    Args:
+        model: As for `predict`, which says what is guaranteed of it.
+        split: The examples.
+        classes: The names of the classes, one for each logit.
+        batch_size: Examples at a time; it only changes the speed.
+
+    Raises:
+        ModelError: The model does not return one finite logit for each class.
+
+    Example:
+        >>> from secure_cnn.data import load_data
+        >>> from secure_cnn.models import build_model
+        >>> data = load_data("digits")
+        >>> evaluate_model(build_model("compact", data.spec), data.test, data.spec.classes).count
+        359
+    """
+    logits = _logits(model, split, batch_size)
+    if logits.shape[1] != len(classes):
+        raise ModelError(
+            f"expected {len(classes)} logits, one for each class, got {logits.shape[1]}; "
+            "is it a model for other data?"
+        )
+    loss = float(F.cross_entropy(logits.double(), split.labels))
+    return classification_report(split.labels, logits.argmax(1), classes, loss=loss)
+
+
+def classification_report(
+    labels: Tensor, predictions: Tensor, classes: Sequence[str], *, loss: float | None = None
+) -> ClassificationReport:
+    """Compare predictions with labels.
+
+    Args:
+        labels: int64 `[n]`, the truth, at least one.
+        predictions: int64 `[n]`.
+        classes: The names of the classes; both tensors hold positions in it.
+        loss: The mean loss, to be carried along.
+
+    Raises:
+        DataError: There are no examples, the lengths differ, or a value is no class.
+
+    Example:
+        >>> truth = torch.tensor([0, 0, 1])
+        >>> classification_report(truth, truth, ("cat", "dog")).accuracy
+        1.0
+    """
+    if labels.ndim != 1 or labels.shape != predictions.shape or len(labels) == 0:
+        raise DataError(
+            "expected as many predictions as labels, at least one, "
+            f"got {list(predictions.shape)} and {list(labels.shape)}"
+        )
+    truth, found = labels.cpu().numpy(), predictions.cpu().numpy()
+    for name, values in (("labels", truth), ("predictions", found)):
+        if not 0 <= values.min() <= values.max() < len(classes):
+            raise DataError(
+                f"{name}: expected 0..{len(classes) - 1}, got {values.min()}..{values.max()}"
+            )
+    numbers = list(range(len(classes)))
+    recall = metrics.recall_score(truth, found, labels=numbers, average=None, zero_division=np.nan)
+    return ClassificationReport(
+        classes=tuple(classes),
+        count=len(truth),
+        accuracy=float((truth == found).mean()),
+        macro_recall=float(np.nanmean(recall)),
+        recall=tuple(None if np.isnan(each) else float(each) for each in recall),
+        confusion=tuple(
+            tuple(map(int, row)) for row in metrics.confusion_matrix(truth, found, labels=numbers)
+        ),
+        loss=loss,
+    )
+
+
+def _logits(model: nn.Module, split: Split, batch_size: int) -> Tensor:
+    """The logits of every example, `[n, classes]`, on the CPU."""
+    if batch_size < 1:
+        raise DataError(f"batch_size: expected at least 1, got {batch_size}")
+    if len(split) == 0:
+        raise DataError("split: expected at least one example, got none")
+    device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
+    found = []
+    with _evaluating(model), torch.no_grad():
+        for start in range(0, len(split), batch_size):
+            index = torch.arange(start, min(start + batch_size, len(split)))
+            images, _ = split.batch(index)
+            found.append(_checked(model(images.to(device)), len(index)).cpu())
+    return torch.cat(found)
+
+
+def _checked(logits: Tensor, count: int) -> Tensor:
+    """Finite logits `[count, classes]`, or an error."""
+    if logits.ndim != 2 or len(logits) != count:
+        raise ModelError(
+            f"expected logits [{count}, classes], got {list(logits.shape)}; "
+            "the model must return one row for each image"
+        )
+    if not bool(torch.isfinite(logits).all()):
+        raise ModelError(
+            "expected finite logits, got NaN or infinity; the training has diverged: "
+            "lower the learning rate, or go back to an earlier checkpoint"
+        )
+    return logits
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; then each module is put back by itself, frozen ones too."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,202 @@
+"""`secure_cnn.data.folder`: class folders of images, in memory or mapped, and how to spoil one."""
+
+import contextlib
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from secure_cnn.data import load_data
+from secure_cnn.errors import DataError
+
+
+def write_images(folder, classes=("cat", "dog"), count=5, mode="RGB", size=(8, 9), suffix="png"):
+    """A folder of class folders of random images; the pixels that were written, by file."""
+    random = np.random.default_rng(0)
+    pixels = {}
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            shape = (size[1], size[0]) + ((3,) if mode == "RGB" else ())
+            array = random.integers(0, 256, shape, dtype=np.uint8)
+            path = folder / name / f"{number}.{suffix}"
+            Image.fromarray(array).save(path)
+            pixels[path] = array
+    return pixels
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
+def test_pixels_arrive_as_written(tmp_path, mode, channels):
+    """Given train/ and test/, every pixel and label is where the sorted names put it."""
+    train = write_images(tmp_path / "pets/train", mode=mode)
+    write_images(tmp_path / "pets/test", count=2, mode=mode)
+    (tmp_path / "pets/train/.hidden").write_text("ignored")
+    data = load_data(tmp_path / "pets")
+    assert (data.name, data.spec.classes) == ("pets", ("cat", "dog"))
+    assert data.spec.shape == (channels, 9, 8)
+    assert data.train.labels.tolist() == [0] * 5 + [1] * 5
+    for image, array in zip(data.train.images, train.values(), strict=True):
+        assert (image.permute(1, 2, 0).squeeze(-1).numpy() == array).all()
+
+
+def test_one_colour_image_makes_all_colour(tmp_path):
+    """A grey image among colour ones has three equal channels."""
+    write_images(tmp_path, classes=("cat",), mode="RGB")
+    write_images(tmp_path, classes=("dog",), mode="L")
+    data = load_data(tmp_path)
+    dogs = data.train.images[data.train.labels == 1]
+    assert data.spec.channels == 3
+    assert (dogs[:, :1] == dogs).all()
+
+
+def test_jpeg_is_read(tmp_path):
+    """JPEG files count as images whatever the case of their suffix."""
+    write_images(tmp_path, suffix="JPG")
+    assert len(load_data(str(tmp_path)).train) == 8
+
+
+def test_beyond_the_cap_it_is_decoded_once(tmp_path, capsys, monkeypatch):
+    """A mapped data set equals the one in memory, and a second load decodes nothing."""
+    write_images(tmp_path / "pets")
+    cache = tmp_path / "cache"
+    in_memory = load_data(tmp_path / "pets", cache=cache)
+    assert not cache.exists()
+    mapped = load_data(tmp_path / "pets", cache=cache, memory_cap=0)
+    assert mapped.fingerprint == in_memory.fingerprint
+    assert "decoding pets" in capsys.readouterr().err
+    monkeypatch.setattr("secure_cnn.data.folder.Image.open", None)
+    again = load_data(tmp_path / "pets", cache=cache, memory_cap=0)
+    assert again.fingerprint == in_memory.fingerprint
+    assert "decoding" not in capsys.readouterr().err
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_writing_to_a_mapped_image_spares_the_file(tmp_path):
+    """The mapping is copy-on-write."""
+    write_images(tmp_path / "pets")
+    load = {"cache": tmp_path / "cache", "memory_cap": 0}
+    before = load_data(tmp_path / "pets", **load)
+    fingerprint = before.fingerprint
+    before.train.images.zero_()
+    assert load_data(tmp_path / "pets", **load).fingerprint == fingerprint
+
+
+def test_a_changed_file_is_decoded_anew(tmp_path):
+    """Another modification time or size is another key."""
+    pixels = write_images(tmp_path / "pets")
+    load = {"cache": tmp_path / "cache", "memory_cap": 0}
+    before = load_data(tmp_path / "pets", **load).fingerprint
+    Image.new("RGB", (8, 9)).save(next(iter(pixels)))
+    assert load_data(tmp_path / "pets", **load).fingerprint != before
+
+
+def test_a_failed_decoding_leaves_nothing_behind(tmp_path):
+    """A broken image behind a good header is found while decoding; the cache stays clean."""
+    path = list(write_images(tmp_path / "pets"))[-1]
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(DataError, match=path.name):
+        load_data(tmp_path / "pets", cache=tmp_path / "cache", memory_cap=0)
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_an_unusable_cache_is_an_error(tmp_path):
+    """A cache that is a file is named, with what to do."""
+    write_images(tmp_path / "pets")
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(DataError, match="SECURE_CNN_CACHE"):
+        load_data(tmp_path / "pets", cache=tmp_path / "cache", memory_cap=0)
+
+
+def test_a_disk_too_small_is_an_error_beforehand(tmp_path, monkeypatch):
+    """What cannot fit is refused before a pixel is decoded."""
+    write_images(tmp_path / "pets")
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 10}))
+    with pytest.raises(DataError, match="larger disk"):
+        load_data(tmp_path / "pets", cache=tmp_path / "cache", memory_cap=0)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_every_truncation_is_an_error_or_harmless(tmp_path, suffix):
+    """However short a file is cut, the error names it; if it loads, no image was lost."""
+    path = next(iter(write_images(tmp_path / "pets", count=2, suffix=suffix)))
+    whole = path.read_bytes()
+    messages = []
+    for length in range(0, len(whole), 23):
+        path.write_bytes(whole[:length])
+        try:
+            load_data(tmp_path / "pets")
+        except DataError as error:
+            messages.append(str(error))
+    assert len(messages) > len(whole) / 23 * 0.7
+    assert all(str(path) in message for message in messages)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_damaged_bytes_never_end_in_another_error(tmp_path, suffix):
+    """Whatever a decoder makes of random damage, nothing but a `DataError` comes out."""
+    path = next(iter(write_images(tmp_path / "pets", count=2, suffix=suffix)))
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = whole.copy()
+        damaged[random.integers(0, len(whole), 3)] = random.integers(0, 256, 3)
+        path.write_bytes(damaged.tobytes())
+        with contextlib.suppress(DataError):
+            load_data(tmp_path / "pets")
+
+
+def test_bad_folders_name_what_is_wrong(tmp_path):
+    """Each way to spoil a folder is one error that names the file or folder."""
+    for number, (spoil, match) in enumerate(
+        [
+            (lambda root: (root / "owl").mkdir(), "owl: expected images"),
+            (lambda root: Image.new("RGB", (9, 9)).save(root / "dog/9.png"), "9.png: expected"),
+            (lambda root: (root / "cat/list.txt").write_text("x"), "list.txt: expected only"),
+            (lambda root: (root / "cat/sub").mkdir(), "sub: expected only"),
+            (lambda root: Image.new("L", (8, 9)).save(root / "1.png"), "inside class folders"),
+            (lambda root: (root / "dog/z.png").symlink_to(root / "gone"), "z.png"),
+            (lambda root: (root / "dog/z.png").write_bytes(b"GIF89a"), "z.png: expected"),
+            (lambda root: Image.new("I;16", (8, 9)).save(root / "dog/z.png"), "8 bits"),
+        ]
+    ):
+        root = tmp_path / str(number)
+        write_images(root)
+        spoil(root)
+        with pytest.raises(DataError, match=match):
+            load_data(root)
+
+
+def test_one_class_is_refused(tmp_path):
+    """A single class folder is no classification."""
+    write_images(tmp_path / "one", classes=("cat",))
+    with pytest.raises(DataError, match="at least two class folders"):
+        load_data(tmp_path / "one")
+
+
+def test_different_classes_in_train_and_test_are_refused(tmp_path):
+    """The class that only one of them has is named."""
+    write_images(tmp_path / "train")
+    write_images(tmp_path / "test", classes=("cat", "owl"))
+    with pytest.raises(DataError, match=r"\['dog', 'owl'\]"):
+        load_data(tmp_path)
+
+
+def test_a_single_image_of_a_class_cannot_be_split(tmp_path):
+    """It would be missing on one side."""
+    write_images(tmp_path, count=1)
+    with pytest.raises(DataError, match="at least 2 images of class 'cat'"):
+        load_data(tmp_path)
+
+
+@pytest.mark.parametrize("side", [4097, 15_000])
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side):
+    """A small file that claims a huge image is refused before it is decoded."""
+    path = next(iter(write_images(tmp_path)))
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", side, side)  # the size in the IHDR chunk, and its CRC
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    path.write_bytes(data)
+    with pytest.raises(DataError, match="make it smaller"):
+        load_data(tmp_path)
