@@ -1,0 +1,147 @@
+"""Claims: what a file says about the model in it, as plain JSON that everyone may read.
+
+Claims stand in the core, so MAC, payload and signature bind them. This file turns JSON values to
+canonical bytes and back, and compares claims with what a caller expects. What a claim *means* is
+agreed elsewhere.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from secure_cnn.archive.errors import ClaimMismatch, StateError, Tampered
+
+__all__ = ["JSON", "canonical_json", "check_claims", "parse_json"]
+
+JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
+
+_MAX_DEPTH = 64
+_MAX_INTEGER_BITS = 1024
+
+
+def canonical_json(value: object, path: str) -> bytes:
+    """ASCII JSON with sorted keys and no white space.
+
+    Args:
+        value: dict with str keys, list, tuple (becomes a list), str, int, finite float, bool or
+            None.
+        path: What the value is, for messages.
+
+    Raises:
+        StateError: A value is anything else, or nests deeper than 64.
+
+    Example:
+        >>> canonical_json({"b": [1, 2.5], "a": None}, "claims")
+        b'{"a":null,"b":[1,2.5]}'
+    """
+    _check(value, path, _MAX_DEPTH)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def parse_json(raw: bytes, what: str) -> JSON:
+    """The value in JSON bytes from a file.
+
+    Raises:
+        Tampered: The bytes are not JSON, a key stands twice, a number is not finite or has more
+            than 1024 bits.
+
+    Example:
+        >>> parse_json(b'{"a": 1, "a": 2}', "the core")
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.Tampered: the core is no JSON of version 0 (key 'a' twice); ...
+    """
+    try:
+        value: JSON = json.loads(
+            raw.decode("utf-8"),
+            object_pairs_hook=_unique,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+        )
+        _check(value, what, 2 * _MAX_DEPTH)
+    except (ValueError, RecursionError, StateError) as error:
+        reason = str(error) if isinstance(error, _JSONRefusedError) else type(error).__name__
+        raise Tampered(f"{what} is no JSON of version 0 ({reason}); get the file again") from None
+    return value
+
+
+def check_claims(claims: Mapping[str, JSON], expect: Mapping[str, object]) -> None:
+    """Passes if each expected claim is there with the expected value.
+
+    Raises:
+        ClaimMismatch: One is missing or differs.
+        StateError: An expected value is no JSON.
+
+    Example:
+        >>> check_claims({"epsilon": 3.0}, {"epsilon": 1.0})
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.ClaimMismatch: claim epsilon: expected 1.0, the file says 3.0; ...
+    """
+    for name, wanted in expect.items():
+        if name not in claims:
+            raise ClaimMismatch(
+                f"claim {name}: expected {wanted!r}, the file does not say; nothing was loaded"
+            )
+        normal = json.loads(canonical_json(wanted, f"expect.{name}"))
+        if claims[name] != normal:
+            raise ClaimMismatch(
+                f"claim {name}: expected {wanted!r}, the file says {claims[name]!r}; "
+                "nothing was loaded"
+            )
+
+
+class _JSONRefusedError(ValueError):
+    """JSON that Python would take and this format does not."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of pairs whose keys are all different."""
+    result: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in result:
+            raise _JSONRefusedError(f"key {key!r} twice")
+        result[key] = value
+    return result
+
+
+def _refuse_constant(text: str) -> float:
+    """Refuses NaN and the infinities."""
+    raise _JSONRefusedError(f"{text} is not finite")
+
+
+def _finite(text: str) -> float:
+    """A float that did not overflow."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise _JSONRefusedError("a number is not finite")
+    return value
+
+
+def _check(value: object, path: str, depth: int) -> None:
+    """Refuses what canonical JSON cannot give back."""
+    if depth == 0:
+        raise StateError(f"{path}: nests deeper than {_MAX_DEPTH} levels")
+    if type(value) is dict:
+        for key, item in value.items():
+            if type(key) is not str:
+                raise StateError(f"{path}: expected keys that are text, got {key!r}")
+            _check(item, f"{path}.{key}", depth - 1)
+    elif isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        for index, item in enumerate(value):
+            _check(item, f"{path}.{index}", depth - 1)
+    elif not _is_scalar(value):
+        raise StateError(
+            f"{path}: expected plain JSON (finite numbers of up to {_MAX_INTEGER_BITS} bits), "
+            f"got {type(value).__name__}; convert it"
+        )
+
+
+def _is_scalar(value: object) -> bool:
+    """Whether a value is one that JSON holds exactly."""
+    if type(value) is int:
+        return value.bit_length() <= _MAX_INTEGER_BITS
+    if type(value) is float:
+        return math.isfinite(value)
+    return value is None or type(value) in (str, bool)

@@ -1,0 +1,139 @@
+"""Everything that can go wrong with a sealed file, as one tree under `ArchiveError`.
+
+Each message says what was expected, what came, and what to do next. No message holds a secret.
+"""
+
+from secure_cnn.errors import SecureCNNError
+
+__all__ = [
+    "ArchiveError",
+    "ClaimMismatch",
+    "InvalidKey",
+    "KeyFileError",
+    "LimitExceeded",
+    "NotSealed",
+    "StateError",
+    "StorageError",
+    "Tampered",
+    "Truncated",
+    "UnsupportedVersion",
+    "UntrustedSigner",
+    "WrongKey",
+]
+
+
+class ArchiveError(SecureCNNError):
+    """Every error of this room; never raised itself.
+
+    Example:
+        >>> issubclass(Tampered, ArchiveError)
+        True
+    """
+
+
+class WrongKey(ArchiveError):
+    """No slot of the file opens with the identity given.
+
+    Example:
+        >>> issubclass(WrongKey, ArchiveError)
+        True
+    """
+
+
+class Tampered(ArchiveError):
+    """The bytes are not those that were sealed or signed; nothing of them is handed out.
+
+    Example:
+        >>> issubclass(Tampered, ArchiveError)
+        True
+    """
+
+
+class Truncated(ArchiveError):
+    """The file is shorter than its own header says.
+
+    Example:
+        >>> issubclass(Truncated, ArchiveError)
+        True
+    """
+
+
+class LimitExceeded(ArchiveError):
+    """A length, count or cost is outside the limits of `docs/format.md`; nothing was allocated.
+
+    Example:
+        >>> issubclass(LimitExceeded, ArchiveError)
+        True
+    """
+
+
+class UnsupportedVersion(ArchiveError):
+    """The file needs a reader of another version, or of a critical flag unknown to this one.
+
+    Example:
+        >>> issubclass(UnsupportedVersion, ArchiveError)
+        True
+    """
+
+
+class NotSealed(ArchiveError):
+    """The file is not a sealed file; a plain file is never accepted in place of one.
+
+    Example:
+        >>> issubclass(NotSealed, ArchiveError)
+        True
+    """
+
+
+class UntrustedSigner(ArchiveError):
+    """The file is not signed, or by a signer who is not among those trusted.
+
+    Example:
+        >>> issubclass(UntrustedSigner, ArchiveError)
+        True
+    """
+
+
+class ClaimMismatch(ArchiveError):
+    """A claim of the file is missing or is not the one expected.
+
+    Example:
+        >>> issubclass(ClaimMismatch, ArchiveError)
+        True
+    """
+
+
+class StateError(ArchiveError):
+    """A state or a claim holds something that a sealed file cannot hold; the message has its path.
+
+    Example:
+        >>> issubclass(StateError, ArchiveError)
+        True
+    """
+
+
+class InvalidKey(ArchiveError):
+    """The text of a key cannot be read, or a set of keys cannot be used together.
+
+    Example:
+        >>> issubclass(InvalidKey, ArchiveError)
+        True
+    """
+
+
+class KeyFileError(ArchiveError):
+    """A key file is missing, readable by others, already there, or holds no key.
+
+    Example:
+        >>> issubclass(KeyFileError, ArchiveError)
+        True
+    """
+
+
+class StorageError(ArchiveError):
+    """The operating system refused to read or write, or a file is already there.
+
+    Example:
+        >>> issubclass(StorageError, ArchiveError)
+        True
+    """

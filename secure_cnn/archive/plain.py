@@ -1,0 +1,74 @@
+"""Plain checkpoints: the same one safetensors file, neither encrypted nor signed.
+
+For runs that did not ask for sealing. A function of its own, so that nothing that expects a sealed
+file ever takes a plain one.
+"""
+
+import os
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from secure_cnn.archive.errors import StateError, StorageError
+from secure_cnn.archive.output import new_file
+from secure_cnn.archive.payload import write_at
+from secure_cnn.archive.state import State, decode_state, encode_state
+
+__all__ = ["load_plain", "save_plain"]
+
+_Path: TypeAlias = str | os.PathLike[str]
+
+
+def save_plain(path: _Path, state: State, *, overwrite: bool = False) -> None:
+    """Writes a state as a plain safetensors file with mode 0600, whole or not at all.
+
+    Guarantee: none against reading or changing it; see `save` for that.
+
+    Args:
+        path: Where the file goes.
+        state: As for `save`.
+        overwrite: Whether a file at `path` may be replaced.
+
+    Raises:
+        StateError: The state holds something that the format cannot.
+        StorageError: There is a file already, or the operating system refuses.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_plain(f"{folder}/m.safetensors", {"step": 1, "w": torch.ones(1)})
+        ...     load_plain(f"{folder}/m.safetensors")
+        {'step': 1, 'w': tensor([1.])}
+    """
+    buffers = encode_state(state)
+    with new_file(path, length=sum(map(len, buffers)), overwrite=overwrite, mode=0o600) as fd:
+        offset = 0
+        for buffer in buffers:
+            write_at(fd, buffer, offset)
+            offset += len(buffer)
+
+
+def load_plain(path: _Path) -> State:
+    """Reads a plain safetensors file: the tree that `save_plain` wrote, or another tool's tensors.
+
+    Args:
+        path: A safetensors file; a sealed one is refused.
+
+    Raises:
+        StorageError: The file cannot be read.
+        StateError: It is no valid safetensors file.
+
+    Example:
+        >>> load_plain("nowhere.safetensors")
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.StorageError: nowhere.safetensors: cannot read: ...
+    """
+    try:
+        data = bytearray(Path(path).read_bytes())
+    except OSError as error:
+        raise StorageError(f"{path}: cannot read: {error.strerror}") from error
+    if not data:
+        raise StateError(f"{path}: expected a safetensors file, got an empty one")
+    return decode_state(torch.frombuffer(data, dtype=torch.uint8))

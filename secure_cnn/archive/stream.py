@@ -1,0 +1,200 @@
+"""FLOE: segments of AES-256-GCM that cannot be cut, swapped or mixed.
+
+Source: C2SP `FLOE.md`; ePrint 2025/2275 (2025). Only the standard's arithmetic is here, on buffers
+that the caller owns: who reads, writes and runs threads is `payload`. The header tag commits to key
+and associated data, so a wrong key shows before any byte is decrypted.
+"""
+
+import hmac
+import os
+import struct
+from typing import TypeAlias, final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from secure_cnn.archive.errors import LimitExceeded, Tampered, Truncated
+
+__all__ = ["HEADER_LENGTH", "OVERHEAD", "Floe", "create_stream", "open_stream", "stream_length"]
+
+HEADER_LENGTH = 74
+OVERHEAD = 32
+
+_IV_LENGTH = 32
+_NOT_LAST = 0xFFFFFFFF
+_ROTATION_MASK = ~((1 << 20) - 1)
+_MAX_SEGMENT = 64 << 20
+_SEGMENT_HEAD = struct.Struct(">I12s")
+_PARAMETERS = struct.Struct(">HII")
+
+_Bytes: TypeAlias = bytes | bytearray | memoryview
+
+
+@final
+class Floe:
+    """One message: its parameters, header and keys. Made by `create_stream` or `open_stream`.
+
+    Safe to share between threads. Attributes are public facts: `header` (74 bytes) and
+    `segment_length`, the length of a whole encrypted segment; `piece` is the plaintext of one.
+
+    Example:
+        >>> floe = create_stream(bytes(32), b"what this is", 64)
+        >>> segment = bytearray(64)
+        >>> length = floe.encrypt_into(0, True, b"hello", memoryview(segment))
+        >>> plain = bytearray(5)
+        >>> open_stream(bytes(32), b"what this is", floe.header).decrypt_into(
+        ...     0, True, memoryview(segment)[:length], memoryview(plain))
+        >>> bytes(plain)
+        b'hello'
+    """
+
+    __slots__ = ("_aad", "_iv", "_message_key", "header", "piece", "segment_length")
+
+    def __init__(self, key: bytes, aad: bytes, segment_length: int, iv: bytes) -> None:
+        if not OVERHEAD < segment_length <= _MAX_SEGMENT:
+            raise LimitExceeded(
+                f"segment length: expected 33 to {_MAX_SEGMENT}, got {segment_length}"
+            )
+        self._aad, self._iv = aad, iv
+        self.segment_length = segment_length
+        self.piece = segment_length - OVERHEAD
+        self.header = _PARAMETERS.pack(0, segment_length, _IV_LENGTH) + iv
+        self._message_key = self._expand(key, b"MESSAGE_KEY:", 48)
+        self.header += self._expand(key, b"HEADER_TAG:", 32)
+
+    def _expand(self, key: bytes, purpose: bytes, length: int) -> bytes:
+        """FLOE's key derivation: HKDF-Expand-SHA-384 over parameters, IV, purpose and aad."""
+        info = self.header[: _PARAMETERS.size] + self._iv + purpose + self._aad
+        return HKDFExpand(hashes.SHA384(), length, info).derive(key)
+
+    def _cipher(self, position: int) -> AESGCM:
+        """The cipher of a segment; its key changes every 2^20 segments."""
+        purpose = b"DEK:" + struct.pack(">Q", position & _ROTATION_MASK)
+        return AESGCM(self._expand(self._message_key, purpose, 32))
+
+    def encrypt_into(self, position: int, last: bool, plaintext: _Bytes, out: memoryview) -> int:
+        """Encrypts one segment under a fresh nonce from the operating system.
+
+        Args:
+            position: The number of the segment, from 0.
+            last: Whether it is the last one; all others must be whole.
+            plaintext: Up to `piece` bytes, exactly `piece` unless last.
+            out: At least 32 bytes longer than the plaintext.
+
+        Returns:
+            The length of the segment in `out`.
+
+        Raises:
+            LimitExceeded: The plaintext does not fit.
+
+        Example:
+            See `Floe`.
+        """
+        length = len(plaintext) + OVERHEAD
+        if length > self.segment_length or (not last and length != self.segment_length):
+            raise LimitExceeded(
+                f"segment {position}: expected {self.piece} bytes, got {len(plaintext)}"
+            )
+        nonce = os.urandom(12)
+        _SEGMENT_HEAD.pack_into(out, 0, length if last else _NOT_LAST, nonce)
+        body = out[_SEGMENT_HEAD.size : length]
+        self._cipher(position).encrypt_into(nonce, plaintext, _segment_aad(position, last), body)
+        return length
+
+    def decrypt_into(self, position: int, last: bool, segment: memoryview, out: memoryview) -> None:
+        """Decrypts one segment; on any failure the whole of `out` is zero.
+
+        Args:
+            position: The number of the segment, from 0.
+            last: Whether it must be the last one.
+            segment: Exactly its bytes.
+            out: Exactly 32 bytes shorter.
+
+        Raises:
+            Truncated: The segment is the wrong one of last and not last, or has another length.
+            Tampered: The segment is not what was encrypted at this position of this stream.
+
+        Example:
+            See `Floe`.
+        """
+        length = len(segment)
+        if length < OVERHEAD or length > self.segment_length or len(out) != length - OVERHEAD:
+            raise Truncated(f"segment {position} has {length} bytes; get the file again")
+        mark, nonce = _SEGMENT_HEAD.unpack_from(segment)
+        if mark != (length if last else _NOT_LAST) or (not last and length != self.segment_length):
+            raise Truncated(
+                f"segment {position} is not {'' if last else 'before '}the last; get the file again"
+            )
+        try:
+            self._cipher(position).decrypt_into(
+                nonce, segment[_SEGMENT_HEAD.size :], _segment_aad(position, last), out
+            )
+        except BaseException as error:
+            # The library leaves unverified plaintext behind, and one of its panics is no Exception.
+            out[:] = bytes(len(out))
+            if isinstance(error, InvalidTag):
+                raise Tampered(
+                    f"segment {position} was changed or moved; get the file again"
+                ) from None
+            raise
+
+
+def create_stream(key: bytes, aad: bytes, segment_length: int) -> Floe:
+    """A new stream with a fresh IV.
+
+    Args:
+        key: 32 bytes.
+        aad: What the stream belongs to; needed again to open it.
+        segment_length: Length of a whole encrypted segment, 33 bytes to 64 MiB.
+
+    Raises:
+        LimitExceeded: The segment length is outside its range.
+
+    Example:
+        >>> len(create_stream(bytes(32), b"", 4096).header)
+        74
+    """
+    return Floe(key, aad, segment_length, os.urandom(_IV_LENGTH))
+
+
+def open_stream(key: bytes, aad: bytes, header: bytes) -> Floe:
+    """The stream that a header belongs to, after its tag was compared in constant time.
+
+    Raises:
+        Tampered: The header is not of this key and associated data, or has other parameters.
+        LimitExceeded: Its segment length is outside its range.
+
+    Example:
+        >>> open_stream(b"k" * 32, b"", create_stream(bytes(32), b"", 4096).header)
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.Tampered: the payload does not belong to this header and key; ...
+    """
+    if len(header) != HEADER_LENGTH:
+        raise Truncated(f"expected a stream header of {HEADER_LENGTH} bytes, got {len(header)}")
+    suite, segment_length, iv_length = _PARAMETERS.unpack_from(header)
+    if suite != 0 or iv_length != _IV_LENGTH:
+        raise Tampered("the payload has unknown FLOE parameters; get the file again")
+    iv = header[_PARAMETERS.size : _PARAMETERS.size + _IV_LENGTH]
+    floe = Floe(key, aad, segment_length, iv)
+    if not hmac.compare_digest(floe.header, header):
+        raise Tampered("the payload does not belong to this header and key; get the file again")
+    return floe
+
+
+def stream_length(plaintext_length: int, segment_length: int) -> int:
+    """Bytes of a whole stream, header included.
+
+    Example:
+        >>> stream_length(0, 4096), stream_length(4065, 4096)
+        (106, 4203)
+    """
+    segments = max(1, -(-plaintext_length // (segment_length - OVERHEAD)))
+    return HEADER_LENGTH + plaintext_length + segments * OVERHEAD
+
+
+def _segment_aad(position: int, last: bool) -> bytes:
+    """What a segment's tag binds besides its bytes."""
+    return struct.pack(">QB", position, last)

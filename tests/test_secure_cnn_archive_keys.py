@@ -1,0 +1,223 @@
+"""Keys: their texts, their files, their slots, and what they never show."""
+
+import base64
+import hashlib
+import os
+import stat
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
+
+from secure_cnn import archive
+from secure_cnn.archive.header import Core, parse_header, seal_header
+from secure_cnn.archive.slots import SlotKind
+
+FILE_KEY, CORE_HASH = b"f" * 32, b"c" * 32
+PASSPHRASE = "correct horse"
+
+
+def cheap(text: str = PASSPHRASE) -> archive.Passphrase:
+    """A passphrase that costs nothing to guess."""
+    return archive.Passphrase(text, cost=archive.INSECURE_TEST_COST)
+
+
+@pytest.fixture(params=["hybrid", "x25519", "passphrase"])
+def pair(request):
+    """Recipient and identity of each kind."""
+    if request.param == "passphrase":
+        return cheap(), cheap()
+    identity = archive.generate_identity(post_quantum=request.param == "hybrid")
+    return identity.recipient, identity
+
+
+def test_slots_open_for_their_owner(pair):
+    """The file key comes back, and every slot has the length of its kind."""
+    recipient, identity = pair
+    slot = recipient.wrap(FILE_KEY, CORE_HASH)
+    assert len(slot.body) == slot.kind.body_length
+    assert identity.unwrap([slot], CORE_HASH) == FILE_KEY
+    assert FILE_KEY not in slot.body
+
+
+def test_slots_are_bound_to_their_file(pair):
+    """A slot that was moved to another core does not open."""
+    recipient, identity = pair
+    with pytest.raises((archive.Tampered, archive.WrongKey)):
+        identity.unwrap([recipient.wrap(FILE_KEY, CORE_HASH)], b"d" * 32)
+
+
+def test_each_byte_of_a_slot_counts(pair):
+    """A changed slot does not open, and no change raises anything but our errors."""
+    recipient, identity = pair
+    slot = recipient.wrap(FILE_KEY, CORE_HASH)
+    for at in range(0, len(slot.body), 7 if len(slot.body) > 200 else 1):
+        if slot.kind == SlotKind.ARGON2ID and 16 <= at < 28:
+            continue  # the cost: see the test of its caps
+        body = bytearray(slot.body)
+        body[at] ^= 0x40
+        changed = type(slot)(kind=slot.kind, key_id=slot.key_id, body=bytes(body))
+        with pytest.raises((archive.Tampered, archive.WrongKey)):
+            identity.unwrap([changed], CORE_HASH)
+
+
+def test_two_wraps_of_one_key_differ(pair):
+    """Nothing is reused between two slots of one recipient."""
+    recipient, _ = pair
+    first, second = (recipient.wrap(FILE_KEY, CORE_HASH).body for _ in range(2))
+    assert first[:32] != second[:32]
+    assert first[-48:] != second[-48:]
+
+
+def test_hybrid_keys_are_those_of_x_wing():
+    """The public key is what X-Wing expands from the seed, by an independent computation."""
+    identity = archive.generate_identity()
+    text = identity.to_text().removeprefix("secure-cnn-identity-secret-1-")
+    seed = base64.urlsafe_b64decode(text + "==")[1:33]
+    expanded = hashlib.shake_256(seed).digest(96)
+    inner = mlkem.MLKEM768PrivateKey.from_seed_bytes(expanded[:64]).public_key()
+    outer = x25519.X25519PrivateKey.from_private_bytes(expanded[64:]).public_key()
+    assert identity.recipient.public == inner.public_bytes_raw() + outer.public_bytes_raw()
+
+
+@pytest.mark.parametrize("post_quantum", [True, False])
+def test_texts_round_trip(post_quantum):
+    """Each text form gives the key back, with white space around it."""
+    me, signer = archive.generate_identity(post_quantum=post_quantum), archive.generate_signer()
+    assert archive.Identity.from_text(f" {me.to_text()}\n").recipient == me.recipient
+    assert archive.Recipient.from_text(me.recipient.to_text()) == me.recipient
+    assert archive.Signer.from_text(signer.to_text()).verifier == signer.verifier
+    assert archive.Verifier.from_text(signer.verifier.to_text()) == signer.verifier
+
+
+def test_a_wrong_text_is_refused_without_repeating_it():
+    """One wrong character, another kind of key or a cut text is an error that shows no secret."""
+    me = archive.generate_identity(post_quantum=False)
+    text = me.to_text()
+    wrong = [text[:-1], text[:-2] + "__", text + "A", text[:40] + "é" + text[41:], "", text[:30]]
+    wrong.append(archive.generate_signer().to_text())
+    wrong.append(me.recipient.to_text())
+    for bad in wrong:
+        with pytest.raises(archive.InvalidKey) as caught:
+            archive.Identity.from_text(bad)
+        assert text[35:60] not in str(caught.value)
+
+
+def test_unusable_public_keys_are_refused():
+    """A point of small order, a wrong length and a wrong kind never seal anything."""
+    with pytest.raises(archive.InvalidKey):
+        archive.Recipient(SlotKind.X25519, bytes(32)).wrap(FILE_KEY, CORE_HASH)
+    for kind, public in (
+        (SlotKind.X25519, bytes(31)),
+        (SlotKind.HYBRID, b"\xff" * 1216),
+        (SlotKind.HYBRID, bytes(1215)),
+        (SlotKind.ARGON2ID, bytes(32)),
+    ):
+        with pytest.raises(archive.InvalidKey):
+            archive.Recipient(kind, public)
+
+
+def test_secrets_are_in_no_repr():
+    """repr, str and format of whatever holds a secret show public ids only."""
+    me, signer, secret = archive.generate_identity(), archive.generate_signer(), cheap()
+    shown = f"{me!r} {me} {signer!r} {signer} {secret!r} {secret} {me.recipient!r}"
+    assert PASSPHRASE not in shown
+    for key in (me.to_text(), signer.to_text()):
+        assert key.rsplit("-1-")[1][:20] not in shown
+    assert me.recipient.key_id.hex() in repr(me)
+
+
+def test_key_files_are_private_and_never_overwritten(tmp_path):
+    """A key file is 0600 under any umask, readable again, and not replaced."""
+    old = os.umask(0)
+    try:
+        me, signer = archive.generate_identity(), archive.generate_signer()
+        archive.write_identity(tmp_path / "me", me)
+        archive.write_signer(tmp_path / "sign", signer)
+    finally:
+        os.umask(old)
+    for path in (tmp_path / "me", tmp_path / "sign"):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert archive.read_identity(tmp_path / "me").recipient == me.recipient
+    assert archive.read_signer(tmp_path / "sign").verifier == signer.verifier
+    before = (tmp_path / "me").read_bytes()
+    with pytest.raises(archive.KeyFileError, match="never overwritten"):
+        archive.write_identity(tmp_path / "me", archive.generate_identity())
+    assert (tmp_path / "me").read_bytes() == before
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o602])
+def test_key_files_that_others_reach_are_refused(tmp_path, mode):
+    """Group and world may neither read nor write a key file; the message says what to run."""
+    archive.write_signer(tmp_path / "key", archive.generate_signer())
+    (tmp_path / "key").chmod(mode)
+    with pytest.raises(archive.KeyFileError, match="chmod 600"):
+        archive.read_signer(tmp_path / "key")
+
+
+def test_files_that_hold_no_key_are_refused(tmp_path):
+    """Missing, folder, pipe, empty, two keys, wrong key, noise and huge: one kind of error."""
+    path = tmp_path / "key"
+    archive.write_signer(path, archive.generate_signer())
+    line = path.read_text().splitlines()[-1]
+    bodies = [b"", (line + "\n" + line).encode(), line.encode(), b"\xff\0", b"x" * 100_000]
+    for body in bodies:
+        path.write_bytes(body)
+        with pytest.raises(archive.KeyFileError, match="key"):
+            archive.read_identity(path)
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    for other in (tmp_path / "none", tmp_path, tmp_path / "pipe"):
+        with pytest.raises(archive.KeyFileError):
+            archive.read_identity(other)
+    with pytest.raises(archive.KeyFileError):
+        archive.write_signer(tmp_path / "no" / "key", archive.generate_signer())
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(0, 2**32 - 1), (0, (1 << 20) + 1), (0, 0), (1, 17), (1, 0), (2, 17), (2, 0), (1, 2**32 - 1)],
+)
+def test_kdf_costs_from_a_file_are_capped(monkeypatch, field, value):
+    """A cost outside the limits is refused before a single derivation."""
+    good = cheap().wrap(FILE_KEY, CORE_HASH)
+    body = bytearray(good.body)
+    body[16 + 4 * field : 20 + 4 * field] = value.to_bytes(4, "big")
+    bad = type(good)(kind=good.kind, key_id=good.key_id, body=bytes(body))
+    monkeypatch.setattr("secure_cnn.archive.passphrase.Argon2id", None)
+    with pytest.raises(archive.LimitExceeded, match="Argon2id"):
+        cheap().unwrap([good, bad], CORE_HASH)
+
+
+def test_passphrase_slots_are_counted(monkeypatch):
+    """Many slots cannot make one opening cost many derivations."""
+    slot = cheap("other").wrap(FILE_KEY, CORE_HASH)
+    monkeypatch.setattr("secure_cnn.archive.passphrase.Argon2id", None)
+    with pytest.raises(archive.LimitExceeded, match="at most 8"):
+        cheap().unwrap([slot] * 9, CORE_HASH)
+
+
+def test_passphrases_agree_across_keyboards_and_are_never_empty():
+    """Composed and decomposed letters are one passphrase; an empty one is none."""
+    assert cheap("e\u0301").unwrap([cheap("\u00e9").wrap(FILE_KEY, CORE_HASH)], CORE_HASH)
+    for bad in ("", "\ud800"):
+        with pytest.raises(archive.InvalidKey):
+            archive.Passphrase(bad)
+
+
+def test_slots_of_unknown_kinds_are_passed_over():
+    """A file sealed for a newer kind of recipient too stays readable for ours."""
+    me = archive.generate_identity(post_quantum=False)
+    ours = me.recipient.wrap(FILE_KEY, CORE_HASH)
+    new = type(ours)(kind=99, key_id=bytes(16), body=b"anything")
+    core = Core(
+        file_id="00" * 32,
+        created="",
+        name="",
+        claims={},
+        plaintext_length=0,
+        segment_length=4096,
+        payload_offset=4096,
+        signer=None,
+    )
+    header = parse_header(seal_header(core, [new, ours], FILE_KEY))
+    assert [slot.name for slot in header.slots] == ["kind 99", "x25519"]
+    assert me.unwrap(header.slots, CORE_HASH) == FILE_KEY
