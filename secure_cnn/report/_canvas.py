@@ -1,0 +1,128 @@
+"""A canvas: a figure in CSS pixels that becomes one SVG string, the same string every time.
+
+Colours come out as CSS custom properties with a fallback (`var(--ink, #20242c)`), so one drawing
+serves a light page, a dark page and a file of its own. Text stays text. Deliberately not here:
+pyplot, whose figures are global, and mathematical markup, in which a class name would be a formula.
+"""
+
+import html
+import io
+import re
+import warnings
+from collections.abc import Callable
+from typing import Literal, final
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+__all__ = ["CARD", "HAIR", "INK", "MUTED", "SERIES", "Canvas", "css", "render", "short"]
+
+INK, MUTED, HAIR, CARD = "#20242c", "#646b76", "#dadde2", "#fffffe"
+PLAIN = "#727a86"
+# After Okabe and Ito (2008): told apart with every common colour blindness; darkened to carry text.
+SERIES = (PLAIN, "#0b62a8", "#bd560a", "#00795c", "#8b3f8f", "#8a6a00")
+
+_NAMES = {INK: "ink", MUTED: "muted", HAIR: "hair", CARD: "card"} | {
+    color: f"series-{index}" for index, color in enumerate(SERIES)
+}
+_STYLE = {
+    "font.size": 11,
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "axes.edgecolor": HAIR,
+    "axes.labelcolor": MUTED,
+    "xtick.color": HAIR,
+    "ytick.color": HAIR,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "image.interpolation": "none",
+}
+
+
+@final
+class Canvas:
+    """A matplotlib figure whose coordinates are pixels from the top left."""
+
+    def __init__(self, figure: Figure, width: float, height: float) -> None:
+        self.figure = figure
+        self.width = width
+        self.height = height
+
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Bare axes in that rectangle: no frame, no ticks, no background."""
+        axes = self.figure.add_axes(
+            (
+                left / self.width,
+                1 - (top + height) / self.height,
+                width / self.width,
+                height / self.height,
+            )
+        )
+        axes.set_frame_on(False)
+        axes.tick_params(length=0, pad=5)
+        return axes
+
+    def text(
+        self,
+        x: float,
+        y: float,
+        words: str,
+        *,
+        color: str = INK,
+        size: float = 11,
+        align: Literal["left", "center", "right"] = "left",
+        bold: bool = False,
+    ) -> None:
+        """Words whose line is centred on `y`."""
+        self.figure.text(
+            x / self.width,
+            1 - y / self.height,
+            words,
+            color=color,
+            fontsize=size,
+            ha=align,
+            va="center",
+            fontweight="bold" if bold else "normal",
+        )
+
+
+def render(name: str, title: str, size: tuple[float, float], draw: Callable[[Canvas], None]) -> str:
+    """What `draw` draws, as SVG for an HTML body; `name` keeps identifiers apart on one page."""
+    width, height = size
+    buffer = io.StringIO()
+    settings = {**_STYLE, "svg.hashsalt": name}
+    with warnings.catch_warnings(), style.context(settings, after_reset=True):
+        # The reader's browser sets the type, so a glyph that our own font lacks is no loss.
+        warnings.filterwarnings("ignore", message=r"(?s)Glyph \d+ .* missing from font")
+        figure = Figure(figsize=(width / 72, height / 72), dpi=72)
+        draw(Canvas(figure, width, height))
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(buffer.getvalue(), title)
+
+
+def css(color: str) -> str:
+    """A colour of ours as its custom property, with itself as the fallback."""
+    return f"var(--{_NAMES[color]}, {color})" if color in _NAMES else color
+
+
+def short(name: str, limit: int = 14) -> str:
+    """A class or variant name on one line, cut to `limit` characters."""
+    words = "".join(letter if letter.isprintable() else " " for letter in name).split()
+    line = " ".join(words)
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def _inline(svg: str, title: str) -> str:
+    """With a title, without prologue, metadata and the group names that all figures share."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'<g id="[\w.]+"', "<g", svg)
+    svg = re.sub(r'style="[^"]*"', _theme, svg)
+    label = html.escape(title)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
+
+
+def _theme(attribute: re.Match[str]) -> str:
+    """A style attribute in which our colours follow the page."""
+    return re.sub(r"#[0-9a-f]{6}", lambda color: css(color[0]), attribute[0])

@@ -1,0 +1,278 @@
+"""A document: a frozen dataclass on our side, strict JSON in the file.
+
+The dataclass fields and their types *are* the schema: one walk over them checks values when an
+object is made and when a file is read. Deliberately not here: migration between schemas, and any
+class looked up by a name that a file holds.
+"""
+
+import contextlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import (
+    Any,
+    Literal,
+    NoReturn,
+    TypeVar,
+    Union,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from secure_cnn.errors import RunError
+
+__all__ = [
+    "conform",
+    "from_dict",
+    "read_document",
+    "require",
+    "require_share",
+    "to_dict",
+    "write_document",
+    "write_text",
+]
+
+MAX_BYTES = 64 * 2**20
+"""A larger document is refused unread; a thousand epochs take about a quarter of a megabyte."""
+
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+_Document = TypeVar("_Document")
+
+
+def encode(value: object) -> object:
+    """JSON's own types for `value`; what JSON cannot say becomes `"nan"`, `"inf"` or `"-inf"`."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [encode(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def decode(kind: object, value: object, where: str) -> object:
+    """`value` as the type `kind`, or a RunError that names `where` in the document it is wrong."""
+    origin = get_origin(kind)
+    if kind is Any:
+        return _plain(value, where)
+    if origin in (Union, UnionType):
+        inner = next(option for option in get_args(kind) if option is not NoneType)
+        return None if value is None else decode(inner, value, where)
+    if origin is Literal:
+        return value if value in get_args(kind) else _refuse(where, _choices(kind), value)
+    if origin is tuple:
+        return _sequence(get_args(kind), value, where)
+    if origin is Mapping:
+        return _mapping(get_args(kind)[1], value, where)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return value if isinstance(value, kind) else _dataclass(kind, value, where)
+    return _scalar(kind, value, where)
+
+
+def conform(document: object) -> None:
+    """Check every field of a frozen dataclass against its type; lists become tuples."""
+    for name, kind in _schema(type(document)).items():
+        where = f"{type(document).__name__}.{name}"
+        object.__setattr__(document, name, decode(kind, getattr(document, name), where))
+
+
+def require(holds: bool, where: str, expected: str, got: object) -> None:
+    """Raise unless a value makes sense; what came may be large, so only a piece of it is shown."""
+    if not holds:
+        raise RunError(f"{where}: expected {expected}, got {repr(got)[:60]}; correct the record")
+
+
+def require_share(where: str, value: float | None) -> None:
+    """Raise unless a share lies in [0, 1], or is NaN where there was nothing to share."""
+    fine = value is None or math.isnan(value) or 0 <= value <= 1
+    require(fine, where, "a share in [0, 1]", value)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` so that `path` holds either its old content or all of the new."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        _write_then_rename(part, path, text)
+    except OSError as error:
+        raise RunError(
+            f"{path}: expected a place to write to, got {error.strerror or error}; nothing was "
+            "overwritten. Choose a folder that exists, is writable and has space"
+        ) from error
+    _sync_folder(path.parent)
+
+
+def write_document(path: Path, kind: str | None, document: object) -> None:
+    """Write a document atomically as indented JSON."""
+    content = to_dict(kind, document)
+    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
+    write_text(path, text + "\n")
+
+
+def read_document(path: Path, kind: str | None, cls: type[_Document]) -> _Document:
+    """Read one document, or raise a RunError that names the file and what is wrong in it."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise RunError(f"expected at most {MAX_BYTES} bytes, got more; is this the right file?")
+        return from_dict(cls, kind, json.loads(content, object_pairs_hook=_no_duplicates))
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunError(f"{path}: expected a readable file, got {reason}; check the path") from error
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise RunError(f"{path}: expected JSON, got a damaged file ({error})") from error
+
+
+def head(kind: str | None) -> dict[str, Any]:
+    """What every document starts with: its schema and, where there is more than one, its kind."""
+    return {"schema": 1} if kind is None else {"schema": 1, "kind": kind}
+
+
+def to_dict(kind: str | None, document: object) -> dict[str, Any]:
+    """A document as plain JSON types."""
+    return head(kind) | cast("dict[str, Any]", encode(document))
+
+
+def from_dict(cls: type[_Document], kind: str | None, content: object) -> _Document:
+    """A document from plain JSON; another schema or kind is refused before anything else."""
+    if not isinstance(content, Mapping):
+        _refuse(cls.__name__, "an object", content)
+    for name, expected in head(kind).items():
+        found = content.get(name)
+        if type(found) is not type(expected) or found != expected:
+            raise RunError(
+                f"{cls.__name__}.{name}: expected {expected!r}, got {found!r}; "
+                "read this file with the version of secure-cnn that wrote it"
+            )
+    body = {name: item for name, item in content.items() if name not in head(kind)}
+    return _dataclass(cls, body, cls.__name__)
+
+
+def _schema(cls: object) -> dict[str, object]:
+    """The types of a dataclass' fields, by name."""
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cast("Any", cls))}
+
+
+def _dataclass(cls: type[_Document], value: object, where: str) -> _Document:
+    """An instance from a mapping that has exactly the fields of `cls`."""
+    if not isinstance(value, Mapping):
+        _refuse(where, "an object", value)
+    schema = _schema(cls)
+    if missing := sorted(schema.keys() - value.keys()):
+        raise RunError(f"{where}: expected {missing[0]!r}, got no such entry; the file is damaged")
+    if unknown := sorted(set(map(str, value)) - schema.keys()):
+        raise RunError(f"{where}: expected only {sorted(schema)}, got {unknown[0]!r}; remove it")
+    return cls(
+        **{name: decode(kind, value[name], f"{where}.{name}") for name, kind in schema.items()}
+    )
+
+
+def _sequence(kinds: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
+    """A tuple from a list: `tuple[X, ...]` of any length, `tuple[X, Y]` of exactly two."""
+    if not isinstance(value, list | tuple):
+        _refuse(where, "a list", value)
+    if len(kinds) == 2 and kinds[1] is Ellipsis:
+        kinds = kinds[:1] * len(value)
+    if len(kinds) != len(value):
+        raise RunError(f"{where}: expected {len(kinds)} values, got {len(value)}")
+    return tuple(
+        decode(kind, item, f"{where}[{index}]")
+        for index, (kind, item) in enumerate(zip(kinds, value, strict=True))
+    )
+
+
+def _mapping(kind: object, value: object, where: str) -> dict[str, object]:
+    """A dict of our own with text keys."""
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        _refuse(where, "an object with text keys", value)
+    return {key: decode(kind, item, f"{where}.{key}") for key, item in value.items()}
+
+
+def _scalar(kind: object, value: object, where: str) -> object:
+    """One `str`, `int` or `float`; NumPy's become Python's, and a boolean is never a number."""
+    if isinstance(value, bool):
+        _refuse(where, _wanted(kind), value)
+    if kind is float and isinstance(value, str) and value in _NOT_FINITE:
+        return _NOT_FINITE[value]
+    if kind is str and isinstance(value, str):
+        return str(value)
+    if kind is int and isinstance(value, Integral):
+        return int(value)
+    if kind is float and isinstance(value, Real):
+        return float(value)
+    return _refuse(where, _wanted(kind), value)
+
+
+def _plain(value: object, where: str) -> object:
+    """A deep copy of free-form JSON, in the form in which a file gives it back."""
+    if isinstance(value, Mapping):
+        return _mapping(Any, value, where)
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if value is None or isinstance(value, bool | str | int | float):
+        return encode(value)
+    return _refuse(where, "plain JSON", value)
+
+
+def _wanted(kind: object) -> str:
+    """The type that was expected, for a message."""
+    return f"a value of type {getattr(kind, '__name__', kind)}"
+
+
+def _choices(kind: object) -> str:
+    """The values that a Literal allows, for a message."""
+    return "one of " + ", ".join(map(repr, get_args(kind)))
+
+
+def _refuse(where: str, expected: str, value: object) -> NoReturn:
+    """Raise for a value of the wrong type; it may be large, so only a piece of it is shown."""
+    raise RunError(f"{where}: expected {expected}, got {type(value).__name__} {repr(value)[:60]}")
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object whose names are unique: two readers must not see two different documents."""
+    names = [name for name, _ in pairs]
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RunError(f"expected each name once, got {twice!r} twice; the file is damaged")
+    return dict(pairs)
+
+
+def _write_then_rename(part: Path, path: Path, text: str) -> None:
+    """Write all of `part` to the disk before it takes the place of `path`; leave no part behind."""
+    # A folder name that is no UTF-8 reaches us as lone surrogates; written as `\udc..` they are
+    # a JSON escape that reads back equal, where an encoding error would lose the record.
+    file = part.open("x", encoding="utf-8", errors="backslashreplace", newline="\n")
+    try:
+        with file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename durable where the system can; elsewhere the file is written too."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

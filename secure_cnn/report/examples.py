@@ -1,0 +1,138 @@
+"""Examples: test images before and after an attack, with what the model took them for.
+
+Deliberately not here: attacking. The images are given, and training images have no place here.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from secure_cnn.report._canvas import MUTED, SERIES, Canvas, render, short
+from secure_cnn.report._document import require
+
+__all__ = ["Examples", "example_figure"]
+
+SIDE = 112
+_RIGHT, _WRONG = SERIES[3], SERIES[2]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Examples:
+    """A few test images, clean and attacked.
+
+    Attributes:
+        clean: Float [k, channels, height, width] in [0, 1].
+        adversarial: The same images after the attack, same shape and range.
+        labels: True classes, integer [k].
+        before: Classes predicted for `clean`, integer [k].
+        after: Classes predicted for `adversarial`, integer [k].
+        classes: The class names.
+        variant: Which model was attacked.
+        attack: By which attack.
+
+    Raises:
+        RunError: Shapes, ranges or classes do not fit together.
+
+    Example:
+        >>> import torch
+        >>> image, label = torch.zeros(1, 1, 8, 8), torch.tensor([0])
+        >>> examples = Examples(clean=image, adversarial=image, labels=label, before=label,
+        ...     after=label, classes=("cat", "dog"), variant="plain", attack="pgd")
+        >>> len(examples)
+        1
+    """
+
+    clean: Tensor
+    adversarial: Tensor
+    labels: Tensor
+    before: Tensor
+    after: Tensor
+    classes: tuple[str, ...]
+    variant: str
+    attack: str
+
+    def __post_init__(self) -> None:
+        """Refuse images that cannot be shown side by side."""
+        shape, count = tuple(self.clean.shape), len(self.clean)
+        require(len(shape) == 4 and shape[1] > 0, "examples.clean", "[k, c, h, w]", shape)
+        same = tuple(self.adversarial.shape)
+        require(same == shape, "examples.adversarial", f"shape {shape}", same)
+        for name in ("clean", "adversarial"):
+            images: Tensor = getattr(self, name)
+            fine = images.is_floating_point() and bool(((images >= 0) & (images <= 1)).all())
+            require(fine, f"examples.{name}", "floats in [0, 1]", images.dtype)
+        for name in ("labels", "before", "after"):
+            values: list[int] = getattr(self, name).tolist()
+            fine = len(values) == count and all(0 <= v < len(self.classes) for v in values)
+            require(fine, f"examples.{name}", f"{count} class numbers", values)
+
+    def __len__(self) -> int:
+        """How many images there are."""
+        return len(self.clean)
+
+
+def example_figure(examples: Examples, index: int) -> str:
+    """One image from top to bottom: clean, attacked, and their difference, magnified.
+
+    In the difference, mid-grey is no change; the factor brings its largest value to full scale.
+
+    Raises:
+        IndexError: There is no such image.
+
+    Example:
+        >>> import torch
+        >>> image, label = torch.zeros(1, 1, 8, 8), torch.tensor([0])
+        >>> examples = Examples(clean=image, adversarial=image, labels=label, before=label,
+        ...     after=label, classes=("cat", "dog"), variant="plain", attack="pgd")
+        >>> example_figure(examples, 0).startswith("<svg")
+        True
+    """
+    label = examples.classes[int(examples.labels[index])]
+    height = 3 * (SIDE + 26)
+    draw = partial(_draw, examples, index)
+    title = f"Image {index + 1}, class {label}: clean, attacked, and the change"
+    return render(f"example-{index}", title, (SIDE, height), draw)
+
+
+def _magnification(change: Tensor) -> float:
+    """The factor that brings the largest change to half of the range, cut to two digits."""
+    largest = float(change.abs().max()) if change.numel() else 0.0
+    if largest == 0:
+        return 1.0
+    factor = 0.5 / largest
+    unit = 10.0 ** (math.floor(math.log10(factor)) - 1)
+    return math.floor(factor / unit) * unit
+
+
+def _draw(examples: Examples, index: int, canvas: Canvas) -> None:
+    """Three images, each with a line of words below it."""
+    clean, adversarial = examples.clean[index].cpu(), examples.adversarial[index].cpu()
+    change = adversarial - clean
+    factor = _magnification(change)
+    label = int(examples.labels[index])
+    for row, (image, prediction) in enumerate(
+        [(clean, examples.before), (adversarial, examples.after), (0.5 + factor * change, None)]
+    ):
+        top = row * (SIDE + 26)
+        _image(canvas.axes(0, top, SIDE, SIDE), image)
+        if prediction is None:
+            words = f"change × {factor:.2g}" if change.any() else "no change"
+            canvas.text(0, top + SIDE + 12, words, color=MUTED, size=12)
+            continue
+        found = int(prediction[index])
+        right = found == label
+        words = f"{'✓' if right else '✗'} {short(examples.classes[found], 14)}"
+        color = _RIGHT if right else _WRONG
+        canvas.text(0, top + SIDE + 12, words, color=color, bold=True, size=12)
+
+
+def _image(axes: Axes, image: Tensor) -> None:
+    """One picture: three channels as colours, any other number as their mean in grey."""
+    picture = image if len(image) == 3 else image.mean(0, keepdim=True).expand(3, -1, -1)
+    axes.imshow(picture.permute(1, 2, 0).clamp(0, 1).double().numpy(), aspect="equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_frame_on(True)

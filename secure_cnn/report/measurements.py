@@ -1,0 +1,139 @@
+"""Measurements: the one shape of every benchmark, so that anyone can read and compare them.
+
+Deliberately not here: measuring. A row says what was found, never how to find it.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from secure_cnn.report import _document
+from secure_cnn.report._document import conform, require
+
+__all__ = ["Measurements", "Row"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One measured value with its spread.
+
+    Attributes:
+        case: What was worked on: a model or a recipe, such as `"resnet20"`.
+        variant: The protection (`"plain"`, `"private"`, `"private+pgd"`, …) or a rival.
+        metric: What was measured: `"time_ratio"` and `"memory_ratio"` are against `plain`.
+        median: The middle of `n` values, in `unit`.
+        low: The lower end of the spread, at most `median`.
+        high: The upper end of the spread, at least `median`.
+        unit: The unit of the three numbers, such as `"x"`, `"s"` or `"MiB"`.
+        n: How many values were measured, at least 1.
+
+    Raises:
+        RunError: A value has the wrong type, or `low <= median <= high` does not hold.
+
+    Example:
+        >>> Row(case="compact", variant="private", metric="time_ratio",
+        ...     median=1.3, low=1.2, high=1.5, unit="x", n=30).median
+        1.3
+    """
+
+    case: str
+    variant: str
+    metric: str
+    median: float
+    low: float
+    high: float
+    unit: str
+    n: int
+
+    def __post_init__(self) -> None:
+        """Refuse what is no measurement."""
+        conform(self)
+        require(self.n >= 1, "rows.n", "at least 1 measured value", self.n)
+        numbers = (self.low, self.median, self.high)
+        ordered = any(map(math.isnan, numbers)) or sorted(numbers) == list(numbers)
+        require(ordered, f"rows[{self.case}, {self.metric}]", "low <= median <= high", numbers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurements:
+    """A benchmark's document: rows, and where and with what they were measured.
+
+    Attributes:
+        created: When, as ISO 8601.
+        hardware: As `secure_cnn.report.hardware` gives it.
+        versions: As `secure_cnn.report.versions` gives it.
+        rows: The measured values.
+
+    Raises:
+        RunError: A value has the wrong type.
+
+    Example:
+        >>> document = Measurements(created="2025-01-01T00:00:00Z", hardware={}, versions={})
+        >>> document.to_dict()["schema"]
+        1
+    """
+
+    created: str
+    hardware: Mapping[str, Any]
+    versions: Mapping[str, str]
+    rows: tuple[Row, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse what the schema does not know."""
+        conform(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document as plain JSON types.
+
+        Example:
+            >>> Measurements(created="2025-01-01", hardware={}, versions={}).to_dict()["rows"]
+            []
+        """
+        return _document.to_dict(None, self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """The document that `to_dict` gave.
+
+        Raises:
+            RunError: The schema is unknown, or an entry is missing, unknown or of the wrong type.
+
+        Example:
+            >>> document = Measurements(created="2025-01-01", hardware={}, versions={})
+            >>> Measurements.from_dict(document.to_dict()) == document
+            True
+        """
+        return _document.from_dict(cls, None, content)
+
+    def write(self, path: str | Path) -> None:
+        """Write the document to `path`, atomically: a reader sees the old file or the new one.
+
+        Raises:
+            RunError: The place cannot be written to.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> document = Measurements(created="2025-01-01", hardware={}, versions={})
+            >>> with TemporaryDirectory() as folder:
+            ...     document.write(f"{folder}/bench.json")
+            ...     Measurements.read(f"{folder}/bench.json") == document
+            True
+        """
+        _document.write_document(Path(path), None, self)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a document that `write` made.
+
+        Raises:
+            RunError: The file cannot be read, is no JSON, or is no document of this schema.
+
+        Example:
+            >>> Measurements.read("nowhere.json")
+            Traceback (most recent call last):
+            ...
+            secure_cnn.errors.RunError: nowhere.json: expected a readable file, ...
+        """
+        return _document.read_document(Path(path), None, cls)

@@ -1,0 +1,313 @@
+"""The run record: `run.json`, what a run was, what it found and what may be claimed about it.
+
+A record holds no training data and no keys. It does hold an exact fingerprint and the size of the
+training data: both are treated as public and are not covered by any ε. Deliberately not here: how
+a number was found, and how it is shown.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal, Self
+
+from secure_cnn.errors import RunError
+from secure_cnn.report import _document
+from secure_cnn.report._document import conform, require
+from secure_cnn.report.measurements import Row
+from secure_cnn.report.results import EpochRecord, ResultRecord
+
+__all__ = [
+    "DataRecord",
+    "ModelRecord",
+    "PrivacyRecord",
+    "RunRecord",
+    "ThreatRecord",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataRecord:
+    """Which images a run used.
+
+    Attributes:
+        name: The data set's name.
+        fingerprint: A digest of images and labels; exact, so not covered by ε.
+        train: Number of training images.
+        test: Number of test images.
+        shape: Channels, height and width of one image.
+        classes: The class names, in the order of the labels; at least two.
+
+    Raises:
+        RunError: A value has the wrong type or range.
+
+    Example:
+        >>> DataRecord(name="digits", fingerprint="", train=8, test=2, shape=(1, 8, 8),
+        ...            classes=("0", "1")).classes
+        ('0', '1')
+    """
+
+    name: str
+    fingerprint: str
+    train: int
+    test: int
+    shape: tuple[int, int, int]
+    classes: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no image data set."""
+        conform(self)
+        require(len(self.classes) >= 2, "data.classes", "at least two classes", self.classes)
+        require(min(self.train, self.test, *self.shape) >= 0, "data", "no negative size", self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """Which network a run trained.
+
+    Attributes:
+        name: The architecture's name.
+        parameters: Number of trainable parameters.
+
+    Raises:
+        RunError: A value has the wrong type.
+
+    Example:
+        >>> ModelRecord(name="compact", parameters=9000).parameters
+        9000
+    """
+
+    name: str
+    parameters: int
+
+    def __post_init__(self) -> None:
+        """Refuse what the schema does not know."""
+        conform(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrivacyRecord:
+    """The conditions under which a run's ε holds: the plan, not what was spent of it.
+
+    Attributes:
+        epsilon: ε of the whole plan.
+        delta: δ, in (0, 1).
+        noise_multiplier: Standard deviation of the noise in units of `max_grad_norm`.
+        max_grad_norm: The L2 norm to which each example's gradient is clipped.
+        sampling_rate: The probability with which each example joins a step, in (0, 1].
+        steps: Number of steps in the plan.
+        relation: Which two data sets count as neighbours.
+        accountant: Which accountant computed ε.
+
+    Raises:
+        RunError: A value has the wrong type or range.
+
+    Example:
+        >>> PrivacyRecord(epsilon=3.0, delta=1e-5, noise_multiplier=1.1, max_grad_norm=1.0,
+        ...               sampling_rate=0.1, steps=10, relation="add-or-remove-one",
+        ...               accountant="prv").delta
+        1e-05
+    """
+
+    epsilon: float
+    delta: float
+    noise_multiplier: float
+    max_grad_norm: float
+    sampling_rate: float
+    steps: int
+    relation: str
+    accountant: str
+
+    def __post_init__(self) -> None:
+        """Refuse conditions under which no ε can hold."""
+        conform(self)
+        require(self.epsilon >= 0, "privacy.epsilon", "a number of at least 0", self.epsilon)
+        require(0 < self.delta < 1, "privacy.delta", "a number in (0, 1)", self.delta)
+        rate = self.sampling_rate
+        require(0 < rate <= 1, "privacy.sampling_rate", "a number in (0, 1]", rate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThreatRecord:
+    """The attacker against whom robustness was measured.
+
+    Attributes:
+        norm: The norm of the perturbation, such as `"linf"`.
+        eps: Its largest size, in the units of the images.
+        bounds: The smallest and the largest value of a pixel.
+
+    Raises:
+        RunError: A value has the wrong type or range.
+
+    Example:
+        >>> ThreatRecord(norm="linf", eps=0.1, bounds=(0.0, 1.0)).eps
+        0.1
+    """
+
+    norm: str
+    eps: float
+    bounds: tuple[float, float]
+
+    def __post_init__(self) -> None:
+        """Refuse what is no threat model."""
+        conform(self)
+        require(self.eps >= 0, "threat.eps", "a number of at least 0", self.eps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """The whole run, as `run.json` keeps it.
+
+    Guarantee: a record claims nothing without its conditions. ε needs `privacy`, robust accuracy
+    needs `threat`, and `"plain"` never carries ε. What is written is read back equal (NaN aside,
+    which equals nothing).
+
+    Attributes:
+        created: When the run started, as ISO 8601.
+        data: Which images.
+        model: Which network.
+        status: `"running"`, `"complete"` or `"interrupted"`.
+        seconds: Seconds that the run has taken.
+        settings: The recipe's fields as plain JSON.
+        versions: As `versions` gives it.
+        hardware: As `hardware` gives it.
+        privacy: The conditions of ε; None without differential privacy.
+        threat: The conditions of robust accuracy; None when it was not evaluated.
+        epochs: Every epoch of every variant, in the order they ran.
+        results: One for each finished variant; the last protected one is the run's own.
+        cost: What the protections cost, in the rows of a benchmark.
+        claims: What is bound into the sealed checkpoint.
+        checkpoints: Paths relative to the run's folder, with forward slashes.
+        notes: Sentences for the reader.
+
+    Raises:
+        RunError: A value has the wrong type, shape or range, or a claim lacks its conditions.
+
+    Example:
+        >>> record = RunRecord(
+        ...     created="2025-01-01T00:00:00+00:00",
+        ...     model=ModelRecord(name="compact", parameters=9000),
+        ...     data=DataRecord(name="digits", fingerprint="", train=8, test=2, shape=(1, 8, 8),
+        ...                     classes=("0", "1")))
+        >>> RunRecord.from_dict(record.to_dict()) == record
+        True
+    """
+
+    created: str
+    data: DataRecord
+    model: ModelRecord
+    status: Literal["running", "complete", "interrupted"] = "running"
+    seconds: float = 0.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    hardware: Mapping[str, Any] = field(default_factory=dict)
+    privacy: PrivacyRecord | None = None
+    threat: ThreatRecord | None = None
+    epochs: tuple[EpochRecord, ...] = ()
+    results: tuple[ResultRecord, ...] = ()
+    cost: tuple[Row, ...] = ()
+    claims: Mapping[str, Any] = field(default_factory=dict)
+    checkpoints: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a record that claims without conditions."""
+        conform(self)
+        _timestamp(self.created)
+        parts: tuple[EpochRecord | ResultRecord, ...] = (*self.epochs, *self.results)
+        for part in parts:
+            _private_only_under_conditions(part, self.privacy)
+        for result in self.results:
+            _fits(result, self.data, self.threat)
+        variants = [result.variant for result in self.results]
+        require(len(set(variants)) == len(variants), "results", "one for each variant", variants)
+        for name in self.checkpoints:
+            path = PurePosixPath(name)
+            inside = not path.is_absolute() and ".." not in path.parts
+            require(inside, "checkpoints", "a path inside the run's folder", name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as plain JSON types; what JSON lacks becomes `"nan"`, `"inf"` or `"-inf"`.
+
+        Example:
+            >>> data = DataRecord(name="digits", fingerprint="", train=8, test=2, shape=(1, 8, 8),
+            ...                   classes=("0", "1"))
+            >>> model = ModelRecord(name="compact", parameters=9000)
+            >>> record = RunRecord(created="2025-01-01", data=data, model=model)
+            >>> record.to_dict()["model"]
+            {'name': 'compact', 'parameters': 9000}
+        """
+        return _document.to_dict("run", self)
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        """The record that `to_dict` gave.
+
+        Raises:
+            RunError: The schema is unknown, or an entry is missing, unknown or of the wrong type.
+
+        Example:
+            >>> RunRecord.from_dict({"schema": 2, "kind": "run"})
+            Traceback (most recent call last):
+            ...
+            secure_cnn.errors.RunError: RunRecord.schema: expected 1, got 2; ...
+        """
+        return _document.from_dict(cls, "run", content)
+
+    def write(self, path: str | Path) -> None:
+        """Write the record to `path`, atomically: a reader sees the old file or the new one.
+
+        Raises:
+            RunError: The place cannot be written to.
+
+        Example:
+            >>> data = DataRecord(name="digits", fingerprint="", train=8, test=2, shape=(1, 8, 8),
+            ...                   classes=("0", "1"))
+            >>> model = ModelRecord(name="compact", parameters=9000)
+            >>> record = RunRecord(created="2025-01-01", data=data, model=model)
+            >>> record.write("nowhere/run.json")
+            Traceback (most recent call last):
+            ...
+            secure_cnn.errors.RunError: nowhere/run.json: expected a place to write to, ...
+        """
+        _document.write_document(Path(path), "run", self)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a record that `write` made.
+
+        Raises:
+            RunError: The file cannot be read, is no JSON, or is no record of this schema.
+
+        Example:
+            >>> RunRecord.read("nowhere/run.json")
+            Traceback (most recent call last):
+            ...
+            secure_cnn.errors.RunError: nowhere/run.json: expected a readable file, ...
+        """
+        return _document.read_document(Path(path), "run", cls)
+
+
+def _private_only_under_conditions(
+    part: EpochRecord | ResultRecord, privacy: PrivacyRecord | None
+) -> None:
+    """ε belongs to a protected variant whose plan is on record."""
+    if part.epsilon is not None:
+        require(privacy is not None, "privacy", "the conditions of epsilon", privacy)
+        require(part.variant != "plain", "epsilon of plain", "none", part.epsilon)
+
+
+def _fits(result: ResultRecord, data: DataRecord, threat: ThreatRecord | None) -> None:
+    """A result is about the classes of this data and the attacker on record."""
+    size = len(data.classes)
+    require(len(result.recall) == size, "results.recall", f"{size} values", result.recall)
+    covered = result.robust_accuracy is None or threat is not None
+    require(covered, "threat", "the conditions of robust_accuracy", threat)
+
+
+def _timestamp(created: str) -> None:
+    """A record that cannot be dated cannot be compared."""
+    try:
+        datetime.fromisoformat(created)
+    except ValueError as error:
+        raise RunError(f"created: expected an ISO 8601 time, got {created[:40]!r}") from error
