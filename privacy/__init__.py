@@ -1,1 +1,41 @@
-"""privacy."""
+"""Differential privacy for anyone's training loop: a plan, three lines, and a ledger.
+
+Works alone: it knows neither `defenses` nor `secure_cnn`.
+"""
+
+from privacy.accounting import GaussianSteps, epsilon_of, noise_multiplier_for
+from privacy.attach import Private, attach
+from privacy.errors import (
+    AccountingError,
+    BudgetExceeded,
+    PlanError,
+    PrivacyError,
+    StepError,
+    UnsupportedLayer,
+)
+from privacy.ledger import Ledger
+from privacy.noise import SecureGenerator
+from privacy.plan import DPPlan
+from privacy.sampling import PhysicalBatches
+from privacy.validate import check_layers, fix, mixing_layers
+
+__all__ = [
+    "AccountingError",
+    "BudgetExceeded",
+    "DPPlan",
+    "GaussianSteps",
+    "Ledger",
+    "PhysicalBatches",
+    "PlanError",
+    "PrivacyError",
+    "Private",
+    "SecureGenerator",
+    "StepError",
+    "UnsupportedLayer",
+    "attach",
+    "check_layers",
+    "epsilon_of",
+    "fix",
+    "mixing_layers",
+    "noise_multiplier_for",
+]

@@ -1,0 +1,214 @@
+"""What Poisson-sampled Gaussian steps have cost: epsilon, and the noise for a wanted epsilon.
+
+The accountants are Opacus'. PRV is used wherever it can serve, RDP where it cannot; what neither
+can bound raises, and steps without noise cost `inf`. Batches that were not drawn by Poisson
+sampling are deliberately not accounted for here.
+"""
+
+import itertools
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from privacy import _opacus
+from privacy.errors import AccountingError, PlanError
+
+__all__ = ["GaussianSteps", "epsilon_of", "noise_multiplier_for"]
+
+_LARGEST_NOISE_MULTIPLIER = 1e4
+_RELATIVE_PRECISION = 1e-3
+_LARGEST_PRV_EPSILON = 30.0
+"""Above it RDP serves alone: there PRV gains nothing that matters, and its grid takes gigabytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianSteps:
+    """Steps of the Poisson-sampled Gaussian mechanism, under adding or removing one example.
+
+    Attributes:
+        noise_multiplier: Standard deviation of the noise over the clipping norm; 0 means no
+            privacy.
+        sampling_rate: Probability with which each example is in a step, in (0, 1].
+        steps: How many steps, at least 0.
+
+    Example:
+        >>> GaussianSteps(noise_multiplier=1.0, sampling_rate=0.01, steps=100).steps
+        100
+    """
+
+    noise_multiplier: float
+    sampling_rate: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
+            raise PlanError(
+                f"noise_multiplier: expected a finite number >= 0, got {self.noise_multiplier}"
+            )
+        if not 0 < self.sampling_rate <= 1:
+            raise PlanError(
+                f"sampling_rate: expected a probability in (0, 1], got {self.sampling_rate}"
+            )
+        if self.steps < 0:
+            raise PlanError(f"steps: expected at least 0, got {self.steps}")
+
+
+def epsilon_of(events: Sequence[GaussianSteps], delta: float) -> float:
+    """Bounds the epsilon of everything in `events` together, at `delta`.
+
+    Guarantee: the training that took exactly these steps is (epsilon, delta)-differentially private
+    with respect to adding or removing one example, given that every step was Poisson-sampled at its
+    rate and noised with its multiplier.
+
+    Args:
+        events: The steps taken, in any order.
+        delta: Failure probability, in (0, 1).
+
+    Returns:
+        An upper bound; 0 where nothing was taken, `inf` where a step carried no noise.
+
+    Raises:
+        PlanError: `delta` is not in (0, 1).
+        AccountingError: No accountant could bound these events.
+
+    Example:
+        >>> steps = GaussianSteps(noise_multiplier=1.1, sampling_rate=256 / 60_000, steps=1000)
+        >>> round(epsilon_of([steps], delta=1e-5), 2)
+        0.61
+    """
+    if not 0 < delta < 1:
+        raise PlanError(f"delta: expected a probability in (0, 1), got {delta}")
+    taken = [event for event in events if event.steps > 0]
+    if not taken:
+        return 0.0
+    if any(event.noise_multiplier == 0 for event in taken):
+        return math.inf
+    history = [(event.noise_multiplier, event.sampling_rate, event.steps) for event in taken]
+    bounds = [_bound(_opacus.rdp_epsilon, history, delta)]
+    if not bounds[0] > _LARGEST_PRV_EPSILON:
+        bounds.append(_bound(_opacus.prv_epsilon, history, delta))
+    finite = [bound for bound in bounds if math.isfinite(bound)]
+    if not finite:
+        raise AccountingError(
+            f"expected an accountant to bound {history} at delta={delta}, none could; use more "
+            "noise or fewer steps"
+        )
+    return min(finite)
+
+
+def noise_multiplier_for(
+    *, epsilon: float, delta: float, sampling_rate: float, steps: int
+) -> float:
+    """Finds the least noise multiplier, to one part in a thousand, that costs at most `epsilon`.
+
+    Args:
+        epsilon: The budget, > 0.
+        delta: Failure probability, in (0, 1).
+        sampling_rate: Probability with which each example is in a step, in (0, 1].
+        steps: Number of steps, at least 1.
+
+    Returns:
+        A noise multiplier with `epsilon_of(...) <= epsilon`: the search keeps its safe end.
+
+    Raises:
+        PlanError: A value is out of range, or no noise reaches this epsilon.
+
+    Example:
+        >>> sigma = noise_multiplier_for(epsilon=3.0, delta=1e-5, sampling_rate=1.0, steps=200)
+        >>> steps = GaussianSteps(noise_multiplier=sigma, sampling_rate=1.0, steps=200)
+        >>> epsilon_of([steps], delta=1e-5) <= 3.0
+        True
+    """
+    if not (math.isfinite(epsilon) and epsilon > 0):
+        raise PlanError(f"epsilon: expected a finite number > 0, got {epsilon}")
+
+    def cost(noise_multiplier: float) -> float:
+        event = GaussianSteps(
+            noise_multiplier=noise_multiplier, sampling_rate=sampling_rate, steps=steps
+        )
+        try:
+            return epsilon_of([event], delta)
+        except AccountingError:
+            return math.inf
+
+    low, high = _bracket(cost, epsilon)
+    if high.noise_multiplier > _LARGEST_NOISE_MULTIPLIER:
+        raise PlanError(
+            f"epsilon={epsilon} at delta={delta} cannot be reached in {steps} steps at sampling "
+            f"rate {sampling_rate:.4g}, even with a noise multiplier of {low.noise_multiplier:g}; "
+            "allow a larger epsilon, or plan fewer epochs or smaller batches"
+        )
+    return _narrow(cost, epsilon, low, high)
+
+
+class _Trial(NamedTuple):
+    """A noise multiplier that was tried, and what it costs."""
+
+    noise_multiplier: float
+    epsilon: float
+
+
+def _bracket(cost: Callable[[float], float], epsilon: float) -> tuple[_Trial, _Trial]:
+    """The last power of two that costs too much, and the next one, which does not."""
+    here = _Trial(1.0, cost(1.0))
+    factor = 2.0 if here.epsilon > epsilon else 0.5
+    while here.noise_multiplier <= _LARGEST_NOISE_MULTIPLIER:
+        there = _Trial(factor * here.noise_multiplier, cost(factor * here.noise_multiplier))
+        if (here.epsilon > epsilon) != (there.epsilon > epsilon):
+            return (here, there) if factor > 1 else (there, here)
+        here = there
+    return here, _Trial(math.inf, 0.0)
+
+
+def _narrow(cost: Callable[[float], float], epsilon: float, low: _Trial, high: _Trial) -> float:
+    """Closes in on the least noise that costs at most `epsilon`; returns the safe end."""
+    for trial in itertools.count():
+        if high.noise_multiplier - low.noise_multiplier <= (
+            _RELATIVE_PRECISION * high.noise_multiplier
+        ):
+            return high.noise_multiplier
+        # Epsilon is close to a power of the noise. Once one end is near, a guess kept half the
+        # precision away from it brings the other end there; halving keeps a bad guess harmless.
+        guess = _halfway(low, high) if trial % 3 == 2 else _power_law(low, high, epsilon)
+        tried = _Trial(guess, cost(guess))
+        low, high = (low, tried) if tried.epsilon <= epsilon else (tried, high)
+    raise AssertionError("an endless loop ended")
+
+
+def _halfway(low: _Trial, high: _Trial) -> float:
+    """The middle of the bracket."""
+    return (low.noise_multiplier + high.noise_multiplier) / 2
+
+
+def _power_law(low: _Trial, high: _Trial, epsilon: float) -> float:
+    """Where a power law through both ends costs `epsilon`, a little inside of the bracket."""
+    if not (math.isfinite(low.epsilon) and high.epsilon > 0):
+        return _halfway(low, high)
+    fraction = math.log(low.epsilon / epsilon) / math.log(low.epsilon / high.epsilon)
+    ratio = high.noise_multiplier / low.noise_multiplier
+    guess: float = low.noise_multiplier * ratio**fraction
+    nudge = 1 + _RELATIVE_PRECISION / 2
+    return min(max(guess, low.noise_multiplier * nudge), high.noise_multiplier / nudge)
+
+
+def _bound(
+    method: Callable[[list[_opacus.Event], float], float],
+    history: list[_opacus.Event],
+    delta: float,
+) -> float:
+    """One accountant's bound, or `nan` where its numerics give up: the other one then serves."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            return method(history, delta)
+    except (
+        ValueError,
+        RuntimeError,
+        RuntimeWarning,
+        OverflowError,
+        FloatingPointError,
+        MemoryError,
+    ):
+        return math.nan

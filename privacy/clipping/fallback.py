@@ -1,0 +1,91 @@
+"""Any other layer that holds parameters, through `torch.func`: exact, and slow.
+
+It costs one more forward and backward pass, vectorised over the examples.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from privacy.clipping.gradients import Instantiated, PerExampleGradients
+from privacy.errors import UnsupportedLayer
+
+__all__ = ["FallbackRule"]
+
+
+class FallbackRule:
+    """The rule of a layer that has none of its own.
+
+    The layer must map one tensor to one tensor, examples in dimension 0 of both, and give the same
+    output when it runs again: a Dropout inside it is refused.
+
+    Example:
+        >>> FallbackRule(nn.PReLU(), "act").forward(torch.zeros(2, 3))[0].shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, layer: nn.Module, name: str) -> None:
+        self.layer = layer
+        self.name = name
+        self.parameters = tuple(layer.parameters())
+        self._plain_forward = layer.forward
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """The layer itself."""
+        output = self._plain_forward(inputs)
+        if not isinstance(output, torch.Tensor) or output.shape[:1] != inputs.shape[:1]:
+            raise UnsupportedLayer(
+                f"{self.name}: expected {type(self.layer).__name__} to map a batch to one tensor "
+                "with the same number of rows; replace it, or freeze its parameters"
+            )
+        return output, ()
+
+    def input_gradient(
+        self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
+    ) -> torch.Tensor:
+        """By running the layer again, on the whole batch."""
+        with torch.enable_grad():
+            leaf = inputs.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self._plain_forward(leaf), leaf, output_gradient)
+        return gradient
+
+    def per_example_gradients(
+        self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
+    ) -> list[tuple[nn.Parameter, PerExampleGradients]]:
+        """By running the layer again, vectorised over examples of one."""
+        plain = _Plain(self.layer, self._plain_forward)
+        named = {name: p for name, p in plain.named_parameters() if p.requires_grad}
+        values = {name: p.detach() for name, p in named.items()}
+
+        def of_example(x: torch.Tensor, dy: torch.Tensor) -> dict[str, torch.Tensor]:
+            def run(current: dict[str, torch.Tensor]) -> torch.Tensor:
+                output: torch.Tensor = torch.func.functional_call(plain, current, (x.unsqueeze(0),))
+                return output.squeeze(0)
+
+            pull_back = torch.func.vjp(run, values)[1]
+            (gradients,) = pull_back(dy)
+            return dict(gradients)
+
+        try:
+            gradients = torch.func.vmap(of_example)(inputs, output_gradient)
+        except RuntimeError as error:
+            raise UnsupportedLayer(
+                f"{self.name}: {type(self.layer).__name__} cannot run on one example at a time "
+                "(draws random numbers, or decides by its input's values); move its parameters "
+                f"into layers of their own, or freeze them: {error}"
+            ) from error
+        return [(named[name], Instantiated(gradient)) for name, gradient in gradients.items()]
+
+
+class _Plain(nn.Module):
+    """The layer with its own forward, whatever its `forward` attribute says now."""
+
+    def __init__(self, layer: nn.Module, plain_forward: Callable[..., Any]) -> None:
+        super().__init__()
+        self.layer = layer
+        self._plain_forward = plain_forward
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        return self._plain_forward(inputs)

@@ -1,0 +1,210 @@
+"""How a layer is recorded: per-example gradients take the place of its weight gradient.
+
+`install` replaces the `forward` of every layer that holds a trainable parameter. The replacement
+computes what the layer computes and, in backward, the gradient of its input only; the ordinary
+weight gradient is never formed, so a plain `backward()` on an installed model leaves every `.grad`
+as it was. No module hook is used: in-place operations after a layer stay allowed.
+"""
+
+import copy
+from collections.abc import Callable, Sequence
+from types import MethodType
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from privacy.clipping.gradients import PerExampleGradients
+from privacy.clipping.tape import Tape
+from privacy.errors import StepError, UnsupportedLayer
+
+__all__ = ["Installation", "LayerRule", "Rules", "install"]
+
+
+class LayerRule(Protocol):
+    """One layer's mathematics.
+
+    Called in the order: `forward`, then in backward `per_example_gradients` and `input_gradient`.
+    A rule keeps nothing between calls; what backward needs goes through `saved`.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+        """The layer's output, and tensors to save beside the input."""
+
+    def input_gradient(
+        self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
+    ) -> torch.Tensor:
+        """The gradient at the layer's input."""
+
+    def per_example_gradients(
+        self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
+    ) -> list[tuple[nn.Parameter, PerExampleGradients]]:
+        """One entry for each trainable parameter of the layer."""
+
+
+Rules = Callable[[nn.Module, str], LayerRule]
+"""Finds the rule of a layer, given the layer and its dotted name."""
+
+
+class Installation:
+    """The layers whose `forward` was replaced; `remove` puts every one back.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 1))
+        >>> installation = install(model, Tape(), lambda module, name: None)
+        >>> installation.remove()
+        >>> "forward" in vars(model[0])
+        False
+    """
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        self._layers = layers
+
+    def remove(self) -> None:
+        """Gives every layer its own forward back; calling it twice is harmless.
+
+        Example:
+            >>> Installation([]).remove()
+        """
+        for layer in self._layers:
+            vars(layer).pop("forward", None)
+        self._layers = []
+
+
+def install(model: nn.Module, tape: Tape, rule_of: Rules) -> Installation:
+    """Lets every layer of `model` that holds a trainable parameter write on `tape`.
+
+    A deep copy of an installed model is a plain model again: each copied layer has its own forward.
+
+    Args:
+        model: Any module; batch in dimension 0.
+        tape: Where the layers write while it records.
+        rule_of: Finds each layer's rule.
+
+    Raises:
+        StepError: The model is installed already.
+        UnsupportedLayer: A layer is used inside another one that is recorded as a whole, and
+            outside of it too.
+
+    Example:
+        >>> from privacy.clipping import rule_of
+        >>> model, tape = nn.Linear(2, 1), Tape()
+        >>> installation = install(model, tape, rule_of)
+        >>> with tape.record(examples=3):
+        ...     model(torch.ones(3, 2)).sum().backward()
+        >>> [[round(x, 6) for x in p.squared_norms().tolist()] for p in tape.take().values()]
+        [[2.0, 2.0, 2.0], [1.0, 1.0, 1.0]]
+        >>> model.weight.grad is None
+        True
+    """
+    layers = _owners(model)
+    for name, layer in layers:
+        _refuse_replaced(name, layer)
+    _refuse_nested(layers)
+    rules = [(layer, rule_of(layer, name), name) for name, layer in layers]
+    for layer, rule, name in rules:
+        vars(layer)["forward"] = _RecordedForward(layer, rule, tape, name)
+    return Installation([layer for _, layer in layers])
+
+
+def _refuse_replaced(name: str, layer: nn.Module) -> None:
+    """Refuses a layer whose forward is not its class's own; a deep copy's is."""
+    forward = vars(layer).get("forward")
+    own = MethodType(type(layer).forward, layer)
+    if forward is not None and forward != own:
+        raise StepError(
+            f"{name}: its forward is already replaced; detach the earlier private training first, "
+            "or attach before other tools replace forward"
+        )
+
+
+def _refuse_nested(layers: list[tuple[str, nn.Module]]) -> None:
+    """Refuses a layer that would be recorded twice: by itself and inside a layer around it."""
+    for outer_name, outer in layers:
+        inside = {id(module) for module in outer.modules()} - {id(outer)}
+        for name, layer in layers:
+            if id(layer) in inside:
+                raise UnsupportedLayer(
+                    f"{name}: it is used by itself and inside {outer_name}, whose parameters are "
+                    "clipped together with it; use it in one place, or move the parameters of "
+                    f"{outer_name} into a layer of their own"
+                )
+
+
+def _owners(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The outermost modules that own a trainable parameter directly, with their dotted names."""
+    found: list[tuple[str, nn.Module]] = []
+
+    def visit(name: str, module: nn.Module) -> None:
+        if any(p.requires_grad for p in module.parameters(recurse=False)):
+            found.append((name or type(module).__name__, module))
+            return
+        for child_name, child in module.named_children():
+            visit(f"{name}.{child_name}" if name else child_name, child)
+
+    visit("", model)
+    # One module under two names is one layer that is called twice.
+    return list({id(module): (name, module) for name, module in reversed(found)}.values())[::-1]
+
+
+class _RecordedForward:
+    """The replacement for one layer's forward; a class because a copy writes nothing."""
+
+    def __init__(self, layer: nn.Module, rule: LayerRule, tape: Tape, name: str) -> None:
+        self._layer, self._rule, self._tape, self._name = layer, rule, tape, name
+        self._plain_forward = layer.forward
+
+    def __call__(self, *inputs: Any, **settings: Any) -> Any:
+        trainable = [p for p in self._rule.parameters if p.requires_grad]
+        if not trainable or not torch.is_grad_enabled():
+            return self._plain_forward(*inputs, **settings)
+        if settings or len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
+            raise UnsupportedLayer(
+                f"{self._name}: expected {type(self._layer).__name__} to be called with one "
+                f"tensor, got {len(inputs)} positional and {len(settings)} named arguments; only "
+                "layers that map one tensor to one tensor can be clipped: replace it, or freeze "
+                "its parameters"
+            )
+        return _apply(self._rule, self._tape, self._name, inputs[0], *trainable)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        return MethodType(type(self._layer).forward, copy.deepcopy(self._layer, memo))
+
+
+class _RecordedLayer(torch.autograd.Function):
+    """A layer whose backward gives the input's gradient and writes the rest on the tape."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rule: LayerRule,
+        tape: Tape,
+        name: str,
+        inputs: torch.Tensor,
+        *trainable: nn.Parameter,
+    ) -> torch.Tensor:
+        output, saved = rule.forward(inputs)
+        ctx.rule, ctx.tape, ctx.name, ctx.trainable = rule, tape, name, len(trainable)
+        ctx.save_for_backward(inputs, *saved)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, output_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inputs, *saved = ctx.saved_tensors
+        rule: LayerRule = ctx.rule
+        if ctx.tape.recording:
+            for parameter, part in rule.per_example_gradients(inputs, saved, output_gradient):
+                ctx.tape.add(parameter, part, examples=output_gradient.shape[0], layer=ctx.name)
+        input_gradient = (
+            rule.input_gradient(inputs, saved, output_gradient) if ctx.needs_input_grad[3] else None
+        )
+        # The parameters are inputs only so that the output depends on them; their gradients go to
+        # the tape.
+        return (None, None, None, input_gradient, *[None] * ctx.trainable)
+
+
+_apply: Callable[..., torch.Tensor] = _RecordedLayer.apply

@@ -1,0 +1,64 @@
+"""The errors of `privacy`: every one says which promise could not be kept and what restores it."""
+
+__all__ = [
+    "AccountingError",
+    "BudgetExceeded",
+    "PlanError",
+    "PrivacyError",
+    "StepError",
+    "UnsupportedLayer",
+]
+
+
+class PrivacyError(Exception):
+    """Every error `privacy` raises on purpose; never raised itself.
+
+    Example:
+        >>> issubclass(UnsupportedLayer, PrivacyError)
+        True
+    """
+
+
+class PlanError(PrivacyError, ValueError):
+    """A plan's values contradict each other, or ask for what cannot be reached.
+
+    Example:
+        >>> issubclass(PlanError, ValueError)
+        True
+    """
+
+
+class AccountingError(PrivacyError):
+    """No accountant can give a bound for these events; there is no epsilon to report.
+
+    Example:
+        >>> issubclass(AccountingError, PrivacyError)
+        True
+    """
+
+
+class UnsupportedLayer(PrivacyError, ValueError):
+    """A layer mixes examples or cannot be recorded; the message gives its dotted name and the cure.
+
+    Example:
+        >>> issubclass(UnsupportedLayer, ValueError)
+        True
+    """
+
+
+class StepError(PrivacyError, RuntimeError):
+    """A private step was asked for in a state in which its guarantee would not hold.
+
+    Example:
+        >>> issubclass(StepError, RuntimeError)
+        True
+    """
+
+
+class BudgetExceeded(PrivacyError, RuntimeError):
+    """The next step would spend more than the plan allows; it was not taken.
+
+    Example:
+        >>> issubclass(BudgetExceeded, PrivacyError)
+        True
+    """

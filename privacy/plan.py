@@ -1,0 +1,196 @@
+"""The plan: sampling rate, steps, clipping norm and noise in one frozen value.
+
+The sampler, the clipping, the noise and the accountant all read the same plan, so that they agree
+by construction. What only changes speed (physical batch size, kernels) is deliberately not here.
+"""
+
+import math
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from privacy.accounting import GaussianSteps, epsilon_of, noise_multiplier_for
+from privacy.errors import PlanError
+
+__all__ = ["DPPlan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DPPlan:
+    """What a private training will do, fixed before it starts.
+
+    Guarantee: training that follows the plan (each step's batch drawn by Poisson sampling, each
+    example's gradient clipped to `max_grad_norm`, Gaussian noise of standard deviation
+    `noise_multiplier * max_grad_norm` added to their sum) is (`epsilon(delta)`,
+    delta)-differentially private under adding or removing one example (Abadi et al. 2016, arXiv
+    1607.00133). `samples` is taken to be public.
+
+    Attributes:
+        samples: Number of training examples, n.
+        batch_size: Expected size of a Poisson batch, in [1, samples]; the sampling rate is
+            batch_size / samples.
+        epochs: Expected passes over the data, > 0; the number of steps is `round(epochs * samples /
+            batch_size)`, at least 1.
+        max_grad_norm: The L2 norm C to which each example's gradient is clipped, > 0.
+        noise_multiplier: Noise over C, > 0; None until given or calibrated.
+        delta: The delta that epsilon is stated at, in (0, 1 / samples); None until given or
+            calibrated.
+        target_epsilon: The budget that `calibrate` was asked for; None when the noise was given.
+
+    Raises:
+        PlanError: A value is out of its range.
+
+    Example:
+        >>> plan = DPPlan(samples=60_000, batch_size=2048, epochs=20, max_grad_norm=1.0)
+        >>> plan = plan.calibrate(epsilon=3.0, delta=1e-5)
+        >>> plan.steps, plan.epsilon() <= 3.0
+        (586, True)
+    """
+
+    samples: int
+    batch_size: int
+    epochs: float
+    max_grad_norm: float = 1.0
+    noise_multiplier: float | None = None
+    delta: float | None = None
+    target_epsilon: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise PlanError(f"samples: expected at least 1, got {self.samples}")
+        if not 1 <= self.batch_size <= self.samples:
+            raise PlanError(
+                f"batch_size: expected 1 to {self.samples} (the number of samples), got "
+                f"{self.batch_size}: a sampling rate above 1 has no meaning"
+            )
+        _require_positive("epochs", self.epochs)
+        _require_positive("max_grad_norm", self.max_grad_norm)
+        if self.noise_multiplier is not None:
+            _require_positive("noise_multiplier", self.noise_multiplier)
+        if self.delta is not None:
+            self._check_delta(self.delta)
+        if self.target_epsilon is not None:
+            _require_positive("target_epsilon", self.target_epsilon)
+
+    @property
+    def sampling_rate(self) -> float:
+        """Probability q with which each example is in a step's batch.
+
+        Example:
+            >>> DPPlan(samples=100, batch_size=10, epochs=1).sampling_rate
+            0.1
+        """
+        return self.batch_size / self.samples
+
+    @property
+    def steps(self) -> int:
+        """Number of noised steps.
+
+        Example:
+            >>> DPPlan(samples=50_000, batch_size=128, epochs=1).steps
+            391
+        """
+        return max(1, round(self.epochs * self.samples / self.batch_size))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether the plan has its noise.
+
+        Example:
+            >>> DPPlan(samples=100, batch_size=10, epochs=1).calibrated
+            False
+        """
+        return self.noise_multiplier is not None
+
+    def calibrate(self, *, epsilon: float, delta: float) -> "DPPlan":
+        """A new plan with the least noise whose whole training costs at most `epsilon` at `delta`.
+
+        Args:
+            epsilon: The budget, > 0.
+            delta: Failure probability, in (0, 1 / samples).
+
+        Raises:
+            PlanError: A value is out of range, or no noise reaches this epsilon.
+
+        Example:
+            >>> plan = DPPlan(samples=1000, batch_size=1000, epochs=5)
+            >>> plan.calibrate(epsilon=8, delta=1e-4).epsilon() <= 8
+            True
+        """
+        self._check_delta(delta)
+        noise_multiplier = noise_multiplier_for(
+            epsilon=epsilon, delta=delta, sampling_rate=self.sampling_rate, steps=self.steps
+        )
+        return replace(self, noise_multiplier=noise_multiplier, delta=delta, target_epsilon=epsilon)
+
+    def event(self, steps: int | None = None) -> GaussianSteps:
+        """The first `steps` steps of the plan as an accountant's event; all of them by default.
+
+        Raises:
+            PlanError: The plan has no noise yet.
+
+        Example:
+            >>> DPPlan(samples=100, batch_size=10, epochs=1, noise_multiplier=1.0).event().steps
+            10
+        """
+        if self.noise_multiplier is None:
+            raise PlanError(
+                "the plan has no noise yet: call plan.calibrate(epsilon=..., delta=...) or give "
+                "DPPlan a noise_multiplier"
+            )
+        return GaussianSteps(
+            noise_multiplier=self.noise_multiplier,
+            sampling_rate=self.sampling_rate,
+            steps=self.steps if steps is None else steps,
+        )
+
+    def epsilon(self, delta: float | None = None) -> float:
+        """What the whole training costs, at `delta` or at the plan's own.
+
+        Raises:
+            PlanError: The plan has no noise, or no delta is known.
+
+        Example:
+            >>> plan = DPPlan(samples=1000, batch_size=100, epochs=5, noise_multiplier=2.0)
+            >>> 0 < plan.epsilon(delta=1e-4) < plan.epsilon(delta=1e-6)
+            True
+        """
+        return epsilon_of([self.event()], self.delta_or_own(delta))
+
+    def delta_or_own(self, delta: float | None) -> float:
+        """`delta`, or the plan's own where it is None.
+
+        Raises:
+            PlanError: Neither is known, or it is out of range.
+
+        Example:
+            >>> DPPlan(samples=1000, batch_size=100, epochs=5, delta=1e-4).delta_or_own(None)
+            0.0001
+        """
+        chosen = self.delta if delta is None else delta
+        if chosen is None:
+            raise PlanError("delta: the plan has none; give one, at most 1 / samples")
+        self._check_delta(chosen)
+        return chosen
+
+    def to_dict(self) -> dict[str, Any]:
+        """The plan as plain JSON values.
+
+        Example:
+            >>> plan = DPPlan(samples=100, batch_size=10, epochs=1)
+            >>> DPPlan(**plan.to_dict()) == plan
+            True
+        """
+        return asdict(self)
+
+    def _check_delta(self, delta: float) -> None:
+        """Refuses a delta that would allow publishing somebody's record outright."""
+        if not 0 < delta < 1 / self.samples:
+            raise PlanError(
+                f"delta: expected a probability below 1 / samples = {1 / self.samples:.3g}, got "
+                f"{delta}: a larger delta would permit publishing one example in the clear"
+            )
+
+
+def _require_positive(name: str, value: float) -> None:
+    if not (math.isfinite(value) and value > 0):
+        raise PlanError(f"{name}: expected a finite number > 0, got {value}")

@@ -1,0 +1,182 @@
+"""Poisson sampling: every example enters every step by its own secret coin.
+
+A sample's size varies, and may be zero; it is a step all the same. For the hardware's sake it is
+cut into physical batches, filled up with masked rows, so that few shapes occur and an empty sample
+still has a batch. Shuffled batches of fixed size are deliberately not here: their privacy is not
+that of Poisson sampling (Annamalai et al. 2024, arXiv 2411.10614).
+"""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import default_collate
+
+from privacy.errors import PlanError
+from privacy.noise import SecureGenerator
+
+__all__ = ["PhysicalBatch", "PhysicalBatches", "cut", "read", "sample_indices"]
+
+
+class MapStyle(Protocol):
+    """A data set of (image, label) pairs that knows its length."""
+
+    def __len__(self) -> int:
+        """Number of examples."""
+
+    def __getitem__(self, index: int, /) -> Any:
+        """The pair at `index`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhysicalBatches:
+    """How a sample is cut: this changes speed and memory, never the privacy.
+
+    Attributes:
+        size: Most rows in one physical batch, at least 1.
+        multiple: The last one is filled up to a multiple of this many rows; `size` gives wholly
+            fixed shapes.
+
+    Raises:
+        PlanError: A value is out of its range.
+
+    Example:
+        >>> PhysicalBatches(size=512).multiple
+        8
+    """
+
+    size: int = 512
+    multiple: int = 8
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or not 1 <= self.multiple <= self.size:
+            raise PlanError(
+                "physical batches: expected size >= 1 and multiple in [1, size], got "
+                f"size={self.size}, multiple={self.multiple}"
+            )
+
+
+@dataclass(frozen=True)
+class PhysicalBatch:
+    """Part of one Poisson sample.
+
+    Attributes:
+        indices: The examples in it, int64 [k], k >= 0.
+        rows: Its number of rows, >= k; the rows after the first k are filling.
+        last: Whether it completes the sample.
+
+    Example:
+        >>> PhysicalBatch(torch.tensor([7]), rows=2, last=True).mask()
+        tensor([ True, False])
+    """
+
+    indices: torch.Tensor
+    rows: int
+    last: bool
+
+    def mask(self) -> torch.Tensor:
+        """Which rows are examples, bool [rows].
+
+        Example:
+            >>> PhysicalBatch(torch.tensor([], dtype=torch.int64), rows=1, last=True).mask()
+            tensor([False])
+        """
+        return torch.arange(self.rows) < len(self.indices)
+
+
+def sample_indices(
+    generator: SecureGenerator, *, samples: int, sampling_rate: float
+) -> torch.Tensor:
+    """Draws one Poisson sample: indices in ascending order, int64 [k].
+
+    Guarantee: each of the `samples` examples is in it independently, with probability
+    `sampling_rate` to within 2^-53.
+
+    Example:
+        >>> sample_indices(SecureGenerator(), samples=3, sampling_rate=1.0)
+        tensor([0, 1, 2])
+    """
+    return generator.bernoulli(samples, sampling_rate).nonzero().squeeze(1)
+
+
+def cut(indices: torch.Tensor, batches: PhysicalBatches) -> list[PhysicalBatch]:
+    """Cuts a sample into physical batches of about equal size.
+
+    An empty sample becomes one batch of filling: it is a step like any other.
+
+    Example:
+        >>> [b.rows for b in cut(torch.arange(20), PhysicalBatches(size=16, multiple=4))]
+        [12, 12]
+        >>> [b.rows for b in cut(torch.arange(0), PhysicalBatches(size=16, multiple=4))]
+        [4]
+    """
+    count = max(1, -(-len(indices) // batches.size))
+    parts = torch.tensor_split(indices, count)
+    return [
+        PhysicalBatch(part, rows=_filled(len(part), batches), last=number == count - 1)
+        for number, part in enumerate(parts)
+    ]
+
+
+def read(dataset: MapStyle, batch: PhysicalBatch) -> tuple[torch.Tensor, torch.Tensor]:
+    """Reads a physical batch, with zeros in the rows that are filling.
+
+    A data set with a method `batch(indices) -> (images, labels)` is read whole; any other one
+    example at a time.
+
+    Raises:
+        PlanError: The data set does not give pairs of images and labels.
+
+    Example:
+        >>> dataset = [(torch.ones(2), 1)] * 4
+        >>> read(dataset, PhysicalBatch(torch.tensor([0]), rows=2, last=True))
+        (tensor([[1., 1.],
+                [0., 0.]]), tensor([1, 0]))
+    """
+    indices = batch.indices
+    # An empty sample still needs to know what an example looks like.
+    wanted = indices if len(indices) else torch.zeros(1, dtype=torch.int64)
+    images, labels = _pairs(dataset, wanted)
+    images, labels = images[: len(indices)], labels[: len(indices)]
+    filling = batch.rows - len(indices)
+    if filling:
+        images = torch.cat([images, images.new_zeros(filling, *images.shape[1:])])
+        labels = torch.cat([labels, labels.new_zeros(filling, *labels.shape[1:])])
+    return images, labels
+
+
+def _pairs(dataset: MapStyle, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pairs at `indices`, stacked."""
+    whole = getattr(dataset, "batch", None)
+    pairs = whole(indices) if callable(whole) else [dataset[i] for i in indices.tolist()]
+    try:
+        images, labels = _unpacked(pairs if callable(whole) else default_collate(pairs))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise PlanError(
+            "dataset: expected pairs (image, label) of tensors or numbers, all of one shape; the "
+            f"examples read could not be stacked: {error}"
+        ) from error
+    if not (isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)):
+        raise PlanError(
+            "dataset: expected pairs (image, label) of tensors or numbers, got "
+            f"({type(images).__name__}, {type(labels).__name__})"
+        )
+    if len(images) != len(indices) or len(labels) != len(indices):
+        raise PlanError(
+            f"dataset: expected {len(indices)} images and labels for {len(indices)} indices, got "
+            f"{len(images)} and {len(labels)}"
+        )
+    return images, labels
+
+
+def _unpacked(pairs: Any) -> tuple[Any, Any]:
+    """A tuple or list of two; a tensor of two rows is neither."""
+    if not isinstance(pairs, (tuple, list)):
+        raise TypeError(f"got one {type(pairs).__name__}")
+    images, labels = pairs
+    return images, labels
+
+
+def _filled(rows: int, batches: PhysicalBatches) -> int:
+    """Rows rounded up to the multiple, within the largest size."""
+    return min(max(1, -(-rows // batches.multiple)) * batches.multiple, max(batches.size, rows))

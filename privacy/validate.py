@@ -1,0 +1,310 @@
+"""Which layers mix examples, by dotted name, and what to put instead.
+
+A per-example gradient exists only where each output row depends on its own input row, and a model
+is private only where nothing but the noised step writes to it. Both are checked: by type, by a
+probe that changes one example and looks at the others, and by a rehearsal of one backward pass.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from privacy.clipping import Tape
+from privacy.errors import PrivacyError, StepError, UnsupportedLayer
+from privacy.update import differentiate
+
+__all__ = [
+    "check_layers",
+    "check_trainable",
+    "fix",
+    "mixing_layers",
+    "probe",
+    "rehearse",
+    "trainable_parameters",
+]
+
+_GROUPS = 32
+_PROBE_TOLERANCE = 1e-4
+
+
+def mixing_layers(model: nn.Module) -> dict[str, str]:
+    """Finds layers that, in their present mode, mix examples or keep statistics of them.
+
+    Args:
+        model: Any module.
+
+    Returns:
+        Dotted name to what is wrong and the cure, empty where nothing is.
+
+    Example:
+        >>> sorted(mixing_layers(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))))
+        ['1']
+        >>> mixing_layers(nn.BatchNorm2d(4).eval().requires_grad_(False))
+        {}
+    """
+    found = {}
+    for name, layer in model.named_modules():
+        label = name or type(layer).__name__
+        kind = type(layer).__name__
+        if isinstance(layer, _BatchNorm) and (layer.training or not layer.track_running_stats):
+            found[label] = (
+                f"{kind} mixes examples; put GroupNorm in its place with privacy.fix(model), "
+                "or freeze it: layer.eval() before every step"
+            )
+        elif isinstance(layer, _InstanceNorm) and layer.track_running_stats and layer.training:
+            found[label] = (
+                f"{kind} keeps running statistics of the examples without noise; set "
+                "track_running_stats=False"
+            )
+    return found
+
+
+def check_layers(model: nn.Module) -> None:
+    """Refuses a model with layers that mix examples.
+
+    Raises:
+        UnsupportedLayer: Names every such layer and its cure.
+
+    Example:
+        >>> check_layers(nn.Linear(2, 2))
+    """
+    found = mixing_layers(model)
+    if found:
+        raise UnsupportedLayer("; ".join(f"{name}: {what}" for name, what in found.items()))
+
+
+def trainable_parameters(
+    model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, nn.Parameter]:
+    """The model's trainable parameters by dotted name, given that the optimizer steps all of them.
+
+    Raises:
+        StepError: There is none, the optimizer lacks some or holds others, or they lie on several
+            devices.
+
+    Example:
+        >>> model = nn.Linear(4, 2)
+        >>> sorted(trainable_parameters(model, torch.optim.SGD(model.parameters())))
+        ['bias', 'weight']
+    """
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not named:
+        raise StepError("the model has no trainable parameter: there is nothing to train")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for name, p in named.items() if id(p) not in held]
+    strangers = len(held - {id(p) for p in model.parameters()})
+    if missing or strangers:
+        raise StepError(
+            "optimizer: expected exactly the model's trainable parameters; it lacks "
+            f"{', '.join(missing) or 'none'} and holds {strangers} that are not the model's; build "
+            "it from model.parameters()"
+        )
+    devices = sorted({str(p.device) for p in named.values()})
+    if len(devices) > 1:
+        raise StepError(
+            f"parameters: expected one device, got {', '.join(devices)}; move the model to one"
+        )
+    return named
+
+
+def check_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuses a model whose trainable parameters are no longer `parameters`.
+
+    A parameter that became trainable later would be stepped by its raw gradient, without noise.
+
+    Raises:
+        StepError: Names the parameters that were added, replaced, frozen or unfrozen.
+
+    Example:
+        >>> model = nn.Linear(4, 2)
+        >>> parameters = dict(model.named_parameters())
+        >>> check_trainable(model.requires_grad_(False), parameters)
+        Traceback (most recent call last):
+        ...
+        privacy.errors.StepError: bias, weight: trainable when the model was attached or now, ...
+    """
+    now = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    changed = [n for n in {*now, *parameters} if now.get(n) is not parameters.get(n)]
+    if changed:
+        raise StepError(
+            f"{', '.join(sorted(changed))}: trainable when the model was attached or now, but not "
+            "both; freeze and unfreeze parameters before attach, or attach again"
+        )
+
+
+def fix(model: nn.Module) -> nn.Module:
+    """Puts a GroupNorm of the same channels in the place of every BatchNorm; weights are kept.
+
+    The number of groups is the largest divisor of the channels up to 32, and one where a
+    BatchNorm1d stood, whose rows may have no positions to average over. Statistics that the
+    BatchNorm had gathered are dropped. A layer that stood in two places stands in both again.
+
+    Args:
+        model: A module; a BatchNorm that is the model itself comes back as a new layer.
+
+    Returns:
+        The model.
+
+    Example:
+        >>> model = fix(nn.Sequential(nn.BatchNorm2d(6)))
+        >>> type(model[0]).__name__, model[0].num_groups
+        ('GroupNorm', 6)
+    """
+    if isinstance(model, _BatchNorm):
+        return _group_norm(model)
+    new: dict[int, nn.GroupNorm] = {}
+    for name, layer in list(model.named_modules(remove_duplicate=False)):
+        if isinstance(layer, _BatchNorm):
+            if id(layer) not in new:
+                new[id(layer)] = _group_norm(layer)
+            model.set_submodule(name, new[id(layer)])
+    return model
+
+
+def probe(model: nn.Module, images: torch.Tensor) -> None:
+    """Changes one example and looks whether the others' outputs move, or the model itself.
+
+    The model stays as it is, its random state too. What depends on other examples only in rare
+    inputs can pass.
+
+    Args:
+        model: In the mode in which it will be trained.
+        images: Two examples or more, [n, ...]; with one example only the model itself is watched.
+
+    Raises:
+        UnsupportedLayer: Another example's output moved, a forward pass wrote to a buffer or a
+            parameter, or the model does not map a batch to one tensor with a row an example.
+
+    Example:
+        >>> probe(nn.Flatten(), torch.rand(3, 2, 2))
+        >>> probe(nn.Softmax(dim=0), torch.rand(3, 4))
+        Traceback (most recent call last):
+        ...
+        privacy.errors.UnsupportedLayer: Softmax: changing the last example moved the output of ...
+    """
+    images = images.nan_to_num()
+    changed = images.clone()
+    # Whole numbers may be indices: another example's are surely in range.
+    changed[-1] = 1 - images[-1] * 0.5 if images.is_floating_point() else images[0]
+    with _state_kept(model) as written, torch.no_grad():
+        first, second = (_run(model, batch) for batch in (images, changed))
+    if written:
+        raise UnsupportedLayer(
+            f"a forward pass in training mode writes to {', '.join(written)}: statistics of the "
+            "examples would leave without noise; use layers that keep none, or put these layers "
+            "in eval mode"
+        )
+    difference = (first[:-1] - second[:-1]).abs().amax().item() if len(images) > 1 else 0.0
+    if difference > _PROBE_TOLERANCE * max(1.0, first.abs().amax().item()):
+        raise UnsupportedLayer(
+            f"{type(model).__name__}: changing the last example moved the output of the others by "
+            f"{difference:.3g}: a layer mixes examples, so no per-example gradient exists; look "
+            "for statistics or products over dimension 0"
+        )
+
+
+def rehearse(
+    model: nn.Module, images: torch.Tensor, parameters: Mapping[str, nn.Parameter], tape: Tape
+) -> None:
+    """Runs one backward pass as training will, and throws its gradients away.
+
+    Args:
+        model: A model whose layers write on `tape`.
+        images: An example or more, [n, ...].
+        parameters: The trainable parameters by dotted name.
+        tape: The tape.
+
+    Raises:
+        UnsupportedLayer: A layer cannot be recorded, or a trainable parameter is not used: it would
+            be trained on noise alone.
+
+    Example:
+        >>> from privacy.clipping import install, rule_of
+        >>> model, tape = nn.Linear(4, 2), Tape()
+        >>> installation = install(model, tape, rule_of)
+        >>> rehearse(model, torch.rand(3, 4), dict(model.named_parameters()), tape)
+    """
+    with torch.enable_grad():
+        losses = _run(model, images.nan_to_num()).reshape(len(images), -1).sum(1)
+        reached = differentiate(losses, parameters, tape, examples=len(images))
+    unused = [name for name, parameter in parameters.items() if parameter not in reached]
+    if unused:
+        raise UnsupportedLayer(
+            f"{', '.join(unused)}: trainable, but not used in the model's forward through the "
+            "layer that owns it; freeze it with requires_grad_(False), or call that layer"
+        )
+
+
+def _group_norm(layer: _BatchNorm) -> nn.GroupNorm:
+    """The GroupNorm in a BatchNorm's place."""
+    most = 1 if isinstance(layer, nn.BatchNorm1d) else _GROUPS
+    groups = max(g for g in range(1, most + 1) if layer.num_features % g == 0)
+    new = nn.GroupNorm(groups, layer.num_features, eps=layer.eps, affine=layer.affine)
+    if layer.affine:
+        new.load_state_dict({"weight": layer.weight.detach(), "bias": layer.bias.detach()})
+        new.to(device=layer.weight.device, dtype=layer.weight.dtype)
+        new.weight.requires_grad_(layer.weight.requires_grad)
+        new.bias.requires_grad_(layer.bias.requires_grad)
+    return new.train(layer.training)
+
+
+def _run(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    """One forward pass; each begins at the same random state, and leaves it as it was."""
+    devices = [images.device] if images.is_cuda else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            output = model(images)
+    except PrivacyError:
+        raise
+    except Exception as error:
+        raise UnsupportedLayer(
+            f"the model cannot run on the data set's images, {list(images.shape)} {images.dtype}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(output, torch.Tensor) or output.shape[:1] != images.shape[:1]:
+        raise UnsupportedLayer(
+            f"{type(model).__name__}: expected one tensor with {len(images)} rows, one an example, "
+            f"got {_described(output)}; attach a model that maps images to logits"
+        )
+    if not bool(output.isfinite().all()):
+        raise UnsupportedLayer(
+            f"{type(model).__name__}: its output is not finite on the first examples of the data "
+            "set; look for NaN in its weights, and for images outside [0, 1]"
+        )
+    return output
+
+
+def _described(output: object) -> str:
+    """A model's output in a few words."""
+    if isinstance(output, torch.Tensor):
+        return f"a tensor of shape {list(output.shape)}"
+    return type(output).__name__
+
+
+@contextmanager
+def _state_kept(model: nn.Module) -> Iterator[list[str]]:
+    """Restores parameters and buffers; afterwards the list names those that had been written."""
+    before = {name: tensor.detach().clone() for name, tensor in _state(model)}
+    written: list[str] = []
+    try:
+        yield written
+    finally:
+        for name, tensor in _state(model):
+            if name in before and not _same(tensor, before[name]):
+                tensor.detach().copy_(before[name])
+                written.append(name)
+
+
+def _state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Everything in a model that a forward pass could write to."""
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _same(now: torch.Tensor, before: torch.Tensor) -> bool:
+    """Whether two tensors are equal, a NaN being equal to itself."""
+    return torch.equal(now.nan_to_num(), before.nan_to_num())

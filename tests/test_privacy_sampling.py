@@ -1,0 +1,188 @@
+"""Poisson sampling against its laws, with fixed-size batches as the control to reject."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from privacy import PhysicalBatches, PlanError, SecureGenerator
+from privacy.sampling import PhysicalBatch, cut, read, sample_indices
+
+KEY = bytes(range(32))
+SAMPLES, RATE, DRAWS = 20, 0.2, 4000
+properties = settings(deadline=None, derandomize=True, max_examples=200)
+
+
+def poisson_inclusion() -> torch.Tensor:
+    """Which example was in which draw, bool [draws, samples]."""
+    generator = SecureGenerator(KEY)
+    included = torch.zeros(DRAWS, SAMPLES, dtype=torch.bool)
+    for row in included:
+        row[sample_indices(generator, samples=SAMPLES, sampling_rate=RATE)] = True
+    return included
+
+
+def fixed_size_inclusion() -> torch.Tensor:
+    """The control: batches of exactly rate times samples, as a shuffling loader gives them."""
+    generator = torch.Generator().manual_seed(0)
+    included = torch.zeros(DRAWS, SAMPLES, dtype=torch.bool)
+    for row in included:
+        row[torch.randperm(SAMPLES, generator=generator)[: int(RATE * SAMPLES)]] = True
+    return included
+
+
+def size_p_value(included: torch.Tensor) -> float:
+    """Chi-square of the sizes of the samples against the binomial law."""
+    observed = torch.bincount(included.sum(1).clamp(max=9), minlength=10).numpy()
+    law = stats.binom(SAMPLES, RATE)
+    expected = [*(law.pmf(k) for k in range(9)), law.sf(8)]
+    return float(stats.chisquare(observed, [DRAWS * p for p in expected]).pvalue)
+
+
+def dependence_p_value(included: torch.Tensor) -> float:
+    """Whether pairs of examples are included together as often as independent coins would."""
+    pairs = included.view(DRAWS, -1, 2)
+    both = int((pairs[:, :, 0] & pairs[:, :, 1]).sum())
+    return float(stats.binomtest(both, DRAWS * SAMPLES // 2, RATE**2).pvalue)
+
+
+def test_sizes_are_binomial_and_fixed_sizes_are_not() -> None:
+    """Mean, variance and shape of the sample's size."""
+    assert size_p_value(poisson_inclusion()) > 1e-3
+    assert size_p_value(fixed_size_inclusion()) < 1e-9
+
+
+def test_examples_are_included_independently_and_fixed_sizes_do_not() -> None:
+    """Two examples come together with probability q squared; in fixed-size batches less often."""
+    assert dependence_p_value(poisson_inclusion()) > 1e-3
+    assert dependence_p_value(fixed_size_inclusion()) < 1e-6
+
+
+def test_every_example_has_the_same_chance_in_every_draw() -> None:
+    """No example is favoured, and one draw says nothing about the next."""
+    included = poisson_inclusion()
+    counts = included.sum(0).numpy()
+    spread = ((counts - DRAWS * RATE) ** 2 / (DRAWS * RATE * (1 - RATE))).sum()
+    assert 1e-3 < stats.chi2(SAMPLES).cdf(spread) < 1 - 1e-3
+    again = int((included[1:] & included[:-1]).sum())
+    assert stats.binomtest(again, (DRAWS - 1) * SAMPLES, RATE**2).pvalue > 1e-3
+
+
+def test_the_rate_is_exact_where_it_is_tiny() -> None:
+    """A rate of one in a million is not rounded away."""
+    generator = SecureGenerator(KEY)
+    drawn = sample_indices(generator, samples=4_000_000, sampling_rate=1e-6)
+    assert stats.binomtest(len(drawn), 4_000_000, 1e-6).pvalue > 1e-3
+    assert torch.equal(drawn, drawn.sort().values)
+
+
+@properties
+@given(
+    count=st.integers(0, 300),
+    size=st.integers(1, 64),
+    multiple=st.integers(1, 64),
+)
+def test_a_cut_sample_is_whole(count: int, size: int, multiple: int) -> None:
+    """Every index once, no batch too large, one last batch, few row counts; an empty one too."""
+    batches = PhysicalBatches(size=size, multiple=min(size, multiple))
+    indices = torch.arange(count) * 3
+    parts = cut(indices, batches)
+    assert torch.equal(torch.cat([part.indices for part in parts]), indices)
+    assert [part.last for part in parts] == [False] * (len(parts) - 1) + [True]
+    for part in parts:
+        assert len(part.indices) <= part.rows <= size
+        assert part.rows >= 1
+        assert part.rows % batches.multiple == 0 or part.rows == size
+        assert int(part.mask().sum()) == len(part.indices)
+        assert part.mask()[: len(part.indices)].all()
+    assert len({part.rows for part in parts}) <= 2
+
+
+@pytest.mark.parametrize(("size", "multiple"), [(0, 1), (8, 0), (8, 9), (-1, -1)])
+def test_sizes_out_of_range_are_refused(size: int, multiple: int) -> None:
+    """Both numbers are in the message."""
+    with pytest.raises(PlanError, match=f"size={size}, multiple={multiple}"):
+        PhysicalBatches(size=size, multiple=multiple)
+
+
+class Whole:
+    """A data set that reads whole batches, and notes what it was asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Any:
+        raise AssertionError("read one at a time")
+
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.asked.append(indices.tolist())
+        return indices.float().view(-1, 1, 1, 1).expand(-1, 1, 2, 2), indices
+
+
+def test_a_data_set_with_batches_is_read_whole() -> None:
+    """One call, in the sample's order, with filling after it."""
+    data = Whole()
+    images, labels = read(data, PhysicalBatch(torch.tensor([7, 3]), rows=4, last=True))
+    assert data.asked == [[7, 3]]
+    assert images[:, 0, 0, 0].tolist() == [7, 3, 0, 0]
+    assert labels.tolist() == [7, 3, 0, 0]
+
+
+def test_any_map_style_data_set_is_read() -> None:
+    """Pairs of a tensor and a number, one at a time."""
+    data = [(torch.full((2,), float(i)), i) for i in range(5)]
+    images, labels = read(data, PhysicalBatch(torch.tensor([4, 1]), rows=3, last=True))
+    assert images.tolist() == [[4, 4], [1, 1], [0, 0]]
+    assert labels.tolist() == [4, 1, 0]
+    assert labels.dtype == torch.int64
+
+
+def test_an_empty_sample_has_the_shape_of_an_example() -> None:
+    """All of it is filling."""
+    images, labels = read(Whole(), PhysicalBatch(torch.arange(0), rows=2, last=True))
+    assert images.shape == (2, 1, 2, 2)
+    assert not images.any()
+    assert labels.tolist() == [0, 0]
+
+
+class Short(Whole):
+    """Drops an example."""
+
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return super().batch(indices[1:])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([torch.ones(2)] * 4, "could not be stacked"),
+        ([(torch.ones(2), 1, 2)] * 4, "could not be stacked"),
+        ([(torch.ones(2), 0), (torch.ones(3), 0)], "all of one shape"),
+        ([(torch.ones(2), "cat")] * 4, "got \\(Tensor, "),
+        (Short(), "expected 2 images and labels"),
+    ],
+    ids=["no label", "three parts", "mixed shapes", "names", "too few"],
+)
+def test_data_that_is_not_pairs_is_refused(data: Any, message: str) -> None:
+    """One typed error that says what was expected."""
+    with pytest.raises(PlanError, match=f"^dataset: .*{message}"):
+        read(data, PhysicalBatch(torch.tensor([0, 1]), rows=2, last=True))
+
+
+class Failing(Whole):
+    """A data set with an error of its own."""
+
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        raise ValueError("img_7.png: truncated")
+
+
+def test_a_data_sets_own_error_passes_unchanged() -> None:
+    """The data set knows better which file is broken."""
+    with pytest.raises(ValueError, match=r"^img_7\.png: truncated$"):
+        read(Failing(), PhysicalBatch(torch.tensor([0, 1]), rows=2, last=True))
