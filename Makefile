@@ -1,0 +1,48 @@
+# The two commands of the README are `make demo` and `make test`; each works from nothing.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fmt bench docs wheel clean
+
+help:  ## Show the verbs
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+# A stamp, so that a half-made environment is made again and a changed pyproject installs anew.
+# torchattacks pins an old `requests` that it never imports; the last line lifts it (see SECURITY.md).
+$(VENV)/.installed: pyproject.toml
+	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV): this downloads PyTorch and takes a few minutes"
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade requests 2>/dev/null
+	@touch $@
+
+demo: $(VENV)/.installed  ## Train, attack, seal, open and price a private and robust CNN
+	@$(RUN) examples/01_demo.py
+
+test: $(VENV)/.installed  ## Run every test, doctest, README block and example
+	$(RUN) -m pytest
+
+check: $(VENV)/.installed  ## Formatting, lint, strict types, architecture and public names
+	$(RUN) -m ruff format --check .
+	$(RUN) -m ruff check .
+	$(RUN) -m mypy
+	$(RUN) -m pytest -q -p no:randomly --no-header tests/test_architecture.py tests/test_public_names.py
+
+fmt: $(VENV)/.installed  ## Format and fix what can be fixed
+	$(RUN) -m ruff format .
+	$(RUN) -m ruff check --fix .
+
+bench: $(VENV)/.installed  ## Measure the cost of each protection and regenerate the tables
+	$(VENV)/bin/secure-cnn bench step --case compact --case resnet20 --objective n-fgsm --objective pgd --json docs/benchmarks.json
+	$(RUN) docs/tables.py
+
+docs: $(VENV)/.installed  ## Regenerate the tables of README and docs from the measurements
+	$(RUN) docs/tables.py
+
+wheel: $(VENV)/.installed  ## Build the wheel and the source distribution
+	$(RUN) -m build --no-isolation
+
+clean:  ## Remove what the verbs made, the environment too
+	rm -rf $(VENV) dist runs .mypy_cache .ruff_cache .pytest_cache .hypothesis

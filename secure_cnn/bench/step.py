@@ -1,0 +1,229 @@
+"""What one training step costs under each protection, against the plain step of the same network.
+
+Every variant trains a copy of the same model on the same images with the same optimizer; the steps
+are taken in turn within one run. Whole training runs are deliberately not here.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import torch
+from torch import nn
+
+import privacy
+from secure_cnn.bench.timing import Estimate, estimate, interleave, ratios
+from secure_cnn.data import DataSpec, ShuffledBatches, Split
+from secure_cnn.engine import CrossEntropy, MeanUpdate, Objective, Update, on_device
+from secure_cnn.report import Measurements, Row, hardware, versions
+
+__all__ = [
+    "Protection",
+    "Workload",
+    "cost_rows",
+    "document",
+    "measure_steps",
+    "protections",
+    "subset",
+    "synthetic",
+]
+
+_NOISE_MULTIPLIER = 1.0
+_MANY = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What is trained: a network, images, and the layout in memory.
+
+    Attributes:
+        case: Name of the row in the results.
+        model: The network; never trained itself, only its copies are.
+        split: Exactly one batch of images; every step sees it whole.
+        memory_format: Layout of the network and the images, the same for every variant.
+
+    Example:
+        >>> from secure_cnn.models import build_model
+        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
+        >>> model = build_model("compact", spec)
+        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
+        >>> len(load.split)
+        4
+    """
+
+    case: str
+    model: nn.Module
+    split: Split
+    memory_format: torch.memory_format = torch.contiguous_format
+
+
+def synthetic(spec: DataSpec, samples: int) -> Split:
+    """Random images and labels of the given shape: speed does not depend on what they show.
+
+    Example:
+        >>> len(synthetic(DataSpec(shape=(1, 8, 8), classes=("0", "1")), 4))
+        4
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (samples, *spec.shape), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(0, len(spec.classes), (samples,), generator=generator)
+    return Split(images=images, labels=labels)
+
+
+def subset(split: Split, samples: int) -> Split:
+    """The first `samples` examples of a split, or all where it has fewer.
+
+    Example:
+        >>> len(subset(synthetic(DataSpec(shape=(1, 8, 8), classes=("0", "1")), 4), 3))
+        3
+    """
+    return Split(images=split.images[:samples], labels=split.labels[:samples])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protection:
+    """One variant of a step: its objective, and whether DP-SGD makes the update.
+
+    Example:
+        >>> Protection(objective=CrossEntropy(), private=True).private
+        True
+    """
+
+    objective: Objective
+    private: bool
+
+
+def protections(
+    objectives: Mapping[str, Objective], *, private: bool = True
+) -> dict[str, Protection]:
+    """The plain step and every combination of the protections given, by variant.
+
+    Args:
+        objectives: Adversarial objectives by name.
+        private: Whether to combine each with DP-SGD too.
+
+    Example:
+        >>> list(protections({"pgd": CrossEntropy()}))
+        ['plain', 'private', 'pgd', 'private+pgd']
+    """
+    found: dict[str, Protection] = {}
+    plain: Objective = CrossEntropy()
+    for name, objective in [("", plain), *objectives.items()]:
+        found[name or "plain"] = Protection(objective=objective, private=False)
+        if private:
+            both = f"private+{name}" if name else "private"
+            found[both] = Protection(objective=objective, private=True)
+    return found
+
+
+def measure_steps(
+    load: Workload,
+    variants: Mapping[str, Protection],
+    *,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Row]:
+    """Times every variant's step in turn.
+
+    Args:
+        load: The workload.
+        variants: What `protections` gives, `plain` among them.
+        rounds: Counted rounds, at least 1.
+        clock: Seconds, ever rising.
+
+    Returns:
+        For each variant its `time` and, round by round against `plain`, its `time_ratio`.
+
+    Example:
+        >>> from secure_cnn.models import build_model
+        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
+        >>> model = build_model("compact", spec)
+        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
+        >>> sorted({row.metric for row in measure_steps(load, protections({}), rounds=2)})
+        ['time', 'time_ratio']
+    """
+    steps = {name: _stepper(load, protection) for name, protection in variants.items()}
+    return cost_rows(load.case, interleave(steps, rounds=rounds, warmup=2, clock=clock))
+
+
+def cost_rows(case: str, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
+    """Rows of the time and of the ratio to `plain`, which must be among the variants.
+
+    Example:
+        >>> rows = cost_rows("compact", {"plain": [1.0], "private": [2.0]})
+        >>> [(row.variant, row.metric, row.median) for row in rows]
+        [('plain', 'time', 1.0), ('plain', 'time_ratio', 1.0), ('private', 'time', 2.0), ('private',
+        'time_ratio', 2.0)]
+    """
+    rows = []
+    for variant, own in seconds.items():
+        rows.append(_row(case, variant, "time", estimate(own), "s"))
+        rows.append(_row(case, variant, "time_ratio", estimate(ratios(own, seconds["plain"])), "x"))
+    return rows
+
+
+def document(rows: Iterable[Row]) -> Measurements:
+    """Rows with when, where and with what they were measured.
+
+    Example:
+        >>> document([]).rows
+        ()
+    """
+    return Measurements(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        hardware=hardware(),
+        versions=versions(),
+        rows=tuple(rows),
+    )
+
+
+def _row(case: str, variant: str, metric: str, found: Estimate, unit: str) -> Row:
+    """One measured figure in the shape of the report."""
+    return Row(
+        case=case,
+        variant=variant,
+        metric=metric,
+        unit=unit,
+        median=found.median,
+        low=found.low,
+        high=found.high,
+        n=found.n,
+    )
+
+
+def _stepper(load: Workload, protection: Protection) -> Callable[[], None]:
+    """One training step of a copy of the model, as a call."""
+    model = copy.deepcopy(load.model).to(memory_format=load.memory_format).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    private = _attached(load, model, optimizer) if protection.private else None
+    update: Update = MeanUpdate(optimizer) if private is None else private.step
+    source = _endless(load) if private is None else private.batches
+    device = next(model.parameters()).device
+    batches = on_device(source, device, load.memory_format)
+
+    def step() -> None:
+        images, labels = next(batches)
+        update(protection.objective(model, images, labels))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return step
+
+
+def _attached(
+    load: Workload, model: nn.Module, optimizer: torch.optim.Optimizer
+) -> privacy.Private:
+    """DP-SGD at sampling rate 1: every step sees the same images as the plain one."""
+    samples = len(load.split)
+    plan = privacy.DPPlan(
+        samples=samples, batch_size=samples, epochs=_MANY, noise_multiplier=_NOISE_MULTIPLIER
+    )
+    cut = privacy.PhysicalBatches(size=samples, multiple=1)
+    return privacy.attach(plan, model, optimizer, load.split, physical_batches=cut)
+
+
+def _endless(load: Workload) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The whole split as one batch, reshuffled, again and again."""
+    return iter(ShuffledBatches(load.split, batch_size=len(load.split), epochs=_MANY, seed=0))

@@ -1,0 +1,232 @@
+"""Checkpoints of a run: a model with its claims, or a training under way; sealed when asked for.
+
+A model's file holds the tensors of its state dict under their own names. What a file needs for
+rebuilding the model is in its claims, as plain values: no class is ever looked up by a name from a
+file other than one of `MODELS`.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from secure_cnn import archive
+from secure_cnn.errors import ModelError, RunError
+from secure_cnn.models import Architecture, load_weights
+
+__all__ = [
+    "LoadedModel",
+    "Sealing",
+    "Unlocking",
+    "read_model",
+    "read_state",
+    "write_model",
+    "write_state",
+]
+
+_CLAIMS = "claims"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sealing:
+    """To whom checkpoints are encrypted, and who signs them.
+
+    Attributes:
+        recipients: Who can open them, at least one.
+        signer: Who vouches for them; None leaves them unsigned.
+
+    Raises:
+        RunError: There is no recipient.
+
+    Example:
+        >>> identity = archive.generate_identity()
+        >>> len(Sealing(recipients=(identity.recipient,)).recipients)
+        1
+    """
+
+    recipients: Sequence[archive.SlotWriter]
+    signer: archive.Signer | None = None
+
+    def __post_init__(self) -> None:
+        if not self.recipients:
+            raise RunError(
+                "sealing: expected at least one recipient, got none: nobody could open the file"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unlocking:
+    """What opens sealed checkpoints, and whose signatures count.
+
+    Attributes:
+        identity: An identity or a passphrase.
+        trusted: Signers of whom one must have signed; None asks for no signature.
+
+    Example:
+        >>> Unlocking(identity=archive.generate_identity()).trusted is None
+        True
+    """
+
+    identity: archive.SlotReader
+    trusted: Sequence[archive.Verifier] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model read back, with what its file claims.
+
+    Attributes:
+        model: In evaluation mode, on the CPU.
+        architecture: How it is built.
+        claims: What its maker says of it; bound into the file when that is sealed.
+
+    Example:
+        >>> sorted(LoadedModel.__dataclass_fields__)
+        ['architecture', 'claims', 'model']
+    """
+
+    model: nn.Module
+    architecture: Architecture
+    claims: Mapping[str, Any]
+
+
+def write_model(
+    path: Path,
+    model: nn.Module,
+    architecture: Architecture,
+    *,
+    claims: Mapping[str, archive.JSON],
+    sealing: Sealing | None,
+    overwrite: bool = False,
+) -> None:
+    """Writes a model's state dict with its claims; sealed where `sealing` is given, else plain.
+
+    Raises:
+        ArchiveError: The file exists, or cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> architecture = Architecture(
+        ...     model="compact", channels=1, height=8, width=8, classes=("a", "b"))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = Path(folder, "model.safetensors")
+        ...     write_model(path, architecture.build(), architecture, claims={"accuracy": 0.5},
+        ...                 sealing=None)
+        ...     read_model(path, unlocking=None).claims["accuracy"]
+        0.5
+    """
+    bound = {**claims, "architecture": architecture.to_dict()}
+    weights: dict[str, torch.Tensor] = dict(model.state_dict())
+    if sealing is None:
+        archive.save_plain(
+            path, {**weights, _CLAIMS: cast(archive.State, bound)}, overwrite=overwrite
+        )
+    else:
+        archive.save(
+            path,
+            cast(archive.State, weights),
+            recipients=sealing.recipients,
+            signer=sealing.signer,
+            claims=cast(Mapping[str, archive.JSON], bound),
+            name=path.name,
+            overwrite=overwrite,
+        )
+
+
+def read_model(path: Path, *, unlocking: Unlocking | None) -> LoadedModel:
+    """Reads what `write_model` wrote.
+
+    Guarantee: with `unlocking`, a file that is not sealed, was changed, or is not signed by whom it
+    must be, is refused.
+
+    Args:
+        path: A sealed file where `unlocking` is given, else a plain one.
+        unlocking: What opens it.
+
+    Raises:
+        ArchiveError: The file cannot be read or is not what it must be.
+        ModelError: It holds no model of ours, or weights that do not fit its architecture.
+
+    Example:
+        >>> read_model(Path("nowhere.safetensors"), unlocking=None)
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.StorageError: nowhere.safetensors: cannot read: ...
+    """
+    if unlocking is None:
+        state = read_state(path, unlocking=None)
+        claims = state.pop(_CLAIMS, None)
+    else:
+        # The claims are read first and then demanded: a file swapped in between is refused.
+        claims = archive.inspect(path).claims
+        state = read_state(path, unlocking=unlocking, expect=claims)
+    if not isinstance(claims, dict) or not isinstance(claims.get("architecture"), dict):
+        raise ModelError(
+            f"{path}: expected a model of ours, got a file whose claims name no architecture; "
+            "is it a training checkpoint, or another tool's file?"
+        )
+    architecture = Architecture.from_dict(cast(dict[str, Any], claims["architecture"]))
+    model = architecture.build()
+    load_weights(model, cast(dict[str, torch.Tensor], state))
+    return LoadedModel(model=model.eval(), architecture=architecture, claims=claims)
+
+
+def write_state(path: Path, state: Mapping[str, Any], *, sealing: Sealing | None) -> None:
+    """Writes a training state over the one before, whole or not at all.
+
+    Raises:
+        ArchiveError: It cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_state(Path(folder, "training.safetensors"), {"step": 3}, sealing=None)
+        ...     read_state(Path(folder, "training.safetensors"), unlocking=None)
+        {'step': 3}
+    """
+    tree = cast(archive.State, dict(state))
+    if sealing is None:
+        archive.save_plain(path, tree, overwrite=True)
+    else:
+        archive.save(
+            path,
+            tree,
+            recipients=sealing.recipients,
+            signer=sealing.signer,
+            name=path.name,
+            overwrite=True,
+        )
+
+
+def read_state(
+    path: Path, *, unlocking: Unlocking | None, expect: Mapping[str, object] | None = None
+) -> dict[str, Any]:
+    """Reads what `write_state` wrote.
+
+    Args:
+        path: A sealed file where `unlocking` is given, else a plain one.
+        unlocking: What opens it.
+        expect: Claims that a sealed file must carry.
+
+    Raises:
+        ArchiveError: The file cannot be read or is not what it must be.
+        ModelError: It holds no state.
+
+    Example:
+        >>> read_state(Path("nowhere.safetensors"), unlocking=None)
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.StorageError: nowhere.safetensors: cannot read: ...
+    """
+    if unlocking is None:
+        state = archive.load_plain(path)
+    else:
+        state = archive.load(
+            path, identity=unlocking.identity, trusted=unlocking.trusted, expect=expect
+        )
+    if not isinstance(state, dict):
+        raise ModelError(f"{path}: expected named tensors, got {type(state).__name__}")
+    return state

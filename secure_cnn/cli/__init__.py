@@ -1,0 +1,56 @@
+"""The command line: parse, call, print. Data goes to stdout, messages to stderr.
+
+Exit codes: 0 done; 1 an error we did not foresee; 2 wrong usage; 3 data, model, settings or folder;
+4 privacy; 5 attacks and robustness; 6 archives and keys; 130 interrupted, with a checkpoint to
+resume from.
+"""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from defenses import DefenseError
+from privacy import PrivacyError
+from secure_cnn.archive import ArchiveError
+from secure_cnn.cli import archive, bench, evaluate, train
+from secure_cnn.errors import SecureCNNError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="secure-cnn",
+    help="Train CNNs that are private, robust and sealed, and see what each protection costs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("train")(train.train)
+app.command("evaluate")(evaluate.evaluate)
+app.add_typer(bench.app, name="bench")
+app.add_typer(archive.app, name="archive")
+
+_EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
+    (ArchiveError, 6),
+    (DefenseError, 5),
+    (PrivacyError, 4),
+    (SecureCNNError, 3),
+)
+
+
+def main() -> None:
+    """Runs the command line; an error of ours is one line on stderr and its exit code.
+
+    Example:
+        >>> callable(main)
+        True
+    """
+    try:
+        app()
+    except (ArchiveError, DefenseError, PrivacyError, SecureCNNError) as error:
+        message, _, hint = " ".join(str(error).split()).partition("; ")
+        console = Console(stderr=True, highlight=False, soft_wrap=True)
+        console.print(f"error: {message}", style="bold red", markup=False)
+        if hint:
+            console.print(f"hint: {hint}", markup=False)
+        sys.exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))

@@ -1,0 +1,135 @@
+"""`secure-cnn train`: options into a recipe, the recipe into a run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from secure_cnn.cli.keys import sealing_from, unlocking_from
+from secure_cnn.errors import RunError
+from secure_cnn.models import MODELS
+from secure_cnn.recipe import Recipe, Run, run
+from secure_cnn.report import RunRecord, summary_table
+
+__all__ = ["train"]
+
+_INTERRUPTED = 130
+_DEFAULT = Recipe(out="")
+
+_MODEL_HELP = f"One of {', '.join(MODELS)}."
+
+
+def train(
+    *,
+    context: typer.Context,
+    out: Annotated[Path, typer.Option(help="The run's folder; it must not exist.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            help="digits, fashion-mnist, mnist, cifar10, a folder of class folders, or a .npz file."
+        ),
+    ] = _DEFAULT.data,
+    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = _DEFAULT.model,
+    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = _DEFAULT.epochs,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = _DEFAULT.optimizer,
+    learning_rate: Annotated[float | None, typer.Option(help="At its peak.")] = None,
+    weight_decay: Annotated[float, typer.Option()] = _DEFAULT.weight_decay,
+    warmup: Annotated[
+        float, typer.Option(help="Share of the steps in which the learning rate rises.")
+    ] = _DEFAULT.warmup,
+    label_smoothing: Annotated[float, typer.Option()] = _DEFAULT.label_smoothing,
+    average_decay: Annotated[
+        float, typer.Option(help="Of the moving average of the weights; 0 switches it off.")
+    ] = _DEFAULT.average_decay,
+    shift: Annotated[int, typer.Option(help="Largest random shift, in pixels.")] = _DEFAULT.shift,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random.")] = False,
+    epsilon: Annotated[
+        float | None, typer.Option(help="Privacy budget; switches DP-SGD on.")
+    ] = None,
+    delta: Annotated[float | None, typer.Option(help="Its delta, below 1 / samples.")] = None,
+    max_grad_norm: Annotated[float, typer.Option(help="Clipping norm.")] = _DEFAULT.max_grad_norm,
+    attack: Annotated[
+        str | None, typer.Option(help="n-fgsm, ffgsm, fgsm or pgd; needs --eps.")
+    ] = None,
+    eps: Annotated[
+        float | None,
+        typer.Option(help="Size of the perturbation in [0, 1]; switches adversarial training on."),
+    ] = None,
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = _DEFAULT.norm,
+    attack_steps: Annotated[int | None, typer.Option(help="Steps of an iterative attack.")] = None,
+    robust_samples: Annotated[
+        int, typer.Option(help="Test images attacked at the end; 0 takes all.")
+    ] = _DEFAULT.robust_samples or 0,
+    baseline: Annotated[
+        bool, typer.Option(help="Also train without protections, to show what they cost.")
+    ] = _DEFAULT.baseline,
+    seed: Annotated[int, typer.Option(help="Of everything that is not secret.")] = _DEFAULT.seed,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = _DEFAULT.device,
+    recipient: Annotated[
+        list[str] | None,
+        typer.Option(help="Seal the checkpoints to this public key, or the keys in this file."),
+    ] = None,
+    passphrase_file: Annotated[
+        Path | None,
+        typer.Option(help="Seal the checkpoints to the passphrase in this file; - asks."),
+    ] = None,
+    signer: Annotated[
+        Path | None, typer.Option(help="Sign the checkpoints with this key file.")
+    ] = None,
+    identity: Annotated[
+        Path | None, typer.Option(help="Opens the sealed checkpoint to resume from.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --out, with its own settings.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a run that is in --out.")] = False,
+) -> None:
+    """Train a network; each protection is off unless asked for."""
+    if resume:
+        _refuse_settings(context)
+        recipe = Recipe.from_dict({**RunRecord.read(out / "run.json").settings, "out": str(out)})
+    else:
+        names = set(Recipe.__dataclass_fields__)
+        given = {name: value for name, value in context.params.items() if name in names}
+        recipe = Recipe.from_dict({**given, "robust_samples": robust_samples or None})
+    done = run(
+        recipe,
+        sealing=sealing_from(recipient or [], passphrase_file, signer),
+        unlocking=unlocking_from(identity, passphrase_file, []) if resume else None,
+        resume=resume,
+        force=force,
+    )
+    _tell(done)
+
+
+def _refuse_settings(context: typer.Context) -> None:
+    """A resumed run has its own settings; silently ignoring others would mislead."""
+    settings = set(Recipe.__dataclass_fields__) - {"out"}
+    given = [
+        name
+        for name in context.params
+        if name in settings
+        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        options = ", ".join("--" + name.replace("_", "-") for name in given)
+        raise RunError(
+            f"--resume: goes on with the run's own settings, got {options} too; leave them out"
+        )
+
+
+def _tell(done: Run) -> None:
+    """The table on stdout, the places on stderr."""
+    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    if done.record.status == "interrupted":
+        messages.print(
+            f"interrupted; hint: go on with secure-cnn train --out {done.folder.root} --resume"
+        )
+        raise typer.Exit(_INTERRUPTED)
+    Console().print(summary_table(done.record))
+    for note in done.record.notes:
+        messages.print(note)
+    messages.print(f"checkpoint: {done.folder.model}")
+    messages.print(f"report: {done.folder.page}")

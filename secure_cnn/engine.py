@@ -1,0 +1,386 @@
+"""The one training loop, readable top to bottom; it knows neither privacy nor attacks.
+
+A protection is a different value for one of three seams: the objective (one loss an example), the
+batches, and the update. The plain run is not a branch here, it is the plain values: `CrossEntropy`,
+shuffled epochs, `MeanUpdate`.
+"""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from secure_cnn.errors import RunError
+from secure_cnn.interruption import StopRequest
+
+__all__ = [
+    "CrossEntropy",
+    "MeanUpdate",
+    "Monitor",
+    "Objective",
+    "Schedule",
+    "Update",
+    "WeightAverage",
+    "on_device",
+    "train",
+]
+
+
+class Objective(Protocol):
+    """The first seam: what to minimise."""
+
+    @property
+    def per_example(self) -> bool:
+        """Whether each loss depends on its own example only."""
+
+    def __call__(
+        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Losses, float [n], of images in [0, 1], float [n, c, h, w], and labels, int64 [n]."""
+
+
+class Update(Protocol):
+    """The third seam: what to do with the losses of one batch."""
+
+    def __call__(self, losses: torch.Tensor) -> bool:
+        """Runs backward from losses [n]; True once the optimizer has stepped."""
+
+
+class Monitor(Protocol):
+    """Watches a training; called after every batch and after every epoch."""
+
+    def batch(self, losses: torch.Tensor, *, step: int) -> None:
+        """After a batch whose losses were `losses` [n]; `step` optimizer steps are done."""
+
+    def epoch(self, epoch: int, *, step: int) -> None:
+        """After epoch number `epoch`, counted from 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy:
+    """Cross-entropy of each example, optionally with label smoothing (Szegedy et al. 2016).
+
+    Attributes:
+        label_smoothing: Share of the target spread over all classes, in [0, 1).
+
+    Raises:
+        RunError: `label_smoothing` is out of range.
+
+    Example:
+        >>> losses = CrossEntropy()(nn.Flatten(), torch.zeros(2, 1, 1, 4), torch.tensor([0, 3]))
+        >>> [round(value, 3) for value in losses.tolist()]
+        [1.386, 1.386]
+    """
+
+    label_smoothing: float = 0.0
+    per_example: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise RunError(f"label_smoothing: expected 0 up to 1, got {self.label_smoothing}")
+
+    def __call__(
+        self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """Losses [n] of one forward pass."""
+        return F.cross_entropy(
+            model(images), labels, reduction="none", label_smoothing=self.label_smoothing
+        )
+
+
+class MeanUpdate:
+    """The plain update: mean of the losses, backward, step. A class because it holds the optimizer.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(1))
+        >>> update = MeanUpdate(torch.optim.SGD([weight], lr=0.5))
+        >>> update(weight * torch.tensor([1.0, 1.0])), weight.item()
+        (True, 0.5)
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer = optimizer
+
+    def __call__(self, losses: torch.Tensor) -> bool:
+        """Steps on one batch; always True."""
+        self._optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(losses.mean())
+        self._optimizer.step()
+        return True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """The learning rate: linear warm-up, then a half cosine to zero (Loshchilov, Hutter 2017).
+
+    Attributes:
+        peak: Largest learning rate, > 0.
+        steps: Number of optimizer steps, at least `epochs`.
+        epochs: Into how many epochs the steps are divided, as evenly as whole steps can be.
+        warmup: Steps of warm-up, in [0, steps).
+
+    Raises:
+        RunError: A value is out of range.
+
+    Example:
+        >>> schedule = Schedule(peak=1.0, steps=10, epochs=2, warmup=2)
+        >>> [round(schedule.at(step), 2) for step in (0, 1, 2, 6, 9)]
+        [0.5, 1.0, 1.0, 0.5, 0.04]
+    """
+
+    peak: float
+    steps: int
+    epochs: int
+    warmup: int = 0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.peak) and self.peak > 0):
+            raise RunError(f"learning_rate: expected a finite number > 0, got {self.peak}")
+        if not 1 <= self.epochs <= self.steps or not 0 <= self.warmup < self.steps:
+            raise RunError(
+                "schedule: expected epochs in [1, steps] and warmup in [0, steps), got "
+                f"steps={self.steps}, epochs={self.epochs}, warmup={self.warmup}"
+            )
+
+    def at(self, step: int) -> float:
+        """The learning rate of step number `step`, counted from 0.
+
+        Example:
+            >>> Schedule(peak=0.1, steps=4, epochs=1).at(0)
+            0.1
+        """
+        if step < self.warmup:
+            return self.peak * (step + 1) / self.warmup
+        progress = (step - self.warmup) / (self.steps - self.warmup)
+        return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def epoch_ended(self, step: int) -> int | None:
+        """The epoch, counted from 1, that is over once `step` steps are done; None within one.
+
+        Example:
+            >>> schedule = Schedule(peak=0.1, steps=5, epochs=2)
+            >>> [schedule.epoch_ended(step) for step in range(1, 6)]
+            [None, 1, None, None, 2]
+        """
+        epoch = round(step * self.epochs / self.steps)
+        return epoch if epoch and round(epoch * self.steps / self.epochs) == step else None
+
+
+class WeightAverage:
+    """An exponential moving average of the weights: post-processing, so free under privacy.
+
+    Early steps count more, so that the average forgets its start: the decay of step t is
+    min(decay, (1 + t) / (10 + t)). A class because it holds the averaged tensors.
+
+    Args:
+        model: The model whose parameters are averaged.
+        decay: In [0, 1); 0 keeps the last weights only.
+
+    Raises:
+        RunError: `decay` is out of range.
+
+    Example:
+        >>> model = nn.Linear(1, 1)
+        >>> average = WeightAverage(model, decay=0.9)
+        >>> with torch.no_grad():
+        ...     _ = model.weight.fill_(7.0)
+        >>> with average.applied(model):
+        ...     inside = model.weight.item()
+        >>> inside == 7.0, model.weight.item()
+        (False, 7.0)
+    """
+
+    def __init__(self, model: nn.Module, *, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise RunError(f"average_decay: expected 0 up to 1, got {decay}")
+        self._decay = decay
+        self._updates = 0
+        self._averages = {
+            name: p.detach().clone(memory_format=torch.preserve_format)
+            for name, p in model.named_parameters()
+        }
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Takes the model's present weights into the average.
+
+        Example:
+            >>> model = nn.Linear(1, 1)
+            >>> WeightAverage(model, decay=0.9).update(model)
+        """
+        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        self._updates += 1
+        parameters = dict(model.named_parameters())
+        averages = list(self._averages.values())
+        torch._foreach_lerp_(averages, [parameters[name] for name in self._averages], 1 - decay)
+
+    @contextmanager
+    def applied(self, model: nn.Module) -> Iterator[nn.Module]:
+        """Gives the model the averaged weights, and its own back afterwards.
+
+        Example:
+            >>> model = nn.Linear(1, 1)
+            >>> with WeightAverage(model, decay=0.5).applied(model) as averaged:
+            ...     averaged is model
+            True
+        """
+        self._exchange(model)
+        try:
+            yield model
+        finally:
+            self._exchange(model)
+
+    def settle(self, model: nn.Module) -> None:
+        """Gives the model the averaged weights for good.
+
+        Example:
+            >>> model = nn.Linear(1, 1)
+            >>> WeightAverage(model, decay=0.5).settle(model)
+        """
+        model.load_state_dict(self._averages, strict=False)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The averages and how many updates they saw.
+
+        Example:
+            >>> sorted(WeightAverage(nn.Linear(1, 1), decay=0.5).state_dict())
+            ['averages', 'updates']
+        """
+        return {"averages": dict(self._averages), "updates": self._updates}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from what `state_dict` gave.
+
+        Raises:
+            RunError: The averages are those of another model.
+
+        Example:
+            >>> average = WeightAverage(nn.Linear(1, 1), decay=0.5)
+            >>> average.load_state_dict(average.state_dict())
+        """
+        saved = {name: tuple(value.shape) for name, value in state["averages"].items()}
+        own = {name: tuple(value.shape) for name, value in self._averages.items()}
+        if saved != own:
+            raise RunError("average: the checkpoint's weights are those of another model")
+        for name, value in state["averages"].items():
+            self._averages[name].copy_(value)
+        self._updates = int(state["updates"])
+
+    @torch.no_grad()
+    def _exchange(self, model: nn.Module) -> None:
+        """Swaps the model's weights and the averages."""
+        for name, parameter in model.named_parameters():
+            parameter.data, self._averages[name] = self._averages[name], parameter.data
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    update: Update,
+    *,
+    optimizer: torch.optim.Optimizer,
+    schedule: Schedule,
+    monitor: Monitor,
+    average: WeightAverage | None = None,
+    stop: StopRequest | None = None,
+    start_step: int = 0,
+) -> int:
+    """Trains until the batches or the schedule end, or a stop is requested.
+
+    Args:
+        model: Takes images in [0, 1]; it is put in training mode.
+        objective: One loss an example.
+        batches: Images and labels of all steps from `start_step` on.
+        update: Turns losses into a step; several batches may make one step.
+        optimizer: Whose learning rate follows the schedule.
+        schedule: Learning rate, number of steps, and where epochs end.
+        monitor: Sees every batch and every epoch.
+        average: Takes the weights in after every step.
+        stop: Looked at after every step.
+        start_step: Steps that were done before.
+
+    Returns:
+        Steps done in all; `schedule.steps` when the training is complete.
+
+    Raises:
+        RunError: A batch whose losses are all not finite: the training has diverged. That batch
+            was not stepped on.
+
+    Example:
+        >>> class Silent:
+        ...     def batch(self, losses, *, step): ...
+        ...     def epoch(self, epoch, *, step): print("epoch", epoch, "step", step)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> batches = [(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]))] * 4
+        >>> train(model, CrossEntropy(), batches, MeanUpdate(optimizer), optimizer=optimizer,
+        ...       schedule=Schedule(peak=0.1, steps=4, epochs=2), monitor=Silent())
+        epoch 1 step 2
+        epoch 2 step 4
+        4
+    """
+    step = start_step
+    model.train()
+    for images, labels in batches:
+        _set_learning_rate(optimizer, schedule.at(step))
+        with _autocast(images.device):
+            losses = objective(model, images, labels)
+        _check_finite(losses.detach(), step + 1)
+        stepped = update(losses)
+        step += stepped
+        monitor.batch(losses.detach(), step=step)
+        if not stepped:
+            continue
+        if average is not None:
+            average.update(model)
+        epoch = schedule.epoch_ended(step)
+        if epoch is not None:
+            monitor.epoch(epoch, step=step)
+            model.train()
+        if step >= schedule.steps or (stop is not None and stop.requested):
+            break
+    return step
+
+
+def on_device(
+    batches: Iterable[tuple[torch.Tensor, torch.Tensor]],
+    device: torch.device,
+    memory_format: torch.memory_format,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Moves batches to the device, in the layout that the model has.
+
+    Example:
+        >>> batch = (torch.zeros(1, 1, 2, 2), torch.tensor([0]))
+        >>> moved = on_device([batch], torch.device("cpu"), torch.contiguous_format)
+        >>> next(moved)[1]
+        tensor([0])
+    """
+    for images, labels in batches:
+        yield (
+            images.to(device, non_blocking=True).contiguous(memory_format=memory_format),
+            labels.to(device, non_blocking=True),
+        )
+
+
+def _set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def _autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 where a GPU computes; the CPU computes in the model's own dtype."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
+
+
+def _check_finite(losses: torch.Tensor, step: int) -> None:
+    if len(losses) and not bool(losses.isfinite().any()):
+        raise RunError(
+            f"step {step}: expected finite losses, got none: the training has diverged; lower the "
+            "learning rate, or look at the images for values that are not numbers"
+        )

@@ -1,0 +1,90 @@
+"""The progress bar of a training: what a person watches while it runs, on stderr.
+
+What it shows of a private training's losses is not covered by epsilon; it is shown to the trainer
+and written nowhere.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+__all__ = ["TrainingProgress", "training_progress"]
+
+_SMOOTHING = 0.9
+
+
+class TrainingProgress:
+    """One training's line: steps, loss, accuracy, images per second, epsilon and time left.
+
+    Example:
+        >>> from rich.progress import Progress
+        >>> line = TrainingProgress(Progress(disable=True), "plain", steps=10, done=0)
+        >>> line.advance(torch.ones(4), step=1)
+        >>> line.tell("accuracy 90 %")
+    """
+
+    def __init__(self, bar: Progress, name: str, *, steps: int, done: int) -> None:
+        self._bar = bar
+        self._task: TaskID = bar.add_task(
+            name, total=steps, completed=done, loss="", speed="", told=""
+        )
+        self._loss: float | None = None
+        self._images = 0
+
+    def advance(self, losses: torch.Tensor, *, step: int) -> None:
+        """After a batch with `losses` [n]; `step` steps are done.
+
+        Example:
+            >>> line = TrainingProgress(Progress(disable=True), "x", steps=1, done=0)
+            >>> line.advance(torch.ones(1), step=1)
+        """
+        loss = float(losses.mean())
+        self._loss = (
+            loss if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
+        )
+        self._images += len(losses)
+        elapsed = self._bar.tasks[self._task].elapsed or 0.0
+        speed = f"{self._images / elapsed:.0f} images/s" if elapsed > 0 else ""
+        self._bar.update(self._task, completed=step, loss=f"loss {self._loss:.3f}", speed=speed)
+
+    def tell(self, what: str) -> None:
+        """Shows what is known since the last epoch, such as accuracy and epsilon.
+
+        Example:
+            >>> TrainingProgress(Progress(disable=True), "x", steps=1, done=0).tell("ε 1.0")
+        """
+        self._bar.update(self._task, told=what)
+
+
+@contextmanager
+def training_progress(
+    name: str, *, steps: int, done: int, shown: bool = True
+) -> Iterator[TrainingProgress]:
+    """A progress line for one training, drawn on stderr when that is a terminal.
+
+    Example:
+        >>> with training_progress("plain", steps=3, done=0, shown=False) as line:
+        ...     line.advance(torch.ones(2), step=3)
+    """
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[told]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
+        yield TrainingProgress(bar, name, steps=steps, done=done)

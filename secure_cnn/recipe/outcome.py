@@ -1,0 +1,196 @@
+"""What a finished training can do: its figures, its robustness and what it may claim."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import defenses
+import privacy
+from secure_cnn.bench import Workload, measure_steps, protections, subset
+from secure_cnn.data import ImageData
+from secure_cnn.evaluate import evaluate_model
+from secure_cnn.recipe.seams import Seams, make_threat, objective_for
+from secure_cnn.recipe.settings import Recipe, Variant
+from secure_cnn.report import (
+    Examples,
+    PrivacyRecord,
+    ResultRecord,
+    Row,
+    ThreatRecord,
+    versions,
+)
+
+__all__ = ["Outcome", "claims_of", "judge", "measure_cost", "privacy_record", "threat_record"]
+
+_RELATION = "add or remove one example"
+_ACCOUNTANT = "PRV and RDP, the smaller bound"
+_COST_BATCH = 128
+_COST_ROUNDS = 9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """A training's result and, where it was attacked, some of the images.
+
+    Example:
+        >>> sorted(Outcome.__dataclass_fields__)
+        ['examples', 'result']
+    """
+
+    result: ResultRecord
+    examples: Examples | None
+
+
+def judge(
+    recipe: Recipe, variant: Variant, model: nn.Module, data: ImageData, epsilon: float | None
+) -> Outcome:
+    """Accuracy, recall and confusion on the test images, and robust accuracy where asked for.
+
+    Raises:
+        ModelError: The model's outputs are not usable logits.
+        DefenseError: The attacks cannot run.
+    """
+    found = evaluate_model(model, data.test, data.spec.classes)
+    threat = make_threat(recipe)
+    robust = None if threat is None else _robustness(recipe, model, data, threat)
+    result = ResultRecord(
+        variant=variant.name,
+        accuracy=found.accuracy,
+        macro_recall=found.macro_recall,
+        recall=tuple(_number(value) for value in found.recall),
+        confusion=found.confusion,
+        epsilon=epsilon,
+        **({} if robust is None else _robust_fields(robust)),
+    )
+    return Outcome(result=result, examples=_examples(robust, model, data, variant))
+
+
+def measure_cost(recipe: Recipe, model: nn.Module, data: ImageData) -> list[Row]:
+    """Times a step under each of the recipe's protections and their combination, and plain."""
+    variant = recipe.variant
+    objectives = {} if variant.method is None else {variant.method: objective_for(recipe, variant)}
+    load = Workload(case=recipe.model, model=model, split=subset(data.train, _COST_BATCH))
+    return measure_steps(
+        load, protections(objectives, private=variant.private), rounds=_COST_ROUNDS
+    )
+
+
+def privacy_record(plan: privacy.DPPlan | None) -> PrivacyRecord | None:
+    """The conditions of epsilon in the shape of the record."""
+    if plan is None:
+        return None
+    assert plan.noise_multiplier is not None, "a run's plan is calibrated"
+    assert plan.delta is not None, "a run's plan has its delta"
+    return PrivacyRecord(
+        epsilon=plan.epsilon(),
+        delta=plan.delta,
+        noise_multiplier=plan.noise_multiplier,
+        max_grad_norm=plan.max_grad_norm,
+        sampling_rate=plan.sampling_rate,
+        steps=plan.steps,
+        relation=_RELATION,
+        accountant=_ACCOUNTANT,
+    )
+
+
+def threat_record(recipe: Recipe) -> ThreatRecord | None:
+    """The threat model in the shape of the record."""
+    threat = make_threat(recipe)
+    if threat is None:
+        return None
+    return ThreatRecord(norm=threat.norm, eps=threat.eps, bounds=threat.bounds)
+
+
+def claims_of(
+    recipe: Recipe, seams: Seams, outcome: Outcome, data: ImageData, plan: privacy.DPPlan | None
+) -> dict[str, Any]:
+    """What the finished model's file says of it, as plain values.
+
+    Only what its own training supports: nothing of the unprotected baseline is in it.
+    """
+    result = outcome.result
+    claims: dict[str, Any] = {
+        "variant": result.variant,
+        "data": {
+            "name": data.name,
+            "fingerprint": data.fingerprint,
+            "train": len(data.train),
+            "split_seed": recipe.seed,
+        },
+        "accuracy": result.accuracy,
+        "macro_recall": result.macro_recall,
+        "versions": versions(),
+    }
+    if plan is not None and seams.private is not None:
+        claims["privacy"] = {
+            "epsilon": seams.private.spent(),
+            "delta": plan.delta,
+            "noise_multiplier": plan.noise_multiplier,
+            "max_grad_norm": plan.max_grad_norm,
+            "sampling_rate": plan.sampling_rate,
+            "steps": seams.private.steps,
+            "relation": _RELATION,
+            "accountant": _ACCOUNTANT,
+        }
+    threat = make_threat(recipe)
+    if threat is not None and result.robust_accuracy is not None:
+        claims["robustness"] = {
+            "norm": threat.norm,
+            "eps": threat.eps,
+            "bounds": list(threat.bounds),
+            "robust_accuracy": result.robust_accuracy,
+            "interval": [result.robust_low, result.robust_high],
+            "attacks": dict(result.attacks),
+            "images": min(recipe.robust_samples or len(data.test), len(data.test)),
+        }
+    return claims
+
+
+def _robustness(
+    recipe: Recipe, model: nn.Module, data: ImageData, threat: defenses.ThreatModel
+) -> defenses.RobustnessReport:
+    """PGD and APGD at the standard 100 steps, on the recipe's number of test images."""
+    samples = recipe.robust_samples
+    chosen = None if samples is None else min(samples, len(data.test))
+    return defenses.evaluate(model, data.test, threat, samples=chosen, seed=recipe.seed)
+
+
+def _robust_fields(report: defenses.RobustnessReport) -> dict[str, Any]:
+    """A robustness report in the fields of a result."""
+    low, high = report.worst_case_interval
+    return {
+        "robust_accuracy": report.worst_case_accuracy,
+        "robust_low": low,
+        "robust_high": high,
+        "robust_recall": tuple(_number(value) for value in report.worst_case_recall),
+        "attacks": report.attack_accuracy,
+    }
+
+
+def _examples(
+    report: defenses.RobustnessReport | None, model: nn.Module, data: ImageData, variant: Variant
+) -> Examples | None:
+    """A few attacked test images for the page."""
+    if report is None or report.examples is None:
+        return None
+    found = report.examples
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        before = model(found.clean.to(device)).argmax(1).cpu()
+    return Examples(
+        clean=found.clean.cpu().float(),
+        adversarial=found.adversarial.cpu().float(),
+        labels=found.labels.cpu(),
+        before=before,
+        after=found.predictions.cpu(),
+        classes=data.spec.classes,
+        variant=variant.name,
+        attack=" and ".join(report.robust),
+    )
+
+
+def _number(value: float | None) -> float:
+    """NaN for a class without test images."""
+    return float("nan") if value is None else value

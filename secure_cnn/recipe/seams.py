@@ -1,0 +1,206 @@
+"""From a recipe to the three seams: the only place where a protection is chosen.
+
+The plain training is not a branch of the loop; it is what this room returns when nothing was asked
+for.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+import defenses
+import privacy
+from defenses.training import Method
+from secure_cnn.data import Augmentation, ImageData, ShuffledBatches
+from secure_cnn.engine import CrossEntropy, MeanUpdate, Objective, Schedule, Update, on_device
+from secure_cnn.recipe.settings import Recipe, Variant
+
+__all__ = ["Seams", "batches_for", "make_plan", "make_seams", "make_threat", "objective_for"]
+
+_MOMENTUM = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seams:
+    """Everything one training needs besides the model.
+
+    Attributes:
+        objective: One loss an example.
+        update: Turns losses into steps.
+        optimizer: What steps.
+        schedule: Learning rate and number of steps.
+        private: The private training, where the variant is one.
+
+    Example:
+        >>> sorted(Seams.__dataclass_fields__)
+        ['objective', 'optimizer', 'private', 'schedule', 'update']
+    """
+
+    objective: Objective
+    update: Update
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    private: privacy.Private | None
+
+
+def make_threat(recipe: Recipe) -> defenses.ThreatModel | None:
+    """The threat model, where the recipe names one.
+
+    Raises:
+        ThreatModelError: A value is out of its range.
+
+    Example:
+        >>> make_threat(Recipe(out="runs/1", eps=0.1)).eps
+        0.1
+    """
+    return None if recipe.eps is None else defenses.ThreatModel(norm=recipe.norm, eps=recipe.eps)
+
+
+def make_plan(recipe: Recipe, samples: int) -> privacy.DPPlan | None:
+    """The calibrated plan, where the recipe asks for privacy.
+
+    Raises:
+        PlanError: The budget cannot be reached, or a value is out of its range.
+
+    Example:
+        >>> make_plan(Recipe(out="runs/1", epsilon=8.0, epochs=1), 600).epsilon() <= 8.0
+        True
+    """
+    if recipe.epsilon is None:
+        return None
+    plan = privacy.DPPlan(
+        samples=samples,
+        batch_size=recipe.batch_size_for(recipe.variant, samples),
+        epochs=recipe.epochs,
+        max_grad_norm=recipe.max_grad_norm,
+    )
+    return plan.calibrate(epsilon=recipe.epsilon, delta=recipe.delta_for(samples))
+
+
+def objective_for(recipe: Recipe, variant: Variant) -> Objective:
+    """What the variant minimises.
+
+    Raises:
+        AttackError: The method is unknown, or cannot be configured so.
+
+    Example:
+        >>> recipe = Recipe(out="runs/1", eps=0.1, attack="pgd")
+        >>> type(objective_for(recipe, recipe.variant)).__name__
+        'AdversarialTraining'
+    """
+    threat = make_threat(recipe)
+    if variant.method is None or threat is None:
+        return CrossEntropy(label_smoothing=recipe.label_smoothing)
+    return defenses.AdversarialTraining(
+        threat,
+        cast(Method, variant.method),
+        steps=recipe.attack_steps,
+        seed=recipe.seed,
+        label_smoothing=recipe.label_smoothing,
+    )
+
+
+def make_seams(
+    recipe: Recipe, variant: Variant, model: nn.Module, data: ImageData, plan: privacy.DPPlan | None
+) -> Seams:
+    """Puts one training together.
+
+    Args:
+        recipe: The recipe.
+        variant: Which of its trainings.
+        model: The network, on its device.
+        data: The images.
+        plan: The calibrated plan; used where the variant is private.
+
+    Raises:
+        PrivacyError: The model or the objective cannot be trained privately.
+        RunError: A setting is out of range.
+
+    Example:
+        >>> from secure_cnn.data import load_data
+        >>> from secure_cnn.models import build_model
+        >>> data, recipe = load_data("digits"), Recipe(out="runs/1", epochs=2)
+        >>> model = build_model("compact", data.spec)
+        >>> seams = make_seams(recipe, recipe.variant, model, data, None)
+        >>> seams.schedule.steps, seams.schedule.epochs
+        (24, 2)
+    """
+    objective = objective_for(recipe, variant)
+    optimizer = _optimizer(recipe, variant, model)
+    private = None
+    update: Update = MeanUpdate(optimizer)
+    if variant.private:
+        assert plan is not None, "a private variant has a plan"
+        private = privacy.attach(plan, model, optimizer, data.train)
+        private.check_objective(objective)
+        update = private.step
+        steps = plan.steps
+    else:
+        batch_size = recipe.batch_size_for(variant, len(data.train))
+        steps = math.ceil(len(data.train) / batch_size) * recipe.epochs
+    schedule = Schedule(
+        peak=recipe.learning_rate_for(variant),
+        steps=steps,
+        epochs=recipe.epochs,
+        warmup=min(int(recipe.warmup * steps), steps - 1),
+    )
+    return Seams(
+        objective=objective, update=update, optimizer=optimizer, schedule=schedule, private=private
+    )
+
+
+def batches_for(
+    recipe: Recipe,
+    variant: Variant,
+    seams: Seams,
+    data: ImageData,
+    *,
+    device: torch.device,
+    memory_format: torch.memory_format,
+    start_step: int,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The batches of all steps from `start_step` on, augmented, on the device.
+
+    Example:
+        >>> from secure_cnn.data import load_data
+        >>> from secure_cnn.models import build_model
+        >>> data, recipe = load_data("digits"), Recipe(out="runs/1", batch_size=100)
+        >>> model = build_model("compact", data.spec)
+        >>> seams = make_seams(recipe, recipe.variant, model, data, None)
+        >>> batches = batches_for(
+        ...     recipe, recipe.variant, seams, data, device=torch.device("cpu"),
+        ...     memory_format=torch.contiguous_format, start_step=7)
+        >>> next(batches)[0].shape
+        torch.Size([100, 1, 8, 8])
+    """
+    augment = (
+        Augmentation(flip=recipe.flip, shift=recipe.shift) if recipe.flip or recipe.shift else None
+    )
+    if seams.private is not None:
+        batches: Any = seams.private.batches
+        if augment is not None:
+            generator = torch.Generator().manual_seed(recipe.seed + start_step)
+            batches = ((augment(images, generator), labels) for images, labels in batches)
+    else:
+        batches = ShuffledBatches(
+            data.train,
+            batch_size=recipe.batch_size_for(variant, len(data.train)),
+            epochs=recipe.epochs,
+            seed=recipe.seed,
+            start_step=start_step,
+            augment=augment,
+        )
+    return on_device(batches, device, memory_format)
+
+
+def _optimizer(recipe: Recipe, variant: Variant, model: nn.Module) -> torch.optim.Optimizer:
+    rate = recipe.learning_rate_for(variant)
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(
+        model.parameters(), lr=rate, momentum=_MOMENTUM, weight_decay=recipe.weight_decay
+    )
