@@ -46,6 +46,7 @@ def _line(time: Row, ratio: Row) -> str:
 
 
 def main() -> None:
+    """Rewrites README.md."""
     readme = DOCS.parent / "README.md"
     text = readme.read_text(encoding="utf-8")
     demo = (DOCS / "demo.txt").read_text(encoding="utf-8").rstrip()

@@ -5,6 +5,7 @@ can bound raises, and steps without noise cost `inf`. Batches that were not draw
 sampling are deliberately not accounted for here.
 """
 
+import functools
 import itertools
 import math
 import warnings
@@ -86,6 +87,13 @@ def epsilon_of(events: Sequence[GaussianSteps], delta: float) -> float:
     if any(event.noise_multiplier == 0 for event in taken):
         return math.inf
     history = [(event.noise_multiplier, event.sampling_rate, event.steps) for event in taken]
+    return _tightest(tuple(history), delta)
+
+
+@functools.lru_cache(maxsize=256)
+def _tightest(events: tuple[_opacus.Event, ...], delta: float) -> float:
+    """The smaller of the accountants' bounds; remembered, since one takes up to a second."""
+    history = list(events)
     bounds = [_bound(_opacus.rdp_epsilon, history, delta)]
     if not bounds[0] > _LARGEST_PRV_EPSILON:
         bounds.append(_bound(_opacus.prv_epsilon, history, delta))

@@ -15,7 +15,7 @@ from torch.utils.data import default_collate
 from privacy.errors import PlanError
 from privacy.noise import SecureGenerator
 
-__all__ = ["PhysicalBatch", "PhysicalBatches", "cut", "read", "sample_indices"]
+__all__ = ["MapStyle", "PhysicalBatch", "PhysicalBatches", "cut", "read", "sample_indices"]
 
 
 class MapStyle(Protocol):

@@ -11,6 +11,7 @@ from typing import TypeAlias
 import torch
 
 from secure_cnn.archive.errors import StateError, StorageError
+from secure_cnn.archive.header import MAGIC
 from secure_cnn.archive.output import new_file
 from secure_cnn.archive.payload import write_at
 from secure_cnn.archive.state import State, decode_state, encode_state
@@ -71,4 +72,9 @@ def load_plain(path: _Path) -> State:
         raise StorageError(f"{path}: cannot read: {error.strerror}") from error
     if not data:
         raise StateError(f"{path}: expected a safetensors file, got an empty one")
-    return decode_state(torch.frombuffer(data, dtype=torch.uint8))
+    if data.startswith(MAGIC):
+        raise StateError(f"{path}: is sealed; give the identity or passphrase that opens it")
+    try:
+        return decode_state(torch.frombuffer(data, dtype=torch.uint8))
+    except StateError as error:
+        raise StateError(f"{path}: {error}") from error

@@ -1,5 +1,6 @@
 """The summary of a run as one table for a terminal; the page says the same at length."""
 
+from rich import box
 from rich.table import Table
 
 from secure_cnn.report.record import RunRecord
@@ -28,8 +29,8 @@ def summary_table(record: RunRecord) -> Table:
         >>> summary_table(RunRecord(created="2025-01-01", data=data, model=model)).row_count
         0
     """
-    table = Table(title=f"{record.model.name} on {record.data.name}")
-    table.add_column("training")
+    table = Table(title=f"{record.model.name} on {record.data.name}", box=box.SIMPLE_HEAD)
+    table.add_column("training", no_wrap=True)
     for column in _COLUMNS:
         table.add_column(column, justify="right")
     for result in record.results:
@@ -43,7 +44,7 @@ def _cells(record: RunRecord, result: ResultRecord) -> list[str]:
     robust = "–"
     if result.robust_accuracy is not None:
         low, high = result.robust_low or 0.0, result.robust_high or 0.0
-        robust = f"{_percent(result.robust_accuracy)} ({100 * low:.1f}-{100 * high:.1f})"
+        robust = f"{_percent(result.robust_accuracy)} ({100 * low:.0f}-{100 * high:.0f})"
     epsilon = result.epsilon
     return [
         _percent(result.accuracy),

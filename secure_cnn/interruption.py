@@ -1,0 +1,63 @@
+"""Interruption: a signal becomes a wish that the training loop looks at after every step.
+
+What is done about it (saving, leaving) is not here.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+__all__ = ["StopRequest", "stop_on_signals"]
+
+
+class StopRequest:
+    """A wish to stop after the present step; a class because a signal handler sets it.
+
+    Example:
+        >>> stop = StopRequest()
+        >>> stop.set()
+        >>> stop.requested
+        True
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+
+    def set(self) -> None:
+        """Asks the training to stop after the present step.
+
+        Example:
+            >>> StopRequest().set()
+        """
+        self.requested = True
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[StopRequest]:
+    """Turns the first Ctrl-C or SIGTERM into a stop request; a second Ctrl-C interrupts at once.
+
+    Outside the main thread, where Python allows no handlers, the request is only ever set by hand.
+
+    Example:
+        >>> with stop_on_signals() as stop:
+        ...     stop.requested
+        False
+    """
+    stop = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,318 @@
+"""The walls of the house, read from the sources: arrows, adapters, no pickle, small modules.
+
+Every rule is a function of source text, so that each has a control: a made-up source it catches.
+"""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("secure_cnn", "defenses", "privacy")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+# Room of secure_cnn: the other rooms, and packages of ours, that it may import.
+ARROWS = {
+    "errors": set(),
+    "progress": set(),
+    "interruption": set(),
+    "data": {"errors"},
+    "engine": {"errors", "interruption"},
+    "archive": {"errors"},
+    "report": {"errors"},
+    "models": {"errors", "data"},
+    "evaluate": {"errors", "data"},
+    "checkpoint": {"errors", "archive", "models"},
+    "bench": {"errors", "data", "engine", "models", "report", "defenses", "privacy"},
+    "recipe": {
+        *("errors", "archive", "bench", "checkpoint", "data", "engine", "evaluate", "models"),
+        *("interruption", "progress", "report", "defenses", "privacy"),
+    },
+    "cli": {
+        *("errors", "archive", "bench", "checkpoint", "data", "evaluate", "models", "recipe"),
+        *("report", "defenses", "privacy"),
+    },
+}
+# Risky library: the only modules, or packages with all that is in them, that may import it.
+ADAPTERS = {
+    "torchattacks": {"defenses._torchattacks"},
+    "opacus": {"privacy._opacus", "privacy.opacus"},
+    "cryptography": {"secure_cnn.archive", "privacy.noise"},
+    "sklearn": {"secure_cnn.data", "secure_cnn.evaluate"},
+    "PIL": {"secure_cnn.data"},
+    "matplotlib": {"secure_cnn.report"},
+    "jinja2": {"secure_cnn.report"},
+    "typer": {"secure_cnn.cli"},
+}
+CODE_RUNNERS = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+}
+BANNED_CALLS = {
+    "torch.load",
+    "torch.save",
+    "torch.manual_seed",
+    "torch.seed",
+    "numpy.random.seed",
+    "np.random.seed",
+    "importlib.import_module",
+    "import_module",
+    "__import__",
+    "eval",
+    "exec",
+}
+VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
+MOST_LINES = 400
+LONGEST_BODY = 40
+
+
+def module_of(path: Path) -> str:
+    """The dotted name of a source file of ours."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(source: str, module: str, *, is_package: bool = False) -> set[str]:
+    """Dotted names of everything a source imports, at any depth; relative ones resolved."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = module.split(".")
+                above = above[: len(above) - node.level + is_package]
+                base = ".".join([*above, *([base] if base else [])])
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    return found
+
+
+def within(name: str, places: set[str]) -> bool:
+    """Whether a dotted name is one of the places or inside of one."""
+    return any(name == place or name.startswith(f"{place}.") for place in places)
+
+
+def wrong_arrows(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """Imports of ours that point against the arrows."""
+    package, _, rest = module.partition(".")
+    room = rest.partition(".")[0]
+    found = []
+    for name in sorted(imported(source, module, is_package=is_package)):
+        target, _, inside = name.partition(".")
+        if target not in PACKAGES:
+            continue
+        if package != "secure_cnn" or target != "secure_cnn":
+            allowed = target == package or target in ARROWS.get(room, set())
+        elif room == "":
+            allowed = inside.partition(".")[0] != "cli"
+        else:
+            goal = inside.partition(".")[0]
+            allowed = goal == room or goal in ARROWS.get(room, set())
+        if not allowed:
+            found.append(f"{module} imports {name}")
+    return found
+
+
+def wrong_adapters(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """Imports of a risky library outside of its adapter."""
+    return [
+        f"{module} imports {name}"
+        for name in sorted(imported(source, module, is_package=is_package))
+        for library, places in ADAPTERS.items()
+        if within(name, {library}) and not within(module, places)
+    ]
+
+
+def code_runners(source: str, module: str) -> list[str]:
+    """Whatever could run code on loading, seed the world, or import what no rule here sees."""
+    found = [
+        f"{module} imports {name}"
+        for name in sorted(imported(source, module))
+        if within(name, CODE_RUNNERS) or name in BANNED_CALLS
+    ]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Attribute | ast.Name) and ast.unparse(node) in BANNED_CALLS:
+            found.append(f"{module} line {node.lineno} uses {ast.unparse(node)}")
+        if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+            told = ast.unparse(node.value)
+            found += [] if told == "False" else [f"{module} allows pickle: {told}"]
+    return found
+
+
+def vague_names(module: str) -> list[str]:
+    """Parts of a module's name that say nothing."""
+    return [part for part in module.split(".") if part.strip("_") in VAGUE_NAMES]
+
+
+def too_long(source: str, module: str) -> list[str]:
+    """Modules and function bodies that no longer fit a reader's head."""
+    lines = len(source.splitlines())
+    found = [f"{module} has {lines} lines"] if lines > MOST_LINES else []
+    for name, length in body_lengths(source):
+        if length > LONGEST_BODY:
+            found.append(f"{module}.{name} has a body of {length} lines")
+    return found
+
+
+def body_lengths(source: str) -> Iterator[tuple[str, int]]:
+    """Lines of every function's body, its docstring not counted."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            if body:
+                yield node.name, body[-1].end_lineno - body[0].lineno + 1
+
+
+def sources() -> Iterator[tuple[str, str, bool]]:
+    """Source, dotted name, and whether it is a package's own."""
+    for path in SOURCES:
+        yield path.read_text(encoding="utf-8"), module_of(path), path.name == "__init__.py"
+
+
+def test_there_is_something_to_check():
+    """The walk finds the three packages, every room on the map, and nothing off it."""
+    rooms = {m.split(".")[1] for _, m, _ in sources() if m.startswith("secure_cnn.")}
+    assert {m.split(".")[0] for _, m, _ in sources()} == set(PACKAGES)
+    assert rooms == set(ARROWS)
+
+
+def test_arrows_point_one_way():
+    """Each room imports only what the map says; only recipe, bench and cli know all three."""
+    assert [w for s, m, p in sources() for w in wrong_arrows(s, m, is_package=p)] == []
+    knowing = {room for room, allowed in ARROWS.items() if {"defenses", "privacy"} & allowed}
+    assert knowing == {"recipe", "bench", "cli"}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("privacy.plan", "import defenses"),
+        ("privacy.plan", "from secure_cnn.errors import RunError"),
+        ("defenses.attacks", "import torch, privacy.plan"),
+        ("defenses.attacks", "def f():\n    from secure_cnn import engine"),
+        ("secure_cnn.engine", "import privacy"),
+        ("secure_cnn.report.page", "from defenses import ThreatModel"),
+        ("secure_cnn.report.page", "from secure_cnn.engine import train"),
+        ("secure_cnn.data.split", "from ..models import build_model"),
+        ("secure_cnn.archive", "from secure_cnn.checkpoint import read_model"),
+        ("secure_cnn", "from secure_cnn import cli"),
+        ("secure_cnn", "import defenses"),
+        ("secure_cnn.new_room", "import secure_cnn.errors"),
+    ],
+)
+def test_a_wrong_arrow_is_caught(module, source):
+    """Control: each of these imports is an arrow in the wrong direction."""
+    assert len(wrong_arrows(source, module)) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("secure_cnn.recipe.run", "import privacy\nfrom defenses import attack"),
+        ("secure_cnn.models", "from secure_cnn.data import DataSpec"),
+        ("secure_cnn.data.folder", "from .split import Split\nimport torch"),
+        ("privacy.clipping.linear", "from privacy.clipping.tape import Tape"),
+    ],
+)
+def test_a_right_arrow_passes(module, source):
+    """Control: the rule does not refuse everything."""
+    assert wrong_arrows(source, module) == []
+
+
+def test_relative_imports_are_resolved():
+    """A relative import counts as what it names, from a module and from a package."""
+    assert imported("from ..models import x", "secure_cnn.data.split") == {"secure_cnn.models.x"}
+    assert imported("from . import x", "secure_cnn.data", is_package=True) == {"secure_cnn.data.x"}
+
+
+def test_one_adapter_for_each_risky_library():
+    """Attacks, accountants, ciphers, figures and options come in through one door each."""
+    assert [w for s, m, p in sources() for w in wrong_adapters(s, m, is_package=p)] == []
+
+
+def test_every_adapter_is_needed():
+    """A library that its adapter no longer imports has no place in the table."""
+    used = {name.partition(".")[0] for s, m, p in sources() for name in imported(s, m)}
+    assert set(ADAPTERS) <= used
+
+
+@pytest.mark.parametrize("library", sorted(ADAPTERS))
+def test_a_second_adapter_is_caught(library):
+    """Control: each risky library is refused elsewhere, however it is imported."""
+    for source in (
+        f"import {library}",
+        f"import {library}.inside as other",
+        f"def f():\n    from {library} import thing",
+    ):
+        assert len(wrong_adapters(source, "secure_cnn.engine")) == 1
+        assert len(wrong_adapters(source, "defenses.evaluation")) == 1
+
+
+def test_loading_runs_no_code():
+    """No pickle, no torch.load, no import by name, and no global seed."""
+    assert [w for s, m, _ in sources() for w in code_runners(s, m)] == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from pickle import loads",
+        "import joblib as harmless",
+        "import torch\ntorch.load('x', weights_only=True)",
+        "from torch import save",
+        "import numpy as np\nnp.load('x', allow_pickle=True)",
+        "import numpy as np\nnp.load('x', allow_pickle=flag)",
+        "import torch\ntorch.manual_seed(0)",
+        "eval('1')",
+        "__import__('opacus')",
+        "import importlib\nimportlib.import_module('opacus')",
+    ],
+)
+def test_code_that_loads_code_is_caught(source):
+    """Control: each of these would open the door."""
+    assert code_runners(source, "secure_cnn.engine")
+
+
+def test_a_generator_of_ones_own_may_be_seeded():
+    """Control: seeding one's own generator and saving by other names is no offence."""
+    harmless = "torch.Generator().manual_seed(0)\narchive.load(x)\nnp.load(x, allow_pickle=False)"
+    assert code_runners(harmless, "secure_cnn.engine") == []
+
+
+def test_modules_and_functions_stay_small():
+    """No module over 400 lines, no body over 40; half of all bodies have at most 10."""
+    assert [w for s, m, _ in sources() for w in too_long(s, m)] == []
+    lengths = sorted(length for s, _, _ in sources() for _, length in body_lengths(s))
+    assert lengths[len(lengths) // 2] <= 10
+
+
+def test_a_module_that_grew_is_caught():
+    """Control: 401 lines are one too many, and so are 41 in a body; docstrings are free."""
+    assert too_long("\n" * 401, "m") == ["m has 401 lines"]
+    assert too_long("\n" * 400, "m") == []
+    body = "    x = 1\n" * 41
+    assert too_long(f"def f():\n{body}", "m") == ["m.f has a body of 41 lines"]
+    docstring = '    """' + "text\n" * 60 + '    """\n'
+    assert too_long(f"def f():\n{docstring}    return 1\n", "m") == []
+
+
+def test_every_module_is_named_after_what_it_holds():
+    """No module is called utils, helpers or common."""
+    assert [m for _, m, _ in sources() if vague_names(m)] == []
+
+
+def test_a_vague_name_is_caught():
+    """Control: in any place of the dotted name, with or without underscores."""
+    assert vague_names("secure_cnn.utils.images") == ["utils"]
+    assert vague_names("privacy._helpers") == ["_helpers"]
+    assert vague_names("privacy.common_prefix") == []

@@ -1,0 +1,196 @@
+"""What the documents say is true: their code runs, their files exist, their examples work."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+PACKAGES = {"secure_cnn", "defenses", "privacy"}
+MOST_LINES = 60
+
+_FENCE = re.compile(
+    r"^(?P<fence>```+|~~~+)(?P<kind>[^\n`]*)\n(?P<text>.*?)^(?P=fence)\s*$", re.M | re.S
+)
+_EPOCHS = re.compile(r"\bepochs=\d+,")
+_NOT_RUN = re.compile(r"<!--\s*not run:(?P<reason>.*?)-->\s*\Z", re.S)
+_LINK = re.compile(r"\]\((?P<target>[^)\s#]+)(?:#[^)]*)?\)")
+_PATH = re.compile(r"`(?P<path>[A-Za-z_.][\w./-]*(?:/|\.(?:py|md|toml|json)))`")
+# A home, a temporary or a work folder of one machine, and file URLs; not /usr.
+_LOCAL = re.compile(r"(?<![\w.:/])/(?:home|root|tmp|work|Users|mnt|var/tmp)/|file://|[A-Z]:\\")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A fenced block of a document."""
+
+    kind: str
+    text: str
+    line: int
+    reason: str | None
+
+
+def blocks(text: str) -> Iterator[Block]:
+    """Every fenced block, with the reason where a comment before it says that it is not run."""
+    for match in _FENCE.finditer(text):
+        skipped = _NOT_RUN.search(text[: match.start()])
+        yield Block(
+            kind=match["kind"].strip(),
+            text=match["text"],
+            line=text[: match.start("text")].count("\n") + 1,
+            reason=skipped["reason"].strip() if skipped else None,
+        )
+
+
+def file_map(text: str) -> set[str]:
+    """Paths in the first column of tables headed `path`; a bare name is in the folder before it."""
+    found, inside = set(), False
+    for row in text.splitlines():
+        cells = [cell.strip() for cell in row.strip().strip("|").split("|")]
+        if not row.startswith("|"):
+            inside = False
+        elif cells[0] == "path":
+            inside = True
+        elif inside:
+            folder = ""
+            for match in _PATH.finditer(cells[0]):
+                path = match["path"]
+                if "/" in path.rstrip("/"):
+                    folder = path.partition("/")[0] + "/"
+                    found.add(path)
+                else:
+                    found.add(folder + path)
+    return found
+
+
+def relative(path: Path) -> str:
+    """A path as the tests are named after it."""
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_python_blocks_run(document, tmp_path, monkeypatch):
+    """In order, in one namespace, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__main__"}
+    todo = [b for b in blocks(document.read_text(encoding="utf-8")) if b.kind == "python"]
+    assert all(block.reason for block in todo if block.reason is not None)
+    run = [block for block in todo if block.reason is None]
+    for block in run:
+        # Numbered as in the document, so that a traceback points there.
+        source = "\n" * (block.line - 1) + block.text
+        exec(compile(source, relative(document), "exec"), namespace)
+    if todo and not run:
+        pytest.skip("; ".join(block.reason for block in todo))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_links_lead_somewhere(document):
+    """Every relative link names a file that is there."""
+    text = document.read_text(encoding="utf-8")
+    targets = {match["target"] for match in _LINK.finditer(text)}
+    local = {t for t in targets if not re.match(r"[a-z]+:", t)}
+    assert [t for t in sorted(local) if not (document.parent / t).exists()] == []
+
+
+def test_the_file_map_is_right():
+    """README's map names the three packages and nothing that is not there."""
+    paths = file_map((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert {path.partition("/")[0] for path in paths} >= PACKAGES
+    assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *EXAMPLES], ids=relative)
+def test_no_path_of_one_machine(document):
+    """Nothing refers to somebody's own folders."""
+    lines = document.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if _LOCAL.search(line)] == []
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=relative)
+def test_an_example_is_short_and_public(example):
+    """At most 60 lines, numbered, and no name with an underscore from our packages."""
+    source = example.read_text(encoding="utf-8")
+    assert re.fullmatch(r"\d\d_[a-z_]+\.py", example.name)
+    assert len(source.splitlines()) <= MOST_LINES
+    assert private_names(source) == []
+
+
+def private_names(source: str) -> list[str]:
+    """Names with a leading underscore that a source imports, or reads as an attribute."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [part for alias in node.names for part in alias.name.split(".")]
+        elif isinstance(node, ast.ImportFrom):
+            names = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+        elif isinstance(node, ast.Attribute):
+            names = [node.attr]
+        else:
+            continue
+        found += [name for name in names if name.startswith("_") and not name.endswith("__")]
+    return found
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=relative)
+def test_an_example_runs(example, tmp_path):
+    """As a script, from an empty folder, with warnings as errors; it says something."""
+    source, count = _EPOCHS.subn("epochs=2,", example.read_text(encoding="utf-8"))
+    assert count == (example.name == "01_demo.py")  # `make demo` runs it at full length
+    script = tmp_path / example.name
+    script.write_text(source, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(script)],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+
+
+def test_blocks_are_found():
+    """Control: kinds, lines, and the comment that says why a block is not run."""
+    text = "a\n\n```python\nx = 1\n```\n\n<!-- not run: needs a GPU -->\n```python\ny\n```\n"
+    text += "```\nz\n```\n"
+    found = list(blocks(text))
+    assert [(b.kind, b.line, b.reason) for b in found] == [
+        ("python", 4, None),
+        ("python", 9, "needs a GPU"),
+        ("", 12, None),
+    ]
+    assert found[0].text == "x = 1\n"
+
+
+def test_the_file_map_is_read():
+    """Control: paths of the first column, bare names inside the folder before them."""
+    rows = ["| path | what |", "|---|---|", "| `a/b.py`, `c.py`, `d/` | `e/f.py` |", "| `g/` | x |"]
+    assert file_map("\n".join([*rows, "", "| `h/` | i |"])) == {"a/b.py", "a/c.py", "a/d/", "g/"}
+
+
+@pytest.mark.parametrize(
+    "text", ["/home/me/x", "see /tmp/x.", "(/root/.cache/)", "file:///x", "C:\\x"]
+)
+def test_a_local_path_is_caught(text):
+    """Control: folders of one machine; a web address or a system folder is none."""
+    assert _LOCAL.search(text)
+    assert not _LOCAL.search("https://example.org/home/x and /usr/share/datasets and runs/tmp/x")
+
+
+def test_a_private_name_is_caught():
+    """Control: in an import, in a module's name, and behind a dot."""
+    assert private_names("from privacy import _opacus") == ["_opacus"]
+    assert private_names("import defenses._torchattacks") == ["_torchattacks"]
+    assert private_names("private._generator = 1") == ["_generator"]
+    assert private_names("import privacy\nprivacy.attach()") == []

@@ -1,0 +1,399 @@
+"""Recipes and the runs they make: settings, folders, records, claims, and what is refused."""
+
+import json
+import math
+import os
+
+import pytest
+import torch
+from torch import nn
+
+import defenses
+import privacy
+from secure_cnn import (
+    Recipe,
+    Sealing,
+    Unlocking,
+    archive,
+    build_model,
+    load_data,
+    read_model,
+    run,
+)
+from secure_cnn.errors import DataError, ModelError, RunError, SecureCNNError
+from secure_cnn.evaluate import evaluate_model
+from secure_cnn.recipe import RunFolder, Variant
+from secure_cnn.recipe.seams import make_plan, make_seams
+from secure_cnn.report import RunRecord
+
+PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "batch_size": 64}
+ROBUST = {"eps": 0.05, "attack": "fgsm"}
+
+
+@pytest.fixture
+def recipe(shapes, tmp_path):
+    """Makes recipes of two epochs on the small data set."""
+
+    def make(**changes):
+        base = {"out": tmp_path / "run", "data": shapes, "epochs": 2, "batch_size": 16}
+        return Recipe(**(base | {"robust_samples": 4} | changes))
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epochs": 0}, "epochs: expected at least 1"),
+        ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"optimizer": "lion"}, "optimizer: expected sgd or adamw, got lion"),
+        ({"learning_rate": 0.0}, "learning_rate: expected a number > 0"),
+        ({"learning_rate": math.nan}, "learning_rate"),
+        ({"learning_rate": math.inf}, "learning_rate"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+        ({"weight_decay": math.inf}, "weight_decay"),
+        ({"warmup": 1.0}, "warmup: expected a share"),
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"average_decay": 1.0}, "average_decay"),
+        ({"average_decay": math.nan}, "average_decay"),
+        ({"shift": -1}, "shift"),
+        ({"seed": -1}, "seed"),
+        ({"robust_samples": 0}, "robust_samples"),
+        ({"norm": "l3"}, "norm: expected linf or l2"),
+        ({"attack": "pgd"}, "attack=pgd: expected eps"),
+        ({"attack_steps": 3}, "attack_steps: expected eps"),
+        ({"delta": 1e-5}, "delta: expected epsilon"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_when_the_recipe_is_made(settings, message):
+    """Each message begins with the setting's name."""
+    with pytest.raises(RunError, match=message):
+        Recipe(out="run", **settings)
+
+
+def test_protections_are_off_unless_asked_for():
+    """Nothing, one, the other, both; with and without the baseline that shows their cost."""
+    names = {
+        (): ["plain"],
+        ("epsilon",): ["plain", "private"],
+        ("eps",): ["plain", "n-fgsm"],
+        ("epsilon", "eps"): ["plain", "private+n-fgsm"],
+    }
+    for given, expected in names.items():
+        asked = Recipe(out="run", **dict.fromkeys(given, 0.5))
+        assert [variant.name for variant in asked.variants] == expected
+        alone = Recipe(out="run", baseline=False, **dict.fromkeys(given, 0.5))
+        assert [variant.name for variant in alone.variants] == expected[-1:]
+    assert Recipe(out="run", eps=0.1, attack="pgd").variant == Variant(private=False, method="pgd")
+
+
+def test_a_recipe_survives_json():
+    """What a record holds makes the same recipe again, and what it does not know is refused."""
+    asked = Recipe(out="run", epsilon=3.0, eps=0.1, attack="pgd", attack_steps=3, flip=True)
+    settings = json.loads(json.dumps(asked.to_dict()))
+    assert Recipe.from_dict(settings) == asked
+    with pytest.raises(RunError, match="settings: unknown colour, taste; the run was made by"):
+        Recipe.from_dict({**settings, "taste": "sour", "colour": "red"})
+
+
+def test_changed_settings_are_named_and_a_moved_folder_is_no_change():
+    """In both directions: changed here, unknown here, unknown there."""
+    asked = Recipe(out="here", epochs=3)
+    assert asked.changed_from(Recipe(out="there", epochs=3).to_dict()) == []
+    assert asked.changed_from(Recipe(out="here", epochs=5, seed=1).to_dict()) == ["epochs", "seed"]
+    assert asked.changed_from({**asked.to_dict(), "new": 1}) == ["new"]
+    assert asked.changed_from({k: v for k, v in asked.to_dict().items() if k != "flip"}) == ["flip"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"data": "nowhere"}, DataError),
+        ({"model": "lenet"}, ModelError),
+        ({"shift": 8}, RunError),
+        ({"device": "cuda:99"}, RunError),
+        ({"device": "abacus"}, RunError),
+        ({**PRIVATE, "epsilon": 1e-12}, privacy.PlanError),
+        ({**PRIVATE, "epsilon": -1.0}, privacy.PlanError),
+        ({**PRIVATE, "epsilon": math.nan}, privacy.PlanError),
+        ({**PRIVATE, "delta": 1 / 64}, privacy.PlanError),
+        ({**PRIVATE, "delta": 0.0}, privacy.PlanError),
+        ({**PRIVATE, "max_grad_norm": 0.0}, privacy.PlanError),
+        ({**PRIVATE, "batch_size": 65}, privacy.PlanError),
+        ({"eps": 8.0}, defenses.ThreatModelError),
+        ({"eps": -0.1}, defenses.ThreatModelError),
+        ({"eps": 0.1, "attack": "magic"}, defenses.AttackError),
+        ({"eps": 0.1, "attack": "n-fgsm", "norm": "l2"}, defenses.AttackError),
+        ({"eps": 0.1, "attack": "n-fgsm", "attack_steps": 3}, defenses.AttackError),
+        ({"eps": 0.1, "attack": "pgd", "attack_steps": 0}, defenses.AttackError),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_touched(recipe, tmp_path, settings, kind):
+    """One typed error of one line, no folder made, and an earlier run left alone even by force."""
+    with pytest.raises(kind) as caught:
+        run(recipe(**settings))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    earlier = a_run(tmp_path / "run")
+    with pytest.raises(kind):
+        run(recipe(**settings), force=True)
+    assert earlier.read_text() == "{}"
+
+
+def test_a_layer_that_mixes_examples_is_refused_by_name(recipe):
+    """BatchNorm in a private training: its dotted name, and what to put instead."""
+    asked = recipe(**PRIVATE)
+    data = load_data(asked.data)
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), nn.Flatten())
+    plan = make_plan(asked, len(data.train))
+    with pytest.raises(privacy.UnsupportedLayer, match=r"0\.1: BatchNorm2d mixes.*GroupNorm"):
+        make_seams(asked, asked.variant, model, data, plan)
+
+
+def test_an_objective_without_bounded_contributions_is_refused(recipe, monkeypatch):
+    """A private training takes only objectives that say that each loss is its own example's."""
+    asked = recipe(**PRIVATE)
+    data = load_data(asked.data)
+    plan = make_plan(asked, len(data.train))
+    shared = type("Shared", (), {"per_example": False, "__call__": lambda *_: None})
+    monkeypatch.setattr("secure_cnn.recipe.seams.objective_for", lambda *_: shared())
+    with pytest.raises(privacy.StepError, match="Shared: expected an objective with per_example"):
+        make_seams(asked, asked.variant, build_model("compact", data.spec), data, plan)
+
+
+def a_run(root):
+    """The least that passes for an earlier run; its record."""
+    (root / "checkpoints").mkdir(parents=True)
+    (root / "report.html").touch()
+    (root / "run.json").write_text("{}")
+    return root / "run.json"
+
+
+def test_a_folder_is_made_with_all_above_it(tmp_path):
+    """Also where it is there already, and empty."""
+    folder = RunFolder(root=tmp_path / "a" / "b", sealed=False)
+    folder.create(force=False)
+    assert (tmp_path / "a" / "b" / "checkpoints").is_dir()
+    (tmp_path / "empty").mkdir()
+    RunFolder(root=tmp_path / "empty", sealed=False).create(force=False)
+
+
+def test_a_run_is_replaced_by_force_only(tmp_path):
+    """Without force nothing is touched; with it the earlier run goes whole."""
+    record = a_run(tmp_path / "run")
+    folder = RunFolder(root=tmp_path / "run", sealed=False)
+    with pytest.raises(RunError, match=r"exists already, and a run is never .*--force"):
+        folder.create(force=False)
+    assert record.exists()
+    folder.create(force=True)
+    assert [path.name for path in folder.root.iterdir()] == ["checkpoints"]
+
+
+def test_force_replaces_nothing_but_a_run(tmp_path):
+    """Not a folder of other things, not a run with a key beside it, not a file, not a link."""
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.png").touch()
+    a_run(tmp_path / "run")
+    (tmp_path / "run" / "me.key").touch()
+    (tmp_path / "file").touch()
+    a_run(tmp_path / "target")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    for name, message in {
+        "photos": "holds no run",
+        "run": "holds more than a run.*me.key",
+        "file": "holds no run",
+        "link": "expected a folder that can be made",
+    }.items():
+        with pytest.raises(RunError, match=message):
+            RunFolder(root=tmp_path / name, sealed=False).create(force=True)
+    assert (tmp_path / "photos" / "cat.png").exists()
+    assert (tmp_path / "run" / "me.key").exists()
+    assert (tmp_path / "run" / "run.json").exists()
+    assert (tmp_path / "target" / "run.json").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_refused(tmp_path):
+    """A file in the way, or, for whoever is not the superuser, a folder without permission."""
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="expected a folder that can be made"):
+        RunFolder(root=tmp_path / "file" / "run", sealed=False).create(force=False)
+    if os.geteuid() != 0:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        with pytest.raises(RunError, match="expected a folder that can be"):
+            RunFolder(root=tmp_path / "locked" / "run", sealed=False).create(force=False)
+
+
+def test_a_folder_names_its_files_after_their_protection(tmp_path):
+    """Sealed and plain checkpoints are told apart by name."""
+    names = {
+        sealed: (folder.model.name, folder.training.name)
+        for sealed in (True, False)
+        for folder in [RunFolder(root=tmp_path, sealed=sealed)]
+    }
+    assert names[True] == ("model.sealed", "training.sealed")
+    assert names[False] == ("model.safetensors", "training.safetensors")
+
+
+def test_a_whole_run_with_both_protections(recipe, tmp_path):
+    """Everything on: record, page, checkpoint, costs, and figures that can be had again."""
+    done = run(recipe(**PRIVATE, **ROBUST))
+    record = RunRecord.read(tmp_path / "run" / "run.json")
+    assert record.to_dict() == done.record.to_dict()
+    assert record.status == "complete"
+    assert [result.variant for result in record.results] == ["plain", "private+fgsm"]
+    assert {row.variant for row in record.cost} == {"plain", "private", "fgsm", "private+fgsm"}
+    assert record.checkpoints == ("checkpoints/model.safetensors",)
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == [
+        "model.safetensors"
+    ]
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert page.count("<svg") >= 5
+    loaded = read_model(done.folder.model, unlocking=None)
+    assert not done.model.training
+    for name, value in done.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], value)
+    data = load_data(recipe().data)
+    found = evaluate_model(loaded.model, data.test, data.spec.classes)
+    assert found.accuracy == record.results[-1].accuracy == loaded.claims["accuracy"]
+
+
+def test_a_private_record_says_nothing_that_epsilon_does_not_cover(recipe, quick):
+    """No training loss in its epochs; epsilon in each, never falling, at most the budget."""
+    done = run(recipe(**PRIVATE, epochs=3))
+    plain = [e for e in done.record.epochs if e.variant == "plain"]
+    private = [e for e in done.record.epochs if e.variant == "private"]
+    assert all(e.train_loss is not None and e.epsilon is None for e in plain)
+    assert all(e.train_loss is None for e in private)
+    epsilons = [e.epsilon for e in private]
+    assert epsilons == sorted(epsilons)
+    assert epsilons[-1] == done.record.results[-1].epsilon <= 8.0
+    assert [e.step for e in private] == [1, 2, 3]
+    assert done.record.privacy.steps == 3
+    assert done.record.privacy.epsilon == pytest.approx(epsilons[-1])
+    assert any("not covered by epsilon" in note for note in done.record.notes)
+
+
+def test_a_private_training_state_holds_neither_losses_nor_keys(
+    recipe, quick, stopped_after, tmp_path
+):
+    """The checkpoint of a training under way: weights, optimizer, average, plan and ledger."""
+    with stopped_after(1):
+        run(recipe(**PRIVATE, epochs=3, baseline=False))
+    state = archive.load_plain(tmp_path / "run" / "checkpoints" / "training.safetensors")
+    assert set(state) == {
+        *("variant", "step", "settings", "model", "optimizer", "average", "private"),
+    }
+    assert set(state["private"]) == {"plan", "ledger"}
+
+
+def test_epochs_are_as_many_as_were_asked_for(recipe):
+    """Also where the steps of a private training do not divide evenly."""
+    asked = recipe(**(PRIVATE | {"batch_size": 40}), epochs=3)
+    data = load_data(asked.data)
+    plan = privacy.DPPlan(samples=64, batch_size=40, epochs=3, noise_multiplier=1.0)
+    model = build_model("compact", data.spec)
+    schedule = make_seams(asked, asked.variant, model, data, plan).schedule
+    ends = {step: schedule.epoch_ended(step) for step in range(1, schedule.steps + 1)}
+    assert ends == {1: None, 2: 1, 3: 2, 4: None, 5: 3}
+
+
+def test_claims_are_of_the_protected_training_only(recipe, quick, tmp_path):
+    """Bit for bit the claims of a run that never trained a baseline."""
+    both = run(recipe(**ROBUST))
+    alone = run(recipe(**ROBUST, baseline=False, out=tmp_path / "alone"))
+    assert [result.variant for result in both.record.results] == ["plain", "fgsm"]
+    assert both.record.claims == alone.record.claims
+    claims, result = both.record.claims, both.record.results[-1]
+    assert claims["variant"] == "fgsm"
+    assert claims["robustness"]["robust_accuracy"] == result.robust_accuracy
+    assert claims["robustness"]["attacks"] == dict(result.attacks)
+    assert claims["robustness"]["images"] == 4
+    assert "privacy" not in claims
+
+
+def test_claims_of_a_private_training_state_their_conditions(recipe, quick):
+    """What was spent, at which delta, with which noise, in which steps, under which relation."""
+    done = run(recipe(**PRIVATE, baseline=False))
+    told, plan = done.record.claims["privacy"], done.record.privacy
+    assert told["epsilon"] == done.record.results[-1].epsilon <= 8.0
+    for name in ("delta", "noise_multiplier", "max_grad_norm", "sampling_rate", "steps"):
+        assert told[name] == getattr(plan, name)
+    assert "add or remove" in told["relation"]
+    assert "robustness" not in done.record.claims
+
+
+def test_a_sealed_run_opens_with_its_key_only(recipe, quick, tmp_path):
+    """Recipient and signer: claims bound, another key refused, a changed claim refused."""
+    identity, signer = archive.generate_identity(), archive.generate_signer()
+    sealing = Sealing(recipients=(identity.recipient,), signer=signer)
+    done = run(recipe(**ROBUST, baseline=False), sealing=sealing)
+    (path,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert path == done.folder.model
+    assert path.name == "model.sealed"
+    trusted = Unlocking(identity=identity, trusted=[signer.verifier])
+    loaded = read_model(path, unlocking=trusted)
+    for name, value in done.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], value)
+    claims = dict(archive.verify(path, trusted=[signer.verifier]).claims)
+    assert claims.pop("architecture") == loaded.architecture.to_dict()
+    assert claims == json.loads(json.dumps(done.record.claims))
+    with pytest.raises(archive.WrongKey):
+        read_model(path, unlocking=Unlocking(identity=archive.generate_identity()))
+    with pytest.raises(SecureCNNError):
+        read_model(path, unlocking=None)
+    stranger = archive.generate_signer().verifier
+    with pytest.raises(archive.UntrustedSigner):
+        read_model(path, unlocking=Unlocking(identity=identity, trusted=[stranger]))
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'"variant":"fgsm"', b'"variant":"pgd!"'))
+    assert path.read_bytes() != content
+    with pytest.raises(archive.Tampered):
+        read_model(path, unlocking=trusted)
+
+
+def test_recipients_that_do_not_go_together_show_before_any_step(recipe, quick, monkeypatch):
+    """A file would be no stronger than its weakest recipient; no step is lost to learning it."""
+    recipients = [archive.generate_identity(post_quantum=p).recipient for p in (True, False)]
+    monkeypatch.setattr("secure_cnn.recipe.training.train", lambda *_, **__: pytest.fail("a step"))
+    with pytest.raises(archive.InvalidKey):
+        run(recipe(), sealing=Sealing(recipients=recipients))
+
+
+def test_a_second_run_in_the_same_folder_is_refused(recipe, quick, tmp_path):
+    """The record of the first is left as it was; force begins anew."""
+    first = run(recipe())
+    before = first.folder.record.read_bytes()
+    with pytest.raises(RunError, match="never overwritten"):
+        run(recipe(epochs=3))
+    assert first.folder.record.read_bytes() == before
+    again = run(recipe(epochs=3), force=True)
+    assert len(again.record.epochs) == 3
+
+
+def test_the_record_stays_running_while_it_runs(recipe, quick, monkeypatch):
+    """From the first moment there is a record, and it says that the run has not ended."""
+    seen = []
+    inner = torch.optim.SGD.step
+
+    def step(self, *args, **kwargs):
+        seen.append(RunRecord.read(asked.out + "/run.json").status)
+        return inner(self, *args, **kwargs)
+
+    asked = recipe()
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    run(asked)
+    assert set(seen) == {"running"}
+
+
+def test_the_global_random_state_is_neither_read_nor_moved(recipe, quick, tmp_path):
+    """Two runs around other draws are the same, and the draws are those of no run at all."""
+    torch.random.default_generator.manual_seed(3)
+    undisturbed = torch.rand(2)
+    torch.random.default_generator.manual_seed(3)
+    first = run(recipe(**ROBUST, shift=1, flip=True, baseline=False))
+    assert torch.equal(torch.rand(2), undisturbed)
+    second = run(recipe(**ROBUST, shift=1, flip=True, baseline=False, out=tmp_path / "b"))
+    for a, b in zip(
+        first.model.state_dict().values(), second.model.state_dict().values(), strict=True
+    ):
+        assert torch.equal(a, b)
