@@ -5,6 +5,7 @@ Works alone: it knows neither `defenses` nor `secure_cnn`.
 
 from privacy.accounting import GaussianSteps, epsilon_of, noise_multiplier_for
 from privacy.attach import Private, attach
+from privacy.clipping import Tuner
 from privacy.errors import (
     AccountingError,
     BudgetExceeded,
@@ -31,6 +32,7 @@ __all__ = [
     "Private",
     "SecureGenerator",
     "StepError",
+    "Tuner",
     "UnsupportedLayer",
     "attach",
     "check_layers",

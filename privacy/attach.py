@@ -6,12 +6,13 @@ are deliberately unknown here.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
-from privacy.clipping import Installation, Tape, install, rule_of
+from privacy.clipping import Installation, Tape, Tuner, install, rule_of
 from privacy.errors import BudgetExceeded, PlanError, StepError
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
@@ -38,6 +39,7 @@ def attach(
     dataset: MapStyle,
     *,
     physical_batches: PhysicalBatches | None = None,
+    tuner: Tuner | None = None,
 ) -> "Private":
     """Makes the training of `model` on `dataset` follow `plan`.
 
@@ -53,6 +55,7 @@ def attach(
         optimizer: Any optimizer that holds exactly the model's trainable parameters.
         dataset: A map-style data set of (image, label).
         physical_batches: How samples are cut; speed and memory only.
+        tuner: Chooses the layers' kernels, or holds a choice made before; speed and memory only.
 
     Returns:
         The private training.
@@ -85,7 +88,8 @@ def attach(
     images = images.to(next(iter(parameters.values())).device)
     probe(model, images)
     tape = Tape()
-    installation = install(model, tape, rule_of)
+    tuner = tuner or Tuner()
+    installation = install(model, tape, partial(rule_of, tuner=tuner))
     try:
         rehearse(model, images, parameters, tape)
     except BaseException:

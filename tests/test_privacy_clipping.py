@@ -530,7 +530,7 @@ def test_half_precision_does_not_round_factors_up() -> None:
     deferred = Deferred(
         torch.full((4,), 9.0), inputs, output_gradients, lambda x, dy: dy.mT @ x, torch.mul
     )
-    for part in (Instantiated(gradients), deferred):
+    for part in (Instantiated([gradients]), deferred):
         factors = clip_factors(part.squared_norms(), max_grad_norm=1.002)
         assert part.weighted_sum(factors / 4).norm().item() <= 1.002
 

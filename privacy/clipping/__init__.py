@@ -1,8 +1,8 @@
 """Per-example clipping without module hooks: a file per layer family, the tape that couples them.
 
 Reading order: `gradients` (what the step needs of a parameter), `tape` (where layers write it),
-`layers` (how a layer is recorded), then any rule, then `factors` (how much of each example's
-gradient is kept).
+`layers` (how a layer is recorded), then any rule, `tuner` (which of its kernels runs), and
+`factors` (how much of each example's gradient is kept).
 """
 
 from torch import nn
@@ -15,12 +15,16 @@ from privacy.clipping.layers import Installation, LayerRule, install
 from privacy.clipping.linear import LinearRule
 from privacy.clipping.normalisation import GroupNormRule, LayerNormRule
 from privacy.clipping.tape import Tape
+from privacy.clipping.tuner import Choice, Kernel, Tuner
 
 __all__ = [
+    "Choice",
     "Installation",
+    "Kernel",
     "LayerRule",
     "PerExampleGradients",
     "Tape",
+    "Tuner",
     "clip_factors",
     "install",
     "rule_of",
@@ -36,12 +40,13 @@ _CONVOLUTIONS = (
 )
 
 
-def rule_of(layer: nn.Module, name: str) -> LayerRule:
+def rule_of(layer: nn.Module, name: str, tuner: Tuner | None = None) -> LayerRule:
     """The rule for `layer`: its family's own where its forward is the family's, else the slow one.
 
     Args:
         layer: A module that owns trainable parameters.
         name: Its dotted name, for messages.
+        tuner: Chooses among the kernels of a layer that has several; a new one by default.
 
     Example:
         >>> type(rule_of(nn.Linear(2, 2), "fc")).__name__
@@ -58,6 +63,6 @@ def rule_of(layer: nn.Module, name: str) -> LayerRule:
         case nn.LayerNorm() if type(layer) is nn.LayerNorm:
             return LayerNormRule(layer)
         case _ if isinstance(layer, _CONVOLUTIONS) and type(layer) in _CONVOLUTIONS:
-            return ConvolutionRule(layer)
+            return ConvolutionRule(layer, name, tuner or Tuner())
         case _:
             return FallbackRule(layer, name)

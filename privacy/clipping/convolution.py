@@ -1,18 +1,36 @@
 """Convolutions of one, two and three dimensions, plain and transposed.
 
-The native kernel does all the work: the input gradient alone, the weight gradient of scaled output
-gradients, and, with each example made a group of one large grouped convolution, the per-example
-weight gradients.
+The native kernel gives the input gradient alone, the weight gradient of scaled output gradients,
+and, with each example made a group of one large grouped convolution, per-example weight gradients.
+Dense two-dimensional convolutions have more ways to these (`patches`); the tuner chooses.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from privacy.clipping.gradients import Instantiated, PerExampleGradients
+from privacy.clipping.gradients import (
+    Deferred,
+    Instantiated,
+    PerExampleGradients,
+    row_squared_norms,
+)
+from privacy.clipping.patches import (
+    Columns,
+    Geometry,
+    PatchLayout,
+    Rows,
+    Shifts,
+    gram_squares,
+    instantiated,
+    shifted_gram_squares,
+    squares,
+)
+from privacy.clipping.tuner import Kernel, Tuner
 
 __all__ = ["ConvolutionRule"]
 
@@ -21,17 +39,23 @@ Convolution = (
 )
 
 
+_MOST_SHIFTS = 64
+"""Shifted images are tried up to this many values in a patch."""
+
+
 class ConvolutionRule:
     """The rule of one convolution, with any stride, padding and its mode, dilation and groups.
 
     Example:
-        >>> rule = ConvolutionRule(nn.Conv2d(3, 4, 3, padding="same"))
+        >>> rule = ConvolutionRule(nn.Conv2d(3, 4, 3, padding="same"), "conv1", Tuner())
         >>> rule.forward(torch.zeros(2, 3, 8, 8))[0].shape
         torch.Size([2, 4, 8, 8])
     """
 
-    def __init__(self, layer: Convolution) -> None:
+    def __init__(self, layer: Convolution, name: str, tuner: Tuner) -> None:
         self.layer = layer
+        self.name = name
+        self.tuner = tuner
         self.parameters = tuple(layer.parameters(recurse=False))
         # Padding that the kernel cannot express (a mode, or an uneven "same") is done before it, on
         # the input.
@@ -72,16 +96,18 @@ class ConvolutionRule:
     def per_example_gradients(
         self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
     ) -> list[tuple[nn.Parameter, PerExampleGradients]]:
-        """Weight gradients by one grouped convolution, bias gradients by a sum over positions."""
+        """Weight gradients by the fastest kernel, bias gradients by a sum over positions."""
         padded = saved[0] if saved else inputs
         layer, parts = self.layer, list[tuple[nn.Parameter, PerExampleGradients]]()
         if layer.weight.requires_grad:
             weight = cast(nn.Parameter, layer.weight)
-            gradients = self.grouped_weight_gradients(padded, output_gradient)
-            parts.append((weight, Instantiated(gradients)))
+            # Kernels for float32 and float64 only: norms of rounded gradients would be too small.
+            dtype = torch.promote_types(output_gradient.dtype, torch.float32)
+            x, dy = padded.to(dtype), output_gradient.to(dtype)
+            parts.append((weight, self.tuner.run(self.name, self._kernels(x, dy), x, dy)))
         if layer.bias is not None and layer.bias.requires_grad:
             bias = cast(nn.Parameter, layer.bias)
-            parts.append((bias, Instantiated(output_gradient.flatten(2).sum(2))))
+            parts.append((bias, Instantiated([output_gradient.flatten(2).sum(2)])))
         return parts
 
     def grouped_weight_gradients(
@@ -102,6 +128,93 @@ class ConvolutionRule:
             of_input=False,
         )
         return gradient.view(examples, *shape)
+
+    def _kernels(self, inputs: torch.Tensor, output_gradient: torch.Tensor) -> list[Kernel]:
+        """Every way to the weight's gradients that is exact for this layer, likely ones first."""
+        examples, positions = len(inputs), output_gradient[0, 0].numel()
+        size = examples * self.layer.weight.numel() * inputs.element_size()
+        product = float(examples * positions * self.layer.weight.numel())
+        kernels = []
+        for name, layout in self._layouts(inputs).items():
+            kept = partial(instantiated, layout)
+            kernels.append(Kernel(name=name, run=kept, room=size, work=product))
+            norms = partial(squares, layout)
+            kernels.append(self._deferring(name, norms, room=0, work=2 * product))
+        kernels.append(Kernel(name="grouped", run=self._grouped, room=size, work=product))
+        kernels.append(
+            self._deferring(
+                "grouped",
+                lambda x, dy: self._grouped(x, dy).squared_norms(),
+                room=size,
+                work=2 * product,
+            )
+        )
+        geometry = self._geometry()
+        if geometry is None:
+            return kernels
+        pairs = float(examples * positions**2)
+        patch, outputs = self.layer.weight[0].numel(), output_gradient.shape[1]
+        gram, work = partial(gram_squares, geometry), pairs * (patch + outputs) + product
+        kernels.append(self._deferring("gram", gram, room=0, work=work))
+        if geometry.plain and geometry.kernel != (1, 1):
+            shifted = partial(shifted_gram_squares, geometry)
+            work = pairs * (inputs.shape[1] + outputs + patch // inputs.shape[1]) + product
+            kernels.append(self._deferring("shifted gram", shifted, room=0, work=work))
+        return kernels
+
+    def _layouts(self, inputs: torch.Tensor) -> dict[str, PatchLayout]:
+        """The patch layouts that this layer's geometry allows."""
+        geometry = self._geometry()
+        if geometry is None:
+            return {}
+        layouts: dict[str, PatchLayout] = {"columns": Columns(geometry)}
+        if geometry.plain and geometry.kernel[0] > 1:
+            layouts["rows"] = Rows(geometry)
+        patch = inputs.shape[1] * geometry.kernel[0] * geometry.kernel[1]
+        if geometry.stride == (1, 1) and patch <= _MOST_SHIFTS:
+            layouts["shifts"] = Shifts(geometry)
+        return layouts
+
+    def _geometry(self) -> Geometry | None:
+        """The layer's sizes, where it is a dense two-dimensional convolution."""
+        layer = self.layer
+        if layer.transposed or layer.groups != 1 or len(layer.kernel_size) != 2:
+            return None
+        pair = cast(Callable[[object], tuple[int, int]], tuple)
+        return Geometry(
+            kernel=pair(layer.kernel_size),
+            stride=pair(layer.stride),
+            padding=pair(self.padding),
+            dilation=pair(layer.dilation),
+        )
+
+    def _deferring(
+        self,
+        name: str,
+        norms: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        *,
+        room: int,
+        work: float,
+    ) -> Kernel:
+        """A kernel that finds norms only, and leaves the clipped sum to the native kernel."""
+
+        def run(inputs: torch.Tensor, output_gradient: torch.Tensor) -> PerExampleGradients:
+            found = norms(inputs, output_gradient)
+            return Deferred(
+                found, inputs, output_gradient, self._weight_gradient, self.grouped_weight_gradients
+            )
+
+        return Kernel(name=f"{name}, then native", run=run, room=room, work=work)
+
+    def _grouped(self, inputs: torch.Tensor, output_gradient: torch.Tensor) -> PerExampleGradients:
+        """Per-example weight gradients of the grouped convolution, with their norms."""
+        gradients = self.grouped_weight_gradients(inputs, output_gradient)
+        return Instantiated([gradients], squares=row_squared_norms(gradients.flatten(1)))
+
+    def _weight_gradient(self, inputs: torch.Tensor, output_gradient: torch.Tensor) -> torch.Tensor:
+        """The native kernel's weight gradient, summed over the examples."""
+        weight = self.layer.weight.detach()
+        return self._backward(output_gradient, inputs, weight, self.layer.groups, of_input=False)
 
     def _backward(
         self,

@@ -76,7 +76,7 @@ class FallbackRule:
                 "(draws random numbers, or decides by its input's values); move its parameters "
                 f"into layers of their own, or freeze them: {error}"
             ) from error
-        return [(named[name], Instantiated(gradient)) for name, gradient in gradients.items()]
+        return [(named[name], Instantiated([gradient])) for name, gradient in gradients.items()]
 
 
 class _Plain(nn.Module):

@@ -34,55 +34,74 @@ class PerExampleGradients(Protocol):
         """The same of the examples in `rows` only, an int64 tensor of indices."""
 
 
+def _only(pieces: list[torch.Tensor]) -> torch.Tensor:
+    """The one piece of a gradient that was not cut."""
+    return pieces[0]
+
+
 @dataclass(frozen=True)
 class Instantiated:
-    """Per-example gradients held as one tensor [n, *parameter.shape].
+    """Per-example gradients that are held, as one tensor or as pieces in a kernel's own layout.
+
+    Attributes:
+        pieces: Each [n, ...].
+        join: From pieces, each example's or their sum's, to the parameter's shape.
+        squares: Squared norms [n], where the kernel knows them already.
 
     Example:
-        >>> Instantiated(torch.tensor([[3.0, 4.0]])).squared_norms()
-        tensor([25.], dtype=torch.float64)
+        >>> Instantiated([torch.tensor([[3.0, 4.0]])]).squared_norms().tolist()
+        [25.0]
     """
 
-    gradients: torch.Tensor
+    pieces: list[torch.Tensor]
+    join: Callable[[list[torch.Tensor]], torch.Tensor] = _only
+    squares: torch.Tensor | None = None
 
     def squared_norms(self) -> torch.Tensor:
-        """One pass over the gradients.
+        """What the kernel found, or one pass over the gradients.
 
         Example:
-            >>> Instantiated(torch.ones(2, 2, 2)).squared_norms()
+            >>> Instantiated([torch.ones(2, 2, 2)]).squared_norms()
             tensor([4., 4.], dtype=torch.float64)
         """
-        return row_squared_norms(self.gradients.flatten(1))
+        if self.squares is not None:
+            return self.squares
+        norms = [row_squared_norms(piece.flatten(1)) for piece in self.pieces]
+        return torch.stack(norms).sum(0)
 
     def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
-        """One matrix-vector product, in float32 or better: a rounded factor would clip too little.
+        """A matrix-vector product, in float32 or better: a rounded factor would clip too little.
 
         Example:
-            >>> Instantiated(torch.eye(2)).weighted_sum(torch.tensor([2.0, 0.5]))
+            >>> Instantiated([torch.eye(2)]).weighted_sum(torch.tensor([2.0, 0.5]))
             tensor([2.0000, 0.5000])
         """
-        flat = self.gradients.flatten(1)
-        dtype = torch.promote_types(flat.dtype, torch.float32)
-        total = torch.mv(flat.to(dtype).t(), factors.to(dtype))
-        return total.view(self.gradients.shape[1:])
+        sums = []
+        for piece in self.pieces:
+            flat = piece.flatten(1)
+            dtype = torch.promote_types(flat.dtype, torch.float32)
+            total = torch.mv(flat.to(dtype).t(), factors.to(dtype))
+            sums.append(total.view(piece.shape[1:]))
+        return self.join(sums)
 
     def instantiate(self) -> torch.Tensor:
-        """The tensor itself.
+        """The gradients in the parameter's shape.
 
         Example:
-            >>> Instantiated(torch.eye(2)).instantiate().shape
+            >>> Instantiated([torch.eye(2)]).instantiate().shape
             torch.Size([2, 2])
         """
-        return self.gradients
+        return self.join(self.pieces)
 
     def select(self, rows: torch.Tensor) -> "Instantiated":
         """The gradients of the examples in `rows`.
 
         Example:
-            >>> Instantiated(torch.eye(2)).select(torch.tensor([1])).gradients
+            >>> Instantiated([torch.eye(2)]).select(torch.tensor([1])).instantiate()
             tensor([[0., 1.]])
         """
-        return Instantiated(self.gradients[rows])
+        known = None if self.squares is None else self.squares[rows]
+        return Instantiated([piece[rows] for piece in self.pieces], self.join, known)
 
 
 @dataclass(frozen=True)
@@ -169,7 +188,7 @@ def combine(parts: list[PerExampleGradients]) -> PerExampleGradients:
         parts: At least one.
 
     Example:
-        >>> part = Instantiated(torch.ones(1, 2))
+        >>> part = Instantiated([torch.ones(1, 2)])
         >>> combine([part, part]).instantiate()
         tensor([[2., 2.]])
     """
@@ -178,7 +197,7 @@ def combine(parts: list[PerExampleGradients]) -> PerExampleGradients:
     total = parts[0].instantiate().clone()
     for part in parts[1:]:
         total += part.instantiate()
-    return Instantiated(total)
+    return Instantiated([total])
 
 
 def row_squared_norms(rows: torch.Tensor) -> torch.Tensor:

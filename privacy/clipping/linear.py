@@ -54,14 +54,14 @@ class LinearRule:
         if layer.bias is not None and layer.bias.requires_grad:
             positions = tuple(range(1, output_gradient.dim() - 1))
             total = output_gradient.sum(positions) if positions else output_gradient
-            parts.append((layer.bias, Instantiated(total)))
+            parts.append((layer.bias, Instantiated([total])))
         return parts
 
 
 def _weight_part(inputs: torch.Tensor, output_gradient: torch.Tensor) -> PerExampleGradients:
     """The weight's part, by the cheapest exact way for the number of positions."""
     if inputs.dim() > 2:
-        return Instantiated(_instantiated(inputs, output_gradient))
+        return Instantiated([_instantiated(inputs, output_gradient)])
     squares = row_squared_norms(inputs) * row_squared_norms(output_gradient)
     return Deferred(squares, inputs, output_gradient, lambda x, dy: dy.mT @ x, _instantiated)
 

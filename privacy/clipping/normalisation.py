@@ -71,9 +71,9 @@ class GroupNormRule:
             width = layer.num_channels // layer.num_groups
             mean = mean.view(-1, layer.num_groups).repeat_interleave(width, dim=1)
             inverse = inverse.view(-1, layer.num_groups).repeat_interleave(width, dim=1)
-            parts.append((layer.weight, Instantiated((product - mean * total) * inverse)))
+            parts.append((layer.weight, Instantiated([(product - mean * total) * inverse])))
         if layer.bias is not None and layer.bias.requires_grad:
-            parts.append((layer.bias, Instantiated(total)))
+            parts.append((layer.bias, Instantiated([total])))
         return parts
 
 
@@ -136,9 +136,9 @@ class LayerNormRule:
         if layer.weight.requires_grad:
             product = output_gradient * (inputs - mean) * inverse
             parts.append(
-                (layer.weight, Instantiated(product.sum(positions) if positions else product))
+                (layer.weight, Instantiated([product.sum(positions) if positions else product]))
             )
         if layer.bias is not None and layer.bias.requires_grad:
             total = output_gradient.sum(positions) if positions else output_gradient
-            parts.append((layer.bias, Instantiated(total)))
+            parts.append((layer.bias, Instantiated([total])))
         return parts

@@ -75,7 +75,7 @@ class Tape:
             >>> from privacy.clipping.gradients import Instantiated
             >>> tape, weight = Tape(), nn.Linear(2, 1).weight
             >>> with tape.record(examples=1):
-            ...     tape.add(weight, Instantiated(weight.unsqueeze(0)), examples=1, layer="fc")
+            ...     tape.add(weight, Instantiated([weight.unsqueeze(0)]), examples=1, layer="fc")
             >>> list(tape.take()) == [weight]
             True
         """

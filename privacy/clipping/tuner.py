@@ -1,0 +1,214 @@
+"""The tuner: which kernel gets a layer's per-example gradients fastest, found by timing it once.
+
+Published rules (2T² <= pD; Bu, Mao, Xu 2022, arXiv 2205.10683) minimise memory, not time. Here the
+candidates run once at the real shape, dtype, layout and device, and the fastest is kept, under a
+cap on the memory that it holds. The choice changes speed and rounding, never the guarantee.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from privacy.clipping.gradients import PerExampleGradients
+from privacy.errors import PlanError
+
+__all__ = ["Choice", "Kernel", "Tuner"]
+
+_HOPELESS = 2.0
+"""A candidate whose first run takes this many times the best one's is not run again."""
+_TOO_MUCH = 4.0
+"""A candidate that needs this many times the least multiplications is not timed."""
+_REPEATS = 2
+_WORTH_TIMING = 8
+"""Examples from which on a choice is worth the time it takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One way to a parameter's per-example gradients.
+
+    Attributes:
+        name: What it is called in printouts and in `Tuner(fixed=...)`.
+        run: From a layer's input and output gradient to the gradients.
+        room: Bytes that it takes at most, beyond input and output gradient.
+        work: Multiplications that it needs, roughly: what is hopeless need not be timed.
+
+    Example:
+        >>> from privacy.clipping.gradients import Instantiated
+        >>> def run(x, dy): return Instantiated([x * dy])
+        >>> Kernel(name="product", run=run, room=8, work=2).name
+        'product'
+    """
+
+    name: str
+    run: Callable[[torch.Tensor, torch.Tensor], PerExampleGradients]
+    room: int
+    work: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was chosen for one parameter at one shape, and why.
+
+    Attributes:
+        layer: Dotted name of the layer.
+        inputs: Shape of its input.
+        kernel: The kernel chosen.
+        seconds: Best time of every candidate that was run, its share of the clipped sum included.
+
+    Example:
+        >>> Choice(layer="conv1", inputs=(2, 1, 8, 8), kernel="rows", seconds={"rows": 1e-3}).kernel
+        'rows'
+    """
+
+    layer: str
+    inputs: tuple[int, ...]
+    kernel: str
+    seconds: Mapping[str, float]
+
+
+class Tuner:
+    """Times kernels and remembers the fastest; a class because it remembers.
+
+    Args:
+        memory_cap: Most that a layer's kernel may take, in units of the room that its input and
+            output gradient take (which kept gradients let go), > 0.
+        fixed: Kernel names by layer, from an earlier training's choices; they are not timed.
+        clock: Seconds, ever rising.
+
+    Raises:
+        PlanError: The cap is not positive.
+
+    Example:
+        >>> tuner = Tuner(fixed={"conv1": "grouped"})
+        >>> tuner.choices
+        ()
+    """
+
+    def __init__(
+        self,
+        *,
+        memory_cap: float = 1.0,
+        fixed: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        if not memory_cap > 0:
+            raise PlanError(f"memory_cap: expected a number > 0, got {memory_cap}")
+        self._memory_cap = memory_cap
+        self._fixed = dict(fixed or {})
+        self._clock = clock
+        self._choices: dict[tuple[object, ...], Choice] = {}
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """Everything chosen so far, in the order of the first backward pass.
+
+        Example:
+            >>> Tuner().choices
+            ()
+        """
+        return tuple(self._choices.values())
+
+    def run(
+        self,
+        layer: str,
+        kernels: Sequence[Kernel],
+        inputs: torch.Tensor,
+        output_gradient: torch.Tensor,
+    ) -> PerExampleGradients:
+        """Runs the kernel that is, or turns out to be, the fastest for these shapes.
+
+        Args:
+            layer: Dotted name of the layer.
+            kernels: The candidates, at least one; the first is taken where the cap allows none.
+            inputs: The layer's input.
+            output_gradient: The gradient at its output.
+
+        Raises:
+            PlanError: The kernel fixed for this layer is not among the candidates.
+
+        Example:
+            >>> from privacy.clipping.gradients import Instantiated
+            >>> def product(x, dy): return Instantiated([x * dy])
+            >>> kernel, tuner = Kernel(name="product", run=product, room=0, work=1), Tuner()
+            >>> part = tuner.run("fc", [kernel], torch.ones(2, 3), torch.ones(2, 3))
+            >>> tuner.choices[0].kernel
+            'product'
+        """
+        # Sizes of about the same magnitude share a choice: a Poisson sample's last batch varies.
+        key = (
+            layer,
+            len(inputs).bit_length(),
+            inputs.shape[1:],
+            inputs.stride()[1:],
+            output_gradient.stride()[1:],
+            output_gradient.dtype,
+            output_gradient.device,
+            torch.get_num_threads(),
+        )
+        if key not in self._choices:
+            self._choices[key] = self._choose(layer, kernels, inputs, output_gradient)
+        name = self._choices[key].kernel
+        return next(kernel for kernel in kernels if kernel.name == name).run(
+            inputs, output_gradient
+        )
+
+    def _choose(
+        self,
+        layer: str,
+        kernels: Sequence[Kernel],
+        inputs: torch.Tensor,
+        output_gradient: torch.Tensor,
+    ) -> Choice:
+        """Takes the fixed kernel, or times the ones that the cap allows."""
+        shape = tuple(inputs.shape)
+        names = [kernel.name for kernel in kernels]
+        if layer in self._fixed:
+            if self._fixed[layer] not in names:
+                raise PlanError(
+                    f"{layer}: expected one of the kernels {', '.join(names)}, got "
+                    f"{self._fixed[layer]}; leave it out to have it timed"
+                )
+            return Choice(layer=layer, inputs=shape, kernel=self._fixed[layer], seconds={})
+        room = inputs.numel() * inputs.element_size()
+        room += output_gradient.numel() * output_gradient.element_size()
+        allowed = [kernel for kernel in kernels if kernel.room <= self._memory_cap * room]
+        allowed = allowed or [min(kernels, key=lambda kernel: kernel.room)]
+        least = min(kernel.work for kernel in allowed)
+        candidates = [kernel for kernel in allowed if kernel.work <= _TOO_MUCH * least]
+        if len(candidates) == 1 or len(inputs) < _WORTH_TIMING:
+            return Choice(layer=layer, inputs=shape, kernel=candidates[0].name, seconds={})
+        seconds: dict[str, float] = {}
+        for kernel in candidates:
+            best = min(seconds.values(), default=float("inf"))
+            seconds[kernel.name] = self._time(kernel, inputs, output_gradient, best)
+        fastest = min(seconds, key=lambda name: seconds[name])
+        return Choice(layer=layer, inputs=shape, kernel=fastest, seconds=seconds)
+
+    def _time(
+        self, kernel: Kernel, inputs: torch.Tensor, output_gradient: torch.Tensor, best: float
+    ) -> float:
+        """Seconds of a kernel and its clipped sum: the best of a few runs after a warm-up."""
+        factors = torch.ones(len(inputs), device=inputs.device, dtype=torch.float64)
+        seconds = float("inf")
+        for number in range(1 + _REPEATS):
+            _synchronise(inputs.device)
+            start = self._clock()
+            part = kernel.run(inputs, output_gradient)
+            part.squared_norms()
+            part.weighted_sum(factors)
+            del part
+            _synchronise(inputs.device)
+            elapsed = self._clock() - start
+            if number == 0 and elapsed > _HOPELESS * best:
+                return elapsed
+            seconds = min(seconds, elapsed) if number else float("inf")
+        return seconds
+
+
+def _synchronise(device: torch.device) -> None:
+    """Waits for a device that computes on its own."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,149 @@
+"""Every kernel gives the gradients of the per-example loop; the tuner takes the fastest allowed."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import privacy
+from privacy.clipping import Kernel, Tuner
+from privacy.clipping.convolution import ConvolutionRule
+from privacy.clipping.gradients import Instantiated
+
+
+def loop(layer: nn.Conv2d, images: torch.Tensor, output_gradient: torch.Tensor) -> torch.Tensor:
+    """The truth: autograd on one example at a time, [n, *weight.shape]."""
+    rows = [
+        torch.autograd.grad(layer(x[None]), layer.weight, dy[None])[0]
+        for x, dy in zip(images, output_gradient, strict=True)
+    ]
+    return torch.stack(rows)
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> tuple[nn.Conv2d, torch.Tensor]:
+    """A convolution and images for it, in either memory layout."""
+    integer = lambda low, high: draw(st.integers(low, high))  # noqa: E731
+    groups = draw(st.sampled_from([1, 1, 1, 2]))
+    layer = nn.Conv2d(
+        groups * integer(1, 3),
+        groups * integer(1, 4),
+        (integer(1, 3), integer(1, 3)),
+        stride=(integer(1, 2), integer(1, 2)),
+        padding=(integer(0, 2), integer(0, 2)),
+        dilation=(integer(1, 2), integer(1, 2)),
+        groups=groups,
+        bias=False,
+        dtype=torch.float64,
+    )
+    shape = (integer(1, 70), layer.in_channels, integer(5, 8), integer(5, 8))
+    images = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    layout = draw(st.sampled_from([torch.contiguous_format, torch.channels_last]))
+    return layer, images.contiguous(memory_format=layout)
+
+
+@given(convolutions())
+@settings(deadline=None, derandomize=True, max_examples=60)
+def test_every_kernel_equals_the_per_example_loop(drawn: tuple[nn.Conv2d, torch.Tensor]) -> None:
+    """Norms, clipped sum and gradients agree to 1e-9 for every candidate the rule offers."""
+    layer, images = drawn
+    output = layer(images)
+    gradient = torch.randn(output.shape, dtype=torch.float64).contiguous(
+        memory_format=torch.channels_last
+    )
+    truth = loop(layer, images, gradient)
+    factors = torch.rand(len(images), dtype=torch.float64)
+    rule = ConvolutionRule(layer, "conv", Tuner())
+    for kernel in rule._kernels(images, gradient):
+        part = kernel.run(images, gradient)
+        expected = truth.flatten(1).square().sum(1)
+        torch.testing.assert_close(
+            part.squared_norms(), expected, rtol=1e-9, atol=1e-9, msg=lambda m, k=kernel: k.name + m
+        )
+        torch.testing.assert_close(
+            part.weighted_sum(factors), torch.einsum("n,n...->...", factors, truth)
+        )
+        torch.testing.assert_close(part.instantiate(), truth)
+        some = torch.arange(0, len(images), 2)
+        torch.testing.assert_close(part.select(some).instantiate(), truth[some])
+
+
+def test_all_kernels_are_offered_for_the_commonest_convolution() -> None:
+    """A dense 3x3 convolution of few channels has every kernel; a grouped one only the grouped."""
+    images, gradient = torch.zeros(2, 3, 8, 8), torch.zeros(2, 4, 8, 8)
+    names = {
+        kernel.name
+        for kernel in ConvolutionRule(nn.Conv2d(3, 4, 3, padding=1), "c", Tuner())._kernels(
+            images, gradient
+        )
+    }
+    kept = {"columns", "rows", "shifts", "grouped"}
+    assert names == kept | {f"{name}, then native" for name in kept | {"gram", "shifted gram"}}
+    grouped = ConvolutionRule(nn.Conv2d(4, 4, 3, groups=2), "c", Tuner())
+    names = {kernel.name for kernel in grouped._kernels(torch.zeros(2, 4, 8, 8), gradient)}
+    assert names == {"grouped", "grouped, then native"}
+
+
+def fake(name: str, seconds: float, room: int, clock: list[float]) -> Kernel:
+    """A kernel that takes as long as it says, on a clock of its own."""
+
+    def run(x: torch.Tensor, dy: torch.Tensor) -> Instantiated:
+        clock[0] += seconds
+        return Instantiated([x * dy])
+
+    return Kernel(name=name, run=run, room=room, work=1)
+
+
+def test_the_tuner_takes_the_fastest_kernel_and_times_it_once() -> None:
+    """The second call at the same shape runs the choice and nothing else."""
+    clock = [0.0]
+    kernels = [fake("slow", 3.0, 0, clock), fake("fast", 1.0, 0, clock), fake("mid", 2.0, 0, clock)]
+    tuner, batch = Tuner(clock=lambda: clock[0]), torch.ones(8, 2)
+    tuner.run("fc", kernels, batch, batch)
+    assert [choice.kernel for choice in tuner.choices] == ["fast"]
+    before = clock[0]
+    tuner.run("fc", kernels, batch, batch)
+    assert clock[0] - before == 1.0
+    tuner.run("fc", kernels, torch.ones(32, 2), torch.ones(32, 2))
+    assert len(tuner.choices) == 2
+
+
+def test_the_memory_cap_excludes_a_faster_kernel() -> None:
+    """Input and output gradient of [8, 2] floats make 128 bytes of room."""
+    clock = [0.0]
+    kernels = [fake("large", 1.0, 200, clock), fake("small", 2.0, 100, clock)]
+    batch = torch.ones(8, 2)
+    for cap, expected in ((1.0, "small"), (2.0, "large"), (0.1, "small")):
+        tuner = Tuner(memory_cap=cap, clock=lambda: clock[0])
+        tuner.run("fc", kernels, batch, batch)
+        assert tuner.choices[0].kernel == expected
+
+
+def test_a_fixed_kernel_is_taken_untimed_and_an_unknown_one_refused() -> None:
+    """What an earlier training chose can be fixed by layer."""
+    clock = [0.0]
+    kernels = [fake("slow", 3.0, 0, clock), fake("fast", 1.0, 0, clock)]
+    batch = torch.ones(8, 2)
+    tuner = Tuner(fixed={"fc": "slow"}, clock=lambda: clock[0])
+    tuner.run("fc", kernels, batch, batch)
+    assert tuner.choices[0].kernel == "slow"
+    assert tuner.choices[0].seconds == {}
+    with pytest.raises(privacy.PlanError, match="fc: expected one of the kernels slow, fast, got"):
+        Tuner(fixed={"fc": "no such"}).run("fc", kernels, batch, batch)
+
+
+def test_the_choice_changes_only_rounding() -> None:
+    """One private sum is the same to float32 rounding whichever kernel is fixed for a layer."""
+    torch_generator = torch.Generator().manual_seed(0)
+    images = torch.rand(16, 3, 8, 8, generator=torch_generator)
+    layer = nn.Conv2d(3, 4, 3, padding=1)
+    gradient = torch.rand(16, 4, 8, 8, generator=torch_generator)
+    sums = []
+    for kernel in ConvolutionRule(layer, "c", Tuner())._kernels(images, gradient):
+        part = kernel.run(images, gradient)
+        sums.append(part.weighted_sum(torch.ones(16)) / part.squared_norms().sum().float().sqrt())
+    for first, second in itertools.pairwise(sums):
+        torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
