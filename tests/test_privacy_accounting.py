@@ -1,6 +1,7 @@
 """Epsilon against an independent accountant, closed forms and published values."""
 
 import math
+from collections.abc import Iterator
 
 import dp_accounting
 import pytest
@@ -14,6 +15,7 @@ from privacy import (
     GaussianSteps,
     PlanError,
     _opacus,
+    accounting,
     epsilon_of,
     noise_multiplier_for,
 )
@@ -176,6 +178,7 @@ def test_delta_must_be_a_probability(delta: float) -> None:
         epsilon_of([steps_of(1.0, 0.1, 1)], delta)
 
 
+@pytest.mark.usefixtures("forgetful")
 def test_the_costly_accountant_is_spared_where_it_gains_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -188,6 +191,15 @@ def test_the_costly_accountant_is_spared_where_it_gains_nothing(
     assert 900 < epsilon_of([steps_of(0.15, 0.004, 4000)], 1e-5) < math.inf
 
 
+@pytest.fixture
+def forgetful() -> Iterator[None]:
+    """Bounds are not remembered, so that a replaced accountant is asked."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(accounting, "_tightest", accounting._tightest.__wrapped__)
+        yield
+
+
+@pytest.mark.usefixtures("forgetful")
 @pytest.mark.parametrize("failure", [ValueError, RuntimeWarning, MemoryError, OverflowError])
 def test_one_accountant_serves_where_the_other_fails(
     failure: type[BaseException], monkeypatch: pytest.MonkeyPatch
