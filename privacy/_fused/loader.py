@@ -1,0 +1,229 @@
+"""Opacus' data loader with our Poisson samples: exact rate, cryptographic coins, no empty batch.
+
+A batch of the loop is a sample, or a part of one that `BatchMemoryManager` cut; `Samples` holds the
+loop to that.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
+
+from privacy.errors import PlanError, StepError
+from privacy.noise import SecureGenerator
+from privacy.plan import DPPlan
+from privacy.sampling import sample_indices
+
+__all__ = ["Samples", "first_images", "plan_for", "poisson_loader"]
+
+_PROBED_EXAMPLES = 3
+
+
+class Samples:
+    """Poisson samples drawn and not stepped on; a class: loader and optimizer share it.
+
+    Args:
+        prefetching: Whether worker processes draw ahead of the loop.
+
+    Example:
+        >>> samples = Samples(prefetching=False)
+        >>> samples.draw(3)
+        >>> samples.signal(skip=True)
+        >>> samples.mask(2), samples.last
+        (tensor([True, True]), False)
+        >>> samples.advance(2)
+        >>> samples.mask(1), samples.last
+        (tensor([True]), True)
+    """
+
+    def __init__(self, *, prefetching: bool) -> None:
+        self._prefetching = prefetching
+        self.begin()
+
+    def begin(self) -> None:
+        """A new iteration: what was drawn before is dropped; unreleased, it costs nothing."""
+        self._sizes: deque[int] = deque()
+        self._skips: deque[bool] = deque()
+        self.seen = 0
+
+    def draw(self, size: int) -> None:
+        """A sample was drawn."""
+        self._sizes.append(size)
+
+    def signal(self, *, skip: bool) -> None:
+        """The next physical batch completes its sample, or does not."""
+        self._skips.append(skip)
+
+    @property
+    def last(self) -> bool:
+        """Whether the physical batch under way completes its sample."""
+        return not (self._skips and self._skips[0])
+
+    def mask(self, rows: int) -> torch.Tensor:
+        """Which of the rows are examples, bool [rows].
+
+        Raises:
+            StepError: The rows are not those of the sample that was drawn.
+        """
+        if not self._sizes:
+            raise StepError(
+                "no sample was drawn for this step: take one batch from the data loader that "
+                "make_private returned for each optimizer.step()"
+            )
+        if len(self._sizes) > 1 and not self._prefetching:
+            raise StepError(
+                f"{len(self._sizes)} batches were drawn for one optimizer.step(): every batch is a "
+                "step, a small or empty one too; do not skip any"
+            )
+        size = self._sizes[0]
+        # An empty sample has one row of filling.
+        left = max(1, size) - self.seen
+        if not (rows == left if self.last else rows < left):
+            raise StepError(
+                f"rows: expected the {left} of the sample that was drawn, the model was called on "
+                f"{rows}; give it each batch of the data loader whole, one row an example, and "
+                "leave out none (an empty sample is a step too)"
+            )
+        return torch.full((rows,), size > 0)
+
+    def advance(self, rows: int) -> None:
+        """These rows are in the sum."""
+        last = self.last
+        self.seen = 0 if last else self.seen + rows
+        if last:
+            self._sizes.popleft()
+        if self._skips:
+            self._skips.popleft()
+
+
+class _PoissonSampler(Sampler[list[int]]):
+    """Draws each step's sample, as indices; a step an original batch."""
+
+    def __init__(self, samples: Samples, *, population: int, rate: float, steps: int) -> None:
+        self._samples, self._generator = samples, SecureGenerator()
+        self._population, self._rate, self._steps = population, rate, steps
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[list[int]]:
+        self._samples.begin()
+        for _ in range(self._steps):
+            drawn = sample_indices(
+                self._generator, samples=self._population, sampling_rate=self._rate
+            )
+            self._samples.draw(len(drawn))
+            yield drawn.tolist()
+
+
+class _Collate:
+    """The loader's own way to stack examples; an empty sample becomes one row of zeros."""
+
+    def __init__(self, collate: Callable[[list[Any]], Any], dataset: Any) -> None:
+        self._collate, self._dataset = collate, dataset
+
+    def __call__(self, examples: list[Any]) -> Any:
+        if examples:
+            return self._collate(examples)
+        return _zeros_like(self._collate([self._dataset[0]]))
+
+
+def _zeros_like(batch: Any) -> Any:
+    """The same structure with every tensor zero: the example that lent its shape must not leave."""
+    if isinstance(batch, torch.Tensor):
+        return torch.zeros_like(batch)
+    if isinstance(batch, Mapping):
+        return {key: _zeros_like(value) for key, value in batch.items()}
+    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
+        return [_zeros_like(value) for value in batch]
+    raise PlanError(
+        "dataset: expected batches of tensors, or of lists and dictionaries of them, got "
+        f"{type(batch).__name__}: an empty sample could not be given"
+    )
+
+
+def poisson_loader(loader: DataLoader[Any], samples: Samples, *, rate: float) -> DataLoader[Any]:
+    """The loader with Poisson samples for batches: as many a pass as it had batches.
+
+    Args:
+        loader: A loader over a map-style data set.
+        samples: Where each draw is noted.
+        rate: Probability of each example to be in a batch, in (0, 1].
+
+    Example:
+        >>> dataset = torch.utils.data.TensorDataset(torch.rand(10, 4), torch.zeros(10))
+        >>> samples = Samples(prefetching=False)
+        >>> loader = poisson_loader(DataLoader(dataset, batch_size=3), samples, rate=0.3)
+        >>> len(loader)
+        4
+    """
+    dataset: Any = loader.dataset
+    return DataLoader(
+        dataset,
+        batch_sampler=_PoissonSampler(
+            samples, population=len(dataset), rate=rate, steps=len(loader)
+        ),
+        collate_fn=_Collate(loader.collate_fn, dataset),
+        num_workers=loader.num_workers,
+        pin_memory=loader.pin_memory,
+        timeout=loader.timeout,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+        prefetch_factor=loader.prefetch_factor,
+        persistent_workers=loader.persistent_workers,
+    )
+
+
+def plan_for(loader: DataLoader[Any], max_grad_norm: Any, *, epochs: int) -> DPPlan:
+    """As many Poisson steps as the loader has batches in so many passes, at its exact rate."""
+    if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
+        raise PlanError(
+            "data_loader: expected a map-style data set: Poisson sampling needs to know its length"
+        )
+    if loader.batch_size is None:
+        raise PlanError(
+            "data_loader: expected one with a batch_size, got one that is Poisson already, or has "
+            "a batch sampler of its own; give the original DataLoader(dataset, batch_size=...)"
+        )
+    sampler = loader.sampler
+    # A subclass, or drawing with replacement, would be other odds than Poisson sampling's.
+    ordinary = type(sampler) is SequentialSampler or (
+        type(sampler) is RandomSampler
+        and not sampler.replacement
+        and sampler.num_samples == len(loader.dataset)
+    )
+    if not ordinary:
+        raise PlanError(
+            f"data_loader: its {type(sampler).__name__} would be replaced by Poisson sampling with "
+            "equal chances; choose examples with torch.utils.data.Subset instead"
+        )
+    if isinstance(max_grad_norm, Sequence):
+        raise PlanError(
+            "max_grad_norm: expected one number: the fused mode clips the whole gradient (flat); "
+            f"got {list(max_grad_norm)}"
+        )
+    samples = len(loader.dataset)
+    if epochs < 1 or len(loader) < 1:
+        raise PlanError(f"epochs: expected at least 1 over at least 1 batch, got {epochs}")
+    # The loader's last batch is short, a Poisson step is not: a pass can be a little over an epoch.
+    passes = epochs * len(loader) * loader.batch_size / samples
+    return DPPlan(
+        samples=samples,
+        batch_size=loader.batch_size,
+        epochs=passes,
+        max_grad_norm=max_grad_norm,
+    )
+
+
+def first_images(loader: DataLoader[Any]) -> torch.Tensor:
+    """The first examples as the loop will see them."""
+    dataset: Any = loader.dataset
+    batch = loader.collate_fn([dataset[i] for i in range(min(_PROBED_EXAMPLES, len(dataset)))])
+    if not isinstance(batch, Sequence) or not batch or not isinstance(batch[0], torch.Tensor):
+        raise PlanError(
+            "data_loader: expected batches whose first item is a tensor of inputs, got "
+            f"{type(batch).__name__}; give a data set of (image, label)"
+        )
+    return batch[0]

@@ -1,0 +1,170 @@
+"""The user's module, and the cut between its outputs and the user's loss."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from privacy.clipping import Installation
+from privacy.errors import StepError, UnsupportedLayer
+
+__all__ = ["FusedModule", "Outputs"]
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """One forward pass: its outputs with their graph, and the leaf that the user's loss sees."""
+
+    outputs: torch.Tensor
+    leaf: torch.Tensor
+    after: tuple[int, int]
+
+
+class Outputs:
+    """Where forward passes are cut from the user's loss; a class: module and optimizer share it.
+
+    A forward pass is remembered only when a backward pass has reached its outputs.
+
+    Example:
+        >>> outputs = Outputs()
+        >>> outputs.cut(torch.ones(2, 3, requires_grad=True) * 2).mean().backward()
+        >>> outputs.rows()
+        2
+        >>> outputs.losses(loss_reduction="mean")
+        tensor([2., 2.], grad_fn=<SumBackward1>)
+    """
+
+    def __init__(self) -> None:
+        self._steps = 0
+        self._reached: list[_Cut] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copied module trains nobody privately: it is plain again."""
+
+    def cut(self, outputs: torch.Tensor) -> torch.Tensor:
+        """The outputs without their graph; a backward pass that reaches them is remembered."""
+        leaf = outputs.detach().requires_grad_()
+        after = (self._steps, len(self._reached))
+        register: Any = leaf.register_post_accumulate_grad_hook
+        register(lambda reached: self._reached.append(_Cut(outputs, reached, after)))
+        # A leaf would refuse in-place operations.
+        return leaf.clone()
+
+    def rows(self) -> int:
+        """Rows of the one backward pass since the last step.
+
+        Raises:
+            StepError: There was none, or more than one.
+        """
+        if not self._reached:
+            raise StepError(
+                "no backward pass has reached the module since the last step or zero_grad(): call "
+                "loss.backward() on a loss of its outputs, in training mode; inputs that require "
+                "a gradient are taken for an attack's and do not count"
+            )
+        again = len({id(cut.leaf) for cut in self._reached}) < len(self._reached)
+        if again or any(cut.after != (self._steps, 0) for cut in self._reached):
+            raise StepError(
+                "more than one backward pass since the last step: an example would count more "
+                "than once; add the losses up and call backward() once, call "
+                "optimizer.zero_grad() after a backward pass that is not to count, and take an "
+                "attack's gradients with inputs that require a gradient, or in eval mode"
+            )
+        rows = sorted({len(cut.outputs) for cut in self._reached})
+        if len(rows) > 1:
+            raise StepError(
+                f"the loss joins forward passes of {rows} rows; expected the same examples in each"
+            )
+        return rows[0]
+
+    def losses(self, *, loss_reduction: str) -> torch.Tensor:
+        """One loss an example, whose gradient is that of the user's loss before its reduction."""
+        with torch.enable_grad():
+            return torch.stack([_losses(cut, loss_reduction) for cut in self._reached]).sum(0)
+
+    def forget(self) -> None:
+        """Backward passes so far do not count."""
+        self._reached = []
+
+    def step(self) -> None:
+        """Forward passes so far do not count either: the parameters are about to change."""
+        self.forget()
+        self._steps += 1
+
+
+def _losses(cut: _Cut, loss_reduction: str) -> torch.Tensor:
+    """Outputs times their own gradient: linear, so its gradient at the outputs is the user's."""
+    rows = len(cut.outputs)
+    assert cut.leaf.grad is not None, "the hook runs after the gradient is there"
+    gradient = cut.leaf.grad * rows if loss_reduction == "mean" else cut.leaf.grad
+    return (cut.outputs * gradient).reshape(rows, -1).sum(1)
+
+
+class FusedModule(nn.Module):
+    """The user's module, cut from the loss while it trains; `_module` is the module itself.
+
+    In eval mode, under `torch.no_grad()`, and for inputs that require a gradient (an attack's) it
+    is the module itself, and nothing counts. A deep copy is an ordinary module again.
+
+    Example:
+        >>> module = FusedModule(nn.Linear(4, 2), Outputs())
+        >>> module(torch.ones(3, 4)).grad_fn
+        <CloneBackward0 object at ...>
+        >>> module.eval()(torch.ones(3, 4)).grad_fn
+        <AddmmBackward0 object at ...>
+        >>> sorted(module.state_dict()), module.in_features
+        (['_module.bias', '_module.weight'], 4)
+    """
+
+    def __init__(
+        self, module: nn.Module, outputs: Outputs, installation: Installation | None = None
+    ) -> None:
+        super().__init__()
+        self._module = module
+        self._outputs: Outputs | None = outputs
+        self._installation = installation
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("_module"), name)
+
+    def forward(self, *inputs: Any, **settings: Any) -> Any:
+        """The module's outputs.
+
+        Raises:
+            UnsupportedLayer: In training, they are not one tensor with a row an example.
+        """
+        outputs = self._module(*inputs, **settings)
+        attacked = any(
+            isinstance(value, torch.Tensor) and value.requires_grad
+            for value in (*inputs, *settings.values())
+        )
+        if not self.training or not torch.is_grad_enabled() or attacked or self._outputs is None:
+            return outputs
+        if not isinstance(outputs, torch.Tensor) or outputs.dim() == 0:
+            raise UnsupportedLayer(
+                f"{type(self._module).__name__}: expected one tensor with a row an example, got "
+                f"{type(outputs).__name__}; make a module private that maps inputs to logits"
+            )
+        return self._outputs.cut(outputs) if outputs.requires_grad else outputs
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets gradients, and the backward pass that no step was taken on."""
+        if self._outputs is not None:
+            self._outputs.forget()
+        super().zero_grad(set_to_none)
+
+    def to_standard_module(self) -> nn.Module:
+        """The module itself, plain again; the private training cannot go on.
+
+        Example:
+            >>> type(FusedModule(nn.Linear(4, 2), Outputs()).to_standard_module()).__name__
+            'Linear'
+        """
+        if self._installation is not None:
+            self._installation.remove()
+        self._outputs = None
+        return self._module

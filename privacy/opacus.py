@@ -1,0 +1,400 @@
+"""Drop-in for people who use Opacus: the same interface, with our private step behind it.
+
+Switching is one import: `from privacy.opacus import PrivacyEngine`. In the mode "fused", the
+default, step, sampling, noise and accounting are those of `privacy`; every other `grad_sample_mode`
+is Opacus' own engine, unchanged.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import opacus
+import torch
+from opacus.accountants import create_accountant
+from opacus.validators import ModuleValidator
+from torch import nn
+from torch.utils.data import DataLoader
+
+from privacy._fused import FusedOptimizer, check_settings, fuse, plan_for, refuse_adaptive
+from privacy.accounting import GaussianSteps, epsilon_of
+from privacy.errors import PlanError, PrivacyError, UnsupportedLayer
+from privacy.validate import check_layers, fix, mixing_layers
+
+__all__ = ["PrivacyEngine"]
+
+_FUSED = "fused"
+_ACCOUNTANTS = ("prv", "rdp")
+
+
+class PrivacyEngine:
+    """Opacus' `PrivacyEngine` with `grad_sample_mode="fused"` added, and that the default.
+
+    Guarantee, in the fused mode: what `optimizer.step()` writes to the parameters is
+    (`get_epsilon(delta)`, delta)-differentially private in the loader's data set under adding or
+    removing one example, given that row i of the loss depends on example i only. (A mean weighted
+    by class, or one that leaves out labels, does not: its denominator is the other examples'.)
+    Differences from Opacus that a loop can notice:
+
+    - The sampling rate is exactly batch_size / len(dataset), from a cryptographic generator.
+    - An empty sample is given as one row of zeros that counts nothing.
+    - Each batch of the loader belongs to one step; a second backward pass in it raises.
+    - After `make_private_with_epsilon` the step beyond the budget raises `BudgetExceeded`.
+    - Noise is cryptographic always: `secure_mode` changes nothing.
+
+    Opacus' BatchMemoryManager works as before.
+
+    Args:
+        accountant: "prv" or "rdp"; the fused mode reports the tighter of both whichever is named.
+        secure_mode: For Opacus' own modes.
+
+    Example:
+        >>> dataset = torch.utils.data.TensorDataset(torch.rand(64, 4), torch.arange(64) % 2)
+        >>> model = nn.Linear(4, 2)
+        >>> engine = PrivacyEngine()
+        >>> model, optimizer, loader = engine.make_private(
+        ...     module=model,
+        ...     optimizer=torch.optim.SGD(model.parameters(), lr=0.1),
+        ...     data_loader=DataLoader(dataset, batch_size=16),
+        ...     noise_multiplier=2.0,
+        ...     max_grad_norm=1.0,
+        ... )
+        >>> for images, labels in loader:
+        ...     optimizer.zero_grad()
+        ...     nn.functional.cross_entropy(model(images), labels).backward()
+        ...     optimizer.step()
+        >>> round(engine.get_epsilon(delta=1e-3), 1)
+        0.8
+    """
+
+    def __init__(self, *, accountant: str = "prv", secure_mode: bool = False) -> None:
+        self._mechanism, self.secure_mode = accountant, secure_mode
+        self._trainings: list[FusedOptimizer] = []
+        self._original: Any = None
+
+    @property
+    def accountant(self) -> Any:
+        """One of Opacus' accountants, with all that was spent in its history."""
+        if self._original is not None:
+            return self._original.accountant
+        accountant = create_accountant(mechanism=self._mechanism)
+        accountant.history = [
+            (event.noise_multiplier, event.sampling_rate, event.steps) for event in self._events()
+        ]
+        return accountant
+
+    def make_private(  # noqa: PLR0913  (Opacus' interface)
+        self,
+        *,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        criterion: Any = None,
+        data_loader: DataLoader[Any],
+        noise_multiplier: float,
+        max_grad_norm: float | Sequence[float],
+        batch_first: bool = True,
+        loss_reduction: str = "mean",
+        poisson_sampling: bool = True,
+        clipping: str = "flat",
+        noise_generator: torch.Generator | None = None,
+        grad_sample_mode: str = _FUSED,
+        wrap_model: bool = True,
+        rand_on_empty: bool = False,
+        target_unclipped_quantile: float | None = None,
+        clipbound_learning_rate: float | None = None,
+        max_clipbound: float | None = None,
+        min_clipbound: float | None = None,
+        unclipped_num_std: float | None = None,
+    ) -> Any:
+        """Makes module, optimizer and loader private, with the noise given.
+
+        Args:
+            module: In training mode; one tensor in, one tensor with a row an example out.
+            optimizer: Holds exactly the module's trainable parameters.
+            criterion: For Opacus' ghost modes only.
+            data_loader: Over a map-style data set, with a `batch_size` and without a sampler of its
+                own.
+            noise_multiplier: Noise over C, > 0.
+            max_grad_norm: C, > 0.
+            batch_first: True in the fused mode.
+            loss_reduction: How the user's loss joins its rows, "mean" or "sum".
+            poisson_sampling: True in the fused mode.
+            clipping: "flat" in the fused mode.
+            noise_generator: None in the fused mode.
+            grad_sample_mode: "fused", or one of Opacus'.
+            wrap_model: True in the fused mode.
+            rand_on_empty: Without effect in the fused mode.
+            target_unclipped_quantile: For Opacus' adaptive clipping only, as the four after it.
+            clipbound_learning_rate: See Opacus.
+            max_clipbound: See Opacus.
+            min_clipbound: See Opacus.
+            unclipped_num_std: See Opacus.
+
+        Returns:
+            The private (module, optimizer, data_loader); in Opacus' ghost modes a criterion too.
+
+        Raises:
+            PlanError: A value is out of range, or not offered in the fused mode.
+            StepError: The optimizer does not fit the module, or the module is private already.
+            UnsupportedLayer: A layer mixes examples or cannot be recorded.
+        """
+        adaptive = {
+            "target_unclipped_quantile": target_unclipped_quantile,
+            "clipbound_learning_rate": clipbound_learning_rate,
+            "max_clipbound": max_clipbound,
+            "min_clipbound": min_clipbound,
+            "unclipped_num_std": unclipped_num_std,
+        }
+        given = {name: value for name, value in adaptive.items() if value is not None}
+        if grad_sample_mode != _FUSED:
+            return self._opacus().make_private(
+                module=module,
+                optimizer=optimizer,
+                criterion=nn.CrossEntropyLoss() if criterion is None else criterion,
+                data_loader=data_loader,
+                noise_multiplier=noise_multiplier,
+                max_grad_norm=max_grad_norm,
+                batch_first=batch_first,
+                loss_reduction=loss_reduction,
+                poisson_sampling=poisson_sampling,
+                clipping=clipping,
+                noise_generator=noise_generator,
+                grad_sample_mode=grad_sample_mode,
+                wrap_model=wrap_model,
+                rand_on_empty=rand_on_empty,
+                **given,
+            )
+        refuse_adaptive(given)
+        check_settings(batch_first, poisson_sampling, clipping, noise_generator, wrap_model)
+        self._check_engine(target=False)
+        plan = plan_for(data_loader, max_grad_norm, epochs=1)
+        plan = dataclasses.replace(plan, noise_multiplier=noise_multiplier)
+        three = fuse(plan, module, optimizer, data_loader, loss_reduction=loss_reduction)
+        self._trainings.append(three[1])
+        return three
+
+    def make_private_with_epsilon(  # noqa: PLR0913  (Opacus' interface)
+        self,
+        *,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        criterion: Any = None,
+        data_loader: DataLoader[Any],
+        target_epsilon: float,
+        target_delta: float,
+        epochs: int,
+        max_grad_norm: float | Sequence[float],
+        batch_first: bool = True,
+        loss_reduction: str = "mean",
+        poisson_sampling: bool = True,
+        clipping: str = "flat",
+        noise_generator: torch.Generator | None = None,
+        grad_sample_mode: str = _FUSED,
+        wrap_model: bool = True,
+    ) -> Any:
+        """Makes module, optimizer and loader private, with the least noise for a budget.
+
+        Guarantee, in the fused mode: `get_epsilon(target_delta)` never exceeds `target_epsilon`.
+        The step after `epochs` passes over the loader, at least 1, raises `BudgetExceeded`.
+        `target_delta` is in (0, 1 / len(dataset)); everything else is as for `make_private`.
+
+        Raises:
+            PlanError: As for `make_private`; or no noise reaches the budget, or the engine has been
+                used before.
+            StepError: As for `make_private`.
+            UnsupportedLayer: As for `make_private`.
+        """
+        if grad_sample_mode != _FUSED:
+            return self._opacus().make_private_with_epsilon(
+                module=module,
+                optimizer=optimizer,
+                criterion=nn.CrossEntropyLoss() if criterion is None else criterion,
+                data_loader=data_loader,
+                target_epsilon=target_epsilon,
+                target_delta=target_delta,
+                epochs=epochs,
+                max_grad_norm=max_grad_norm,
+                batch_first=batch_first,
+                loss_reduction=loss_reduction,
+                poisson_sampling=poisson_sampling,
+                clipping=clipping,
+                noise_generator=noise_generator,
+                grad_sample_mode=grad_sample_mode,
+                wrap_model=wrap_model,
+            )
+        check_settings(batch_first, poisson_sampling, clipping, noise_generator, wrap_model)
+        self._check_engine(target=True)
+        plan = plan_for(data_loader, max_grad_norm, epochs=epochs)
+        plan = plan.calibrate(epsilon=target_epsilon, delta=target_delta)
+        three = fuse(plan, module, optimizer, data_loader, loss_reduction=loss_reduction)
+        self._trainings.append(three[1])
+        return three
+
+    def get_epsilon(self, delta: float) -> float:
+        """Epsilon of everything spent so far, at `delta` in (0, 1).
+
+        Example:
+            >>> PrivacyEngine().get_epsilon(1e-5)
+            0.0
+        """
+        if self._original is not None:
+            return float(self._original.get_epsilon(delta))
+        return epsilon_of(self._events(), delta)
+
+    def is_compatible(
+        self, *, module: nn.Module, optimizer: Any = None, data_loader: Any = None
+    ) -> bool:
+        """Whether `validate` passes.
+
+        Example:
+            >>> PrivacyEngine().is_compatible(module=nn.BatchNorm2d(4, affine=False))
+            False
+        """
+        try:
+            self.validate(module=module, optimizer=optimizer, data_loader=data_loader)
+        except PrivacyError:
+            return False
+        return True
+
+    def validate(
+        self, *, module: nn.Module, optimizer: Any = None, data_loader: Any = None
+    ) -> None:
+        """Refuses a module that mixes examples, by Opacus' rules and by ours.
+
+        Raises:
+            UnsupportedLayer: Says which layers and why.
+
+        Example:
+            >>> PrivacyEngine().validate(module=nn.Linear(4, 2))
+        """
+        check_layers(module)
+        errors = ModuleValidator.validate(module, strict=False)
+        if errors:
+            raise UnsupportedLayer(
+                f"{type(module).__name__}: {'; '.join(str(error) for error in errors)}"
+            )
+
+    @classmethod
+    def get_compatible_module(cls, module: nn.Module) -> nn.Module:
+        """A copy that passes `validate`: Opacus' replacements, and ours where it leaves BatchNorm.
+
+        Raises:
+            UnsupportedLayer: A layer has no replacement.
+
+        Example:
+            >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False))
+            >>> type(PrivacyEngine.get_compatible_module(model)[1]).__name__
+            'GroupNorm'
+        """
+        module = ModuleValidator.fix(module)
+        if mixing_layers(module):
+            module = fix(module)
+        cls().validate(module=module)
+        return module
+
+    def save_checkpoint(
+        self,
+        *,
+        path: Any,
+        module: nn.Module,
+        optimizer: Any = None,
+        noise_scheduler: Any = None,
+        grad_clip_scheduler: Any = None,
+        checkpoint_dict: dict[str, Any] | None = None,
+        module_state_dict_kwargs: dict[str, Any] | None = None,
+        torch_save_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Opacus' own in its modes; refused in the fused mode, for it is a pickle.
+
+        Raises:
+            PlanError: No training of this engine is in one of Opacus' modes.
+
+        Example:
+            >>> PrivacyEngine().save_checkpoint(path="model.pt", module=nn.Linear(4, 2))
+            Traceback (most recent call last):
+            ...
+            privacy.errors.PlanError: checkpoint: Opacus' format is a pickle, which runs code ...
+        """
+        self._pickling().save_checkpoint(
+            path=path,
+            module=module,
+            optimizer=optimizer,
+            noise_scheduler=noise_scheduler,
+            grad_clip_scheduler=grad_clip_scheduler,
+            checkpoint_dict=checkpoint_dict,
+            module_state_dict_kwargs=module_state_dict_kwargs,
+            torch_save_kwargs=torch_save_kwargs,
+        )
+
+    def load_checkpoint(
+        self,
+        *,
+        path: Any,
+        module: nn.Module,
+        optimizer: Any = None,
+        noise_scheduler: Any = None,
+        grad_clip_scheduler: Any = None,
+        module_load_dict_kwargs: dict[str, Any] | None = None,
+        torch_load_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Opacus' own in its modes, as `save_checkpoint`; it trusts the file with running code.
+
+        Raises:
+            PlanError: No training of this engine is in one of Opacus' modes.
+        """
+        return self._pickling().load_checkpoint(
+            path=path,
+            module=module,
+            optimizer=optimizer,
+            noise_scheduler=noise_scheduler,
+            grad_clip_scheduler=grad_clip_scheduler,
+            module_load_dict_kwargs=module_load_dict_kwargs,
+            torch_load_kwargs=torch_load_kwargs,
+        )
+
+    def _events(self) -> list[GaussianSteps]:
+        """Everything spent in the fused mode."""
+        return [event for training in self._trainings for event in training.ledger.events]
+
+    def _opacus(self) -> Any:
+        """Opacus' engine, made when one of its modes is first asked for: it warns, or refuses."""
+        if self._trainings:
+            raise PlanError(
+                "grad_sample_mode: this engine has made a training private in the fused mode; use "
+                "a new PrivacyEngine for another mode, and add their epsilons up"
+            )
+        if self._original is None:
+            self._original = opacus.PrivacyEngine(
+                accountant=self._mechanism, secure_mode=self.secure_mode
+            )
+        return self._original
+
+    def _pickling(self) -> Any:
+        """Opacus' engine where one of its modes is in use."""
+        if self._original is None:
+            raise PlanError(
+                "checkpoint: Opacus' format is a pickle, which runs code when it is loaded; save "
+                "module.state_dict() and optimizer.state_dict(), which holds plan and ledger too, "
+                "in a format that does not (secure_cnn.archive.save seals them), and give them to "
+                "load_state_dict() after make_private with the same settings"
+            )
+        return self._original
+
+    def _check_engine(self, *, target: bool) -> None:
+        """Refuses what would mix accounts, or go on beyond a target."""
+        if self._mechanism not in _ACCOUNTANTS:
+            raise PlanError(
+                f"accountant: expected one of {', '.join(_ACCOUNTANTS)} in the fused mode, got "
+                f"{self._mechanism!r}; Opacus' gdp is an approximation that can understate epsilon"
+            )
+        if self._original is not None:
+            raise PlanError(
+                "grad_sample_mode: this engine has been used in one of Opacus' modes; use a new "
+                "PrivacyEngine for the fused mode, and add their epsilons up"
+            )
+        targets = [training.plan.target_epsilon for training in self._trainings]
+        if (target and targets) or any(epsilon is not None for epsilon in targets):
+            raise PlanError(
+                "target_epsilon: this engine has made another training private, and budgets add "
+                "up; use a new PrivacyEngine where one has a target"
+            )
