@@ -5,7 +5,7 @@ Works alone: it knows neither `defenses` nor `secure_cnn`.
 
 from privacy.accounting import GaussianSteps, epsilon_of, noise_multiplier_for
 from privacy.attach import Private, attach
-from privacy.clipping import Tuner
+from privacy.clipping import Choice, Tuner
 from privacy.errors import (
     AccountingError,
     BudgetExceeded,
@@ -23,6 +23,7 @@ from privacy.validate import check_layers, fix, mixing_layers
 __all__ = [
     "AccountingError",
     "BudgetExceeded",
+    "Choice",
     "DPPlan",
     "GaussianSteps",
     "Ledger",

@@ -3,19 +3,26 @@
 With `secure_cnn.recipe` the only room that knows models, attacks and privacy together.
 """
 
+from secure_cnn.bench.cases import CASES, workload
+from secure_cnn.bench.memory import measure_memory
+from secure_cnn.bench.rivals import RIVALS, rival_step
 from secure_cnn.bench.step import (
     Protection,
     Workload,
     cost_rows,
     document,
+    kernel_choices,
     measure_steps,
     protections,
+    stepper,
     subset,
     synthetic,
 )
 from secure_cnn.bench.timing import Estimate, estimate, interleave, ratios
 
 __all__ = [
+    "CASES",
+    "RIVALS",
     "Estimate",
     "Protection",
     "Workload",
@@ -23,9 +30,14 @@ __all__ = [
     "document",
     "estimate",
     "interleave",
+    "kernel_choices",
+    "measure_memory",
     "measure_steps",
     "protections",
     "ratios",
+    "rival_step",
+    "stepper",
     "subset",
     "synthetic",
+    "workload",
 ]

@@ -24,13 +24,15 @@ __all__ = [
     "Workload",
     "cost_rows",
     "document",
+    "kernel_choices",
     "measure_steps",
     "protections",
+    "stepper",
     "subset",
     "synthetic",
 ]
 
-_NOISE_MULTIPLIER = 1.0
+NOISE_MULTIPLIER = 1.0
 _MANY = 1_000_000
 
 
@@ -56,7 +58,7 @@ class Workload:
     case: str
     model: nn.Module
     split: Split
-    memory_format: torch.memory_format = torch.contiguous_format
+    memory_format: torch.memory_format = torch.channels_last
 
 
 def synthetic(spec: DataSpec, samples: int) -> Split:
@@ -123,6 +125,7 @@ def measure_steps(
     variants: Mapping[str, Protection],
     *,
     rounds: int,
+    rivals: Mapping[str, Callable[[], None]] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Row]:
     """Times every variant's step in turn.
@@ -131,6 +134,7 @@ def measure_steps(
         load: The workload.
         variants: What `protections` gives, `plain` among them.
         rounds: Counted rounds, at least 1.
+        rivals: Steps of others on the same workload, by name.
         clock: Seconds, ever rising.
 
     Returns:
@@ -144,7 +148,8 @@ def measure_steps(
         >>> sorted({row.metric for row in measure_steps(load, protections({}), rounds=2)})
         ['time', 'time_ratio']
     """
-    steps = {name: _stepper(load, protection) for name, protection in variants.items()}
+    steps = {name: stepper(load, protection) for name, protection in variants.items()}
+    steps |= rivals or {}
     return cost_rows(load.case, interleave(steps, rounds=rounds, warmup=2, clock=clock))
 
 
@@ -193,11 +198,42 @@ def _row(case: str, variant: str, metric: str, found: Estimate, unit: str) -> Ro
     )
 
 
-def _stepper(load: Workload, protection: Protection) -> Callable[[], None]:
-    """One training step of a copy of the model, as a call."""
+def kernel_choices(load: Workload) -> tuple[privacy.Choice, ...]:
+    """Which clipping kernel the tuner picks for each layer of the workload.
+
+    Example:
+        >>> from secure_cnn.models import build_model
+        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
+        >>> model = build_model("compact", spec)
+        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 8))
+        >>> sorted({choice.layer for choice in kernel_choices(load)})
+        ['conv1', 'conv2', 'conv3']
+    """
+    tuner, samples = privacy.Tuner(), len(load.split)
+    stepper(load, Protection(objective=CrossEntropy(), private=True), tuner=tuner)()
+    return tuple(choice for choice in tuner.choices if choice.inputs[0] == samples)
+
+
+def stepper(
+    load: Workload, protection: Protection, *, tuner: privacy.Tuner | None = None
+) -> Callable[[], None]:
+    """One training step of a copy of the model, as a call.
+
+    Args:
+        load: The workload.
+        protection: Which variant.
+        tuner: Chooses the clipping kernels of a private variant.
+
+    Example:
+        >>> from secure_cnn.models import build_model
+        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
+        >>> model = build_model("compact", spec)
+        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
+        >>> stepper(load, Protection(objective=CrossEntropy(), private=True))()
+    """
     model = copy.deepcopy(load.model).to(memory_format=load.memory_format).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    private = _attached(load, model, optimizer) if protection.private else None
+    private = _attached(load, model, optimizer, tuner) if protection.private else None
     update: Update = MeanUpdate(optimizer) if private is None else private.step
     source = _endless(load) if private is None else private.batches
     device = next(model.parameters()).device
@@ -213,15 +249,18 @@ def _stepper(load: Workload, protection: Protection) -> Callable[[], None]:
 
 
 def _attached(
-    load: Workload, model: nn.Module, optimizer: torch.optim.Optimizer
+    load: Workload,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    tuner: privacy.Tuner | None,
 ) -> privacy.Private:
     """DP-SGD at sampling rate 1: every step sees the same images as the plain one."""
     samples = len(load.split)
     plan = privacy.DPPlan(
-        samples=samples, batch_size=samples, epochs=_MANY, noise_multiplier=_NOISE_MULTIPLIER
+        samples=samples, batch_size=samples, epochs=_MANY, noise_multiplier=NOISE_MULTIPLIER
     )
     cut = privacy.PhysicalBatches(size=samples, multiple=1)
-    return privacy.attach(plan, model, optimizer, load.split, physical_batches=cut)
+    return privacy.attach(plan, model, optimizer, load.split, physical_batches=cut, tuner=tuner)
 
 
 def _endless(load: Workload) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

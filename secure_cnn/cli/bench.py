@@ -9,23 +9,23 @@ from rich.progress import track
 from rich.table import Table
 
 import defenses
-from secure_cnn.bench import Workload, document, measure_steps, protections, synthetic
-from secure_cnn.data import DataSpec
-from secure_cnn.errors import RunError
-from secure_cnn.models import build_model
+from secure_cnn.bench import (
+    CASES,
+    RIVALS,
+    Workload,
+    document,
+    kernel_choices,
+    measure_memory,
+    measure_steps,
+    protections,
+    rival_step,
+    workload,
+)
 from secure_cnn.report import Row
 
-__all__ = ["app", "group", "step", "workload"]
+__all__ = ["app", "group", "step"]
 
 app = typer.Typer(help="What each protection costs against plain training.", no_args_is_help=True)
-
-# Model, image shape and batch size of the published table.
-CASES: dict[str, tuple[tuple[int, int, int], int]] = {
-    "compact": ((1, 28, 28), 256),
-    "vgg11": ((3, 32, 32), 64),
-    "resnet20": ((3, 32, 32), 64),
-    "resnet18": ((3, 64, 64), 32),
-}
 
 
 @app.callback()
@@ -39,7 +39,14 @@ def step(
     objective: Annotated[
         list[str] | None, typer.Option(help="Adversarial methods to time too.")
     ] = None,
+    rival: Annotated[
+        list[str] | None, typer.Option(help=f"Time others too: {', '.join(RIVALS)}.")
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Counted rounds.")] = 15,
+    memory: Annotated[bool, typer.Option("--memory", help="Measure peak memory too.")] = False,
+    kernels: Annotated[
+        bool, typer.Option("--kernels", help="Print the clipping kernel of each layer.")
+    ] = False,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the rows to this file.")
     ] = None,
@@ -51,29 +58,28 @@ def step(
     rows: list[Row] = []
     console = Console(stderr=True)
     for load in track(loads, "timing", console=console, disable=not console.is_terminal):
-        rows += measure_steps(load, protections(methods), rounds=rounds)
+        rivals = {name: rival_step(load, name) for name in rival or []}
+        rows += measure_steps(load, protections(methods), rivals=rivals, rounds=rounds)
+        if memory:
+            rows += measure_memory(load.case, ["private", *rivals])
     Console().print(_table(rows))
     if json_file is not None:
         document(rows).write(json_file)
-
-
-def workload(name: str) -> Workload:
-    """One of the published cases."""
-    if name not in CASES:
-        raise RunError(f"case: expected one of {', '.join(CASES)}, got {name}")
-    shape, batch = CASES[name]
-    spec = DataSpec(shape=shape, classes=tuple(str(digit) for digit in range(10)))
-    return Workload(case=name, model=build_model(name, spec), split=synthetic(spec, batch))
+    if kernels:
+        for load in loads:
+            Console().print(_kernel_table(load))
 
 
 def _table(rows: list[Row]) -> Table:
     """Seconds and ratio of every variant."""
     table = Table()
-    for column in ("case", "variant", "ms/step", "÷ plain", "95 % interval", "rounds"):
+    for column in ("case", "variant", "ms/step", "÷ plain", "95 % interval", "rounds", "memory ÷"):
         table.add_column(column, justify="left" if column in ("case", "variant") else "right")
     ratios = {(row.case, row.variant): row for row in rows if row.metric == "time_ratio"}
+    memory = {(row.case, row.variant): row for row in rows if row.metric == "memory_ratio"}
     for row in (row for row in rows if row.metric == "time"):
         ratio = ratios[row.case, row.variant]
+        peak = memory.get((row.case, row.variant))
         table.add_row(
             row.case,
             row.variant,
@@ -81,5 +87,19 @@ def _table(rows: list[Row]) -> Table:
             f"{ratio.median:.2f}",
             f"{ratio.low:.2f}-{ratio.high:.2f}",
             str(row.n),
+            "–" if peak is None else f"{peak.median:.2f}",
         )
+    return table
+
+
+def _kernel_table(load: Workload) -> Table:
+    """Which kernel the tuner picked for each layer, and what the runner-up would have taken."""
+    table = Table(title=f"clipping kernels of {load.case}")
+    for column in ("layer", "input", "kernel", "ms", "next best", "ms"):
+        table.add_column(column)
+    for choice in kernel_choices(load):
+        ranked = sorted(choice.seconds.items(), key=lambda item: item[1])
+        shown = [cell for name, s in ranked[:2] for cell in (name, f"{1000 * s:.2f}")]
+        shape = "x".join(str(size) for size in choice.inputs)
+        table.add_row(choice.layer, shape, *(shown or [choice.kernel]))
     return table

@@ -45,6 +45,8 @@ from secure_cnn.report import (
 
 __all__ = ["Run", "run"]
 
+_LAYOUT = torch.channels_last
+"""The layout in which training is fastest, plain and private."""
 _BASELINE_NOTE = (
     "The plain model was trained on the same images without protections, to show what they cost. "
     "Its figures are not covered by epsilon, and its weights were not kept."
@@ -233,9 +235,8 @@ class _Workbench:
 
     def train(self, variant: Variant, stop: StopRequest) -> bool:
         """One training with its evaluation; False when it was interrupted."""
-        layout = _memory_format(variant)
         model = self.architecture.build(generator_seed=self.recipe.seed)
-        model = model.to(self.device).to(memory_format=layout)
+        model = model.to(self.device).to(memory_format=_LAYOUT)
         seams = make_seams(self.recipe, variant, model, self.data, self.plan)
         decay = self.recipe.average_decay
         training = Training(
@@ -245,7 +246,7 @@ class _Workbench:
             model=model,
             seams=seams,
             average=WeightAverage(model, decay=decay) if decay else None,
-            memory_format=layout,
+            memory_format=_LAYOUT,
         )
         resumed = self.state is not None and self.state["variant"] == variant.name
         start_step = training.restore(self.state) if resumed and self.state is not None else 0
@@ -351,11 +352,6 @@ def _device(name: str) -> torch.device:
             f"device: expected one that this machine has, got {name}: {error}"
         ) from error
     return device
-
-
-def _memory_format(variant: Variant) -> torch.memory_format:
-    """The layout in which the variant's kernels are fastest."""
-    return torch.contiguous_format if variant.private else torch.channels_last
 
 
 def _notes(recipe: Recipe) -> tuple[str, ...]:
