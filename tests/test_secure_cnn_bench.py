@@ -11,15 +11,20 @@ from hypothesis import strategies as st
 
 import defenses
 from secure_cnn.bench import (
+    RIVALS,
     Protection,
     Workload,
     cost_rows,
     document,
     estimate,
     interleave,
+    measure_memory,
     measure_steps,
+    peak_bytes,
     protections,
     ratios,
+    rival_step,
+    steppers,
     subset,
     synthetic,
 )
@@ -173,7 +178,7 @@ def test_every_variant_does_the_same_work(layout):
         "plain": Protection(objective=plain, private=False),
         "private": Protection(objective=private, private=True),
     }
-    measure_steps(load, variants, rounds=3)
+    measure_steps(load.case, steppers(load, variants), rounds=3)
     assert plain.seen == private.seen
     assert len(plain.seen) == 5
     labels = sorted(load.split.labels.tolist())
@@ -187,9 +192,8 @@ def test_plain_against_plain_is_one():
     """Control: the same step under another name costs exactly the same on an even clock."""
     clock = iter(range(10_000))
     plain = Protection(objective=CrossEntropy(), private=False)
-    rows = measure_steps(
-        workload(), {"plain": plain, "again": plain}, rounds=3, clock=lambda: next(clock)
-    )
+    steps = steppers(workload(), {"plain": plain, "again": plain})
+    rows = measure_steps("compact", steps, rounds=3, clock=lambda: next(clock))
     told = {(row.variant, row.metric): row for row in rows}
     assert (told["again", "time_ratio"].median, told["again", "time_ratio"].n) == (1.0, 3)
     assert told["again", "time_ratio"].low == told["again", "time_ratio"].high == 1.0
@@ -200,7 +204,7 @@ def test_attacks_are_steps_too():
     """Adversarial objectives are timed with and without privacy."""
     threat = defenses.ThreatModel(norm="linf", eps=0.1)
     variants = protections({"n-fgsm": defenses.AdversarialTraining(threat)})
-    rows = measure_steps(workload(), variants, rounds=1)
+    rows = measure_steps("compact", steppers(workload(), variants), rounds=1)
     assert {row.variant for row in rows} == set(variants)
     assert all(row.case == "compact" and row.median > 0 for row in rows)
 
@@ -234,3 +238,35 @@ def test_the_images_are_the_same_each_time():
     assert all(not torch.equal(a, b) for a, b in pairwise(first.images))
     assert torch.equal(subset(first, 2).images, first.images[:2])
     assert len(subset(first, 100)) == 6
+
+
+def test_peak_memory_counts_what_is_alive_at_once():
+    """A step that frees one tensor before it makes the next peaks at one of them; a control at two."""
+    size = 4 * 10_000
+
+    def one_after_the_other() -> None:
+        first = torch.zeros(10_000)
+        del first
+        torch.zeros(10_000)
+
+    def together() -> None:
+        first = torch.zeros(10_000)
+        second = torch.zeros(10_000)
+        assert len(first) == len(second)
+
+    assert peak_bytes(one_after_the_other, torch.device("cpu")) == size
+    assert peak_bytes(together, torch.device("cpu")) == 2 * size
+
+
+def test_a_private_step_takes_little_more_memory_than_a_plain_one():
+    """The tuner's cap holds: kept gradients take no more than what they let go."""
+    load = workload(memory_format=torch.channels_last)
+    rows = measure_memory(load, steppers(load, protections({})))
+    ratio = next(r.median for r in rows if (r.variant, r.metric) == ("private", "memory_ratio"))
+    assert 0.9 < ratio < 2.0
+
+
+@pytest.mark.parametrize("rival", RIVALS)
+def test_every_rival_takes_a_step_on_the_same_images(rival: str):
+    """Each of Opacus' modes runs on our networks, whose activations are in place."""
+    rival_step(workload(memory_format=torch.channels_last), rival)()

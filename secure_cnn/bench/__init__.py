@@ -4,7 +4,7 @@ With `secure_cnn.recipe` the only room that knows models, attacks and privacy to
 """
 
 from secure_cnn.bench.cases import CASES, workload
-from secure_cnn.bench.memory import measure_memory
+from secure_cnn.bench.memory import measure_memory, peak_bytes
 from secure_cnn.bench.rivals import RIVALS, rival_step
 from secure_cnn.bench.step import (
     Protection,
@@ -15,6 +15,7 @@ from secure_cnn.bench.step import (
     measure_steps,
     protections,
     stepper,
+    steppers,
     subset,
     synthetic,
 )
@@ -33,10 +34,12 @@ __all__ = [
     "kernel_choices",
     "measure_memory",
     "measure_steps",
+    "peak_bytes",
     "protections",
     "ratios",
     "rival_step",
     "stepper",
+    "steppers",
     "subset",
     "synthetic",
     "workload",

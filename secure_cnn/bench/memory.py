@@ -1,77 +1,81 @@
-"""Peak memory of a step, each variant in a process of its own.
+"""Peak memory of a step: what the tensor allocator handed out at most while it ran.
 
-It reads the peak resident size that Linux keeps for a process; elsewhere nothing is measured.
+Exact and repeatable, unlike a process' resident size, which also counts what the C library keeps
+back. Weights, and whatever else was there before the step, are not in it.
 """
 
-import ctypes
-import subprocess
-import sys
-from collections.abc import Callable, Iterable
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Mapping
 
-from secure_cnn.bench.cases import workload
-from secure_cnn.bench.rivals import RIVALS, rival_step
-from secure_cnn.bench.step import Workload, protections, stepper, subset
-from secure_cnn.errors import RunError
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from secure_cnn.bench.step import Workload
 from secure_cnn.report import Row
 
-__all__ = ["measure_memory", "print_peak"]
+__all__ = ["measure_memory", "peak_bytes"]
 
-_PROCESS = Path("/proc/self")
-_WARMUP, _STEPS = 2, 3
-_TINY = 2
+_WARMUP = 2
+"""Steps before the measured one: the tuner must have chosen, the optimizer have its state."""
 
 
-def measure_memory(case: str, variants: Iterable[str]) -> list[Row]:
-    """Peak bytes of a step beyond the process before it, and the ratio to plain.
+def measure_memory(load: Workload, steps: Mapping[str, Callable[[], None]]) -> list[Row]:
+    """The peak of every variant's step, and its ratio to plain.
 
     Args:
-        case: One of `CASES`.
-        variants: `plain`, `private` and rivals; plain is measured in any event.
+        load: The workload that the steps are on.
+        steps: Steps by variant, `plain` among them.
 
     Returns:
-        `memory` in MiB and `memory_ratio` of each; nothing where the system keeps no peak.
-
-    Raises:
-        RunError: A measuring process failed.
+        For each variant its `memory` in MiB and its `memory_ratio`.
 
     Example:
-        >>> measure_memory("compact", []) if not _PROCESS.exists() else []
-        []
+        >>> from secure_cnn.bench.step import protections, stepper, synthetic
+        >>> from secure_cnn.data import DataSpec
+        >>> from secure_cnn.models import build_model
+        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
+        >>> model = build_model("compact", spec)
+        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
+        >>> rows = measure_memory(load, {"plain": stepper(load, protections({})["plain"])})
+        >>> [(row.metric, row.median > 0) for row in rows]
+        [('memory', True), ('memory_ratio', True)]
     """
-    if not (_PROCESS / "clear_refs").exists():
-        return []
-    found = {name: _in_process(case, name) for name in dict.fromkeys(["plain", *variants])}
+    device = next(load.model.parameters()).device
+    peaks = {name: peak_bytes(step, device) for name, step in steps.items()}
     rows = []
-    for name, size in found.items():
-        rows.append(_row(case, name, "memory", size / 2**20, "MiB"))
-        rows.append(_row(case, name, "memory_ratio", size / found["plain"], "x"))
+    for name, peak in peaks.items():
+        rows.append(_row(load.case, name, "memory", peak / 2**20, "MiB"))
+        rows.append(_row(load.case, name, "memory_ratio", peak / peaks["plain"], "x"))
     return rows
 
 
-def print_peak(case: str, variant: str) -> None:
-    """Prints the bytes that a step of this very process takes; for `measure_memory`.
+def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
+    """Most bytes of tensors alive at once during `step` beyond those alive before it.
 
     Example:
-        >>> callable(print_peak)
-        True
+        >>> peak_bytes(lambda: torch.zeros(1000), torch.device("cpu"))
+        4000
     """
-    print(_peak(workload(case), variant))
-
-
-def _in_process(case: str, variant: str) -> int:
-    """Bytes that a fresh process measures."""
-    code = "import sys; from secure_cnn.bench import memory; memory.print_peak(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, case, variant]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # our own module
-    if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:]
-        raise RunError(f"memory of {case}, {variant}: the process failed: {' '.join(last)}")
-    return int(done.stdout)
+    for _ in range(_WARMUP):
+        step()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        step()
+        return int(torch.cuda.max_memory_allocated(device) - before)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    assert profiled.profiler is not None, "the profiler ran"
+    events = profiled.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    alive = peak = 0
+    for _, change in changes:
+        alive += change
+        peak = max(peak, alive)
+    return peak
 
 
 def _row(case: str, variant: str, metric: str, value: float, unit: str) -> Row:
+    """One exact figure."""
     return Row(
         case=case,
         variant=variant,
@@ -82,38 +86,3 @@ def _row(case: str, variant: str, metric: str, value: float, unit: str) -> Row:
         unit=unit,
         n=1,
     )
-
-
-def _step_of(load: Workload, variant: str) -> Callable[[], None]:
-    """The step of a variant or a rival."""
-    if variant in RIVALS:
-        return rival_step(load, variant)
-    return stepper(load, protections({})[variant])
-
-
-def _peak(load: Workload, variant: str) -> int:
-    """Bytes at the peak of a step beyond those before the first whole step."""
-    _step_of(replace(load, split=subset(load.split, _TINY)), variant)()
-    _trim()
-    before = _status("VmRSS")
-    step = _step_of(load, variant)
-    for _ in range(_WARMUP):
-        step()
-    _trim()
-    (_PROCESS / "clear_refs").write_text("5")
-    for _ in range(_STEPS):
-        step()
-    return _status("VmHWM") - before
-
-
-def _trim() -> None:
-    """Gives free memory back to the system, where its C library can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
-
-
-def _status(name: str) -> int:
-    """One of the process' sizes in bytes."""
-    lines = (_PROCESS / "status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])

@@ -28,6 +28,7 @@ __all__ = [
     "measure_steps",
     "protections",
     "stepper",
+    "steppers",
     "subset",
     "synthetic",
 ]
@@ -121,20 +122,18 @@ def protections(
 
 
 def measure_steps(
-    load: Workload,
-    variants: Mapping[str, Protection],
+    case: str,
+    steps: Mapping[str, Callable[[], None]],
     *,
     rounds: int,
-    rivals: Mapping[str, Callable[[], None]] | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Row]:
     """Times every variant's step in turn.
 
     Args:
-        load: The workload.
-        variants: What `protections` gives, `plain` among them.
+        case: Name of the workload.
+        steps: Steps by variant, `plain` among them.
         rounds: Counted rounds, at least 1.
-        rivals: Steps of others on the same workload, by name.
         clock: Seconds, ever rising.
 
     Returns:
@@ -145,12 +144,25 @@ def measure_steps(
         >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
         >>> model = build_model("compact", spec)
         >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
-        >>> sorted({row.metric for row in measure_steps(load, protections({}), rounds=2)})
+        >>> rows = measure_steps("compact", steppers(load, protections({})), rounds=2)
+        >>> sorted({row.metric for row in rows})
         ['time', 'time_ratio']
     """
-    steps = {name: stepper(load, protection) for name, protection in variants.items()}
-    steps |= rivals or {}
-    return cost_rows(load.case, interleave(steps, rounds=rounds, warmup=2, clock=clock))
+    return cost_rows(case, interleave(steps, rounds=rounds, warmup=2, clock=clock))
+
+
+def steppers(load: Workload, variants: Mapping[str, Protection]) -> dict[str, Callable[[], None]]:
+    """A step for each variant, each on a copy of the model.
+
+    Example:
+        >>> from secure_cnn.models import build_model
+        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
+        >>> model = build_model("compact", spec)
+        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
+        >>> list(steppers(load, protections({})))
+        ['plain', 'private']
+    """
+    return {name: stepper(load, protection) for name, protection in variants.items()}
 
 
 def cost_rows(case: str, seconds: Mapping[str, Sequence[float]]) -> list[Row]:

@@ -13,7 +13,7 @@ from rich.console import Console
 from defenses import DefenseError
 from privacy import PrivacyError
 from secure_cnn.archive import ArchiveError
-from secure_cnn.cli import archive, bench, evaluate, train
+from secure_cnn.cli import archive, audit, bench, evaluate, train
 from secure_cnn.errors import SecureCNNError
 
 __all__ = ["app", "main"]
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("audit")(audit.audit)
 app.add_typer(bench.app, name="bench")
 app.add_typer(archive.app, name="archive")
 

@@ -19,6 +19,7 @@ from secure_cnn.bench import (
     measure_steps,
     protections,
     rival_step,
+    steppers,
     workload,
 )
 from secure_cnn.report import Row
@@ -58,10 +59,11 @@ def step(
     rows: list[Row] = []
     console = Console(stderr=True)
     for load in track(loads, "timing", console=console, disable=not console.is_terminal):
-        rivals = {name: rival_step(load, name) for name in rival or []}
-        rows += measure_steps(load, protections(methods), rivals=rivals, rounds=rounds)
+        steps = steppers(load, protections(methods))
+        steps |= {name: rival_step(load, name) for name in rival or []}
+        rows += measure_steps(load.case, steps, rounds=rounds)
         if memory:
-            rows += measure_memory(load.case, ["private", *rivals])
+            rows += measure_memory(load, steps)
     Console().print(_table(rows))
     if json_file is not None:
         document(rows).write(json_file)

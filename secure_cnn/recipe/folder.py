@@ -15,6 +15,9 @@ from secure_cnn.errors import RunError
 
 __all__ = ["RunFolder"]
 
+_AUDIT = ("audit.json", "audit.html")
+"""What an audit adds to a run's folder."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
@@ -110,7 +113,7 @@ class RunFolder:
             raise RunError(
                 f"{self.root}: holds no run, so it is not replaced; choose another folder"
             )
-        own = {self.record.name, self.page.name, self.model.parent.name}
+        own = {self.record.name, self.page.name, self.model.parent.name, *_AUDIT}
         strangers = sorted(entry.name for entry in self.root.iterdir() if entry.name not in own)
         if strangers:
             raise RunError(

@@ -8,7 +8,7 @@ from torch import nn
 
 import defenses
 import privacy
-from secure_cnn.bench import Workload, measure_steps, protections, subset
+from secure_cnn.bench import Workload, measure_steps, protections, steppers, subset
 from secure_cnn.data import ImageData
 from secure_cnn.evaluate import evaluate_model
 from secure_cnn.recipe.seams import Seams, make_threat, objective_for
@@ -72,9 +72,8 @@ def measure_cost(recipe: Recipe, model: nn.Module, data: ImageData) -> list[Row]
     variant = recipe.variant
     objectives = {} if variant.method is None else {variant.method: objective_for(recipe, variant)}
     load = Workload(case=recipe.model, model=model, split=subset(data.train, _COST_BATCH))
-    return measure_steps(
-        load, protections(objectives, private=variant.private), rounds=_COST_ROUNDS
-    )
+    steps = steppers(load, protections(objectives, private=variant.private))
+    return measure_steps(load.case, steps, rounds=_COST_ROUNDS)
 
 
 def privacy_record(plan: privacy.DPPlan | None) -> PrivacyRecord | None:

@@ -1,0 +1,254 @@
+"""Canaries: rows of the training data whose gradient the auditor knows, and makes large.
+
+A canary is an example with a loss of the auditor's own: its logits along a fixed direction, scaled
+so that the gradient is ten times the clipping norm. It goes through every layer of the model like
+any other row. Gradients are computed here by plain `torch.func` on a plain copy of the model; no
+code of the private step is used, so that a defect there cannot hide itself.
+"""
+
+import copy
+from collections.abc import Mapping
+from typing import Any, final
+
+import torch
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.data import default_collate
+
+from privacy.errors import StepError
+from privacy.sampling import MapStyle
+
+__all__ = ["Canaries", "CanaryDataset", "PlainGradients", "orthonormal"]
+
+_OVERSIZE = 10.0
+"""How many times the clipping norm a canary's own gradient has."""
+_CHUNK = 2**24
+"""Numbers of per-example gradients held at a time."""
+
+
+@final
+class CanaryDataset:
+    """Some examples of a data set followed by the canaries; remembers which rows were read.
+
+    A class because what was read last is how the auditor learns the secret coins.
+
+    Args:
+        dataset: Map-style data set of (image, label).
+        indices: Which of its examples are here; int64 [n].
+        canaries: How many of them, from the end, are canaries.
+
+    Example:
+        >>> data = CanaryDataset([(torch.rand(2), 0)] * 9, torch.arange(6), canaries=2)
+        >>> images, labels = data.batch(torch.tensor([0, 5]))
+        >>> len(data), data.taken()
+        (6, tensor([-1,  1]))
+    """
+
+    def __init__(self, dataset: MapStyle, indices: torch.Tensor, *, canaries: int) -> None:
+        self._dataset, self._indices = dataset, indices
+        self._first = len(indices) - canaries
+        self._read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> Any:
+        self._read.append(index)
+        return self._dataset[int(self._indices[index])]
+
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images and labels of several rows.
+
+        Example:
+            >>> data = CanaryDataset([(torch.rand(2), 0)] * 9, torch.arange(6), canaries=2)
+            >>> data.batch(torch.tensor([3]))[0].shape
+            torch.Size([1, 2])
+        """
+        self._read += indices.tolist()
+        return _rows(self._dataset, self._indices[indices])
+
+    def canary_images(self) -> torch.Tensor:
+        """The canaries' images, as they are before any augmentation or attack.
+
+        Example:
+            >>> data = CanaryDataset([(torch.rand(2), 0)] * 9, torch.arange(6), canaries=2)
+            >>> data.canary_images().shape
+            torch.Size([2, 2])
+        """
+        return _rows(self._dataset, self._indices[self._first :])[0]
+
+    def taken(self) -> torch.Tensor:
+        """For each row read since the last call its canary's number, or -1; int64 [k].
+
+        Example:
+            >>> CanaryDataset([(torch.rand(2), 0)], torch.arange(1), canaries=0).taken()
+            tensor([], dtype=torch.int64)
+        """
+        read, self._read = torch.tensor(self._read, dtype=torch.int64), []
+        return torch.where(read >= self._first, read - self._first, -1)
+
+
+@final
+class PlainGradients:
+    """Per-example gradients of a plain copy of a model, at the model's present parameters.
+
+    A class because it owns the copy, made before anybody's hooks are on the model.
+
+    Args:
+        model: Maps a batch to one tensor with a row an example.
+
+    Attributes:
+        rows_at_once: How many rows' gradients are held in memory together.
+
+    Raises:
+        StepError: The model draws random numbers, so that a copy gives other gradients.
+
+    Example:
+        >>> gradients = PlainGradients(nn.Linear(3, 2, bias=False))
+        >>> gradients(torch.ones(4, 3), torch.ones(4, 2)).shape
+        torch.Size([4, 6])
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        random = [n for n, m in model.named_modules() if isinstance(m, _DropoutNd) and m.p > 0]
+        if random:
+            raise StepError(
+                f"{', '.join(random)}: a network that draws random numbers cannot be audited, its "
+                "gradients are not known; set p=0 for the audit"
+            )
+        self._model = model
+        # In eval mode: in a private model that changes nothing, and elsewhere it is the oracle of
+        # examples that do not mix.
+        self._plain = copy.deepcopy(model).eval()
+        trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._names = list(trainable)
+        self.rows_at_once = max(1, _CHUNK // sum(p.numel() for p in trainable.values()))
+
+    def __call__(self, images: torch.Tensor, output_gradients: torch.Tensor) -> torch.Tensor:
+        """One gradient a row, all parameters in one line: float [rows, d].
+
+        Args:
+            images: [rows, ...].
+            output_gradients: The gradient at the model's output, [rows, ...].
+        """
+        parameters = self._parameters()
+
+        def of_example(image: torch.Tensor, output_gradient: torch.Tensor) -> torch.Tensor:
+            def run(current: Mapping[str, torch.Tensor]) -> torch.Tensor:
+                output: torch.Tensor = torch.func.functional_call(
+                    self._plain, dict(current), (image.unsqueeze(0),)
+                )
+                return output.squeeze(0)
+
+            (found,) = torch.func.vjp(run, parameters)[1](output_gradient)
+            return torch.cat([found[name].flatten() for name in self._names])
+
+        mapped = torch.func.vmap(of_example, chunk_size=self.rows_at_once)
+        gradients: torch.Tensor = mapped(images, output_gradients)
+        return gradients
+
+    def flattened(self, gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The model's own gradients by name in the same order, float [d].
+
+        Example:
+            >>> PlainGradients(nn.Linear(1, 1)).flattened(
+            ...     {"bias": torch.ones(1), "weight": torch.zeros(1, 1)})
+            tensor([0., 1.])
+        """
+        return torch.cat([gradients[name].flatten() for name in self._names])
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        """The model's present trainable parameters, by name."""
+        found = dict(self._model.named_parameters())
+        return {name: found[name].detach() for name in self._names}
+
+
+@final
+class Canaries:
+    """The canaries at the model's present parameters: weights of their losses, and directions.
+
+    A class because both change with the parameters, once a step.
+
+    Args:
+        images: The canaries' images [k, ...].
+        outputs: Numbers in one output of the model.
+        generator: Draws the directions of the logits.
+
+    Attributes:
+        images: The images [k, ...].
+        weights: A canary's loss is <its output, its weights>; [k, outputs].
+        clipped: Their gradients after clipping, in units of the clipping norm: unit vectors [k, d].
+        directions: The orthonormal vectors nearest to `clipped`, [k, d]. They do not depend on
+            which canaries are in.
+
+    Example:
+        >>> model = nn.Linear(4, 3)
+        >>> canaries = Canaries(torch.rand(2, 4), outputs=3, generator=torch.Generator())
+        >>> canaries.aim(PlainGradients(model), max_grad_norm=1.0)
+        >>> gradients = PlainGradients(model)(canaries.images, canaries.weights)
+        >>> [round(norm, 3) for norm in gradients.norm(dim=1).tolist()]
+        [10.0, 10.0]
+        >>> canaries.directions.shape
+        torch.Size([2, 15])
+    """
+
+    def __init__(self, images: torch.Tensor, *, outputs: int, generator: torch.Generator) -> None:
+        self.images = images
+        self._logits = _orthonormal_blocks(len(images), outputs, generator).to(images.device)
+        self.weights = self._logits
+        self.clipped = self.directions = torch.empty(0)
+
+    def aim(self, gradients: PlainGradients, *, max_grad_norm: float) -> None:
+        """Looks at the present parameters: scales the losses anew and turns the directions.
+
+        Raises:
+            StepError: A canary has no gradient: nothing can be seen of it.
+        """
+        raw = gradients(self.images, self._logits)
+        norms = raw.norm(dim=1, keepdim=True)
+        if not bool((norms.isfinite() & (norms > 0)).all()):
+            raise StepError(
+                "canaries: expected a finite gradient above zero of each, got norms "
+                f"{sorted(norms.flatten().tolist())[:3]}...; the model's outputs do not depend on "
+                "its parameters, or it has diverged"
+            )
+        self.weights = self._logits * (_OVERSIZE * max_grad_norm / norms)
+        self.clipped = raw / norms
+        self.directions = orthonormal(self.clipped)
+
+
+def orthonormal(rows: torch.Tensor) -> torch.Tensor:
+    """The unit vectors nearest to `rows` that are orthogonal to each other (Löwdin 1950).
+
+    Gaussian noise has independent components along them.
+
+    Args:
+        rows: Unit vectors [k, d].
+
+    Example:
+        >>> found = orthonormal(torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
+        >>> bool(torch.allclose(found @ found.T, torch.eye(2), atol=1e-6))
+        True
+    """
+    values, vectors = torch.linalg.eigh((rows @ rows.T).double())
+    # Directions that (nearly) depend on each other cannot be separated: they stay correlated, but
+    # each keeps length one and with it the noise's own deviation.
+    inverse_root = (vectors * values.clamp(min=1e-3).rsqrt()) @ vectors.T
+    return nn.functional.normalize(inverse_root.to(rows.dtype) @ rows, dim=1)
+
+
+def _orthonormal_blocks(count: int, width: int, generator: torch.Generator) -> torch.Tensor:
+    """Random unit vectors [count, width], orthogonal within every `width` in turn."""
+    blocks = [
+        torch.linalg.qr(torch.randn(width, min(width, count), generator=generator))[0].T
+        for _ in range(-(-count // width))
+    ]
+    return torch.cat(blocks)[:count]
+
+
+def _rows(dataset: MapStyle, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels at `indices`, stacked."""
+    whole = getattr(dataset, "batch", None)
+    pairs = whole(indices) if callable(whole) else None
+    images, labels = pairs or default_collate([dataset[i] for i in indices.tolist()])
+    return images, labels

@@ -1,0 +1,210 @@
+"""The observer: what one step of somebody's private training wrote to the gradients.
+
+It sits outside of the path it watches: public hooks on the model and on the optimizer, and the rows
+that were read. From them it knows what the definition of DP-SGD would have added up, so that what
+is left of the gradient must be the noise and nothing else.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import nn
+
+from privacy.audit.canaries import Canaries, PlainGradients
+from privacy.errors import StepError
+
+__all__ = ["Observation", "Observer"]
+
+Objective = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One step as the auditor sees it, in units of the clipping norm.
+
+    Attributes:
+        residual: The sum of clipped gradients with its noise, less what the definition puts into
+            it; float [d]. In an honest step it is the noise: sigma times standard normal numbers.
+        scores: One a canary: the component along its direction of what neither the other examples
+            nor the definition's treatment of them explains; float [k].
+        was_in: Which canaries were in the step's sample, bool [k].
+        sums: Norms of what the definition adds up of the other examples and of the canaries [2].
+        excess: By how much more than that was added up, along each of the two; noise apart [2].
+        total: What the definition adds up of all, float [d].
+
+    Example:
+        >>> zeros = torch.zeros(2)
+        >>> Observation(zeros, zeros, zeros > 0, zeros, zeros, zeros).was_in.sum()
+        tensor(0)
+    """
+
+    residual: torch.Tensor
+    scores: torch.Tensor
+    was_in: torch.Tensor
+    sums: torch.Tensor
+    excess: torch.Tensor
+    total: torch.Tensor
+
+
+@final
+class Observer:
+    """Watches the steps of one training; a class because a step is put together from its batches.
+
+    Args:
+        model: The model under training.
+        optimizer: Its optimizer; gradients are read when it steps.
+        canaries: The canaries.
+        gradients: The oracle of plain gradients.
+        max_grad_norm: C of the plan.
+        batch_size: The plan's expected batch size, by which the gradient was divided.
+
+    Example:
+        >>> sorted(name for name in vars(Observer) if not name.startswith("_"))
+        ['close', 'losses', 'observation']
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        canaries: Canaries,
+        gradients: PlainGradients,
+        *,
+        max_grad_norm: float,
+        batch_size: int,
+    ) -> None:
+        self._model, self._canaries, self._gradients = model, canaries, gradients
+        self._max_grad_norm, self._batch_size = max_grad_norm, batch_size
+        self._rows = torch.empty(0, dtype=torch.int64)
+        self._calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._others: torch.Tensor | None = None
+        self._was_in = torch.zeros(0, dtype=torch.bool)
+        self._seen: list[torch.Tensor] = []
+        self._handles = [
+            model.register_forward_pre_hook(self._put_canaries_back),
+            model.register_forward_hook(self._remember_call),
+            optimizer.register_step_pre_hook(self._read_gradients),
+        ]
+
+    def close(self) -> None:
+        """Takes every hook off again."""
+        for handle in self._handles:
+            handle.remove()
+
+    def losses(
+        self,
+        objective: Objective,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        taken: torch.Tensor,
+    ) -> torch.Tensor:
+        """The losses of one physical batch: the objective's, and the auditor's own for canaries.
+
+        Args:
+            objective: The training's own.
+            images: [rows, ...].
+            labels: [rows].
+            taken: For each example its canary's number or -1, int64 [k]; later rows are filling.
+
+        Raises:
+            StepError: The losses do not come from the model.
+        """
+        if self._others is None:
+            self._begin()
+        filling = torch.full((len(images) - len(taken),), -1)
+        self._rows = torch.cat([taken, filling]).to(images.device)
+        self._calls = []
+        losses = objective(self._model, images, labels)
+        calls, self._calls = self._calls, []
+        if not calls:
+            raise StepError("losses: the objective did not run the model that is audited")
+        chosen = self._of_rows(self._canaries.weights)
+        own = (calls[-1][1].flatten(1) * chosen).sum(1)
+        losses = torch.where(self._rows >= 0, own, losses)
+        self._account(losses, calls, examples=len(taken))
+        self._rows = torch.empty(0, dtype=torch.int64)
+        return losses
+
+    def observation(self) -> Observation:
+        """What was seen since the last one; the optimizer has stepped once in between.
+
+        Raises:
+            StepError: It did not step, or more often than once.
+        """
+        if len(self._seen) != 1 or self._others is None:
+            raise StepError(
+                f"optimizer: expected one step a sample, got {len(self._seen)}; give the audit the "
+                "optimizer that the private step calls"
+            )
+        scale = self._batch_size / self._max_grad_norm
+        own = self._canaries.clipped * self._was_in.to(self._others.device)[:, None]
+        residual = self._seen[0] * scale - self._others - own.sum(0)
+        directions = self._canaries.directions
+        scores = directions @ residual + (directions * own).sum(1)
+        expected = torch.stack([self._others, own.sum(0)])
+        excess = nn.functional.normalize(expected, dim=1) @ residual
+        self._others, self._seen = None, []
+        sums = expected.norm(dim=1)
+        return Observation(residual, scores, self._was_in, sums, excess, expected.sum(0))
+
+    def _begin(self) -> None:
+        """A step's first batch: canaries are aimed at the present parameters."""
+        self._canaries.aim(self._gradients, max_grad_norm=self._max_grad_norm)
+        self._others = torch.zeros_like(self._canaries.clipped[0])
+        self._was_in = torch.zeros(len(self._canaries.clipped), dtype=torch.bool)
+        self._seen = []
+
+    def _account(
+        self,
+        losses: torch.Tensor,
+        calls: list[tuple[torch.Tensor, torch.Tensor]],
+        *,
+        examples: int,
+    ) -> None:
+        """Adds what the definition says that this batch contributes, in units of C."""
+        outputs = [output for _, output in calls]
+        found = torch.autograd.grad(losses.sum(), outputs, retain_graph=True, allow_unused=True)
+        pairs = [(images, g) for (images, _), g in zip(calls, found, strict=True) if g is not None]
+        assert self._others is not None, "the step was begun"
+        numbers = self._rows[:examples]
+        self._was_in[numbers[numbers >= 0].cpu()] = True
+        others = (numbers < 0).nonzero().squeeze(1)
+        # A split of nothing would be one empty part, and nothing can be vectorised over none.
+        for rows in torch.split(others, self._gradients.rows_at_once) if len(others) else ():
+            self._others += self._clipped_sum([(x[rows], g[rows]) for x, g in pairs])
+
+    def _clipped_sum(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+        """The sum of some examples' clipped gradients, by the definition; in units of C."""
+        total = torch.stack([self._gradients(x, g) for x, g in pairs]).sum(0)
+        norms = total.norm(dim=1, keepdim=True) / self._max_grad_norm
+        clipped = total / norms.clamp(min=1.0) / self._max_grad_norm
+        return torch.where(norms.isfinite(), clipped, torch.zeros_like(clipped)).sum(0)
+
+    def _of_rows(self, of_canaries: torch.Tensor) -> torch.Tensor:
+        """A canary's value in its row, zeros in all others."""
+        chosen = of_canaries[self._rows.clamp(min=0)]
+        is_canary = (self._rows >= 0).view(-1, *[1] * (chosen.dim() - 1))
+        return torch.where(is_canary, chosen, torch.zeros_like(chosen))
+
+    def _put_canaries_back(self, _: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        """Undoes what augmentation or an attack did to canaries: their gradient must be known."""
+        images = inputs[0]
+        if len(images) != len(self._rows) or not bool((self._rows >= 0).any()):
+            return None
+        is_canary = (self._rows >= 0).view(-1, *[1] * (images.dim() - 1))
+        return (torch.where(is_canary, self._of_rows(self._canaries.images), images), *inputs[1:])
+
+    def _remember_call(self, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keeps what the model was called with while its outputs can reach the losses."""
+        if isinstance(output, torch.Tensor) and output.requires_grad:
+            self._calls.append((inputs[0].detach(), output))
+
+    def _read_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """The released gradient, at the moment in which the optimizer takes it."""
+        found = {
+            name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
+            for name, p in self._model.named_parameters()
+        }
+        self._seen.append(self._gradients.flattened(found))

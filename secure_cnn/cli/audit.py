@@ -1,0 +1,199 @@
+"""`secure-cnn audit`: is a recipe's private training what its plan says?"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+import privacy
+from privacy.audit import AuditReport, AuditSettings
+from privacy.audit import audit as audit_training
+from privacy.sampling import MapStyle
+from secure_cnn.data import ImageData, load_data
+from secure_cnn.errors import RunError
+from secure_cnn.models import MODELS, build_model
+from secure_cnn.recipe import Recipe
+from secure_cnn.recipe.seams import Seams, batches_for, make_plan, make_seams
+from secure_cnn.report import RunRecord, hardware, versions
+from secure_cnn.report.audit import AuditRecord
+
+__all__ = ["audit"]
+
+_FAILED = 4
+_DEFAULT = Recipe(out="", epsilon=8.0, epochs=60)
+_SETTINGS = AuditSettings()
+
+
+def audit(
+    *,
+    context: typer.Context,
+    out: Annotated[
+        Path, typer.Option(help="Folder for audit.json and audit.html; earlier ones are replaced.")
+    ] = Path("runs/audit"),
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Audit the recipe of this run's folder, with its own settings."),
+    ] = None,
+    data: Annotated[str, typer.Option(help="As in train.")] = _DEFAULT.data,
+    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = _DEFAULT.model,
+    epochs: Annotated[int, typer.Option(help="Passes that the plan is made for.")] = 60,
+    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = _DEFAULT.optimizer,
+    epsilon: Annotated[float, typer.Option(help="Privacy budget of the whole training.")] = 8.0,
+    delta: Annotated[float | None, typer.Option(help="Its delta, below 1 / samples.")] = None,
+    max_grad_norm: Annotated[float, typer.Option(help="Clipping norm.")] = _DEFAULT.max_grad_norm,
+    attack: Annotated[str | None, typer.Option(help="As in train; needs --eps.")] = None,
+    eps: Annotated[
+        float | None, typer.Option(help="Size of the perturbation: with adversarial training.")
+    ] = None,
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = _DEFAULT.norm,
+    attack_steps: Annotated[int | None, typer.Option(help="Steps of an iterative attack.")] = None,
+    shift: Annotated[int, typer.Option(help="Largest random shift, in pixels.")] = _DEFAULT.shift,
+    flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random.")] = False,
+    seed: Annotated[int, typer.Option(help="Of everything that is not secret.")] = _DEFAULT.seed,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    canaries: Annotated[int, typer.Option(help="Canaries in the data.")] = _SETTINGS.canaries,
+    steps: Annotated[int, typer.Option(help="Steps to watch.")] = _SETTINGS.steps,
+    confidence: Annotated[
+        float, typer.Option(help="Of each lower bound; the gate has its own.")
+    ] = _SETTINGS.confidence,
+) -> None:
+    """Audit a private training with canaries; exit code 4 where it is not what its plan says."""
+    settings = replace(_SETTINGS, canaries=canaries, steps=steps, confidence=confidence, seed=seed)
+    recipe = _recipe(context, out, delta) if run is None else _recipe_of(context, run, out)
+    report = _audited(recipe, settings)
+    record = AuditRecord(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        hardware=hardware(recipe.device),
+        versions=versions(),
+        settings=recipe.to_dict(),
+        report=report.to_dict(),
+    )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out}: expected a folder that can be made: {error}") from error
+    record.write(out)
+    Console().print(_table(report))
+    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    messages.print(report.verdict, style="" if report.passed else "bold red", markup=False)
+    messages.print(f"report: {out / 'audit.html'}", markup=False)
+    if not report.passed:
+        raise typer.Exit(_FAILED)
+
+
+def _recipe(context: typer.Context, out: Path, delta: float | None) -> Recipe:
+    """The recipe that the options describe."""
+    names = set(Recipe.__dataclass_fields__)
+    given = {name: value for name, value in context.params.items() if name in names}
+    return Recipe.from_dict({**given, "out": str(out), "delta": delta})
+
+
+def _recipe_of(context: typer.Context, run: Path, out: Path) -> Recipe:
+    """The recipe of an earlier run; silently ignoring other settings would mislead."""
+    given = [
+        "--" + name.replace("_", "-")
+        for name in sorted((set(Recipe.__dataclass_fields__) - {"out"}) & set(context.params))
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise RunError(
+            f"--run: audits the run with its own settings, got {', '.join(given)} too; leave them "
+            "out"
+        )
+    settings = {**RunRecord.read(run / "run.json").settings, "out": str(out), "device": "cpu"}
+    recipe = Recipe.from_dict(settings)
+    if recipe.epsilon is None:
+        raise RunError(f"{run}: its training is not private; there is nothing to audit")
+    return recipe
+
+
+def _audited(recipe: Recipe, settings: AuditSettings) -> AuditReport:
+    """Audits the recipe's own training, put together as `train` does."""
+    try:
+        device = torch.device(recipe.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(f"device: expected one that this machine has: {error}") from error
+    images = load_data(recipe.data, seed=recipe.seed)
+    plan = make_plan(recipe, len(images.train))
+    assert plan is not None, "the recipe is private"
+
+    def make_training(audited: privacy.DPPlan, dataset: MapStyle) -> tuple["_Training", Any]:
+        network = build_model(recipe.model, images.spec, generator_seed=recipe.seed).to(device)
+        # The seams look at the training split only, and of it only at what a map-style set has.
+        audited_images = cast(ImageData, _TrainOnly(dataset))
+        # The plan says how long; of the schedule only its peak is used.
+        short = replace(recipe, epochs=1)
+        seams = make_seams(short, recipe.variant, network, audited_images, audited)
+        network.train()
+        return _Training(recipe, seams, audited_images, network), seams.objective
+
+    return audit_training(make_training, plan, images.train, settings=settings)
+
+
+@dataclass(frozen=True)
+class _TrainOnly:
+    """The audited examples in the place of a data set's images."""
+
+    train: MapStyle
+
+
+@dataclass(frozen=True)
+class _Training:
+    """The recipe's private training as the audit watches it: its batches, its step."""
+
+    recipe: Recipe
+    seams: Seams
+    images: ImageData
+    model: nn.Module
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The recipe's."""
+        return self.seams.optimizer
+
+    @property
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Augmented where the recipe is, on the device."""
+        return batches_for(
+            self.recipe,
+            self.recipe.variant,
+            self.seams,
+            self.images,
+            device=next(self.model.parameters()).device,
+            memory_format=torch.contiguous_format,
+            start_step=0,
+        )
+
+    def step(self, losses: torch.Tensor) -> bool:
+        """The recipe's private update."""
+        return self.seams.update(losses)
+
+
+def _table(report: AuditReport) -> Table:
+    """The claim, the bounds and the checks."""
+    table = Table(
+        title=f"one step, coin opened: noise {report.noise_multiplier:.3g}, "
+        f"{report.steps} steps, {report.canaries} canaries"
+    )
+    for name, side in (("", "left"), ("found", "right"), ("against", "right"), ("", "left")):
+        table.add_column(name, justify=cast(Any, side))
+    claimed = f"{report.claimed_epsilon:.3g}"
+    table.add_row(f"claimed ε at δ={report.delta:.3g}", claimed, "", "", end_section=True)
+    for bound in report.bounds:
+        words = f"ε ≥, {bound.method}, {100 * bound.confidence:g} %"
+        held = "" if bound.epsilon <= report.claimed_epsilon else "above the claim"
+        table.add_row(words, f"{bound.epsilon:.3g}", claimed, held)
+    table.add_section()
+    for check in report.checks:
+        verdict = "passed" if check.passed else "FAILED"
+        table.add_row(check.name, f"{check.measured:.4g}", f"{check.limit:.4g}", verdict)
+    return table

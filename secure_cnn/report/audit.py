@@ -1,0 +1,177 @@
+"""The picture and the page of a privacy audit: scores in and out, and bounds against the claim.
+
+Plain values go in, text comes out. Deliberately not here: the audit itself.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, StrictUndefined
+from matplotlib.axes import Axes
+
+from secure_cnn.report import _document
+from secure_cnn.report._canvas import CARD, HAIR, INK, MUTED, SERIES, Canvas, render
+from secure_cnn.report._document import conform, require
+
+__all__ = ["AuditRecord", "audit_figure", "render_audit"]
+
+_OUT, _IN = SERIES[0], SERIES[1]
+_WIDTH, _HEIGHT = 560, 420
+_BINS = 41
+_SHOWN = ("in_scores", "out_scores", "bounds", "checks", "claimed_epsilon", "delta", "verdict")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRecord:
+    """An audit as it is written down, in `audit.json`.
+
+    Attributes:
+        created: When, as ISO 8601.
+        hardware: As `secure_cnn.report.hardware` gives it.
+        versions: As `secure_cnn.report.versions` gives it.
+        settings: The recipe that was audited.
+        report: What was found, as plain values; scores are in units of the clipping norm.
+
+    Raises:
+        RunError: A value has the wrong type, or the report lacks what the picture shows.
+
+    Example:
+        >>> report = {"in_scores": [1.0, 2.0], "out_scores": [0.0, 1.0], "bounds": [],
+        ...           "checks": [], "claimed_epsilon": 1.0, "delta": 1e-5, "verdict": "passed"}
+        >>> record = AuditRecord(created="2025-01-01", hardware={}, versions={}, settings={},
+        ...                      report=report)
+        >>> record.report["verdict"]
+        'passed'
+    """
+
+    created: str
+    hardware: Mapping[str, Any]
+    versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+    report: Mapping[str, Any]
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be shown."""
+        conform(self)
+        missing = [name for name in _SHOWN if name not in self.report]
+        require(not missing, "audit.report", f"entries {', '.join(_SHOWN)}", missing)
+
+    def write(self, folder: str | Path) -> None:
+        """Writes `audit.json` and the page `audit.html` into a folder, each atomically.
+
+        Raises:
+            RunError: The place cannot be written to.
+
+        Example:
+            >>> from tempfile import TemporaryDirectory
+            >>> report = {"in_scores": [1.0, 2.0], "out_scores": [0.0, 1.0], "bounds": [],
+            ...           "checks": [], "claimed_epsilon": 1.0, "delta": 1e-5, "verdict": "passed"}
+            >>> record = AuditRecord(created="2025-01-01", hardware={}, versions={}, settings={},
+            ...                      report=report)
+            >>> with TemporaryDirectory() as parent:
+            ...     record.write(parent)
+            ...     sorted(path.name for path in Path(parent).iterdir())
+            ['audit.html', 'audit.json']
+        """
+        _document.write_document(Path(folder, "audit.json"), "audit", self)
+        _document.write_text(Path(folder, "audit.html"), render_audit(self))
+
+
+def render_audit(record: AuditRecord) -> str:
+    """The page of an audit as text; it needs no network and runs no script.
+
+    Example:
+        >>> report = {"in_scores": [1.0, 2.0], "out_scores": [0.0, 1.0], "bounds": [],
+        ...           "checks": [], "claimed_epsilon": 1.0, "delta": 1e-5, "verdict": "passed"}
+        >>> record = AuditRecord(created="2025-01-01", hardware={}, versions={}, settings={},
+        ...                      report=report)
+        >>> render_audit(record).startswith("<!doctype html>")
+        True
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters["figure"] = lambda value: f"{float(value):.4g}"
+    source = files("secure_cnn.report").joinpath("audit.html.jinja").read_text(encoding="utf-8")
+    template = environment.from_string(source)
+    return template.render(record=record, report=record.report, picture=audit_figure(record))
+
+
+def audit_figure(record: AuditRecord) -> str:
+    """Scores in and out as histograms with the Gaussians fitted to them; bounds below the claim.
+
+    Returns:
+        One SVG string.
+
+    Example:
+        >>> report = {"in_scores": [1.0, 2.0], "out_scores": [0.0, 1.0], "bounds": [],
+        ...           "checks": [], "claimed_epsilon": 1.0, "delta": 1e-5, "verdict": "passed"}
+        >>> record = AuditRecord(created="2025-01-01", hardware={}, versions={}, settings={},
+        ...                      report=report)
+        >>> audit_figure(record).startswith("<svg")
+        True
+    """
+    title = "Scores of canaries in and out, and lower bounds on epsilon against the claim"
+    return render("audit", title, (_WIDTH, _HEIGHT), partial(_draw, record.report))
+
+
+def _draw(report: Mapping[str, Any], canvas: Canvas) -> None:
+    """Histograms above, bounds below."""
+    canvas.text(0, 12, "Scores of canaries", bold=True, size=12.5)
+    canvas.text(_WIDTH, 12, "not in the sample", color=_OUT, align="right", bold=True)
+    canvas.text(_WIDTH - 130, 12, "in the sample", color=_IN, align="right", bold=True)
+    axes = canvas.axes(16, 30, _WIDTH - 32, 190)
+    _histograms(axes, report)
+    canvas.text(_WIDTH / 2, 250, "clipping norms", color=MUTED, align="center")
+    words = f"Lower bounds on the ε of one step, at δ = {float(report['delta']):g}"
+    canvas.text(0, 284, words, bold=True, size=12.5)
+    _bounds(canvas, report)
+
+
+def _histograms(axes: Axes, report: Mapping[str, Any]) -> None:
+    """Both samples on the same bins, each with the Gaussian of its mean and deviation."""
+    samples = [np.asarray(report[name], dtype=float) for name in ("out_scores", "in_scores")]
+    both = np.concatenate(samples)
+    low, high = float(both.min()), float(both.max())
+    margin = 0.05 * (high - low) or 0.5
+    edges = np.linspace(low - margin, high + margin, _BINS + 1)
+    grid = np.linspace(edges[0], edges[-1], 400)
+    for scores, color in zip(samples, (_OUT, _IN), strict=True):
+        axes.hist(scores, bins=edges.tolist(), density=True, color=color, alpha=0.3)
+        mean, deviation = float(scores.mean()), float(scores.std(ddof=1))
+        if deviation > 0.02 * (high - low):
+            square = ((grid - mean) / deviation) ** 2
+            heights = np.exp(-square / 2) / (deviation * math.sqrt(2 * math.pi))
+            axes.plot(grid, heights, color=color, lw=1.8)
+        axes.axvline(mean, color=color, lw=1, ls=(0, (4, 3)))
+    axes.set_xlim(edges[0], edges[-1])
+    axes.set_yticks([])
+    axes.grid(axis="x", color=HAIR, lw=1)
+    axes.set_axisbelow(True)
+
+
+def _bounds(canvas: Canvas, report: Mapping[str, Any]) -> None:
+    """A bar for each bound, and the claim as a line that none may pass."""
+    claimed = float(report["claimed_epsilon"])
+    bounds = [(b["method"], float(b["epsilon"]), float(b["confidence"])) for b in report["bounds"]]
+    widest = 1.25 * max([claimed, *(e for _, e, _ in bounds if math.isfinite(e) and e < 9e9)])
+    left, width = 150, _WIDTH - 150 - 60
+    axes = canvas.axes(left, 300, width, 84)
+    axes.set_xlim(0, widest or 1.0)
+    axes.set_ylim(-0.6, max(1, len(bounds)) - 0.4)
+    axes.invert_yaxis()
+    axes.set_yticks([])
+    for row, (method, epsilon, confidence) in enumerate(bounds):
+        y = 300 + 84 * (row + 0.6) / max(1, len(bounds))
+        shown = min(epsilon, widest)
+        axes.barh(row, shown, height=0.5, color=SERIES[1] if epsilon <= claimed else SERIES[2])
+        canvas.text(left - 8, y, f"{method}, {100 * confidence:g} %", color=INK, align="right")
+        canvas.text(_WIDTH, y, f"{epsilon:.3g}", color=INK, align="right", bold=True)
+    axes.axvline(claimed, color=INK, lw=1.6)
+    x = left + width * claimed / (widest or 1.0)
+    canvas.text(x, 410, f"claimed {claimed:.3g}", color=INK, align="center", bold=True)
+    axes.tick_params(axis="x", labelcolor=CARD, labelsize=1)

@@ -1,0 +1,550 @@
+"""The audit as a gate: it opens for our step, and for no step with a defect planted in it."""
+
+import dataclasses
+import importlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from privacy import (
+    DPPlan,
+    PhysicalBatches,
+    PlanError,
+    Private,
+    SecureGenerator,
+    StepError,
+    UnsupportedLayer,
+    attach,
+)
+from privacy.audit import AuditReport, AuditSettings, audit, gdp_epsilon
+from privacy.sampling import sample_indices
+
+# The module: the package has a function of the same name.
+ATTACH = importlib.import_module("privacy.attach")
+KEY = bytes(range(32))
+SAMPLES, CLASSES = 96, 8
+SIGMA, CLIP = 1.0, 0.5
+PLAN = DPPlan(
+    samples=SAMPLES,
+    batch_size=24,
+    epochs=2,
+    max_grad_norm=CLIP,
+    noise_multiplier=SIGMA,
+    delta=1e-3,
+)
+SETTINGS = AuditSettings(canaries=8, steps=50, largest_batch=16)
+
+Losses = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def data_of(samples: int = SAMPLES) -> list[tuple[torch.Tensor, int]]:
+    """A data set of drawn images."""
+    generator = torch.Generator().manual_seed(0)
+    return [(torch.rand(1, 6, 6, generator=generator), i % CLASSES) for i in range(samples)]
+
+
+def network(norm: nn.Module | None = None) -> nn.Module:
+    """A small network with an in-place operation, the same every time."""
+    norm = nn.GroupNorm(2, 4) if norm is None else norm
+    layers = nn.Conv2d(1, 4, 3), norm, nn.ReLU(inplace=True)
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, CLASSES))
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+    return model
+
+
+def losses_of(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """One loss an example."""
+    return F.cross_entropy(model(images), labels, reduction="none")
+
+
+def ours(
+    plan: DPPlan,
+    dataset: Any,
+    *,
+    model: nn.Module | None = None,
+    key: bytes = KEY,
+    batches: PhysicalBatches | None = None,
+) -> Private:
+    """Our own private training, with a secret that the test knows."""
+    model = network() if model is None else model
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    private = attach(plan, model, optimizer, dataset, physical_batches=batches)
+    private._generator = SecureGenerator(key)
+    return private
+
+
+def audited(make: Callable[[DPPlan, Any], Any], objective: Losses = losses_of) -> AuditReport:
+    """An audit of what `make` puts together."""
+    return audit(lambda p, d: (make(p, d), objective), PLAN, data_of(), settings=SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def honest() -> AuditReport:
+    """The report of our step."""
+    return audited(ours)
+
+
+def test_our_step_passes(honest: AuditReport) -> None:
+    """Every check, and the noise is measured to a percent."""
+    assert honest.passed, honest.verdict
+    assert honest.verdict.startswith("passed")
+    assert honest.failed == ()
+    checks = {check.name: check for check in honest.checks}
+    assert checks["noise"].measured == pytest.approx(SIGMA, rel=0.01)
+    assert honest.steps == 50
+    assert len(honest.in_scores) + len(honest.out_scores) == 50 * 8
+
+
+def test_the_claim_is_that_of_one_step_with_its_coin_opened(honest: AuditReport) -> None:
+    """1/sigma-GDP at the plan's delta; bounds lie below it and are not vacuous."""
+    assert honest.claimed_epsilon == gdp_epsilon(1 / SIGMA, 1e-3)
+    bounds = {bound.method: bound for bound in honest.bounds}
+    assert set(bounds) == {"gdp", "clopper-pearson", "one run"}
+    assert all(b.epsilon <= honest.claimed_epsilon for b in honest.bounds)
+    assert all(b.confidence == 0.95 for b in honest.bounds)
+    assert bounds["gdp"].epsilon > 0.5 * honest.claimed_epsilon
+    assert bounds["one run"].epsilon >= 0
+
+
+def test_the_report_is_plain_json(honest: AuditReport) -> None:
+    """With the verdict in it."""
+    report = json.loads(json.dumps(honest.to_dict()))
+    assert report["passed"] is True
+    assert [check["name"] for check in report["checks"]][:1] == ["epsilon (gdp)"]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        honest.steps = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("key", [bytes([n]) * 32 for n in range(1, 7)])
+def test_honest_steps_pass_whatever_the_secret(key: bytes) -> None:
+    """Control: the gate does not fail by chance."""
+    report = audited(lambda plan, data: ours(plan, data, key=key))
+    assert report.passed, report.verdict
+
+
+def test_physical_batches_and_attacked_images_pass() -> None:
+    """A sample cut into many batches; images moved by an attack that draws random numbers."""
+
+    def objective(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        start = (images + 0.2 * torch.rand_like(images)).clamp(0, 1).requires_grad_()
+        (gradient,) = torch.autograd.grad(losses_of(model, start, labels).sum(), start)
+        moved = (start + 0.2 * gradient.sign()).clamp(0, 1).detach()
+        clean, adversarial = model(images), model(moved)
+        robust = F.kl_div(clean.log_softmax(1), adversarial.softmax(1), reduction="none").sum(1)
+        return F.cross_entropy(clean, labels, reduction="none") + 0.5 * robust
+
+    cut = PhysicalBatches(size=5, multiple=5)
+    report = audited(lambda plan, data: ours(plan, data, batches=cut), objective)
+    assert report.passed, report.verdict
+
+
+class Naive:
+    """Textbook DP-SGD, one example at a time; subclasses have one line wrong."""
+
+    def __init__(self, plan: DPPlan, dataset: Any, model: nn.Module | None = None) -> None:
+        self.model = network() if model is None else model
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05)
+        self.plan, self.dataset = plan, dataset
+        self.generator = SecureGenerator(KEY)
+        self.parameters = list(self.model.parameters())
+        self.size = sum(p.numel() for p in self.parameters)
+        self.total = torch.zeros(self.size)
+        self.last = True
+
+    @property
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Each sample in two physical batches."""
+        for _ in range(self.plan.steps):
+            sample = sample_indices(
+                self.generator, samples=self.plan.samples, sampling_rate=self.plan.sampling_rate
+            )
+            for self.last, indices in zip((False, True), sample.tensor_split(2), strict=True):
+                self.rows = len(indices)
+                yield self.dataset.batch(indices)
+
+    def step(self, losses: torch.Tensor) -> bool:
+        """Clips and adds up; noise and a step when the sample is complete."""
+        self.total += self.sum_of(losses)
+        if self.last:
+            noised = (self.total + self.noise()) / self.divisor()
+            for p, g in zip(
+                self.parameters, noised.split([p.numel() for p in self.parameters]), strict=True
+            ):
+                p.grad = g.view_as(p)
+            self.optimizer.step()
+            self.total = torch.zeros(self.size)
+        return self.last
+
+    def gradients(self, losses: torch.Tensor) -> torch.Tensor:
+        """Per-example gradients [n, d]."""
+        rows = [torch.autograd.grad(loss, self.parameters, retain_graph=True) for loss in losses]
+        return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+
+    def clipped(self, gradients: torch.Tensor) -> torch.Tensor:
+        """Each row to at most C."""
+        norms = gradients.norm(dim=1, keepdim=True)
+        return gradients * (self.plan.max_grad_norm / norms).clamp(max=1)
+
+    def sum_of(self, losses: torch.Tensor) -> torch.Tensor:
+        """The clipped sum of one physical batch."""
+        return self.clipped(self.gradients(losses)).sum(0)
+
+    def noise(self) -> torch.Tensor:
+        """Of the plan."""
+        sigma = self.plan.noise_multiplier
+        assert sigma is not None
+        return sigma * self.plan.max_grad_norm * self.generator.normal(self.size).float()
+
+    def divisor(self) -> float:
+        """The logical batch size."""
+        return self.plan.batch_size
+
+
+class NoiseOff(Naive):
+    def noise(self) -> torch.Tensor:
+        return torch.zeros(self.size)
+
+
+class NoiseHalved(Naive):
+    def noise(self) -> torch.Tensor:
+        return super().noise() / 2
+
+
+class NoiseABitLess(Naive):
+    def noise(self) -> torch.Tensor:
+        return 0.94 * super().noise()
+
+
+class NoiseRepeated(Naive):
+    def noise(self) -> torch.Tensor:
+        self.generator, kept = SecureGenerator(bytes(32)), self.generator
+        noise = super().noise()
+        self.generator = kept
+        return noise
+
+
+class NoiseOfTwoSeeds(Naive):
+    """Every other step draws the noise of the first again."""
+
+    turn = 0
+
+    def noise(self) -> torch.Tensor:
+        self.turn = (self.turn + 1) % 25
+        self.generator, kept = SecureGenerator(bytes([self.turn]) * 32), self.generator
+        noise = super().noise()
+        self.generator = kept
+        return noise
+
+
+class ClipOff(Naive):
+    def clipped(self, gradients: torch.Tensor) -> torch.Tensor:
+        return gradients
+
+
+class CopiesClippedApart(Naive):
+    """K augmented copies must be averaged before clipping; here each is clipped and added."""
+
+    def sum_of(self, losses: torch.Tensor) -> torch.Tensor:
+        return sum(super(CopiesClippedApart, self).sum_of(losses) for _ in range(4))
+
+
+class AttackCounted(Naive):
+    """The gradients of three attack steps count beside that of the training loss."""
+
+    def sum_of(self, losses: torch.Tensor) -> torch.Tensor:
+        gradients = self.gradients(losses)
+        steps = [gradients + 0.1 * gradients.roll(k, 1) for k in range(1, 4)]
+        return sum(self.clipped(g).sum(0) for g in (gradients, *steps))
+
+
+class LossSummed(Naive):
+    """The loss was a mean, and the clipped gradients are multiplied back by the batch size."""
+
+    def sum_of(self, losses: torch.Tensor) -> torch.Tensor:
+        return self.rows * super().sum_of(losses)
+
+
+class LossAveraged(Naive):
+    """The mean loss is clipped as if it were one example, and multiplied by the batch size."""
+
+    def sum_of(self, losses: torch.Tensor) -> torch.Tensor:
+        return self.rows * self.clipped(self.gradients(losses.mean().reshape(1))).sum(0)
+
+
+class NoClipPerExample(Naive):
+    """Ghost clipping with an adaptive threshold whose criterion was already reduced."""
+
+    def sum_of(self, losses: torch.Tensor) -> torch.Tensor:
+        coefficients = self.plan.max_grad_norm / self.gradients(losses).norm(dim=1)
+        return coefficients.clamp(max=1).sum() * self.gradients(losses.mean().reshape(1)).sum(0)
+
+
+class PhysicalBatchSize(Naive):
+    """The noise is divided by the logical batch size, the sum by a physical one."""
+
+    def noise(self) -> torch.Tensor:
+        return super().noise() / 2
+
+    def divisor(self) -> float:
+        return self.plan.batch_size / 2
+
+
+class ThresholdsDiffer(Naive):
+    """A scheduler lowered the noise's threshold; clipping still uses the old one."""
+
+    def noise(self) -> torch.Tensor:
+        return 0.5 * super().noise()
+
+
+class ClipThresholdTooLarge(Naive):
+    """Clipping at 1.5 C, with the noise for 1.5 C: the sum moves further than the plan says."""
+
+    def clipped(self, gradients: torch.Tensor) -> torch.Tensor:
+        return 1.5 * super().clipped(gradients / 1.5)
+
+    def noise(self) -> torch.Tensor:
+        return 1.5 * super().noise()
+
+
+class SamplesTooOften(Naive):
+    """Every example has twice its chance."""
+
+    @property
+    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for _ in range(self.plan.steps):
+            first, second = (
+                self.generator.bernoulli(self.plan.samples, self.plan.sampling_rate)
+                for _ in range(2)
+            )
+            self.last = True
+            indices = (first | second).nonzero().squeeze(1)
+            self.rows = len(indices)
+            yield self.dataset.batch(indices)
+
+
+class FirstExampleUnclipped(Naive):
+    """One row of each batch escapes clipping, and seldom is it a canary."""
+
+    def clipped(self, gradients: torch.Tensor) -> torch.Tensor:
+        found = super().clipped(gradients)
+        found[0] = 8 * found[0]
+        return found
+
+
+DEFECTS: dict[type[Naive], set[str]] = {
+    NoiseOff: {"epsilon (gdp)", "noise"},
+    NoiseHalved: {"epsilon (gdp)", "noise"},
+    NoiseABitLess: {"noise"},
+    NoiseRepeated: {"freshness"},
+    NoiseOfTwoSeeds: {"freshness"},
+    ClipOff: {"epsilon (gdp)", "contribution", "sum"},
+    CopiesClippedApart: {"contribution", "nothing else"},
+    AttackCounted: {"contribution", "nothing else"},
+    LossSummed: {"contribution"},
+    LossAveraged: {"nothing else"},
+    NoClipPerExample: {"clipped sum"},
+    PhysicalBatchSize: {"contribution", "sum"},
+    ThresholdsDiffer: {"epsilon (gdp)", "noise"},
+    ClipThresholdTooLarge: {"nothing else", "sum"},
+    SamplesTooOften: {"sampling"},
+    FirstExampleUnclipped: {"nothing else"},
+}
+
+
+def test_the_textbook_passes() -> None:
+    """Control: without a defect the naive step passes the same gate as ours."""
+    report = audited(Naive)
+    assert report.passed, report.verdict
+
+
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
+def test_a_planted_defect_is_caught(defect: type[Naive]) -> None:
+    """The gate fails, and by the check that names the defect."""
+    report = audited(defect)
+    assert not report.passed
+    assert report.verdict.startswith("FAILED")
+    assert DEFECTS[defect] <= set(report.failed)
+    json.dumps(report.to_dict())
+
+
+def our_noise_off(private: Private, _: pytest.MonkeyPatch) -> None:
+    normal = private._generator.normal
+    private._generator.normal = lambda n: 0 * normal(n)  # type: ignore[method-assign]
+
+
+def our_noise_halved(private: Private, _: pytest.MonkeyPatch) -> None:
+    normal = private._generator.normal
+    private._generator.normal = lambda n: normal(n) / 2  # type: ignore[method-assign]
+
+
+def our_noise_reseeded(private: Private, _: pytest.MonkeyPatch) -> None:
+    fresh = lambda n: SecureGenerator(bytes(32)).normal(n)  # noqa: E731 (a defect in one line)
+    private._generator.normal = fresh  # type: ignore[method-assign]
+
+
+def our_clip_off(_: Private, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("privacy.update.clip_factors", lambda squares, **_: torch.ones_like(squares))
+
+
+def our_threshold_forgotten(private: Private, _: pytest.MonkeyPatch) -> None:
+    plan = dataclasses.replace(private.plan, noise_multiplier=SIGMA / 3)
+    private.plan = plan
+
+
+def our_batch_size_physical(private: Private, _: pytest.MonkeyPatch) -> None:
+    private.plan = dataclasses.replace(private.plan, batch_size=private.plan.batch_size // 3)
+
+
+def our_batches_counted_twice(private: Private, patch: pytest.MonkeyPatch) -> None:
+    add = private._clipped.add
+
+    def twice(losses: torch.Tensor, mask: torch.Tensor) -> int:
+        patch.setattr("torch.autograd.backward", keeping(torch.autograd.backward))
+        add(losses, mask)
+        return add(losses, mask)
+
+    private._clipped.add = twice  # type: ignore[method-assign]
+
+
+def keeping(backward: Callable[..., None]) -> Callable[..., None]:
+    """A backward that keeps the graph."""
+    if getattr(backward, "keeps", False):
+        return backward
+
+    def run(*args: Any, **settings: Any) -> None:
+        backward(*args, **{**settings, "retain_graph": True})
+
+    run.keeps = True  # type: ignore[attr-defined]
+    return run
+
+
+@pytest.mark.parametrize(
+    ("plant", "expected"),
+    [
+        (our_noise_off, "noise"),
+        (our_noise_halved, "noise"),
+        (our_noise_reseeded, "freshness"),
+        (our_clip_off, "contribution"),
+        (our_threshold_forgotten, "noise"),
+        (our_batch_size_physical, "contribution"),
+        (our_batches_counted_twice, "contribution"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_defect_planted_in_our_own_path_is_caught(
+    plant: Callable[[Private, pytest.MonkeyPatch], None],
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The audit goes through the real path: what is broken there shows."""
+
+    def broken(plan: DPPlan, dataset: Any) -> Private:
+        private = ours(plan, dataset)
+        plant(private, monkeypatch)
+        return private
+
+    report = audited(broken)
+    assert expected in report.failed
+
+
+BATCH_NORMS: dict[str, Callable[[], nn.Module]] = {
+    "without affine": lambda: nn.BatchNorm2d(4, affine=False),
+    "with frozen affine": lambda: nn.BatchNorm2d(4).requires_grad_(False),
+}
+
+
+@pytest.mark.parametrize("kind", BATCH_NORMS)
+def test_batch_norm_in_training_mode_is_refused_and_caught_behind_the_refusal(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The refusal stops it; with every refusal bypassed the audit sees what leaks across rows."""
+    with pytest.raises(UnsupportedLayer, match=r"^1: BatchNorm2d mixes examples"):
+        audited(lambda plan, data: ours(plan, data, model=network(BATCH_NORMS[kind]())))
+    monkeypatch.setattr(ATTACH, "check_layers", lambda model: None)
+    with pytest.raises(UnsupportedLayer, match=r"writes to|moved the output"):
+        audited(lambda plan, data: ours(plan, data, model=network(BATCH_NORMS[kind]())))
+    monkeypatch.setattr(ATTACH, "probe", lambda model, images: None)
+    report = audited(lambda plan, data: ours(plan, data, model=network(BATCH_NORMS[kind]())))
+    assert "clipped sum" in report.failed
+
+
+def test_a_frozen_batch_norm_in_eval_mode_passes() -> None:
+    """Control: what is legal is not refused."""
+
+    def frozen() -> nn.Module:
+        model = network(nn.BatchNorm2d(4).requires_grad_(False))
+        model[1].eval()
+        return model
+
+    report = audited(lambda plan, data: ours(plan, data, model=frozen()))
+    assert report.passed, report.verdict
+
+
+def test_the_model_and_the_optimizer_are_left_without_hooks() -> None:
+    """Also where the training breaks off."""
+    made: list[Private] = []
+
+    def make(plan: DPPlan, dataset: Any) -> Private:
+        made.append(ours(plan, dataset))
+        return made[-1]
+
+    def failing(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        if made[-1].steps == 1:
+            raise RuntimeError("broken off")
+        return losses_of(model, images, labels)
+
+    audited(make)
+    with pytest.raises(RuntimeError, match="broken off"):
+        audited(make, failing)
+    for private in made:
+        model = private.model
+        assert not model._forward_hooks
+        assert not model._forward_pre_hooks
+        assert not private.optimizer._optimizer_step_pre_hooks
+
+
+def test_what_cannot_be_audited_is_refused() -> None:
+    """Too little data, no noise, another model, dropout, a model that is blind."""
+    with pytest.raises(PlanError, match="expected at least 200 examples for 100 canaries, got 96"):
+        audit(
+            lambda p, d: (ours(p, d), losses_of),
+            PLAN,
+            data_of(),
+            settings=AuditSettings(canaries=100),
+        )
+    plan = dataclasses.replace(PLAN, noise_multiplier=None)
+    with pytest.raises(PlanError, match="no noise yet"):
+        audit(lambda p, d: (ours(p, d), losses_of), plan, data_of())
+    other = network()
+    with pytest.raises(StepError, match="did not run the model that is audited"):
+        audited(ours, lambda model, images, labels: losses_of(other, images, labels))
+    with pytest.raises(StepError, match=r"^1: a network that draws random numbers"):
+        audited(lambda plan, data: Naive(plan, data, network(nn.Dropout(0.5))))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"canaries": 1}, {"steps": 1}, {"largest_batch": 0}, {"confidence": 1.0}, {"false_alarm": 0}],
+)
+def test_settings_are_checked(wrong: dict[str, Any]) -> None:
+    """Out of range is refused by name."""
+    with pytest.raises(PlanError, match=f"^audit: expected .*{next(iter(wrong))}"):
+        AuditSettings(**wrong)
+
+
+def test_noise_off_is_told_as_infinite() -> None:
+    """Control of the figures: no noise, no finite epsilon worth the name."""
+    report = audited(NoiseOff)
+    bounds = {bound.method: bound.epsilon for bound in report.bounds}
+    assert bounds["gdp"] > 100
+    assert report.attack_auroc == 1.0
+    assert math.isfinite(report.claimed_epsilon)

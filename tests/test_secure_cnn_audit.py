@@ -1,0 +1,115 @@
+"""`secure-cnn audit`: the recipe's own training, its table, its files and its exit code."""
+
+import json
+import sys
+
+import pytest
+
+from privacy import SecureGenerator
+from secure_cnn.cli import main
+from secure_cnn.errors import RunError
+from secure_cnn.report.audit import AuditRecord, audit_figure, render_audit
+
+QUICK = ["--canaries", "4", "--steps", "12", "--epsilon", "8", "--epochs", "2"]
+
+
+def run(monkeypatch, *options):
+    """The command line in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["secure-cnn", "audit", *map(str, options)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+def report_of(**changes):
+    """The plain values of a small report."""
+    values = {
+        "in_scores": [1.0, 1.5, 0.4],
+        "out_scores": [0.0, -0.5, 0.2],
+        "bounds": [{"method": "gdp", "epsilon": 0.5, "confidence": 0.95}],
+        "checks": [
+            {"name": "noise", "passed": True, "measured": 1.0, "limit": 1.0, "says": "<i>&"}
+        ],
+        "claimed_epsilon": 1.0,
+        "delta": 1e-5,
+        "verdict": "passed: nothing",
+        "passed": True,
+    }
+    return {**values, **changes}
+
+
+def record_of(**changes):
+    """A record of it."""
+    return AuditRecord(
+        created="2025-01-01", hardware={}, versions={}, settings={}, report=report_of(**changes)
+    )
+
+
+def test_an_honest_recipe_passes(shapes, tmp_path, monkeypatch, capsys):
+    """Adversarial and shifted images too; table, JSON and page are there, the exit code is 0."""
+    out = tmp_path / "audit"
+    code = run(monkeypatch, "--data", shapes, "--eps", "0.1", "--shift", "1", "--out", out, *QUICK)
+    assert code == 0
+    printed = capsys.readouterr()
+    assert "claimed" in printed.out
+    assert "passed: nothing in 12 steps" in printed.err
+    found = json.loads((out / "audit.json").read_text())
+    assert found["kind"] == "audit"
+    assert found["report"]["passed"] is True
+    assert found["settings"]["eps"] == 0.1
+    assert len(found["report"]["in_scores"]) + len(found["report"]["out_scores"]) == 48
+    assert "<svg" in (out / "audit.html").read_text()
+    assert sorted(path.name for path in out.iterdir()) == ["audit.html", "audit.json"]
+
+
+def test_a_recipe_whose_noise_is_off_fails_with_exit_code_4(shapes, tmp_path, monkeypatch, capsys):
+    """And the files say so."""
+    normal = SecureGenerator.normal
+    monkeypatch.setattr(SecureGenerator, "normal", lambda self, n: 0.5 * normal(self, n))
+    code = run(monkeypatch, "--data", shapes, "--out", tmp_path, *QUICK)
+    assert code == 4
+    assert "FAILED: " in capsys.readouterr().err
+    assert json.loads((tmp_path / "audit.json").read_text())["report"]["passed"] is False
+    assert "FAILED" in (tmp_path / "audit.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--data", "nowhere"], 3, "nowhere"),
+        (["--device", "abacus"], 3, "device: expected one that this machine has"),
+        (["--attack", "pgd"], 3, "expected eps"),
+        (["--canaries", "1"], 4, "canaries"),
+        (["--canaries", "5000"], 4, "ask for fewer canaries"),
+        (["--run", "nowhere"], 3, "run.json"),
+        (["--run", "nowhere", "--epsilon", "1"], 3, "--run: audits the run with its own settings"),
+    ],
+)
+def test_bad_input_is_one_line(options, code, words, tmp_path, monkeypatch, capsys):
+    """With the exit code of its kind, and nothing written."""
+    out = tmp_path / "audit"
+    assert run(monkeypatch, *options, "--out", out) == code
+    assert words in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_picture_is_the_same_every_time_and_text_is_escaped():
+    """Bars beyond the claim and infinite bounds are drawn too."""
+    record = record_of()
+    assert audit_figure(record) == audit_figure(record)
+    assert "&lt;i&gt;&amp;" in render_audit(record)
+    broken = record_of(
+        bounds=[{"method": "gdp", "epsilon": float("inf"), "confidence": 0.95}],
+        in_scores=[10.0, 10.0],
+        out_scores=[0.0, 0.0],
+        passed=False,
+    )
+    assert "inf" in audit_figure(broken)
+
+
+def test_a_report_without_scores_is_refused():
+    """The picture would have nothing to show."""
+    values = report_of()
+    del values["in_scores"]
+    with pytest.raises(RunError, match=r"audit\.report: expected entries in_scores"):
+        AuditRecord(created="", hardware={}, versions={}, settings={}, report=values)
