@@ -241,7 +241,7 @@ def test_the_images_are_the_same_each_time():
 
 
 def test_peak_memory_counts_what_is_alive_at_once():
-    """A step that frees one tensor before it makes the next peaks at one of them; a control at two."""
+    """A step that frees one tensor before it makes the next peaks at one; a control at two."""
     size = 4 * 10_000
 
     def one_after_the_other() -> None:

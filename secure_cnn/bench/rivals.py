@@ -25,7 +25,8 @@ RIVALS = tuple(f"opacus-{mode}" for mode in get_args(Mode))
 def rival_step(load: Workload, rival: str) -> Callable[[], None]:
     """One training step of a copy of the model by a rival, as a call.
 
-    In-place activations are replaced: Opacus' hooks do not allow them.
+    In-place activations are replaced: Opacus' hooks do not allow them. Its `ew` mode gets the
+    default layout: it cannot read another.
 
     Args:
         load: The workload.
@@ -46,7 +47,8 @@ def rival_step(load: Workload, rival: str) -> Callable[[], None]:
     if rival not in RIVALS:
         raise RunError(f"rival: expected one of {', '.join(RIVALS)}, got {rival}")
     mode = cast(Mode, rival.removeprefix("opacus-"))
-    model = _without_inplace(copy.deepcopy(load.model)).to(memory_format=load.memory_format)
+    layout = torch.contiguous_format if mode == "ew" else load.memory_format
+    model = _without_inplace(copy.deepcopy(load.model)).to(memory_format=layout)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     criterion: nn.Module = nn.CrossEntropyLoss()
     images, labels = load.split.batch(torch.arange(len(load.split)))
@@ -67,7 +69,7 @@ def rival_step(load: Workload, rival: str) -> Callable[[], None]:
     def step() -> None:
         # Read and laid out anew each time, as the other variants do.
         images, labels = load.split.batch(torch.arange(len(load.split)))
-        images = images.contiguous(memory_format=load.memory_format)
+        images = images.contiguous(memory_format=layout)
         stepping.zero_grad()
         with _opacus_warnings_ignored():
             criterion(private(images), labels).backward()
