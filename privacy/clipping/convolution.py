@@ -2,7 +2,7 @@
 
 The native kernel gives the input gradient alone, the weight gradient of scaled output gradients,
 and, with each example made a group of one large grouped convolution, per-example weight gradients.
-Dense two-dimensional convolutions have more ways to these (`patches`); the tuner chooses.
+Dense two-dimensional convolutions have more ways (`patches`, `gram`); the tuner chooses.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,15 +19,14 @@ from privacy.clipping.gradients import (
     PerExampleGradients,
     row_squared_norms,
 )
+from privacy.clipping.gram import gram_squares, shifted_gram_squares
 from privacy.clipping.patches import (
     Columns,
     Geometry,
     PatchLayout,
     Rows,
     Shifts,
-    gram_squares,
     instantiated,
-    shifted_gram_squares,
     squares,
 )
 from privacy.clipping.tuner import Kernel, Tuner

@@ -3,8 +3,7 @@
 A weight gradient is a product of output gradients and input patches. Writing all patches down costs
 kernel-size times the input; here a few examples at a time are written down into room that stays in
 the processor's cache, and multiplied there. Three layouts differ in what is copied and how wide the
-products are; two Gram products know the norms without any gradient (Goodfellow 2015,
-arXiv 1510.01799; for convolutions Rochette, Manoel and Tramel 2019, arXiv 1912.06015).
+products are.
 """
 
 import math
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from privacy.clipping.gradients import Instantiated
 
@@ -23,9 +21,9 @@ __all__ = [
     "PatchLayout",
     "Rows",
     "Shifts",
-    "gram_squares",
+    "chunks",
     "instantiated",
-    "shifted_gram_squares",
+    "pad",
     "squares",
 ]
 
@@ -75,17 +73,17 @@ class PatchLayout(Protocol):
     def join(self, pieces: list[torch.Tensor], inputs: int) -> torch.Tensor:
         """From pieces, leading dimensions kept, to [..., outputs, inputs, height, width]."""
 
-    def room(self, images: torch.Tensor, positions: tuple[int, int]) -> torch.Tensor:
-        """Room for the patches of as many examples as `images` [m, c, h, w] has."""
+    def room(self, images: torch.Tensor, positions: tuple[int, int]) -> list[torch.Tensor]:
+        """Room to work in for as many examples as `images` [m, h, w, c] has, m first."""
 
     def multiply(
         self,
-        padded: torch.Tensor,
+        images: torch.Tensor,
         gradient: torch.Tensor,
-        room: torch.Tensor,
+        room: list[torch.Tensor],
         pieces: list[torch.Tensor],
     ) -> None:
-        """Writes gradients to `pieces`, from padded [m, h, w, c] and `gradient` [m, T, outputs]."""
+        """Writes gradients to `pieces`, from images [m, h, w, c] and `gradient` [m, T, outputs]."""
 
 
 @dataclass(frozen=True)
@@ -109,23 +107,26 @@ class Columns:
         """The input channels come last here."""
         return torch.unflatten(pieces[0], -1, (*self.geometry.kernel, inputs)).movedim(-1, -3)
 
-    def room(self, images: torch.Tensor, positions: tuple[int, int]) -> torch.Tensor:
-        """[m, positions, patch]."""
-        examples, channels = images.shape[:2]
-        return images.new_empty(examples, *positions, *self.geometry.kernel, channels)
+    def room(self, images: torch.Tensor, positions: tuple[int, int]) -> list[torch.Tensor]:
+        """Padded images, and patches [m, positions, patch]."""
+        examples, channels = len(images), images.shape[-1]
+        patches = images.new_empty(examples, *positions, *self.geometry.kernel, channels)
+        return [_padded_room(images, self.geometry.padding), patches]
 
     def multiply(
         self,
-        padded: torch.Tensor,
+        images: torch.Tensor,
         gradient: torch.Tensor,
-        room: torch.Tensor,
+        room: list[torch.Tensor],
         pieces: list[torch.Tensor],
     ) -> None:
         """Copies the patches, then multiplies."""
-        torch.bmm(gradient.mT, self.patches(padded, room), out=pieces[0])
+        torch.bmm(gradient.mT, self.patches(images, room), out=pieces[0])
 
-    def patches(self, padded: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
-        """The patches in `room`, [m, positions, patch]."""
+    def patches(self, images: torch.Tensor, room: list[torch.Tensor]) -> torch.Tensor:
+        """The patches in their room, [m, positions, patch]."""
+        padded, patches = room
+        pad(images, padded, self.geometry.padding)
         example, down, right, channel = padded.stride()
         (step_down, step_right), (apart_down, apart_right) = (
             self.geometry.stride,
@@ -139,7 +140,8 @@ class Columns:
             right * apart_right,
             channel,
         )
-        return room.copy_(padded.as_strided(room.shape, strides)).flatten(3).flatten(1, 2)
+        patches.copy_(padded.as_strided(patches.shape, strides))
+        return patches.flatten(3).flatten(1, 2)
 
 
 @dataclass(frozen=True)
@@ -168,24 +170,32 @@ class Rows:
             [torch.unflatten(piece, -1, (width, inputs)).mT for piece in pieces], dim=-2
         )
 
-    def room(self, images: torch.Tensor, positions: tuple[int, int]) -> torch.Tensor:
-        """[m, padded image height, horizontal positions, width, c]."""
-        examples, channels, rows, _ = images.shape
+    def room(self, images: torch.Tensor, positions: tuple[int, int]) -> list[torch.Tensor]:
+        """Patches [m, padded image height, horizontal positions, width, c]."""
+        examples, rows, _, channels = images.shape
         rows += 2 * self.geometry.padding[0]
-        return images.new_empty(examples, rows, positions[1], self.geometry.kernel[1], channels)
+        width = self.geometry.kernel[1]
+        return [images.new_zeros(examples, rows, positions[1], width, channels)]
 
     def multiply(
         self,
-        padded: torch.Tensor,
+        images: torch.Tensor,
         gradient: torch.Tensor,
-        room: torch.Tensor,
+        room: list[torch.Tensor],
         pieces: list[torch.Tensor],
     ) -> None:
         """Copies the row patches, then multiplies once for each kernel row."""
-        example, down, right, channel = padded.stride()
-        room.copy_(padded.as_strided(room.shape, (example, down, right, right, channel)))
-        lines = room.flatten(3)
-        height = room.shape[1] - self.geometry.kernel[0] + 1
+        (patches,) = room
+        (down, right), wide, positions = self.geometry.padding, images.shape[2], patches.shape[2]
+        inner = patches[:, down : down + images.shape[1]]
+        for column in range(patches.shape[3]):
+            # Position p sees image column p + column - right; what lies outside stays zero.
+            first, last = max(0, right - column), min(positions, wide + right - column)
+            if first < last:
+                seen = images[:, :, first + column - right : last + column - right]
+                inner[:, :, first:last, column].copy_(seen)
+        lines = patches.flatten(3)
+        height = patches.shape[1] - self.geometry.kernel[0] + 1
         for row, piece in enumerate(pieces):
             torch.bmm(gradient.mT, lines[:, row : row + height].flatten(1, 2), out=piece)
 
@@ -213,28 +223,31 @@ class Shifts:
         """The output channels come last here."""
         return torch.unflatten(pieces[0], -2, (inputs, *self.geometry.kernel)).movedim(-1, -4)
 
-    def room(self, images: torch.Tensor, positions: tuple[int, int]) -> torch.Tensor:
-        """[m, c, height, width, positions]."""
-        examples, channels = images.shape[:2]
-        return images.new_empty(examples, channels, *self.geometry.kernel, *positions)
+    def room(self, images: torch.Tensor, positions: tuple[int, int]) -> list[torch.Tensor]:
+        """Padded images, and shifted ones [m, c, height, width, positions]."""
+        examples, channels = len(images), images.shape[-1]
+        shifted = images.new_empty(examples, channels, *self.geometry.kernel, *positions)
+        return [_padded_room(images, self.geometry.padding), shifted]
 
     def multiply(
         self,
-        padded: torch.Tensor,
+        images: torch.Tensor,
         gradient: torch.Tensor,
-        room: torch.Tensor,
+        room: list[torch.Tensor],
         pieces: list[torch.Tensor],
     ) -> None:
         """Copies the shifted images, then multiplies."""
-        images = padded.permute(0, 3, 1, 2)
-        vertical, horizontal = room.shape[-2:]
+        padded, shifted = room
+        pad(images, padded, self.geometry.padding)
+        source = padded.permute(0, 3, 1, 2)
+        vertical, horizontal = shifted.shape[-2:]
         apart_down, apart_right = self.geometry.dilation
-        for row in range(room.shape[2]):
-            for column in range(room.shape[3]):
+        for row in range(shifted.shape[2]):
+            for column in range(shifted.shape[3]):
                 top, left = row * apart_down, column * apart_right
-                shifted = images[:, :, top : top + vertical, left : left + horizontal]
-                room[:, :, row, column].copy_(shifted)
-        torch.bmm(room.flatten(4).flatten(1, 3), gradient, out=pieces[0])
+                window = source[:, :, top : top + vertical, left : left + horizontal]
+                shifted[:, :, row, column].copy_(window)
+        torch.bmm(shifted.flatten(4).flatten(1, 3), gradient, out=pieces[0])
 
 
 def instantiated(
@@ -276,62 +289,6 @@ def squares(
     return _multiplied(layout, images, output_gradient, None)
 
 
-def gram_squares(
-    geometry: Geometry, images: torch.Tensor, output_gradient: torch.Tensor
-) -> torch.Tensor:
-    """Squared norms as the product of two Gram matrices, of patches and of output gradients.
-
-    Cheap where positions are few: it grows with their square.
-
-    Returns:
-        A float64 tensor [n].
-
-    Example:
-        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> gram_squares(geometry, torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4)).tolist()
-        [768.0, 768.0]
-    """
-    layout, found = Columns(geometry), []
-    for padded, gradient, room in _chunks(layout, images, output_gradient):
-        patches = layout.patches(padded, room)
-        found.append(_inner(torch.bmm(patches, patches.mT), torch.bmm(gradient, gradient.mT)))
-    return torch.cat(found)
-
-
-def shifted_gram_squares(
-    geometry: Geometry, images: torch.Tensor, output_gradient: torch.Tensor
-) -> torch.Tensor:
-    """The same from one Gram matrix of pixels: a patch's is a sum of shifted pieces of it.
-
-    With the image's rows laid end to end, moving both patches by one kernel position moves both
-    indices of the pixels' Gram matrix by the same distance. Needs no stride, no dilation.
-
-    Returns:
-        A float64 tensor [n].
-
-    Example:
-        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> shifted_gram_squares(geometry, torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4)).tolist()
-        [768.0, 768.0]
-    """
-    height, width = geometry.kernel
-    found = []
-    for padded, gradient, _ in _chunks(Columns(geometry), images, output_gradient):
-        line = padded.shape[2]
-        pixels = F.pad(padded.flatten(1, 2), (0, 0, 0, width - 1))
-        lines = torch.unflatten(gradient, 1, (-1, line - width + 1))
-        # Output rows get the length of image rows; the positions added have no gradient.
-        outputs = F.pad(lines, (0, 0, 0, width - 1)).flatten(1, 2)
-        whole, length = torch.bmm(pixels, pixels.mT), outputs.shape[1]
-        moved = [row * line + column for row in range(height) for column in range(width)]
-        total = whole[:, :length, :length].clone()
-        for distance in moved[1:]:
-            end = distance + length
-            total += whole[:, distance:end, distance:end]
-        found.append(_inner(total, torch.bmm(outputs, outputs.mT)))
-    return torch.cat(found)
-
-
 def _multiplied(
     layout: PatchLayout,
     images: torch.Tensor,
@@ -346,14 +303,14 @@ def _multiplied(
         for shape, size in zip(shapes, sizes, strict=True)
     ]
     done, scratch = 0, list[torch.Tensor]()
-    for padded, gradient, room in _chunks(layout, images, output_gradient):
-        count = len(padded)
+    for some, gradient, room in chunks(layout, images, output_gradient):
+        count = len(some)
         if kept is None:
             scratch = scratch or [images.new_empty(count, *shape) for shape in shapes]
             pieces = [piece[:count] for piece in scratch]
         else:
             pieces = [piece[done : done + count] for piece in kept]
-        layout.multiply(padded, gradient, room, pieces)
+        layout.multiply(some, gradient, room, pieces)
         for piece, size, norm in zip(pieces, sizes, norms, strict=True):
             blocks = piece.view(count, -1, size)
             torch.linalg.vector_norm(blocks, dim=2, out=norm[done : done + count])
@@ -363,26 +320,49 @@ def _multiplied(
     return torch.stack([norm.double().square().sum(1) for norm in norms]).sum(0) + vanished
 
 
-def _chunks(
+def chunks(
     layout: PatchLayout, images: torch.Tensor, output_gradient: torch.Tensor
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]]:
     """Examples by the few whose patches fit the cache.
 
-    Gives their padded images [m, h, w, c], output gradients [m, T, outputs] and room for patches.
+    Gives their images [m, h, w, c], output gradients [m, T, outputs] and room to work in.
+
+    Example:
+        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        >>> one = chunks(Columns(geometry), torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4))
+        >>> [images.shape for images, gradient, room in one]
+        [torch.Size([2, 4, 4, 3])]
     """
     positions = (output_gradient.shape[2], output_gradient.shape[3])
     gradient = output_gradient.permute(0, 2, 3, 1).flatten(1, 2)
-    one = layout.room(images[:1], positions)
-    size = min(len(images), max(2, min(64, _CACHE // max(1, one.numel() * one.element_size()))))
-    room = layout.room(images[:size], positions)
-    (down, right), (height, width) = layout.geometry.padding, images.shape[2:]
-    padded = images.new_zeros(size, height + 2 * down, width + 2 * right, images.shape[1])
-    inner = padded[:, down : down + height, right : right + width]
+    source = images.permute(0, 2, 3, 1)
+    one = sum(part.numel() * part.element_size() for part in layout.room(source[:1], positions))
+    size = min(len(images), max(2, min(64, _CACHE // max(1, one))))
+    room = layout.room(source[:size], positions)
     for start in range(0, len(images), size):
-        some = images[start : start + size].permute(0, 2, 3, 1)
+        some = source[start : start + size]
         count = len(some)
-        inner[:count].copy_(some)
-        yield padded[:count], gradient[start : start + size], room[:count]
+        yield some, gradient[start : start + size], [part[:count] for part in room]
+
+
+def _padded_room(images: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
+    """Zeros [m, h, w, c] of the padded size."""
+    examples, height, width, channels = images.shape
+    down, right = padding
+    return images.new_zeros(examples, height + 2 * down, width + 2 * right, channels)
+
+
+def pad(images: torch.Tensor, padded: torch.Tensor, padding: tuple[int, int]) -> None:
+    """Writes [m, h, w, c] into the middle of its padded room; the border stays zero.
+
+    Example:
+        >>> padded = torch.zeros(1, 3, 3, 1)
+        >>> pad(torch.ones(1, 1, 1, 1), padded, (1, 1))
+        >>> padded.sum()
+        tensor(1.)
+    """
+    (down, right), (height, width) = padding, images.shape[1:3]
+    padded[:, down : down + height, right : right + width].copy_(images)
 
 
 def _block(size: int) -> int:
@@ -391,9 +371,3 @@ def _block(size: int) -> int:
     Millions of squares added in float32 come out too small, and with them the norm that clips.
     """
     return next(block for block in range(min(size, _LONGEST_SUM), 0, -1) if size % block == 0)
-
-
-def _inner(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Inner products of two batches of matrices, never below zero, float64 [m]."""
-    product = (first * second).flatten(1)
-    return product.sum(1, dtype=torch.float64).clamp_(min=0)
