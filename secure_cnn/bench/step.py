@@ -26,6 +26,7 @@ __all__ = [
     "document",
     "kernel_choices",
     "measure_steps",
+    "noise_share",
     "protections",
     "stepper",
     "steppers",
@@ -163,6 +164,41 @@ def steppers(load: Workload, variants: Mapping[str, Protection]) -> dict[str, Ca
         ['plain', 'private']
     """
     return {name: stepper(load, protection) for name, protection in variants.items()}
+
+
+def noise_share(
+    load: Workload,
+    seconds_per_step: float,
+    *,
+    rounds: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Row:
+    """What share of a private step goes into drawing its noise and its sample.
+
+    Args:
+        load: The workload; the sample is drawn from as many examples as its split has.
+        seconds_per_step: Of its private step.
+        rounds: Counted draws, at least 1.
+        clock: Seconds, ever rising.
+
+    Example:
+        >>> from secure_cnn.models import build_model
+        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
+        >>> model = build_model("compact", spec)
+        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
+        >>> noise_share(load, 1.0, rounds=3).metric
+        'noise_share'
+    """
+    generator = privacy.SecureGenerator()
+    parameters = sum(p.numel() for p in load.model.parameters() if p.requires_grad)
+
+    def draw() -> None:
+        generator.normal(parameters)
+        generator.bernoulli(len(load.split), 0.5)
+
+    seconds = interleave({"draw": draw}, rounds=rounds, warmup=2, clock=clock)["draw"]
+    share = estimate([value / seconds_per_step for value in seconds])
+    return _row(load.case, "private", "noise_share", share, "1")
 
 
 def cost_rows(case: str, seconds: Mapping[str, Sequence[float]]) -> list[Row]:

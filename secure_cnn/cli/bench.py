@@ -17,6 +17,7 @@ from secure_cnn.bench import (
     kernel_choices,
     measure_memory,
     measure_steps,
+    noise_share,
     protections,
     rival_step,
     steppers,
@@ -62,6 +63,8 @@ def step(
         steps = steppers(load, protections(methods))
         steps |= {name: rival_step(load, name) for name in rival or []}
         rows += measure_steps(load.case, steps, rounds=rounds)
+        private = next(r for r in rows if (r.case, r.variant) == (load.case, "private"))
+        rows.append(noise_share(load, private.median, rounds=rounds))
         if memory:
             rows += measure_memory(load, steps)
     Console().print(_table(rows))
