@@ -4,8 +4,14 @@ Works alone: it knows neither `defenses` nor `secure_cnn`.
 """
 
 from privacy.accounting import GaussianSteps, epsilon_of, noise_multiplier_for
-from privacy.attach import Private, attach
-from privacy.clipping import Choice, Tuner
+from privacy.attach import attach
+from privacy.clipping import Choice, Tuner, register
+from privacy.clipping.factors import (
+    AdaptiveClipping,
+    AutomaticClipping,
+    FlatClipping,
+    PerLayerClipping,
+)
 from privacy.errors import (
     AccountingError,
     BudgetExceeded,
@@ -17,16 +23,21 @@ from privacy.errors import (
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
+from privacy.private import Private
 from privacy.sampling import PhysicalBatches
 from privacy.validate import check_layers, fix, mixing_layers
 
 __all__ = [
     "AccountingError",
+    "AdaptiveClipping",
+    "AutomaticClipping",
     "BudgetExceeded",
     "Choice",
     "DPPlan",
+    "FlatClipping",
     "GaussianSteps",
     "Ledger",
+    "PerLayerClipping",
     "PhysicalBatches",
     "PlanError",
     "PrivacyError",
@@ -41,4 +52,5 @@ __all__ = [
     "fix",
     "mixing_layers",
     "noise_multiplier_for",
+    "register",
 ]

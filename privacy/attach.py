@@ -5,29 +5,21 @@ together and refuses what would void the guarantee. Adversarial objectives, engi
 are deliberately unknown here.
 """
 
-from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any
 
 import torch
 from torch import nn
 
-from privacy.clipping import Installation, Tape, Tuner, install, rule_of
-from privacy.errors import BudgetExceeded, PlanError, StepError
-from privacy.ledger import Ledger
+from privacy.clipping import Tape, Tuner, install, rule_of
+from privacy.errors import PlanError
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
-from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, cut, read, sample_indices
+from privacy.private import Private
+from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, read
 from privacy.update import ClippedSum
-from privacy.validate import (
-    check_layers,
-    check_trainable,
-    probe,
-    rehearse,
-    trainable_parameters,
-)
+from privacy.validate import check_layers, probe, rehearse, trainable_parameters
 
-__all__ = ["Private", "attach"]
+__all__ = ["attach"]
 
 _PROBED_EXAMPLES = 3
 
@@ -40,7 +32,7 @@ def attach(
     *,
     physical_batches: PhysicalBatches | None = None,
     tuner: Tuner | None = None,
-) -> "Private":
+) -> Private:
     """Makes the training of `model` on `dataset` follow `plan`.
 
     Guarantee: what `private.step` writes to the parameters is (`private.spent(delta)`,
@@ -61,8 +53,8 @@ def attach(
         The private training.
 
     Raises:
-        PlanError: The plan has no noise, is for another number of samples, or costs more than its
-            own target.
+        PlanError: The plan has no noise, is for another number of samples, costs more than its own
+            target, or clips other layers than these.
         UnsupportedLayer: A layer mixes examples or cannot be recorded; its name and the cure are in
             the message.
         StepError: The optimizer does not hold exactly the trainable parameters, they lie on several
@@ -88,6 +80,14 @@ def attach(
     images = images.to(next(iter(parameters.values())).device)
     probe(model, images)
     tape = Tape()
+    clipped = ClippedSum(
+        parameters,
+        tape,
+        max_grad_norm=plan.max_grad_norm,
+        clipping=plan.clipping,
+        float_safe=plan.float_safe,
+    )
+    clipped.check_range(examples=plan.samples, noise_multiplier=plan.event().noise_multiplier)
     tuner = tuner or Tuner()
     installation = install(model, tape, partial(rule_of, tuner=tuner))
     try:
@@ -100,284 +100,12 @@ def attach(
         model,
         optimizer,
         dataset,
-        ClippedSum(parameters, tape, max_grad_norm=plan.max_grad_norm),
+        clipped,
         parameters,
         installation,
         physical_batches or PhysicalBatches(),
+        SecureGenerator(),
     )
-
-
-class Private:
-    """A private training under way; made by `attach`.
-
-    A class because it owns the secret generator and the ledger.
-
-    Attributes:
-        plan: The plan it follows.
-        model: The model itself, not a wrapper: it trains, evaluates and is attacked as before.
-        optimizer: The optimizer given.
-        non_finite: Examples so far whose gradient was not finite and counted as zero. Not covered
-            by epsilon: do not publish.
-
-    Example:
-        >>> model = nn.Linear(4, 2)
-        >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0, delta=0.01)
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> attach(plan, model, optimizer, [(torch.rand(4), 0)] * 8)
-        Private(step 0 of 2, noise_multiplier=1, max_grad_norm=1)
-    """
-
-    def __init__(
-        self,
-        plan: DPPlan,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        dataset: MapStyle,
-        clipped: ClippedSum,
-        parameters: Mapping[str, nn.Parameter],
-        installation: Installation,
-        physical_batches: PhysicalBatches,
-    ) -> None:
-        self.plan, self.model, self.optimizer = plan, model, optimizer
-        self.non_finite = 0
-        self._dataset, self._physical_batches = dataset, physical_batches
-        self._clipped, self._parameters, self._installation = clipped, parameters, installation
-        self._generator = SecureGenerator()
-        self._ledger = Ledger()
-        self._pending: PhysicalBatch | None = None
-        self._sampling = object()
-
-    def __repr__(self) -> str:
-        plan = self.plan
-        return (
-            f"Private(step {self.steps} of {plan.steps}, "
-            f"noise_multiplier={plan.noise_multiplier:g}, "
-            f"max_grad_norm={plan.max_grad_norm:g})"
-        )
-
-    @property
-    def steps(self) -> int:
-        """Noised steps taken so far.
-
-        Example:
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> private.steps
-            0
-        """
-        return self._ledger.steps
-
-    @property
-    def ledger(self) -> Ledger:
-        """Everything spent so far.
-
-        Example:
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> private.ledger.events
-            ()
-        """
-        return self._ledger
-
-    @property
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The physical batches of all remaining steps; give each one's losses to `step`.
-
-        They are on the model's device. A sample that an earlier iteration left unfinished is
-        dropped: it was never released, so it costs nothing.
-
-        Raises:
-            StepError: While iterating, when a batch was not given to `step`, or another iteration
-                was begun.
-
-        Example:
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> images, labels = next(private.batches)
-            >>> images.shape[1:], labels.dtype
-            (torch.Size([4]), torch.int64)
-        """
-        return self._batches()
-
-    def step(self, losses: torch.Tensor) -> bool:
-        """Clips each example of the last batch; steps the optimizer when the sample is complete.
-
-        Args:
-            losses: One loss for each row of the batch that `batches` gave last, float [rows].
-
-        Returns:
-            Whether the optimizer stepped.
-
-        Raises:
-            StepError: There is no batch to step on, the losses do not fit it, or other parameters
-                are trainable than when the model was attached.
-            UnsupportedLayer: A layer went back to mixing examples, or cannot be recorded.
-            BudgetExceeded: The plan's steps are spent.
-
-        Example:
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> images, labels = next(private.batches)
-            >>> private.step(model(images).square().sum(1))
-            True
-        """
-        batch = self._pending
-        if batch is None:
-            raise StepError(
-                "there is no batch to step on: take one from private.batches and call step once "
-                "for it"
-            )
-        if self.steps >= self.plan.steps:
-            raise BudgetExceeded(
-                f"the plan's {self.plan.steps} steps are spent; the next one was not taken"
-            )
-        check_layers(self.model)
-        check_trainable(self.model, self._parameters)
-        self.non_finite += self._clipped.add(losses, batch.mask())
-        self._pending = None
-        if batch.last:
-            self._release()
-        return batch.last
-
-    def spent(self, delta: float | None = None) -> float:
-        """Epsilon of everything spent so far, at `delta` or at the plan's own.
-
-        Raises:
-            PlanError: No delta is known, or it is out of range.
-
-        Example:
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> private.spent(delta=0.01)
-            0.0
-        """
-        return self._ledger.epsilon(self.plan.delta_or_own(delta))
-
-    def check_objective(self, objective: object) -> None:
-        """Refuses an objective that does not say that each loss depends on its own example only.
-
-        Raises:
-            StepError: The objective has no `per_example = True`.
-
-        Example:
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> private.check_objective(torch.nn.functional.cross_entropy)
-            Traceback (most recent call last):
-            ...
-            privacy.errors.StepError: cross_entropy: expected an objective with per_example = True:
-            ...
-        """
-        if getattr(objective, "per_example", None) is not True:
-            name = getattr(objective, "__name__", type(objective).__name__)
-            raise StepError(
-                f"{name}: expected an objective with per_example = True: a loss that depends on "
-                "other examples has no bounded per-example contribution; use one loss an example"
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        """The plan and the ledger as plain values; no key and no generator state is in it.
-
-        Example:
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> sorted(private.state_dict())
-            ['ledger', 'plan']
-        """
-        return {"plan": self.plan.to_dict(), "ledger": self._ledger.to_list()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on where `state_dict` was taken: epsilon never falls, noise and sampling are fresh.
-
-        Raises:
-            PlanError: The state is not one, is of another plan, or of fewer steps than were taken
-                here already.
-
-        Example:
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> private.load_state_dict(private.state_dict())
-        """
-        if state.get("plan") != self.plan.to_dict():
-            raise PlanError(
-                f"plan: the checkpoint was trained under {state.get('plan')}, this training plans "
-                f"{self.plan.to_dict()}; resume with the checkpoint's own settings"
-            )
-        ledger = Ledger.from_list(state.get("ledger", None))
-        if ledger.steps < self.steps:
-            raise PlanError(
-                f"ledger: {self.steps} steps were taken here, the checkpoint knows {ledger.steps}: "
-                "epsilon never falls"
-            )
-        self._ledger = ledger
-        self._drop_sample()
-
-    def detach(self) -> None:
-        """Gives every layer its own forward back; the private training cannot go on.
-
-        Example:
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> private.detach()
-            >>> "forward" in vars(model)
-            False
-        """
-        self._installation.remove()
-
-    def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Draws, cuts and reads samples until the plan's steps are taken."""
-        self._drop_sample()
-        sampling = self._sampling
-        device = next(iter(self._parameters.values())).device
-        while self.steps < self.plan.steps:
-            sample = sample_indices(
-                self._generator, samples=self.plan.samples, sampling_rate=self.plan.sampling_rate
-            )
-            for batch in cut(sample, self._physical_batches):
-                images, labels = read(self._dataset, batch)
-                self._pending = batch
-                yield images.to(device), labels.to(device)
-                if self._sampling is not sampling:
-                    raise StepError(
-                        "another iteration of private.batches was begun, or a state loaded: the "
-                        "samples of two iterations must not mix; go on with the newer one"
-                    )
-                if self._pending is batch:
-                    raise StepError(
-                        "the last batch was not given to private.step: a sample counts whole or "
-                        "not at all"
-                    )
-
-    def _release(self) -> None:
-        """Adds the noise, writes it down, and only then lets the optimizer see the gradient."""
-        assert self.plan.noise_multiplier is not None, "attach refuses a plan without noise"
-        gradients = self._clipped.noised_mean(
-            self._generator,
-            noise_multiplier=self.plan.noise_multiplier,
-            batch_size=self.plan.batch_size,
-        )
-        self._ledger.record(self.plan.event(steps=1))
-        # A frozen parameter may hold a raw gradient from before: the optimizer must not see it.
-        self.optimizer.zero_grad()
-        for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
-            parameter.grad = gradient
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def _drop_sample(self) -> None:
-        """Forgets a sample that was begun; the iteration that drew it cannot go on."""
-        self._pending = None
-        self._sampling = object()
-        self._clipped.reset()
 
 
 def _check_plan(plan: DPPlan, samples: int) -> None:

@@ -5,10 +5,12 @@ by construction. What only changes speed (physical batch size, kernels) is delib
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from privacy.accounting import GaussianSteps, epsilon_of, noise_multiplier_for
+from privacy.clipping.factors import Clipping, FlatClipping, clipping_of
 from privacy.errors import PlanError
 
 __all__ = ["DPPlan"]
@@ -19,8 +21,8 @@ class DPPlan:
     """What a private training will do, fixed before it starts.
 
     Guarantee: training that follows the plan (each step's batch drawn by Poisson sampling, each
-    example's gradient clipped to `max_grad_norm`, Gaussian noise of standard deviation
-    `noise_multiplier * max_grad_norm` added to their sum) is (`epsilon(delta)`,
+    example's gradient clipped to `max_grad_norm` in the manner of `clipping`, Gaussian noise of
+    standard deviation `noise_multiplier * max_grad_norm` added to their sum) is (`epsilon(delta)`,
     delta)-differentially private under adding or removing one example (Abadi et al. 2016, arXiv
     1607.00133). `samples` is taken to be public.
 
@@ -30,11 +32,19 @@ class DPPlan:
             batch_size / samples.
         epochs: Expected passes over the data, > 0; the number of steps is `round(epochs * samples /
             batch_size)`, at least 1.
-        max_grad_norm: The L2 norm C to which each example's gradient is clipped, > 0.
-        noise_multiplier: Noise over C, > 0; None until given or calibrated.
+        max_grad_norm: The L2 norm C to which each example's gradient is clipped, > 0; of the first
+            step where the clipping is adaptive.
+        noise_multiplier: Noise over C of everything that a step releases together, > 0; None until
+            given or calibrated.
         delta: The delta that epsilon is stated at, in (0, 1 / samples); None until given or
             calibrated.
         target_epsilon: The budget that `calibrate` was asked for; None when the noise was given.
+        clipping: How C bounds an example: `FlatClipping()`, `AutomaticClipping()`,
+            `PerLayerClipping()` or `AdaptiveClipping()`, or what its `to_dict` gave.
+        float_safe: Whether clipped sum and noise are added as whole multiples of a power of two, so
+            that no low bits leak (Mironov 2012, CCS; Holohan and Braghin 2021, arXiv 2107.10138).
+            The clipping norm is lowered by at most 2^-10 of itself, which pays for the rounding;
+            every example's gradient is formed, which takes time.
 
     Raises:
         PlanError: A value is out of its range.
@@ -53,6 +63,8 @@ class DPPlan:
     noise_multiplier: float | None = None
     delta: float | None = None
     target_epsilon: float | None = None
+    clipping: Clipping = field(default_factory=FlatClipping)
+    float_safe: bool = False
 
     def __post_init__(self) -> None:
         if self.samples < 1:
@@ -64,8 +76,10 @@ class DPPlan:
             )
         _require_positive("epochs", self.epochs)
         _require_positive("max_grad_norm", self.max_grad_norm)
+        object.__setattr__(self, "clipping", clipping_of(self.clipping))
         if self.noise_multiplier is not None:
             _require_positive("noise_multiplier", self.noise_multiplier)
+            self.clipping.gradient_noise_multiplier(self.noise_multiplier)
         if self.delta is not None:
             self._check_delta(self.delta)
         if self.target_epsilon is not None:
@@ -180,7 +194,27 @@ class DPPlan:
             >>> DPPlan(**plan.to_dict()) == plan
             True
         """
-        return asdict(self)
+        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        return {**values, "clipping": self.clipping.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: object) -> "DPPlan":
+        """Reads back what `to_dict` gave; what an earlier version did not know has its default.
+
+        Raises:
+            PlanError: These are not a plan's values.
+
+        Example:
+            >>> plan = DPPlan(samples=100, batch_size=10, epochs=1)
+            >>> DPPlan.from_dict(plan.to_dict()) == plan
+            True
+        """
+        if not isinstance(values, Mapping):
+            raise PlanError(f"plan: expected the values of plan.to_dict(), got {values!r}")
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise PlanError(f"plan: expected the values of plan.to_dict(): {error}") from error
 
     def _check_delta(self, delta: float) -> None:
         """Refuses a delta that would allow publishing somebody's record outright."""

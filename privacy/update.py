@@ -5,14 +5,15 @@ is post-processing, and not here.
 """
 
 from collections.abc import Mapping
-from functools import reduce
 
 import torch
 from torch import nn
 
-from privacy.clipping import PerExampleGradients, Tape, clip_factors
+from privacy.clipping import PerExampleGradients, Tape
+from privacy.clipping.factors import Clipping, FlatClipping, clip_factors
 from privacy.errors import StepError, UnsupportedLayer
 from privacy.noise import SecureGenerator
+from privacy.summation import FloatSum, GridSum, Summation, split_like
 
 __all__ = ["ClippedSum", "differentiate"]
 
@@ -20,15 +21,25 @@ __all__ = ["ClippedSum", "differentiate"]
 class ClippedSum:
     """The sum of clipped per-example gradients of one Poisson sample.
 
-    A class because it adds up over the sample's physical batches.
+    A class because it adds up over the sample's physical batches, and because an adaptive clipping
+    norm follows what it saw.
 
     Guarantee: adding or removing one example changes the sum by at most `max_grad_norm` in L2 norm,
-    over all parameters together, up to the rounding of the sum itself.
+    over all parameters together: exactly where `float_safe`, else up to the rounding of the sum
+    itself. Clipping and noise of one sample use the same norm.
 
     Args:
         parameters: The trainable parameters by dotted name, in a fixed order.
         tape: The tape that the model's layers write on.
-        max_grad_norm: C, > 0.
+        max_grad_norm: C of the first sample, > 0.
+        clipping: How C bounds an example; flat by default.
+        float_safe: Whether sum and noise are whole multiples of a power of two.
+
+    Attributes:
+        max_grad_norm: C of the present sample.
+
+    Raises:
+        PlanError: The clipping is for other layers.
 
     Example:
         >>> from privacy.clipping import install, rule_of
@@ -42,28 +53,64 @@ class ClippedSum:
     """
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], tape: Tape, *, max_grad_norm: float
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        tape: Tape,
+        *,
+        max_grad_norm: float,
+        clipping: Clipping | None = None,
+        float_safe: bool = False,
     ) -> None:
+        self.max_grad_norm = max_grad_norm
         self._parameters = dict(parameters)
         self._tape = tape
-        self._max_grad_norm = max_grad_norm
-        # One flat buffer: the noise is added to all parameters at once.
+        self._clipping = clipping or FlatClipping()
+        layers = list(dict.fromkeys(_layer_of(name) for name in self._parameters))
+        self._shares = self._clipping.shares(layers)
+        self._part_of = {
+            parameter: layers.index(_layer_of(name)) if len(self._shares) > 1 else 0
+            for name, parameter in self._parameters.items()
+        }
+        self._count = 0.0
         ordered = list(self._parameters.values())
-        self._flat = torch.zeros(
-            sum(p.numel() for p in ordered),
-            device=ordered[0].device,
-            dtype=reduce(torch.promote_types, (p.dtype for p in ordered), torch.float32),
-        )
-        self.sums = self._split(self._flat)
+        self._total: Summation = GridSum(ordered) if float_safe else FloatSum(ordered)
+
+    @property
+    def sums(self) -> list[torch.Tensor]:
+        """What was added so far, one tensor for each parameter; secret.
+
+        Example:
+            >>> ClippedSum({"w": nn.Parameter(torch.ones(1))}, Tape(), max_grad_norm=1.0).sums
+            [tensor([0.])]
+        """
+        return split_like(self._total.flat, list(self._parameters.values()))
+
+    def check_range(self, *, examples: int, noise_multiplier: float) -> None:
+        """Refuses, before training, what the sum could not hold exactly though it should.
+
+        Args:
+            examples: Most examples in a sample.
+            noise_multiplier: The plan's.
+
+        Raises:
+            PlanError: `float_safe`, and the whole numbers could become too large.
+
+        Example:
+            >>> clipped = ClippedSum({"w": nn.Parameter(torch.ones(1))}, Tape(), max_grad_norm=1.0)
+            >>> clipped.check_range(examples=10**18, noise_multiplier=1.0)
+        """
+        noise_multiplier = self._clipping.gradient_noise_multiplier(noise_multiplier)
+        self._total.check_range(examples=examples, noise_multiplier=noise_multiplier)
 
     def reset(self) -> None:
-        """Forgets what was added.
+        """Forgets what was added; the clipping norm stays.
 
         Example:
             >>> clipped = ClippedSum({"w": nn.Parameter(torch.ones(1))}, Tape(), max_grad_norm=1.0)
             >>> clipped.reset()
         """
-        self._flat.zero_()
+        self._total.reset()
+        self._count = 0.0
 
     def add(self, losses: torch.Tensor, mask: torch.Tensor) -> int:
         """Runs backward from `losses` and adds each example's clipped gradient.
@@ -71,7 +118,8 @@ class ClippedSum:
         Guarantee: the batch is added whole, or, where this raises, not at all.
 
         Args:
-            losses: One loss an example, float [rows], with a graph that leads to the model.
+            losses: One loss an example, float [rows], or one for each of K copies of it, float
+                [rows, K], with a graph that leads to the model: see `differentiate`.
             mask: Which rows are examples, bool [rows]; the others count nothing.
 
         Returns:
@@ -88,21 +136,23 @@ class ClippedSum:
             ...
             privacy.errors.StepError: losses: expected one loss an example, shape [1], got []: ...
         """
-        if losses.device != self._flat.device:
+        device = self._total.flat.device
+        if losses.device != device:
             raise StepError(
-                f"losses: expected device {self._flat.device}, got {losses.device}; move the model "
-                "before attach, not after it"
+                f"losses: expected device {device}, got {losses.device}; move the model before "
+                "attach, not after it"
             )
         parts = differentiate(losses, self._parameters, self._tape, examples=len(mask))
-        return self._add_clipped(parts, mask.to(losses.device))
+        return self._add_clipped(parts, mask.to(device))
 
     def noised_mean(
         self, generator: SecureGenerator, *, noise_multiplier: float, batch_size: int
     ) -> list[torch.Tensor]:
         """Adds Gaussian noise, divides by the expected batch size, and starts anew.
 
-        The noise has standard deviation noise_multiplier * max_grad_norm. The division is by the
-        plan's public batch size, never by the secret size of the sample.
+        The noise has standard deviation noise_multiplier * max_grad_norm, and a little more where
+        the clipping releases a count besides. The division is by the plan's public batch size,
+        never by the secret size of the sample.
 
         Returns:
             One tensor for each parameter, of its shape and dtype.
@@ -112,39 +162,52 @@ class ClippedSum:
             >>> clipped.noised_mean(SecureGenerator(), noise_multiplier=1.0, batch_size=10)[0].shape
             torch.Size([3])
         """
-        noise = generator.normal(self._flat.numel()).to(self._flat.device)
-        total = noise.mul_(noise_multiplier * self._max_grad_norm).add_(self._flat).div_(batch_size)
+        released = self._total.noised(
+            generator,
+            noise_multiplier=self._clipping.gradient_noise_multiplier(noise_multiplier),
+            max_grad_norm=self.max_grad_norm,
+        ).div_(batch_size)
+        self.max_grad_norm = self._clipping.next_norm(
+            self.max_grad_norm, self._count, batch_size, generator
+        )
         self.reset()
-        return [
-            part.to(p.dtype)
-            for part, p in zip(self._split(total), self._parameters.values(), strict=True)
-        ]
+        ordered = list(self._parameters.values())
+        parts = split_like(released, ordered)
+        return [part.to(p.dtype) for part, p in zip(parts, ordered, strict=True)]
 
     @torch.no_grad()
     def _add_clipped(
         self, parts: dict[nn.Parameter, PerExampleGradients], mask: torch.Tensor
     ) -> int:
         """Clips what the tape took and adds it; rows that are not finite are left out."""
-        squared_norms = torch.stack([part.squared_norms() for part in parts.values()]).sum(0)
-        factors = clip_factors(squared_norms, max_grad_norm=self._max_grad_norm) * mask
-        finite = squared_norms.isfinite()
+        squares = self._squared_norms(parts)
+        whole = squares.sum(0)
+        bound = self._total.clip_to(self.max_grad_norm)
+        shares = torch.tensor(self._shares, dtype=squares.dtype, device=squares.device)
+        factors = mask * clip_factors(
+            squares, max_grad_norm=bound * shares[:, None], clipping=self._clipping
+        )
+        finite = whole.isfinite()
         if not bool(finite.all()):
             # A factor of zero does not undo a NaN: these rows must not enter a product at all.
             rows = finite.nonzero().squeeze(1)
             parts = {parameter: part.select(rows) for parameter, part in parts.items()}
-            factors = factors[rows]
-        # All sums before the first addition: running out of memory must not leave half a batch.
-        added = {parameter: part.weighted_sum(factors) for parameter, part in parts.items()}
-        for parameter, total in zip(self._parameters.values(), self.sums, strict=True):
-            if parameter in added:
-                total += added[parameter]
+            factors = factors[:, rows]
+        self._total.add(parts, {p: factors[self._part_of[p]] for p in parts})
+        self._count += self._clipping.count(whole[mask].sqrt(), self.max_grad_norm)
         return int((~finite & mask).sum())
 
-    def _split(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """A flat buffer as one view for each parameter."""
-        ordered = list(self._parameters.values())
-        parts = torch.split(flat, [p.numel() for p in ordered])
-        return [part.view(p.shape) for part, p in zip(parts, ordered, strict=True)]
+    def _squared_norms(self, parts: dict[nn.Parameter, PerExampleGradients]) -> torch.Tensor:
+        """Squared norms of what is clipped apart, float64 [shares, n]."""
+        of_parameters = torch.stack([part.squared_norms() for part in parts.values()])
+        of_shares = of_parameters.new_zeros(len(self._shares), of_parameters.shape[1])
+        where = torch.tensor([self._part_of[p] for p in parts], device=of_parameters.device)
+        return of_shares.index_add_(0, where, of_parameters)
+
+
+def _layer_of(name: str) -> str:
+    """The dotted name of the layer that owns a parameter."""
+    return name.rpartition(".")[0]
 
 
 def differentiate(
@@ -152,11 +215,16 @@ def differentiate(
 ) -> dict[nn.Parameter, PerExampleGradients]:
     """Runs backward from `losses`; every `.grad` stays as it was.
 
+    Where each example has K losses, its gradient is that of their mean: the copies are averaged
+    inside the example, before anything is clipped (De et al. 2022, arXiv 2204.13650). The layers
+    may see them in rows that follow one another, [examples * K], or in K passes of [examples].
+
     Args:
-        losses: One loss an example, float [examples], with a graph that leads to the model.
+        losses: One loss an example, float [examples], or K, float [examples, K], with a graph that
+            leads to the model.
         parameters: The trainable parameters by dotted name.
         tape: The tape that the model's layers write on.
-        examples: How many losses are expected.
+        examples: How many examples are expected.
 
     Returns:
         The per-example gradients of every parameter that the losses depend on.
@@ -180,7 +248,7 @@ def differentiate(
     for parameter, _ in kept:
         parameter.grad = None
     try:
-        with tape.record(examples=examples):
+        with tape.record(examples=examples, copies=losses.numel() // examples):
             _run_backward(losses)
         bypassed = [name for name, p in parameters.items() if p.grad is not None]
     finally:
@@ -202,9 +270,10 @@ def differentiate(
 
 
 def _run_backward(losses: torch.Tensor) -> None:
-    """One backward pass from every loss at once."""
+    """One backward pass from every example's loss, or the mean over its copies, at once."""
+    each = torch.full_like(losses, len(losses) / losses.numel())
     try:
-        torch.autograd.backward(losses, torch.ones_like(losses))
+        torch.autograd.backward(losses, each)
     except RuntimeError as error:
         if "second time" not in str(error):
             raise
@@ -216,11 +285,11 @@ def _run_backward(losses: torch.Tensor) -> None:
 
 def _check_losses(losses: torch.Tensor, rows: int) -> None:
     """Refuses losses that were averaged, belong to another batch, or have no graph."""
-    if losses.shape != (rows,):
+    if losses.shape[:1] != (rows,) or losses.dim() > 2 or not losses.numel():
         raise StepError(
             f"losses: expected one loss an example, shape [{rows}], got {list(losses.shape)}: "
             'do not average them (reduction="none"), and give the losses of the batch that '
-            "private.batches gave last"
+            f"private.batches gave last; with K copies of each example, shape [{rows}, K]"
         )
     if not losses.requires_grad:
         raise StepError(

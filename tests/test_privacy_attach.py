@@ -532,7 +532,7 @@ def test_no_secret_leaves() -> None:
     shown = repr(private) + json.dumps(private.state_dict())
     assert key.decode() not in shown
     assert key.hex() not in shown
-    assert set(private.state_dict()) == {"plan", "ledger"}
+    assert set(private.state_dict()) == {"plan", "ledger", "max_grad_norm"}
     with pytest.raises(TypeError, match="cannot be copied"):
         copy.deepcopy(private)
 

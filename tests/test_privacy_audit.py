@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from privacy import (
+    AutomaticClipping,
     DPPlan,
     PhysicalBatches,
     PlanError,
@@ -27,6 +28,7 @@ from privacy.sampling import sample_indices
 
 # The module: the package has a function of the same name.
 ATTACH = importlib.import_module("privacy.attach")
+PRIVATE = importlib.import_module("privacy.private")
 KEY = bytes(range(32))
 SAMPLES, CLASSES = 96, 8
 SIGMA, CLIP = 1.0, 0.5
@@ -469,7 +471,8 @@ def test_batch_norm_in_training_mode_is_refused_and_caught_behind_the_refusal(
     """The refusal stops it; with every refusal bypassed the audit sees what leaks across rows."""
     with pytest.raises(UnsupportedLayer, match=r"^1: BatchNorm2d mixes examples"):
         audited(lambda plan, data: ours(plan, data, model=network(BATCH_NORMS[kind]())))
-    monkeypatch.setattr(ATTACH, "check_layers", lambda model: None)
+    for room in (ATTACH, PRIVATE):
+        monkeypatch.setattr(room, "check_layers", lambda model: None)
     with pytest.raises(UnsupportedLayer, match=r"writes to|moved the output"):
         audited(lambda plan, data: ours(plan, data, model=network(BATCH_NORMS[kind]())))
     monkeypatch.setattr(ATTACH, "probe", lambda model, images: None)
@@ -548,3 +551,16 @@ def test_noise_off_is_told_as_infinite() -> None:
     assert bounds["gdp"] > 100
     assert report.attack_auroc == 1.0
     assert math.isfinite(report.claimed_epsilon)
+
+
+def test_a_plan_with_another_clipping_is_refused_not_failed() -> None:
+    """The oracle clips flat; an honest training that clips otherwise must not be called broken."""
+    plan = DPPlan(
+        samples=80,
+        batch_size=8,
+        epochs=1,
+        noise_multiplier=1.0,
+        clipping=AutomaticClipping(),
+    )
+    with pytest.raises(PlanError, match=r"^clipping: expected FlatClipping"):
+        audit(ours, plan, [(torch.rand(1, 8, 8), 0)] * 80)

@@ -80,11 +80,12 @@ def test_all_kernels_are_offered_for_the_commonest_convolution() -> None:
             images, gradient
         )
     }
-    kept = {"columns", "rows", "shifts", "grouped"}
-    assert names == kept | {f"{name}, then native" for name in kept | {"gram", "shifted gram"}}
+    kept = {"columns", "rows", "shifts"}
+    deferred = {f"{name}, then native" for name in kept | {"gram", "shifted gram"}}
+    assert names == kept | deferred | {"grouped"}
     grouped = ConvolutionRule(nn.Conv2d(4, 4, 3, groups=2), "c", Tuner())
     names = {kernel.name for kernel in grouped._kernels(torch.zeros(2, 4, 8, 8), gradient)}
-    assert names == {"grouped", "grouped, then native"}
+    assert names == {"grouped"}
 
 
 def fake(name: str, seconds: float, room: int, clock: list[float]) -> Kernel:
@@ -144,6 +145,36 @@ def test_the_choice_changes_only_rounding() -> None:
     sums = []
     for kernel in ConvolutionRule(layer, "c", Tuner())._kernels(images, gradient):
         part = kernel.run(images, gradient)
-        sums.append(part.weighted_sum(torch.ones(16)) / part.squared_norms().sum().float().sqrt())
+        sums.append(part.weighted_sum(torch.ones(16)))
     for first, second in itertools.pairwise(sums):
         torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_no_kernel_measures_less_than_it_releases(size: int) -> None:
+    """Positions that nearly cancel cost a float32 Gram product 7 percent of the norm, unnoticed."""
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Conv2d(8, 8, size, padding=size // 2, bias=False)
+    images = 1 + 1e-3 * torch.randn(16, 8, 8, 8, generator=generator)
+    gradient = torch.randn(16, 8, 8, 8, generator=generator)
+    gradient -= gradient.mean((2, 3), keepdim=True)
+    for kernel in ConvolutionRule(layer, "c", Tuner())._kernels(images, gradient):
+        part = kernel.run(images, gradient)
+        for row in range(len(images)):
+            one = torch.zeros(16, dtype=torch.float64)
+            one[row] = 1.0
+            released = part.weighted_sum(one).double().norm()
+            assert released <= part.squared_norms()[row].sqrt() * (1 + 1e-5), kernel.name
+
+
+def test_a_selection_is_taken_at_the_largest_batch() -> None:
+    """A last small batch, which is not timed, does not override what was."""
+    clock = [0.0]
+    kernels = [fake("slow", 3.0, 0, clock), fake("fast", 1.0, 0, clock)]
+    tuner = Tuner(clock=lambda: clock[0])
+    for rows in (32, 2):
+        tuner.run("fc", kernels, torch.ones(rows, 2), torch.ones(rows, 2))
+    assert tuner.selection == {"fc": "fast"}
+    again = Tuner(fixed=tuner.selection)
+    again.run("fc", kernels, torch.ones(32, 2), torch.ones(32, 2))
+    assert again.choices[0].kernel == "fast"

@@ -16,6 +16,7 @@ from scipy import stats
 from privacy import SecureGenerator
 
 KEY = bytes(range(32))
+BLOCK = 2**16
 properties = settings(deadline=None, derandomize=True, max_examples=30)
 
 
@@ -156,12 +157,33 @@ def test_the_normals_are_normal() -> None:
 
 def test_the_normals_are_independent() -> None:
     """The two halves of each pair, and neighbours, are uncorrelated, in value and in size."""
-    normals = SecureGenerator(KEY).normal(1_000_000)
-    pairs = {"halves": normals.view(2, -1), "neighbours": normals.view(-1, 2).t()}
+    normals = SecureGenerator(KEY).normal(16 * BLOCK)
+    pairs = {
+        "halves": normals.view(16, 2, -1).transpose(0, 1).flatten(1),
+        "neighbours": normals.view(-1, 2).t(),
+        "blocks": normals.view(2, -1),
+    }
     for pair in pairs.values():
         for values in (pair, pair.square()):
             correlation = float(torch.corrcoef(values)[0, 1])
-            assert abs(correlation) * math.sqrt(500_000) < 4
+            assert abs(correlation) * math.sqrt(8 * BLOCK) < 4
+
+
+@pytest.mark.parametrize("count", [0, 1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
+def test_normals_are_the_same_in_blocks(count: int) -> None:
+    """A piece at a time or all at once; no block repeats another, and each is Box-Muller's."""
+    whole = SecureGenerator(KEY).normal(count)
+    blocks = list(SecureGenerator(KEY).normal_blocks(count))
+    assert [len(block) for block in blocks[:-1]] == [BLOCK] * (len(blocks) - 1)
+    assert torch.equal(torch.cat([torch.empty(0).double(), *blocks]), whole)
+    assert len(whole.unique()) == count
+    twin = SecureGenerator(KEY)
+    for block in blocks:
+        pairs = (len(block) + 1) // 2
+        radius, angle = twin.uniform(2 * pairs).view(2, -1)
+        radius, angle = (-2 * radius.log()).sqrt(), 2 * math.pi * angle
+        expected = torch.cat([radius * angle.cos(), radius * angle.sin()])[: len(block)]
+        torch.testing.assert_close(block, expected, rtol=1e-14, atol=1e-14)
 
 
 def tail(normals: torch.Tensor) -> torch.Tensor:
@@ -194,8 +216,9 @@ def test_the_tail_beyond_seven_deviations_is_right(monkeypatch: pytest.MonkeyPat
     straight = generator.words
 
     def bent(wanted: int) -> torch.Tensor:
-        # Leading zeros: uniform below 2^-40. The angle is as small, so that the radius comes out.
-        return straight(wanted).bitwise_right_shift(bits).bitwise_and(2 ** (64 - bits) - 1)
+        # Of the 53 bits that count the first 40 are zero. The angle is as small, so that the radius
+        # comes out.
+        return straight(wanted).bitwise_and(2 ** (53 - bits) - 1)
 
     monkeypatch.setattr(generator, "words", bent)
     uniforms = generator.uniform(2 * count)

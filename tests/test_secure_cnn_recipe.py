@@ -283,7 +283,7 @@ def test_a_private_training_state_holds_neither_losses_nor_keys(
     assert set(state) == {
         *("variant", "step", "settings", "model", "optimizer", "average", "private"),
     }
-    assert set(state["private"]) == {"plan", "ledger"}
+    assert set(state["private"]) == {"plan", "ledger", "max_grad_norm"}
 
 
 def test_epochs_are_as_many_as_were_asked_for(recipe):

@@ -23,6 +23,7 @@ from privacy.audit.checks import (
 from privacy.audit.observer import Objective, Observation, Observer
 from privacy.audit.report import AuditReport, Bound
 from privacy.audit.scores import CanaryScoreAuditor
+from privacy.clipping.factors import FlatClipping
 from privacy.errors import PlanError, StepError
 from privacy.plan import DPPlan
 from privacy.sampling import MapStyle
@@ -136,7 +137,7 @@ def audit(
         The report; `passed` is the gate.
 
     Raises:
-        PlanError: The plan has no noise, or the data set is too small.
+        PlanError: The plan has no noise or no flat clipping, or the data set is too small.
         StepError: The training does not go through the model and the optimizer that it names.
 
     Example:
@@ -155,6 +156,11 @@ def audit(
     """
     settings = settings or AuditSettings()
     plan.event()
+    if not isinstance(plan.clipping, FlatClipping):
+        raise PlanError(
+            f"clipping: expected FlatClipping, got {type(plan.clipping).__name__}: the audit knows "
+            "no other rule yet; audit the same training with flat clipping"
+        )
     data, audited = _audited(plan, dataset, settings)
     quiet_plan = replace(audited, noise_multiplier=_QUIET, epochs=_QUIET_STEPS / 2)
     quiet = _watched(make_training, quiet_plan, data, settings)

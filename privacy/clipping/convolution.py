@@ -19,7 +19,7 @@ from privacy.clipping.gradients import (
     PerExampleGradients,
     row_squared_norms,
 )
-from privacy.clipping.gram import gram_squares, shifted_gram_squares
+from privacy.clipping.gram import gram_squares, rounded_up, shifted_gram_squares
 from privacy.clipping.patches import (
     Columns,
     Geometry,
@@ -38,6 +38,15 @@ Convolution = (
 )
 
 
+# By their public names they follow autocast.
+_CONVOLVE: dict[tuple[int, bool], Callable[..., torch.Tensor]] = {
+    (1, False): F.conv1d,
+    (2, False): F.conv2d,
+    (3, False): F.conv3d,
+    (1, True): F.conv_transpose1d,
+    (2, True): F.conv_transpose2d,
+    (3, True): F.conv_transpose3d,
+}
 _MOST_SHIFTS = 64
 """Shifted images are tried up to this many values in a patch."""
 
@@ -64,17 +73,16 @@ class ConvolutionRule:
         """The convolution, and the padded input where padding happens outside the kernel."""
         padded = self._padded(inputs)
         layer = self.layer
-        output = torch.convolution(
-            padded,
-            layer.weight,
-            layer.bias,
-            layer.stride,
-            self.padding,
-            layer.dilation,
-            layer.transposed,
-            layer.output_padding,
-            layer.groups,
+        convolve = partial(
+            _CONVOLVE[len(layer.kernel_size), layer.transposed],
+            stride=layer.stride,
+            padding=self.padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
         )
+        if layer.transposed:
+            convolve = partial(convolve, output_padding=layer.output_padding)
+        output = convolve(padded, layer.weight, layer.bias)
         return output, (() if padded is inputs else (padded,))
 
     def input_gradient(
@@ -133,43 +141,33 @@ class ConvolutionRule:
         examples, positions = len(inputs), output_gradient[0, 0].numel()
         size = examples * self.layer.weight.numel() * inputs.element_size()
         product = float(examples * positions * self.layer.weight.numel())
+        grouped = Kernel(name="grouped", run=self._grouped, room=size, work=product)
+        geometry = self._geometry()
+        if geometry is None:
+            return [grouped]
         kernels = []
-        for name, layout in self._layouts(inputs).items():
+        for name, layout in self._layouts(geometry, inputs.shape[1]).items():
             kept = partial(instantiated, layout)
             kernels.append(Kernel(name=name, run=kept, room=size, work=product))
-            norms = partial(squares, layout)
-            kernels.append(self._deferring(name, norms, room=0, work=2 * product))
-        kernels.append(Kernel(name="grouped", run=self._grouped, room=size, work=product))
-        kernels.append(
-            self._deferring(
-                "grouped",
-                lambda x, dy: self._grouped(x, dy).squared_norms(),
-                room=size,
-                work=2 * product,
-            )
-        )
-        geometry = self._geometry()
-        if geometry is None:
-            return kernels
-        pairs = float(examples * positions**2)
-        patch, outputs = self.layer.weight[0].numel(), output_gradient.shape[1]
-        gram, work = partial(gram_squares, geometry), pairs * (patch + outputs) + product
-        kernels.append(self._deferring("gram", gram, room=0, work=work))
+            found = partial(squares, layout)
+            kernels.append(self._deferring(name, found, geometry, work=2 * product, gram=False))
+        kernels.append(grouped)
+        pairs, outputs = float(examples * positions**2), output_gradient.shape[1]
+        patch = self.layer.weight[0].numel()
+        found, work = partial(gram_squares, geometry), pairs * (patch + outputs) + product
+        kernels.append(self._deferring("gram", found, geometry, work=work, gram=True))
         if geometry.plain and geometry.kernel != (1, 1):
-            shifted = partial(shifted_gram_squares, geometry)
+            found = partial(shifted_gram_squares, geometry)
             work = pairs * (inputs.shape[1] + outputs + patch // inputs.shape[1]) + product
-            kernels.append(self._deferring("shifted gram", shifted, room=0, work=work))
+            kernels.append(self._deferring("shifted gram", found, geometry, work=work, gram=True))
         return kernels
 
-    def _layouts(self, inputs: torch.Tensor) -> dict[str, PatchLayout]:
+    def _layouts(self, geometry: Geometry, channels: int) -> dict[str, PatchLayout]:
         """The patch layouts that this layer's geometry allows."""
-        geometry = self._geometry()
-        if geometry is None:
-            return {}
         layouts: dict[str, PatchLayout] = {"columns": Columns(geometry)}
         if geometry.plain and geometry.kernel[0] > 1:
             layouts["rows"] = Rows(geometry)
-        patch = inputs.shape[1] * geometry.kernel[0] * geometry.kernel[1]
+        patch = channels * geometry.kernel[0] * geometry.kernel[1]
         if geometry.stride == (1, 1) and patch <= _MOST_SHIFTS:
             layouts["shifts"] = Shifts(geometry)
         return layouts
@@ -191,19 +189,21 @@ class ConvolutionRule:
         self,
         name: str,
         norms: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        geometry: Geometry,
         *,
-        room: int,
         work: float,
+        gram: bool,
     ) -> Kernel:
         """A kernel that finds norms only, and leaves the clipped sum to the native kernel."""
 
         def run(inputs: torch.Tensor, output_gradient: torch.Tensor) -> PerExampleGradients:
-            found = norms(inputs, output_gradient)
+            measured = norms(inputs, output_gradient)
+            found = rounded_up(measured, geometry, inputs, output_gradient, gram=gram)
             return Deferred(
                 found, inputs, output_gradient, self._weight_gradient, self.grouped_weight_gradients
             )
 
-        return Kernel(name=f"{name}, then native", run=run, room=room, work=work)
+        return Kernel(name=f"{name}, then native", run=run, room=0, work=work)
 
     def _grouped(self, inputs: torch.Tensor, output_gradient: torch.Tensor) -> PerExampleGradients:
         """Per-example weight gradients of the grouped convolution, with their norms."""

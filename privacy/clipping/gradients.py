@@ -152,7 +152,9 @@ class Deferred:
         dtype = torch.promote_types(self.output_gradients.dtype, torch.float32)
         dy = self.output_gradients.to(dtype)
         scaled = dy * factors.to(dtype).view(-1, *[1] * (dy.dim() - 1))
-        return self.weight_gradient(self.inputs.to(dtype), scaled)
+        # Indices stay whole: a large one has no exact float32.
+        indices = not self.inputs.is_floating_point()
+        return self.weight_gradient(self.inputs if indices else self.inputs.to(dtype), scaled)
 
     def instantiate(self) -> torch.Tensor:
         """Forms the gradients after all: a shared parameter's are added before the norm.

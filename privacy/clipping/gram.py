@@ -10,7 +10,80 @@ import torch.nn.functional as F
 
 from privacy.clipping.patches import Columns, Geometry, chunks, pad
 
-__all__ = ["gram_squares", "shifted_gram_squares"]
+__all__ = ["alignment", "gram_squares", "rounded_up", "shifted_gram_squares"]
+
+
+def alignment(
+    geometry: Geometry, images: torch.Tensor, output_gradient: torch.Tensor
+) -> torch.Tensor:
+    """What a gradient's norm would be were all positions to agree: sum of |patch| |dy|.
+
+    Rounding is relative to it, not to the norm: where positions cancel, it can be far larger.
+
+    Args:
+        geometry: Of the convolution.
+        images: Its input, [n, c, h, w].
+        output_gradient: The gradient at its output, [n, outputs, *positions].
+
+    Returns:
+        A float64 tensor [n].
+
+    Example:
+        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        >>> alignment(geometry, torch.ones(2, 4, 3, 3), torch.ones(2, 1, 3, 3)).tolist()
+        [18.0, 18.0]
+    """
+    pixels = images.square().sum(1, keepdim=True)
+    patches = F.conv2d(
+        pixels,
+        pixels.new_ones(1, 1, *geometry.kernel),
+        stride=geometry.stride,
+        padding=geometry.padding,
+        dilation=geometry.dilation,
+    )
+    squares = patches[:, 0] * output_gradient.square().sum(1)
+    return squares.clamp_(min=0).sqrt_().flatten(1).sum(1, dtype=torch.float64)
+
+
+def rounded_up(
+    squares: torch.Tensor,
+    geometry: Geometry,
+    images: torch.Tensor,
+    output_gradient: torch.Tensor,
+    *,
+    gram: bool,
+) -> torch.Tensor:
+    """Squared norms that no rounding can make too small for the gradient that is released.
+
+    The norm is measured by one kernel and the clipped sum made by another, which rounds otherwise;
+    a Gram product of cancelling positions loses more still. Each error is bounded by the number of
+    additions, half a unit of rounding, and `alignment` (Higham 2002, section 3.1).
+
+    Args:
+        squares: Squared norms as measured, float64 [n].
+        geometry: Of the convolution.
+        images: Its input, [n, c, h, w].
+        output_gradient: The gradient at its output, [n, outputs, *positions].
+        gram: Whether the norms come from Gram products.
+
+    Returns:
+        A float64 tensor [n].
+
+    Example:
+        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        >>> x, dy = torch.ones(1, 4, 3, 3), torch.ones(1, 1, 3, 3)
+        >>> found = rounded_up(torch.tensor([324.0]), geometry, x, dy, gram=True)
+        >>> bool((found > 324.0) & (found < 324.1))
+        True
+    """
+    half_unit = torch.finfo(images.dtype).eps / 2
+    whole = alignment(geometry, images, output_gradient)
+    if gram:
+        patch = images.shape[1] * geometry.kernel[0] * geometry.kernel[1]
+        additions = patch + output_gradient.shape[1] + 2
+        squares = squares + additions * half_unit * whole.square()
+    positions = output_gradient[0, 0].numel()
+    return (squares.sqrt() + positions * half_unit * whole).square()
 
 
 def gram_squares(

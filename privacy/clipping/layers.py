@@ -7,8 +7,8 @@ as it was. No module hook is used: in-place operations after a layer stay allowe
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from types import MethodType
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType, MethodType
 from typing import Any, Protocol
 
 import torch
@@ -52,6 +52,10 @@ Rules = Callable[[nn.Module, str], LayerRule]
 class Installation:
     """The layers whose `forward` was replaced; `remove` puts every one back.
 
+    Args:
+        layers: The layers by dotted name.
+        rules: Their rules by the same names.
+
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 1))
         >>> installation = install(model, Tape(), lambda module, name: None)
@@ -60,18 +64,40 @@ class Installation:
         False
     """
 
-    def __init__(self, layers: list[nn.Module]) -> None:
-        self._layers = layers
+    def __init__(self, layers: Mapping[str, nn.Module], rules: Mapping[str, LayerRule]) -> None:
+        self._layers, self._rules = dict(layers), dict(rules)
+
+    @property
+    def rules(self) -> Mapping[str, LayerRule]:
+        """The rule of every installed layer by dotted name, in the model's order.
+
+        Example:
+            >>> from privacy.clipping import rule_of
+            >>> list(install(nn.Sequential(nn.Linear(2, 1)), Tape(), rule_of).rules)
+            ['0']
+        """
+        return MappingProxyType(self._rules)
+
+    @property
+    def layers(self) -> Mapping[str, nn.Module]:
+        """The installed layers themselves, under the same names.
+
+        Example:
+            >>> from privacy.clipping import rule_of
+            >>> install(nn.Sequential(nn.Linear(2, 1)), Tape(), rule_of).layers
+            mappingproxy({'0': Linear(in_features=2, out_features=1, bias=True)})
+        """
+        return MappingProxyType(self._layers)
 
     def remove(self) -> None:
         """Gives every layer its own forward back; calling it twice is harmless.
 
         Example:
-            >>> Installation([]).remove()
+            >>> Installation({}, {}).remove()
         """
-        for layer in self._layers:
+        for layer in self._layers.values():
             vars(layer).pop("forward", None)
-        self._layers = []
+        self._layers, self._rules = {}, {}
 
 
 def install(model: nn.Module, tape: Tape, rule_of: Rules) -> Installation:
@@ -104,10 +130,10 @@ def install(model: nn.Module, tape: Tape, rule_of: Rules) -> Installation:
     for name, layer in layers:
         _refuse_replaced(name, layer)
     _refuse_nested(layers)
-    rules = [(layer, rule_of(layer, name), name) for name, layer in layers]
-    for layer, rule, name in rules:
-        vars(layer)["forward"] = _RecordedForward(layer, rule, tape, name)
-    return Installation([layer for _, layer in layers])
+    rules = {name: rule_of(layer, name) for name, layer in layers}
+    for name, layer in layers:
+        vars(layer)["forward"] = _RecordedForward(layer, rules[name], tape, name)
+    return Installation(dict(layers), rules)
 
 
 def _refuse_replaced(name: str, layer: nn.Module) -> None:

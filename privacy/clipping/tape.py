@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from privacy.clipping.copies import of_copies
 from privacy.clipping.gradients import PerExampleGradients, combine
 from privacy.errors import StepError, UnsupportedLayer
 
@@ -29,6 +30,7 @@ class Tape:
 
     def __init__(self) -> None:
         self._examples: int | None = None
+        self._copies = 1
         self._parts: dict[nn.Parameter, list[PerExampleGradients]] = {}
 
     @property
@@ -42,8 +44,13 @@ class Tape:
         return self._examples is not None
 
     @contextmanager
-    def record(self, *, examples: int) -> Iterator[None]:
+    def record(self, *, examples: int, copies: int = 1) -> Iterator[None]:
         """Records one backward pass over `examples` examples, on an empty tape.
+
+        Args:
+            examples: How many.
+            copies: A layer may see each example this many times, in rows that follow one another:
+                the gradients of its copies are added up.
 
         Raises:
             StepError: A recording is running already.
@@ -56,7 +63,7 @@ class Tape:
         if self.recording:
             raise StepError("a private backward pass is already running on this model")
         self._parts = {}
-        self._examples = examples
+        self._examples, self._copies = examples, copies
         try:
             yield
         finally:
@@ -79,7 +86,9 @@ class Tape:
             >>> list(tape.take()) == [weight]
             True
         """
-        if examples != self._examples:
+        if self._examples is not None and examples == self._examples * self._copies:
+            part = of_copies(part, self._copies, size=parameter.numel())
+        elif examples != self._examples:
             raise UnsupportedLayer(
                 f"{layer}: expected {self._examples} rows, one an example as in the losses, got "
                 f"{examples}: rows that are not examples cannot be clipped one by one; keep the "

@@ -111,6 +111,17 @@ class Tuner:
         """
         return tuple(self._choices.values())
 
+    @property
+    def selection(self) -> dict[str, str]:
+        """The kernel of each layer at its largest batch: what `fixed` takes.
+
+        Example:
+            >>> Tuner(fixed=Tuner().selection).choices
+            ()
+        """
+        by_size = sorted(self._choices.values(), key=lambda choice: choice.inputs[0])
+        return {choice.layer: choice.kernel for choice in by_size}
+
     def run(
         self,
         layer: str,

@@ -1,0 +1,290 @@
+"""How clipped gradients are added up and noised: as floating-point numbers, or as whole numbers.
+
+A sum of floating-point numbers and noise leaks through its last bits (Mironov 2012, CCS, "On
+significance of the least significant bits for differential privacy"; for Gaussian noise Holohan and
+Braghin 2021, arXiv 2107.10138), and its own rounding depends on every example. `GridSum` has
+neither: each clipped gradient is rounded to whole multiples of a power of two, and so is the noise.
+"""
+
+import math
+from collections.abc import Mapping
+from functools import reduce
+from typing import Protocol, final
+
+import torch
+from torch import nn
+
+from privacy.clipping import PerExampleGradients
+from privacy.errors import PlanError
+from privacy.noise import SecureGenerator
+
+__all__ = ["FloatSum", "GridSum", "Summation", "grid_of", "split_like"]
+
+_CHARGE = 2.0**-10
+"""Most of the clipping norm that rounding to the grid may take."""
+_EXACT = 2.0**53
+"""Up to here whole numbers are exact in float64, and far from the end of int64."""
+_FARTHEST_NOISE = 9.0
+"""No Box-Muller normal of a 53-bit uniform lies this many deviations away."""
+_AT_A_TIME = 2**22
+"""Numbers of per-example gradients rounded at a time."""
+
+Gradients = Mapping[nn.Parameter, PerExampleGradients]
+Factors = Mapping[nn.Parameter, torch.Tensor]
+
+
+class Summation(Protocol):
+    """Adds up examples' gradients times their factors, for all parameters together."""
+
+    @property
+    def flat(self) -> torch.Tensor:
+        """What was added so far, float [d]."""
+
+    def check_range(self, *, examples: int, noise_multiplier: float) -> None:
+        """Refuses what it could not hold."""
+
+    def clip_to(self, max_grad_norm: float) -> float:
+        """To what an example must be clipped so that it moves the sum by `max_grad_norm` at most.
+
+        Constant until `reset`.
+        """
+
+    def add(self, gradients: Gradients, factors: Factors) -> None:
+        """Adds all of them, or, where this raises, none; every gradient is finite."""
+
+    def noised(
+        self, generator: SecureGenerator, *, noise_multiplier: float, max_grad_norm: float
+    ) -> torch.Tensor:
+        """The sum plus noise of deviation `noise_multiplier * max_grad_norm`, flat [d]."""
+
+    def reset(self) -> None:
+        """Starts at zero."""
+
+
+@final
+class FloatSum:
+    """The sum in float32, or in float64 where a parameter is; a class because it adds up.
+
+    An example moves it by its clipped gradient, up to the rounding of the sum itself.
+
+    Example:
+        >>> total = FloatSum([nn.Parameter(torch.ones(2))])
+        >>> total.flat, total.clip_to(1.0)
+        (tensor([0., 0.]), 1.0)
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._flat = _zeros(parameters, _float_type(parameters))
+
+    @property
+    def flat(self) -> torch.Tensor:
+        """The buffer itself."""
+        return self._flat
+
+    def check_range(self, *, examples: int, noise_multiplier: float) -> None:
+        """Floating-point numbers hold everything."""
+
+    def clip_to(self, max_grad_norm: float) -> float:
+        """The clipping norm itself."""
+        return max_grad_norm
+
+    def add(self, gradients: Gradients, factors: Factors) -> None:
+        """By each layer's own weighted sum."""
+        # All sums before the first addition: running out of memory must not leave half a batch.
+        added = {p: of_p.weighted_sum(factors[p]) for p, of_p in gradients.items()}
+        for parameter, total in zip(
+            self._parameters, split_like(self._flat, self._parameters), strict=True
+        ):
+            if parameter in added:
+                total += added[parameter]
+
+    def noised(
+        self, generator: SecureGenerator, *, noise_multiplier: float, max_grad_norm: float
+    ) -> torch.Tensor:
+        """Added in float64, rounded once to the type of the sum."""
+        released = torch.empty_like(self._flat)
+        deviation, start = noise_multiplier * max_grad_norm, 0
+        for noise in generator.normal_blocks(len(released)):
+            part = slice(start, start + len(noise))
+            noise = noise.to(released.device).mul_(deviation)
+            released[part] = noise.add_(self._flat[part])
+            start = part.stop
+        return released
+
+    def reset(self) -> None:
+        """Zeroes the buffer."""
+        self._flat.zero_()
+
+
+@final
+class GridSum:
+    """The sum as whole multiples of a power of two, exact; a class because it adds up.
+
+    Guarantee: an example moves the sum by at most the clipping norm, rounding included, whatever
+    its gradient is. Each number of a clipped gradient is rounded to the grid and moves by half a
+    cell at most, so the gradient's norm grows by at most sqrt(d) * grid / 2; examples are clipped
+    to that much less, which is 0.05 to 0.1 percent of the clipping norm. The sum of whole numbers
+    has no rounding. The noise, drawn in float64 and rounded to the same grid, costs nothing: the
+    result is that of rounding an exact sum plus noise. To round the sum once instead would be
+    cheaper and wrong: two neighbouring sums may be rounded apart (sqrt(d) * grid), and the float
+    rounding before it depends on all examples.
+
+    What stays: an example's gradient must not depend on its companions in the batch, not even in
+    its last bits, and the noise comes from 53-bit uniforms.
+
+    Example:
+        >>> total = GridSum([nn.Parameter(torch.ones(4))])
+        >>> 0.999 <= total.clip_to(1.0) < 1
+        True
+    """
+
+    def __init__(self, parameters: list[nn.Parameter]) -> None:
+        self._parameters = parameters
+        self._examples = 0
+        self._grid, self._limit = 0.0, 0.0
+        self._whole = _zeros(parameters, torch.int64)
+
+    @property
+    def flat(self) -> torch.Tensor:
+        """The whole numbers times the grid, float64."""
+        return self._whole * self._grid
+
+    def check_range(self, *, examples: int, noise_multiplier: float) -> None:
+        """Refuses what could leave the whole numbers that float64, and so int64, holds exactly.
+
+        Args:
+            examples: Most examples in a sum.
+            noise_multiplier: Of the gradients.
+
+        Raises:
+            PlanError: The largest number possible is not below 2^53 cells of the grid.
+
+        Example:
+            >>> total = GridSum([nn.Parameter(torch.ones(100))])
+            >>> total.check_range(examples=10**6, noise_multiplier=100.0)
+            >>> total.check_range(examples=10**12, noise_multiplier=1.0)
+            Traceback (most recent call last):
+            ...
+            privacy.errors.PlanError: float_safe: 1000000000000 examples, 100 parameters and ...
+        """
+        norm_in_cells = math.sqrt(len(self._whole)) / _CHARGE
+        if (examples + _FARTHEST_NOISE * noise_multiplier) * norm_in_cells >= _EXACT:
+            raise PlanError(
+                f"float_safe: {examples} examples, {len(self._whole)} parameters and a noise "
+                f"multiplier of {noise_multiplier:g} could leave the whole numbers that are exact; "
+                "expected fewer or less, or train with float_safe=False"
+            )
+
+    def clip_to(self, max_grad_norm: float) -> float:
+        """The clipping norm less what rounding adds to a gradient's norm."""
+        self._grid = grid_of(max_grad_norm, coordinates=len(self._whole))
+        self._limit = (max_grad_norm / self._grid) ** 2 * (1 - 1e-12)
+        return max_grad_norm - math.sqrt(len(self._whole)) * self._grid / 2
+
+    def add(self, gradients: Gradients, factors: Factors) -> None:
+        """Every gradient is formed, scaled and rounded, a few examples at a time.
+
+        The norms of what is added are found exactly: a gradient longer than the clipping norm,
+        because its factor came from an inexact norm, is made shorter.
+        """
+        scales = {p: of_p / self._grid for p, of_p in factors.items()}
+        added, squares = self._rounded(gradients, scales)
+        while bool((too_long := squares > self._limit).any()):
+            shorter = torch.where(too_long, 0.99, 1.0)
+            scales = {p: of_p * shorter for p, of_p in scales.items()}
+            added, squares = self._rounded(gradients, scales)
+        parts = split_like(self._whole, self._parameters)
+        for parameter, total in zip(self._parameters, parts, strict=True):
+            if parameter in added:
+                total += added[parameter].view(parameter.shape)
+        self._examples += len(squares)
+
+    def noised(
+        self, generator: SecureGenerator, *, noise_multiplier: float, max_grad_norm: float
+    ) -> torch.Tensor:
+        """Whole numbers added to whole numbers, times the grid: exact in float64.
+
+        Raises:
+            PlanError: So many examples, or so much noise, could pass what is exact.
+        """
+        self.clip_to(max_grad_norm)
+        self.check_range(examples=self._examples, noise_multiplier=noise_multiplier)
+        released = torch.empty_like(self._whole, dtype=torch.float64)
+        deviation, start = noise_multiplier * max_grad_norm / self._grid, 0
+        for noise in generator.normal_blocks(len(released)):
+            part = slice(start, start + len(noise))
+            whole = noise.mul_(deviation).round_().to(torch.int64).to(released.device)
+            released[part] = whole.add_(self._whole[part])
+            start = part.stop
+        return released.mul_(self._grid)
+
+    def reset(self) -> None:
+        """Zeroes the buffer."""
+        self._whole.zero_()
+        self._examples = 0
+
+    def _rounded(
+        self, gradients: Gradients, scales: Factors
+    ) -> tuple[dict[nn.Parameter, torch.Tensor], torch.Tensor]:
+        """Each parameter's sum of rounded gradients, int64, and the examples' squared norms."""
+        found, squares = {}, torch.zeros(1, dtype=torch.float64, device=self._whole.device)
+        for parameter, of_parameter in gradients.items():
+            found[parameter], of_examples = _rounded(
+                of_parameter, scales[parameter], size=parameter.numel()
+            )
+            squares = squares + of_examples
+        return found, squares
+
+
+def _rounded(
+    gradients: PerExampleGradients, scales: torch.Tensor, *, size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of rounded gradients of one parameter, int64 [size], and their squared norms [n]."""
+    total = torch.zeros(size, dtype=torch.int64, device=scales.device)
+    squares = torch.zeros(len(scales), dtype=torch.float64, device=scales.device)
+    rows = torch.arange(len(scales), device=scales.device)
+    for some in torch.split(rows, max(1, _AT_A_TIME // size)) if len(rows) else ():
+        formed = gradients.select(some).instantiate().flatten(1)
+        formed = formed.to(torch.promote_types(formed.dtype, torch.float32))
+        whole = (formed * scales[some].to(formed.dtype)[:, None]).round_()
+        squares[some] = torch.linalg.vector_norm(whole, dim=1, dtype=torch.float64).square()
+        # Whole numbers below 2^53: float64 adds them without rounding, in any order.
+        total += whole.sum(0, dtype=torch.float64).to(torch.int64)
+    return total, squares
+
+
+def grid_of(max_grad_norm: float, *, coordinates: int) -> float:
+    """The power of two whose rounding takes between 2^-11 and 2^-10 of the clipping norm.
+
+    Args:
+        max_grad_norm: C, > 0.
+        coordinates: Numbers in a gradient, d >= 1.
+
+    Example:
+        >>> grid_of(1.0, coordinates=1), grid_of(1.0, coordinates=2**20)
+        (0.001953125, 1.9073486328125e-06)
+    """
+    largest = 2 * _CHARGE * max_grad_norm / math.sqrt(coordinates)
+    return math.ldexp(1.0, math.frexp(largest)[1] - 1)
+
+
+def _zeros(parameters: list[nn.Parameter], dtype: torch.dtype) -> torch.Tensor:
+    """One flat buffer for all parameters: the noise is added to all of them at once."""
+    return torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device, dtype=dtype)
+
+
+def _float_type(parameters: list[nn.Parameter]) -> torch.dtype:
+    """Float32, or what holds every parameter's type."""
+    return reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
+
+
+def split_like(flat: torch.Tensor, parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+    """A flat tensor as one view for each parameter, of its shape.
+
+    Example:
+        >>> split_like(torch.arange(2), [*nn.Linear(1, 1).parameters()])
+        [tensor([[0]]), tensor([1])]
+    """
+    parts = torch.split(flat, [p.numel() for p in parameters])
+    return [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
