@@ -346,7 +346,7 @@ def test_the_price_of_a_step_is_a_table_and_json(cli, tmp_path):
     assert "private+fgsm" in out
     rows = Measurements.read(tmp_path / "rows.json").rows
     assert {row.variant for row in rows} == {"plain", "private", "fgsm", "private+fgsm"}
-    assert {row.metric for row in rows} == {"time", "time_ratio"}
+    assert {row.metric for row in rows} == {"time", "time_ratio", "noise_share"}
 
 
 @pytest.mark.parametrize(
