@@ -27,7 +27,7 @@ __all__ = [
     "squares",
 ]
 
-_CACHE = 1 << 20
+_CACHE = 1 << 21
 """Bytes of patches written down at a time: what a core's own cache holds with room to spare."""
 _LONGEST_SUM = 1024
 
