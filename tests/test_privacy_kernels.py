@@ -1,5 +1,6 @@
 """Every kernel gives the gradients of the per-example loop; the tuner takes the fastest allowed."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -82,6 +83,7 @@ def test_all_kernels_are_offered_for_the_commonest_convolution() -> None:
     }
     kept = {"columns", "rows", "shifts"}
     deferred = {f"{name}, then native" for name in kept | {"gram", "shifted gram"}}
+    deferred |= {f"{name}, postponed" for name in kept}
     assert names == kept | deferred | {"grouped"}
     grouped = ConvolutionRule(nn.Conv2d(4, 4, 3, groups=2), "c", Tuner())
     names = {kernel.name for kernel in grouped._kernels(torch.zeros(2, 4, 8, 8), gradient)}
@@ -178,3 +180,18 @@ def test_a_selection_is_taken_at_the_largest_batch() -> None:
     again = Tuner(fixed=tuner.selection)
     again.run("fc", kernels, torch.ones(32, 2), torch.ones(32, 2))
     assert again.choices[0].kernel == "fast"
+
+
+def test_what_is_postponed_fits_into_what_the_whole_pass_lets_go() -> None:
+    """Two layers of 128 bytes make 256 bytes of room: one may postpone 200 bytes, not both."""
+    clock, batch = [0.0], torch.ones(8, 2)
+    tuner = Tuner(clock=lambda: clock[0])
+    slow = fake("slow", 2.0, 0, clock)
+    postponed = dataclasses.replace(fake("postponed", 1.0, 0, clock), later=200)
+    for layer in ("second", "first"):
+        tuner.run(layer, [slow], batch, batch)
+    for layer in ("second", "first"):
+        bigger = torch.ones(16, 2)
+        tuner.run(layer, [slow, dataclasses.replace(postponed, later=400)], bigger, bigger)
+    chosen = [choice.kernel for choice in tuner.choices if choice.inputs[0] == 16]
+    assert chosen == ["postponed", "slow"]

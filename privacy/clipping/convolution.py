@@ -17,6 +17,7 @@ from privacy.clipping.gradients import (
     Deferred,
     Instantiated,
     PerExampleGradients,
+    Postponed,
     row_squared_norms,
 )
 from privacy.clipping.gram import gram_squares, rounded_up, shifted_gram_squares
@@ -64,6 +65,7 @@ class ConvolutionRule:
         self.layer = layer
         self.name = name
         self.tuner = tuner
+        self._known: dict[tuple[object, ...], list[Kernel]] = {}
         self.parameters = tuple(layer.parameters(recurse=False))
         # Padding that the kernel cannot express (a mode, or an uneven "same") is done before it, on
         # the input.
@@ -138,6 +140,13 @@ class ConvolutionRule:
 
     def _kernels(self, inputs: torch.Tensor, output_gradient: torch.Tensor) -> list[Kernel]:
         """Every way to the weight's gradients that is exact for this layer, likely ones first."""
+        shapes = (inputs.shape, output_gradient.shape, inputs.element_size())
+        if shapes not in self._known:
+            self._known[shapes] = self._candidates(inputs, output_gradient)
+        return self._known[shapes]
+
+    def _candidates(self, inputs: torch.Tensor, output_gradient: torch.Tensor) -> list[Kernel]:
+        """The same, made anew; they hold no tensor."""
         examples, positions = len(inputs), output_gradient[0, 0].numel()
         size = examples * self.layer.weight.numel() * inputs.element_size()
         product = float(examples * positions * self.layer.weight.numel())
@@ -149,6 +158,15 @@ class ConvolutionRule:
         for name, layout in self._layouts(geometry, inputs.shape[1]).items():
             kept = partial(instantiated, layout)
             kernels.append(Kernel(name=name, run=kept, room=size, work=product))
+            kernels.append(
+                Kernel(
+                    name=f"{name}, postponed",
+                    run=partial(Postponed, form=kept),
+                    room=0,
+                    work=product,
+                    later=size,
+                )
+            )
             found = partial(squares, layout)
             kernels.append(self._deferring(name, found, geometry, work=2 * product, gram=False))
         kernels.append(grouped)

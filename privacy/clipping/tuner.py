@@ -34,6 +34,7 @@ class Kernel:
         run: From a layer's input and output gradient to the gradients.
         room: Bytes that it takes at most, beyond input and output gradient.
         work: Multiplications that it needs, roughly: what is hopeless need not be timed.
+        later: Bytes that its result takes once the backward pass is over, and not before.
 
     Example:
         >>> from privacy.clipping.gradients import Instantiated
@@ -46,6 +47,7 @@ class Kernel:
     run: Callable[[torch.Tensor, torch.Tensor], PerExampleGradients]
     room: int
     work: float
+    later: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,8 +75,9 @@ class Tuner:
     """Times kernels and remembers the fastest; a class because it remembers.
 
     Args:
-        memory_cap: Most that a layer's kernel may take, in units of the room that its input and
-            output gradient take (which kept gradients let go), > 0.
+        memory_cap: Most that kernels may take, in units of the room that inputs and output
+            gradients take, > 0: during the backward pass each layer's own, which kept gradients
+            let go, and after it, when all are let go, all layers' together.
         fixed: Kernel names by layer, from an earlier training's choices; they are not timed.
         clock: Seconds, ever rising.
 
@@ -100,6 +103,8 @@ class Tuner:
         self._fixed = dict(fixed or {})
         self._clock = clock
         self._choices: dict[tuple[object, ...], Choice] = {}
+        self._rooms: dict[str, float] = {}
+        self._later: dict[str, float] = {}
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -159,6 +164,8 @@ class Tuner:
             output_gradient.device,
             torch.get_num_threads(),
         )
+        # Bytes an example, of the layers' inputs and output gradients, from the latest pass.
+        self._rooms[layer] = _bytes(inputs, output_gradient) / len(inputs)
         if key not in self._choices:
             self._choices[key] = self._choose(layer, kernels, inputs, output_gradient)
         name = self._choices[key].kernel
@@ -183,9 +190,11 @@ class Tuner:
                     f"{self._fixed[layer]}; leave it out to have it timed"
                 )
             return Choice(layer=layer, inputs=shape, kernel=self._fixed[layer], seconds={})
-        room = inputs.numel() * inputs.element_size()
-        room += output_gradient.numel() * output_gradient.element_size()
-        allowed = [kernel for kernel in kernels if kernel.room <= self._memory_cap * room]
+        room = self._memory_cap * _bytes(inputs, output_gradient)
+        others = sum(size for name, size in self._later.items() if name != layer)
+        left = len(inputs) * (self._memory_cap * sum(self._rooms.values()) - others)
+        # What fits now need not be postponed.
+        allowed = [k for k in kernels if k.room <= room and (not k.later or room < k.later <= left)]
         allowed = allowed or [min(kernels, key=lambda kernel: kernel.room)]
         least = min(kernel.work for kernel in allowed)
         candidates = [kernel for kernel in allowed if kernel.work <= _TOO_MUCH * least]
@@ -196,6 +205,8 @@ class Tuner:
             best = min(seconds.values(), default=float("inf"))
             seconds[kernel.name] = self._time(kernel, inputs, output_gradient, best)
         fastest = min(seconds, key=lambda name: seconds[name])
+        later = next(kernel.later for kernel in candidates if kernel.name == fastest)
+        self._later[layer] = later / len(inputs)
         return Choice(layer=layer, inputs=shape, kernel=fastest, seconds=seconds)
 
     def _time(
@@ -223,3 +234,8 @@ def _synchronise(device: torch.device) -> None:
     """Waits for a device that computes on its own."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _bytes(*tensors: torch.Tensor) -> int:
+    """Bytes that tensors take."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
