@@ -35,9 +35,11 @@ fmt: $(VENV)/.installed  ## Format and fix what can be fixed
 	$(RUN) -m ruff check --fix .
 
 bench: $(VENV)/.installed  ## Measure the cost of each protection and regenerate the tables
-	$(VENV)/bin/secure-cnn bench step --case compact --case resnet20 --case vgg11 --case resnet18 \
-	  --objective n-fgsm --rival opacus-hooks --rival opacus-functorch --rival opacus-ew \
-	  --rival opacus-ghost --memory --kernels --json docs/benchmarks.json
+	$(VENV)/bin/secure-cnn bench step --case compact --case resnet20 --objective n-fgsm \
+	  --rival opacus-hooks --rival opacus-functorch --rival opacus-ew --rival opacus-ghost \
+	  --memory --kernels --json docs/benchmarks.json
+	$(VENV)/bin/secure-cnn bench step --case vgg11 --case resnet18 --rival opacus-hooks \
+	  --rounds 7 --memory --kernels --json docs/benchmarks-large.json
 	$(RUN) docs/tables.py
 
 docs: $(VENV)/.installed  ## Regenerate the tables of README and docs from the measurements

@@ -34,11 +34,13 @@ def bench_table(measured: Measurements) -> str:
             peak = figures.get((row.case, row.variant, "memory_ratio"))
             lines.append(_line(row, ratio, peak))
     hardware, versions = measured.hardware, measured.versions
+    ratios = [row for row in measured.rows if row.metric == "time_ratio"]
     lines.append("")
     lines.append(
         f"{hardware['cpu']}, {hardware['threads']} threads; torch {versions['torch']}, "
         f"opacus {versions['opacus']}, torchattacks {versions['torchattacks']}; medians of "
-        f"{measured.rows[0].n} rounds, measured {measured.created[:10]}."
+        f"{min(r.n for r in ratios)} to {max(r.n for r in ratios)} rounds, measured "
+        f"{measured.created[:10]}."
     )
     return "\n".join(lines)
 
@@ -78,7 +80,8 @@ def rewrite(path: Path, contents: dict[str, str]) -> None:
 def main() -> None:
     """Rewrites README.md and docs/benchmarks.md."""
     demo = (DOCS / "demo.txt").read_text(encoding="utf-8").rstrip()
-    measured = Measurements.read(DOCS / "benchmarks.json")
+    parts = [Measurements.read(path) for path in sorted(DOCS.glob("benchmarks*.json"))[::-1]]
+    measured = replace(parts[0], rows=tuple(row for part in parts for row in part.rows))
     head = bench_table(only(measured, ("compact", "resnet20")))
     rewrite(DOCS.parent / "README.md", {"demo": f"```\n{demo}\n```", "bench": head})
     rewrite(DOCS / "benchmarks.md", {"step": bench_table(measured), "noise": shares(measured)})

@@ -193,7 +193,8 @@ def noise_share(
     parameters = sum(p.numel() for p in load.model.parameters() if p.requires_grad)
 
     def draw() -> None:
-        generator.normal(parameters)
+        for _ in generator.normal_blocks(parameters):
+            pass
         generator.bernoulli(len(load.split), 0.5)
 
     seconds = interleave({"draw": draw}, rounds=rounds, warmup=2, clock=clock)["draw"]
