@@ -35,12 +35,13 @@ def bench_table(measured: Measurements) -> str:
             lines.append(_line(row, ratio, peak))
     hardware, versions = measured.hardware, measured.versions
     ratios = [row for row in measured.rows if row.metric == "time_ratio"]
+    fewest, most = min(r.n for r in ratios), max(r.n for r in ratios)
+    rounds = f"{most}" if fewest == most else f"{fewest} to {most}"
     lines.append("")
     lines.append(
         f"{hardware['cpu']}, {hardware['threads']} threads; torch {versions['torch']}, "
         f"opacus {versions['opacus']}, torchattacks {versions['torchattacks']}; medians of "
-        f"{min(r.n for r in ratios)} to {max(r.n for r in ratios)} rounds, measured "
-        f"{measured.created[:10]}."
+        f"{rounds} rounds, measured {measured.created[:10]}."
     )
     return "\n".join(lines)
 
