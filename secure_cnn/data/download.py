@@ -47,7 +47,7 @@ def download(file: RemoteFile, mirrors: Sequence[str], folder: Path) -> Path:
             return _fetch(file, mirror + file.name, folder)
         except (OSError, http.client.HTTPException, DataError) as error:
             failures.append(f"{mirror + file.name}: {error}")
-    raise DataError("; ".join(failures))
+    raise DataError(", then ".join(failures))
 
 
 def _fetch(file: RemoteFile, url: str, folder: Path) -> Path:
