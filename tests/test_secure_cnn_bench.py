@@ -258,6 +258,21 @@ def test_peak_memory_counts_what_is_alive_at_once():
     assert peak_bytes(together, torch.device("cpu")) == 2 * size
 
 
+def test_what_a_step_only_replaces_is_not_its_memory():
+    """Gradients freed and made again take no room that was not taken; a control keeps both."""
+    held: dict[str, torch.Tensor] = {}
+
+    def replaced() -> None:
+        held.clear()
+        held["gradient"] = torch.zeros(10_000)
+
+    def doubled() -> None:
+        held["gradient"] = torch.zeros(10_000)
+
+    assert peak_bytes(replaced, torch.device("cpu")) == 0
+    assert peak_bytes(doubled, torch.device("cpu")) == 40_000
+
+
 def test_a_private_step_takes_little_more_memory_than_a_plain_one():
     """The tuner's cap holds: kept gradients take no more than what they let go."""
     load = workload(memory_format=torch.channels_last)

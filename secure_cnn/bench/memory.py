@@ -7,13 +7,14 @@ back. Weights, and whatever else was there before the step, are not in it.
 from collections.abc import Callable, Mapping
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from secure_cnn.bench.step import Workload
 from secure_cnn.report import Row
 
 __all__ = ["measure_memory", "peak_bytes"]
 
+_BOUNDARY = "secure_cnn.bench: the measured step begins"
 _WARMUP = 2
 """Steps before the measured one: the tuner must have chosen, the optimizer have its state."""
 
@@ -63,15 +64,23 @@ def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
         step()
         return int(torch.cuda.max_memory_allocated(device) - before)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        # Only what was made under the profiler is seen to be freed: a step before the measured one
+        # makes what the measured one replaces, gradients above all.
+        step()
+        with record_function(_BOUNDARY):
+            pass
         step()
     assert profiled.profiler is not None, "the profiler ran"
     events = profiled.profiler.kineto_results.events()
+    boundary = next(event.start_ns() for event in events if event.name() == _BOUNDARY)
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    alive = peak = 0
-    for _, change in changes:
-        alive += change
-        peak = max(peak, alive)
-    return peak
+    alive = sum(change for when, change in changes if when < boundary)
+    before = peak = alive
+    for when, change in changes:
+        if when >= boundary:
+            alive += change
+            peak = max(peak, alive)
+    return int(peak - before)
 
 
 def _row(case: str, variant: str, metric: str, value: float, unit: str) -> Row:
