@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 
 __all__ = [
+    "LONGEST_SUM",
     "Deferred",
     "Instantiated",
     "PerExampleGradients",
@@ -19,7 +20,7 @@ __all__ = [
     "row_squared_norms",
 ]
 
-_BLOCK = 1024
+LONGEST_SUM = 1024
 """Squares added up in float32 before float64 takes over. Ten million of them in float32 come out
 up to one percent too small, and with them the norm that clipping bounds.
 """
@@ -299,12 +300,12 @@ def row_squared_norms(rows: torch.Tensor) -> torch.Tensor:
         tensor([4096., 4096.], dtype=torch.float64)
     """
     dtype = torch.promote_types(rows.dtype, torch.float32)
-    whole = rows.shape[1] // _BLOCK * _BLOCK
+    whole = rows.shape[1] // LONGEST_SUM * LONGEST_SUM
     rest = torch.linalg.vector_norm(rows[:, whole:], dim=1, dtype=dtype)
     # Squares too small for the dtype vanish: each is counted as the largest that can.
     total: torch.Tensor = rest.double().square() + rows.shape[1] * torch.finfo(dtype).tiny
     if whole:
-        blocks = rows[:, :whole].view(len(rows), whole // _BLOCK, _BLOCK)
+        blocks = rows[:, :whole].view(len(rows), whole // LONGEST_SUM, LONGEST_SUM)
         norms = torch.linalg.vector_norm(blocks, dim=2, dtype=dtype)
         total += norms.double().square().sum(1)
     return total

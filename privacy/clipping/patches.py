@@ -13,7 +13,7 @@ from typing import Protocol
 
 import torch
 
-from privacy.clipping.gradients import Instantiated
+from privacy.clipping.gradients import LONGEST_SUM, Instantiated
 
 __all__ = [
     "Columns",
@@ -29,7 +29,6 @@ __all__ = [
 
 _CACHE = 1 << 21
 """Bytes of patches written down at a time: what a core's own cache holds with room to spare."""
-_LONGEST_SUM = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,8 +365,5 @@ def pad(images: torch.Tensor, padded: torch.Tensor, padding: tuple[int, int]) ->
 
 
 def _block(size: int) -> int:
-    """Values to add up in float32 before float64 takes over: a divisor of `size`, at most 1024.
-
-    Millions of squares added in float32 come out too small, and with them the norm that clips.
-    """
-    return next(block for block in range(min(size, _LONGEST_SUM), 0, -1) if size % block == 0)
+    """Values to add up in float32 before float64 takes over: a divisor of `size`."""
+    return next(block for block in range(min(size, LONGEST_SUM), 0, -1) if size % block == 0)
