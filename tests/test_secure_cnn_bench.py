@@ -2,6 +2,8 @@
 
 import copy
 import json
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -24,6 +26,7 @@ from secure_cnn.bench import (
     protections,
     ratios,
     rival_step,
+    stepper,
     steppers,
     subset,
     synthetic,
@@ -254,29 +257,36 @@ def test_peak_memory_counts_what_is_alive_at_once():
         second = torch.zeros(10_000)
         assert len(first) == len(second)
 
-    assert peak_bytes(one_after_the_other, torch.device("cpu")) == size
-    assert peak_bytes(together, torch.device("cpu")) == 2 * size
+    assert peak_bytes(lambda: one_after_the_other) == size
+    assert peak_bytes(lambda: together) == 2 * size
 
 
-def test_what_a_step_only_replaces_is_not_its_memory():
-    """Gradients freed and made again take no room that was not taken; a control keeps both."""
-    held: dict[str, torch.Tensor] = {}
+def test_peak_memory_counts_what_a_variant_holds_and_what_it_leaves():
+    """A buffer held from the start counts; a gradient left to the next step counts once."""
+    size = 4 * 10_000
 
-    def replaced() -> None:
-        held.clear()
-        held["gradient"] = torch.zeros(10_000)
+    def holding() -> Callable[[], None]:
+        buffer = torch.zeros(10_000)
+        return partial(torch.relu_, buffer)
 
-    def doubled() -> None:
-        held["gradient"] = torch.zeros(10_000)
+    def leaving() -> Callable[[], None]:
+        held: dict[str, torch.Tensor] = {}
 
-    assert peak_bytes(replaced, torch.device("cpu")) == 0
-    assert peak_bytes(doubled, torch.device("cpu")) == 40_000
+        def step() -> None:
+            held.clear()
+            held["gradient"] = torch.zeros(10_000)
+
+        return step
+
+    assert peak_bytes(holding) == size
+    assert peak_bytes(leaving) == size
 
 
 def test_a_private_step_takes_little_more_memory_than_a_plain_one():
     """The tuner's cap holds: kept gradients take no more than what they let go."""
     load = workload(memory_format=torch.channels_last)
-    rows = measure_memory(load, steppers(load, protections({})))
+    makers = {name: partial(stepper, load, p) for name, p in protections({}).items()}
+    rows = measure_memory(load, makers)
     ratio = next(r.median for r in rows if (r.variant, r.metric) == ("private", "memory_ratio"))
     assert 0.9 < ratio < 2.0
 

@@ -1,30 +1,35 @@
-"""Peak memory of a step: what the tensor allocator handed out at most while it ran.
+"""Peak memory of a training step: tensors alive at once, weights and optimizer state apart.
 
-Exact and repeatable, unlike a process' resident size, which also counts what the C library keeps
-back. Weights, and whatever else was there before the step, are not in it.
+What the tensor allocator handed out, so exact and repeatable, unlike a process' resident size. It
+counts what a variant holds between steps (its buffers) and what a step allocates at most; gradients
+that one step leaves to the next are counted once, in the step that makes them.
 """
 
+import gc
 from collections.abc import Callable, Mapping
+from itertools import accumulate
+from typing import Any
 
-import torch
-from torch.profiler import ProfilerActivity, profile, record_function
+from torch.profiler import ProfilerActivity, profile
 
 from secure_cnn.bench.step import Workload
 from secure_cnn.report import Row
 
 __all__ = ["measure_memory", "peak_bytes"]
 
-_BOUNDARY = "secure_cnn.bench: the measured step begins"
+_MEMORY = "[memory]"
 _WARMUP = 2
 """Steps before the measured one: the tuner must have chosen, the optimizer have its state."""
 
 
-def measure_memory(load: Workload, steps: Mapping[str, Callable[[], None]]) -> list[Row]:
+def measure_memory(
+    load: Workload, makers: Mapping[str, Callable[[], Callable[[], None]]]
+) -> list[Row]:
     """The peak of every variant's step, and its ratio to plain.
 
     Args:
-        load: The workload that the steps are on.
-        steps: Steps by variant, `plain` among them.
+        load: The workload that the steps are on, on the CPU.
+        makers: Calls that make a step with a copy of the model, by variant, `plain` among them.
 
     Returns:
         For each variant its `memory` in MiB and its `memory_ratio`.
@@ -36,12 +41,13 @@ def measure_memory(load: Workload, steps: Mapping[str, Callable[[], None]]) -> l
         >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
         >>> model = build_model("compact", spec)
         >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
-        >>> rows = measure_memory(load, {"plain": stepper(load, protections({})["plain"])})
+        >>> def plain(): return stepper(load, protections({})["plain"])
+        >>> rows = measure_memory(load, {"plain": plain})
         >>> [(row.metric, row.median > 0) for row in rows]
         [('memory', True), ('memory_ratio', True)]
     """
-    device = next(load.model.parameters()).device
-    peaks = {name: peak_bytes(step, device) for name, step in steps.items()}
+    weights = sum(p.numel() * p.element_size() for p in load.model.parameters())
+    peaks = {name: peak_bytes(make) - weights for name, make in makers.items()}
     rows = []
     for name, peak in peaks.items():
         rows.append(_row(load.case, name, "memory", peak / 2**20, "MiB"))
@@ -49,38 +55,42 @@ def measure_memory(load: Workload, steps: Mapping[str, Callable[[], None]]) -> l
     return rows
 
 
-def peak_bytes(step: Callable[[], None], device: torch.device) -> int:
-    """Most bytes of tensors alive at once during `step` beyond those alive before it.
+def peak_bytes(make: Callable[[], Callable[[], None]]) -> int:
+    """Bytes that making a step leaves alive, and the most that the step itself allocates.
+
+    Args:
+        make: Makes the step, with all that it keeps.
 
     Example:
-        >>> peak_bytes(lambda: torch.zeros(1000), torch.device("cpu"))
-        4000
+        >>> import torch
+        >>> def make():
+        ...     kept = torch.zeros(1000)
+        ...     return lambda: kept.clone()
+        >>> peak_bytes(make)
+        8000
     """
+    # What others left must not be freed meanwhile.
+    gc.collect()
+    with _profiled() as making:
+        step = make()
     for _ in range(_WARMUP):
         step()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+    with _profiled() as stepping:
         step()
-        return int(torch.cuda.max_memory_allocated(device) - before)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        # Only what was made under the profiler is seen to be freed: a step before the measured one
-        # makes what the measured one replaces, gradients above all.
-        step()
-        with record_function(_BOUNDARY):
-            pass
-        step()
-    assert profiled.profiler is not None, "the profiler ran"
-    events = profiled.profiler.kineto_results.events()
-    boundary = next(event.start_ns() for event in events if event.name() == _BOUNDARY)
-    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    alive = sum(change for when, change in changes if when < boundary)
-    before = peak = alive
-    for when, change in changes:
-        if when >= boundary:
-            alive += change
-            peak = max(peak, alive)
-    return int(peak - before)
+    return sum(_changes(making)) + max(accumulate(_changes(stepping), initial=0))
+
+
+def _profiled() -> profile:
+    """A profiler of the tensor allocator."""
+    return profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+
+
+def _changes(profiled: profile) -> list[int]:
+    """What was allocated (and, of that, freed) in the order in which it happened."""
+    # torch gives these events no public type.
+    results: Any = profiled.profiler
+    events = [event for event in results.kineto_results.events() if event.name() == _MEMORY]
+    return [size for _, size in sorted((event.start_ns(), event.nbytes()) for event in events)]
 
 
 def _row(case: str, variant: str, metric: str, value: float, unit: str) -> Row:

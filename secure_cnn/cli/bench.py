@@ -1,5 +1,6 @@
 """`secure-cnn bench`: what each protection costs, as a table and as JSON."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from secure_cnn.bench import (
     noise_share,
     protections,
     rival_step,
+    stepper,
     steppers,
     workload,
 )
@@ -66,7 +68,10 @@ def step(
         private = next(r for r in rows if (r.case, r.variant) == (load.case, "private"))
         rows.append(noise_share(load, private.median, rounds=rounds))
         if memory:
-            rows += measure_memory(load, steps)
+            variants = protections(methods)
+            makers = {name: partial(stepper, load, variants[name]) for name in variants}
+            makers |= {name: partial(rival_step, load, name) for name in rival or []}
+            rows += measure_memory(load, makers)
     Console().print(_table(rows))
     if json_file is not None:
         document(rows).write(json_file)
