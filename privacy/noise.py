@@ -18,7 +18,8 @@ _KEY_BYTES = 32
 _BLOCK_BYTES = 16
 _MANTISSA_BITS = 53
 _HALF_A_CELL = torch.tensor(2.0 ** -(_MANTISSA_BITS + 1), dtype=torch.float64)
-_BLOCK = 2**16
+_LEAST_RADIUS = torch.tensor(torch.finfo(torch.float64).tiny, dtype=torch.float64)
+_BLOCK = 2**17
 """Numbers made at a time, so that every pass over them stays in the cache. Draws of a multiple of
 it give the same numbers however they are cut."""
 _ZEROS = memoryview(bytes(8 * _BLOCK))
@@ -108,21 +109,23 @@ class SecureGenerator:
         normals = torch.empty(count + count % 2, dtype=torch.float64)
         for block in torch.split(normals, _BLOCK):
             uniforms, pairs = self._centres(len(block)), len(block) // 2
-            radius = uniforms[:pairs].log_().mul_(-2).sqrt_()
-            angle = uniforms[pairs:].mul_(2 * math.pi)
+            logarithm, angle = uniforms[:pairs].log_(), uniforms[pairs:].mul_(2 * math.pi)
+            squared = torch.sub(_LEAST_RADIUS, logarithm, alpha=2, out=logarithm)
+            # Of a number above zero this is the root, at half the price of `sqrt`.
+            radius = torch.rsqrt(squared, out=block[pairs:]).mul_(squared)
             torch.cos(angle, out=block[:pairs]).mul_(radius)
-            torch.mul(angle.sin_(), radius, out=block[pairs:])
+            radius.mul_(angle.sin_())
         return normals[:count]
 
     def normal_blocks(self, count: int) -> Iterator[torch.Tensor]:
         """The same as `normal`, a piece at a time, so that what uses them finds them in the cache.
 
         Returns:
-            An iterator over float64 tensors of at most 65,536 numbers, `count` together.
+            An iterator over float64 tensors of at most 131,072 numbers, `count` together.
 
         Example:
-            >>> [len(block) for block in SecureGenerator().normal_blocks(70_000)]
-            [65536, 4464]
+            >>> [len(block) for block in SecureGenerator().normal_blocks(140_000)]
+            [131072, 8928]
         """
         for start in range(0, count, _BLOCK):
             yield self.normal(min(_BLOCK, count - start))

@@ -85,6 +85,13 @@ def test_all_kernels_are_offered_for_the_commonest_convolution() -> None:
     deferred = {f"{name}, then native" for name in kept | {"gram", "shifted gram"}}
     deferred |= {f"{name}, postponed" for name in kept}
     assert names == kept | deferred | {"grouped"}
+    last = [tensor.contiguous(memory_format=torch.channels_last) for tensor in (images, gradient)]
+    names = {
+        kernel.name
+        for kernel in ConvolutionRule(nn.Conv2d(3, 4, 3, padding=1), "c", Tuner())._kernels(*last)
+    }
+    interleaved = {"interleaved", "interleaved, then native"}
+    assert names == kept | deferred | {"grouped"} | interleaved
     grouped = ConvolutionRule(nn.Conv2d(4, 4, 3, groups=2), "c", Tuner())
     names = {kernel.name for kernel in grouped._kernels(torch.zeros(2, 4, 8, 8), gradient)}
     assert names == {"grouped"}
@@ -142,6 +149,7 @@ def test_the_choice_changes_only_rounding() -> None:
     """One private sum is the same to float32 rounding whichever kernel is fixed for a layer."""
     torch_generator = torch.Generator().manual_seed(0)
     images = torch.rand(16, 3, 8, 8, generator=torch_generator)
+    images = images.contiguous(memory_format=torch.channels_last)
     layer = nn.Conv2d(3, 4, 3, padding=1)
     gradient = torch.rand(16, 4, 8, 8, generator=torch_generator)
     sums = []
@@ -158,6 +166,7 @@ def test_no_kernel_measures_less_than_it_releases(size: int) -> None:
     generator = torch.Generator().manual_seed(0)
     layer = nn.Conv2d(8, 8, size, padding=size // 2, bias=False)
     images = 1 + 1e-3 * torch.randn(16, 8, 8, 8, generator=generator)
+    images = images.contiguous(memory_format=torch.channels_last)
     gradient = torch.randn(16, 8, 8, 8, generator=generator)
     gradient -= gradient.mean((2, 3), keepdim=True)
     for kernel in ConvolutionRule(layer, "c", Tuner())._kernels(images, gradient):

@@ -16,7 +16,7 @@ from scipy import stats
 from privacy import SecureGenerator
 
 KEY = bytes(range(32))
-BLOCK = 2**16
+BLOCK = 2**17
 properties = settings(deadline=None, derandomize=True, max_examples=30)
 
 

@@ -21,7 +21,9 @@ from privacy.clipping.gradients import (
     row_squared_norms,
 )
 from privacy.clipping.gram import gram_squares, rounded_up, shifted_gram_squares
+from privacy.clipping.grouped import grouped_gradients, interleaved_gradients
 from privacy.clipping.patches import (
+    CACHE,
     Columns,
     Geometry,
     PatchLayout,
@@ -122,21 +124,9 @@ class ConvolutionRule:
     def grouped_weight_gradients(
         self, inputs: torch.Tensor, output_gradient: torch.Tensor
     ) -> torch.Tensor:
-        """Per-example weight gradients [n, *weight.shape], one grouped convolution's gradient.
-
-        Source: the group trick of Rochette, Manoel and Tramel 2019, arXiv 1912.06015.
-        """
-        layer, examples = self.layer, inputs.shape[0]
-        shape = layer.weight.shape
-        stacked = layer.weight.detach().new_empty((1,)).expand(examples * shape[0], *shape[1:])
-        gradient = self._backward(
-            output_gradient.reshape(1, -1, *output_gradient.shape[2:]),
-            inputs.reshape(1, -1, *inputs.shape[2:]),
-            stacked,
-            layer.groups * examples,
-            of_input=False,
-        )
-        return gradient.view(examples, *shape)
+        """Per-example weight gradients [n, *weight.shape], one grouped convolution's gradient."""
+        layer = self.layer
+        return grouped_gradients(self._native, layer.weight, layer.groups, inputs, output_gradient)
 
     def _kernels(self, inputs: torch.Tensor, output_gradient: torch.Tensor) -> list[Kernel]:
         """Every way to the weight's gradients that is exact for this layer, likely ones first."""
@@ -151,10 +141,14 @@ class ConvolutionRule:
         size = examples * self.layer.weight.numel() * inputs.element_size()
         product = float(examples * positions * self.layer.weight.numel())
         grouped = Kernel(name="grouped", run=self._grouped, room=size, work=product)
+        kernels = [grouped]
+        if self._interleaves(inputs):
+            kernels.append(
+                Kernel(name="interleaved", run=self._interleaved, room=size, work=product)
+            )
         geometry = self._geometry()
         if geometry is None:
-            return [grouped]
-        kernels = []
+            return kernels
         for name, layout in self._layouts(geometry, inputs.shape[1]).items():
             kept = partial(instantiated, layout)
             kernels.append(Kernel(name=name, run=kept, room=size, work=product))
@@ -169,7 +163,9 @@ class ConvolutionRule:
             )
             found = partial(squares, layout)
             kernels.append(self._deferring(name, found, geometry, work=2 * product, gram=False))
-        kernels.append(grouped)
+        if self._interleaves(inputs):
+            found, work = partial(self._interleaved_squares, kept=None), 2 * product
+            kernels.append(self._deferring("interleaved", found, geometry, work=work, gram=False))
         pairs, outputs = float(examples * positions**2), output_gradient.shape[1]
         patch = self.layer.weight[0].numel()
         found, work = partial(gram_squares, geometry), pairs * (patch + outputs) + product
@@ -228,10 +224,45 @@ class ConvolutionRule:
         gradients = self.grouped_weight_gradients(inputs, output_gradient)
         return Instantiated([gradients], squares=row_squared_norms(gradients.flatten(1)))
 
+    def _interleaves(self, inputs: torch.Tensor) -> bool:
+        """Whether examples can be groups in the channels-last layout, their gradients cached."""
+        layer = self.layer
+        last = inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last)
+        one = layer.weight.numel() * inputs.element_size()
+        return last and not layer.transposed and one <= CACHE
+
+    def _interleaved(
+        self, inputs: torch.Tensor, output_gradient: torch.Tensor
+    ) -> PerExampleGradients:
+        """Per-example weight gradients, kept with the input channels last."""
+        outputs, channels, *sizes = self.layer.weight.shape
+        kept = inputs.new_empty(len(inputs), outputs, *sizes, channels)
+        found = self._interleaved_squares(inputs, output_gradient, kept=kept)
+        return Instantiated([kept], join=lambda one: one[0].movedim(-1, -3), squares=found)
+
+    def _interleaved_squares(
+        self, inputs: torch.Tensor, output_gradient: torch.Tensor, *, kept: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Squared norms of the per-example weight gradients, which are kept where there is room."""
+        layer = self.layer
+        return interleaved_gradients(
+            self._native, layer.weight, layer.groups, inputs, output_gradient, kept
+        )
+
     def _weight_gradient(self, inputs: torch.Tensor, output_gradient: torch.Tensor) -> torch.Tensor:
         """The native kernel's weight gradient, summed over the examples."""
         weight = self.layer.weight.detach()
-        return self._backward(output_gradient, inputs, weight, self.layer.groups, of_input=False)
+        return self._native(output_gradient, inputs, weight, self.layer.groups)
+
+    def _native(
+        self,
+        output_gradient: torch.Tensor,
+        inputs: torch.Tensor,
+        weight: torch.Tensor,
+        groups: int,
+    ) -> torch.Tensor:
+        """The native kernel's weight gradient, of a weight of this shape in so many groups."""
+        return self._backward(output_gradient, inputs, weight, groups, of_input=False)
 
     def _backward(
         self,

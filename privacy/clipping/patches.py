@@ -16,18 +16,20 @@ import torch
 from privacy.clipping.gradients import LONGEST_SUM, Instantiated
 
 __all__ = [
+    "CACHE",
     "Columns",
     "Geometry",
     "PatchLayout",
     "Rows",
     "Shifts",
+    "block_length",
     "chunks",
     "instantiated",
     "pad",
     "squares",
 ]
 
-_CACHE = 1 << 21
+CACHE = 1 << 21
 """Bytes of patches written down at a time: what a core's own cache holds with room to spare."""
 
 
@@ -296,7 +298,7 @@ def _multiplied(
 ) -> torch.Tensor:
     """Squared norms, chunk by chunk while the gradients are in the cache; keeps them if asked."""
     shapes = layout.pieces(images.shape[1], output_gradient.shape[1])
-    sizes = [_block(math.prod(shape)) for shape in shapes]
+    sizes = [block_length(math.prod(shape)) for shape in shapes]
     norms = [
         images.new_empty(len(images), math.prod(shape) // size)
         for shape, size in zip(shapes, sizes, strict=True)
@@ -336,7 +338,7 @@ def chunks(
     gradient = output_gradient.permute(0, 2, 3, 1).flatten(1, 2)
     source = images.permute(0, 2, 3, 1)
     one = sum(part.numel() * part.element_size() for part in layout.room(source[:1], positions))
-    size = min(len(images), max(2, min(64, _CACHE // max(1, one))))
+    size = min(len(images), max(2, min(64, CACHE // max(1, one))))
     room = layout.room(source[:size], positions)
     for start in range(0, len(images), size):
         some = source[start : start + size]
@@ -364,6 +366,11 @@ def pad(images: torch.Tensor, padded: torch.Tensor, padding: tuple[int, int]) ->
     padded[:, down : down + height, right : right + width].copy_(images)
 
 
-def _block(size: int) -> int:
-    """Values to add up in float32 before float64 takes over: a divisor of `size`."""
+def block_length(size: int) -> int:
+    """Values to add up in float32 before float64 takes over: a divisor of `size`.
+
+    Example:
+        >>> block_length(2304)
+        768
+    """
     return next(block for block in range(min(size, LONGEST_SUM), 0, -1) if size % block == 0)
