@@ -13,27 +13,91 @@ Example:
     >>> objective(model, images, labels).mean().backward()
 """
 
-from defenses.attacks import Attack, attack, attack_names
-from defenses.errors import AttackError, DefenseError, EvaluationError, ThreatModelError
-from defenses.evaluation import evaluate
-from defenses.report import AdversarialExamples, RobustnessReport, wilson_interval
+from defenses.attacks.attack import Attack, attack, attack_names, custom_attack
+from defenses.checks.checks import CheckSettings, check
+from defenses.checks.verdict import CurvePoint, Verdict
+from defenses.errors import (
+    AttackError,
+    DefenseError,
+    EvaluationError,
+    ObjectiveError,
+    ThreatModelError,
+)
+from defenses.evaluation.comparison import PairedComparison, compare
+from defenses.evaluation.counting import wilson_interval
+from defenses.evaluation.evaluation import evaluate
+from defenses.evaluation.report import AdversarialExamples, RobustnessReport
+from defenses.poisoning.obedience import PoisoningAttack, PoisoningReport, attack_success_rate
+from defenses.poisoning.poisoning import (
+    LabelFlip,
+    PoisonedImages,
+    Trigger,
+    flip_labels,
+    plant_trigger,
+)
+from defenses.poisoning.spectral import SpectralReport, spectral_scan
 from defenses.scope import attack_scope
+from defenses.smoothing.certificate import CertificationReport, CertifiedPoint
+from defenses.smoothing.certification import certify
+from defenses.smoothing.smoothing import Smoothing
 from defenses.threat import ThreatModel
-from defenses.training import AdversarialTraining
+from defenses.training.adversarial import AdversarialTraining
+from defenses.training.augmentation import GaussianAugmentation
+from defenses.training.by_name import OBJECTIVES, adversarial_objective
+from defenses.training.free import FreeAdversarialTraining, replayed
+from defenses.training.mart import Mart
+from defenses.training.objective import AdversarialObjective
+from defenses.training.overfitting import HeldOut, OverfittingGuard, OverfittingVerdict
+from defenses.training.probe import check_per_example
+from defenses.training.trades import Trades
 
 __all__ = [
+    "OBJECTIVES",
     "AdversarialExamples",
+    "AdversarialObjective",
     "AdversarialTraining",
     "Attack",
     "AttackError",
+    "CertificationReport",
+    "CertifiedPoint",
+    "CheckSettings",
+    "CurvePoint",
     "DefenseError",
     "EvaluationError",
+    "FreeAdversarialTraining",
+    "GaussianAugmentation",
+    "HeldOut",
+    "LabelFlip",
+    "Mart",
+    "ObjectiveError",
+    "OverfittingGuard",
+    "OverfittingVerdict",
+    "PairedComparison",
+    "PoisonedImages",
+    "PoisoningAttack",
+    "PoisoningReport",
     "RobustnessReport",
+    "Smoothing",
+    "SpectralReport",
     "ThreatModel",
     "ThreatModelError",
+    "Trades",
+    "Trigger",
+    "Verdict",
+    "adversarial_objective",
     "attack",
     "attack_names",
     "attack_scope",
+    "attack_success_rate",
+    "certify",
+    "check",
+    "check_per_example",
+    "compare",
+    "custom_attack",
     "evaluate",
+    "flip_labels",
+    "plant_trigger",
+    "replayed",
+    "spectral_scan",
     "wilson_interval",
 ]

@@ -4,7 +4,7 @@ All are `ValueError`s too, since each reports a value that cannot be used. What 
 forward raises is not wrapped: it passes through unchanged, with the model restored.
 """
 
-__all__ = ["AttackError", "DefenseError", "EvaluationError", "ThreatModelError"]
+__all__ = ["AttackError", "DefenseError", "EvaluationError", "ObjectiveError", "ThreatModelError"]
 
 
 class DefenseError(Exception):
@@ -39,5 +39,14 @@ class EvaluationError(DefenseError, ValueError):
 
     Example:
         >>> issubclass(EvaluationError, ValueError)
+        True
+    """
+
+
+class ObjectiveError(DefenseError, ValueError):
+    """A training objective is not what it declares: its losses depend on other examples.
+
+    Example:
+        >>> issubclass(ObjectiveError, ValueError)
         True
     """

@@ -73,6 +73,9 @@ def check_logits(
 ) -> Tensor:
     """Refuses what is not one row of finite logits per image, or too few classes for the labels.
 
+    Probabilities are refused too, known by every row being at least 0 and summing to 1 within 1e-4:
+    a softmax inside the model flattens the gradients, and a loss would take a second one.
+
     Args:
         logits: What the model returned.
         count: Images the model was given, at least 1.
@@ -104,7 +107,24 @@ def check_logits(
         )
     if not bool(torch.isfinite(logits).all()):
         raise error("model: expected finite logits, got NaN or infinity; has training diverged?")
+    _refuse_probabilities(logits.detach(), error)
     return logits
+
+
+def _refuse_probabilities(logits: Tensor, error: type[DefenseError]) -> None:
+    """Refuses rows that are all at least 0 and sum to 1, as several rows of logits never do."""
+    if len(logits) == 1:
+        return  # one row may by accident
+    sums = logits.to(torch.promote_types(logits.dtype, torch.float32)).sum(dim=1)
+    # Half precision rounds each probability, so that their sum is off by more.
+    slack = max(1e-4, 2 * torch.finfo(logits.dtype).eps)
+    # Nothing but zeros and ones is a decision, not a softmax, and as good as any logits.
+    soft = ((logits > 0) & (logits < 1)).any()
+    if bool(soft & (logits >= 0).all() & ((sums - 1).abs() <= slack).all()):
+        raise error(
+            "model: expected logits, got probabilities (every row is at least 0 and sums to 1); "
+            "take the softmax out of the model"
+        )
 
 
 def home_of(model: nn.Module, images: Tensor) -> tuple[torch.device, torch.dtype]:

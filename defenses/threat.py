@@ -1,10 +1,11 @@
 """The threat model: what an adversary may do to an image.
 
 A norm, a radius and the range of a pixel. How an adversary searches that set is an attack
-(`defenses.attacks`); this room only says what is inside.
+(`defenses.attacks.attack`); this room only says what is inside.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, final, get_args
 
@@ -15,7 +16,9 @@ from defenses.errors import ThreatModelError
 
 __all__ = ["Norm", "ThreatModel"]
 
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "l1", "l0"]
+
+_ORDER: Mapping[Norm, float] = {"linf": math.inf, "l2": 2, "l1": 1}
 
 
 @final
@@ -24,9 +27,11 @@ class ThreatModel:
     """Perturbations of at most `eps` in `norm` that leave every pixel within `bounds`.
 
     Attributes:
-        norm: `"linf"` (largest change of a pixel) or `"l2"` (Euclidean length of the change).
-        eps: Radius, in the units of the pixels; finite, above 0, and for `linf` at most the
-            width of the bounds (a larger one allows every image).
+        norm: `"linf"` (largest change of a pixel), `"l2"` (Euclidean length of the change), `"l1"`
+            (sum of the changes) or `"l0"` (how many pixel positions change, the channels of a
+            position counted together).
+        eps: Radius, finite and above 0: in the units of the pixels, for `linf` at most the width
+            of the bounds (a larger one allows every image); for `l0` a whole number of positions.
         bounds: Smallest and largest pixel value. Models take images in this range and
             normalise inside.
 
@@ -45,8 +50,8 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         if self.norm not in get_args(Norm):
-            expected = " or ".join(repr(name) for name in get_args(Norm))
-            raise ThreatModelError(f"norm: expected {expected}, got {self.norm!r}")
+            expected = ", ".join(repr(name) for name in get_args(Norm))
+            raise ThreatModelError(f"norm: expected one of {expected}; got {self.norm!r}")
         if not isinstance(self.bounds, tuple) or len(self.bounds) != 2:
             raise ThreatModelError(f"bounds: expected a pair (low, high), got {self.bounds!r}")
         if not all(_is_real(value) for value in self.bounds) or self.bounds[0] >= self.bounds[1]:
@@ -57,6 +62,10 @@ class ThreatModel:
             raise ThreatModelError(
                 f"eps: expected at most the width of the bounds, {self.width:g}, got {self.eps:g}; "
                 "give eps in the units of the pixels (8/255, not 8)"
+            )
+        if self.norm == "l0" and self.eps != int(self.eps):
+            raise ThreatModelError(
+                f"eps: expected a whole number of pixel positions for l0, got {self.eps!r}"
             )
 
     @property
@@ -74,11 +83,12 @@ class ThreatModel:
 
         Up to floating-point tolerance: a pixel may be off by 4 units in the last place of the
         coarser of the two dtypes at the largest bound (4.8e-7 for float32 images in [0, 1]), an
-        l2 length by that times the square root of the number of pixels. Pixels that are not
-        finite are never inside.
+        l2 length by that times the square root of the number of pixels, an l1 length by that
+        times their number; for l0 such a pixel counts as unchanged. Pixels that are not finite
+        are never inside.
 
         Args:
-            clean: Images, floating point, [n, ...].
+            clean: Images, floating point, [n, channels, ...] (or [n, pixels] without channels).
             adversarial: Their changed versions, same shape and device.
 
         Returns:
@@ -96,8 +106,13 @@ class ThreatModel:
         _check_pair(clean, adversarial)
         pixel = max(self._tolerance(clean.dtype), self._tolerance(adversarial.dtype))
         values = _at_least_float32(adversarial).flatten(1)
-        size = self._length(values - _at_least_float32(clean).flatten(1))
-        slack = pixel if self.norm == "linf" else pixel * math.sqrt(values.shape[1])
+        change = values - _at_least_float32(clean).flatten(1)
+        if self.norm == "l0":
+            moved = (change.abs() > pixel).view(clean.shape)
+            size, slack = _by_position(moved).any(dim=1).sum(dim=1), 0.0
+        else:
+            size = self._length(change)
+            slack = pixel * change.shape[1] ** (1 / _ORDER[self.norm])
         low, high = self.bounds
         in_bounds = ((values >= low - pixel) & (values <= high + pixel)).all(dim=1)
         return (size <= self.eps + slack) & in_bounds
@@ -105,16 +120,17 @@ class ThreatModel:
     def project(self, clean: Tensor, candidate: Tensor) -> Tensor:
         """Moves `candidate` into the ball around `clean` and into the bounds.
 
-        For `linf` the nearest such point; for `l2` the change is shortened first and clipped to
-        the bounds afterwards, which is inside but not always nearest. `clean` is expected to lie
-        in the bounds.
+        For `linf` and `l0` the nearest such point. For `l2` and `l1` the nearest point of the ball
+        (l1: Duchi et al. 2008), clipped to the bounds afterwards, which is inside but not always
+        nearest. `clean` is expected to lie in the bounds.
 
         Args:
-            clean: Images in the bounds, floating point, [n, ...].
+            clean: Images in the bounds, floating point, [n, channels, ...] or [n, pixels].
             candidate: Any finite images of the same shape.
 
         Returns:
-            Images for which `contains` is true, [n, ...].
+            Images for which `contains` is true, [n, ...]; for l0 the positions that do not change
+            are bit-identical to those of `clean`.
 
         Raises:
             ThreatModelError: The shapes differ or a tensor is not floating point.
@@ -127,12 +143,30 @@ class ThreatModel:
         _check_pair(clean, candidate)
         if self.norm == "linf":
             inside = candidate.clamp(clean - self.eps, clean + self.eps)
-        else:
+        elif self.norm == "l2":
             change = candidate - clean
             length = self._length(change.flatten(1)).clamp_min(torch.finfo(change.dtype).tiny)
             factor = (self.eps / length).clamp_max(1.0)
             inside = clean + change * factor.view(-1, *[1] * (change.ndim - 1))
+        elif self.norm == "l1":
+            change = _at_least_float32(candidate) - _at_least_float32(clean)
+            shrunk = _onto_l1_ball(change.flatten(1), self.eps).view(change.shape)
+            inside = (clean + shrunk).to(candidate.dtype)
+        else:
+            inside = self._keep_positions(clean, candidate)
         return inside.clamp(*self.bounds)
+
+    def _keep_positions(self, clean: Tensor, candidate: Tensor) -> Tensor:
+        """Keeps the candidate at the `eps` positions where going back to `clean` costs most."""
+        wide = _at_least_float32(candidate)
+        back = (wide - _at_least_float32(clean)).square()
+        stay = (wide - wide.clamp(*self.bounds)).square()
+        gain = _by_position(back - stay).sum(dim=1)
+        kept = gain.topk(min(int(self.eps), gain.shape[1]), dim=1).indices
+        keep = torch.zeros_like(gain, dtype=torch.bool).scatter_(1, kept, value=True)
+        rows, positions = clean.shape[:1], clean.shape[2:] if clean.ndim > 2 else clean.shape[1:]
+        channels = (1,) if clean.ndim > 2 else ()
+        return torch.where(keep.view(*rows, *channels, *positions), candidate, clean)
 
     def check_images(self, images: Tensor) -> None:
         """Refuses images that are not floating point, not finite or outside the bounds.
@@ -156,6 +190,7 @@ class ThreatModel:
             raise ThreatModelError(f"{expected} as a floating-point tensor, got {got}")
         if images.numel() == 0:
             return
+        self._check_radius(images)
         smallest, largest = (float(value) for value in torch.aminmax(images))
         slack = self._tolerance(images.dtype)
         if not (smallest >= low - slack and largest <= high + slack):
@@ -169,10 +204,25 @@ class ThreatModel:
         return 4 * torch.finfo(dtype).eps * max(abs(self.bounds[0]), abs(self.bounds[1]))
 
     def _length(self, change: Tensor) -> Tensor:
-        """Measures each row of `change` in the norm."""
-        order = math.inf if self.norm == "linf" else 2
-        length: Tensor = torch.linalg.vector_norm(change, ord=order, dim=1)
+        """Measures each row of `change` in the norm, which is not l0."""
+        if self.norm == "linf":  # `vector_norm` takes twenty times as long
+            return change.abs().amax(dim=1)
+        length: Tensor = torch.linalg.vector_norm(change, ord=_ORDER[self.norm], dim=1)
         return length
+
+    def _check_radius(self, images: Tensor) -> None:
+        """Refuses a radius that reaches every image there is: nothing would be measured."""
+        pixels = images[0].numel()
+        if self.norm == "l0":
+            largest = float(_by_position(images[:1]).shape[2])
+        else:
+            largest = self.width * pixels ** (1 / _ORDER[self.norm])
+        if self.eps > largest:
+            raise ThreatModelError(
+                f"eps: {self.eps:g} in {self.norm} reaches every image of shape "
+                f"{list(images.shape[1:])}; expected at most {largest:g}, in the units of the "
+                + ("positions" if self.norm == "l0" else "pixels (0.5, not 128)")
+            )
 
 
 def _is_real(value: object) -> bool:
@@ -183,6 +233,22 @@ def _is_real(value: object) -> bool:
 def _at_least_float32(images: Tensor) -> Tensor:
     """Half precision widened, so that the check adds no rounding of its own."""
     return images.to(torch.promote_types(images.dtype, torch.float32))
+
+
+def _by_position(images: Tensor) -> Tensor:
+    """[n, channels, positions]; a batch [n, pixels] has one channel."""
+    return images.flatten(2) if images.ndim > 2 else images.unsqueeze(1)
+
+
+def _onto_l1_ball(change: Tensor, radius: float) -> Tensor:
+    """The nearest point of the l1 ball for each row (Duchi et al. 2008), one threshold a row."""
+    sizes = change.abs()
+    sorted_sizes = sizes.sort(dim=1, descending=True).values
+    counts = torch.arange(1, sizes.shape[1] + 1, device=sizes.device)
+    thresholds = (sorted_sizes.cumsum(dim=1) - radius) / counts
+    last = (sorted_sizes > thresholds).sum(dim=1, keepdim=True).clamp_min(1) - 1
+    threshold = thresholds.gather(1, last).clamp_min(0)
+    return change.sign() * (sizes - threshold).clamp_min(0)
 
 
 def _check_pair(clean: Tensor, other: Tensor) -> None:

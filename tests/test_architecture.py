@@ -25,7 +25,10 @@ ARROWS = {
     "models": {"errors", "data"},
     "evaluate": {"errors", "data"},
     "checkpoint": {"errors", "archive", "models"},
-    "bench": {"errors", "data", "engine", "models", "report", "defenses", "privacy"},
+    "bench": {
+        *("errors", "archive", "data", "engine", "evaluate", "models", "report"),
+        *("defenses", "privacy"),
+    },
     "recipe": {
         *("errors", "archive", "bench", "checkpoint", "data", "engine", "evaluate", "models"),
         *("interruption", "progress", "report", "defenses", "privacy"),
@@ -37,9 +40,9 @@ ARROWS = {
 }
 # Risky library: the only modules, or packages with all that is in them, that may import it.
 ADAPTERS = {
-    "torchattacks": {"defenses._torchattacks"},
+    "torchattacks": {"defenses.attacks._torchattacks"},
     "opacus": {"privacy._opacus", "privacy.opacus"},
-    "cryptography": {"secure_cnn.archive", "privacy.noise"},
+    "cryptography": {"secure_cnn.archive", "privacy.noise", "secure_cnn.bench.archive_rivals"},
     "sklearn": {"secure_cnn.data", "secure_cnn.evaluate"},
     "PIL": {"secure_cnn.data"},
     "matplotlib": {"secure_cnn.report"},
@@ -68,6 +71,11 @@ BANNED_CALLS = {
     "__import__",
     "eval",
     "exec",
+}
+# Modules excused one banned call: people's old files, read without running code, and a rival.
+EXCUSED = {
+    "secure_cnn.archive.foreign": "torch.load",
+    "secure_cnn.bench.archive_rivals": "torch.save",
 }
 VAGUE_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "tools"}
 MOST_LINES = 400
@@ -140,8 +148,12 @@ def code_runners(source: str, module: str) -> list[str]:
         if within(name, CODE_RUNNERS) or name in BANNED_CALLS
     ]
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Attribute | ast.Name) and ast.unparse(node) in BANNED_CALLS:
+        banned = BANNED_CALLS - {EXCUSED.get(module)}
+        if isinstance(node, ast.Attribute | ast.Name) and ast.unparse(node) in banned:
             found.append(f"{module} line {node.lineno} uses {ast.unparse(node)}")
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            told = {word.arg: ast.unparse(word.value) for word in node.keywords}
+            found += [] if told.get("weights_only") == "True" else [f"{module} loads pickles"]
         if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
             told = ast.unparse(node.value)
             found += [] if told == "False" else [f"{module} allows pickle: {told}"]
@@ -197,8 +209,8 @@ def test_arrows_point_one_way():
     [
         ("privacy.plan", "import defenses"),
         ("privacy.plan", "from secure_cnn.errors import RunError"),
-        ("defenses.attacks", "import torch, privacy.plan"),
-        ("defenses.attacks", "def f():\n    from secure_cnn import engine"),
+        ("defenses.attacks.attack", "import torch, privacy.plan"),
+        ("defenses.attacks.attack", "def f():\n    from secure_cnn import engine"),
         ("secure_cnn.engine", "import privacy"),
         ("secure_cnn.report.page", "from defenses import ThreatModel"),
         ("secure_cnn.report.page", "from secure_cnn.engine import train"),
@@ -254,7 +266,7 @@ def test_a_second_adapter_is_caught(library):
         f"def f():\n    from {library} import thing",
     ):
         assert len(wrong_adapters(source, "secure_cnn.engine")) == 1
-        assert len(wrong_adapters(source, "defenses.evaluation")) == 1
+        assert len(wrong_adapters(source, "defenses.evaluation.evaluation")) == 1
 
 
 def test_loading_runs_no_code():
@@ -281,6 +293,14 @@ def test_loading_runs_no_code():
 def test_code_that_loads_code_is_caught(source):
     """Control: each of these would open the door."""
     assert code_runners(source, "secure_cnn.engine")
+
+
+def test_an_excused_module_is_excused_one_call():
+    """Control: the reader of old files may not unpickle, and may do nothing else."""
+    reader = "secure_cnn.archive.foreign"
+    assert code_runners("import torch\ntorch.load('x', weights_only=True)", reader) == []
+    assert code_runners("import torch\ntorch.load('x')", reader)
+    assert code_runners("import torch\ntorch.save({}, 'x')", reader)
 
 
 def test_a_generator_of_ones_own_may_be_seeded():

@@ -20,6 +20,7 @@ from defenses import (
     evaluate,
     wilson_interval,
 )
+from defenses.checks.checks import CheckSettings
 
 LINF = ThreatModel(norm="linf", eps=0.1)
 FAST = ("fgsm",)
@@ -124,11 +125,18 @@ def test_figures_follow_from_the_matrix():
         indices=(0, 1, 2, 3, 4),
         labels=(0, 0, 1, 1, 3),
         predictions=(0, 0, 1, 2, 3),
-        robust={"pgd": (True, True, True, False, False), "apgd": (True, False, True, False, False)},
+        outcomes={
+            "pgd": (True, True, True, None, False),
+            "apgd": (True, False, True, None, None),
+        },
         settings={"pgd": {}, "apgd": {}},
         seed=0,
+        images="",
         versions={},
     )
+    assert report.robust["apgd"] == (True, False, True, False, False)
+    assert (report.tried, report.fooled) == ({"pgd": 4, "apgd": 3}, {"pgd": 1, "apgd": 1})
+    assert report.individual_accuracy == {"pgd": pytest.approx(0.6), "apgd": None}
     assert report.clean_accuracy == 0.8
     assert report.attack_accuracy == {"pgd": 0.6, "apgd": 0.4}
     assert report.worst_case_accuracy == 0.4
@@ -155,7 +163,11 @@ def test_wilson_interval_solves_its_equation(trials, data):
 
 def test_the_report_survives_json_and_disk(tmp_path):
     """Everything but the example images comes back, and the file is plain JSON."""
-    report = evaluate(Net(), tensors(), LINF, attacks=FAST, samples=20, progress=False)
+    few = CheckSettings(samples=4, steps=1, queries=1, draws=1, planted=1)
+    report = evaluate(
+        Net(), tensors(), LINF, attacks=FAST, samples=20, verdicts=few, progress=False
+    )
+    assert len(report.verdicts) == 11
     path = tmp_path / "robustness.json"
     report.save(path)
     values = json.loads(path.read_text())
@@ -181,7 +193,9 @@ def test_a_failing_save_leaves_what_was_there(tmp_path, monkeypatch):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("damage", ["drop", "shorten", "schema", "label", "kind"])
+@pytest.mark.parametrize(
+    "damage", ["drop", "shorten", "sign", "verdict", "schema", "label", "kind"]
+)
 def test_values_that_are_not_a_report_are_refused(damage):
     """In one typed error."""
     report = evaluate(Net(), tensors(6), LINF, attacks=FAST, progress=False)
@@ -189,7 +203,11 @@ def test_values_that_are_not_a_report_are_refused(damage):
     if damage == "drop":
         del values["labels"]
     elif damage == "shorten":
-        values["robust"]["fgsm"] = values["robust"]["fgsm"][1:]
+        values["outcomes"]["fgsm"] = values["outcomes"]["fgsm"][1:]
+    elif damage == "sign":
+        values["outcomes"]["fgsm"] = "2" + values["outcomes"]["fgsm"][1:]
+    elif damage == "verdict":
+        values["verdicts"] = [{"name": "x", "outcome": "maybe", "figure": 1, "sentence": ""}]
     elif damage == "schema":
         values["schema"] = 0
     elif damage == "label":
@@ -235,19 +253,46 @@ def test_every_kind_of_data_set_gives_the_same_report():
     assert all(report == reports[0] for report in reports)
 
 
-def test_examples_show_what_the_attacks_made_of_the_first_images():
-    """Up to 8, inside the ball, with predictions that agree with the worst case."""
+def test_examples_show_what_the_attacks_made_of_some_images():
+    """8, inside the ball, some fooled and some not, with predictions that the model gives."""
     torch.manual_seed(0)
     net, data = Net().eval(), tensors(60)
     with torch.no_grad():
         data.labels = net(data.images.float() / 255).argmax(1)
-    report = evaluate(net, data, LINF, attacks=("fgsm", "pgd"), batch_size=7, progress=False)
+    gentle = ThreatModel(norm="linf", eps=0.02)
+    report = evaluate(net, data, gentle, attacks=("fgsm", "pgd"), batch_size=7, progress=False)
+    assert 0 < report.worst_case_accuracy < 1
     shown = report.examples
     assert len(shown.clean) == len(shown.adversarial) == len(shown.labels) == 8
-    assert LINF.contains(shown.clean, shown.adversarial).all()
+    assert gentle.contains(shown.clean, shown.adversarial).all()
     with torch.no_grad():
         assert torch.equal(net(shown.adversarial).argmax(1), shown.predictions)
-    assert (shown.predictions == shown.labels).tolist() == list(report.worst_case[:8])
+        assert torch.equal(net(shown.clean).argmax(1), shown.labels)
+    fooled = int((shown.predictions != shown.labels).sum())
+    assert fooled >= min(4, sum(report.fooled.values()))
+    assert fooled < 8
+
+
+def test_exhaustive_tries_every_attack_on_every_correct_image():
+    """The full matrix: the same worst case, and each attack's own accuracy."""
+    net, data = Net().eval(), tensors(40)
+    with torch.no_grad():
+        data.labels = net(data.images.float() / 255).argmax(1)
+    data.labels[:5] = (data.labels[:5] + 1) % 4
+    gentle = ThreatModel(norm="linf", eps=0.02)
+    names = ("fgsm", "pgd")
+    quick = [attack(name, gentle, **({"steps": 5} if name == "pgd" else {})) for name in names]
+    short, full = (
+        evaluate(net, data, gentle, attacks=quick, exhaustive=flag, progress=False)
+        for flag in (False, True)
+    )
+    assert full.tried == {"fgsm": 35, "pgd": 35}
+    assert short.tried["pgd"] == 35 - short.fooled["fgsm"]
+    assert short.individual_accuracy["pgd"] is None
+    own = evaluate(net, data, gentle, attacks=quick[1:], exhaustive=True, progress=False)
+    assert full.individual_accuracy["pgd"] == own.worst_case_accuracy
+    assert full.attack_accuracy["fgsm"] == full.individual_accuracy["fgsm"]
+    assert full.outcomes["pgd"][:5] == (None,) * 5
 
 
 def test_nothing_to_attack_is_still_a_report():
@@ -339,9 +384,9 @@ def test_data_that_cannot_be_evaluated_is_refused(data, error, word):
             EvaluationError,
             "reaches 0.2",
         ),
-        ({"attacks": [lambda m, x, y: 1 - x]}, EvaluationError, "outside"),
-        ({"attacks": [lambda m, x, y: x[:0]]}, EvaluationError, "expected images"),
-        ({"attacks": [lambda m, x, y: None]}, EvaluationError, "NoneType"),
+        ({"attacks": [lambda m, x, y: 1 - x]}, AttackError, "left the ball"),
+        ({"attacks": [lambda m, x, y: x[:0]]}, AttackError, "expected images"),
+        ({"attacks": [lambda m, x, y: None]}, AttackError, "NoneType"),
         ({"samples": 0}, EvaluationError, "1 to 40"),
         ({"samples": 41}, EvaluationError, "1 to 40"),
         ({"batch_size": 0}, EvaluationError, "batch_size"),

@@ -194,6 +194,7 @@ def test_settings_name_everything_for_the_record():
         "steps": 10,
         "step_size": 0.025,
         "random_start": True,
+        "early_stop": False,
     }
 
 

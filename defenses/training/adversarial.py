@@ -1,23 +1,23 @@
-"""Adversarial training as an objective: `(model, images, labels) -> losses[n]`.
+"""Adversarial training as an objective: cross-entropy on attacked images, one loss per example.
 
 Each loss depends on its own example and the model only, so a private update may clip it per
 example. The images are attacked first, behind `attack_scope`, and then go through the model once,
 in the model's own modes: a recorder of per-example gradients sees exactly n examples.
 
-Deliberately not here: methods whose perturbation is shared between examples or carried to others
-(free adversarial training, universal perturbations, weight perturbation). They have no bounded
-contribution per example, so ordinary DP-SGD accounting does not hold for them.
+Deliberately not here: losses that also look at the clean images (`trades`, `mart`), and methods
+whose perturbation is carried to other examples (`free`).
 """
 
-from typing import Any, ClassVar, Literal, final, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, final, get_args
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defenses.attacks import Attack, Setting, attack
+from defenses.attacks.attack import Attack, Setting, attack
 from defenses.errors import AttackError
 from defenses.threat import ThreatModel
+from defenses.training.objective import AdversarialObjective
 
 __all__ = ["AdversarialTraining", "Method"]
 
@@ -27,17 +27,13 @@ _PGD_STEPS = 10
 
 
 @final
-class AdversarialTraining:
+class AdversarialTraining(AdversarialObjective):
     """Cross-entropy on adversarial images, one loss per example.
 
     Methods: `"n-fgsm"` (one step from strong noise; de Jorge et al. 2022, arXiv 2202.01181: the
-    cheapest that does not collapse, linf only), `"pgd"` (Madry et al. 2018, arXiv 1706.06083; 10
+    cheapest that rarely collapses, linf only), `"pgd"` (Madry et al. 2018, arXiv 1706.06083; 10
     steps), `"ffgsm"` (FGSM-RS; Wong et al. 2020, arXiv 2001.03994, linf only) and `"fgsm"`
     (Goodfellow et al. 2015, arXiv 1412.6572; linf only, collapses at large eps: a baseline).
-
-    The randomness of the attacks comes from a generator of its own, seeded once and advanced by
-    one draw a call; the global random states and a private update's noise never move. Labels may
-    be smoothed; the attack always uses the hard ones.
 
     Args:
         threat: The ball to train for; its bounds are those of the images.
@@ -45,17 +41,19 @@ class AdversarialTraining:
         steps: Gradient steps, for `"pgd"` only.
         step_size: Length of a step; by default 2.5 eps / steps for `"pgd"`, 1.25 eps for
             `"ffgsm"` and eps for `"n-fgsm"`.
+        early_stop: For `"pgd"` only: an image that is fooled is left alone, and the others go on
+            as a smaller batch: cheaper, and weaker training where most are fooled early.
         seed: Seed of the generator, 0 <= seed < 2**63.
-        label_smoothing: In [0, 1).
+        label_smoothing: In [0, 1); the attack always uses the hard labels.
 
     Attributes:
-        per_example: True: each loss depends on its own example only.
-        attack: The configured attack.
+        attack: The configured attack, at full strength.
 
     Raises:
         AttackError: An unknown method or a value that cannot be.
 
     Example:
+        >>> import torch
         >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
         >>> images, labels = torch.rand(5, 1, 2, 2), torch.tensor([0, 1, 2, 0, 1])
@@ -64,8 +62,6 @@ class AdversarialTraining:
         (torch.Size([5]), True)
     """
 
-    per_example: ClassVar[bool] = True
-
     def __init__(
         self,
         threat: ThreatModel,
@@ -73,23 +69,18 @@ class AdversarialTraining:
         *,
         steps: int | None = None,
         step_size: float | None = None,
+        early_stop: bool = False,
         seed: int = 0,
         label_smoothing: float = 0.0,
     ) -> None:
         if method not in get_args(Method):
             known = ", ".join(get_args(Method))
             raise AttackError(f"method: expected one of {known}; got {method!r}")
-        if not 0 <= label_smoothing < 1:
-            raise AttackError(
-                f"label_smoothing: expected a number in [0, 1), got {label_smoothing}"
-            )
-        if not 0 <= seed < 2**63:
-            raise AttackError(f"seed: expected an integer in [0, 2**63), got {seed}")
         if method == "pgd" and steps is None:
             steps = _PGD_STEPS
-        self.attack: Attack = attack(method, threat, steps=steps, step_size=step_size)
-        self._label_smoothing = label_smoothing
-        self._generator = torch.Generator().manual_seed(seed)
+        extra: dict[str, Any] = {"early_stop": True} if early_stop else {}
+        super().__init__(seed=seed, label_smoothing=label_smoothing)
+        self.attack: Attack = attack(method, threat, steps=steps, step_size=step_size, **extra)
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -121,14 +112,13 @@ class AdversarialTraining:
             AttackError: The labels or the model's logits are unusable.
 
         Example:
+            >>> import torch
             >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.2), "fgsm")
-            >>> images, labels = torch.tensor([[[[0.6, 0.4]]]]), torch.tensor([0])
-            >>> objective(nn.Flatten(), images, labels)  # the logits become [0.4, 0.6]
-            tensor([0.7981])
+            >>> images, labels = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
+            >>> objective(nn.Flatten(), images, labels)  # the logits become [0.4, 0.7]
+            tensor([0.8544])
         """
-        seed = int(torch.randint(2**63 - 1, (), generator=self._generator))
-        adversarial = self.attack(model, images, labels, seed=seed)
-        logits = model(adversarial)
+        logits = model(self._attacked(self.attack, model, images, labels))
         return F.cross_entropy(
             logits,
             labels.to(logits.device),
@@ -136,17 +126,42 @@ class AdversarialTraining:
             label_smoothing=self._label_smoothing,
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """The generator's state, so that a resumed run crafts what this one would have.
+    @property
+    def noise(self) -> float:
+        """The noise of `"n-fgsm"` in multiples of eps; more of it keeps training from collapsing.
+
+        Raises:
+            AttackError: The method has no noise, or on setting it to a value that cannot be.
 
         Example:
             >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
-            >>> objective.state_dict()["generator"].dtype
-            torch.uint8
+            >>> objective.noise = 3.0
+            >>> objective.settings["noise"]
+            3.0
         """
-        return {"generator": self._generator.get_state()}
+        if self.attack.name != "n-fgsm":
+            raise AttackError(f"noise: {self.attack.name} has none; train with n-fgsm")
+        return float(self.attack.settings["noise"])
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    @noise.setter
+    def noise(self, value: float) -> None:
+        settings = {key: held for key, held in self.attack.settings.items() if key != "noise"}
+        if self.attack.name != "n-fgsm":
+            raise AttackError(f"noise: {self.attack.name} has none; train with n-fgsm")
+        self.attack = attack("n-fgsm", self.attack.threat, noise=value, **settings)  # type: ignore[arg-type]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to craft what this one would have.
+
+        Example:
+            >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
+            >>> objective.state_dict()["noise"]
+            2.0
+        """
+        raised = {"noise": self.noise} if self.attack.name == "n-fgsm" else {}
+        return super().state_dict() | raised
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state_dict` of an objective with the same settings.
 
         Raises:
@@ -156,10 +171,6 @@ class AdversarialTraining:
             >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
             >>> objective.load_state_dict(objective.state_dict())
         """
-        try:
-            self._generator.set_state(state["generator"].cpu())
-        except (KeyError, AttributeError, TypeError, RuntimeError) as error:
-            raise AttackError(
-                "expected the state_dict of an AdversarialTraining objective, with the state of a "
-                f"generator under 'generator': {error}"
-            ) from error
+        super().load_state_dict(state)
+        if "noise" in state:
+            self.noise = state["noise"]

@@ -6,23 +6,25 @@ value that goes to JSON and back.
 """
 
 import json
-import math
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, final
 
 from torch import Tensor
 
-from defenses.attacks import Setting
+from defenses.attacks.attack import Setting
+from defenses.checks.verdict import Verdict
 from defenses.errors import DefenseError, EvaluationError
+from defenses.evaluation.counting import wilson_interval
+from defenses.evaluation.writing import write_text
 from defenses.threat import ThreatModel
 
 __all__ = ["AdversarialExamples", "RobustnessReport", "wilson_interval"]
 
-_SCHEMA = 1
+_SCHEMA = 2
+_SIGNS: Mapping[bool | None, str] = {True: "1", False: "0", None: "-"}
+_OUTCOMES = {sign: outcome for outcome, sign in _SIGNS.items()}
 
 
 @final
@@ -52,9 +54,9 @@ class AdversarialExamples:
 class RobustnessReport:
     """Clean and robust accuracy of a model on a set of images, with everything that they rest on.
 
-    The attacks ran in order, each only on images that were still classified correctly. So a row
-    of `robust` is the worst case of that attack *and those before it*, and the last row is the
-    worst case of all.
+    The attacks ran in order, by default each only on images that were still classified correctly:
+    the worst case over all attacks needs no more. `exhaustive=True` in `evaluate` tries every
+    attack on every image that the model gets right; then `individual_accuracy` is known too.
 
     Attributes:
         threat: The ball.
@@ -62,10 +64,12 @@ class RobustnessReport:
         indices: Which images of the data set, [n].
         labels: Their true classes, [n].
         predictions: What the model sees in the clean images, [n].
-        robust: By attack, in order: is image i still right after it and those before it, [n].
+        outcomes: By attack, in order: did image i survive it; None where it was not tried, [n].
         settings: By attack, every constant it ran with.
         seed: What chose the images and every random start.
+        images: SHA-256 of the images and labels.
         versions: Of the packages involved.
+        verdicts: Of the checks on whether the figures can be believed; empty where none ran.
         examples: Up to 8 images with their attacked versions; not in `to_dict`.
 
     Raises:
@@ -75,11 +79,13 @@ class RobustnessReport:
         >>> report = RobustnessReport(
         ...     threat=ThreatModel(norm="linf", eps=0.1), classes=2, indices=(0, 1, 2, 3),
         ...     labels=(0, 0, 1, 1), predictions=(0, 0, 1, 0),
-        ...     robust={"pgd": (True, False, True, False)}, settings={"pgd": {"steps": 100}},
-        ...     seed=0, versions={},
+        ...     outcomes={"pgd": (True, False, True, None)}, settings={"pgd": {"steps": 100}},
+        ...     seed=0, images="", versions={},
         ... )
         >>> report.clean_accuracy, report.worst_case_accuracy, report.worst_case_recall
         (0.75, 0.5, (0.5, 0.5))
+        >>> report.tried["pgd"], report.fooled["pgd"]
+        (3, 1)
     """
 
     threat: ThreatModel
@@ -87,24 +93,26 @@ class RobustnessReport:
     indices: tuple[int, ...]
     labels: tuple[int, ...]
     predictions: tuple[int, ...]
-    robust: Mapping[str, tuple[bool, ...]]
+    outcomes: Mapping[str, tuple[bool | None, ...]]
     settings: Mapping[str, Mapping[str, Setting]]
     seed: int
+    images: str
     versions: Mapping[str, str]
+    verdicts: tuple[Verdict, ...] = ()
     examples: AdversarialExamples | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        rows = (self.labels, self.predictions, *self.robust.values())
+        rows = (self.labels, self.predictions, *self.outcomes.values())
         if not self.indices or any(len(row) != len(self.indices) for row in rows):
             raise EvaluationError(
-                f"expected one label, prediction and verdict for each of n >= 1 images, got "
+                f"expected one label, prediction and outcome for each of n >= 1 images, got "
                 f"{[len(row) for row in rows]} for {len(self.indices)}"
             )
         if not all(0 <= value < self.classes for value in (*self.labels, *self.predictions)):
             raise EvaluationError(f"labels: expected 0 to {self.classes - 1}, got others")
-        if self.robust.keys() != self.settings.keys():
+        if self.outcomes.keys() != self.settings.keys():
             raise EvaluationError(
-                f"expected settings for {list(self.robust)}, got {list(self.settings)}"
+                f"expected settings for {list(self.outcomes)}, got {list(self.settings)}"
             )
 
     @property
@@ -118,9 +126,44 @@ class RobustnessReport:
         return tuple(a == b for a, b in zip(self.predictions, self.labels, strict=True))
 
     @property
+    def robust(self) -> dict[str, tuple[bool, ...]]:
+        """By attack, in order: is image i still right after it *and those before it*, [n]."""
+        standing, found = self.correct, {}
+        for name, row in self.outcomes.items():
+            standing = tuple(
+                stands and outcome is not False
+                for stands, outcome in zip(standing, row, strict=True)
+            )
+            found[name] = standing
+        return found
+
+    @property
     def worst_case(self) -> tuple[bool, ...]:
         """Is each image correct, clean and after every attack, [n]."""
-        return list(self.robust.values())[-1] if self.robust else self.correct
+        return list(self.robust.values())[-1] if self.outcomes else self.correct
+
+    @property
+    def tried(self) -> dict[str, int]:
+        """By attack: on how many images it ran."""
+        return {
+            name: sum(outcome is not None for outcome in row) for name, row in self.outcomes.items()
+        }
+
+    @property
+    def fooled(self) -> dict[str, int]:
+        """By attack: how many of the images it ran on it fooled."""
+        return {
+            name: sum(outcome is False for outcome in row) for name, row in self.outcomes.items()
+        }
+
+    @property
+    def individual_accuracy(self) -> dict[str, float | None]:
+        """Accuracy under each attack alone; None where it did not try every correct image."""
+        right = sum(self.correct)
+        return {
+            name: (right - self.fooled[name]) / self.samples if tried == right else None
+            for name, tried in self.tried.items()
+        }
 
     @property
     def clean_accuracy(self) -> float:
@@ -175,12 +218,13 @@ class RobustnessReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-able values: what it rests on, and under `summary` its figures.
 
-        Rows of verdicts are strings of 0 and 1. The example images are left out.
+        Rows of outcomes are strings of 0 (fooled), 1 and - (not tried). The example images are
+        left out.
 
         Example:
             >>> sorted(RobustnessReport(
             ...     threat=ThreatModel(norm="l2", eps=0.5), classes=2, indices=(7,), labels=(1,),
-            ...     predictions=(1,), robust={}, settings={}, seed=0, versions={},
+            ...     predictions=(1,), outcomes={}, settings={}, seed=0, images="", versions={},
             ... ).to_dict()["threat"].items())
             [('bounds', [0.0, 1.0]), ('eps', 0.5), ('norm', 'l2')]
         """
@@ -192,12 +236,15 @@ class RobustnessReport:
             "indices": list(self.indices),
             "labels": list(self.labels),
             "predictions": list(self.predictions),
-            "robust": {
-                name: "".join("01"[verdict] for verdict in row) for name, row in self.robust.items()
+            "outcomes": {
+                name: "".join(_SIGNS[outcome] for outcome in row)
+                for name, row in self.outcomes.items()
             },
             "settings": {name: dict(settings) for name, settings in self.settings.items()},
             "seed": self.seed,
+            "images": self.images,
             "versions": dict(self.versions),
+            "verdicts": [verdict.to_dict() for verdict in self.verdicts],
             "summary": self._summary(),
         }
 
@@ -209,10 +256,10 @@ class RobustnessReport:
             EvaluationError: The values do not describe a report.
 
         Example:
-            >>> RobustnessReport.from_dict({"schema": 2})
+            >>> RobustnessReport.from_dict({"schema": 1})
             Traceback (most recent call last):
             ...
-            defenses.errors.EvaluationError: expected a report of schema 1, got 2
+            defenses.errors.EvaluationError: expected a report of schema 2, got 1
         """
         if values.get("schema") != _SCHEMA:
             raise EvaluationError(
@@ -227,13 +274,15 @@ class RobustnessReport:
                 indices=tuple(map(int, values["indices"])),
                 labels=tuple(map(int, values["labels"])),
                 predictions=tuple(map(int, values["predictions"])),
-                robust={
-                    name: tuple(digit == "1" for digit in row)
-                    for name, row in values["robust"].items()
+                outcomes={
+                    name: tuple(_OUTCOMES[sign] for sign in row)
+                    for name, row in values["outcomes"].items()
                 },
                 settings={name: dict(each) for name, each in values["settings"].items()},
                 seed=int(values["seed"]),
+                images=str(values["images"]),
                 versions=dict(values["versions"]),
+                verdicts=tuple(map(Verdict.from_dict, values["verdicts"])),
             )
         except DefenseError:
             raise
@@ -247,29 +296,19 @@ class RobustnessReport:
             OSError: The folder cannot be written to; a file already there is left as it was.
 
         Example:
-            >>> import tempfile
+            >>> import pathlib, tempfile
             >>> report = RobustnessReport(
             ...     threat=ThreatModel(norm="l2", eps=0.5), classes=2, indices=(7,), labels=(1,),
-            ...     predictions=(1,), robust={}, settings={}, seed=0, versions={},
+            ...     predictions=(1,), outcomes={}, settings={}, seed=0, images="", versions={},
             ... )
             >>> with tempfile.TemporaryDirectory() as folder:
-            ...     report.save(Path(folder) / "robustness.json")
-            ...     saved = json.loads((Path(folder) / "robustness.json").read_text())
+            ...     path = pathlib.Path(folder, "robustness.json")
+            ...     report.save(path)
+            ...     saved = json.loads(path.read_text())
             >>> RobustnessReport.from_dict(saved) == report
             True
         """
-        target = Path(path)
-        text = json.dumps(self.to_dict(), allow_nan=False) + "\n"
-        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(target)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_text(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
 
     def _recall(self, correct: Sequence[bool]) -> tuple[float | None, ...]:
         """Share of each class's images that are correct."""
@@ -286,6 +325,9 @@ class RobustnessReport:
             "clean_accuracy": self.clean_accuracy,
             "clean_interval": list(self.clean_interval),
             "attack_accuracy": self.attack_accuracy,
+            "individual_accuracy": self.individual_accuracy,
+            "tried": self.tried,
+            "fooled": self.fooled,
             "attack_intervals": {k: list(v) for k, v in self.attack_intervals.items()},
             "worst_case_accuracy": self.worst_case_accuracy,
             "worst_case_interval": list(self.worst_case_interval),
@@ -294,33 +336,6 @@ class RobustnessReport:
             "clean_recall": list(self.clean_recall),
             "worst_case_recall": list(self.worst_case_recall),
         }
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % interval of a proportion (Wilson 1927), sound near 0 and 1 too.
-
-    Args:
-        successes: 0 <= successes <= trials.
-        trials: At least 1.
-
-    Returns:
-        Its ends, 0 <= low <= successes / trials <= high <= 1.
-
-    Raises:
-        EvaluationError: The counts are out of range.
-
-    Example:
-        >>> low, high = wilson_interval(500, 1000)
-        >>> round(low, 3), round(high, 3)
-        (0.469, 0.531)
-    """
-    if trials < 1 or not 0 <= successes <= trials:
-        raise EvaluationError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
-    z, share = 1.959963984540054, successes / trials
-    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
-    spread = share * (1 - share) / trials + z * z / (4 * trials * trials)
-    half = z * math.sqrt(spread) / (1 + z * z / trials)
-    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
 
 
 def _mean(values: Sequence[float]) -> float:

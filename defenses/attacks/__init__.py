@@ -1,0 +1,1 @@
+"""Attacks: one configured value, the searches behind it, and the adapter of torchattacks."""

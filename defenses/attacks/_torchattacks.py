@@ -1,0 +1,400 @@
+"""The adapter of torchattacks: nothing else imports it.
+
+What torchattacks 3.5.1 does that a caller must not meet, and where it is kept in:
+
+* ten steps where the standard runs a hundred (APGD, APGD-T, FAB), one where it runs a hundred
+  (SPSA), Square's rescaled schedule: `_Entry.standard`;
+* one training flag saved, none restored after an exception; prints; gradients left on parameters;
+  global re-seeding: `attack_scope` outside, `Victim` inside (a stand-in with nothing to switch);
+* step sizes tied to eps = 8/255: `settle` scales them;
+* pixels clamped to [0, 1] whatever they are, float32 assumed, `view` on channels-last gradients,
+  logits overwritten: `Victim`;
+* balls that are not kept (DeepFool, Pixle, SparseFool, noise): `_Entry.minimal` shortens;
+* three channels assumed by filters that treat each alone (TI-FGSM, PI-FGSM): the adapter adds
+  channels that the model does not see, which leaves the others' result as it is;
+* DLR needs 3 or 4 classes, JSMA a target and a table of all pairs of pixels, resizing square
+  images: refused below, or the target chosen;
+* settings that do nothing (PI-FGSM's momentum) or go wrong (UPGD's margin divides by zero once an
+  image is fooled, Pixle's similarity maps are transposed): `_Entry.fixed`, or not a choice.
+
+Not here: CW, whose pixels on a bound never move, and EAD, which overwrites the images that it
+measures from; both are written anew. FAB's single target, which is mixed up between images. Of
+the others `defenses.attacks.attack` says why they are refused.
+"""
+
+import inspect
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+import torch.nn.functional as F
+import torchattacks
+from torch import Tensor, nn
+
+from defenses.attacks._victim import Victim, pixels_of, unit_images
+from defenses.attacks.settings import Setting, check_settings
+from defenses.errors import AttackError
+from defenses.threat import Norm, ThreatModel
+
+if TYPE_CHECKING:
+    from defenses.attacks.attack import Attack
+
+__all__ = ["names", "run", "search", "settle", "usual_attack"]
+
+# torchattacks' word -> ours; everything else keeps its name.
+_OURS = {
+    "alpha": "step_size",
+    "n_restarts": "restarts",
+    "nb_iter": "steps",
+    "num_iter_set": "steps",
+}
+# Filled in by the adapter, so never a setting.
+_FILLED = frozenset(
+    {
+        *("model", "eps", "max_epsilon", "norm", "seed", "verbose", "n_classes"),
+        *("pixels", "gamma", "x_dimensions", "y_dimensions"),
+    }
+)
+_NORMS: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
+# The standard targets the nine likeliest wrong classes, or all there are.
+_STANDARD_CLASSES = 10
+# JSMA's table of all pairs: 64 MB at this size.
+_MOST_VALUES = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Entry:
+    """One attack under one norm."""
+
+    attack: Callable[..., Any]
+    standard: Mapping[str, Setting] = field(default_factory=dict)
+    fitted: Callable[[ThreatModel], Mapping[str, Setting]] = lambda _: {}  # defaults of a ball
+    fixed: Mapping[str, Setting] = field(default_factory=dict)
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lengths: tuple[str, ...] = ()  # beside the step size, in the units of the pixels
+    fewest_classes: int = 2
+    targeted: bool = True
+    needs_labels: bool = False  # beside the targets, where there are some
+    needs_targets: bool = False
+    minimal: bool = False  # changes as much as it likes: shortened into the ball
+    three_channels: bool = False
+    square: bool = False
+
+
+class _PIFGSMPP(torchattacks.PIFGSMPP):  # type: ignore[misc]  # the library is untyped
+    """PI-FGSM++ with a Gaussian filter for each channel, where it has one row of it repeated."""
+
+    def gaussian_kern(self, kernlen: int = 21, nsig: int = 3) -> Tensor:
+        """The Gaussian that was meant, [3, 1, kernlen, kernlen]."""
+        rows: Tensor = super().gaussian_kern(kernlen, nsig)
+        return rows[:, 0, :, 0].T.expand(3, 1, -1, -1)
+
+
+def _noise(threat: ThreatModel) -> Mapping[str, Setting]:
+    """So much Gaussian noise that it fills the ball; what is longer is shortened."""
+    return {"std": threat.eps if threat.norm == "linf" else threat.width}
+
+
+_APGD = _Entry(
+    attack=torchattacks.APGD,
+    standard={"steps": 100},
+    choices={"loss": ("ce", "dlr")},
+    targeted=False,
+)
+_APGDT = _Entry(
+    attack=torchattacks.APGDT, standard={"steps": 100}, fewest_classes=4, targeted=False
+)
+_FAB = _Entry(attack=torchattacks.FAB, standard={"steps": 100}, targeted=False)
+_SQUARE = _Entry(
+    attack=torchattacks.Square,
+    standard={"resc_schedule": False},
+    choices={"loss": ("margin", "ce")},
+)
+_GN = _Entry(attack=torchattacks.GN, fitted=_noise, targeted=False, minimal=True)
+_BOTH = {"apgd": _APGD, "apgdt": _APGDT, "fab": _FAB, "square": _SQUARE, "gn": _GN}
+_ENTRIES: Mapping[Norm, Mapping[str, _Entry]] = {
+    "linf": _BOTH
+    | {
+        "bim": _Entry(attack=torchattacks.BIM),
+        "difgsm": _Entry(attack=torchattacks.DIFGSM, square=True),
+        "eotpgd": _Entry(attack=torchattacks.EOTPGD),
+        "ffgsm": _Entry(attack=torchattacks.FFGSM),
+        "fgsm": _Entry(attack=torchattacks.FGSM),
+        "jitter": _Entry(attack=torchattacks.Jitter, standard={"scale": 10.0}, needs_labels=True),
+        "mifgsm": _Entry(attack=torchattacks.MIFGSM),
+        "nifgsm": _Entry(attack=torchattacks.NIFGSM),
+        "pgd": _Entry(attack=torchattacks.PGD, standard={"steps": 100}),
+        "pgdrs": _Entry(
+            attack=torchattacks.PGDRS,
+            standard={"noise_type": "gaussian"},
+            fixed={"batch_max": 2**31},
+            choices={"noise_type": ("gaussian", "uniform")},
+            lengths=("noise_sd",),
+        ),
+        "pifgsm": _Entry(
+            attack=torchattacks.PIFGSM,
+            fixed={"momentum": 1.0, "prob": 0.7},
+            three_channels=True,
+            targeted=False,
+        ),
+        "pifgsmpp": _Entry(
+            attack=_PIFGSMPP, fixed={"momentum": 1.0, "prob": 0.7}, three_channels=True
+        ),
+        "rfgsm": _Entry(attack=torchattacks.RFGSM),
+        "sinifgsm": _Entry(attack=torchattacks.SINIFGSM),
+        "spsa": _Entry(attack=torchattacks.SPSA, standard={"steps": 100}, lengths=("delta", "lr")),
+        "tifgsm": _Entry(
+            attack=torchattacks.TIFGSM,
+            choices={"kernel_name": ("gaussian", "linear", "uniform")},
+            three_channels=True,
+            square=True,
+        ),
+        "tpgd": _Entry(attack=torchattacks.TPGD, targeted=False),
+        "upgd": _Entry(
+            attack=torchattacks.UPGD, choices={"loss": ("ce", "dlr")}, needs_labels=True
+        ),
+        "vmifgsm": _Entry(attack=torchattacks.VMIFGSM),
+        "vnifgsm": _Entry(attack=torchattacks.VNIFGSM),
+    },
+    "l2": _BOTH
+    | {
+        "deepfool": _Entry(attack=torchattacks.DeepFool, targeted=False, minimal=True),
+        "pgd": _Entry(attack=torchattacks.PGDL2, standard={"steps": 100}),
+        "pgdrs": _Entry(
+            attack=torchattacks.PGDRSL2,
+            standard={"noise_type": "gaussian"},
+            fixed={"batch_max": 2**31},
+            choices={"noise_type": ("gaussian", "uniform")},
+            lengths=("noise_sd",),
+        ),
+    },
+    "l1": {"gn": _GN},
+    "l0": {
+        "gn": _GN,
+        "jsma": _Entry(
+            attack=torchattacks.JSMA, lengths=("theta",), needs_targets=True, minimal=True
+        ),
+        "onepixel": _Entry(attack=torchattacks.OnePixel, minimal=True),
+        "pixle": _Entry(
+            attack=torchattacks.Pixle,
+            fixed={"pixel_mapping": "random", "update_each_iteration": False},
+            fitted=lambda threat: {"restarts": min(20, int(threat.eps))},
+            square=True,
+            minimal=True,
+        ),
+        "sparsefool": _Entry(
+            attack=torchattacks.SparseFool, standard={"lam": 3.0}, targeted=False, minimal=True
+        ),
+    },
+}
+
+
+def names(norm: Norm, *, targeted: bool = False) -> tuple[str, ...]:
+    """The attacks that search a ball of this norm, sorted; with `targeted`, for a given class.
+
+    Example:
+        >>> names("l0"), names("l0", targeted=True)
+        (('gn', 'jsma', 'onepixel', 'pixle', 'sparsefool'), ('jsma', 'onepixel', 'pixle'))
+    """
+    entries = _ENTRIES[norm].items()
+    return tuple(sorted(name for name, entry in entries if entry.targeted or not targeted))
+
+
+def settle(name: str, threat: ThreatModel, given: Mapping[str, Setting]) -> dict[str, Setting]:
+    """All settings of an attack: those given, checked, over the standard's and the defaults.
+
+    Raises:
+        AttackError: A setting that the attack does not take, or a value of the wrong kind.
+
+    Example:
+        >>> settle("pgd", ThreatModel(norm="linf", eps=0.1), {"steps": 10})
+        {'step_size': 0.025, 'steps': 10, 'random_start': True}
+    """
+    entry = _ENTRIES[threat.norm][name]
+    defaults = _defaults(entry, threat)
+    check_settings(name, given, defaults, entry.choices)
+    settled = defaults | dict(given)
+    if "step_size" in defaults and "step_size" not in given:
+        # 2.5 eps / steps is Madry et al.'s rule; one step after a random start takes 1.25 eps.
+        steps = int(settled.get("steps", 2))
+        settled["step_size"] = 2.5 * threat.eps / steps
+    return settled
+
+
+def search(
+    attack: "Attack", model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
+) -> Tensor:
+    """Runs the attack of this name inside an `attack_scope`; torchattacks' seed is the scope's.
+
+    Example:
+        >>> from defenses.attacks.attack import attack
+        >>> bim = attack("bim", ThreatModel(norm="linf", eps=0.1))
+        >>> image, label = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
+        >>> search(bim, nn.Flatten(), image, label, None)
+        tensor([[[[0.5000, 0.6000]]]])
+    """
+    seed = torch.default_generator.initial_seed()
+    return run(attack.name, attack.threat, attack.settings, model, images, labels, seed, targets)
+
+
+def run(
+    name: str,
+    threat: ThreatModel,
+    settings: Mapping[str, Setting],
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    seed: int,
+    targets: Tensor | None = None,
+) -> Tensor:
+    """Runs an attack on images in the threat model's bounds, inside an `attack_scope`.
+
+    Also those that `defenses.attacks.attack` has replaced by its own: to compare with.
+
+    Returns float32 images, whatever the model computes in.
+
+    Raises:
+        AttackError: The model or the images are such that this attack cannot work.
+
+    Example:
+        >>> threat = ThreatModel(norm="linf", eps=0.1)
+        >>> image, label = torch.tensor([[[[0.5, 0.4]]]]), torch.tensor([0])
+        >>> run("fgsm", threat, settle("fgsm", threat, {}), nn.Flatten(), image, label, 0).flatten()
+        tensor([0.4000, 0.5000])
+    """
+    entry = _ENTRIES[threat.norm][name]
+    _check_shape(name, entry, settings, images, threat)
+    clean = images.float()
+    unit = unit_images(clean, threat)
+    victim = Victim(
+        model,
+        threat,
+        images=images,
+        largest_class=int(torch.stack([labels, labels if targets is None else targets]).max()),
+        fewest_classes=_fewest_classes(entry, settings, targeted=targets is not None),
+    )
+    if entry.needs_targets and targets is None:
+        logits = _answer(victim, unit)
+        targets = logits.scatter(1, labels.unsqueeze(1), -math.inf).argmax(dim=1)
+    attack = entry.attack(victim, **_options(entry, threat, settings, unit, victim, seed))
+    if targets is not None:
+        attack.set_mode_targeted_by_function(lambda *_: targets, quiet=True)
+    classes = labels if targets is None or entry.needs_labels else targets
+    # Channels that the model does not see: filters of one channel each leave the others alone.
+    hidden = 3 - unit.shape[1] if entry.three_channels else 0
+    with warnings.catch_warnings():
+        # SparseFool hands a tensor to numpy, in a way that numpy 2 only tolerates.
+        warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
+        found: Tensor = attack(F.pad(unit, (0, 0, 0, 0, 0, hidden)), classes)
+    found = found.detach()[:, : unit.shape[1]]
+    adversarial = pixels_of(found, threat).clamp(*threat.bounds)
+    return threat.project(clean, adversarial) if entry.minimal else adversarial
+
+
+def _parameters(entry: _Entry) -> Mapping[str, inspect.Parameter]:
+    """The attack's constructor, by torchattacks' own words."""
+    return inspect.signature(entry.attack).parameters
+
+
+def _defaults(entry: _Entry, threat: ThreatModel) -> dict[str, Setting]:
+    """Every setting of an attack by our word, with the standard's value or torchattacks'."""
+    found: dict[str, Setting] = {
+        _OURS.get(key, key): parameter.default
+        for key, parameter in _parameters(entry).items()
+        if key not in _FILLED and key not in entry.fixed
+    }
+    found |= {key: float(found[key]) * threat.width for key in entry.lengths}
+    return found | dict(entry.standard) | dict(entry.fitted(threat))
+
+
+def _options(
+    entry: _Entry,
+    threat: ThreatModel,
+    settings: Mapping[str, Setting],
+    unit: Tensor,
+    victim: Victim,
+    seed: int,
+) -> dict[str, Any]:
+    """The constructor's arguments in torchattacks' words, lengths in widths of the bounds."""
+    options: dict[str, Any] = dict(entry.fixed)
+    for ours, value in settings.items():
+        length = ours == "step_size" or ours in entry.lengths
+        options[_theirs(entry, ours)] = float(value) / threat.width if length else value
+    if options.get("noise_type") == "gaussian":
+        options["noise_type"] = "guassian"  # the library's spelling
+    pairs, radius = int(threat.eps) // 2, threat.eps / threat.width
+    side = (1, max(1, math.isqrt(int(threat.eps) // int(settings.get("restarts", 1)))))
+    filled = {
+        "eps": radius,
+        "max_epsilon": radius,
+        "norm": _NORMS.get(threat.norm),
+        "seed": seed,
+        "verbose": False,
+        "pixels": int(threat.eps),
+        "gamma": (2 * pairs - 0.5) / unit[0].numel(),  # JSMA rounds the number of pairs up
+        "x_dimensions": side,
+        "y_dimensions": side,
+    }
+    parameters = _parameters(entry)
+    if "n_classes" in parameters:
+        options["n_classes"] = min(_answer(victim, unit).shape[1], _STANDARD_CLASSES)
+    return options | {key: value for key, value in filled.items() if key in parameters}
+
+
+def _answer(victim: Victim, unit: Tensor) -> Tensor:
+    """The logits of the clean images."""
+    with torch.no_grad():
+        return victim(unit)
+
+
+def _theirs(entry: _Entry, ours: str) -> str:
+    """Torchattacks' word for one of our settings."""
+    words = (key for key in _parameters(entry) if _OURS.get(key, key) == ours)
+    return next(words)
+
+
+def _fewest_classes(entry: _Entry, settings: Mapping[str, Setting], *, targeted: bool) -> int:
+    """How many logits the loss compares: DLR the third, towards a target the fourth."""
+    if settings.get("loss") == "dlr":
+        return 4 if targeted else 3
+    return entry.fewest_classes
+
+
+def _check_shape(
+    name: str, entry: _Entry, settings: Mapping[str, Setting], images: Tensor, threat: ThreatModel
+) -> None:
+    """Refuses images, or a ball, that this attack cannot work on."""
+    channels, height, width = images.shape[1:]
+    resized = int(width * float(settings.get("resize_rate", 0.5)))
+    reasons = {
+        f"at most 3 channels, got {channels}": entry.three_channels and channels > 3,
+        f"images as high as wide, got {height}x{width}": entry.square and height != width,
+        f"resize_rate to give a side of 1 to {width - 1}, got {resized}": (
+            "resize_rate" in settings and not 1 <= resized < width
+        ),
+        f"at most {_MOST_VALUES} values an image, all pairs of which it compares": (
+            name == "jsma" and images[0].numel() > _MOST_VALUES
+        ),
+        "eps of at least 2, since it changes values in pairs": name == "jsma" and threat.eps < 2,
+    }
+    for expected, wrong in reasons.items():
+        if wrong:
+            raise AttackError(f"{name} needs {expected}; use another {threat.norm} attack")
+
+
+def usual_attack(
+    name: str, model: nn.Module, *, eps: float, steps: int
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """An attack as torchattacks' own examples use it, for comparison: nothing put back or checked.
+
+    Example:
+        >>> usual_attack("FGSM", nn.Linear(1, 1), eps=0.1, steps=1).attack
+        'FGSM'
+    """
+    alpha = {"PGD": 2.5 * eps / steps, "TPGD": 2.5 * eps / steps, "FFGSM": 1.25 * eps}.get(name)
+    options = {} if alpha is None else {"alpha": alpha}
+    options |= {"steps": steps} if name in ("PGD", "TPGD") else {}
+    return cast(Any, getattr(torchattacks, name))(model, eps=eps, **options)  # type: ignore[no-any-return]

@@ -1,0 +1,293 @@
+"""Auto-PGD: projected gradient ascent that finds its own step size (Croce & Hein 2020).
+
+After arXiv 2003.01690: momentum, and checkpoints at which a search that stalls goes back to its
+best image and halves its step. An image that is fooled leaves at once: its verdict is known.
+
+Deliberately not here: expectation over a model that is random.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from defenses.attacks.dlr import dlr, likeliest_wrong, targeted_dlr
+from defenses.attacks.oracle import Oracle, until_fooled
+from defenses.attacks.settings import Setting, settled
+from defenses.errors import AttackError
+from defenses.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from defenses.attacks.attack import Attack
+
+__all__ = ["search", "search_targets", "settle", "settle_targets"]
+
+# From logits [n, classes], labels [n] and targets [n] to a loss a row, or to whether a row is won.
+_PerRow = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+_MOMENTUM = 0.75  # alpha in the paper
+_RISING = 0.75  # rho: the share of steps that must rise for the step to stay as long as it is
+_TINY = 1e-12
+
+
+def settle(threat: ThreatModel, given: Mapping[str, Setting]) -> tuple[dict[str, Setting], float]:
+    """APGD's settings, the standard's unless given, and its reach.
+
+    The loss is `"ce"` (cross-entropy) or `"dlr"` (difference of logits ratio).
+
+    Raises:
+        AttackError: A setting that is unknown, or a value that cannot be.
+
+    Example:
+        >>> settle(ThreatModel(norm="linf", eps=0.1), {"loss": "dlr"})
+        ({'steps': 100, 'loss': 'dlr', 'restarts': 1}, 0.1)
+    """
+    defaults: dict[str, Setting] = {"steps": 100, "loss": "ce", "restarts": 1}
+    return settled("apgd", given, defaults, {"loss": ("ce", "dlr")}), threat.eps
+
+
+def search(
+    attack: "Attack", model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
+) -> Tensor:
+    """Searches for images that are misclassified, or taken for their targets.
+
+    To be called within an `attack_scope`.
+
+    Returns:
+        The first image that fooled the model, else the one of highest loss in the last restart,
+        in at least float32, [n, ...]. Where the model is wrong already, the clean image.
+
+    Raises:
+        AttackError: The model cannot be searched, or has too few classes for the loss.
+
+    Example:
+        >>> from defenses.attacks.attack import attack
+        >>> apgd = attack("apgd", ThreatModel(norm="linf", eps=0.125))
+        >>> apgd(nn.Flatten(), torch.tensor([[[[1.0, 0.9]]]]), torch.tensor([0])).argmax(-1)
+        tensor([[[1]]])
+    """
+    wanted, won = (labels, _is_wrong) if targets is None else (targets, _is_target)
+    oracle = Oracle(model, images, torch.maximum(labels, wanted))
+    clean = images.to(torch.promote_types(images.dtype, torch.float32))
+    logits, steps = oracle.logits(clean), int(attack.settings["steps"])
+    loss = _loss(str(attack.settings["loss"]), logits.shape[1], targeted=targets is not None)
+
+    def run(rows: Tensor) -> tuple[Tensor, Tensor]:
+        climb = _Climb.start(clean[rows], labels[rows], wanted[rows], attack.threat)
+        return _ascend(oracle, climb, attack.threat, loss, won, steps)
+
+    standing = ~won(logits, labels, wanted)
+    return until_fooled(clean, standing, [run] * int(attack.settings["restarts"]))
+
+
+def settle_targets(
+    threat: ThreatModel, given: Mapping[str, Setting]
+) -> tuple[dict[str, Setting], float]:
+    """APGD-T's settings, the standard's unless given, and its reach.
+
+    Raises:
+        AttackError: A setting that is unknown, or a value that cannot be.
+
+    Example:
+        >>> settle_targets(ThreatModel(norm="linf", eps=0.1), {})
+        ({'steps': 100, 'target_classes': 9}, 0.1)
+    """
+    return settled("apgdt", given, {"steps": 100, "target_classes": 9}), threat.eps
+
+
+def search_targets(
+    attack: "Attack", model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
+) -> Tensor:
+    """APGD-T: a search towards one wrong class after the other, the likeliest first.
+
+    A search is over when the model is wrong, with whatever class. A model of fewer than ten
+    classes has as many searches as wrong classes. With two or three classes the loss cannot be
+    the ratio of four logits: it is the difference of two. To be called within an `attack_scope`.
+
+    Returns:
+        As `search` does, the last class in the place of the last restart.
+
+    Raises:
+        AttackError: The model cannot be searched.
+
+    Example:
+        >>> from defenses.attacks.attack import attack
+        >>> apgdt = attack("apgdt", ThreatModel(norm="linf", eps=0.125))
+        >>> apgdt(nn.Flatten(), torch.tensor([[[[1.0, 0.9]]]]), torch.tensor([0])).argmax(-1)
+        tensor([[[1]]])
+    """
+    oracle = Oracle(model, images, labels)
+    clean = images.to(torch.promote_types(images.dtype, torch.float32))
+    logits, steps = oracle.logits(clean), int(attack.settings["steps"])
+
+    def run(target: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        climb = _Climb.start(clean[rows], labels[rows], target[rows], attack.threat)
+        return _ascend(oracle, climb, attack.threat, targeted_dlr, _is_wrong, steps)
+
+    order = likeliest_wrong(logits, labels, int(attack.settings["target_classes"]))
+    runs = [partial(run, target) for target in order.unbind(1)]
+    return until_fooled(clean, logits.argmax(1) == labels, runs)
+
+
+def _is_wrong(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Won with any class but the label."""
+    return logits.argmax(1) != labels
+
+
+def _is_target(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Won with the target only."""
+    return logits.argmax(1) == targets
+
+
+def _loss(name: str, classes: int, *, targeted: bool) -> _PerRow:
+    """The loss to climb."""
+    if name == "ce" and targeted:
+        return lambda logits, _, targets: -F.cross_entropy(logits, targets, reduction="none")
+    if name == "ce":
+        return lambda logits, labels, _: F.cross_entropy(logits, labels, reduction="none")
+    if targeted:
+        return targeted_dlr
+    if classes < 3:
+        raise AttackError(
+            f"the dlr loss compares 3 logits, but the model has {classes} classes; use loss='ce'"
+        )
+    return lambda logits, labels, _: dlr(logits, labels)
+
+
+def _ascend(
+    oracle: Oracle,
+    climb: "_Climb",
+    threat: ThreatModel,
+    loss: _PerRow,
+    won: _PerRow,
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """One search from one start: the images it gives, and which of them won."""
+    found = climb.point.clone()
+    over = torch.zeros(len(found), dtype=torch.bool, device=found.device)
+    period = since = max(int(0.22 * steps), 1)
+    for step in range(steps + 1):
+        if step > 0:
+            climb.move(threat, 1.0 if step == 1 else _MOMENTUM)
+        wins = won(climb.look(oracle, loss), climb.labels, climb.targets)
+        if wins.any():
+            found[climb.rows[wins]], over[climb.rows[wins]] = climb.point[wins], True
+            climb.keep(~wins)
+            if len(climb.rows) == 0:
+                break
+        if step == 0:
+            climb.mark()
+            continue
+        since -= 1
+        if since == 0:
+            climb.check(period)
+            period = since = max(period - max(int(0.03 * steps), 1), int(0.06 * steps), 1)
+    found[climb.rows] = climb.best
+    return found, over
+
+
+@dataclass
+class _Climb:
+    """Where a search stands: of every tensor one row for each image that is still searched."""
+
+    rows: Tensor
+    clean: Tensor
+    labels: Tensor
+    targets: Tensor
+    point: Tensor
+    previous: Tensor
+    gradient: Tensor
+    loss: Tensor
+    best: Tensor
+    best_gradient: Tensor
+    best_loss: Tensor
+    step: Tensor  # in eps
+    rises: Tensor  # since the last checkpoint
+    marked_loss: Tensor  # the best at the last checkpoint
+    halved: Tensor  # at the last checkpoint
+
+    @classmethod
+    def start(cls, clean: Tensor, labels: Tensor, targets: Tensor, threat: ThreatModel) -> "_Climb":
+        """At random points on the surface of the ball, not looked at yet."""
+        point = _random_start(clean, threat)
+        lowest = clean.new_full((len(clean),), -math.inf)
+        return cls(
+            rows=torch.arange(len(clean), device=clean.device),
+            clean=clean,
+            labels=labels,
+            targets=targets,
+            point=point,
+            previous=point,
+            gradient=torch.zeros_like(point),
+            loss=lowest,
+            best=point,
+            best_gradient=torch.zeros_like(point),
+            best_loss=lowest,
+            step=torch.full_like(lowest, 2.0),
+            rises=torch.zeros_like(lowest),
+            marked_loss=lowest,
+            halved=torch.ones_like(lowest, dtype=torch.bool),
+        )
+
+    def keep(self, which: Tensor) -> None:
+        """Drops the other rows."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(self, each.name)[which])
+
+    def look(self, oracle: Oracle, loss: _PerRow) -> Tensor:
+        """Takes loss and gradient at the point, remembers the best; returns the logits."""
+        before = self.loss
+        logits, self.loss, self.gradient = oracle.gradient(
+            self.point, lambda logits: loss(logits, self.labels, self.targets)
+        )
+        self.rises = self.rises + (self.loss > before)
+        # A weight of 0 or 1 selects exactly: no index that waits for the device, no slow mask.
+        better = (self.loss > self.best_loss).to(self.best.dtype).view(-1, 1, 1, 1)
+        self.best = self.best.lerp(self.point, better)
+        self.best_gradient = self.best_gradient.lerp(self.gradient, better)
+        self.best_loss = torch.maximum(self.best_loss, self.loss)
+        return logits
+
+    def move(self, threat: ThreatModel, momentum: float) -> None:
+        """One step up the gradient, mixed with the way of the last step."""
+        length = (self.step * threat.eps).view(-1, 1, 1, 1)
+        linf = threat.norm == "linf"
+        direction = self.gradient.sign() if linf else _of_length_one(self.gradient, 2)
+        ahead = threat.project(self.clean, self.point + length * direction)
+        inertia = (1 - momentum) * (self.point - self.previous)
+        mixed = self.point + momentum * (ahead - self.point) + inertia
+        self.previous, self.point = self.point, threat.project(self.clean, mixed)
+
+    def mark(self) -> None:
+        """Counts rises and compares losses from here."""
+        self.marked_loss, self.rises = self.best_loss, torch.zeros_like(self.rises)
+
+    def check(self, steps: int) -> None:
+        """After so many steps: where the search stalls, half the step from the best point."""
+        stalled = ~self.halved & (self.marked_loss >= self.best_loss)
+        self.halved = (self.rises <= _RISING * steps) | stalled
+        self.step = torch.where(self.halved, self.step / 2, self.step)
+        back = self.halved.view(-1, 1, 1, 1)
+        self.point = torch.where(back, self.best, self.point)
+        self.gradient = torch.where(back, self.best_gradient, self.gradient)
+        self.mark()
+
+
+def _random_start(clean: Tensor, threat: ThreatModel) -> Tensor:
+    """A random direction from the clean images to the surface of the ball, within the bounds."""
+    if threat.norm == "linf":
+        direction = _of_length_one(torch.empty_like(clean).uniform_(-1, 1), math.inf)
+    else:
+        direction = _of_length_one(torch.randn_like(clean), 2)
+    return (clean + threat.eps * direction).clamp(*threat.bounds)
+
+
+def _of_length_one(direction: Tensor, order: float) -> Tensor:
+    """Each row scaled."""
+    length: Tensor = torch.linalg.vector_norm(direction.flatten(1), ord=order, dim=1)
+    return direction / (length + _TINY).view(-1, 1, 1, 1)

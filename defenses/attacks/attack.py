@@ -1,0 +1,365 @@
+"""An attack is a configured value that turns images into adversarial ones.
+
+`attack(name, threat, ...)` makes one by name, `custom_attack(function, threat)` one of a function
+of your own. Every call goes through `attack_scope`, and what comes back is checked against the ball
+that was promised.
+
+Own attacks are rows of `_OWN`; torchattacks has the others, through its adapter. A name that is in
+both is ours.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import final, get_args
+
+import torch
+from torch import Tensor, nn
+
+from defenses.attacks import _torchattacks, apgd, carlini_wagner, elastic_net, fab, pgd, square
+from defenses.attacks.settings import Setting
+from defenses.errors import AttackError
+from defenses.scope import attack_scope, home_of
+from defenses.threat import Norm, ThreatModel
+
+__all__ = ["Attack", "Search", "Setting", "attack", "attack_names", "custom_attack"]
+
+# (attack, model, images, labels, targets or None) -> images: runs inside `attack_scope`, where the
+# global generators are seeded, on detached images of the model's device and dtype.
+Search = Callable[["Attack", nn.Module, Tensor, Tensor, Tensor | None], Tensor]
+
+
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Attack:
+    """A configured attack; make one with `attack`.
+
+    It holds no model and no state: calling it twice with the same seed, model and batch gives the
+    same images.
+
+    Attributes:
+        name: As in `attack_names`.
+        threat: The ball it searches.
+        radius: How far its images may be from the clean ones, in the threat model's norm. This is
+            `threat.eps`, but larger for `n-fgsm`, which deliberately leaves the ball in training.
+        configuration: Every setting with its value, as pairs.
+        targeted: Whether it can seek a class that it is given.
+        search: What runs on the model, inside the scope.
+
+    Example:
+        >>> attack("pgd", ThreatModel(norm="linf", eps=0.1), steps=10)
+        Attack('pgd', linf eps=0.1 in [0, 1]; step_size=0.025, steps=10, ...)
+    """
+
+    name: str
+    threat: ThreatModel
+    radius: float
+    configuration: tuple[tuple[str, Setting], ...]
+    targeted: bool
+    search: Search = field(repr=False)
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Every setting of the attack by name: those given and those by default.
+
+        Example:
+            >>> attack("apgd", ThreatModel(norm="linf", eps=0.1)).settings["steps"]
+            100
+        """
+        return dict(self.configuration)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        targets: Tensor | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Searches an adversarial image for each image, leaving the model as it was.
+
+        Args:
+            model: Takes images in the threat model's bounds, returns logits [n, classes].
+            images: Clean images, floating point, [n, channels, height, width]; n may be 0.
+            labels: True classes, int64, [n].
+            targets: Classes to seek, int64, [n]; None seeks any class but the true one.
+            seed: Repeats the attack's random choices; None draws fresh ones.
+
+        Returns:
+            Images on the model's device and in its dtype, [n, channels, height, width], each
+            within `radius` of the clean one and inside the bounds, to the float tolerance that
+            `ThreatModel.contains` states. An empty batch stays empty.
+
+        Raises:
+            ThreatModelError: The images are not in the bounds, or every image is in the ball.
+            AttackError: The labels do not fit, the model's logits are unusable, the attack cannot
+                seek a target, or it broke its promise.
+
+        Example:
+            >>> model = nn.Flatten()  # two pixels, two logits
+            >>> images, labels = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
+            >>> attack("fgsm", ThreatModel(norm="linf", eps=0.1))(model, images, labels)
+            tensor([[[[0.5000, 0.6000]]]])
+        """
+        self.threat.check_images(images)
+        _check_batch(images, labels, "labels")
+        if targets is not None:
+            self._check_targeted()
+            _check_batch(images, targets, "targets")
+        device, dtype = home_of(model, images)
+        clean, labels = images.detach().to(device=device, dtype=dtype), labels.to(device)
+        targets = None if targets is None else targets.to(device)
+        if len(images) == 0:
+            return clean
+        with attack_scope(model, seed=seed):
+            found = self.search(self, model, clean.clone(), labels, targets)
+            found = self._check_promise(clean, found)
+        # Another precision rounds differently: what was inside to float32 is moved back inside.
+        return found if found.dtype == dtype else self.threat.project(clean, found.to(dtype))
+
+    def __repr__(self) -> str:
+        low, high = self.threat.bounds
+        threat = f"{self.threat.norm} eps={self.threat.eps:g} in [{low:g}, {high:g}]"
+        settings = ", ".join(f"{key}={value!r}" for key, value in self.configuration)
+        return f"Attack({self.name!r}, {threat}{'; ' if settings else ''}{settings})"
+
+    def _check_targeted(self) -> None:
+        """Refuses targets for an attack that cannot seek one."""
+        if not self.targeted:
+            able = ", ".join(attack_names(self.threat.norm, targeted=True)) or "none"
+            raise AttackError(
+                f"{self.name} cannot seek a target; {self.threat.norm} attacks that can: {able}"
+            )
+
+    def _check_promise(self, clean: Tensor, found: object) -> Tensor:
+        """Refuses a result outside the ball: a figure made with it would be wrong."""
+        if not isinstance(found, Tensor) or found.shape != clean.shape:
+            got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise AttackError(f"{self.name}: expected images {list(clean.shape)}, got {got}")
+        found = found.detach()
+        radius = min(self.radius, self.threat.width) if self.threat.norm == "linf" else self.radius
+        outside = int((~replace(self.threat, eps=radius).contains(clean, found)).sum())
+        if outside == 0:
+            return found
+        broken = int((~torch.isfinite(found).flatten(1).all(dim=1)).sum())
+        if broken:
+            raise AttackError(
+                f"{self.name} gave pixels that are not finite for {broken} of {len(clean)} images: "
+                "it divided by a gradient that is zero or not finite; pgd and apgd do not"
+            )
+        raise AttackError(
+            f"{self.name} left the ball of radius {radius:g} or the bounds for {outside} of "
+            f"{len(clean)} images; this is a fault of the attack, do not use its figures"
+        )
+
+
+def attack(
+    name: str,
+    threat: ThreatModel,
+    *,
+    steps: int | None = None,
+    step_size: float | None = None,
+    restarts: int | None = None,
+    **settings: Setting,
+) -> Attack:
+    """Configures an attack; nothing runs yet.
+
+    What is not given takes the standard's value (PGD, APGD, APGD-T and FAB 100 steps, Square
+    5000 queries) or torchattacks' default; step sizes scale with eps (2.5 eps / steps). `cw`
+    and `deepfool` look for the shortest change: theirs is shortened to eps where it is longer.
+
+    Args:
+        name: One of `attack_names(threat.norm)`: `pgd` (Madry et al. 2018, arXiv 1706.06083),
+            `apgd`, `apgdt` (Croce & Hein 2020, arXiv 2003.01690), `ffgsm` (FGSM-RS, Wong et al.
+            2020, arXiv 2001.03994), `n-fgsm` (de Jorge et al. 2022, arXiv 2202.01181; settings
+            `noise`, in multiples of eps, and `step_size`), ...
+        threat: The ball to search.
+        steps: Gradient steps, at least 1.
+        step_size: Length of a step, in the units of the pixels.
+        restarts: Random restarts, for the attacks that have them.
+        **settings: Further settings by torchattacks' names, such as `random_start`; each is
+            checked against what the attack takes.
+
+    Raises:
+        AttackError: No such attack in this norm, no such setting, or a value that cannot be.
+
+    Example:
+        >>> attack("pgd", ThreatModel(norm="linf", eps=0.1), momentum=0.9)
+        Traceback (most recent call last):
+        ...
+        defenses.errors.AttackError: pgd takes no setting 'momentum'; its settings: ...
+    """
+    _check_name(name, threat.norm)
+    named = {"steps": steps, "step_size": step_size, "restarts": restarts}
+    given = {key: value for key, value in named.items() if value is not None} | settings
+    own = _own(name, threat.norm)
+    if own is None:
+        settled, radius = _torchattacks.settle(name, threat, given), threat.eps
+    else:
+        settled, radius = own.settle(threat, given)
+    return Attack(
+        name=name,
+        threat=threat,
+        radius=radius,
+        configuration=tuple(settled.items()),
+        targeted=name in attack_names(threat.norm, targeted=True),
+        search=_torchattacks.search if own is None else own.search,
+    )
+
+
+def attack_names(norm: Norm, *, targeted: bool = False) -> tuple[str, ...]:
+    """The attacks there are for a norm, sorted; with `targeted`, those that can seek a class.
+
+    Example:
+        >>> "n-fgsm" in attack_names("linf"), "n-fgsm" in attack_names("l2")
+        (True, False)
+        >>> "deepfool" in attack_names("l2", targeted=True)
+        False
+    """
+    own = {name: row.targeted for name, row in _OWN.items() if norm in row.norms}
+    able = dict.fromkeys(_torchattacks.names(norm), False)
+    able |= dict.fromkeys(_torchattacks.names(norm, targeted=True), True) | own
+    return tuple(sorted(name for name, can in able.items() if can or not targeted))
+
+
+def custom_attack(
+    function: Callable[[nn.Module, Tensor, Tensor], Tensor],
+    threat: ThreatModel,
+    *,
+    name: str | None = None,
+) -> Attack:
+    """Makes an attack of your own function, behind the same door as the others.
+
+    The function is called as `function(model, images, labels)` inside `attack_scope`: the model is
+    in evaluation mode, the global generators are seeded, and everything is put back afterwards.
+    What it returns is checked against the ball like any attack's.
+
+    Args:
+        function: Gets images on the model's device and in its dtype; returns as many images.
+        threat: The ball that the images promise to be in.
+        name: For reports; by default the function's own.
+
+    Raises:
+        AttackError: `function` cannot be called.
+
+    Example:
+        >>> def darken(model, images, labels):
+        ...     return (images - 0.1).clamp(0, 1)
+        >>> custom_attack(darken, ThreatModel(norm="linf", eps=0.1))
+        Attack('darken', linf eps=0.1 in [0, 1])
+    """
+    if not callable(function):
+        raise AttackError(f"function: expected a callable, got {type(function).__name__}")
+    return Attack(
+        name=name or str(getattr(function, "__name__", type(function).__name__)),
+        threat=threat,
+        radius=threat.eps,
+        configuration=(),
+        targeted=False,
+        search=_Custom(function),
+    )
+
+
+@dataclass(frozen=True)
+class _Custom:
+    """A function of the user's own as a search."""
+
+    function: Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+    def __call__(
+        self,
+        attack: Attack,
+        model: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        targets: Tensor | None,
+    ) -> Tensor:
+        return self.function(model, images, labels)
+
+
+def _check_name(name: str, norm: Norm) -> None:
+    """Refuses a name that is no attack in this norm, with the reason or where it is one."""
+    if name in attack_names(norm):
+        return
+    if name in _REFUSED:
+        raise AttackError(f"{name} is refused: {_REFUSED[name]}")
+    elsewhere = [other for other in get_args(Norm) if name in attack_names(other)]
+    known = ", ".join(attack_names(norm))
+    raise AttackError(
+        f"no {norm} attack is called {name!r}"
+        + (f" (there is one for {', '.join(elsewhere)})" if elsewhere else "")
+        + f"; there are: {known}"
+    )
+
+
+def _check_batch(images: Tensor, classes: Tensor, what: str) -> None:
+    """Refuses images that are not [n, c, h, w], and labels or targets that are not n classes."""
+    if images.ndim != 4:
+        raise AttackError(
+            f"images: expected [n, channels, height, width], got {list(images.shape)}"
+        )
+    if not isinstance(classes, Tensor):
+        raise AttackError(f"{what}: expected an int64 tensor, got {type(classes).__name__}")
+    if classes.dtype != torch.int64 or classes.shape != images.shape[:1]:
+        raise AttackError(
+            f"{what}: expected int64 of shape [{len(images)}], "
+            f"got {classes.dtype} of shape {list(classes.shape)}"
+        )
+    if len(classes) and int(classes.min()) < 0:
+        raise AttackError(f"{what}: expected 0 or more, got {int(classes.min())}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Own:
+    """An attack written here: where it lives, what it takes and what it does."""
+
+    norms: tuple[Norm, ...]
+    settle: Callable[[ThreatModel, Mapping[str, Setting]], tuple[dict[str, Setting], float]]
+    search: Search
+    targeted: bool
+
+
+def _own(name: str, norm: Norm) -> _Own | None:
+    """Our own attack of this name in this norm, if there is one."""
+    row = _OWN.get(name)
+    return row if row is not None and norm in row.norms else None
+
+
+_OWN: Mapping[str, _Own] = {
+    "apgd": _Own(norms=("linf", "l2"), settle=apgd.settle, search=apgd.search, targeted=True),
+    "apgdt": _Own(
+        norms=("linf", "l2"),
+        settle=apgd.settle_targets,
+        search=apgd.search_targets,
+        targeted=False,
+    ),
+    "cw": _Own(
+        norms=("l2",), settle=carlini_wagner.settle, search=carlini_wagner.search, targeted=True
+    ),
+    "eaden": _Own(
+        norms=("l1",),
+        settle=elastic_net.settle_elastic_net,
+        search=elastic_net.search_elastic_net,
+        targeted=True,
+    ),
+    "eadl1": _Own(
+        norms=("l1",), settle=elastic_net.settle_l1, search=elastic_net.search_l1, targeted=True
+    ),
+    "fab": _Own(norms=("linf", "l2"), settle=fab.settle, search=fab.search, targeted=False),
+    "ffgsm": _Own(norms=("linf",), settle=pgd.settle_ffgsm, search=pgd.search_ffgsm, targeted=True),
+    "fgsm": _Own(norms=("linf",), settle=pgd.settle_fgsm, search=pgd.search_fgsm, targeted=True),
+    "n-fgsm": _Own(
+        norms=("linf",), settle=pgd.settle_n_fgsm, search=pgd.search_n_fgsm, targeted=True
+    ),
+    "pgd": _Own(norms=("linf", "l2"), settle=pgd.settle_pgd, search=pgd.search_pgd, targeted=True),
+    "square": _Own(norms=("linf", "l2"), settle=square.settle, search=square.search, targeted=True),
+}
+
+# Names that torchattacks has and we do not, each with the reason and what to use.
+_REFUSED: Mapping[str, str] = {
+    "autoattack": "it is several attacks; give its name to `evaluate`, or run them one by one from "
+    "`defenses.attacks.autoattack`",
+    "lgv": "it trains a surrogate of the model; train one yourself and attack that",
+    "multiattack": "it prints and keeps state; give several attacks to `evaluate` instead",
+    "vanila": "it is no attack, it returns the clean images",
+}

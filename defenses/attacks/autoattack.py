@@ -1,0 +1,74 @@
+"""AutoAttack: four attacks that need no tuning, run until one fools (Croce & Hein 2020).
+
+After arXiv 2003.01690, section 5, with the constants that the published figures were made with. A
+robust accuracy is called AutoAttack's only after the standard ensemble; what is cheaper has
+another name.
+
+Deliberately not here: running them. `evaluate(..., attacks=["autoattack"])` does, and attacks each
+image until it is fooled.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Literal, get_args
+
+from defenses.attacks.attack import Attack, attack
+from defenses.errors import AttackError
+from defenses.threat import ThreatModel
+
+__all__ = ["Preset", "ensemble"]
+
+Preset = Literal["standard", "quick"]
+
+
+def ensemble(threat: ThreatModel, preset: Preset = "standard") -> tuple[Attack, ...]:
+    """The attacks of an ensemble, in their order.
+
+    The `"standard"` is APGD on the cross-entropy (100 steps), APGD-T (100 steps towards each of 9
+    wrong classes), FAB-T (the same) and Square (5000 queries), each from one start. A model of
+    fewer than 10 classes has fewer targets, all its wrong classes; with 2 or 3 classes the loss of
+    APGD-T is the difference of two logits, since its ratio compares four.
+
+    `"quick"` is no AutoAttack: APGD and APGD-T with 50 steps and 3 wrong classes. Its robust
+    accuracy is an upper bound, usually close.
+
+    Args:
+        threat: In `linf` or `l2`.
+        preset: Which ensemble.
+
+    Raises:
+        AttackError: There is no such preset, or none in this norm.
+
+    Example:
+        >>> [each.name for each in ensemble(ThreatModel(norm="linf", eps=0.1))]
+        ['apgd', 'apgdt', 'fab', 'square']
+    """
+    if preset not in get_args(Preset):
+        known = ", ".join(get_args(Preset))
+        raise AttackError(f"preset: expected one of {known}; got {preset!r}")
+    if threat.norm not in ("linf", "l2"):
+        raise AttackError(f"autoattack: expected a threat model in linf or l2, got {threat.norm}")
+    return _PRESETS[preset](threat)
+
+
+def _standard(threat: ThreatModel) -> tuple[Attack, ...]:
+    """Every constant spelled out: the defaults of an attack may change, the standard's may not."""
+    return (
+        attack("apgd", threat, steps=100, loss="ce", restarts=1),
+        attack("apgdt", threat, steps=100, target_classes=9),
+        attack("fab", threat, steps=100, target_classes=9),
+        attack("square", threat, queries=5000, largest_share=0.8, restarts=1),
+    )
+
+
+def _quick(threat: ThreatModel) -> tuple[Attack, ...]:
+    """Two attacks that find most of what the standard finds."""
+    return (
+        attack("apgd", threat, steps=50, loss="ce", restarts=1),
+        attack("apgdt", threat, steps=50, target_classes=3),
+    )
+
+
+_PRESETS: Mapping[Preset, Callable[[ThreatModel], tuple[Attack, ...]]] = {
+    "standard": _standard,
+    "quick": _quick,
+}

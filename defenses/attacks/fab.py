@@ -1,0 +1,177 @@
+"""Fast Adaptive Boundary: looks for the nearest image on the other side (Croce & Hein 2020).
+
+After arXiv 1907.02044: the boundary between the label and a target class is taken for a
+hyperplane; the search steps onto it, within the bounds, while it is drawn towards the clean image.
+It knows no radius, so its answer is an image that is near enough, or none.
+
+Deliberately not here: the untargeted form, which needs a gradient for every class, and the final
+bisection; the standard has neither.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from defenses.attacks.dlr import lead, likeliest_wrong
+from defenses.attacks.oracle import Oracle, until_fooled
+from defenses.attacks.settings import Setting, settled
+from defenses.threat import ThreatModel
+
+if TYPE_CHECKING:
+    from defenses.attacks.attack import Attack
+
+__all__ = ["search", "settle", "step_onto_hyperplane"]
+
+_LARGEST_PULL = 0.1  # alpha_max: towards the clean image
+_OVERSHOOT = 1.05  # eta
+_WAY_BACK = 0.9  # beta: of the way to the clean image that is kept after a success
+_SHORTEST = 1e-8
+_NEWTON_STEPS = 60  # ten are usual; each passes a bound that a pixel meets
+
+
+def settle(threat: ThreatModel, given: Mapping[str, Setting]) -> tuple[dict[str, Setting], float]:
+    """FAB-T's settings, the standard's unless given, and its reach: what is farther is no success.
+
+    Raises:
+        AttackError: A setting that is unknown, or a value that cannot be.
+
+    Example:
+        >>> settle(ThreatModel(norm="linf", eps=0.1), {})
+        ({'steps': 100, 'target_classes': 9}, 0.1)
+    """
+    return settled("fab", given, {"steps": 100, "target_classes": 9}), threat.eps
+
+
+def search(
+    attack: "Attack", model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
+) -> Tensor:
+    """FAB-T: a search across the boundary to one wrong class after the other, likeliest first.
+
+    A search is over when it has met a misclassified image within the ball. A model of fewer than
+    ten classes has as many searches as wrong classes. It draws no random number; to be called
+    within an `attack_scope`.
+
+    Returns:
+        The first image in the ball that fooled the model, else the clean one, in at least float32,
+        [n, ...]. Where the model is wrong already, the clean image.
+
+    Raises:
+        AttackError: The model cannot be searched.
+
+    Example:
+        >>> from defenses.attacks.attack import attack
+        >>> fab = attack("fab", ThreatModel(norm="linf", eps=0.125))
+        >>> fab(nn.Flatten(), torch.tensor([[[[1.0, 0.9]]]]), torch.tensor([0])).flatten()
+        tensor([0.9475, 0.9525])
+    """
+    oracle = Oracle(model, images, labels)
+    clean = images.to(torch.promote_types(images.dtype, torch.float32))
+    logits, steps = oracle.logits(clean), int(attack.settings["steps"])
+
+    def run(target: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return _approach(oracle, clean[rows], labels[rows], target[rows], attack.threat, steps)
+
+    order = likeliest_wrong(logits, labels, int(attack.settings["target_classes"]))
+    runs = [partial(run, target) for target in order.unbind(1)]
+    return until_fooled(clean, logits.argmax(1) == labels, runs)
+
+
+def _approach(
+    oracle: Oracle,
+    clean: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    threat: ThreatModel,
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """One search: the images it gives, and which of them won."""
+    found = clean.clone()
+    over = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
+    rows, point = torch.arange(len(clean), device=clean.device), clean
+    for _ in range(steps):
+        point = _step(oracle, point, clean, labels, targets, threat)
+        wrong = oracle.logits(point).argmax(1) != labels
+        won = wrong & threat.contains(clean, point)
+        if won.any():
+            found[rows[won]], over[rows[won]] = point[won], True
+            rows, point, clean, labels, targets, wrong = (
+                each[~won] for each in (rows, point, clean, labels, targets, wrong)
+            )
+            if len(rows) == 0:
+                break
+        kept = 1 - (1 - _WAY_BACK) * wrong.to(point.dtype)
+        point = clean.lerp(point, kept.view(-1, 1, 1, 1))
+    return found, over
+
+
+def _step(
+    oracle: Oracle,
+    point: Tensor,
+    clean: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    threat: ThreatModel,
+) -> Tensor:
+    """Onto the boundary as it looks from the point, and a little towards the clean image."""
+    _, value, normal = oracle.gradient(point, lambda logits: lead(logits, labels, targets))
+    height = value + (normal * (clean - point)).flatten(1).sum(1)  # of the clean image
+    across, across_from_clean = step_onto_hyperplane(
+        torch.cat([point, clean]), normal.repeat(2, 1, 1, 1), torch.cat([value, height]), threat
+    ).chunk(2)
+    near, far = _length(across, threat), _length(across_from_clean, threat)
+    pull = (near / (near + far)).clamp_max(_LARGEST_PULL).view(-1, 1, 1, 1)
+    ahead = point + _OVERSHOOT * across
+    return ahead.lerp(clean + _OVERSHOOT * across_from_clean, pull).clamp(*threat.bounds)
+
+
+def step_onto_hyperplane(
+    points: Tensor, normals: Tensor, heights: Tensor, threat: ThreatModel
+) -> Tensor:
+    """The shortest change that brings each point onto its hyperplane, within the bounds.
+
+    A pixel moves against its share of the normal until it meets a bound. How far all have to
+    move, the height by the length, is a concave function of pieces of lines: Newton's method from
+    0 finds its solution in a few steps, without the sort that the paper uses.
+
+    Args:
+        points: In the bounds, [n, ...].
+        normals: Of the hyperplanes, [n, ...].
+        heights: Over the hyperplane, times the length of the normal, [n].
+        threat: Its norm, `linf` or `l2`, says which change is short.
+
+    Returns:
+        Changes, [n, ...]; where the hyperplane does not meet the bounds, the one that comes
+        nearest to it.
+
+    Example:
+        >>> threat = ThreatModel(norm="linf", eps=0.1)
+        >>> points, normals = torch.tensor([[0.5, 0.1]]), torch.tensor([[1.0, 1.0]])
+        >>> step_onto_hyperplane(points, normals, torch.tensor([0.4]), threat)
+        tensor([[-0.3000, -0.1000]])
+    """
+    # Arithmetic in place of masks: selecting by a mask is thirty times as slow on a CPU.
+    downhill = normals.flatten(1) * -heights.sign()[:, None]
+    way, weight, height = downhill.sign(), downhill.abs(), heights.abs()
+    middle, half = sum(threat.bounds) / 2, threat.width / 2
+    room = (half * way.abs() + way * (middle - points.flatten(1))).clamp_min(0)
+    speed = way.abs() if threat.norm == "linf" else weight
+    pull, reach = weight * speed, torch.zeros_like(height)
+    for _ in range(_NEWTON_STEPS):
+        path = reach[:, None] * speed
+        missing = height - torch.linalg.vecdot(weight, torch.minimum(path, room))
+        slope = torch.linalg.vecdot(pull, (room - path).sign().clamp_min(0))
+        further = reach + (missing / slope).nan_to_num(0, 0, 0).clamp_min(0)
+        if torch.equal(further, reach):
+            break
+        reach = further
+    return (way * torch.minimum(reach[:, None] * speed, room)).view_as(points)
+
+
+def _length(change: Tensor, threat: ThreatModel) -> Tensor:
+    """Of each row in the norm, never 0."""
+    flat = change.flatten(1)
+    length = flat.abs().amax(1) if threat.norm == "linf" else flat.norm(dim=1)
+    return length.clamp_min(_SHORTEST)

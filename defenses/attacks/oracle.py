@@ -1,0 +1,159 @@
+"""The model as a search sees it: an oracle, asked many times about the images that still stand.
+
+What makes many questions cheap is kept here: the memory format in which convolutions are fast, no
+graph where no gradient is asked for, one check of the answers and not one a step.
+
+Deliberately not here: any search. To be used within an `attack_scope`.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from defenses.errors import AttackError
+from defenses.scope import check_logits
+
+__all__ = ["Oracle", "Run", "until_fooled"]
+
+Run = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""From the rows to search (int64, [k]) to their images, [k, ...], and which are won, [k]."""
+
+
+@final
+class Oracle:
+    """A model with its usual layout and precision out of sight.
+
+    On a CPU the images are given to it channels-last, in which torch's pools and convolutions are
+    up to three times as fast; a model that cannot read them so (its forward calls `view`) gets the
+    layout that they came in. The answers are those of the model to rounding.
+
+    Args:
+        model: Takes images, returns logits [n, classes].
+        images: A batch as the model expects it, in its dtype and on its device, n >= 1.
+        classes: Labels or targets that the model must have a logit for, int64, not empty.
+
+    Example:
+        >>> images = torch.tensor([[[[0.6, 0.5]]]])
+        >>> oracle = Oracle(nn.Flatten(), images, torch.tensor([0]))
+        >>> oracle.logits(images)
+        tensor([[0.6000, 0.5000]])
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, classes: Tensor) -> None:
+        self._model, self._dtype = model, images.dtype
+        self._largest_class = int(classes.max())
+        self._channels_last = images.device.type == "cpu"
+        self._checked: set[bool] = set()
+
+    def logits(self, images: Tensor) -> Tensor:
+        """What the model says, without a graph.
+
+        Args:
+            images: [k, channels, height, width], k >= 1, in at least float32.
+
+        Returns:
+            Logits in the dtype of `images`, [k, classes].
+
+        Raises:
+            AttackError: The logits are not usable.
+
+        Example:
+            >>> image = torch.tensor([[[[0.6, 0.5]]]])
+            >>> Oracle(nn.Flatten(), image, torch.tensor([0])).logits(image).argmax(1)
+            tensor([0])
+        """
+        with torch.no_grad():
+            return self._answer(images, differentiable=False)[1]
+
+    def gradient(
+        self, images: Tensor, objective: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradient of an objective by the pixels, and all that was found on the way.
+
+        Args:
+            images: [k, channels, height, width], k >= 1, in at least float32.
+            objective: From logits [k, classes] to values [k], each of its own row only.
+
+        Returns:
+            Logits [k, classes], values [k] and gradients [k, channels, height, width], without
+            graphs and in the dtype of `images`.
+
+        Raises:
+            AttackError: The logits are not usable, or no gradient reaches the images.
+
+        Example:
+            >>> image = torch.tensor([[[[0.6, 0.5]]]])
+            >>> oracle = Oracle(nn.Flatten(), image, torch.tensor([0]))
+            >>> oracle.gradient(image, lambda logits: logits[:, 1] - logits[:, 0])[2].flatten()
+            tensor([-1.,  1.])
+        """
+        leaf, logits = self._answer(images, differentiable=True)
+        values = objective(logits)
+        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        return logits.detach(), values.detach(), gradient.to(images.dtype)
+
+    def _answer(self, images: Tensor, *, differentiable: bool) -> tuple[Tensor, Tensor]:
+        """The images as the model got them, and its logits, checked the first time."""
+        leaf = self._laid_out(images.detach()).requires_grad_(differentiable)
+        try:
+            logits = self._model(leaf)
+        except RuntimeError as error:
+            if not self._channels_last or "view size is not compatible" not in str(error):
+                raise
+            self._channels_last = False
+            return self._answer(images, differentiable=differentiable)
+        if differentiable not in self._checked:
+            self._check(logits, len(images), differentiable=differentiable)
+            self._checked.add(differentiable)
+        return leaf, logits.to(images.dtype)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        """The images in the model's dtype and the layout in which it is asked."""
+        images = images.to(self._dtype)
+        if not self._channels_last:
+            return images.contiguous().view_as(images)
+        images = images.contiguous(memory_format=torch.channels_last)
+        _, channels, height, width = images.shape
+        # With one channel both layouts are the same numbers: only the strides tell torch which.
+        strides = (channels * height * width, 1, channels * width, channels)
+        return images.as_strided(images.shape, strides)
+
+    def _check(self, logits: object, count: int, *, differentiable: bool) -> None:
+        """Refuses, at its first answer, a model that cannot be searched."""
+        logits = check_logits(
+            logits, count=count, largest_label=self._largest_class, error=AttackError
+        )
+        if differentiable and not logits.requires_grad:
+            raise AttackError(
+                "model: no gradient reaches the images (is part of it detached or under "
+                "no_grad?); use an attack that needs none, such as square"
+            )
+
+
+def until_fooled(images: Tensor, standing: Tensor, runs: Iterable[Run]) -> Tensor:
+    """Runs one search after the other, each on the images that stood up to those before.
+
+    Args:
+        images: Clean images, [n, ...].
+        standing: Which to search, booleans, [n].
+        runs: In their order.
+
+    Returns:
+        The image that won, or that the last run gave; the clean one where nothing was searched.
+
+    Example:
+        >>> def darken(rows):
+        ...     return torch.zeros(len(rows), 1), rows != 1
+        >>> until_fooled(torch.ones(3, 1), torch.tensor([True, True, False]), [darken]).flatten()
+        tensor([0., 0., 1.])
+    """
+    found, rows = images.clone(), standing.nonzero().flatten()
+    for run in runs:
+        if len(rows) == 0:
+            break
+        candidates, won = run(rows)
+        found[rows] = candidates
+        rows = rows[~won]
+    return found

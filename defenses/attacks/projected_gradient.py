@@ -1,0 +1,225 @@
+"""Projected gradient ascent on the images: the inner loop of attacks and of adversarial training.
+
+Written for speed on the module as it is: each step overwrites the images of the last one in
+whatever memory format they have, nothing waits for the device between steps, and the logits are
+checked once.
+
+Deliberately not here: which loss, which start and how many steps make which attack. Tried and left
+out, since they gained nothing on a CPU: pieces of a batch that fit its cache, bfloat16 without
+AMX, torch.compile, and convolutions' input gradients as forward convolutions of turned weights.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from defenses.errors import AttackError
+from defenses.scope import check_logits
+from defenses.threat import ThreatModel
+
+__all__ = ["projected_gradient", "random_start"]
+
+# Added to lengths that divide; torchattacks' constant, so that results agree.
+_SMALLEST_LENGTH = 1e-10
+
+_Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def projected_gradient(
+    model: nn.Module,
+    clean: Tensor,
+    threat: ThreatModel,
+    loss: _Loss,
+    reference: Tensor,
+    *,
+    start: Tensor,
+    steps: int,
+    step_size: float,
+    until_fooled: bool = False,
+) -> Tensor:
+    """Climbs the loss from `start`, projecting onto the threat model's set after every step.
+
+    For `linf` a step is the gradient's sign, for `l2` its direction, each image by itself (Madry
+    et al. 2018, arXiv 1706.06083). To be called within an `attack_scope`.
+
+    Args:
+        model: Returns logits [n, classes].
+        clean: Images in the bounds, floating point, [n, channels, height, width], n >= 1.
+        threat: Of the norm `linf` or `l2`.
+        loss: From logits and reference to losses, [n] or their sum; each of its own row only.
+        reference: What the loss compares with, [n, ...]; labels are int64, [n].
+        start: Where to begin; it need not lie in the ball and is not changed.
+        steps: At least 0; without one, `start` comes back as it is.
+        step_size: Length of a step in the threat model's norm.
+        until_fooled: Whether an image stays where it is once its logits do not favour its label;
+            `reference` is the labels then.
+
+    Returns:
+        Images in the memory format and dtype of `start`, within the ball and the bounds, [n, ...].
+
+    Raises:
+        AttackError: The norm has no such steps, or the model's first logits are unusable.
+
+    Example:
+        >>> threat = ThreatModel(norm="linf", eps=0.1)
+        >>> image, label = torch.tensor([[[[0.5, 0.4]]]]), torch.tensor([0])
+        >>> projected_gradient(nn.Flatten(), image, threat, nn.functional.cross_entropy, label,
+        ...                    start=image, steps=3, step_size=0.05).flatten()
+        tensor([0.4000, 0.5000])
+    """
+    if threat.norm not in ("linf", "l2"):
+        raise AttackError(f"norm: expected linf or l2 for projected gradient, got {threat.norm}")
+    climb = _climb_until_fooled if until_fooled else _climb
+    with _layout_kept(model):
+        return climb(model, clean, threat, loss, reference, start.detach(), steps, step_size)
+
+
+def random_start(clean: Tensor, threat: ThreatModel, *, reach: float) -> Tensor:
+    """Draws a point around each image from torch's global generator, clipped to the bounds.
+
+    For `linf` uniform in the cube of half-width `reach`, for `l2` in a random direction at a
+    uniform share of `reach`, as torchattacks does.
+
+    Args:
+        clean: Images in the bounds, floating point, [n, channels, height, width].
+        threat: Of the norm `linf` or `l2`.
+        reach: How far the points may be, at least 0.
+
+    Returns:
+        New images of the same memory format, [n, ...].
+
+    Example:
+        >>> threat = ThreatModel(norm="linf", eps=0.1)
+        >>> start = random_start(torch.zeros(2, 1, 4, 4), threat, reach=0.2)
+        >>> 0.1 < start.max().item() <= 0.2, start.min().item()
+        (True, 0.0)
+    """
+    noise = torch.empty_like(clean)
+    if threat.norm == "linf":
+        noise.uniform_(-reach, reach)
+    else:
+        noise.normal_()
+        length = _length(noise)
+        noise.mul_(torch.zeros_like(length).uniform_(0, 1) / length * reach)
+    return noise.add_(clean).clamp_(*threat.bounds)
+
+
+def _climb(
+    model: nn.Module,
+    clean: Tensor,
+    threat: ThreatModel,
+    loss: _Loss,
+    reference: Tensor,
+    start: Tensor,
+    steps: int,
+    step_size: float,
+) -> Tensor:
+    """All steps, always of the whole batch."""
+    move = _mover(clean, threat, step_size)
+    current = start.clone()
+    for number in range(steps):
+        logits = model(current.requires_grad_())
+        if number == 0:
+            _check(logits, reference)
+        (gradient,) = torch.autograd.grad(loss(logits, reference).sum(), current)
+        current = move(current.detach(), gradient)
+    return current
+
+
+def _climb_until_fooled(
+    model: nn.Module,
+    clean: Tensor,
+    threat: ThreatModel,
+    loss: _Loss,
+    labels: Tensor,
+    start: Tensor,
+    steps: int,
+    step_size: float,
+) -> Tensor:
+    """All steps; the rows that are fooled leave the batch, so that it shrinks."""
+    found, rows = start.clone(), torch.arange(len(start), device=start.device)
+    current = start.clone()
+    for number in range(steps):
+        logits = model(current.requires_grad_())
+        if number == 0:
+            _check(logits, labels)
+        standing = (logits.argmax(dim=1) == labels).nonzero().squeeze(1)
+        if len(standing) == 0:
+            break
+        (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), current)
+        current = current.detach()
+        if len(standing) < len(rows):
+            rows, clean, labels = rows[standing], clean[standing], labels[standing]
+            current, gradient = current[standing], gradient[standing]
+        current = _mover(clean, threat, step_size)(current, gradient)
+        found[rows] = current
+    return found
+
+
+def _mover(
+    clean: Tensor, threat: ThreatModel, step_size: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """One step and its projection, in place, as a function of the images and the gradient."""
+    low, high = threat.bounds
+    if threat.norm == "linf":
+        lowest, highest = (
+            (clean - threat.eps).clamp_(min=low),
+            (clean + threat.eps).clamp_(max=high),
+        )
+
+        def move(current: Tensor, gradient: Tensor) -> Tensor:
+            return current.add_(gradient.sign(), alpha=step_size).clamp_(lowest, highest)
+
+        return move
+
+    def move_straight(current: Tensor, gradient: Tensor) -> Tensor:
+        current.addcmul_(gradient, step_size / (_length(gradient) + _SMALLEST_LENGTH)).sub_(clean)
+        shrink = (threat.eps / _length(current)).clamp_(max=1.0)
+        return current.mul_(shrink).add_(clean).clamp_(low, high)
+
+    return move_straight
+
+
+def _length(images: Tensor) -> Tensor:
+    """The l2 length of each image, [n, 1, ...]."""
+    dims = tuple(range(1, images.ndim))
+    length: Tensor = torch.linalg.vector_norm(images, dim=dims, keepdim=True)
+    return length
+
+
+@contextmanager
+def _layout_kept(model: nn.Module) -> Iterator[None]:
+    """Gradients come back through `nn.Flatten` in the layout of what went in.
+
+    They would come back contiguous, and every layer before would then compute on two layouts: 6 %
+    of a step of a small channels-last network.
+    """
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        image = inputs[0]
+        if image.requires_grad and image.is_contiguous(memory_format=torch.channels_last):
+            image.register_hook(_to_channels_last)  # type: ignore[no-untyped-call]
+
+    with ExitStack() as undo:
+        for module in model.modules():
+            if isinstance(module, nn.Flatten):
+                undo.callback(module.register_forward_pre_hook(keep).remove)
+        yield
+
+
+def _to_channels_last(gradient: Tensor) -> Tensor:
+    """The same gradient in the layout of the images."""
+    return gradient.contiguous(memory_format=torch.channels_last)
+
+
+def _check(logits: object, reference: Tensor) -> None:
+    """Refuses logits that the loss or the gradient cannot be taken of."""
+    largest = 0 if reference.is_floating_point() else int(reference.max())
+    checked = check_logits(logits, count=len(reference), largest_label=largest, error=AttackError)
+    if not checked.requires_grad:
+        raise AttackError(
+            "model: no gradient reaches the images (is part of it detached or under no_grad?); use "
+            "an attack that needs none, such as square"
+        )

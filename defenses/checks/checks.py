@@ -1,0 +1,112 @@
+"""Can a robust accuracy be believed? Checks that gradient masking and broken attacks do not pass.
+
+Most of them are from the list of Carlini et al. (2019, arXiv 1902.06705): what must hold where an
+attack does its work. A failed check does not say what the robust accuracy is; it says that the
+attacks have not measured it. A passed one is no proof.
+
+Whether a difference counts is decided by counting noise: two attacks are compared on the same
+images by the exact one-sided McNemar test at 1 % (so an honest model fails one such check in a
+hundred by chance), a share against a limit by its 95 % Wilson interval. The limits themselves are
+choices: 1 % for what should be nothing, 2 % at the end of the curve, 90 % of planted
+vulnerabilities, half of what many steps find for a single one.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import torch
+from torch import nn
+
+from defenses.checks import masking, soundness
+from defenses.checks.soundness import Finding
+from defenses.checks.subject import CheckSettings, Subject
+from defenses.checks.verdict import Verdict
+from defenses.errors import DefenseError, EvaluationError
+from defenses.evaluation.images import ImageSource, ImageTensors, MapDataset, choose_images
+from defenses.evaluation.progress import progress_bar
+from defenses.scope import attack_scope
+from defenses.threat import ThreatModel
+
+__all__ = ["CheckSettings", "check", "judge"]
+
+_CHECKS: Mapping[str, Callable[[Subject], Finding]] = {
+    "the outputs are logits": soundness.outputs_are_logits,
+    "the model is deterministic": soundness.is_deterministic,
+    "gradients are not zero": soundness.gradients_are_not_zero,
+    "a planted vulnerability is found": soundness.planted_is_found,
+    "iterative beats single-step": masking.iterative_beats_single_step,
+    "a single step is a fair guide": masking.single_step_is_a_fair_guide,
+    "twice the steps change little": masking.twice_the_steps_change_little,
+    "accuracy falls to zero as eps grows": masking.accuracy_falls,
+    "random noise is weaker": masking.noise_is_weaker,
+    "black-box does not beat white-box": masking.black_box_does_not_beat_white_box,
+    "transfer does not beat white-box": masking.transfer_does_not_beat_white_box,
+}
+
+
+def check(
+    model: nn.Module,
+    data: MapDataset | ImageTensors,
+    threat: ThreatModel,
+    *,
+    settings: CheckSettings | None = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    progress: bool = True,
+) -> tuple[Verdict, ...]:
+    """Checks whether what gradient attacks find on this model can be believed.
+
+    The model and the global random states are left as they were.
+
+    Args:
+        model: Takes images in the threat model's bounds, returns logits [n, classes].
+        data: As in `evaluate`.
+        threat: The ball in which the model is said to be robust.
+        settings: How thoroughly; None takes `CheckSettings()`.
+        batch_size: Images a forward pass, at least 1.
+        seed: Chooses the images and every random start, 0 <= seed < 2**63.
+        progress: Show a bar on stderr when that is a terminal.
+
+    Returns:
+        A verdict for each check, always the same ones in the same order. One that could not be
+        run is `"not checked"` and says why. Answers that cannot be used are a failed verdict too.
+
+    Raises:
+        ThreatModelError: The images are not in the bounds.
+        EvaluationError: The data is empty or not of images and labels.
+
+    Example:
+        >>> images, labels = torch.rand(32, 1, 2, 2), torch.zeros(32, dtype=torch.int64)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> verdicts = check(model, list(zip(images, labels)), ThreatModel(norm="linf", eps=0.1))
+        >>> len(verdicts), verdicts[0].name
+        (11, 'the outputs are logits')
+    """
+    chosen = settings or CheckSettings()
+    if batch_size < 1 or not 0 <= seed < 2**63:
+        raise EvaluationError(
+            f"expected batch_size >= 1 and a seed in [0, 2**63), got {batch_size} and {seed}"
+        )
+    source = ImageSource(data, threat)
+    indices = choose_images(len(source), None, torch.Generator())
+    with progress_bar(shown=progress) as bar:
+        subject = Subject(
+            model, source, indices, threat, chosen, batch_size=batch_size, seed=seed, bar=bar
+        )
+        return tuple(judge(subject))
+
+
+def judge(subject: Subject, done: Sequence[Verdict] = ()) -> Iterator[Verdict]:
+    """Runs the checks in order, after those that are done already; what cannot be run says why."""
+    with attack_scope(subject.model, seed=subject.seed):
+        for name, run in list(_CHECKS.items())[len(done) :]:
+            try:
+                found = run(subject)
+            except DefenseError as error:
+                found = Finding(outcome="not checked", sentence=f"Could not be run: {error}.")
+            yield Verdict(
+                name=name,
+                outcome=found.outcome,
+                figure=found.figure,
+                sentence=found.sentence,
+                curve=found.curve,
+            )

@@ -1,0 +1,183 @@
+"""A planted vulnerability: an attack that misses what we put there ourselves would miss others.
+
+The binarisation test of Zimmermann et al. (2022, arXiv 2206.13991), simplified. For one image at a
+time the last layer is replaced by a linear readout of two classes on the model's own features.
+It says "planted" at a point on the edge of the ball, and "clean" at the image and at random points
+inside the ball; so an adversarial image exists, and the attack must find one.
+
+Simplified: one planted point and a closed-form readout (along the line between the features of the
+planted point and the mean of the clean ones) where the paper plants several and fits one; the
+threshold lies `_DEPTH` of the way from the clean ones to the planted one.
+"""
+
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from defenses.attacks.attack import Attack
+from defenses.scope import attack_scope
+from defenses.threat import ThreatModel
+
+__all__ = ["Planting", "Readout", "plant", "random_points"]
+
+_INNER_POINTS = 64
+_INNER_RADIUS = 0.5
+_DEPTH = 0.9
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Planting:
+    """What became of the planted vulnerabilities.
+
+    Attributes:
+        planted: How many could be planted: the features told the two sides apart.
+        found: How many of them the attack found.
+
+    Example:
+        >>> Planting(planted=10, found=9).found
+        9
+    """
+
+    planted: int
+    found: int
+
+
+def plant(
+    model: nn.Module, images: Tensor, threat: ThreatModel, search: Attack, *, seed: int
+) -> Planting:
+    """Plants a vulnerability in each image's ball, and lets the attack look for it.
+
+    Args:
+        model: Takes images in the bounds; its features are what its last linear layer is given.
+        images: Clean images, [n, channels, height, width].
+        threat: The ball, linf or l2.
+        search: The attack.
+        seed: Of the planted points and the attack's random starts.
+
+    Raises:
+        AttackError: The attack cannot work on this model.
+
+    Example:
+        >>> from defenses.attacks.attack import attack
+        >>> threat = ThreatModel(norm="linf", eps=0.1)
+        >>> search = attack("pgd", threat, steps=5)
+        >>> plant(nn.Flatten(), torch.full((3, 1, 2, 2), 0.5), threat, search, seed=0)
+        Planting(planted=3, found=3)
+    """
+    generator = torch.Generator().manual_seed(seed)
+    planted = found = 0
+    with attack_scope(model, seed=seed):
+        readout = Readout(model, images[:1])
+        label = torch.zeros(1, dtype=torch.int64, device=images.device)
+        for image in images:
+            edge = random_points(image[None], threat, generator)
+            many = image.expand(_INNER_POINTS, *image.shape)
+            inner = random_points(many, threat, generator, share=_INNER_RADIUS)
+            if not readout.separate(torch.cat([image[None], inner]), edge):
+                continue
+            planted += 1
+            adversarial = search(readout, image[None], label, seed=seed)
+            with torch.no_grad():
+                found += int(readout(adversarial).argmax(dim=1))
+    return Planting(planted=planted, found=found)
+
+
+class Readout(nn.Module):
+    """A model with a readout of two classes in the place of its last linear layer.
+
+    Example:
+        >>> readout = Readout(nn.Flatten(), torch.zeros(1, 1, 1, 2))
+        >>> readout.separate(torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2))
+        True
+        >>> readout(torch.ones(1, 1, 1, 2)).argmax().item()
+        1
+    """
+
+    def __init__(self, model: nn.Module, example: Tensor) -> None:
+        super().__init__()
+        self._model = model
+        self._layer = _last_linear(model, example)
+        self._direction = torch.empty(0)
+        self._threshold = torch.empty(0)
+
+    def separate(self, clean: Tensor, planted: Tensor) -> bool:
+        """Sets the readout between the two; False where the features do not tell them apart."""
+        with torch.no_grad():
+            inner, outer = self._features(clean), self._features(planted)
+            direction = (outer - inner.mean(dim=0)).flatten()
+            length = direction.square().sum()
+            highest, there = (inner @ direction).max(), (outer @ direction).squeeze()
+            if not bool(torch.isfinite(length)) or not bool(there > highest):
+                return False
+            # A difference of one between the two sides, whatever the scale of the features.
+            self._direction = direction / (there - highest)
+            self._threshold = (highest + _DEPTH * (there - highest)) / (there - highest)
+        return True
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Two logits: how far below and above the threshold, [n, 2]."""
+        above = self._features(images) @ self._direction - self._threshold
+        return torch.stack([-above, above], dim=1)
+
+    def _features(self, images: Tensor) -> Tensor:
+        """What the last linear layer is given, or the logits where there is none, [n, d]."""
+        if self._layer is None:
+            answer: Tensor = self._model(images)
+            return answer.flatten(1)
+        caught: list[Tensor] = []
+        hook = self._layer.register_forward_pre_hook(lambda _, given: caught.append(given[0]))
+        try:
+            self._model(images)
+        finally:
+            hook.remove()
+        return caught[-1].flatten(1)
+
+
+def _last_linear(model: nn.Module, example: Tensor) -> nn.Module | None:
+    """The linear layer that runs last, if its input has one row for each image."""
+    ran: list[nn.Module] = []
+    hooks = [
+        layer.register_forward_pre_hook(
+            lambda layer, given: ran.append(layer) if len(given[0]) == len(example) else None
+        )
+        for layer in model.modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    try:
+        with torch.no_grad():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return ran[-1] if ran else None
+
+
+def random_points(
+    images: Tensor, threat: ThreatModel, generator: torch.Generator, *, share: float = 1.0
+) -> Tensor:
+    """A random point for each image, at `share` of the radius, clipped to the bounds.
+
+    Args:
+        images: In the bounds, [n, ...].
+        threat: linf (a random corner of the cube) or l2 (a random direction).
+        generator: Of the draws.
+        share: Of the radius, in [0, 1].
+
+    Returns:
+        Images in the ball, [n, ...].
+
+    Example:
+        >>> threat = ThreatModel(norm="linf", eps=0.5)
+        >>> points = random_points(torch.full((1, 1, 2, 2), 0.5), threat, torch.Generator())
+        >>> sorted(set(points.flatten().tolist())) in ([0.0], [1.0], [0.0, 1.0])
+        True
+    """
+    noise = torch.randn(images.shape, generator=generator).to(images)
+    if threat.norm == "linf":
+        change = threat.eps * noise.sign()
+    else:
+        change = threat.eps * noise / noise.flatten(1).norm(dim=1).view(-1, *[1] * (noise.ndim - 1))
+    return (images + share * change).clamp(*threat.bounds)

@@ -1,0 +1,251 @@
+"""A model under suspicion: some images, and what fools it on them.
+
+What several checks need is attacked once and kept. Deliberately not here: any judgement.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import final
+
+import torch
+import torch.nn.functional as F
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from defenses.attacks.attack import Attack, attack, attack_names
+from defenses.errors import AttackError, EvaluationError
+from defenses.evaluation.images import ImageSource, choose_images
+from defenses.evaluation.progress import counted
+from defenses.evaluation.trial import derived_seed
+from defenses.scope import attack_scope, check_logits, home_of
+from defenses.threat import ThreatModel
+
+__all__ = ["CheckSettings", "Subject"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CheckSettings:
+    """How thoroughly to check.
+
+    Attributes:
+        samples: Images to look at, at least 1; fewer where there are fewer.
+        steps: Of the iterative attack, at least 1; twice as many are run for comparison.
+        queries: Of the black-box attack for each image, at least 1.
+        draws: Of random noise for each image, at least 1.
+        planted: Vulnerabilities to plant, at least 1.
+        surrogate: Another model of the same task, plainly trained, for the transfer attack.
+
+    Raises:
+        EvaluationError: A number is below 1, or the surrogate is no module.
+
+    Example:
+        >>> CheckSettings(samples=0)
+        Traceback (most recent call last):
+        ...
+        defenses.errors.EvaluationError: samples: expected a whole number, at least 1, got 0
+    """
+
+    samples: int = 256
+    steps: int = 50
+    queries: int = 500
+    draws: int = 20
+    planted: int = 32
+    surrogate: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "steps", "queries", "draws", "planted"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise EvaluationError(f"{name}: expected a whole number, at least 1, got {value!r}")
+        if self.surrogate is not None and not isinstance(self.surrogate, nn.Module):
+            raise EvaluationError(
+                f"surrogate: expected a torch.nn.Module, got {type(self.surrogate).__name__}"
+            )
+
+
+@final
+class Subject:
+    """A model with the images that it is checked on; used inside an `attack_scope`.
+
+    The images are some of those at `indices`, drawn without replacement.
+
+    Attributes:
+        model: The model, evaluated as it is.
+        images: Clean images where the model is, [n, channels, height, width].
+        labels: Their true classes, [n].
+        threat: The ball.
+        settings: How thoroughly it is checked.
+        seed: Of every random choice.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: ImageSource,
+        indices: Tensor,
+        threat: ThreatModel,
+        settings: CheckSettings,
+        *,
+        batch_size: int,
+        seed: int,
+        bar: Progress,
+    ) -> None:
+        samples = min(settings.samples, len(indices))
+        generator = torch.Generator().manual_seed(derived_seed(seed, "samples"))
+        few = indices[choose_images(len(indices), samples, generator)]
+        images = source.images(few)
+        device, dtype = home_of(model, images)
+        self.model, self.threat, self.settings, self.seed = model, threat, settings, seed
+        self.images = images.to(device=device, dtype=dtype)
+        self.labels = source.labels(few).to(device)
+        self._batch_size, self._bar = batch_size, bar
+
+    @cached_property
+    def logits(self) -> Tensor:
+        """What the model answers to the clean images, [n, classes].
+
+        Raises:
+            EvaluationError: The answer cannot be used.
+        """
+        return self.answer(self.images, "clean")
+
+    @cached_property
+    def right(self) -> Tensor:
+        """Is each clean image classified correctly, [n]."""
+        return self.logits.argmax(dim=1) == self.labels
+
+    @property
+    def count(self) -> int:
+        """How many clean images are: those that an attack can fool."""
+        return int(self.right.sum())
+
+    @cached_property
+    def iterated(self) -> Tensor:
+        """What the iterative attack fools, [n]."""
+        return self.fooled_by(self.iterative(self.threat, self.settings.steps))
+
+    @cached_property
+    def iterated_longer(self) -> Tensor:
+        """What the iterative attack fools with twice the steps, [n]."""
+        return self.fooled_by(self.iterative(self.threat, 2 * self.settings.steps))
+
+    @property
+    def white_box(self) -> Tensor:
+        """What either of the two fools, [n]."""
+        return self.iterated | self.iterated_longer
+
+    @cached_property
+    def stepped(self) -> Tensor:
+        """What a single step of full length fools, [n]."""
+        return self.fooled_by(self.single_step(1.0))
+
+    def missed_by_gradient(self, found: Tensor) -> Tensor:
+        """Which of these images no gradient attack fools, one with a margin loss included, [n].
+
+        The cross-entropy alone leaves a few that another loss finds: that is no masking.
+        """
+        missed = found & ~self.white_box
+        if bool(missed.any()) and self.logits.shape[1] >= 3 and self.threat.norm in ("linf", "l2"):
+            margin = attack("apgd", self.threat, steps=2 * self.settings.steps, loss="dlr")
+            missed &= ~self.fooled_by(margin, among=missed)
+        return missed
+
+    def iterative(self, threat: ThreatModel, steps: int) -> Attack:
+        """Projected gradient steps from a random start (Madry et al. 2018).
+
+        Raises:
+            AttackError: There is none in this norm.
+        """
+        names = [name for name in ("pgd", "apgd") if name in attack_names(threat.norm)]
+        if not names:
+            raise AttackError(f"there is no iterative {threat.norm} attack by the gradient")
+        return attack(names[0], threat, steps=steps)
+
+    def single_step(self, share: float) -> Attack:
+        """One gradient step of `share` of the radius, from the image itself.
+
+        Raises:
+            AttackError: There is none in this norm.
+        """
+        threat, length = self.threat, share * self.threat.eps
+        if "pgd" not in attack_names(threat.norm):
+            raise AttackError(f"there is no {threat.norm} attack by one gradient step")
+        return attack("pgd", threat, steps=1, step_size=length, random_start=False)
+
+    def answer(self, images: Tensor, where: str) -> Tensor:
+        """The model's logits for images, [k, classes]; `where` names the random draws.
+
+        Raises:
+            EvaluationError: They are not finite logits of enough classes.
+        """
+        found = []
+        with (
+            attack_scope(self.model, seed=derived_seed(self.seed, where)),
+            torch.no_grad(),
+        ):
+            for part in torch.split(images, self._batch_size):
+                answer = self.model(part)
+                found.append(
+                    check_logits(
+                        answer,
+                        count=len(part),
+                        largest_label=int(self.labels.max()),
+                        error=EvaluationError,
+                    )
+                )
+        return torch.cat(found)
+
+    def fooled_by(
+        self, search: Attack, *, among: Tensor | None = None, seen_by: nn.Module | None = None
+    ) -> Tensor:
+        """Which correct images an attack fools, [n].
+
+        Args:
+            search: The attack.
+            among: Try these only, [n]; None tries every correct one.
+            seen_by: The model that the attack sees; None shows it this one.
+
+        Raises:
+            AttackError: It cannot work on that model.
+        """
+        tried = self.right if among is None else self.right & among
+        fooled = torch.zeros_like(self.right)
+        parts = torch.split(tried.nonzero().flatten(), self._batch_size)
+        for part in counted(self._bar, f"check: {search.name}", parts):
+            where = f"{search!r}/{int(part[0])}"
+            found = search(
+                seen_by or self.model,
+                self.images[part],
+                self.labels[part],
+                seed=derived_seed(self.seed, where),
+            )
+            fooled[part] = self.mistaken(found.to(self.images), part, f"{where}/found")
+        return fooled
+
+    def mistaken(self, images: Tensor, rows: Tensor | slice, where: str) -> Tensor:
+        """Which of these versions of the images of `rows` the model gets wrong, [k]."""
+        return self.answer(images, where).argmax(dim=1) != self.labels[rows]
+
+    def input_gradients(self) -> Tensor:
+        """The cross-entropy's gradient for every clean image, [n, ...].
+
+        Raises:
+            AttackError: No gradient reaches the images.
+            EvaluationError: The answers cannot be used.
+        """
+        gradients = []
+        _ = self.logits  # an answer that cannot be used has no gradient to speak of
+        with attack_scope(self.model, seed=derived_seed(self.seed, "gradients")):
+            for rows in torch.split(torch.arange(len(self.images)), self._batch_size):
+                part = self.images[rows].clone().requires_grad_()
+                logits = self.model(part)
+                if not logits.requires_grad:
+                    raise AttackError(
+                        "no gradient reaches the images: is part of the model detached or under "
+                        "no_grad?"
+                    )
+                loss = F.cross_entropy(logits, self.labels[rows], reduction="sum")
+                (gradient,) = torch.autograd.grad(loss, part, allow_unused=True)
+                gradients.append(torch.zeros_like(part) if gradient is None else gradient)
+        return torch.cat(gradients)

@@ -1,0 +1,146 @@
+"""A verdict: one thing that must hold if a robust accuracy is to be believed, and whether it does.
+
+Plain values. What is checked, and how, is in `defenses.checks.checks`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, final, get_args
+
+from defenses.errors import EvaluationError
+from defenses.evaluation.counting import wilson_interval
+
+__all__ = ["CurvePoint", "Outcome", "Verdict"]
+
+Outcome = Literal["pass", "fail", "not checked"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CurvePoint:
+    """How many images are still classified correctly at one radius.
+
+    Attributes:
+        eps: The radius, at least 0.
+        correct: Images that are right and that the attack did not fool.
+        samples: Images in all.
+
+    Example:
+        >>> CurvePoint(eps=0.1, correct=30, samples=40).accuracy
+        0.75
+    """
+
+    eps: float
+    correct: int
+    samples: int
+
+    @property
+    def accuracy(self) -> float:
+        """Share of all images.
+
+        Example:
+            >>> CurvePoint(eps=0.1, correct=1, samples=4).accuracy
+            0.25
+        """
+        return self.correct / self.samples
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson 95 % interval of the accuracy.
+
+        Example:
+            >>> CurvePoint(eps=0.1, correct=0, samples=4).interval[0]
+            0.0
+        """
+        return wilson_interval(self.correct, self.samples)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """One check with its outcome.
+
+    Attributes:
+        name: What should hold, in a few words.
+        outcome: `"pass"`, `"fail"` or `"not checked"`.
+        figure: What was measured, mostly a share of images; None where nothing was.
+        sentence: What was found, and what it means.
+        curve: The accuracy curve, from the check that measures one.
+
+    Raises:
+        EvaluationError: The outcome is none of the three.
+
+    Example:
+        >>> verdict = Verdict(name="sky is blue", outcome="pass", figure=1.0, sentence="It is.")
+        >>> Verdict.from_dict(verdict.to_dict()) == verdict
+        True
+    """
+
+    name: str
+    outcome: Outcome
+    figure: float | None
+    sentence: str
+    curve: tuple[CurvePoint, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.outcome not in get_args(Outcome):
+            expected = ", ".join(map(repr, get_args(Outcome)))
+            raise EvaluationError(f"outcome: expected one of {expected}, got {self.outcome!r}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as JSON-able values.
+
+        Example:
+            >>> Verdict(name="x", outcome="pass", figure=None, sentence="").to_dict()["outcome"]
+            'pass'
+        """
+        return {
+            "name": self.name,
+            "outcome": self.outcome,
+            "figure": self.figure,
+            "sentence": self.sentence,
+            "curve": [
+                {
+                    "eps": point.eps,
+                    "correct": point.correct,
+                    "samples": point.samples,
+                    "accuracy": point.accuracy,
+                    "interval": list(point.interval),
+                }
+                for point in self.curve
+            ],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Verdict":
+        """The verdict that `to_dict` described.
+
+        Raises:
+            EvaluationError: The values do not describe a verdict.
+
+        Example:
+            >>> Verdict.from_dict({})
+            Traceback (most recent call last):
+            ...
+            defenses.errors.EvaluationError: expected the values of a verdict: KeyError('figure')
+        """
+        try:
+            figure = values["figure"]
+            return cls(
+                name=str(values["name"]),
+                outcome=values["outcome"],
+                figure=None if figure is None else float(figure),
+                sentence=str(values["sentence"]),
+                curve=tuple(
+                    CurvePoint(
+                        eps=float(point["eps"]),
+                        correct=int(point["correct"]),
+                        samples=int(point["samples"]),
+                    )
+                    for point in values["curve"]
+                ),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            if isinstance(error, EvaluationError):
+                raise
+            raise EvaluationError(f"expected the values of a verdict: {error!r}") from error

@@ -1,0 +1,55 @@
+"""What an evaluation will run: attacks by name, configured or of your own, each under one name."""
+
+from collections.abc import Callable, Sequence
+
+from torch import Tensor, nn
+
+from defenses.attacks.attack import Attack, attack, custom_attack
+from defenses.attacks.autoattack import ensemble
+from defenses.errors import EvaluationError
+from defenses.threat import ThreatModel
+
+__all__ = ["Crafter", "named_attacks"]
+
+Crafter = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+def named_attacks(
+    attacks: Sequence[str | Attack | Crafter], threat: ThreatModel
+) -> dict[str, Attack]:
+    """The attacks in order by the name that they have in a report.
+
+    The name `"autoattack"` becomes the members of the ensemble; the second attack of one name is
+    numbered.
+
+    Raises:
+        AttackError: There is no attack of that name.
+        EvaluationError: There is none at all, or one searches another ball.
+
+    Example:
+        >>> list(named_attacks(["fgsm", "pgd", "fgsm"], ThreatModel(norm="linf", eps=0.1)))
+        ['fgsm', 'pgd', 'fgsm #2']
+    """
+    if isinstance(attacks, str) or not attacks:
+        raise EvaluationError(f"attacks: expected a sequence of at least one, got {attacks!r}")
+    named: dict[str, Attack] = {}
+    for found in [member for each in attacks for member in _members(each, threat)]:
+        if found.threat != threat or found.radius > threat.eps:
+            raise EvaluationError(
+                f"{found!r} reaches {found.radius:g}; expected an attack on {threat}"
+                + ("; n-fgsm is for training" if found.name == "n-fgsm" else "")
+            )
+        taken = sum(name.partition(" #")[0] == found.name for name in named)
+        named[f"{found.name} #{taken + 1}" if taken else found.name] = found
+    return named
+
+
+def _members(given: str | Attack | Crafter, threat: ThreatModel) -> tuple[Attack, ...]:
+    """The attacks that a name stands for: those of the ensemble, or one."""
+    if given == "autoattack":
+        return ensemble(threat)
+    if isinstance(given, str):
+        return (attack(given, threat),)
+    if not callable(given):
+        raise EvaluationError(f"attacks: expected a name or a callable, got {given!r}")
+    return (given if isinstance(given, Attack) else custom_attack(given, threat),)

@@ -1,0 +1,208 @@
+"""An evaluation under way: which images still stand, attack by attack and batch by batch."""
+
+import base64
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any, final
+
+import numpy as np
+import torch
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from defenses.attacks.attack import Attack
+from defenses.errors import EvaluationError
+from defenses.evaluation.images import ImageSource
+from defenses.evaluation.journal import digest_of
+from defenses.evaluation.progress import counted
+from defenses.evaluation.report import AdversarialExamples
+from defenses.scope import attack_scope, check_logits, home_of
+from defenses.threat import ThreatModel
+
+__all__ = ["Trial", "derived_seed"]
+
+_EXAMPLES = 8
+_FOOLED, _SURVIVED, _UNTRIED = 0, 1, -1
+_OUTCOMES: Mapping[int, bool | None] = {_FOOLED: False, _SURVIVED: True, _UNTRIED: None}
+
+
+@final
+class Trial:
+    """Predictions on the clean images, then the attacks' outcomes, one batch after the other.
+
+    What happens to a batch follows from the seed, the attack and the batch's number alone, so a
+    trial that starts from the `content` of an interrupted one ends as that would have.
+
+    Attributes:
+        labels: True classes of the chosen images, [n].
+        predictions: What the model sees in them, [n].
+        classes: How many it tells apart.
+        images: SHA-256 of the images, as float32, and their labels.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        source: ImageSource,
+        indices: Tensor,
+        threat: ThreatModel,
+        *,
+        batch_size: int,
+        seed: int,
+        bar: Progress,
+    ) -> None:
+        self._model, self._source, self._indices = model, source, indices
+        self._threat, self._batch_size = threat, batch_size
+        self._seed, self._bar = seed, bar
+        self.labels = source.labels(indices)
+        self.classes = 0
+        predictions, digests = [], []
+        for number, part in self._batches("clean", torch.arange(len(indices))):
+            images = source.images(indices[part])
+            digests.append(digest_of(images.float()))
+            predictions.append(self._predict(self._at_home(images), f"clean/{number}"))
+        self.images = digest_of(*digests, self.labels)
+        self.predictions = torch.cat(predictions)
+        self._correct = self.predictions == self.labels
+        self._first = set(self._correct.nonzero().flatten()[:_EXAMPLES].tolist())
+        self._outcomes: dict[str, Tensor] = {}
+        self._shown: dict[int, tuple[Tensor, int]] = {}
+
+    def resume(self, content: Mapping[str, Any]) -> None:
+        """Takes over what `content` of an interrupted trial holds.
+
+        Raises:
+            EvaluationError: The model no longer answers as it did.
+        """
+        if content["predictions"] != self.predictions.tolist():
+            raise EvaluationError(
+                "state: the model sees other classes in the clean images than when it was written; "
+                "give another path"
+            )
+        self._outcomes = {
+            name: torch.tensor(row, dtype=torch.int8) for name, row in content["outcomes"].items()
+        }
+        for key, (shape, pixels, prediction) in content["shown"].items():
+            values = np.frombuffer(base64.b64decode(pixels), np.float32).copy()
+            self._shown[int(key)] = (torch.from_numpy(values).reshape(shape), int(prediction))
+
+    def content(self) -> dict[str, Any]:
+        """What `resume` needs, as JSON-able values."""
+        return {
+            "predictions": self.predictions.tolist(),
+            "outcomes": {name: row.tolist() for name, row in self._outcomes.items()},
+            "shown": {
+                str(position): (
+                    list(image.shape),
+                    base64.b64encode(image.numpy().tobytes()).decode(),
+                    prediction,
+                )
+                for position, (image, prediction) in self._shown.items()
+            },
+        }
+
+    def attack(self, name: str, search: Attack, *, exhaustive: bool) -> Iterator[None]:
+        """Runs one attack on the images that still stand, or on all that were right at first.
+
+        Args:
+            name: Its name in this evaluation.
+            search: The attack.
+            exhaustive: Whether to try those too that another attack has fooled.
+
+        Yields:
+            After each batch, when `content` has it.
+        """
+        standing = self._correct if exhaustive else self._standing(before=name)
+        row = self._outcomes.setdefault(
+            name, torch.full_like(self.labels, _UNTRIED, dtype=torch.int8)
+        )
+        for number, part in self._batches(name, standing.nonzero().flatten()):
+            if int(row[part[0]]) != _UNTRIED:
+                continue
+            seed = derived_seed(self._seed, f"{name}/{number}")
+            images = self._at_home(self._source.images(self._indices[part]))
+            labels = self.labels[part].to(images.device)
+            adversarial = search(self._model, images, labels, seed=seed)
+            predictions = self._predict(adversarial, f"{name}/{number}/found")
+            row[part] = (predictions == self.labels[part]).to(torch.int8)
+            self._show(part, adversarial, predictions)
+            yield
+
+    def outcomes(self) -> dict[str, tuple[bool | None, ...]]:
+        """By attack: did each image survive it; None where it was not tried."""
+        return {
+            name: tuple(_OUTCOMES[value] for value in row.tolist())
+            for name, row in self._outcomes.items()
+        }
+
+    def examples(self) -> AdversarialExamples | None:
+        """Some images that were fooled and some that were not; None when none was attacked."""
+        if not self._shown:
+            return None
+        fooled = [position for position in self._shown if self._is_fooled(position)]
+        others = [position for position in self._shown if position not in fooled]
+        enough = max(_EXAMPLES // 2, _EXAMPLES - len(others))
+        positions = sorted((fooled[:enough] + others)[:_EXAMPLES])
+        shown = [self._shown[position] for position in positions]
+        return AdversarialExamples(
+            clean=self._source.images(self._indices[positions]).cpu().float(),
+            adversarial=torch.stack([image for image, _ in shown]),
+            labels=self.labels[positions],
+            predictions=torch.tensor([prediction for _, prediction in shown]),
+        )
+
+    def _show(self, part: Tensor, adversarial: Tensor, predictions: Tensor) -> None:
+        """Keeps the first images as the last attack left them, and enough that were fooled."""
+        for row, position in enumerate(part.tolist()):
+            fooled = int(predictions[row]) != int(self.labels[position])
+            if position in self._shown and self._is_fooled(position):
+                continue
+            wanted = fooled and sum(map(self._is_fooled, self._shown)) < _EXAMPLES
+            if wanted or position in self._first:
+                image = adversarial[row].detach().cpu().float()
+                self._shown[position] = (image, int(predictions[row]))
+
+    def _is_fooled(self, position: int) -> bool:
+        """Whether the image that is kept for this position fooled the model."""
+        return self._shown[position][1] != int(self.labels[position])
+
+    def _standing(self, *, before: str) -> Tensor:
+        """The images that no attack has fooled, of those that come before this one, [n]."""
+        standing = self._correct.clone()
+        for name, row in self._outcomes.items():
+            if name == before:
+                break
+            standing &= row != _FOOLED
+        return standing
+
+    def _at_home(self, images: Tensor) -> Tensor:
+        """The images where the model is, and in its dtype."""
+        device, dtype = home_of(self._model, images)
+        return images.to(device=device, dtype=dtype)
+
+    def _predict(self, images: Tensor, where: str) -> Tensor:
+        """The classes that the model sees, on the CPU, [k]."""
+        with attack_scope(self._model, seed=derived_seed(self._seed, where)), torch.no_grad():
+            logits = check_logits(
+                self._model(images),
+                count=len(images),
+                largest_label=int(self.labels.max()),
+                error=EvaluationError,
+            )
+        self.classes = logits.shape[1]
+        return logits.argmax(dim=1).cpu()
+
+    def _batches(self, title: str, positions: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """The positions in numbered batches, counted off on the bar as they are done."""
+        parts = torch.split(positions, self._batch_size)
+        yield from enumerate(counted(self._bar, title, parts))
+
+
+def derived_seed(seed: int, where: str) -> int:
+    """The seed of one place of an evaluation: another for every name, in [0, 2**63).
+
+    Example:
+        >>> derived_seed(0, "pgd/0") != derived_seed(0, "pgd/1")
+        True
+    """
+    return int.from_bytes(hashlib.sha256(f"{seed}/{where}".encode()).digest()[:8], "big") >> 1

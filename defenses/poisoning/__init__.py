@@ -1,0 +1,1 @@
+"""Poisoned training data: planted, obeyed by a model, found again."""

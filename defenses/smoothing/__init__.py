@@ -1,0 +1,1 @@
+"""Randomised smoothing: exact noise, what counts prove, certification and its report."""

@@ -1,0 +1,250 @@
+"""Certification by randomised smoothing: how far each prediction provably holds.
+
+`certify` asks the model about many noisy copies of each image (Cohen et al. 2019, arXiv
+1902.02918). What it proves holds for the smoothed classifier, which answers with the class seen
+most often under noise; train with `GaussianAugmentation`, or there is little to certify.
+"""
+
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from typing import Any, final
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from defenses.errors import EvaluationError
+from defenses.evaluation.images import ImageSource, ImageTensors, MapDataset, choose_images
+from defenses.evaluation.journal import Journal, digest_of, digest_of_model
+from defenses.evaluation.progress import progress_bar
+from defenses.scope import attack_scope, check_logits, home_of
+from defenses.smoothing.certificate import CertificationReport
+from defenses.smoothing.grid_noise import LEVELS, GridNoise
+from defenses.smoothing.smoothing import Smoothing
+from defenses.threat import ThreatModel
+
+__all__ = ["certify"]
+
+
+def certify(
+    model: nn.Module,
+    data: MapDataset | ImageTensors,
+    smoothing: Smoothing,
+    *,
+    batch_size: int = 256,
+    images: int | None = None,
+    seed: int = 0,
+    state: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> CertificationReport:
+    """Certifies each image's prediction under Gaussian noise, or abstains.
+
+    Guarantee: that of `CertificationReport`, for images on the grid of 8-bit pixels. It holds in
+    floating point too (Voracek & Hein 2023, arXiv 2207.07209): levels and rounded noise are added
+    as integers, and the model sees nothing else, so no rounding of a sum can betray the image.
+    It assumes that the seeded words of numpy's PCG64 are as good as coin tosses, and that the class
+    the model gives to one image in evaluation mode is a function of that image alone.
+
+    The noisy copies are not clipped to [0, 1]. The model and the global random states are left as
+    they were. The images and noise follow from the seed, whatever the batch size.
+
+    Args:
+        model: Takes images in [0, 1] and somewhat beyond, returns logits [n, classes].
+        data: A data set with tensors `images` and `labels`, or any map-style one of (image, label);
+            uint8, or floating point with every pixel a k / 255.
+        smoothing: Noise, samples and chance of error.
+        batch_size: Noisy copies a forward pass, of one image or of several, at least 1.
+        images: Certify this many, drawn without replacement; None takes all.
+        seed: Chooses the images and all noise, 0 <= seed < 2**63.
+        state: A file kept while it runs, from which a killed certification goes on; None keeps
+            none. It is refused for another model, other images or settings.
+        progress: Show a bar on stderr when that is a terminal.
+
+    Raises:
+        EvaluationError: A setting is out of range, the images are not on the grid or do not fit the
+            model, its logits are unusable, or the state is another certification's.
+        ThreatModelError: The pixels are not in [0, 1].
+
+    Example:
+        >>> data = [(torch.tensor([[[1.0, 0.0]]]), 0), (torch.tensor([[[0.0, 0.2]]]), 1)]
+        >>> report = certify(nn.Flatten(), data, Smoothing(sigma=0.25, samples=1000))
+        >>> [round(radius, 1) for radius in report.radii]  # the true ones are 0.71 and 0.14
+        [0.6, 0.1]
+    """
+    if batch_size < 1 or not 0 <= seed < 2**63:
+        raise EvaluationError(
+            f"expected batch_size >= 1 and a seed in [0, 2**63), got {batch_size} and {seed}"
+        )
+    noise = GridNoise(smoothing.sigma)
+    chosen = _Chosen.read(data, images, seed)
+    smoothing.check_sampler(noise.error * chosen.levels[0].numel())
+    identity = {
+        "model": digest_of_model(model),
+        "images": chosen.digest,
+        "settings": digest_of(repr(smoothing), str(seed)),
+    }
+    journal = Journal(state, identity)
+    found = _Found.resumed(journal.found)
+    with attack_scope(model, seed=seed), torch.no_grad(), progress_bar(shown=progress) as bar:
+        task = bar.add_task("certify", total=len(chosen), completed=len(found.hits), speed="")
+        voter = _Voter(model, noise, chosen, batch_size)
+        for block in chosen.blocks(len(found.hits), max(1, batch_size // smoothing.samples)):
+            found.add(*_certify_block(voter, block, smoothing, seed))
+            journal.write(asdict(found))
+            bar.update(task, completed=len(found.hits))
+    return CertificationReport(
+        smoothing=smoothing,
+        classes=found.classes,
+        indices=tuple(chosen.indices.tolist()),
+        labels=tuple(chosen.labels.tolist()),
+        selected=tuple(found.selected),
+        hits=tuple(found.hits),
+        seed=seed,
+        images=chosen.digest,
+        versions=_versions(),
+    )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Chosen:
+    """The images to certify, in whole levels of 1 / 255."""
+
+    indices: Tensor
+    levels: Tensor  # int16, [n, channels, height, width]
+    labels: Tensor
+
+    @classmethod
+    def read(cls, data: MapDataset | ImageTensors, count: int | None, seed: int) -> "_Chosen":
+        """Reads and checks all of them before hours are spent on the first."""
+        source = ImageSource(data, ThreatModel(norm="l2", eps=1.0))
+        indices = choose_images(len(source), count, torch.Generator().manual_seed(seed))
+        pixels = source.images(indices).cpu()
+        levels = (pixels * LEVELS).round()
+        off = int((levels / LEVELS != pixels).flatten(1).any(dim=1).sum())
+        if off:
+            raise EvaluationError(
+                f"data: expected every pixel to be a k / 255, but {off} of {len(pixels)} images "
+                "have others; certify the 8-bit images themselves, before any resizing in floats"
+            )
+        return cls(indices=indices, levels=levels.to(torch.int16), labels=source.labels(indices))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of which images, their levels and labels."""
+        return digest_of(self.indices, self.levels, self.labels)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def blocks(self, start: int, size: int) -> "Iterator[_Chosen]":
+        """The images from number `start` on, so many at a time."""
+        for first in range(start, len(self), size):
+            part = slice(first, first + size)
+            yield _Chosen(
+                indices=self.indices[part], levels=self.levels[part], labels=self.labels[part]
+            )
+
+
+@final
+@dataclass(kw_only=True)
+class _Found:
+    """What is known of the first images; grows as the certification goes on."""
+
+    classes: int
+    selected: list[int]
+    hits: list[int]
+
+    @classmethod
+    def resumed(cls, content: dict[str, Any]) -> "_Found":
+        """What a state file holds, or nothing yet."""
+        return cls(**content) if content else cls(classes=0, selected=[], hits=[])
+
+    def add(self, selected: Tensor, hits: Tensor, classes: int) -> None:
+        """Appends a block of images."""
+        self.classes = classes
+        self.selected += selected.tolist()
+        self.hits += hits.tolist()
+
+
+def _certify_block(
+    voter: "_Voter", block: _Chosen, smoothing: Smoothing, seed: int
+) -> tuple[Tensor, Tensor, int]:
+    """The selected class and its hits, [b] each, on independent noise; and how many classes."""
+    # One stream an image: what others are in the block, and what came before, changes nothing.
+    streams = [np.random.default_rng([seed, index]) for index in block.indices.tolist()]
+    selected = voter.votes(block.levels, streams, smoothing.selection).argmax(dim=1)
+    votes = voter.votes(block.levels, streams, smoothing.samples)
+    return selected, votes.gather(1, selected[:, None]).flatten(), votes.shape[1]
+
+
+@final
+class _Voter:
+    """The model, asked about noisy copies of images; knows the layout in which it is faster."""
+
+    def __init__(
+        self, model: nn.Module, noise: GridNoise, chosen: _Chosen, batch_size: int
+    ) -> None:
+        self._model, self._noise, self._batch_size = model, noise, batch_size
+        self._largest_label = int(chosen.labels.max())
+        self._device, self._dtype = home_of(model, torch.empty(0))
+        self._channels_last = self._device.type == "cpu"
+        try:
+            self._logits(chosen.levels[:1])
+        except RuntimeError as error:
+            if not self._channels_last or "view size is not compatible" not in str(error):
+                raise
+            self._channels_last = False
+
+    def votes(self, levels: Tensor, streams: list[np.random.Generator], samples: int) -> Tensor:
+        """How often each class is seen in noisy copies of some images, each with its own noise.
+
+        Args:
+            levels: Whole levels, int16, [b, channels, height, width].
+            streams: One generator an image.
+            samples: Copies of each.
+
+        Returns:
+            Counts, int64, [b, classes].
+        """
+        share = max(1, self._batch_size // len(levels))
+        counts = []
+        for start in range(0, samples, share):
+            shape = (min(share, samples - start), *levels.shape[1:])
+            drawn = torch.stack([self._noise.draw(stream, shape) for stream in streams])
+            logits = self._logits((levels[:, None] + drawn).flatten(0, 1))
+            seen = logits.argmax(dim=1).view(len(levels), -1)
+            counts.append(F.one_hot(seen, logits.shape[1]).sum(dim=1))
+        return torch.stack(counts).sum(dim=0).cpu()
+
+    def _logits(self, levels: Tensor) -> Tensor:
+        """What the model says of images in whole levels, in range or not, [n, classes]."""
+        # An exact integer, divided once: the same float whatever image and noise added up to it.
+        exact = levels.to(self._device).to(torch.promote_types(self._dtype, torch.float32))
+        pixels = exact.div_(LEVELS).to(self._dtype)
+        return check_logits(
+            self._model(_channels_last(pixels) if self._channels_last else pixels),
+            count=len(levels),
+            largest_label=self._largest_label,
+            error=EvaluationError,
+        )
+
+
+def _channels_last(pixels: Tensor) -> Tensor:
+    """The same images with the strides of channels-last, for one channel too.
+
+    There both layouts hold the same numbers, and only the strides tell torch which to compute in.
+    """
+    _, channels, height, width = pixels.shape
+    strides = (channels * height * width, 1, channels * width, channels)
+    return pixels.contiguous(memory_format=torch.channels_last).as_strided(pixels.shape, strides)
+
+
+def _versions() -> dict[str, str]:
+    """What the figures depend on, apart from the model and the data."""
+    packages = ("torch", "numpy", "scipy")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}

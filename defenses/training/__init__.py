@@ -1,0 +1,1 @@
+"""Adversarial training: objectives with one loss an example, and what guards them."""

@@ -1,0 +1,69 @@
+"""The adversarial objectives by name: for recipes, command lines and benchmarks."""
+
+from typing import Literal, cast, get_args
+
+from defenses.errors import AttackError
+from defenses.threat import ThreatModel
+from defenses.training.adversarial import AdversarialTraining, Method
+from defenses.training.free import FreeAdversarialTraining
+from defenses.training.mart import Mart
+from defenses.training.objective import AdversarialObjective
+from defenses.training.trades import Trades
+
+__all__ = ["OBJECTIVES", "ObjectiveName", "adversarial_objective"]
+
+ObjectiveName = Literal["n-fgsm", "ffgsm", "fgsm", "pgd", "trades", "mart", "free"]
+
+OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
+"""Names of the objectives."""
+
+
+def adversarial_objective(
+    name: ObjectiveName,
+    threat: ThreatModel,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    label_smoothing: float = 0.0,
+) -> AdversarialObjective:
+    """Makes an objective with its usual settings; nothing runs yet.
+
+    Args:
+        name: One of `OBJECTIVES`.
+        threat: The ball to train for.
+        steps: Gradient steps of the attack, or replays of a batch for `free`; None takes 10, or 8
+            replays. Single-step methods take none.
+        seed: Of the objective's generator, 0 <= seed < 2**63.
+        label_smoothing: In [0, 1).
+
+    Raises:
+        AttackError: An unknown name, or a value that cannot be.
+
+    Example:
+        >>> adversarial_objective("trades", ThreatModel(norm="linf", eps=0.1)).settings["steps"]
+        10
+    """
+    if name not in OBJECTIVES:
+        raise AttackError(f"objective: expected one of {', '.join(OBJECTIVES)}; got {name!r}")
+    if name in get_args(Method):
+        return AdversarialTraining(
+            threat,
+            cast(Method, name),
+            steps=steps,
+            seed=seed,
+            label_smoothing=label_smoothing,
+        )
+    if name == "free":
+        return FreeAdversarialTraining(
+            threat,
+            replays=8 if steps is None else steps,
+            seed=seed,
+            label_smoothing=label_smoothing,
+        )
+    make = {"trades": Trades, "mart": Mart}[name]
+    return make(
+        threat,
+        steps=10 if steps is None else steps,
+        seed=seed,
+        label_smoothing=label_smoothing,
+    )

@@ -1,0 +1,196 @@
+"""Free adversarial training: one backward pass moves the weights and the perturbation.
+
+After Shafahi et al. (2019, arXiv 1904.12843). A batch is trained on several times in a row, and
+each time the gradient that the update takes anyway also moves the perturbation.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from defenses.attacks.attack import Setting
+from defenses.errors import AttackError
+from defenses.threat import ThreatModel
+from defenses.training.objective import AdversarialObjective
+
+__all__ = ["FreeAdversarialTraining", "replayed"]
+
+
+@final
+class FreeAdversarialTraining(AdversarialObjective):
+    """Cross-entropy on images with a perturbation that every backward pass moves on.
+
+    The perturbation lives in a place of the batch, not with an image: it is carried to whatever
+    example comes there next, as in the paper. So a loss depends on earlier examples of others, and
+    no private update may take it. Give it batches through `replayed`; it learns nothing of the
+    images of a batch that comes once.
+
+    Args:
+        threat: The ball to train for, `linf` only; its bounds are those of the images.
+        replays: How often each batch is to come in a row (m), at least 1; for `settings` and
+            `replayed`, the losses do not depend on it.
+        seed: Seed of the generator, 0 <= seed < 2**63; unused, nothing is drawn.
+        label_smoothing: In [0, 1).
+
+    Attributes:
+        threat: The ball at full strength.
+        replays: How often each batch is to come in a row.
+
+    Raises:
+        AttackError: A value cannot be.
+
+    Example:
+        >>> objective = FreeAdversarialTraining(ThreatModel(norm="linf", eps=0.1), replays=2)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> batches = [(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))]
+        >>> for images, labels in replayed(batches, objective.replays):
+        ...     objective(model, images, labels).mean().backward()
+    """
+
+    per_example: ClassVar[bool] = False
+    reason: ClassVar[str] = (
+        "free adversarial training carries a perturbation found on one example to the next one in "
+        "its place; use n-fgsm, which is as cheap"
+    )
+
+    def __init__(
+        self,
+        threat: ThreatModel,
+        *,
+        replays: int = 8,
+        seed: int = 0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        if threat.norm != "linf":
+            raise AttackError(f"free: expected a threat in linf, got {threat.norm}")
+        if isinstance(replays, bool) or not isinstance(replays, int) or replays < 1:
+            raise AttackError(f"replays: expected a whole number, at least 1, got {replays!r}")
+        super().__init__(seed=seed, label_smoothing=label_smoothing)
+        self.threat, self.replays = threat, replays
+        self._change: Tensor | None = None
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """What it was configured with, for the record of a run.
+
+        Example:
+            >>> FreeAdversarialTraining(ThreatModel(norm="linf", eps=0.1)).settings["replays"]
+            8
+        """
+        return {
+            "method": "free",
+            "label_smoothing": self._label_smoothing,
+            "replays": self.replays,
+        }
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Takes the losses on the perturbed images; their backward pass moves the perturbation.
+
+        Args:
+            model: In whatever modes training wants; they are kept.
+            images: [n, channels, height, width] in the threat model's bounds; n may be 0.
+            labels: int64, [n].
+
+        Returns:
+            Losses, [n], with a graph to the parameters (unless gradients are disabled).
+
+        Raises:
+            ThreatModelError: The images are not in the bounds.
+
+        Example:
+            >>> objective = FreeAdversarialTraining(ThreatModel(norm="linf", eps=0.2))
+            >>> images, labels = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
+            >>> for _ in range(2):
+            ...     loss = objective(nn.Flatten(), images, labels)
+            ...     loss.mean().backward()
+            >>> loss  # the logits became [0.4, 0.7]
+            tensor([0.8544], grad_fn=<NllLossBackward0>)
+        """
+        self.threat.check_images(images)
+        images = self._at_home(model, images)
+        change = self._change_for(images)
+        low, high = self.threat.bounds
+        perturbed = (images.detach() + change).clamp_(low, high)
+        if torch.is_grad_enabled() and len(images):
+            perturbed.requires_grad_().register_hook(  # type: ignore[no-untyped-call]
+                _Mover(change, self._strength * self.threat.eps)
+            )
+        return F.cross_entropy(
+            model(perturbed),
+            labels.to(images.device),
+            reduction="none",
+            label_smoothing=self._label_smoothing,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on as this one would have: the perturbation too.
+
+        Example:
+            >>> objective = FreeAdversarialTraining(ThreatModel(norm="linf", eps=0.2))
+            >>> sorted(objective.state_dict())
+            ['generator', 'strength']
+        """
+        change = {} if self._change is None else {"change": self._change.clone()}
+        return super().state_dict() | change
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from `state_dict` of an objective with the same settings.
+
+        Raises:
+            AttackError: The state is not one; this objective is left as it was.
+
+        Example:
+            >>> objective = FreeAdversarialTraining(ThreatModel(norm="linf", eps=0.2))
+            >>> objective.load_state_dict(objective.state_dict())
+        """
+        super().load_state_dict(state)
+        held = state.get("change")
+        self._change = None if held is None else held.clone()
+
+    def _change_for(self, images: Tensor) -> Tensor:
+        """The perturbation of as many places as there are images; new places start at zero."""
+        held = self._change
+        if held is None or held.shape[1:] != images.shape[1:] or held.dtype != images.dtype:
+            held = images.new_zeros(0, *images.shape[1:])
+        held = held.to(images.device)
+        if len(held) < len(images):
+            held = torch.cat([held, torch.zeros_like(images[len(held) :])])
+        self._change = held
+        return held[: len(images)]
+
+
+def replayed(
+    batches: Iterable[tuple[Tensor, Tensor]], times: int, *, done: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Gives each batch several times in a row.
+
+    Args:
+        batches: Images and labels.
+        times: How often each comes, at least 1.
+        done: How often the first batch has come already.
+
+    Example:
+        >>> batches = [(torch.zeros(1), torch.tensor([0])), (torch.ones(1), torch.tensor([1]))]
+        >>> [int(labels) for _, labels in replayed(batches, 3, done=1)]
+        [0, 0, 1, 1, 1]
+    """
+    for batch in batches:
+        for _ in range(done, times):
+            yield batch
+        done = 0
+
+
+@dataclass(frozen=True)
+class _Mover:
+    """A hook: moves the change of each place by eps along the sign of its gradient."""
+
+    change: Tensor
+    eps: float
+
+    def __call__(self, gradient: Tensor) -> None:
+        with torch.no_grad():
+            self.change.add_(gradient.sign(), alpha=self.eps).clamp_(-self.eps, self.eps)

@@ -1,0 +1,173 @@
+"""What every adversarial objective shares: `(model, images, labels) -> losses[n]`.
+
+A generator of its own, a strength that may grow during training, and a state to resume from.
+Which images are attacked how, and which losses are taken, is in the rooms beside this one.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from defenses.attacks.attack import Attack, Setting
+from defenses.errors import AttackError
+from defenses.scope import home_of
+
+__all__ = ["AdversarialObjective"]
+
+
+class AdversarialObjective(ABC):
+    """Losses on attacked images, one an example; a base class, make one of those below it.
+
+    The randomness of the attacks comes from a generator of its own, seeded once and advanced by
+    one draw a call; the global random states and a private update's noise never move.
+
+    Args:
+        seed: Of the generator, 0 <= seed < 2**63.
+        label_smoothing: Of the cross-entropy, in [0, 1); attacks always use the hard labels.
+
+    Attributes:
+        per_example: Whether each loss depends on its own example only, now and in later calls.
+        reason: Why not, where `per_example` is False.
+
+    Raises:
+        AttackError: A value is out of its range.
+
+    Example:
+        >>> from defenses import AdversarialTraining, ThreatModel
+        >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
+        >>> isinstance(objective, AdversarialObjective), objective.per_example
+        (True, True)
+    """
+
+    per_example: ClassVar[bool] = True
+    reason: ClassVar[str] = ""
+
+    def __init__(self, *, seed: int, label_smoothing: float) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise AttackError(
+                f"label_smoothing: expected a number in [0, 1), got {label_smoothing}"
+            )
+        if not 0 <= seed < 2**63:
+            raise AttackError(f"seed: expected an integer in [0, 2**63), got {seed}")
+        self._label_smoothing = label_smoothing
+        self._strength = 1.0
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Losses [n], with a graph to the parameters unless gradients are disabled.
+
+        Args:
+            model: In whatever modes training wants; they are kept.
+            images: [n, channels, height, width] in the threat model's bounds; n may be 0.
+            labels: int64, [n].
+
+        Example:
+            >>> from defenses import AdversarialTraining, ThreatModel
+            >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.2), "fgsm")
+            >>> images, labels = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
+            >>> objective(nn.Flatten(), images, labels)
+            tensor([0.8544])
+        """
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Setting]:
+        """What it was configured with, for the record of a run.
+
+        Example:
+            >>> from defenses import AdversarialTraining, ThreatModel
+            >>> AdversarialTraining(ThreatModel(norm="linf", eps=0.1), "pgd").settings["steps"]
+            10
+        """
+
+    @property
+    def strength(self) -> float:
+        """By what factor eps and the lengths of the steps are scaled, in [0, 1]; 1 at first.
+
+        Let it grow over the first steps to warm up. Set it from the number of optimizer steps, not
+        from the data or the number of batches: then each loss still depends on its own example
+        only. At 0 the images are left alone.
+
+        Raises:
+            AttackError: On setting it out of range.
+
+        Example:
+            >>> from defenses import AdversarialTraining, ThreatModel
+            >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
+            >>> for step in range(3):
+            ...     objective.strength = min(1.0, (step + 1) / 100)
+            >>> objective.strength
+            0.03
+        """
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if not 0 <= value <= 1:
+            raise AttackError(f"strength: expected a number in [0, 1], got {value}")
+        self._strength = float(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to craft what this one would have.
+
+        Example:
+            >>> from defenses import AdversarialTraining, ThreatModel
+            >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
+            >>> objective.state_dict()["generator"].dtype
+            torch.uint8
+        """
+        return {"generator": self._generator.get_state(), "strength": self._strength}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from `state_dict` of an objective with the same settings.
+
+        Raises:
+            AttackError: The state is not one; this objective is left as it was.
+
+        Example:
+            >>> from defenses import AdversarialTraining, ThreatModel
+            >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
+            >>> objective.load_state_dict(objective.state_dict())
+        """
+        try:
+            strength = float(state.get("strength", 1.0))
+            self._generator.set_state(state["generator"].cpu())
+        except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise AttackError(
+                "expected the state_dict of an adversarial objective, with the state of a "
+                f"generator under 'generator': {error}"
+            ) from error
+        self.strength = strength
+
+    @staticmethod
+    def _at_home(model: nn.Module, images: Tensor) -> Tensor:
+        """The images where the model computes, and in its dtype."""
+        device, dtype = home_of(model, images)
+        return images.to(device=device, dtype=dtype)
+
+    def _attacked(self, attack: Attack, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The attack's images at the present strength, with the next seed."""
+        seed = int(torch.randint(2**63 - 1, (), generator=self._generator))
+        if self._strength == 0:
+            return images
+        return _scaled(attack, self._strength)(model, images, labels, seed=seed)
+
+
+def _scaled(attack: Attack, factor: float) -> Attack:
+    """The same attack in a smaller ball, with shorter steps."""
+    if factor == 1:
+        return attack
+    return replace(
+        attack,
+        threat=replace(attack.threat, eps=attack.threat.eps * factor),
+        radius=attack.radius * factor,
+        configuration=tuple(
+            (key, float(value) * factor if key == "step_size" else value)
+            for key, value in attack.configuration
+        ),
+    )

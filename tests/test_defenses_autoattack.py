@@ -1,0 +1,92 @@
+"""AutoAttack: the constants of the standard, honest names, and the verdicts of the reference."""
+
+import pytest
+from test_defenses_apgd import LINF, digits, right
+
+from defenses import AttackError, ThreatModel, attack, attack_scope
+from defenses.attacks import _torchattacks
+from defenses.attacks.autoattack import ensemble
+
+L2 = ThreatModel(norm="l2", eps=0.5)
+
+
+@pytest.mark.parametrize("threat", [LINF, L2])
+def test_the_standard_is_the_papers(threat):
+    """Order and constants, spelled out a second time."""
+    members = ensemble(threat)
+    assert [(member.name, member.settings) for member in members] == [
+        ("apgd", {"steps": 100, "loss": "ce", "restarts": 1}),
+        ("apgdt", {"steps": 100, "target_classes": 9}),
+        ("fab", {"steps": 100, "target_classes": 9}),
+        ("square", {"queries": 5000, "largest_share": 0.8, "restarts": 1}),
+    ]
+    assert all(member.threat == threat and member.radius == threat.eps for member in members)
+
+
+def test_what_is_cheaper_is_cheaper():
+    """The quick ensemble takes a part of the attacks, and no more of any setting."""
+    standard = {member.name: member.settings for member in ensemble(LINF)}
+    for member in ensemble(LINF, "quick"):
+        for key, value in member.settings.items():
+            full = standard[member.name][key]
+            assert value == full if isinstance(value, str) else value <= full
+
+
+@pytest.mark.parametrize(
+    ("threat", "preset", "word"),
+    [
+        (LINF, "rand", "expected one of standard, quick; got 'rand'"),
+        (ThreatModel(norm="l0", eps=3), "standard", "linf or l2, got l0"),
+    ],
+)
+def test_what_there_is_not_is_refused(threat, preset, word):
+    """By name."""
+    with pytest.raises(AttackError, match=word):
+        ensemble(threat, preset)
+
+
+def verdicts(threat):
+    """Which images of the toy task withstand the standard ensemble."""
+    model, images, labels = digits()
+    standing = right(model, images, labels)
+    for member in ensemble(threat):
+        rows = standing.nonzero().flatten()
+        found = member(model, images[rows], labels[rows], seed=0)
+        assert threat.contains(images[rows], found).all()
+        standing[rows] = right(model, found, labels[rows])
+    return standing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threat", [LINF, L2])
+def test_its_verdicts_are_the_references(threat):
+    """On 60 images at most one differs; both leave some and take some."""
+    reference = pytest.importorskip(
+        "pyautoattack.autoattack", reason="pyautoattack is not installed"
+    )
+    model, images, labels = digits()
+    norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
+    with attack_scope(model, seed=0):
+        judge = reference.AutoAttack(model, norm=norm, eps=threat.eps, seed=0)
+        found, _ = judge.run_standard_evaluation(images, labels)
+    expected, standing = right(model, found, labels), verdicts(threat)
+    assert 5 < expected.sum() < right(model, images, labels).sum() - 5
+    assert (expected != standing).sum() <= 1
+
+
+@pytest.mark.parametrize("threat", [LINF, L2])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("apgd", {"steps": 100}), ("apgdt", {"steps": 30}), ("square", {"queries": 500})],
+)
+def test_a_member_fools_what_that_of_torchattacks_fools(threat, name, given):
+    """With the same steps and other random starts: it misses at most two images of 60."""
+    model, images, labels = digits()
+    found = attack(name, threat, **given)(model, images, labels, seed=0)
+    same = {key.replace("queries", "n_queries"): value for key, value in given.items()}
+    settings = _torchattacks.settle(name, threat, same)
+    with attack_scope(model, seed=0):
+        theirs = _torchattacks.run(name, threat, settings, model, images, labels, 0)
+    ours, expected = right(model, found, labels), right(model, theirs, labels)
+    assert expected.sum() < right(model, images, labels).sum() - 3
+    assert (ours & ~expected).sum() <= 2

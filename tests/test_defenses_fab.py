@@ -1,0 +1,151 @@
+"""FAB: the step against linear programming, and a nearest image that is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+from test_defenses_apgd import LINF, Counting, digits, linear, right
+
+from defenses import ThreatModel, attack
+from defenses.attacks.fab import step_onto_hyperplane
+
+L2 = ThreatModel(norm="l2", eps=0.5)
+
+
+@st.composite
+def hyperplanes(draw):
+    """A point in [-1, 2], a normal and a height over the hyperplane; some of them zero."""
+    size = draw(st.integers(1, 8))
+    some = st.floats(-1, 2).map(lambda value: round(value, 3))
+    point = draw(st.lists(some, min_size=size, max_size=size))
+    normal = draw(st.lists(some, min_size=size, max_size=size))
+    return np.array(point), np.array(normal), draw(st.floats(-4, 4))
+
+
+def change_of(case, norm):
+    """What the attack would do, in double precision."""
+    point, normal, height = (torch.tensor(each, dtype=torch.float64).unsqueeze(0) for each in case)
+    threat = ThreatModel(norm=norm, eps=1.0, bounds=(-1.0, 2.0))
+    return step_onto_hyperplane(point, normal, height, threat).squeeze(0).numpy()
+
+
+def reachable(case):
+    """How much of the height any change within the bounds can take away."""
+    point, normal, height = case
+    downhill = -np.sign(height) * normal
+    return np.abs(normal) @ np.where(downhill > 0, 2 - point, point + 1)
+
+
+@given(hyperplanes())
+@settings(deadline=None)
+def test_the_shortest_linf_change_is_that_of_linear_programming(case):
+    """Minimise t such that |d| <= t, w.d = -height and x + d lies in the bounds."""
+    point, normal, height = case
+    change = change_of(case, "linf")
+    assert (point + change >= -1 - 1e-9).all()
+    assert (point + change <= 2 + 1e-9).all()
+    if reachable(case) <= abs(height) + 1e-6:  # then as near as it gets
+        assert abs(normal @ change) == pytest.approx(reachable(case), abs=1e-9)
+        return
+    assert normal @ change == pytest.approx(-height, abs=1e-9)
+    size = len(point)
+    below = np.block([[np.eye(size), -np.ones((size, 1))], [-np.eye(size), -np.ones((size, 1))]])
+    best = linprog(
+        c=np.append(np.zeros(size), 1),
+        A_ub=below,
+        b_ub=np.zeros(2 * size),
+        A_eq=np.append(normal, 0)[None],
+        b_eq=[-height],
+        bounds=[*zip(-1 - point, 2 - point, strict=True), (0, None)],
+    )
+    assert np.abs(change).max() == pytest.approx(best.fun, abs=1e-6)
+
+
+@given(hyperplanes())
+@settings(deadline=None)
+def test_the_shortest_l2_change_satisfies_its_conditions(case):
+    """Every pixel off the bounds moves in proportion to the normal, and none on them less far."""
+    point, normal, height = case
+    change = change_of(case, "l2")
+    if reachable(case) <= abs(height) + 1e-6:
+        assert abs(normal @ change) == pytest.approx(reachable(case), abs=1e-9)
+        return
+    assert normal @ change == pytest.approx(-height, abs=1e-9)
+    moved = point + change
+    free = (moved > -1 + 1e-9) & (moved < 2 - 1e-9) & (np.abs(normal) > 0)
+    if free.any():
+        multiplier = (change[free] / normal[free]).mean()
+        np.testing.assert_allclose(change[free], multiplier * normal[free], atol=1e-9)
+        # On a bound the change is cut short: it would go on.
+        stuck = ~free
+        assert (np.abs(change[stuck]) <= np.abs(multiplier * normal[stuck]) + 1e-9).all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_step_is_that_of_the_reference(norm):
+    """On many images at once, in single precision."""
+    projections = pytest.importorskip(
+        "pyautoattack.fab_projections", reason="pyautoattack is not installed"
+    )
+    draw = torch.Generator().manual_seed(0)
+    points = torch.rand(50, 784, generator=draw).mul(1.4).sub(0.2).clamp(0, 1)
+    normals = torch.randn(50, 784, generator=draw)
+    heights = torch.randn(50, generator=draw) * 20
+    project = projections.projection_linf if norm == "linf" else projections.projection_l2
+    expected = project(points, normals, (normals * points).sum(1) - heights)
+    found = step_onto_hyperplane(points, normals, heights, ThreatModel(norm=norm, eps=1.0))
+    torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_on_a_linear_model_it_succeeds_from_the_exact_distance_on(norm):
+    """The distance to the only boundary is |w.x + b| over the dual length of w."""
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(16, generator=draw)
+    images = torch.rand(20, 1, 4, 4, generator=draw) * 0.2 + 0.4  # no pixel meets a bound
+    model, labels = linear(weight), None
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    dual = weight.abs().sum() if norm == "linf" else weight.norm()
+    distances = (images.flatten(1) @ weight).abs() / dual
+    eps = float(distances.median())
+    found = attack("fab", ThreatModel(norm=norm, eps=eps))(model, images, labels)
+    fooled = ~right(model, found, labels)
+    assert fooled[distances < 0.99 * eps].all()
+    assert not fooled[distances > eps].any()
+    assert fooled.any()
+    assert torch.equal(found[~fooled], images[~fooled])
+
+
+@pytest.mark.parametrize("threat", [LINF, L2])
+def test_what_is_fooled_leaves_and_nothing_is_left_to_chance(threat):
+    """Successes lie in the ball; the seed does not matter."""
+    model, images, labels = digits()
+    counting = Counting(model)
+    attacker = attack("fab", threat, steps=20)
+    found = attacker(counting, images, labels, seed=0)
+    assert torch.equal(found, attacker(model, images, labels, seed=1))
+    assert threat.contains(images, found).all()
+    standing, left = (int(right(model, each, labels).sum()) for each in (images, found))
+    assert 0 < left < standing
+    assert counting.seen[0] == len(images)
+    assert counting.seen[1:] == sorted(counting.seen[1:], reverse=True)
+    assert (counting.seen[1], counting.seen[-1]) == (standing, left)
+    # In each of nine searches a gradient and an answer a step, less where all had been fooled.
+    assert len(counting.seen) == 1 + 2 * 20 * 9
+
+
+def test_it_finds_nearer_images_than_its_radius_asks_for():
+    """The search is for the boundary: it is met at little more than the shortest distance."""
+    model, images, labels = digits()
+    wide = ThreatModel(norm="linf", eps=0.5)
+    found = attack("fab", wide, target_classes=1)(model, images, labels)
+    reached = (found - images).abs().flatten(1).amax(1)
+    fooled = ~right(model, found, labels) & right(model, images, labels)
+    assert fooled.float().mean() > 0.8
+    assert reached[fooled].median() < 0.3
+    assert math.isfinite(reached.max())

@@ -1,0 +1,136 @@
+"""Square: the paper's schedule, and a search that never asks for a gradient or asks twice."""
+
+import itertools
+
+import pytest
+import torch
+from test_defenses_apgd import LINF, Counting, digits, linear, right
+
+from defenses import ThreatModel, attack, attack_scope
+from defenses.attacks import square as room
+from defenses.attacks.shortest import margin
+from defenses.attacks.square import square_share
+
+L2 = ThreatModel(norm="l2", eps=0.5)
+
+
+def test_the_schedule_is_the_papers():
+    """Halved after 10, 50, 200, 500, 1000, 2000, 4000, 6000 and 8000 queries, not rescaled."""
+    shares = [square_share(query, 0.8) for query in range(9000)]
+    changes = [query for query in range(1, 9000) if shares[query] != shares[query - 1]]
+    assert changes == [11, 51, 201, 501, 1001, 2001, 4001, 6001, 8001]
+    assert all(b in (a, a / 2) for a, b in itertools.pairwise(shares))
+    assert shares[0] == 0.8
+
+
+@pytest.mark.parametrize("threat", [LINF, L2])
+def test_a_query_is_an_image_and_needs_no_gradient(threat):
+    """As many as it says for an image that withstands, in linf fewer: some change nothing."""
+
+    class Blind(Counting):
+        def forward(self, images):
+            assert not torch.is_grad_enabled()
+            return super().forward(images)
+
+    model = Blind(linear(torch.full((64,), 1e-3), bias=10.0))
+    images, labels = torch.rand(3, 1, 8, 8), torch.zeros(3, dtype=torch.int64)
+    attack("square", threat, queries=200)(model, images, labels, seed=0)
+    asked = sum(model.seen) - 2 * 3  # the clean images, and the start of the search
+    if threat.norm == "l2":
+        assert asked == 3 * 200
+    else:
+        assert 3 * 40 < asked < 3 * 200
+
+
+def test_what_is_not_asked_would_have_changed_nothing(monkeypatch):
+    """With every proposal put to the model the images are the same."""
+    model, images, labels = digits()
+    attacker = attack("square", LINF, queries=150)
+    found = attacker(model, images, labels, seed=0)
+    original = room._one_square
+
+    def thorough(best, clean, threat, side):
+        touched, trial = original(best, clean, threat, side)
+        every = best.clone()
+        every[touched] = trial
+        return torch.arange(len(best)), every
+
+    monkeypatch.setattr(room, "_one_square", thorough)
+    assert torch.equal(attacker(model, images, labels, seed=0), found)
+
+
+@pytest.mark.parametrize("threat", [LINF, L2])
+def test_the_margin_falls_with_the_queries_and_what_is_won_is_won(threat):
+    """The same seed and more queries: never a larger margin, never fewer images fooled."""
+    model, images, labels = digits()
+    margins = []
+    for queries in (1, 30, 300):
+        found = attack("square", threat, queries=queries)(model, images, labels, seed=0)
+        assert threat.contains(images, found).all()
+        with torch.no_grad():
+            margins.append(margin(model(found), labels, targeted=False))
+    standing = right(model, images, labels)
+    assert margins[2][standing].mean() < margins[1][standing].mean() < margins[0][standing].mean()
+    assert (margins[2] < 0).sum() > (right(model, images, labels) == 0).sum()
+
+
+@pytest.mark.parametrize("threat", [LINF, L2])
+def test_on_a_linear_model_it_comes_near_the_worst_place(threat):
+    """A constant slope: in linf every pixel goes to -eps, in l2 the change has its full length."""
+    model = linear(torch.full((64,), 0.1), bias=30.0)
+    images, labels = torch.full((2, 1, 8, 8), 0.5), torch.zeros(2, dtype=torch.int64)
+    change = attack("square", threat, queries=600)(model, images, labels, seed=0) - images
+    most = 64 * LINF.eps if threat.norm == "linf" else 8 * L2.eps
+    # Bumps of both signs come in pairs: in l2 a constant slope is not what they climb best.
+    share = 0.8 if threat.norm == "linf" else 0.5
+    assert (-change.flatten(1).sum(1) > share * most).all()
+    if threat.norm == "l2":
+        torch.testing.assert_close(change.flatten(1).norm(dim=1), torch.full((2,), 0.5))
+
+
+def test_a_target_is_reached_and_nothing_else_counts():
+    """What it says it won is taken for its target."""
+    model, images, labels = digits()
+    targets = (labels + 1) % 10
+    wide = ThreatModel(norm="linf", eps=0.4)
+    attacker = attack("square", wide, queries=300)
+    found = attacker(model, images, labels, targets=targets, seed=0)
+    assert right(model, found, targets).float().mean() > 0.3
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 2), (1, 3, 3), (3, 7, 12), (2, 28, 28)])
+@pytest.mark.parametrize("threat", [LINF, L2])
+def test_every_shape_of_image_is_searched(shape, threat):
+    """Small ones, wide ones, and several channels."""
+    model = torch.nn.Flatten()
+    images = torch.rand(4, *shape, generator=torch.Generator().manual_seed(0))
+    labels = torch.zeros(4, dtype=torch.int64)
+    small = ThreatModel(norm=threat.norm, eps=0.01)
+    found = attack("square", small, queries=30)(model, images, labels, seed=0)
+    assert small.contains(images, found).all()
+
+
+def test_windows_reach_every_border():
+    """From the first to the last place, edges included."""
+    places = set()
+    with attack_scope(torch.nn.Flatten(), seed=0):
+        for _ in range(300):
+            _, _, rows, columns = room._window(torch.zeros(1, 1, 6, 5), 3)
+            places.add((rows.start, columns.start))
+            assert rows.stop - rows.start == columns.stop - columns.start == 3
+    assert places == set(itertools.product(range(4), range(3)))
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 6, 9])
+def test_a_bump_has_two_hills_of_opposite_sign_and_length_one(side):
+    """In either direction, highest in the middle of a hill."""
+    with attack_scope(torch.nn.Flatten(), seed=0):
+        bumps = {tuple(room._bump(side, torch.zeros(1)).flatten().tolist()) for _ in range(20)}
+    assert len(bumps) == (1 if side == 1 else 2)
+    for bump in bumps:
+        values = torch.tensor(bump)
+        assert values.norm().item() == pytest.approx(1, abs=1e-5)
+        if side > 1:
+            assert (values > 0).any()
+            assert (values < 0).any()
+            assert (values != 0).all()
