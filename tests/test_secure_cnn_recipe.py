@@ -62,6 +62,9 @@ def recipe(shapes, tmp_path):
         ({"norm": "l3"}, "norm: expected linf or l2"),
         ({"attack": "pgd"}, "attack=pgd: expected eps"),
         ({"attack_steps": 3}, "attack_steps: expected eps"),
+        ({"eps_warmup": 0.5}, "eps_warmup: expected eps"),
+        ({"eps": 0.1, "eps_warmup": 1.0}, "eps_warmup: expected a share"),
+        ({"eps": 0.1, "attack": "free", "epsilon": 3.0}, "attack=free: .*carries a perturbation"),
         ({"delta": 1e-5}, "delta: expected epsilon"),
     ],
 )
@@ -159,6 +162,51 @@ def test_an_objective_without_bounded_contributions_is_refused(recipe, monkeypat
     monkeypatch.setattr("secure_cnn.recipe.seams.objective_for", lambda *_: shared())
     with pytest.raises(privacy.StepError, match="Shared: expected an objective with per_example"):
         make_seams(asked, asked.variant, build_model("compact", data.spec), data, plan)
+
+
+def test_a_private_training_probes_what_its_objective_says(recipe, monkeypatch):
+    """An objective that mixes examples under a false flag never sees a private image."""
+    asked = recipe(**PRIVATE)
+    data = load_data(asked.data)
+    plan = make_plan(asked, len(data.train))
+    seen = []
+
+    class Mixing:
+        per_example = True
+
+        def __call__(self, model, images, labels):
+            seen.append(images)
+            losses = nn.functional.cross_entropy(model(images), labels, reduction="none")
+            return losses * losses.detach().mean()
+
+    monkeypatch.setattr("secure_cnn.recipe.seams.objective_for", lambda *_: Mixing())
+    with pytest.raises(defenses.ObjectiveError, match="Mixing: expected losses of their own"):
+        make_seams(asked, asked.variant, build_model("compact", data.spec), data, plan)
+    private, _ = data.train.batch(torch.arange(len(data.train)))
+    assert seen
+    assert not any((private == image).flatten(1).all(1).any() for each in seen for image in each)
+
+
+def test_averaged_weights_are_the_default_of_adversarial_training(recipe):
+    """The best bargain there is: on unless switched off."""
+    assert Recipe(out="run", eps=0.1).average_decay > 0
+
+
+def test_the_perturbation_warms_up_over_optimizer_steps(recipe):
+    """From a first share to all of it, and no further."""
+    asked = recipe(eps=0.1, eps_warmup=0.5, epochs=4)
+    data = load_data(asked.data)
+    model = build_model("compact", data.spec)
+    seams = make_seams(asked, asked.variant, model, data, None)
+    images, labels = data.train.batch(torch.arange(8))
+    growing, found = int(0.5 * seams.schedule.steps), []
+    for _ in range(seams.schedule.steps):
+        found.append(seams.objective.strength)
+        seams.update(seams.objective(model, images, labels))
+    assert found[0] == 1 / growing
+    assert found == sorted(found)
+    assert found[growing - 2] < 1
+    assert found[growing:] == [1.0] * (seams.schedule.steps - growing)
 
 
 def a_run(root):

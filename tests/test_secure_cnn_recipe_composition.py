@@ -151,7 +151,7 @@ def test_an_attack_inside_the_loop_changes_nothing_of_the_step(monkeypatch):
     alone = trained()
     assert (trained(key=b"another key" + bytes(21)) - alone).abs().median() > 1e-2  # control
     for name in ("pgd", "apgd", "square", "fab"):
-        settings = {"n_queries": 5} if name == "square" else {"steps": 2}
+        settings = {"queries": 5} if name == "square" else {"steps": 2}
         found = trained(defenses.attack(name, THREAT, **settings))
         torch.testing.assert_close(found, alone, rtol=0, atol=1e-5)
 

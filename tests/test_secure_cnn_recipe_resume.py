@@ -71,9 +71,21 @@ def without_clocks(record):
         {"average_decay": 0.0},
         {"eps": 0.05, "attack": "n-fgsm"},
         {"eps": 0.05, "attack": "pgd", "attack_steps": 2, "optimizer": "adamw"},
+        {"eps": 0.05, "attack": "trades", "attack_steps": 2, "eps_warmup": 0.7},
+        {"eps": 0.05, "attack": "free", "attack_steps": 3},
         {"eps": 0.05, "attack": "n-fgsm", "baseline": True},
     ],
-    ids=["sgd", "adamw", "augmented", "no-average", "n-fgsm", "pgd-adamw", "with-baseline"],
+    ids=[
+        "sgd",
+        "adamw",
+        "augmented",
+        "no-average",
+        "n-fgsm",
+        "pgd-adamw",
+        "trades-warmup",
+        "free",
+        "with-baseline",
+    ],
 )
 def test_resumed_equals_uninterrupted(recipe, stopped_after, settings):
     """Stopped within an epoch, at its end and in the last one: the same weights and record."""

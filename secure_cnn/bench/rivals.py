@@ -1,4 +1,7 @@
-"""The same step by others: Opacus in its own modes, on the same network, images and optimizer."""
+"""The same step by others, on the same network, images, layout and optimizer.
+
+Opacus in its own modes; adversarial training with torchattacks as its own examples use it.
+"""
 
 import copy
 import warnings
@@ -7,9 +10,11 @@ from contextlib import contextmanager
 from typing import Any, Literal, cast, get_args
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from defenses.attacks._torchattacks import usual_attack
 from privacy.opacus import PrivacyEngine
 from secure_cnn.bench.step import NOISE_MULTIPLIER, Workload
 from secure_cnn.errors import RunError
@@ -18,15 +23,23 @@ __all__ = ["RIVALS", "rival_step"]
 
 Mode = Literal["hooks", "functorch", "ew", "ghost"]
 
-RIVALS = tuple(f"opacus-{mode}" for mode in get_args(Mode))
+_EPS, _STEPS, _BETA = 8 / 255, 10, 6.0
+# Our objective -> torchattacks' class. It has no N-FGSM: FFGSM is its single step with noise.
+_ATTACKS = {"fgsm": "FGSM", "ffgsm": "FFGSM", "pgd": "PGD", "trades": "TPGD"}
+
+RIVALS = (
+    *(f"opacus-{mode}" for mode in get_args(Mode)),
+    *(f"torchattacks-{objective}" for objective in _ATTACKS),
+)
 """Names of the rivals, as they stand in the variant column."""
 
 
 def rival_step(load: Workload, rival: str) -> Callable[[], None]:
     """One training step of a copy of the model by a rival, as a call.
 
-    In-place activations are replaced: Opacus' hooks do not allow them. Its `ew` mode gets the
-    default layout: it cannot read another.
+    For Opacus in-place activations are replaced: its hooks do not allow them. Its `ew` mode gets
+    the default layout: it cannot read another. The attacks of torchattacks have eps = 8/255, ten
+    steps where they iterate, and leave the clean logits of TRADES to be taken by the loop.
 
     Args:
         load: The workload.
@@ -46,6 +59,8 @@ def rival_step(load: Workload, rival: str) -> Callable[[], None]:
     """
     if rival not in RIVALS:
         raise RunError(f"rival: expected one of {', '.join(RIVALS)}, got {rival}")
+    if rival.startswith("torchattacks-"):
+        return _attacked_step(load, rival.removeprefix("torchattacks-"))
     mode = cast(Mode, rival.removeprefix("opacus-"))
     layout = torch.contiguous_format if mode == "ew" else load.memory_format
     model = _without_inplace(copy.deepcopy(load.model)).to(memory_format=layout)
@@ -74,6 +89,32 @@ def rival_step(load: Workload, rival: str) -> Callable[[], None]:
         with _opacus_warnings_ignored():
             criterion(private(images), labels).backward()
         stepping.step()
+
+    return step
+
+
+def _attacked_step(load: Workload, objective: str) -> Callable[[], None]:
+    """Adversarial training with torchattacks in the usual way."""
+    model = copy.deepcopy(load.model).to(memory_format=load.memory_format).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
+    attack = usual_attack(_ATTACKS[objective], model, eps=_EPS, steps=_STEPS)
+
+    def loss(images: Tensor, labels: Tensor) -> Tensor:
+        adversarial = attack(images, labels)
+        if objective != "trades":
+            return F.cross_entropy(model(adversarial), labels)
+        clean = model(images)
+        divergence = F.kl_div(
+            model(adversarial).log_softmax(1), clean.softmax(1), reduction="batchmean"
+        )
+        return F.cross_entropy(clean, labels) + _BETA * divergence
+
+    def step() -> None:
+        images, labels = load.split.batch(torch.arange(len(load.split)))
+        images = images.contiguous(memory_format=load.memory_format)
+        optimizer.zero_grad()
+        torch.autograd.backward(loss(images, labels))
+        optimizer.step()
 
     return step
 

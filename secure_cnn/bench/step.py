@@ -102,11 +102,11 @@ class Protection:
 def protections(
     objectives: Mapping[str, Objective], *, private: bool = True
 ) -> dict[str, Protection]:
-    """The plain step and every combination of the protections given, by variant.
+    """The plain step and every combination of the protections given that can be, by variant.
 
     Args:
         objectives: Adversarial objectives by name.
-        private: Whether to combine each with DP-SGD too.
+        private: Whether to combine each with DP-SGD too, where each loss is one example's.
 
     Example:
         >>> list(protections({"pgd": CrossEntropy()}))
@@ -116,7 +116,7 @@ def protections(
     plain: Objective = CrossEntropy()
     for name, objective in [("", plain), *objectives.items()]:
         found[name or "plain"] = Protection(objective=objective, private=False)
-        if private:
+        if private and objective.per_example:
             both = f"private+{name}" if name else "private"
             found[both] = Protection(objective=objective, private=True)
     return found

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from defenses import OBJECTIVES
 from secure_cnn.cli.keys import sealing_from, unlocking_from
 from secure_cnn.errors import RunError
 from secure_cnn.models import MODELS
@@ -51,12 +52,15 @@ def train(
     delta: Annotated[float | None, typer.Option(help="Its delta, below 1 / samples.")] = None,
     max_grad_norm: Annotated[float, typer.Option(help="Clipping norm.")] = _DEFAULT.max_grad_norm,
     attack: Annotated[
-        str | None, typer.Option(help="n-fgsm, ffgsm, fgsm or pgd; needs --eps.")
+        str | None, typer.Option(help=f"One of {', '.join(OBJECTIVES)}; needs --eps.")
     ] = None,
     eps: Annotated[
         float | None,
         typer.Option(help="Size of the perturbation in [0, 1]; switches adversarial training on."),
     ] = None,
+    eps_warmup: Annotated[
+        float, typer.Option(help="Share of the steps in which the perturbation grows to --eps.")
+    ] = _DEFAULT.eps_warmup,
     norm: Annotated[str, typer.Option(help="linf or l2.")] = _DEFAULT.norm,
     attack_steps: Annotated[int | None, typer.Option(help="Steps of an iterative attack.")] = None,
     robust_samples: Annotated[

@@ -4,6 +4,7 @@ The plain training is not a branch of the loop; it is what this room returns whe
 for.
 """
 
+import copy
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from torch import nn
 
 import defenses
 import privacy
-from defenses.training import Method
+from defenses import AdversarialObjective, FreeAdversarialTraining, check_per_example, replayed
+from defenses.training.by_name import ObjectiveName
 from secure_cnn.data import Augmentation, ImageData, ShuffledBatches
 from secure_cnn.engine import CrossEntropy, MeanUpdate, Objective, Schedule, Update, on_device
 from secure_cnn.recipe.settings import Recipe, Variant
@@ -22,6 +24,7 @@ from secure_cnn.recipe.settings import Recipe, Variant
 __all__ = ["Seams", "batches_for", "make_plan", "make_seams", "make_threat", "objective_for"]
 
 _MOMENTUM = 0.9
+_PROBED = 6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +98,9 @@ def objective_for(recipe: Recipe, variant: Variant) -> Objective:
     threat = make_threat(recipe)
     if variant.method is None or threat is None:
         return CrossEntropy(label_smoothing=recipe.label_smoothing)
-    return defenses.AdversarialTraining(
+    return defenses.adversarial_objective(
+        cast(ObjectiveName, variant.method),
         threat,
-        cast(Method, variant.method),
         steps=recipe.attack_steps,
         seed=recipe.seed,
         label_smoothing=recipe.label_smoothing,
@@ -118,6 +121,7 @@ def make_seams(
 
     Raises:
         PrivacyError: The model or the objective cannot be trained privately.
+        ObjectiveError: The objective's losses depend on other examples, against its word.
         RunError: A setting is out of range.
 
     Example:
@@ -135,13 +139,17 @@ def make_seams(
     update: Update = MeanUpdate(optimizer)
     if variant.private:
         assert plan is not None, "a private variant has a plan"
+        twin = copy.deepcopy(model)
         private = privacy.attach(plan, model, optimizer, data.train)
         private.check_objective(objective)
+        _probe(objective, twin, data, recipe.seed)
         update = private.step
         steps = plan.steps
     else:
         batch_size = recipe.batch_size_for(variant, len(data.train))
         steps = math.ceil(len(data.train) / batch_size) * recipe.epochs
+    if isinstance(objective, AdversarialObjective) and recipe.eps_warmup:
+        update = _WarmingUp(update, objective, steps=max(1, int(recipe.eps_warmup * steps)))
     schedule = Schedule(
         peak=recipe.learning_rate_for(variant),
         steps=steps,
@@ -186,15 +194,42 @@ def batches_for(
             generator = torch.Generator().manual_seed(recipe.seed + start_step)
             batches = ((augment(images, generator), labels) for images, labels in batches)
     else:
+        objective = seams.objective
+        times = objective.replays if isinstance(objective, FreeAdversarialTraining) else 1
         batches = ShuffledBatches(
             data.train,
             batch_size=recipe.batch_size_for(variant, len(data.train)),
             epochs=recipe.epochs,
             seed=recipe.seed,
-            start_step=start_step,
+            start_step=start_step // times,
             augment=augment,
         )
+        batches = replayed(batches, times, done=start_step % times)
     return on_device(batches, device, memory_format)
+
+
+class _WarmingUp:
+    """An update after whose steps the objective's perturbations grow; it remembers which."""
+
+    def __init__(self, update: Update, objective: AdversarialObjective, *, steps: int) -> None:
+        self._update, self._objective, self._growth = update, objective, 1 / steps
+        objective.strength = self._growth
+
+    def __call__(self, losses: torch.Tensor) -> bool:
+        """Steps; the strength is the objective's, so that a resumed training goes on with it."""
+        stepped = self._update(losses)
+        if stepped:
+            self._objective.strength = min(1.0, self._objective.strength + self._growth)
+        return stepped
+
+
+def _probe(objective: Objective, model: nn.Module, data: ImageData, seed: int) -> None:
+    """Tests the objective's claim on random images: no private one is looked at."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(_PROBED, *data.spec.shape, generator=generator)
+    labels = torch.arange(_PROBED) % len(data.spec.classes)
+    device = next(model.parameters()).device
+    check_per_example(objective, model, images.to(device), labels.to(device))
 
 
 def _optimizer(recipe: Recipe, variant: Variant, model: nn.Module) -> torch.optim.Optimizer:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from defenses import FreeAdversarialTraining
 from secure_cnn.errors import RunError
 
 __all__ = ["Recipe", "Variant"]
@@ -16,6 +17,7 @@ __all__ = ["Recipe", "Variant"]
 Optimizer = Literal["sgd", "adamw"]
 Norm = Literal["linf", "l2"]
 
+_FREE = FreeAdversarialTraining.reason
 _LARGEST_PRIVATE_BATCH = 2048
 _PLAIN_BATCH = 128
 _LARGEST_DELTA = 1e-5
@@ -70,10 +72,12 @@ class Recipe:
         delta: Its delta; None chooses the smaller of 1e-5 and a tenth of 1 / samples.
         max_grad_norm: Clipping norm.
         eps: Size of the perturbation; None trains without adversarial examples.
-        attack: How they are made: `n-fgsm`, `fgsm`, `ffgsm`, `pgd`; None chooses `n-fgsm` when
-            `eps` is given.
+        eps_warmup: Share of the steps in which the perturbation grows to `eps`, in [0, 1).
+        attack: How they are trained on: `n-fgsm`, `ffgsm`, `fgsm`, `pgd`, `trades`, `mart`, or
+            `free`, which takes each batch several times in a row and so sees fewer of them; None
+            chooses `n-fgsm` when `eps` is given.
         norm: `linf` or `l2`.
-        attack_steps: Steps of an iterative attack; None takes its own.
+        attack_steps: Steps of an iterative attack, or replays of `free`; None takes its own.
         robust_samples: Test images that are attacked at the end; None takes all.
         baseline: Whether a protected run also trains the same network without protections, to show
             what they cost.
@@ -106,6 +110,7 @@ class Recipe:
     delta: float | None = None
     max_grad_norm: float = 1.0
     eps: float | None = None
+    eps_warmup: float = 0.0
     attack: str | None = None
     norm: Norm = "linf"
     attack_steps: int | None = None
@@ -117,14 +122,7 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", str(self.out))
         object.__setattr__(self, "data", str(self.data))
-        if self.attack is not None and self.eps is None:
-            raise RunError(
-                f"attack={self.attack}: expected eps, the size of the perturbation, got none"
-            )
-        if self.attack_steps is not None and self.eps is None:
-            raise RunError("attack_steps: expected eps with it, got none; give both or neither")
-        if self.delta is not None and self.epsilon is None:
-            raise RunError("delta: expected epsilon with it, got none; give both or neither")
+        self._check_companions()
         _check(self.optimizer in get_args(Optimizer), "optimizer", "sgd or adamw", self.optimizer)
         _check(self.norm in get_args(Norm), "norm", "linf or l2", self.norm)
         _check(self.epochs >= 1, "epochs", "at least 1", self.epochs)
@@ -135,6 +133,7 @@ class Recipe:
             self.batch_size,
         )
         _check(0 <= self.warmup < 1, "warmup", "a share in [0, 1)", self.warmup)
+        _check(0 <= self.eps_warmup < 1, "eps_warmup", "a share in [0, 1)", self.eps_warmup)
         decay = self.weight_decay
         _check(math.isfinite(decay) and decay >= 0, "weight_decay", "a number >= 0", decay)
         smoothing = self.label_smoothing
@@ -152,6 +151,21 @@ class Recipe:
             "a number > 0",
             rate,
         )
+
+    def _check_companions(self) -> None:
+        """Refuses settings that mean nothing without another, or contradict it."""
+        if self.attack is not None and self.eps is None:
+            raise RunError(
+                f"attack={self.attack}: expected eps, the size of the perturbation, got none"
+            )
+        if self.attack_steps is not None and self.eps is None:
+            raise RunError("attack_steps: expected eps with it, got none; give both or neither")
+        if self.attack == "free" and self.epsilon is not None:
+            raise RunError(f"attack=free: not in a private training: {_FREE}")
+        if self.eps_warmup and self.eps is None:
+            raise RunError("eps_warmup: expected eps with it, got none; give both or neither")
+        if self.delta is not None and self.epsilon is None:
+            raise RunError("delta: expected epsilon with it, got none; give both or neither")
 
     @property
     def variant(self) -> Variant:

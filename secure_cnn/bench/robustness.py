@@ -1,0 +1,186 @@
+"""What the standard robustness evaluation costs, and whether it says what the reference says.
+
+`pyautoattack`, the packaged reference of AutoAttack, is no dependency: where it is not installed
+its rows are missing. Batches are judged by both in turn, so that drift meets both alike.
+"""
+
+import copy
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor, nn
+
+import defenses
+from defenses import ThreatModel
+from defenses.attacks.autoattack import ensemble
+from secure_cnn.bench.step import Workload
+from secure_cnn.bench.timing import estimate, ratios
+from secure_cnn.errors import RunError
+from secure_cnn.report import Row
+
+__all__ = ["Judge", "autoattack", "judges", "measure_robustness", "pyautoattack"]
+
+Judge = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""From a model, images and labels to whether each image withstands, booleans, [n]."""
+
+
+def judges(threat: ThreatModel, *, seed: int = 0) -> dict[str, Judge]:
+    """Our AutoAttack, and the reference where it is installed, by variant.
+
+    Args:
+        threat: In `linf` or `l2`.
+        seed: Of every random start.
+
+    Example:
+        >>> "autoattack" in judges(ThreatModel(norm="linf", eps=0.1))
+        True
+    """
+    found: dict[str, Judge] = {"autoattack": partial(autoattack, threat=threat, seed=seed)}
+    if find_spec("pyautoattack") is None:
+        return found
+    return found | {"pyautoattack": partial(pyautoattack, threat=threat, seed=seed)}
+
+
+def autoattack(
+    model: nn.Module, images: Tensor, labels: Tensor, *, threat: ThreatModel, seed: int
+) -> Tensor:
+    """Which images withstand the standard ensemble, each attack taking what the last one left.
+
+    Example:
+        >>> images, labels = torch.tensor([[[[0.9, 0.3]]], [[[0.5, 0.4]]]]), torch.tensor([0, 0])
+        >>> threat = ThreatModel(norm="linf", eps=0.1)
+        >>> autoattack(nn.Flatten(), images, labels, threat=threat, seed=0)
+        tensor([ True, False])
+    """
+    standing = _correct(model, images, labels)
+    for attack in ensemble(threat):
+        rows = standing.nonzero().flatten()
+        if len(rows) == 0:
+            break
+        found = attack(model, images[rows], labels[rows], seed=seed)
+        standing[rows] = _correct(model, found, labels[rows])
+    return standing
+
+
+def pyautoattack(
+    model: nn.Module, images: Tensor, labels: Tensor, *, threat: ThreatModel, seed: int
+) -> Tensor:
+    """The same by the reference, in one batch.
+
+    Its parameters need no gradients here, which spares it work, and the global random states that
+    it seeds are put back.
+
+    Raises:
+        RunError: It is not installed, or the pixels are not in [0, 1], which it takes for granted.
+    """
+    try:
+        from pyautoattack import autoattack as reference  # type: ignore[import-not-found, unused-ignore]
+    except ImportError as error:
+        raise RunError("pyautoattack is not installed; `pip install pyautoattack`") from error
+    if threat.bounds != (0.0, 1.0):
+        raise RunError(f"pyautoattack: expected pixels in [0, 1], got {threat.bounds}")
+    norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
+    with defenses.attack_scope(model, seed=seed):
+        judge = reference.AutoAttack(model, norm=norm, eps=threat.eps, seed=seed)
+        found, _ = judge.run_standard_evaluation(images, labels, batch_size=len(images))
+    return _correct(model, found, labels)
+
+
+def measure_robustness(
+    load: Workload,
+    variants: Mapping[str, Judge],
+    *,
+    batch_size: int = 100,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Row]:
+    """Has every batch judged by each variant in turn, and compares them with the first.
+
+    Args:
+        load: The model, in evaluation mode or not, and the images.
+        variants: As `judges` gives them.
+        batch_size: Images judged at once, at least 1.
+        clock: Seconds, ever rising.
+
+    Returns:
+        For each variant its `time` for a batch and its `robust_accuracy`; for each but the first
+        the `time_ratio` of the first to it, and the `agreement` of their verdicts. Shares come
+        with their 95 % Wilson intervals.
+
+    Example:
+        >>> from secure_cnn.bench.step import synthetic
+        >>> from secure_cnn.data import DataSpec
+        >>> from secure_cnn.models import build_model
+        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
+        >>> model = build_model("compact", spec)
+        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
+        >>> rows = measure_robustness(load, {"all": lambda model, images, labels: labels >= 0})
+        >>> [(row.metric, row.median) for row in rows if row.unit == "1"]
+        [('robust_accuracy', 1.0)]
+    """
+    model = copy.deepcopy(load.model).to(memory_format=load.memory_format).eval()
+    every = torch.arange(len(load.split))
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    verdicts: dict[str, list[Tensor]] = {name: [] for name in variants}
+    for number, indices in enumerate(torch.split(every, batch_size)):
+        images, labels = load.split.batch(indices)
+        # Every other batch in the reverse order: what is warm by then is warm for both.
+        for name in list(variants)[:: -1 if number % 2 else 1]:
+            start = clock()
+            verdicts[name].append(variants[name](model, images, labels))
+            seconds[name].append(clock() - start)
+    return _rows(load.case, seconds, {name: torch.cat(each) for name, each in verdicts.items()})
+
+
+def _rows(
+    case: str, seconds: Mapping[str, list[float]], verdicts: Mapping[str, Tensor]
+) -> list[Row]:
+    """All that was found, in the shape of the report."""
+    first, rows = next(iter(seconds)), []
+    for name, own in seconds.items():
+        rows.append(_time(case, name, "time", own, "s"))
+        rows.append(_share(case, name, "robust_accuracy", verdicts[name]))
+        if name != first:
+            rows.append(_time(case, name, "time_ratio", ratios(seconds[first], own), "x"))
+            rows.append(_share(case, name, "agreement", verdicts[first] == verdicts[name]))
+    return rows
+
+
+def _time(case: str, variant: str, metric: str, values: list[float], unit: str) -> Row:
+    """A median with its bootstrap interval."""
+    found = estimate(values)
+    return Row(
+        case=case,
+        variant=variant,
+        metric=metric,
+        median=found.median,
+        low=found.low,
+        high=found.high,
+        unit=unit,
+        n=found.n,
+    )
+
+
+def _share(case: str, variant: str, metric: str, which: Tensor) -> Row:
+    """A share of the images with its Wilson interval."""
+    low, high = defenses.wilson_interval(int(which.sum()), len(which))
+    share = float(which.double().mean())
+    return Row(
+        case=case,
+        variant=variant,
+        metric=metric,
+        median=share,
+        low=min(low, share),
+        high=max(high, share),
+        unit="1",
+        n=len(which),
+    )
+
+
+def _correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Whether the model is right, [n]."""
+    with torch.no_grad():
+        right: Tensor = model(images).argmax(1) == labels
+    return right

@@ -1,0 +1,108 @@
+"""The bench of the robustness evaluation: a clock and judges of our own, then the real ones."""
+
+import sys
+
+import pytest
+import torch
+
+from defenses import ThreatModel, wilson_interval
+from secure_cnn.bench.robustness import autoattack, judges, measure_robustness, pyautoattack
+from secure_cnn.bench.step import Workload, document, synthetic
+from secure_cnn.data import DataSpec
+from secure_cnn.errors import RunError
+from secure_cnn.models import build_model
+from secure_cnn.report import Measurements
+
+SPEC = DataSpec(shape=(1, 8, 8), classes=("a", "b"))
+LINF = ThreatModel(norm="linf", eps=0.02)
+
+
+def workload(samples):
+    """A small one."""
+    model = build_model("compact", SPEC)
+    return Workload(case="compact", model=model, split=synthetic(SPEC, samples))
+
+
+class Clock:
+    """Moved by the judges alone."""
+
+    def __init__(self):
+        self.now, self.log = 0.0, []
+
+    def judge(self, name, seconds, verdict):
+        def call(model, images, labels):
+            assert not model.training
+            self.log.append((name, len(labels)))
+            self.now += seconds
+            return verdict(labels)
+
+        return call
+
+
+def test_every_batch_is_judged_by_all_in_turn_and_compared_with_the_first():
+    """Times, their ratio (ours to the rival's), shares with their intervals."""
+    clock, load = Clock(), workload(10)
+    variants = {
+        "ours": clock.judge("ours", 1.0, lambda labels: labels == 0),
+        "rival": clock.judge("rival", 4.0, lambda labels: labels >= 0),
+    }
+    rows = measure_robustness(load, variants, batch_size=4, clock=lambda: clock.now)
+    assert clock.log == [
+        *[("ours", 4), ("rival", 4)],
+        *[("rival", 4), ("ours", 4)],
+        *[("ours", 2), ("rival", 2)],
+    ]
+    zeros = int((load.split.labels == 0).sum())
+    found = {(row.variant, row.metric): row for row in rows}
+    assert {key: row.median for key, row in found.items()} == {
+        ("ours", "time"): 1.0,
+        ("ours", "robust_accuracy"): zeros / 10,
+        ("rival", "time"): 4.0,
+        ("rival", "robust_accuracy"): 1.0,
+        ("rival", "time_ratio"): 0.25,
+        ("rival", "agreement"): zeros / 10,
+    }
+    share = found["ours", "robust_accuracy"]
+    assert (share.low, share.high) == wilson_interval(zeros, 10)
+    assert share.n == 10
+    assert found["rival", "time_ratio"].n == 3
+    assert Measurements.from_dict(document(rows).to_dict()).rows == tuple(rows)
+
+
+def test_the_model_of_the_workload_is_left_alone():
+    """It is copied: its layout and its modes stay."""
+    load = workload(4)
+    load.model.train()
+    before = [parameter.stride() for parameter in load.model.parameters()]
+    measure_robustness(load, {"none": lambda model, images, labels: labels > 9})
+    assert load.model.training
+    assert [parameter.stride() for parameter in load.model.parameters()] == before
+
+
+def test_the_reference_is_left_out_where_it_is_not_installed(monkeypatch):
+    """And says so when it is asked all the same."""
+    monkeypatch.setitem(sys.modules, "pyautoattack", None)
+    monkeypatch.setattr("secure_cnn.bench.robustness.find_spec", lambda _: None)
+    assert list(judges(LINF)) == ["autoattack"]
+    with pytest.raises(RunError, match="not installed"):
+        pyautoattack(
+            torch.nn.Flatten(), torch.rand(1, 1, 1, 2), torch.tensor([0]), threat=LINF, seed=0
+        )
+
+
+def test_ours_says_who_withstands():
+    """On a model whose margin is known: two pixels, two logits, eps on each."""
+    images = torch.tensor([[0.5, 0.47], [0.5, 0.45], [0.4, 0.5]]).view(3, 1, 1, 2)
+    labels = torch.zeros(3, dtype=torch.int64)
+    standing = autoattack(torch.nn.Flatten(), images, labels, threat=LINF, seed=0)
+    assert standing.tolist() == [False, True, False]
+
+
+@pytest.mark.slow
+def test_the_reference_agrees():
+    """On a small network, where it is installed."""
+    pytest.importorskip("pyautoattack", reason="pyautoattack is not installed")
+    spec = DataSpec(shape=(1, 8, 8), classes=tuple("0123456789"))  # it takes no fewer
+    load = Workload(case="c", model=build_model("compact", spec), split=synthetic(spec, 8))
+    rows = measure_robustness(load, judges(ThreatModel(norm="linf", eps=0.01)))
+    assert {row.median for row in rows if row.metric == "agreement"} == {1.0}
