@@ -1,18 +1,21 @@
 """Sealed checkpoints: encrypted to recipients, signed by their maker, carrying their own claims.
 
 A sealed file is an envelope of ours around FLOE around one valid safetensors file; `docs/format.md`
-is normative. Format version 0 may change. Loading runs no code: there is no pickle here. Sequences
-of checkpoints, key services and exports are not here yet.
+is normative. Loading runs no code: there is no pickle here.
 """
 
+from secure_cnn.archive.age import export_age
 from secure_cnn.archive.claims import JSON
+from secure_cnn.archive.core import Lineage
 from secure_cnn.archive.errors import (
     ArchiveError,
     ClaimMismatch,
     InvalidKey,
     KeyFileError,
+    KeyServiceError,
     LimitExceeded,
     NotSealed,
+    RolledBack,
     StateError,
     StorageError,
     Tampered,
@@ -21,27 +24,31 @@ from secure_cnn.archive.errors import (
     UntrustedSigner,
     WrongKey,
 )
-from secure_cnn.archive.info import ArchiveInfo
-from secure_cnn.archive.keys import (
-    Identity,
-    Recipient,
-    SlotReader,
-    SlotWriter,
-    generate_identity,
-    read_identity,
-    write_identity,
+from secure_cnn.archive.foreign import import_
+from secure_cnn.archive.info import ArchiveInfo, SlotInfo
+from secure_cnn.archive.kek import (
+    KeyEncryptionKey,
+    generate_kek,
+    kek_from_command,
+    kek_from_environment,
+    kek_from_keyring,
+    read_kek,
 )
+from secure_cnn.archive.keyfile import write_key
+from secure_cnn.archive.keys import Identity, Recipient, generate_identity, read_identity
+from secure_cnn.archive.lazy import LazyArchive, open_lazy
+from secure_cnn.archive.log import Checkpoint
 from secure_cnn.archive.passphrase import INSECURE_TEST_COST, Argon2Cost, Passphrase
 from secure_cnn.archive.plain import load_plain, save_plain
+from secure_cnn.archive.recipients import change_recipients
+from secure_cnn.archive.rotation import rotate
 from secure_cnn.archive.sealed import decrypt, inspect, load, save, verify
-from secure_cnn.archive.signatures import (
-    Signer,
-    Verifier,
-    generate_signer,
-    read_signer,
-    write_signer,
-)
+from secure_cnn.archive.service import KeyService, ServiceKey
+from secure_cnn.archive.shredding import Certificate, read_certificate, shred
+from secure_cnn.archive.signatures import Signer, Verifier, generate_signer, read_signer
+from secure_cnn.archive.slots import SlotReader, SlotWriter
 from secure_cnn.archive.state import State
+from secure_cnn.archive.store import CheckpointStore
 
 __all__ = [
     "INSECURE_TEST_COST",
@@ -49,15 +56,26 @@ __all__ = [
     "ArchiveError",
     "ArchiveInfo",
     "Argon2Cost",
+    "Certificate",
+    "Checkpoint",
+    "CheckpointStore",
     "ClaimMismatch",
     "Identity",
     "InvalidKey",
+    "KeyEncryptionKey",
     "KeyFileError",
+    "KeyService",
+    "KeyServiceError",
+    "LazyArchive",
     "LimitExceeded",
+    "Lineage",
     "NotSealed",
     "Passphrase",
     "Recipient",
+    "RolledBack",
+    "ServiceKey",
     "Signer",
+    "SlotInfo",
     "SlotReader",
     "SlotWriter",
     "State",
@@ -69,17 +87,28 @@ __all__ = [
     "UntrustedSigner",
     "Verifier",
     "WrongKey",
+    "change_recipients",
     "decrypt",
+    "export_age",
     "generate_identity",
+    "generate_kek",
     "generate_signer",
+    "import_",
     "inspect",
+    "kek_from_command",
+    "kek_from_environment",
+    "kek_from_keyring",
     "load",
     "load_plain",
+    "open_lazy",
+    "read_certificate",
     "read_identity",
+    "read_kek",
     "read_signer",
+    "rotate",
     "save",
     "save_plain",
+    "shred",
     "verify",
-    "write_identity",
-    "write_signer",
+    "write_key",
 ]

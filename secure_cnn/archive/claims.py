@@ -50,7 +50,7 @@ def parse_json(raw: bytes, what: str) -> JSON:
         >>> parse_json(b'{"a": 1, "a": 2}', "the core")
         Traceback (most recent call last):
         ...
-        secure_cnn.archive.errors.Tampered: the core is no JSON of version 0 (key 'a' twice); ...
+        secure_cnn.archive.errors.Tampered: the core is no JSON of version 1 (key 'a' twice); ...
     """
     try:
         value: JSON = json.loads(
@@ -62,7 +62,7 @@ def parse_json(raw: bytes, what: str) -> JSON:
         _check(value, what, 2 * _MAX_DEPTH)
     except (ValueError, RecursionError, StateError) as error:
         reason = str(error) if isinstance(error, _JSONRefusedError) else type(error).__name__
-        raise Tampered(f"{what} is no JSON of version 0 ({reason}); get the file again") from None
+        raise Tampered(f"{what} is no JSON of version 1 ({reason}); get the file again") from None
     return value
 
 

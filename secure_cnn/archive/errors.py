@@ -10,8 +10,10 @@ __all__ = [
     "ClaimMismatch",
     "InvalidKey",
     "KeyFileError",
+    "KeyServiceError",
     "LimitExceeded",
     "NotSealed",
+    "RolledBack",
     "StateError",
     "StorageError",
     "Tampered",
@@ -126,6 +128,24 @@ class KeyFileError(ArchiveError):
 
     Example:
         >>> issubclass(KeyFileError, ArchiveError)
+        True
+    """
+
+
+class KeyServiceError(ArchiveError):
+    """A key service, keyring or command did not give the key; nothing weaker was used instead.
+
+    Example:
+        >>> issubclass(KeyServiceError, ArchiveError)
+        True
+    """
+
+
+class RolledBack(ArchiveError):
+    """An older or another file stands in the place of the one that was expected.
+
+    Example:
+        >>> issubclass(RolledBack, ArchiveError)
         True
     """
 

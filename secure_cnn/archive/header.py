@@ -1,32 +1,36 @@
-"""The head of a sealed file as a value: core, slots and MAC; pure bytes <-> values.
+"""The head of a sealed file as a value: core, mark and the two copies of slots and MAC.
 
-The core is authenticated as the raw bytes that were read: nothing is re-serialised before it is
-checked. Slots may be exchanged later without touching the rest. `docs/format.md` has the byte
-tables. No keys and no files here.
+Pure bytes <-> values. Slots may be exchanged later without touching the rest, and a change that was
+cut off can be told from damage; who writes in which order is in `recipients`. `docs/format.md` has
+the byte tables. No files here.
 """
 
 import hashlib
 import hmac
 import struct
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, final
+from dataclasses import dataclass
+from typing import final
 
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from secure_cnn.archive.claims import JSON, canonical_json, parse_json
+from secure_cnn.archive.core import Core
 from secure_cnn.archive.errors import (
+    ArchiveError,
+    KeyServiceError,
     LimitExceeded,
     NotSealed,
     Tampered,
     Truncated,
     UnsupportedVersion,
+    WrongKey,
 )
 from secure_cnn.archive.slots import (
-    MAX_SLOTS,
     Slot,
     SlotKind,
+    SlotReader,
+    check_mix,
     pack_slots,
     parse_slots,
     slots_length,
@@ -36,172 +40,127 @@ __all__ = [
     "FIXED_LENGTH",
     "MAGIC",
     "MAX_HEADER",
-    "PAGE",
+    "SECTOR",
     "VERSION",
-    "Core",
+    "Copy",
     "Header",
+    "copy_length_for",
     "derive_key",
-    "hash_core",
-    "header_length",
+    "head_length",
     "parse_header",
     "read_lengths",
+    "seal_copy",
     "seal_header",
+    "seal_prefix",
 ]
 
 MAGIC = b"\x93SCNN\r\n\x00"
-VERSION = 0
+VERSION = 1
 FIXED_LENGTH = 20
 MAX_HEADER = 1 << 20
-PAGE = 4096
+SECTOR = 512
 
 _MAC_LENGTH = 32
-_MAX_PLAINTEXT = 1 << 48
-_MAX_SEGMENTS = 1 << 19
-_MIN_SEGMENT, _MAX_SEGMENT = 4 << 10, 64 << 20
-_SUITE = "FLOE-AES-256-GCM-HKDF-SHA-384/HMAC-SHA-256/Ed25519"
-_PREFIX = struct.Struct(">8sHHI")
+_MARK_LENGTH = 32
+_FIXED = struct.Struct(">8sHHII")
+_COPY_OVERHEAD = 4 + _MAC_LENGTH
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Core:
-    """What a sealed file says about itself, in clear, for ever: everything else binds it.
+class Copy:
+    """One of the two copies of what may change: not authenticated yet.
 
     Attributes:
-        file_id: 64 hexadecimal digits, random.
-        created: UTC time, ISO 8601.
-        name: A logical name, or "".
-        claims: A JSON object.
-        plaintext_length: Bytes of the plaintext, up to 2^48.
-        segment_length: Bytes of a whole encrypted segment, 4 KiB to 64 MiB.
-        payload_offset: Where the payload starts: a multiple of 4096, up to 1 MiB. Slots may grow up
-            to it.
-        signer: The Ed25519 public key of the signer, 64 hexadecimal digits; None if unsigned.
-
-    Raises:
-        LimitExceeded: A number is outside its range.
-        Tampered: A field has another type or form.
+        slots: The wrapped file keys, in file order.
+        maced: Its raw bytes under the MAC: the slots and their length.
+        mac: The 32-byte MAC that stands behind them.
 
     Example:
-        >>> Core(file_id="00" * 32, created="", name="", claims={}, plaintext_length=0,
-        ...      segment_length=1 << 20, payload_offset=4096, signer=None).segments
-        1
+        >>> Copy(slots=(), maced=bytes(4), mac=bytes(32)).slots
+        ()
     """
 
-    file_id: str
-    created: str
-    name: str
-    claims: dict[str, JSON]
-    plaintext_length: int
-    segment_length: int
-    payload_offset: int
-    signer: str | None
-
-    def __post_init__(self) -> None:
-        _check_types(self)
-        for field, low, high in (
-            ("plaintext_length", 0, _MAX_PLAINTEXT),
-            ("segment_length", _MIN_SEGMENT, _MAX_SEGMENT),
-            ("payload_offset", PAGE, MAX_HEADER),
-        ):
-            value = getattr(self, field)
-            if not low <= value <= high:
-                raise LimitExceeded(f"{field}: expected {low} to {high}, got {value}")
-        if self.payload_offset % PAGE:
-            raise Tampered(
-                f"payload_offset: expected a multiple of {PAGE}, got {self.payload_offset}"
-            )
-        if self.segments > _MAX_SEGMENTS:
-            raise LimitExceeded(
-                f"expected at most {_MAX_SEGMENTS} segments, got {self.segments}; use longer ones"
-            )
-
-    @property
-    def segments(self) -> int:
-        """How many segments the payload has; at least one."""
-        return max(1, -(-self.plaintext_length // (self.segment_length - 32)))
-
-    def to_bytes(self) -> bytes:
-        """The canonical JSON of the core.
-
-        Raises:
-            StateError: A value is no JSON.
-
-        Example:
-            >>> core = Core(file_id="00" * 32, created="", name="", claims={}, plaintext_length=0,
-            ...             segment_length=4096, payload_offset=4096, signer=None)
-            >>> Core.from_bytes(core.to_bytes()) == core
-            True
-        """
-        return canonical_json({**asdict(self), "suite": _SUITE}, "core")
-
-    @classmethod
-    def from_bytes(cls, raw: bytes) -> "Core":
-        """The core in raw bytes, which are not trusted yet.
-
-        Raises:
-            Tampered: The bytes are no JSON object, a key stands twice, or fields are missing or
-                unknown.
-            UnsupportedVersion: The suite is another.
-            LimitExceeded: A number is outside its range.
-
-        Example:
-            >>> Core.from_bytes(b"{}")
-            Traceback (most recent call last):
-            ...
-            secure_cnn.archive.errors.Tampered: the core has other fields than version 0; ...
-        """
-        fields = parse_json(raw, "the core")
-        if not isinstance(fields, dict) or fields.keys() != {*cls.__dataclass_fields__, "suite"}:
-            raise Tampered("the core has other fields than version 0; get the file again")
-        if fields.pop("suite") != _SUITE:
-            raise UnsupportedVersion(
-                "the file uses another cipher suite; open it with a newer secure-cnn"
-            )
-        values: dict[str, Any] = fields
-        return cls(**values)
+    slots: tuple[Slot, ...]
+    maced: bytes
+    mac: bytes
 
 
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Header:
-    """The head of a file as it was read, not authenticated until `check_mac` passes.
+    """The head of a file as it was read, not authenticated until `unlock` passes.
 
     Attributes:
         core: The parsed core.
-        core_hash: SHA-256 over magic, version, flags, length and raw core: what everything else
-            binds.
-        slots: The wrapped file keys, in file order.
-        maced: The raw bytes under the MAC.
-        mac: The 32-byte MAC that stands behind them.
+        prefix: The raw bytes that never change: fixed header and core.
+        mark: Zeros, or the mark of a change under way.
+        copies: One copy, or the candidates while a change is under way, to be tried in order.
+        copy_length: Bytes that each copy takes in the file.
 
     Example:
-        >>> core = Core(file_id="00" * 32, created="", name="", claims={}, plaintext_length=0,
-        ...             segment_length=4096, payload_offset=4096, signer=None)
-        >>> header = parse_header(seal_header(core, [], bytes(32)))
-        >>> header.check_mac(bytes(32))
-        >>> header.check_mac(b"x" * 32)
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.Tampered: the header was changed after it was sealed; ...
+        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
+        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
+        >>> parse_header(seal_header(core, [], bytes(32), 512)).payload_offset
+        2048
     """
 
     core: Core
-    core_hash: bytes
-    slots: tuple[Slot, ...]
-    maced: bytes
-    mac: bytes
+    prefix: bytes
+    mark: bytes
+    copies: tuple[Copy, ...]
+    copy_length: int
 
-    def check_mac(self, file_key: bytes) -> None:
-        """Passes if the header is what the holder of the file key wrote.
+    @property
+    def core_hash(self) -> bytes:
+        """SHA-256 over fixed header and raw core: what everything else binds."""
+        return hashlib.sha256(self.prefix).digest()
+
+    @property
+    def mark_offset(self) -> int:
+        """Where the mark stands; copy A is one sector behind it, copy B behind that."""
+        return _round_up(len(self.prefix))
+
+    @property
+    def payload_offset(self) -> int:
+        """Where the payload starts."""
+        return head_length(len(self.prefix) - FIXED_LENGTH, self.copy_length)
+
+    def unlock(self, identity: SlotReader) -> tuple[bytes, tuple[Slot, ...]]:
+        """The file key, and the slots of the copy that it authenticates.
 
         Raises:
-            Tampered: It is not.
+            WrongKey: No slot is for this identity.
+            Tampered: The head is not what a holder of the file key wrote.
+            LimitExceeded: A passphrase slot asks for too much.
 
         Example:
-            See `Header`.
+            >>> from secure_cnn.archive.keys import generate_identity
+            >>> me, core = generate_identity(), Core(
+            ...     file_id="00" * 32, created="", name="", lineage=None, audience=(), claims={},
+            ...     plaintext_length=0, segment_length=4096, signer=None)
+            >>> core_hash = hashlib.sha256(seal_prefix(core, 1536)).digest()
+            >>> slots = [me.recipient.wrap(b"f" * 32, core_hash)]
+            >>> parse_header(seal_header(core, slots, b"f" * 32, 1536)).unlock(me)[0] == b"f" * 32
+            True
         """
-        if not hmac.compare_digest(self.mac, _mac(file_key, self.maced)):
+        refused: list[ArchiveError] = []
+        for copy in self.copies:
+            try:
+                file_key = identity.unwrap(copy.slots, self.core_hash)
+                self._check(copy, file_key)
+                return file_key, copy.slots
+            except (WrongKey, Tampered, LimitExceeded, KeyServiceError) as error:
+                refused.append(error)
+        # While a change is under way one copy may be noise, which says nothing of who can open it.
+        raise next((error for error in refused if isinstance(error, WrongKey)), refused[0])
+
+    def _check(self, copy: Copy, file_key: bytes) -> None:
+        """Passes if a holder of the file key wrote this copy, and the mark if there is one."""
+        marked = any(self.mark)
+        if not hmac.compare_digest(copy.mac, _mac(file_key, self.prefix + copy.maced)) or (
+            marked and not hmac.compare_digest(self.mark, derive_key(file_key, b"mark"))
+        ):
             raise Tampered("the header was changed after it was sealed; get the file again")
 
 
@@ -210,72 +169,105 @@ def derive_key(file_key: bytes, purpose: bytes) -> bytes:
 
     Args:
         file_key: 32 bytes.
-        purpose: ``b"header"`` or ``b"payload"``.
+        purpose: ``b"header"``, ``b"mark"`` or ``b"payload"``.
 
     Example:
         >>> derive_key(bytes(32), b"header") != derive_key(bytes(32), b"payload")
         True
     """
-    return HKDF(hashes.SHA256(), 32, salt=None, info=b"secure-cnn/sealed/v0/" + purpose).derive(
-        file_key
-    )
+    info = b"secure-cnn/sealed/v1/" + purpose
+    return HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(file_key)
 
 
-def hash_core(core: bytes) -> bytes:
-    """SHA-256 over magic, version, flags, length and raw core: what everything else binds.
-
-    Example:
-        >>> len(hash_core(b"{}"))
-        32
-    """
-    return hashlib.sha256(_PREFIX.pack(MAGIC, VERSION, 0, len(core)) + core).digest()
-
-
-def header_length(core_length: int, kinds: Sequence[SlotKind]) -> int:
-    """Bytes up to the payload for these slots, with room for one more recipient, in whole pages.
+def copy_length_for(kinds: Sequence[SlotKind]) -> int:
+    """Bytes of a copy for slots of these kinds, with room for one more of the longest.
 
     Raises:
-        LimitExceeded: There are no slots or more than 256, or the head would pass 1 MiB.
+        InvalidKey: There is no recipient, or kinds that do not mix.
+        LimitExceeded: There are more than 256.
 
     Example:
-        >>> header_length(500, [SlotKind.HYBRID])
-        4096
+        >>> copy_length_for([SlotKind.X25519])
+        512
     """
-    if not 1 <= len(kinds) <= MAX_SLOTS:
-        raise LimitExceeded(f"expected 1 to {MAX_SLOTS} recipients, got {len(kinds)}")
-    slots = slots_length([*kinds, SlotKind.HYBRID])
-    length = FIXED_LENGTH + core_length + slots + _MAC_LENGTH
-    if length > MAX_HEADER:
-        raise LimitExceeded(
-            f"expected a head of at most {MAX_HEADER} bytes, got {length}: use fewer claims"
-        )
-    return -(-length // PAGE) * PAGE
+    check_mix(kinds)
+    longest = max(kinds, key=lambda kind: kind.body_lengths[-1])
+    return _round_up(_COPY_OVERHEAD + slots_length([*kinds, longest]))
 
 
-def seal_header(core: Core, slots: Sequence[Slot], file_key: bytes) -> bytes:
-    """The bytes of the head, zero-padded up to the payload.
+def seal_prefix(core: Core, copy_length: int) -> bytes:
+    """The bytes that never change: fixed header and core. Their SHA-256 is the core hash.
+
+    Raises:
+        LimitExceeded: The head would pass 1 MiB.
 
     Example:
-        >>> core = Core(file_id="00" * 32, created="", name="", claims={}, plaintext_length=0,
-        ...             segment_length=4096, payload_offset=4096, signer=None)
-        >>> len(seal_header(core, [], bytes(32)))
-        4096
+        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
+        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
+        >>> seal_prefix(core, 512).startswith(MAGIC)
+        True
     """
     raw = core.to_bytes()
+    _check_lengths(len(raw), copy_length)
+    return _FIXED.pack(MAGIC, VERSION, 0, len(raw), copy_length) + raw
+
+
+def seal_copy(prefix: bytes, slots: Sequence[Slot], file_key: bytes, copy_length: int) -> bytes:
+    """The bytes of one copy, padded with zeros to its length.
+
+    Raises:
+        LimitExceeded: The slots do not fit.
+
+    Example:
+        >>> len(seal_copy(b"", [], bytes(32), 512))
+        512
+    """
     packed = pack_slots(slots)
-    prefix = _PREFIX.pack(MAGIC, VERSION, 0, len(raw)) + struct.pack(">I", len(packed))
-    maced = prefix + raw + packed
-    return (maced + _mac(file_key, maced)).ljust(core.payload_offset, b"\0")
+    if len(packed) + _COPY_OVERHEAD > copy_length:
+        raise LimitExceeded(
+            f"expected slots of at most {copy_length - _COPY_OVERHEAD} bytes, got {len(packed)}: "
+            "this file has no room for them; rotate it to its new recipients"
+        )
+    maced = struct.pack(">I", len(packed)) + packed
+    return (maced + _mac(file_key, prefix + maced)).ljust(copy_length, b"\0")
+
+
+def seal_header(core: Core, slots: Sequence[Slot], file_key: bytes, copy_length: int) -> bytes:
+    """The bytes of the whole head, up to the payload.
+
+    Raises:
+        LimitExceeded: The head would pass 1 MiB, or the slots do not fit.
+
+    Example:
+        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
+        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
+        >>> len(seal_header(core, [], bytes(32), 512))
+        2048
+    """
+    prefix = seal_prefix(core, copy_length)
+    copy = seal_copy(prefix, slots, file_key, copy_length)
+    return prefix.ljust(_round_up(len(prefix)), b"\0") + bytes(SECTOR) + copy + copy
+
+
+def head_length(core_length: int, copy_length: int) -> int:
+    """Bytes of everything before the payload.
+
+    Example:
+        >>> head_length(400, 512)
+        2048
+    """
+    return _round_up(FIXED_LENGTH + core_length) + SECTOR + 2 * copy_length
 
 
 def read_lengths(fixed: bytes) -> tuple[int, int]:
-    """The lengths of core and slots in the first 20 bytes of a file.
+    """The lengths of core and copies in the first 20 bytes of a file.
 
     Raises:
         NotSealed: The file does not start with the magic.
         Truncated: The file ends within the 20 bytes.
-        UnsupportedVersion: Version or critical flags are not those of version 0.
+        UnsupportedVersion: Version or critical flags are not those of version 1.
         LimitExceeded: Together the parts pass 1 MiB.
+        Tampered: The length of a copy is no multiple of 512.
 
     Example:
         >>> read_lengths(b'{"weights": 1}      ')
@@ -289,81 +281,104 @@ def read_lengths(fixed: bytes) -> tuple[int, int]:
         )
     if len(fixed) < FIXED_LENGTH:
         raise Truncated("the file ends within its first 20 bytes; get it again")
-    _, version, flags, core_length = _PREFIX.unpack_from(fixed)
-    slots_size = int.from_bytes(fixed[_PREFIX.size : FIXED_LENGTH], "big")
+    _, version, flags, core_length, copy_length = _FIXED.unpack(fixed)
     if version != VERSION:
         raise UnsupportedVersion(
             f"expected format version {VERSION}, got {version}; use the secure-cnn that wrote it"
         )
     if flags:
         raise UnsupportedVersion(f"critical flags {flags:#06x} are unknown; use a newer secure-cnn")
-    total = FIXED_LENGTH + core_length + slots_size + _MAC_LENGTH
-    if total > MAX_HEADER:
-        raise LimitExceeded(f"expected a head of at most {MAX_HEADER} bytes, got {total}")
-    return core_length, slots_size
+    _check_lengths(core_length, copy_length)
+    return core_length, copy_length
 
 
 def parse_header(raw: bytes) -> Header:
     """The head of a file in the first bytes of a file; not authenticated yet.
 
     Args:
-        raw: The first bytes of the file: up to the payload, or up to 1 MiB.
+        raw: The first bytes of the file, at least up to the payload.
 
     Raises:
         ArchiveError: As `read_lengths`; `Truncated` when bytes are missing; `Tampered` when parts
             disagree.
 
     Example:
-        >>> core = Core(file_id="00" * 32, created="", name="", claims={}, plaintext_length=0,
-        ...             segment_length=4096, payload_offset=4096, signer=None)
-        >>> parse_header(seal_header(core, [], bytes(32))).core == core
+        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
+        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
+        >>> parse_header(seal_header(core, [], bytes(32), 512)).core == core
         True
     """
-    core_length, slots_size = read_lengths(raw[:FIXED_LENGTH])
-    slots_start = FIXED_LENGTH + core_length
-    mac_start = slots_start + slots_size
-    end = mac_start + _MAC_LENGTH
-    if len(raw) < end:
-        raise Truncated(f"the file ends within its head of {end} bytes; get it again")
-    core_bytes = raw[FIXED_LENGTH:slots_start]
-    core = Core.from_bytes(core_bytes)
-    if core.payload_offset < end:
-        raise Tampered("the head runs into the payload; get the file again")
-    if len(raw) < core.payload_offset:
+    core_length, copy_length = read_lengths(raw[:FIXED_LENGTH])
+    core_end = FIXED_LENGTH + core_length
+    mark_at = _round_up(core_end)
+    first = mark_at + SECTOR
+    if len(raw) < first + 2 * copy_length:
         raise Truncated("the file ends before its payload; get it again")
-    if any(raw[end : core.payload_offset]):
-        raise Tampered("expected zeros between head and payload; get the file again")
+    core = Core.from_bytes(raw[FIXED_LENGTH:core_end])
+    mark_end = mark_at + _MARK_LENGTH
+    if any(raw[core_end:mark_at]) or any(raw[mark_end:first]):
+        raise Tampered("expected zeros between the parts of the head; get the file again")
+    mark = raw[mark_at:mark_end]
+    second = first + copy_length
+    copies = (raw[first:second], raw[second : second + copy_length])
     return Header(
         core=core,
-        core_hash=hash_core(core_bytes),
-        slots=parse_slots(raw[slots_start:mac_start]),
-        maced=raw[:mac_start],
-        mac=raw[mac_start:end],
+        prefix=raw[:core_end],
+        mark=mark,
+        copies=_candidates(copies) if any(mark) else (_only(copies),),
+        copy_length=copy_length,
     )
+
+
+def _only(copies: tuple[bytes, bytes]) -> Copy:
+    """The copy of a file at rest."""
+    if copies[0] != copies[1]:
+        raise Tampered("the two copies of the slots differ; get the file again")
+    return _parse_copy(copies[0])
+
+
+def _candidates(copies: tuple[bytes, bytes]) -> tuple[Copy, ...]:
+    """The copies that can be read while a change is under way."""
+    found, refused = [], None
+    for raw in copies:
+        try:
+            found.append(_parse_copy(raw))
+        except (Tampered, LimitExceeded) as error:
+            refused = refused or error
+    if refused is not None and not found:
+        raise refused
+    return tuple(found)
+
+
+def _parse_copy(raw: bytes) -> Copy:
+    """One copy in its bytes, which are not trusted yet."""
+    end = 4 + int.from_bytes(raw[:4], "big")
+    if end + _MAC_LENGTH > len(raw):
+        raise Tampered("the slots run into the payload; get the file again")
+    if any(raw[end + _MAC_LENGTH :]):
+        raise Tampered("expected zeros behind the slots; get the file again")
+    return Copy(slots=parse_slots(raw[4:end]), maced=raw[:end], mac=raw[end : end + _MAC_LENGTH])
+
+
+def _check_lengths(core_length: int, copy_length: int) -> None:
+    """Refuses lengths that no head can have."""
+    total = head_length(core_length, copy_length)
+    if total > MAX_HEADER:
+        raise LimitExceeded(
+            f"expected a head of at most {MAX_HEADER} bytes, got {total}: use fewer claims"
+        )
+    if copy_length % SECTOR or not copy_length:
+        raise Tampered(
+            f"expected copies of a multiple of {SECTOR} bytes, got {copy_length}; "
+            "get the file again"
+        )
+
+
+def _round_up(length: int) -> int:
+    """The next multiple of a sector."""
+    return -(-length // SECTOR) * SECTOR
 
 
 def _mac(file_key: bytes, data: bytes) -> bytes:
     """HMAC-SHA-256 under the header key."""
     return hmac.digest(derive_key(file_key, b"header"), data, "sha256")
-
-
-def _check_types(core: Core) -> None:
-    """Refuses a core whose fields are not of the type and form that they are declared with."""
-    texts = (core.file_id, core.created, core.name)
-    numbers = (core.plaintext_length, core.segment_length, core.payload_offset)
-    valid = (
-        all(type(text) is str for text in texts)
-        and all(type(number) is int for number in numbers)
-        and isinstance(core.claims, dict)
-        and _is_hex32(core.file_id)
-        and (core.signer is None or _is_hex32(core.signer))
-    )
-    if not valid:
-        raise Tampered(
-            "a field of the core has another type or form than version 0; get the file again"
-        )
-
-
-def _is_hex32(value: object) -> bool:
-    """Whether a value is 32 bytes in lower-case hexadecimal."""
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")

@@ -2,7 +2,7 @@
 
 A key is one line: a prefix that names what it is, then base64url of (kind, key, checksum). Files
 that hold a secret are made new, with mode 0600, and refused when others may read them. What the
-bytes mean is in `keys` and `signatures`.
+bytes mean is in `keys`, `kek` and `signatures`.
 """
 
 import base64
@@ -11,11 +11,15 @@ import contextlib
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from secure_cnn.archive.errors import InvalidKey, KeyFileError
 
-__all__ = ["decode_key", "encode_key", "fingerprint", "read_secret", "write_secret"]
+__all__ = ["SecretKey", "decode_key", "encode_key", "fingerprint", "read_key", "write_key"]
+
+_Key = TypeVar("_Key")
 
 _CHECKSUM = 4
 _MAX_FILE = 64 * 1024
@@ -81,26 +85,43 @@ def decode_key(prefix: str, text: str) -> tuple[int, bytes]:
     return body[0], body[1:]
 
 
-def write_secret(path: str | os.PathLike[str], comments: tuple[str, ...], secret: str) -> None:
-    """Writes a new key file with mode 0600; never overwrites.
+class SecretKey(Protocol):
+    """A key that is kept in a file of its own: identity, signer or key-encryption key.
+
+    Example:
+        >>> from secure_cnn.archive.keys import generate_identity
+        >>> generate_identity().comments[0]
+        'secure-cnn identity: keep it secret, keep a copy elsewhere'
+    """
+
+    @property
+    def comments(self) -> tuple[str, ...]:
+        """Public lines that explain the file, its public half among them."""
+
+    def to_text(self) -> str:
+        """The secret, one line."""
+
+
+def write_key(path: str | os.PathLike[str], key: SecretKey) -> None:
+    """Writes a secret key to a new file with mode 0600; never overwrites.
 
     Args:
         path: The file to make. Its folder must exist.
-        comments: Public lines written above the secret, each after ``# ``.
-        secret: The text of the key, one line.
+        key: An identity, a signer or a key-encryption key; its public half becomes a comment.
 
     Raises:
         KeyFileError: The file exists, or cannot be written.
 
     Example:
-        >>> import tempfile
+        >>> import tempfile, secure_cnn.archive as archive
+        >>> me = archive.generate_identity()
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_secret(f"{folder}/key", ("an example",), "example-1-AWFiY0W0kYY")
-        ...     read_secret(f"{folder}/key")
-        'example-1-AWFiY0W0kYY'
+        ...     archive.write_key(f"{folder}/me.key", me)
+        ...     archive.read_identity(f"{folder}/me.key").recipient == me.recipient
+        True
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    text = "".join(f"# {comment}\n" for comment in comments) + secret + "\n"
+    text = "".join(f"# {comment}\n" for comment in key.comments) + key.to_text() + "\n"
     try:
         fd = os.open(path, flags, 0o600)
     except FileExistsError:
@@ -122,15 +143,19 @@ def write_secret(path: str | os.PathLike[str], comments: tuple[str, ...], secret
         raise
 
 
-def read_secret(path: str | os.PathLike[str]) -> str:
-    """The one key line of a key file; blank lines and lines that start with ``#`` are comments.
+def read_key(path: str | os.PathLike[str], parse: Callable[[str], _Key]) -> _Key:
+    """The key on the one line of a key file; blank lines and lines of `#` are comments.
+
+    Args:
+        path: A file that its owner alone may touch.
+        parse: What makes a key of its line, such as ``Identity.from_text``.
 
     Raises:
         KeyFileError: The file is missing, not a regular file, readable or writable by group or
-            others, too large, or holds no key or more than one.
+            others, too large, or holds no such key or more than one.
 
     Example:
-        >>> read_secret("no-such-file")
+        >>> read_key("no-such-file", str)
         Traceback (most recent call last):
         ...
         secure_cnn.archive.errors.KeyFileError: no-such-file: cannot read the key file: ...
@@ -151,7 +176,10 @@ def read_secret(path: str | os.PathLike[str]) -> str:
         raise KeyFileError(
             f"{path}: expected one key, got {len(keys)}; lines of comment start with #"
         )
-    return keys[0]
+    try:
+        return parse(keys[0])
+    except InvalidKey as error:
+        raise KeyFileError(f"{path}: {error}") from None
 
 
 def _check_private(path: str | os.PathLike[str], status: os.stat_result) -> None:

@@ -1,9 +1,9 @@
 """Who can open a sealed file: key pairs, and how they wrap the file key into a slot.
 
 A wrap is bound to the file: SHA-256 of the core goes into HPKE `info`, so a slot moved to another
-file, or a changed core, does not open. Passphrases are in `passphrase`. Recipients give secrecy
-only: who *made* a file is the business of `signatures`. Public halves are anonymous to outsiders
-save for their 16-byte id in the slot.
+file, or a changed core, does not open. Passphrases are in `passphrase`, shared keys in `kek`.
+Recipients give secrecy only: who *made* a file is the business of `signatures`. Public halves are
+anonymous to outsiders save for their 16-byte id in the slot.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
@@ -25,57 +25,14 @@ from cryptography.hazmat.primitives.hpke import (
     Suite,
 )
 
-from secure_cnn.archive.errors import InvalidKey, KeyFileError, Tampered, WrongKey
-from secure_cnn.archive.keyfile import (
-    decode_key,
-    encode_key,
-    fingerprint,
-    read_secret,
-    write_secret,
-)
-from secure_cnn.archive.slots import SLOT_INFO, Slot, SlotKind
+from secure_cnn.archive.errors import InvalidKey, Tampered, WrongKey
+from secure_cnn.archive.keyfile import decode_key, encode_key, fingerprint, read_key
+from secure_cnn.archive.slots import Slot, SlotKind, slot_info
 
-__all__ = [
-    "Identity",
-    "Recipient",
-    "SlotReader",
-    "SlotWriter",
-    "generate_identity",
-    "read_identity",
-    "write_identity",
-]
+__all__ = ["Identity", "Recipient", "generate_identity", "read_identity"]
 
 _RECIPIENT_PREFIX = "secure-cnn-recipient-1"
 _IDENTITY_PREFIX = "secure-cnn-identity-secret-1"
-
-
-class SlotWriter(Protocol):
-    """Whoever can be given the file key: the seam for key services.
-
-    Example:
-        >>> isinstance(generate_identity().recipient.kind, SlotKind)
-        True
-    """
-
-    @property
-    def kind(self) -> SlotKind:
-        """The kind of slot that `wrap` makes."""
-
-    def wrap(self, file_key: bytes, core_hash: bytes) -> Slot:
-        """A slot that holds the 32-byte file key, bound to the 32-byte hash of the core."""
-
-
-class SlotReader(Protocol):
-    """Whoever can take the file key out of a slot: the seam for key services.
-
-    Example:
-        >>> me = generate_identity()
-        >>> me.unwrap([me.recipient.wrap(bytes(32), b"c" * 32)], b"c" * 32) == bytes(32)
-        True
-    """
-
-    def unwrap(self, slots: Sequence[Slot], core_hash: bytes) -> bytes:
-        """The 32-byte file key; raises `WrongKey` when no slot is ours."""
 
 
 @final
@@ -147,7 +104,9 @@ class Recipient:
         """
         try:
             body = _SUITES[self.kind].encrypt(
-                file_key, _public_key(self.kind, self.public), info=SLOT_INFO + core_hash
+                file_key,
+                _public_key(self.kind, self.public),
+                info=slot_info(self.kind, core_hash),
             )
         except ValueError as error:
             raise InvalidKey(f"{self!r} is not a usable public key; ask its owner again") from error
@@ -178,8 +137,16 @@ class Identity:
         self._private = _private_key(kind, seed)
         self.recipient = Recipient(kind, _public_bytes(kind, seed))
 
+    @property
+    def comments(self) -> tuple[str, ...]:
+        """What a key file says of it."""
+        return (
+            "secure-cnn identity: keep it secret, keep a copy elsewhere",
+            f"recipient: {self.recipient.to_text()}",
+        )
+
     def to_text(self) -> str:
-        """The secret, one line: whoever reads it can open the files. Prefer `write_identity`.
+        """The secret, one line: whoever reads it can open the files. Prefer `write_key`.
 
         Example:
             >>> generate_identity().to_text()[:29]
@@ -219,11 +186,10 @@ class Identity:
         found = [slot for slot in slots if (slot.kind, slot.key_id) == (mine.kind, mine.key_id)]
         if not found:
             raise WrongKey(f"not sealed for {mine!r}; open it with the identity of a recipient")
+        info = slot_info(mine.kind, core_hash)
         for slot in found:
             with contextlib.suppress(InvalidTag, ValueError):
-                return bytes(
-                    _SUITES[mine.kind].decrypt(slot.body, self._private, info=SLOT_INFO + core_hash)
-                )
+                return bytes(_SUITES[mine.kind].decrypt(slot.body, self._private, info=info))
         raise Tampered(
             f"the slot of {mine!r} does not open: the header was changed; get the file again"
         )
@@ -246,29 +212,8 @@ def generate_identity(*, post_quantum: bool = True) -> Identity:
     return Identity(SlotKind.HYBRID if post_quantum else SlotKind.X25519, os.urandom(32))
 
 
-def write_identity(path: str | os.PathLike[str], identity: Identity) -> None:
-    """Writes a secret key to a new file with mode 0600, with its recipient as a comment.
-
-    Raises:
-        KeyFileError: The file exists, or cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> me = generate_identity()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_identity(f"{folder}/me.key", me)
-        ...     read_identity(f"{folder}/me.key").recipient == me.recipient
-        True
-    """
-    comments = (
-        "secure-cnn identity: keep it secret, keep a copy elsewhere",
-        f"recipient: {identity.recipient.to_text()}",
-    )
-    write_secret(path, comments, identity.to_text())
-
-
 def read_identity(path: str | os.PathLike[str]) -> Identity:
-    """The identity in a file made by `write_identity`.
+    """The identity in a file made by `write_key`.
 
     Raises:
         KeyFileError: The file is missing, reachable by others than its owner, or holds no identity.
@@ -279,10 +224,7 @@ def read_identity(path: str | os.PathLike[str]) -> Identity:
         ...
         secure_cnn.archive.errors.KeyFileError: no-such-file: cannot read the key file: ...
     """
-    try:
-        return Identity.from_text(read_secret(path))
-    except InvalidKey as error:
-        raise KeyFileError(f"{path}: {error}") from None
+    return read_key(path, Identity.from_text)
 
 
 _SUITES = {

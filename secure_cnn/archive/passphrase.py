@@ -1,11 +1,8 @@
 """A passphrase as recipient and as identity: Argon2id, with its cost capped before it is paid.
 
-The wrapping key is bound to the file through HKDF `info`, and comes with a commitment, so that one
-slot cannot be made to open under many passphrases.
+The slow hash is salted anew for each file; how it wraps the file key is in `wrap`.
 """
 
-import contextlib
-import hmac
 import os
 import struct
 import unicodedata
@@ -13,18 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from secure_cnn.archive.errors import InvalidKey, LimitExceeded, WrongKey
-from secure_cnn.archive.slots import NO_KEY_ID, SLOT_INFO, Slot, SlotKind
+from secure_cnn.archive.slots import MAX_PASSPHRASE_SLOTS, NO_KEY_ID, Slot, SlotKind, slot_info
+from secure_cnn.archive.wrap import unwrap_key, wrap_key
 
 __all__ = ["INSECURE_TEST_COST", "Argon2Cost", "Passphrase"]
 
-_MAX_PASSPHRASE_SLOTS = 8
 _COST = struct.Struct(">III")
 
 
@@ -88,6 +81,7 @@ class Passphrase:
 
     __slots__ = ("_cost", "_secret")
     kind = SlotKind.ARGON2ID
+    key_id = NO_KEY_ID
 
     def __init__(self, text: str, *, cost: Argon2Cost | None = None) -> None:
         if not text:
@@ -111,10 +105,10 @@ class Passphrase:
             True
         """
         salt = os.urandom(16)
-        key, commitment = self._derive(self._cost, salt, core_hash)
         cost = _COST.pack(self._cost.memory_kib, self._cost.iterations, self._cost.lanes)
-        sealed = AESGCM(key).encrypt(bytes(12), file_key, None)
-        return Slot(kind=self.kind, key_id=NO_KEY_ID, body=salt + cost + commitment + sealed)
+        slow = self._derive(self._cost, salt)
+        wrapped = wrap_key(slow, None, slot_info(self.kind, core_hash), file_key)
+        return Slot(kind=self.kind, key_id=salt, body=cost + wrapped)
 
     def unwrap(self, slots: Sequence[Slot], core_hash: bytes) -> bytes:
         """The file key out of the first slot that opens; all costs are checked before one is paid.
@@ -129,33 +123,32 @@ class Passphrase:
             ...
             secure_cnn.archive.errors.WrongKey: the passphrase opens none of 0 passphrase slots: ...
         """
-        bodies = [slot.body for slot in slots if slot.kind == self.kind]
-        if len(bodies) > _MAX_PASSPHRASE_SLOTS:
+        found = [slot for slot in slots if slot.kind == self.kind]
+        if len(found) > MAX_PASSPHRASE_SLOTS:
             raise LimitExceeded(
-                f"expected at most {_MAX_PASSPHRASE_SLOTS} passphrase slots, got {len(bodies)}"
+                f"expected at most {MAX_PASSPHRASE_SLOTS} passphrase slots, got {len(found)}"
             )
-        costs = [_read_cost(body) for body in bodies]
-        for cost, body in zip(costs, bodies, strict=True):
-            key, commitment = self._derive(cost, body[:16], core_hash)
-            if hmac.compare_digest(commitment, body[28:60]):
-                with contextlib.suppress(InvalidTag):
-                    return AESGCM(key).decrypt(bytes(12), body[60:], None)
+        costs = [_read_cost(slot.body) for slot in found]
+        info = slot_info(self.kind, core_hash)
+        for cost, slot in zip(costs, found, strict=True):
+            slow = self._derive(cost, slot.key_id)
+            file_key = unwrap_key(slow, None, info, slot.body[_COST.size :])
+            if file_key is not None:
+                return file_key
         raise WrongKey(
-            f"the passphrase opens none of {len(bodies)} passphrase slots: "
+            f"the passphrase opens none of {len(found)} passphrase slots: "
             "it is wrong, or the header was changed"
         )
 
-    def _derive(self, cost: Argon2Cost, salt: bytes, core_hash: bytes) -> tuple[bytes, bytes]:
-        """The wrapping key, and a commitment to it: no partitioning oracles (Len et al., 2021)."""
-        slow = Argon2id(
+    def _derive(self, cost: Argon2Cost, salt: bytes) -> bytes:
+        """The 32 bytes that one guess has to compute."""
+        return Argon2id(
             salt=salt,
             length=32,
             iterations=cost.iterations,
             lanes=cost.lanes,
             memory_cost=cost.memory_kib,
         ).derive(self._secret)
-        both = HKDF(hashes.SHA256(), 64, salt=None, info=SLOT_INFO + core_hash).derive(slow)
-        return both[:32], both[32:]
 
     def __repr__(self) -> str:
         return "Passphrase(…)"
@@ -163,5 +156,5 @@ class Passphrase:
 
 def _read_cost(body: bytes) -> Argon2Cost:
     """The cost a slot asks for, within the limits."""
-    memory_kib, iterations, lanes = _COST.unpack_from(body, 16)
+    memory_kib, iterations, lanes = _COST.unpack_from(body)
     return Argon2Cost(memory_kib=memory_kib, iterations=iterations, lanes=lanes)

@@ -9,17 +9,16 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeAlias, final
+from typing import Protocol, TypeAlias, final
 
 from secure_cnn.archive.errors import Tampered, Truncated
-from secure_cnn.archive.pieces import Pieces
-from secure_cnn.archive.signatures import leaf_hash
-from secure_cnn.archive.stream import HEADER_LENGTH, OVERHEAD, Floe
+from secure_cnn.archive.layout import Layout
+from secure_cnn.archive.merkle import leaf_hash
+from secure_cnn.archive.stream import HEADER_LENGTH, Floe
 
 __all__ = [
-    "Layout",
-    "decrypt_file",
-    "decrypt_memory",
+    "Payload",
+    "Plaintext",
     "encrypt_file",
     "hash_file",
     "read_at",
@@ -33,60 +32,22 @@ _WIPE_LENGTH = 1 << 20
 _Work: TypeAlias = Callable[[int], None]
 
 
-@final
-class Layout:
-    """Where the segments of a payload lie in the file.
+class Plaintext(Protocol):
+    """What is encrypted, read in parts by several threads.
 
     Example:
-        >>> layout = Layout(offset=4096, segment_length=4096, plaintext_length=5000)
-        >>> layout.segments, layout.end, layout.plaintext(1)
-        (2, 9234, (4064, 936))
+        >>> from secure_cnn.archive.pieces import Pieces
+        >>> source: Plaintext = Pieces([memoryview(b"hello")])
+        >>> bytes(source.read(1, 3, memoryview(bytearray(3))))
+        b'ell'
     """
 
-    __slots__ = ("_piece", "offset", "plaintext_length", "segment_length", "segments")
-
-    def __init__(self, *, offset: int, segment_length: int, plaintext_length: int) -> None:
-        self.offset, self.segment_length = offset, segment_length
-        self.plaintext_length = plaintext_length
-        self._piece = segment_length - OVERHEAD
-        self.segments = max(1, -(-plaintext_length // self._piece))
-
-    @property
-    def end(self) -> int:
-        """The offset behind the last segment."""
-        return self.offset + HEADER_LENGTH + self.plaintext_length + self.segments * OVERHEAD
-
-    def plaintext(self, index: int) -> tuple[int, int]:
-        """Start and length of a segment's plaintext.
-
-        Example:
-            See `Layout`.
-        """
-        start = index * self._piece
-        return start, min(self._piece, self.plaintext_length - start)
-
-    def ciphertext(self, index: int) -> tuple[int, int]:
-        """Offset in the file and length of a segment.
-
-        Example:
-            >>> Layout(offset=4096, segment_length=4096, plaintext_length=5000).ciphertext(1)
-            (8266, 968)
-        """
-        start = self.offset + HEADER_LENGTH + index * self.segment_length
-        return start, self.plaintext(index)[1] + OVERHEAD
-
-    def is_last(self, index: int) -> bool:
-        """Whether this is the last segment.
-
-        Example:
-            >>> Layout(offset=4096, segment_length=4096, plaintext_length=0).is_last(0)
-            True
-        """
-        return index == self.segments - 1
+    def read(self, start: int, length: int, scratch: memoryview) -> memoryview:
+        """The bytes from `start`; in `scratch` where they are not in one piece elsewhere."""
 
 
 def encrypt_file(
-    fd: int, layout: Layout, floe: Floe, plaintext: Pieces, *, hashed: bool
+    fd: int, layout: Layout, floe: Floe, plaintext: Plaintext, *, hashed: bool
 ) -> list[bytes]:
     """Writes a whole payload at its offset.
 
@@ -105,6 +66,7 @@ def encrypt_file(
 
     Example:
         >>> import tempfile
+        >>> from secure_cnn.archive.pieces import Pieces
         >>> from secure_cnn.archive.stream import create_stream
         >>> floe = create_stream(bytes(32), b"", 4096)
         >>> layout = Layout(offset=0, segment_length=4096, plaintext_length=5)
@@ -120,8 +82,8 @@ def encrypt_file(
     write_at(fd, memoryview(floe.header), layout.offset)
 
     def start() -> _Work:
-        segment = memoryview(bytearray(layout.segment_length))
-        scratch = memoryview(bytearray(layout.segment_length))
+        segment = memoryview(bytearray(layout.longest))
+        scratch = memoryview(bytearray(layout.longest))
 
         def work(index: int) -> None:
             data = plaintext.read(*layout.plaintext(index), scratch)
@@ -133,14 +95,13 @@ def encrypt_file(
 
         return work
 
-    _share_out(layout.segments, start)
+    _share_out(range(layout.segments), start)
     return leaves
 
 
-def decrypt_memory(
-    fd: int, layout: Layout, floe: Floe, leaves: Sequence[bytes], target: memoryview
-) -> None:
-    """Decrypts a whole payload into memory; on any failure the whole target is zero.
+@final
+class Payload:
+    """A payload open for reading: whole, or the segments of a range, each checked at every read.
 
     Args:
         fd: A file open for reading.
@@ -148,85 +109,137 @@ def decrypt_memory(
         floe: Its stream, opened.
         leaves: The signed leaf hashes, each compared before its segment is decrypted; empty if
             unsigned.
-        target: Exactly `layout.plaintext_length` bytes.
-
-    Raises:
-        Tampered: A segment is not what was signed or encrypted.
-        Truncated: The file ends too early.
 
     Example:
         >>> import tempfile
+        >>> from secure_cnn.archive.pieces import Pieces
         >>> from secure_cnn.archive.stream import create_stream
         >>> floe = create_stream(bytes(32), b"", 4096)
         >>> layout = Layout(offset=0, segment_length=4096, plaintext_length=5)
-        >>> with tempfile.TemporaryFile() as file:
+        >>> with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as out:
         ...     fd = file.fileno()
         ...     leaves = encrypt_file(fd, layout, floe, Pieces([memoryview(b"hello")]), hashed=True)
-        ...     target = bytearray(5)
-        ...     decrypt_memory(fd, layout, floe, leaves, memoryview(target))
-        >>> bytes(target)
-        b'hello'
+        ...     payload = Payload(fd, layout, floe, leaves)
+        ...     target = bytearray(3)
+        ...     payload.read_into(memoryview(target), start=1)
+        ...     payload.copy_to(out.fileno())
+        ...     bytes(target), out.read()
+        (b'ell', b'hello')
     """
 
-    def start() -> _Work:
-        scratch = memoryview(bytearray(layout.segment_length))
+    __slots__ = ("_fd", "_floe", "_leaves", "layout")
 
-        def work(index: int) -> None:
-            segment = _read_segment(fd, layout, leaves, index, scratch)
-            begin, length = layout.plaintext(index)
-            out = target[begin : begin + length]
-            floe.decrypt_into(index, layout.is_last(index), segment, out)
+    def __init__(self, fd: int, layout: Layout, floe: Floe, leaves: Sequence[bytes]) -> None:
+        self._fd, self.layout, self._floe, self._leaves = fd, layout, floe, leaves
 
-        return work
+    def on(self, fd: int) -> "Payload":
+        """The same payload, read through another file descriptor of the same file.
 
-    try:
-        _share_out(layout.segments, start)
-    except BaseException:
-        wipe(target)
-        raise
+        Example:
+            See `open_lazy`.
+        """
+        return Payload(fd, self.layout, self._floe, self._leaves)
 
+    def read_into(self, target: memoryview, start: int = 0) -> None:
+        """Decrypts a range of the plaintext; on any failure the whole target is zero.
 
-def decrypt_file(fd: int, layout: Layout, floe: Floe, leaves: Sequence[bytes], out: int) -> None:
-    """Decrypts a whole payload into a file, which the caller throws away on failure.
+        Args:
+            target: As many bytes as are wanted. All of none, from 0, still checks a segment.
+            start: Where the range starts in the plaintext.
 
-    Args:
-        fd: A file open for reading.
-        layout: Where the payload lies.
-        floe: Its stream, opened.
-        leaves: As for `decrypt_memory`.
-        out: A file open for writing, written from its start.
+        Raises:
+            Tampered: A segment is not what was signed or encrypted.
+            Truncated: The file ends too early.
 
-    Raises:
-        Tampered: A segment is not what was signed or encrypted.
-        Truncated: The file ends too early.
+        Example:
+            See `Payload`.
+        """
+        layout, stop = self.layout, start + len(target)
+        segments = layout.covering(start, stop)
 
-    Example:
-        >>> import tempfile
-        >>> from secure_cnn.archive.stream import create_stream
-        >>> floe = create_stream(bytes(32), b"", 4096)
-        >>> layout = Layout(offset=0, segment_length=4096, plaintext_length=5)
-        >>> with tempfile.TemporaryFile() as file:
-        ...     fd = file.fileno()
-        ...     leaves = encrypt_file(fd, layout, floe, Pieces([memoryview(b"hello")]), hashed=True)
-        ...     with tempfile.TemporaryFile() as out:
-        ...         decrypt_file(fd, layout, floe, leaves, out.fileno())
-        ...         out.read()
-        b'hello'
-    """
+        def begin() -> _Work:
+            scratch = memoryview(bytearray(layout.longest))
 
-    def start() -> _Work:
-        scratch = memoryview(bytearray(layout.segment_length))
-        plain = memoryview(bytearray(layout.segment_length))
+            def work(index: int) -> None:
+                first, length = layout.plaintext(index)
+                low, high = max(first, start), min(first + length, stop)
+                out = target[low - start : high - start]
+                if len(out) == length:
+                    self._decrypt(index, scratch, out)
+                else:
+                    whole = memoryview(bytearray(length))
+                    self._decrypt(index, scratch, whole)
+                    out[:] = whole[low - first : high - first]
 
-        def work(index: int) -> None:
-            segment = _read_segment(fd, layout, leaves, index, scratch)
-            begin, length = layout.plaintext(index)
-            floe.decrypt_into(index, layout.is_last(index), segment, plain[:length])
-            write_at(out, plain[:length], begin)
+            return work
 
-        return work
+        try:
+            _share_out(segments, begin)
+        except BaseException:
+            wipe(target)
+            raise
 
-    _share_out(layout.segments, start)
+    def read(self, start: int, length: int, scratch: memoryview) -> memoryview:
+        """Exactly one segment's plaintext, in `scratch`: what a file of the same layout encrypts.
+
+        Raises:
+            Tampered: The segment is not what was signed or encrypted.
+            Truncated: The file ends too early.
+
+        Example:
+            See `rotate`.
+        """
+        index = self.layout.covering(start, start + length)[0]
+        self._decrypt(index, memoryview(bytearray(self.layout.longest)), scratch[:length])
+        return scratch[:length]
+
+    def copy_to(self, out: int) -> None:
+        """Decrypts all into a file open for writing, which the caller throws away on failure.
+
+        Raises:
+            Tampered: A segment is not what was signed or encrypted.
+            Truncated: The file ends too early.
+
+        Example:
+            See `Payload`.
+        """
+        self._decrypt_each(lambda first, plain: write_at(out, plain, first))
+
+    def check(self) -> None:
+        """Decrypts all and keeps nothing.
+
+        Raises:
+            Tampered: A segment is not what was signed or encrypted.
+            Truncated: The file ends too early.
+
+        Example:
+            See `verify`.
+        """
+        self._decrypt_each(lambda first, plain: None)
+
+    def _decrypt_each(self, use: Callable[[int, memoryview], None]) -> None:
+        """Gives each segment's plaintext, with where it starts, to a function, on a few threads."""
+        layout = self.layout
+
+        def begin() -> _Work:
+            scratch = memoryview(bytearray(layout.longest))
+            plain = memoryview(bytearray(layout.longest))
+
+            def work(index: int) -> None:
+                first, length = layout.plaintext(index)
+                self._decrypt(index, scratch, plain[:length])
+                use(first, plain[:length])
+
+            return work
+
+        _share_out(range(layout.segments), begin)
+
+    def _decrypt(self, index: int, scratch: memoryview, out: memoryview) -> None:
+        """One segment into `out`, after it was found equal to what was signed, if anything was."""
+        segment = _read_segment(self._fd, self.layout, index, scratch)
+        if self._leaves and leaf_hash(segment) != self._leaves[index + 1]:
+            raise Tampered(f"segment {index} is not the one that was signed; get the file again")
+        self._floe.decrypt_into(index, self.layout.is_last(index), segment, out)
 
 
 def hash_file(fd: int, layout: Layout) -> list[bytes]:
@@ -237,6 +250,7 @@ def hash_file(fd: int, layout: Layout) -> list[bytes]:
 
     Example:
         >>> import tempfile
+        >>> from secure_cnn.archive.pieces import Pieces
         >>> from secure_cnn.archive.stream import create_stream
         >>> floe = create_stream(bytes(32), b"", 4096)
         >>> layout = Layout(offset=0, segment_length=4096, plaintext_length=5)
@@ -250,14 +264,14 @@ def hash_file(fd: int, layout: Layout) -> list[bytes]:
     leaves[0] = leaf_hash(read_at(fd, HEADER_LENGTH, layout.offset))
 
     def start() -> _Work:
-        scratch = memoryview(bytearray(layout.segment_length))
+        scratch = memoryview(bytearray(layout.longest))
 
         def work(index: int) -> None:
-            leaves[index + 1] = leaf_hash(_read_segment(fd, layout, (), index, scratch))
+            leaves[index + 1] = leaf_hash(_read_segment(fd, layout, index, scratch))
 
         return work
 
-    _share_out(layout.segments, start)
+    _share_out(range(layout.segments), start)
     return leaves
 
 
@@ -318,27 +332,23 @@ def _read_into(fd: int, target: memoryview, offset: int) -> None:
         target, offset = target[done:], offset + done
 
 
-def _read_segment(
-    fd: int, layout: Layout, leaves: Sequence[bytes], index: int, scratch: memoryview
-) -> memoryview:
-    """A segment in `scratch`, equal to what was signed if leaves are given."""
+def _read_segment(fd: int, layout: Layout, index: int, scratch: memoryview) -> memoryview:
+    """The bytes of a segment, in `scratch`."""
     offset, length = layout.ciphertext(index)
     segment = scratch[:length]
     _read_into(fd, segment, offset)
-    if leaves and leaf_hash(segment) != leaves[index + 1]:
-        raise Tampered(f"segment {index} is not the one that was signed; get the file again")
     return segment
 
 
-def _share_out(count: int, start: Callable[[], _Work]) -> None:
-    """Does work 0 … count-1 on a few threads, each with its own `start()`, until one fails."""
-    threads = min(_MAX_THREADS, count, len(os.sched_getaffinity(0)))
+def _share_out(indexes: range, start: Callable[[], _Work]) -> None:
+    """Does the work of each index on a few threads, each with its own `start()`."""
+    threads = min(_MAX_THREADS, len(indexes), len(os.sched_getaffinity(0)))
     stop = threading.Event()
 
     def run(first: int) -> None:
         try:
             work = start()
-            for index in range(first, count, threads):
+            for index in indexes[first::threads]:
                 if stop.is_set():
                     return
                 work(index)

@@ -1,45 +1,37 @@
-"""Who made a file: Ed25519 over its core and the Merkle root of its ciphertext.
+"""Who made a file: Ed25519, or Ed25519 and ML-DSA-65 together, over its core and its ciphertext.
 
 To verify needs no decryption key. Signing the ciphertext's hash, not its authentication tags, means
-that someone who can decrypt cannot put other weights under the signature. Leaves and nodes are
-hashed apart, as in RFC 6962. Trust is the caller's list of verifiers; there are no certificates.
+that someone who can decrypt cannot put other weights under the signature. Trust is the caller's
+list of verifiers; there are no certificates.
 """
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey, MLDSA65PublicKey
 
-from secure_cnn.archive.errors import InvalidKey, KeyFileError, Tampered
-from secure_cnn.archive.keyfile import (
-    decode_key,
-    encode_key,
-    fingerprint,
-    read_secret,
-    write_secret,
-)
+from secure_cnn.archive.errors import InvalidKey, Tampered
+from secure_cnn.archive.keyfile import decode_key, encode_key, fingerprint, read_key
 
-__all__ = [
-    "SIGNATURE_LENGTH",
-    "Signer",
-    "Verifier",
-    "generate_signer",
-    "leaf_hash",
-    "merkle_root",
-    "read_signer",
-    "write_signer",
-]
-
-SIGNATURE_LENGTH = 64
+__all__ = ["Signer", "Verifier", "footer_lengths", "generate_signer", "read_signer"]
 
 _VERIFIER_PREFIX = "secure-cnn-verifier-1"
 _SIGNER_PREFIX = "secure-cnn-signer-secret-1"
-_ED25519 = 1
-_TYPE = b"application/vnd.secure-cnn.sealed.v0"
+_SEALED = "application/vnd.secure-cnn.sealed.v1"
+_ED25519, _HYBRID = 1, 2
+_ED25519_PUBLIC, _MLDSA_PUBLIC = 32, 1952
+_ED25519_SIGNATURE, _MLDSA_SIGNATURE = 64, 3309
+_ALGORITHMS = {
+    "ed25519": (_ED25519_PUBLIC, _ED25519_SIGNATURE),
+    "ed25519+ml-dsa-65": (
+        _ED25519_PUBLIC + _MLDSA_PUBLIC,
+        _ED25519_SIGNATURE + _MLDSA_SIGNATURE,
+    ),
+}
 
 
 @final
@@ -48,7 +40,10 @@ class Verifier:
     """The public half of a signer: whoever has it can tell what the signer made.
 
     Attributes:
-        public: The raw Ed25519 public key, 32 bytes.
+        public: The raw Ed25519 public key, 32 bytes; with that of ML-DSA-65 behind it, 1984.
+
+    Raises:
+        InvalidKey: It has another length.
 
     Example:
         >>> verifier = generate_signer().verifier
@@ -59,8 +54,20 @@ class Verifier:
     public: bytes
 
     def __post_init__(self) -> None:
-        if len(self.public) != 32:
-            raise InvalidKey(f"expected an Ed25519 public key of 32 bytes, got {len(self.public)}")
+        if len(self.public) not in (_ED25519_PUBLIC, _ED25519_PUBLIC + _MLDSA_PUBLIC):
+            raise InvalidKey(
+                f"expected a verifier's public key of 32 or 1984 bytes, got {len(self.public)}"
+            )
+
+    @property
+    def algorithm(self) -> str:
+        """``ed25519``, or ``ed25519+ml-dsa-65``, of which both must hold."""
+        return "ed25519" if len(self.public) == _ED25519_PUBLIC else "ed25519+ml-dsa-65"
+
+    @property
+    def signer_id(self) -> str:
+        """What stands in the core of a signed file: the algorithm and SHA-256 of the key."""
+        return f"{self.algorithm}:{hashlib.sha256(self.public).hexdigest()}"
 
     def to_text(self) -> str:
         """One line, ``secure-cnn-verifier-1-…``, safe to publish.
@@ -69,7 +76,8 @@ class Verifier:
             >>> generate_signer().verifier.to_text()[:22]
             'secure-cnn-verifier-1-'
         """
-        return encode_key(_VERIFIER_PREFIX, _ED25519, self.public)
+        kind = _ED25519 if len(self.public) == _ED25519_PUBLIC else _HYBRID
+        return encode_key(_VERIFIER_PREFIX, kind, self.public)
 
     @classmethod
     def from_text(cls, text: str) -> "Verifier":
@@ -84,14 +92,18 @@ class Verifier:
             ...
             secure_cnn.archive.errors.InvalidKey: expected a key that starts with ...
         """
-        return cls(_ed25519(decode_key(_VERIFIER_PREFIX, text)))
+        kind, public = decode_key(_VERIFIER_PREFIX, text)
+        verifier = cls(public)
+        if _known_kind(kind) != (_ED25519 if len(public) == _ED25519_PUBLIC else _HYBRID):
+            raise InvalidKey(f"a verifier of kind {kind} has {len(public)} bytes; copy it again")
+        return verifier
 
     def check(self, signature: bytes, core_hash: bytes, root: bytes) -> None:
         """Passes if the signer signed this core and this ciphertext.
 
         Args:
-            signature: 64 bytes.
-            core_hash: 32 bytes, SHA-256 of the core.
+            signature: 64 bytes, or 3373 for a key with ML-DSA-65.
+            core_hash: 32 bytes, the core hash.
             root: 32 bytes, the Merkle root of the ciphertext.
 
         Raises:
@@ -101,17 +113,42 @@ class Verifier:
             >>> signer = generate_signer()
             >>> signer.verifier.check(signer.sign(bytes(32), bytes(32)), bytes(32), bytes(32))
         """
+        self.check_statement(signature, _SEALED, core_hash + root)
+
+    def check_statement(self, signature: bytes, payload_type: str, body: bytes) -> None:
+        """Passes if the signer signed this body as a statement of this type.
+
+        Args:
+            signature: As for `check`.
+            payload_type: A media type; a signature for one type holds for no other.
+            body: What was signed.
+
+        Raises:
+            Tampered: The signature does not hold.
+
+        Example:
+            >>> signer = generate_signer()
+            >>> signature = signer.sign_statement("text/plain", b"hello")
+            >>> signer.verifier.check_statement(signature, "text/plain", b"hello")
+        """
+        message = _encoding(payload_type, body)
         try:
-            Ed25519PublicKey.from_public_bytes(self.public).verify(
-                signature, _message(core_hash, root)
+            if len(signature) != _ALGORITHMS[self.algorithm][1]:
+                raise InvalidSignature
+            Ed25519PublicKey.from_public_bytes(self.public[:_ED25519_PUBLIC]).verify(
+                signature[:_ED25519_SIGNATURE], message
             )
+            if len(self.public) > _ED25519_PUBLIC:
+                MLDSA65PublicKey.from_public_bytes(self.public[_ED25519_PUBLIC:]).verify(
+                    signature[_ED25519_SIGNATURE:], message
+                )
         except (InvalidSignature, ValueError):
             raise Tampered(
                 f"the signature of {self!r} does not hold: the file was changed; get it again"
             ) from None
 
     def __repr__(self) -> str:
-        return f"Verifier(ed25519 {fingerprint(self.public).hex()})"
+        return f"Verifier({self.algorithm} {fingerprint(self.public).hex()})"
 
 
 @final
@@ -126,22 +163,33 @@ class Signer:
         False
     """
 
-    __slots__ = ("_private", "verifier")
+    __slots__ = ("_ed25519", "_kind", "_mldsa", "_seed", "verifier")
 
-    def __init__(self, seed: bytes) -> None:
+    def __init__(self, seed: bytes, *, post_quantum: bool = False) -> None:
         if len(seed) != 32:
             raise InvalidKey(f"expected a seed of 32 bytes, got {len(seed)}")
-        self._private = Ed25519PrivateKey.from_private_bytes(seed)
-        self.verifier = Verifier(self._private.public_key().public_bytes_raw())
+        self._seed, self._kind = seed, _HYBRID if post_quantum else _ED25519
+        halves = hashlib.shake_256(seed).digest(64) if post_quantum else seed
+        self._ed25519 = Ed25519PrivateKey.from_private_bytes(halves[:32])
+        self._mldsa = MLDSA65PrivateKey.from_seed_bytes(halves[32:]) if post_quantum else None
+        public = self._ed25519.public_key().public_bytes_raw()
+        if self._mldsa is not None:
+            public += self._mldsa.public_key().public_bytes_raw()
+        self.verifier = Verifier(public)
+
+    @property
+    def comments(self) -> tuple[str, ...]:
+        """What a key file says of it."""
+        return ("secure-cnn signer: keep it secret", f"verifier: {self.verifier.to_text()}")
 
     def to_text(self) -> str:
-        """The secret, one line: whoever reads it can sign as you. Prefer `write_signer`.
+        """The secret, one line: whoever reads it can sign as you. Prefer `write_key`.
 
         Example:
             >>> generate_signer().to_text()[:27]
             'secure-cnn-signer-secret-1-'
         """
-        return encode_key(_SIGNER_PREFIX, _ED25519, self._private.private_bytes_raw())
+        return encode_key(_SIGNER_PREFIX, self._kind, self._seed)
 
     @classmethod
     def from_text(cls, text: str) -> "Signer":
@@ -155,53 +203,47 @@ class Signer:
             >>> Signer.from_text(signer.to_text()).verifier == signer.verifier
             True
         """
-        return cls(_ed25519(decode_key(_SIGNER_PREFIX, text)))
+        kind, seed = decode_key(_SIGNER_PREFIX, text)
+        return cls(seed, post_quantum=_known_kind(kind) == _HYBRID)
 
     def sign(self, core_hash: bytes, root: bytes) -> bytes:
-        """The 64-byte signature over a core and a ciphertext.
+        """The signature over a core and a ciphertext: 64 bytes, 3373 with ML-DSA-65.
 
         Example:
             See `Verifier.check`.
         """
-        return self._private.sign(_message(core_hash, root))
+        return self.sign_statement(_SEALED, core_hash + root)
+
+    def sign_statement(self, payload_type: str, body: bytes) -> bytes:
+        """The signature over a body that is a statement of this type.
+
+        Example:
+            See `Verifier.check_statement`.
+        """
+        message = _encoding(payload_type, body)
+        signature = self._ed25519.sign(message)
+        return signature if self._mldsa is None else signature + self._mldsa.sign(message)
 
     def __repr__(self) -> str:
         return f"Signer({self.verifier!r})"
 
 
-def generate_signer() -> Signer:
-    """A fresh Ed25519 signing key from the operating system's generator.
+def generate_signer(*, post_quantum: bool = False) -> Signer:
+    """A fresh signing key from the operating system's generator.
+
+    Args:
+        post_quantum: Ed25519 with ML-DSA-65, so that both must hold, for signatures that have to
+            count when there are quantum computers; 5 KB more a file. Else Ed25519 alone.
 
     Example:
-        >>> generate_signer().verifier != generate_signer().verifier
-        True
+        >>> generate_signer(post_quantum=True).verifier.algorithm
+        'ed25519+ml-dsa-65'
     """
-    return Signer(os.urandom(32))
-
-
-def write_signer(path: str | os.PathLike[str], signer: Signer) -> None:
-    """Writes a secret key to a new file with mode 0600, with its verifier as a comment.
-
-    Raises:
-        KeyFileError: The file exists, or cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> signer = generate_signer()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_signer(f"{folder}/sign.key", signer)
-        ...     read_signer(f"{folder}/sign.key").verifier == signer.verifier
-        True
-    """
-    comments = (
-        "secure-cnn signer: keep it secret",
-        f"verifier: {signer.verifier.to_text()}",
-    )
-    write_secret(path, comments, signer.to_text())
+    return Signer(os.urandom(32), post_quantum=post_quantum)
 
 
 def read_signer(path: str | os.PathLike[str]) -> Signer:
-    """The signer in a file made by `write_signer`.
+    """The signer in a file made by `write_key`.
 
     Raises:
         KeyFileError: The file is missing, reachable by others than its owner, or holds no signer.
@@ -212,52 +254,27 @@ def read_signer(path: str | os.PathLike[str]) -> Signer:
         ...
         secure_cnn.archive.errors.KeyFileError: no-such-file: cannot read the key file: ...
     """
-    try:
-        return Signer.from_text(read_secret(path))
-    except InvalidKey as error:
-        raise KeyFileError(f"{path}: {error}") from None
+    return read_key(path, Signer.from_text)
 
 
-def leaf_hash(data: bytes | memoryview) -> bytes:
-    """SHA-256 over a zero byte and the data: a leaf of the Merkle tree.
+def footer_lengths(signer_id: str) -> tuple[int, int]:
+    """Bytes of public key and signature in a file whose core names this signer.
 
     Example:
-        >>> leaf_hash(b"") == hashlib.sha256(bytes(1)).digest()
-        True
+        >>> footer_lengths("ed25519:…")
+        (32, 64)
     """
-    digest = hashlib.sha256(b"\0")
-    digest.update(data)
-    return digest.digest()
+    return _ALGORITHMS[signer_id.partition(":")[0]]
 
 
-def merkle_root(leaves: Sequence[bytes]) -> bytes:
-    """The root over leaf hashes: nodes are SHA-256(1, left, right), an odd last one moves up.
-
-    Args:
-        leaves: At least one 32-byte hash.
-
-    Example:
-        >>> left, right = leaf_hash(b"a"), leaf_hash(b"b")
-        >>> merkle_root([left, right]) == hashlib.sha256(bytes([1]) + left + right).digest()
-        True
-    """
-    level = list(leaves)
-    while len(level) > 1:
-        odd = level[len(level) & ~1 :]
-        pairs = zip(level[::2], level[1::2], strict=False)
-        level = [hashlib.sha256(b"\1" + left + right).digest() for left, right in pairs] + odd
-    return level[0]
-
-
-def _message(core_hash: bytes, root: bytes) -> bytes:
+def _encoding(payload_type: str, body: bytes) -> bytes:
     """What is signed: DSSE's pre-authentication encoding of type and body."""
-    body = core_hash + root
-    return b"DSSEv1 %d %s %d %s" % (len(_TYPE), _TYPE, len(body), body)
+    name = payload_type.encode()
+    return b"DSSEv1 %d %s %d %s" % (len(name), name, len(body), body)
 
 
-def _ed25519(key: tuple[int, bytes]) -> bytes:
-    """The raw key, if it is one of Ed25519."""
-    kind, raw = key
-    if kind != _ED25519:
+def _known_kind(kind: int) -> int:
+    """The kind in a key's text, if it is one of a signing key."""
+    if kind not in (_ED25519, _HYBRID):
         raise InvalidKey(f"expected an Ed25519 key, got kind {kind}; a newer version may know it")
-    return raw
+    return kind

@@ -9,48 +9,37 @@ back as one tensor; other overlaps come back as separate copies.
 import json
 import math
 from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias, final
 
 import torch
 
-from secure_cnn.archive.claims import parse_json
-from secure_cnn.archive.errors import StateError, Tampered
+from secure_cnn.archive.claims import JSON, canonical_json
+from secure_cnn.archive.errors import StateError
+from secure_cnn.archive.tensors import (
+    CLAIMS,
+    DTYPES,
+    METADATA,
+    STRUCTURE,
+    Index,
+    header_end,
+    parse_index,
+    parse_text,
+)
 
-__all__ = ["State", "decode_state", "encode_state"]
+__all__ = ["State", "build_state", "decode_state", "encode_state", "index_of", "tensor_names"]
 
 State: TypeAlias = (
     "dict[Any, State] | list[State] | tuple[State, ...] | torch.Tensor | str | float | None"
 )
 
-_METADATA = "__metadata__"
-_STRUCTURE = "secure_cnn.state"
 _MAX_HEADER = 100_000_000
 _MAX_DEPTH = 32
 _MAX_INTEGER_BITS = 1024
 _ALIGNMENT = 64
-_MAX_SIZE = 1 << 48
-_DTYPES = {
-    torch.bool: "BOOL",
-    torch.uint8: "U8",
-    torch.int8: "I8",
-    torch.uint16: "U16",
-    torch.int16: "I16",
-    torch.uint32: "U32",
-    torch.int32: "I32",
-    torch.uint64: "U64",
-    torch.int64: "I64",
-    torch.float8_e4m3fn: "F8_E4M3",
-    torch.float8_e5m2: "F8_E5M2",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.float32: "F32",
-    torch.float64: "F64",
-    torch.complex64: "C64",
-}
-_BY_NAME = {name: dtype for dtype, name in _DTYPES.items()}
 
 
-def encode_state(state: State) -> list[memoryview]:
+def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list[memoryview]:
     """The safetensors file of a state, as buffers to be read one behind the other.
 
     Tensors that are contiguous in main memory are not copied: change them after the buffers were
@@ -60,6 +49,7 @@ def encode_state(state: State) -> list[memoryview]:
         state: A tree, up to 32 deep, of dict (keys str or int; an `OrderedDict` becomes a dict),
             list, tuple, str, int (up to 1024 bits), float, bool, None and tensors (dense, any
             device, any dtype that safetensors has; parameters come back as tensors).
+        claims: Private claims, a JSON object.
 
     Raises:
         StateError: Something else is in the tree; the message has its dotted path.
@@ -73,14 +63,17 @@ def encode_state(state: State) -> list[memoryview]:
     encoder = _Encoder()
     structure = json.dumps(encoder.node(state, ()), separators=(",", ":"), allow_nan=False)
     tensors = sorted(encoder.tensors.items(), key=lambda item: -item[1].itemsize)
-    entries: dict[str, Any] = {_METADATA: {_STRUCTURE: structure}}
+    metadata = {STRUCTURE: structure}
+    if claims:
+        metadata[CLAIMS] = canonical_json(dict(claims), "private_claims").decode()
+    entries: dict[str, Any] = {METADATA: metadata}
     buffers = []
     end = 0
     for name, tensor in tensors:
         buffers.append(_bytes_of(tensor))
         start, end = end, end + len(buffers[-1])
         entries[name] = {
-            "dtype": _DTYPES[tensor.dtype],
+            "dtype": DTYPES[tensor.dtype],
             "shape": list(tensor.shape),
             "data_offsets": [start, end],
         }
@@ -108,21 +101,91 @@ def decode_state(data: torch.Tensor) -> State:
         >>> decode_state(torch.tensor(list(b"".join(buffers)), dtype=torch.uint8))
         {'step': 3, 0: (tensor([1., 1.]), None)}
     """
-    if len(data) < 8 or not (length := int.from_bytes(data[:8].numpy().tobytes(), "little")) >= 2:
-        raise StateError(
-            "the plaintext is no safetensors file: its length is missing; save the state again"
-        )
-    if length > min(_MAX_HEADER, len(data) - 8):
-        raise StateError(f"the plaintext is no safetensors file: its header claims {length} bytes")
-    entries = _parse(data[8 : 8 + length].numpy().tobytes())
-    metadata = entries.pop(_METADATA, {})
-    tensors = _tensors(entries, data[8 + length :])
-    if not isinstance(metadata, dict) or _STRUCTURE not in metadata:
+    index = index_of(data)
+    return build_state(index, lambda name: _cut(index, data, name))
+
+
+def index_of(data: torch.Tensor) -> Index:
+    """The index of the safetensors file in these bytes.
+
+    Args:
+        data: uint8 tensor [n].
+
+    Raises:
+        StateError: The bytes are no valid safetensors file.
+
+    Example:
+        >>> raw = b"".join(encode_state({"a": torch.ones(2)}, {"private": 1}))
+        >>> index_of(torch.frombuffer(bytearray(raw), dtype=torch.uint8)).claims
+        {'private': 1}
+    """
+    end = header_end(data[:8].numpy().tobytes(), len(data))
+    return parse_index(data[8:end].numpy().tobytes(), len(data))
+
+
+def build_state(index: Index, tensor: Callable[[str], torch.Tensor]) -> State:
+    """The tree that an index describes; a dict of its tensors if another tool made it.
+
+    Args:
+        index: Of a safetensors file.
+        tensor: Gives the tensor of a name; asked once for each.
+
+    Raises:
+        StateError: The structure does not fit the tensors.
+
+    Example:
+        >>> build_state(parse_index(b"{}", 10), lambda name: torch.ones(1))
+        {}
+    """
+    tensors = {name: tensor(name) for name in index.spans}
+    if STRUCTURE not in index.metadata:
         return dict(tensors)
-    structure = metadata[_STRUCTURE]
-    if not isinstance(structure, str):
-        raise StateError("the structure of the state is not text; save the state again")
-    return _build(_parse_any(structure.encode()), tensors)
+    return _build(parse_text(index.metadata[STRUCTURE]), tensors)
+
+
+def tensor_names(index: Index) -> dict[str, str]:
+    """The name that each tensor is stored under, by the names it can be asked for.
+
+    Those are the stored names, and where a tensor stands at several places of the tree, the dotted
+    paths of the others.
+
+    Raises:
+        StateError: The structure is malformed.
+
+    Example:
+        >>> weight = torch.ones(2)
+        >>> raw = b"".join(encode_state({"a": weight, "tied": weight}))
+        >>> tensor_names(index_of(torch.frombuffer(bytearray(raw), dtype=torch.uint8)))
+        {'a': 'a', 'tied': 'a'}
+    """
+    names = {name: name for name in index.spans}
+    if STRUCTURE in index.metadata:
+        for path, name in _places(parse_text(index.metadata[STRUCTURE]), ()):
+            if name in index.spans:
+                names.setdefault(path, name)
+    return names
+
+
+def _places(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Dotted path and stored name of every tensor below a node."""
+    if not isinstance(node, dict) or len(node) != 1:
+        return
+    ((kind, content),) = node.items()
+    if kind == "tensor" and isinstance(content, str):
+        yield ".".join(path) or "tensor", content
+    elif kind in ("list", "tuple") and isinstance(content, list):
+        for number, item in enumerate(content):
+            yield from _places(item, (*path, str(number)))
+    elif kind == "dict" and isinstance(content, list):
+        for pair in content:
+            if isinstance(pair, list) and len(pair) == 2:
+                yield from _places(pair[1], (*path, str(pair[0])))
+
+
+def _cut(index: Index, data: torch.Tensor, name: str) -> torch.Tensor:
+    """One tensor out of the bytes of the whole file."""
+    span = index.spans[name]
+    return span.view(data[index.data_start + span.start : index.data_start + span.stop])
 
 
 @final
@@ -174,7 +237,7 @@ class _Encoder:
             return self._known[place]
         base = name = ".".join(path) or "tensor"
         number = 1
-        while name in self.tensors or name == _METADATA:
+        while name in self.tensors or name == METADATA:
             number += 1
             name = f"{base}#{number}"
         self.tensors[name] = tensor.detach()
@@ -219,7 +282,7 @@ def _check_tensor(tensor: torch.Tensor, path: str) -> None:
             f"{path}: expected a dense tensor with data, "
             f"got {tensor.layout} on {tensor.device}; convert it"
         )
-    if tensor.dtype not in _DTYPES:
+    if tensor.dtype not in DTYPES:
         raise StateError(f"{path}: safetensors has no {tensor.dtype}; convert it")
 
 
@@ -227,68 +290,6 @@ def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """The bytes of a tensor in row-major order; its own memory where that is so already."""
     plain = tensor.resolve_conj().resolve_neg().cpu().contiguous()
     return plain.reshape(-1).view(torch.uint8).numpy().data
-
-
-def _parse_any(raw: bytes) -> Any:
-    """JSON from inside the plaintext."""
-    try:
-        return parse_json(raw, "the state")
-    except Tampered as error:
-        raise StateError(f"{error}") from None
-
-
-def _parse(raw: bytes) -> dict[str, Any]:
-    """The JSON object of a safetensors header."""
-    entries = _parse_any(raw)
-    if not isinstance(entries, dict):
-        raise StateError("the plaintext is no safetensors file: its header is no object")
-    return entries
-
-
-def _tensors(entries: dict[str, Any], data: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors of a safetensors file, after checking that they tile the data."""
-    spans = {name: _span(name, entry) for name, entry in entries.items()}
-    end = 0
-    for name, (_, _, start, stop) in sorted(spans.items(), key=lambda item: item[1][2:]):
-        if start != end:
-            raise StateError(f"tensor {name}: expected it to start at {end}, got {start}")
-        end = stop
-    if end != len(data):
-        raise StateError(f"expected {end} bytes of tensors, got {len(data)}")
-    return {name: _view(data, *span) for name, span in spans.items()}
-
-
-def _span(name: str, entry: object) -> tuple[torch.dtype, list[int], int, int]:
-    """dtype, shape, start and end of a safetensors entry."""
-    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
-        raise StateError(f"tensor {name}: expected dtype, shape and data_offsets")
-    dtype = _BY_NAME.get(str(entry["dtype"]))
-    if dtype is None:
-        raise StateError(f"tensor {name}: unknown dtype {entry['dtype']!r}")
-    shape, offsets = entry["shape"], entry["data_offsets"]
-    for numbers in (shape, offsets):
-        if not isinstance(numbers, list) or not all(map(_is_size, numbers)):
-            raise StateError(f"tensor {name}: shape and offsets must be lists of sizes")
-    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
-        raise StateError(f"tensor {name}: shape {shape} does not fit its offsets {offsets}")
-    return dtype, shape, offsets[0], offsets[1]
-
-
-def _is_size(value: object) -> bool:
-    """Whether a value can be a length; larger ones would overflow in strides."""
-    return type(value) is int and 0 <= value <= _MAX_SIZE
-
-
-def _view(
-    data: torch.Tensor, dtype: torch.dtype, shape: list[int], start: int, stop: int
-) -> torch.Tensor:
-    """A tensor with its own storage over a part of the data; copied only if misaligned."""
-    if start == stop:
-        return torch.empty(0, dtype=dtype).reshape(shape)
-    part = data[start:stop]
-    if part.data_ptr() % dtype.itemsize:
-        part = part.clone()
-    return torch.frombuffer(part.numpy(), dtype=dtype).reshape(shape)
 
 
 def _build(node: Any, tensors: dict[str, torch.Tensor]) -> State:

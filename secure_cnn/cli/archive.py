@@ -1,20 +1,56 @@
-"""`secure-cnn archive`: keys, and what is in a sealed file."""
+"""`secure-cnn archive`: keys, sealed files, and who can open them.
+
+Data goes to standard output, messages to standard error; no secret is ever an argument. Recipients
+are in `recipients`, folders of checkpoints in `sequence`.
+"""
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 
 from secure_cnn import archive
-from secure_cnn.cli.keys import unlocking_from, verifiers_from
+from secure_cnn.cli import recipients, sequence
+from secure_cnn.cli.keys import reader_from, signer_from, verifiers_from, writers_from
+from secure_cnn.cli.options import (
+    File,
+    IdentityFile,
+    Kek,
+    NewFile,
+    PassphraseFile,
+    Recipients,
+    SignerFile,
+    Trusted,
+    message,
+    needed,
+)
 
-__all__ = ["app", "inspect", "keygen", "open_", "verify"]
+__all__ = [
+    "app",
+    "export",
+    "import_",
+    "inspect",
+    "keygen",
+    "open_",
+    "rotate",
+    "seal",
+    "shred",
+    "verify",
+]
 
-app = typer.Typer(help="Keys, and what is in a sealed file.", no_args_is_help=True)
+app = typer.Typer(help="Keys, sealed files, and who can open them.", no_args_is_help=True)
+app.add_typer(recipients.app, name="recipients")
+app.command("ls")(sequence.ls)
+app.command("prune")(sequence.prune)
 
-_File = Annotated[Path, typer.Argument(help="A sealed file.")]
+_Claims = Annotated[
+    list[str] | None, typer.Option("--claim", help="NAME=JSON, for everyone to read; repeatable.")
+]
+_PrivateClaims = Annotated[
+    list[str] | None, typer.Option("--private-claim", help="NAME=JSON, for recipients only.")
+]
+_Name = Annotated[str, typer.Option(help="A logical name, for everyone to read.")]
 
 
 @app.command()
@@ -25,23 +61,85 @@ def keygen(
     signer: Annotated[
         bool, typer.Option("--signer", help="Make a signing key, not an identity.")
     ] = False,
+    kek: Annotated[
+        bool, typer.Option("--kek", help="Make a key-encryption key, not an identity.")
+    ] = False,
+    classical: Annotated[
+        bool, typer.Option("--classical", help="An identity of X25519 alone: a short text.")
+    ] = False,
+    post_quantum: Annotated[
+        bool, typer.Option("--post-quantum", help="A signing key of Ed25519 with ML-DSA-65.")
+    ] = False,
 ) -> None:
     """Make a key; the public half is printed."""
+    key: archive.Signer | archive.KeyEncryptionKey | archive.Identity
     if signer:
-        made = archive.generate_signer()
-        archive.write_signer(out, made)
-        public = made.verifier.to_text()
+        key = archive.generate_signer(post_quantum=post_quantum)
+        public = key.verifier.to_text()
+    elif kek:
+        key = archive.generate_kek()
+        public = key.key_id.hex()
     else:
-        identity = archive.generate_identity()
-        archive.write_identity(out, identity)
-        public = identity.recipient.to_text()
+        key = archive.generate_identity(post_quantum=not classical)
+        public = key.recipient.to_text()
+    archive.write_key(out, key)
     typer.echo(public)
-    _message(f"secret key: {out}; keep it where the sealed files are not")
+    message(f"secret key: {out}; keep it where the sealed files are not")
+
+
+@app.command()
+def seal(
+    plain: Annotated[Path, typer.Argument(help="A plain safetensors file.")],
+    out: NewFile,
+    recipient: Recipients = None,
+    passphrase_file: PassphraseFile = None,
+    kek: Kek = None,
+    signer: SignerFile = None,
+    claim: _Claims = None,
+    private_claim: _PrivateClaims = None,
+    name: _Name = "",
+) -> None:
+    """Encrypt a plain safetensors file to recipients; the plain one stays."""
+    who = writers_from(recipient or [], passphrase_file, kek)
+    archive.save(
+        out,
+        archive.load_plain(plain),
+        recipients=who,
+        signer=signer_from(signer),
+        claims=_claims(claim),
+        private_claims=_claims(private_claim),
+        name=name,
+    )
+    message(f"sealed file: {out}; the plain file is still there")
+
+
+@app.command("import")
+def import_(
+    source: Annotated[Path, typer.Argument(help="A file of torch.save, or a safetensors file.")],
+    out: NewFile,
+    recipient: Recipients = None,
+    passphrase_file: PassphraseFile = None,
+    kek: Kek = None,
+    signer: SignerFile = None,
+    claim: _Claims = None,
+    name: _Name = "",
+) -> None:
+    """Seal another tool's file; of a torch file only tensors and plain data, and no code runs."""
+    who = writers_from(recipient or [], passphrase_file, kek)
+    archive.save(
+        out,
+        archive.import_(source),
+        recipients=who,
+        signer=signer_from(signer),
+        claims=_claims(claim),
+        name=name,
+    )
+    message(f"sealed file: {out}; the plain file is still there")
 
 
 @app.command()
 def inspect(
-    file: _File,
+    file: File,
     as_json: Annotated[bool, typer.Option("--json", help="Print the claims as JSON.")] = False,
 ) -> None:
     """Show what a file says of itself; needs no key, checks no signature."""
@@ -51,37 +149,124 @@ def inspect(
 
 @app.command()
 def verify(
-    file: _File,
+    file: File,
     trusted: Annotated[
         list[str], typer.Option(help="A verifier's public text, or a file of them.")
     ],
+    identity: IdentityFile = None,
+    passphrase_file: PassphraseFile = None,
+    kek: Kek = None,
 ) -> None:
-    """Check the signature over claims and content; needs no decryption key."""
-    info = archive.verify(file, trusted=verifiers_from(trusted))
-    typer.echo(str(info))
+    """Check the signature over claims and content; with a key, that it opens as well."""
+    deep = reader_from(identity, passphrase_file, kek)
+    typer.echo(str(archive.verify(file, trusted=verifiers_from(trusted), deep=deep)))
 
 
 @app.command("open")
 def open_(
-    file: _File,
+    file: File,
     out: Annotated[
         Path, typer.Option(help="Where the plain safetensors file goes; it must not exist.")
     ],
-    identity: Annotated[Path | None, typer.Option(help="The identity that opens it.")] = None,
-    passphrase_file: Annotated[Path | None, typer.Option(help="Or the passphrase; - asks.")] = None,
-    trusted: Annotated[
-        list[str] | None, typer.Option(help="Demand a signature by this verifier.")
-    ] = None,
+    identity: IdentityFile = None,
+    passphrase_file: PassphraseFile = None,
+    kek: Kek = None,
+    trusted: Trusted = None,
 ) -> None:
     """Decrypt a file to plain safetensors."""
-    unlocking = unlocking_from(identity, passphrase_file, trusted or [])
-    if unlocking is None:
-        raise archive.InvalidKey(
-            "expected --identity or --passphrase-file, got neither; name what opens the file"
-        )
-    archive.decrypt(file, out, identity=unlocking.identity, trusted=unlocking.trusted)
-    _message(f"plain file: {out}")
+    reader = needed(reader_from(identity, passphrase_file, kek))
+    archive.decrypt(file, out, identity=reader, trusted=_trusted(trusted))
+    message(f"plain file: {out}")
 
 
-def _message(text: str) -> None:
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+@app.command()
+def export(
+    file: File,
+    out: NewFile,
+    only: Annotated[
+        list[str] | None, typer.Option(help="The name of a tensor; repeatable. All without.")
+    ] = None,
+    age: Annotated[
+        list[str] | None, typer.Option(help="age1…: encrypt to these instead of plain.")
+    ] = None,
+    identity: IdentityFile = None,
+    passphrase_file: PassphraseFile = None,
+    kek: Kek = None,
+    trusted: Trusted = None,
+) -> None:
+    """Give all tensors or some to another tool: as plain safetensors, or as an age file."""
+    reader = needed(reader_from(identity, passphrase_file, kek))
+    signers = _trusted(trusted)
+    if age and only:
+        raise typer.BadParameter("--age writes the whole file: give --only or --age, not both")
+    if age:
+        archive.export_age(file, out, identity=reader, recipients=age, trusted=signers)
+        message(f"age file: {out}")
+    elif only:
+        tensors = archive.load(file, identity=reader, trusted=signers, only=only)
+        archive.save_plain(out, tensors)
+        message(f"plain file: {out}")
+    else:
+        archive.decrypt(file, out, identity=reader, trusted=signers)
+        message(f"plain file: {out}")
+
+
+@app.command()
+def rotate(
+    file: File,
+    recipient: Recipients = None,
+    new_passphrase_file: Annotated[
+        Path | None, typer.Option(help="A passphrase that opens it then; - asks.")
+    ] = None,
+    new_kek: Annotated[
+        str | None, typer.Option(help="A key-encryption key that opens it then; as --kek.")
+    ] = None,
+    identity: IdentityFile = None,
+    passphrase_file: PassphraseFile = None,
+    kek: Kek = None,
+    signer: SignerFile = None,
+    trusted: Trusted = None,
+) -> None:
+    """Encrypt a file anew, under a new file key, to the recipients named here and no others."""
+    archive.rotate(
+        file,
+        identity=needed(reader_from(identity, passphrase_file, kek)),
+        recipients=writers_from(recipient or [], new_passphrase_file, new_kek),
+        signer=signer_from(signer),
+        trusted=_trusted(trusted),
+    )
+    message(f"new file key: {file}; copies of the old file still open with the old one")
+
+
+@app.command()
+def shred(
+    file: File,
+    certificate: Annotated[
+        Path | None, typer.Option(help="Where a certificate goes; it must not exist.")
+    ] = None,
+    signer: SignerFile = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Destroy the keys of a file and remove it. This cannot be undone."""
+    if not yes:
+        typer.confirm(f"destroy {file} for everyone?", abort=True, err=True)
+    typer.echo(str(archive.shred(file, certificate=certificate, signer=signer_from(signer))))
+
+
+def _trusted(trusted: list[str] | None) -> list[archive.Verifier] | None:
+    """Whose signatures are demanded; None where nobody's is."""
+    return verifiers_from(trusted) if trusted else None
+
+
+def _claims(given: list[str] | None) -> dict[str, archive.JSON]:
+    """Claims from NAME=JSON; what is no JSON is a text."""
+    claims: dict[str, archive.JSON] = {}
+    for text in given or []:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise typer.BadParameter(f"expected a claim as NAME=JSON, got {text!r}")
+        try:
+            claims[name] = cast(archive.JSON, json.loads(value))
+        except ValueError:
+            claims[name] = value
+    return claims

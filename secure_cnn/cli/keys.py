@@ -2,13 +2,23 @@
 
 import getpass
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from secure_cnn import archive
 from secure_cnn.checkpoint import Sealing, Unlocking
 
-__all__ = ["passphrase_from", "sealing_from", "signer_from", "unlocking_from", "verifiers_from"]
+__all__ = [
+    "kek_from",
+    "passphrase_from",
+    "reader_from",
+    "sealing_from",
+    "signer_from",
+    "unlocking_from",
+    "verifiers_from",
+    "writers_from",
+]
 
 _ENVIRONMENT = "SECURE_CNN_PASSPHRASE"
 
@@ -30,11 +40,7 @@ def sealing_from(
         >>> sealing_from([], None, None) is None
         True
     """
-    who: list[archive.SlotWriter] = [
-        archive.Recipient.from_text(text) for given in recipients for text in _texts(given)
-    ]
-    if passphrase_file is not None:
-        who.append(passphrase_from(passphrase_file))
+    who = writers_from(recipients, passphrase_file, None)
     if not who:
         if signer is not None:
             raise archive.InvalidKey(
@@ -57,11 +63,7 @@ def unlocking_from(
         >>> unlocking_from(None, None, []) is None
         True
     """
-    reader: archive.SlotReader | None = None
-    if identity is not None:
-        reader = archive.read_identity(identity)
-    elif passphrase_file is not None:
-        reader = passphrase_from(passphrase_file)
+    reader = reader_from(identity, passphrase_file, None)
     if reader is None:
         if trusted:
             raise archive.InvalidKey(
@@ -70,6 +72,82 @@ def unlocking_from(
             )
         return None
     return Unlocking(identity=reader, trusted=verifiers_from(trusted) if trusted else None)
+
+
+def writers_from(
+    recipients: Sequence[str], passphrase_file: Path | None, kek: str | None
+) -> list[archive.SlotWriter]:
+    """Everyone who is to open a file; nobody where nobody was named.
+
+    Args:
+        recipients: Public texts, or files that hold one a line.
+        passphrase_file: As for `passphrase_from`; a prompt asks twice.
+        kek: As for `kek_from`.
+
+    Raises:
+        ArchiveError: A key cannot be read.
+
+    Example:
+        >>> writers_from([], None, None)
+        []
+    """
+    who: list[archive.SlotWriter] = [
+        archive.Recipient.from_text(text) for given in recipients for text in _texts(given)
+    ]
+    if passphrase_file is not None:
+        who.append(passphrase_from(passphrase_file, twice=True))
+    if kek is not None:
+        who.append(kek_from(kek))
+    return who
+
+
+def reader_from(
+    identity: Path | None, passphrase_file: Path | None, kek: str | None
+) -> archive.SlotReader | None:
+    """What opens a file, the first that is named; None where nothing is.
+
+    Raises:
+        ArchiveError: A key cannot be read.
+
+    Example:
+        >>> reader_from(None, None, None) is None
+        True
+    """
+    if identity is not None:
+        return archive.read_identity(identity)
+    if passphrase_file is not None:
+        return passphrase_from(passphrase_file)
+    return None if kek is None else kek_from(kek)
+
+
+def kek_from(source: str) -> archive.KeyEncryptionKey:
+    """A key-encryption key from where it is kept; never the key itself as an argument.
+
+    Args:
+        source: The path of a key file, ``env:NAME``, ``command:PROGRAM ARGUMENTS`` (no shell) or
+            ``keyring:SERVICE/USER``.
+
+    Raises:
+        ArchiveError: There is no key, or it cannot be read.
+
+    Example:
+        >>> kek_from("env:NOT_SET")
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.KeyServiceError: expected a key in the variable NOT_SET, got ...
+    """
+    kind, _, rest = source.partition(":")
+    if kind == "env":
+        return archive.kek_from_environment(os.environ, rest)
+    if kind == "command":
+        try:
+            return archive.kek_from_command(shlex.split(rest))
+        except ValueError as error:
+            raise archive.KeyServiceError(f"--kek: cannot read the command: {error}") from None
+    if kind == "keyring":
+        service, _, user = rest.rpartition("/")
+        return archive.kek_from_keyring(service, user)
+    return archive.read_kek(source)
 
 
 def verifiers_from(trusted: Sequence[str]) -> list[archive.Verifier]:
@@ -98,8 +176,12 @@ def signer_from(path: Path | None) -> archive.Signer | None:
     return None if path is None else archive.read_signer(path)
 
 
-def passphrase_from(path: Path) -> archive.Passphrase:
+def passphrase_from(path: Path, *, twice: bool = False) -> archive.Passphrase:
     """A passphrase from a file's first line, or, for `-`, from the environment or a prompt.
+
+    Args:
+        path: The file, or `-`.
+        twice: Whether a prompt asks again, since a typing error would shut everybody out.
 
     Raises:
         ArchiveError: There is none, or it is not usable.
@@ -111,7 +193,12 @@ def passphrase_from(path: Path) -> archive.Passphrase:
         secure_cnn.archive.errors.KeyFileError: nowhere: expected a file with a passphrase: ...
     """
     if str(path) == "-":
-        return archive.Passphrase(os.environ.get(_ENVIRONMENT) or getpass.getpass("Passphrase: "))
+        text = os.environ.get(_ENVIRONMENT)
+        if not text:
+            text = getpass.getpass("Passphrase: ")
+            if twice and getpass.getpass("Again: ") != text:
+                raise archive.InvalidKey("expected the same passphrase twice, got two; try again")
+        return archive.Passphrase(text)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

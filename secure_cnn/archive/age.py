@@ -1,0 +1,152 @@
+"""Handing a file to who uses age: its plaintext in the format age v1, for X25519 recipients.
+
+Source: C2SP `age.md` (Valsorda, 2019). Only writing is here. What age does not give is lost on the
+way: signature, claims in clear, lineage and random access stay behind.
+"""
+
+import base64
+import hmac
+import os
+from collections.abc import Iterator, Sequence
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from secure_cnn.archive.errors import InvalidKey
+from secure_cnn.archive.opening import Path, opened, unlock
+from secure_cnn.archive.output import new_file
+from secure_cnn.archive.payload import Payload, write_at
+from secure_cnn.archive.signatures import Verifier
+from secure_cnn.archive.slots import SlotReader
+
+__all__ = ["export_age"]
+
+_CHUNK = 64 << 10
+_TAG = 16
+_BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+_GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
+
+
+def export_age(
+    path: Path,
+    out: Path,
+    *,
+    identity: SlotReader,
+    recipients: Sequence[str],
+    trusted: Sequence[Verifier] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Writes the safetensors file inside a sealed file as an age file, whole or not at all.
+
+    No plaintext is written, and little of it is in memory at a time.
+
+    Args:
+        path: A sealed file.
+        out: Where the age file goes.
+        identity: As for `load`.
+        recipients: One or more of age's X25519 recipients, ``age1…``.
+        trusted: As for `load`.
+        overwrite: Whether a file at `out` may be replaced.
+
+    Raises:
+        InvalidKey: There is no recipient, or a text is none.
+        ArchiveError: As for `load`; `StorageError` if there is a file at `out`.
+
+    Example:
+        >>> import tempfile, pathlib, secure_cnn.archive as archive
+        >>> me, theirs = archive.generate_identity(), (
+        ...     "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     archive.save(f"{folder}/m", {}, recipients=[me.recipient])
+        ...     archive.export_age(f"{folder}/m", f"{folder}/m.age", identity=me,
+        ...                        recipients=[theirs])
+        ...     pathlib.Path(f"{folder}/m.age").read_bytes()[:21]
+        b'age-encryption.org/v1'
+    """
+    keys = [_public_key(text) for text in recipients]
+    if not keys:
+        raise InvalidKey("expected at least one recipient age1…, got none")
+    file_key, nonce = os.urandom(16), os.urandom(16)
+    head = _header(file_key, keys) + nonce
+    key = _derive(file_key, nonce, b"payload")
+    with opened(path) as fd:
+        _, payload = unlock(fd, identity=identity, trusted=trusted, expect={}, core_hash=None)
+        length = payload.layout.plaintext_length
+        total = len(head) + length + _TAG * max(1, -(-length // _CHUNK))
+        with new_file(out, length=total, overwrite=overwrite, mode=0o666) as sealed:
+            write_at(sealed, memoryview(head), 0)
+            at = len(head)
+            for chunk in _chunks(payload, ChaCha20Poly1305(key)):
+                write_at(sealed, memoryview(chunk), at)
+                at += len(chunk)
+
+
+def _header(file_key: bytes, keys: Sequence[bytes]) -> bytes:
+    """Version line, a stanza for each recipient, and the MAC over them."""
+    lines = b"age-encryption.org/v1\n"
+    for public in keys:
+        ephemeral = X25519PrivateKey.generate()
+        share = ephemeral.public_key().public_bytes_raw()
+        try:
+            shared = ephemeral.exchange(X25519PublicKey.from_public_bytes(public))
+        except ValueError as error:
+            raise InvalidKey("a recipient age1… is no usable public key; ask again") from error
+        wrapping = _derive(shared, share + public, b"age-encryption.org/v1/X25519")
+        body = ChaCha20Poly1305(wrapping).encrypt(bytes(12), file_key, None)
+        lines += b"-> X25519 " + _base64(share) + b"\n" + _base64(body) + b"\n"
+    lines += b"---"
+    mac = hmac.digest(_derive(file_key, b"", b"header"), lines, "sha256")
+    return lines + b" " + _base64(mac) + b"\n"
+
+
+def _chunks(payload: Payload, cipher: ChaCha20Poly1305) -> Iterator[bytes]:
+    """The plaintext in age's STREAM: 64 KiB each, counted, the last one marked."""
+    length = payload.layout.plaintext_length
+    count = max(1, -(-length // _CHUNK))
+    block, first = bytearray(), 0
+    for index in range(count):
+        start = index * _CHUNK
+        stop = min(start + _CHUNK, length)
+        if stop > first + len(block) or index == 0:
+            # Whole segments at a time: reading by chunk would decrypt each one many times.
+            first = start
+            block = bytearray(min(length - start, 64 * _CHUNK))
+            payload.read_into(memoryview(block), start)
+        nonce = index.to_bytes(11, "big") + bytes([index == count - 1])
+        yield cipher.encrypt(nonce, bytes(block[start - first : stop - first]), None)
+
+
+def _derive(key: bytes, salt: bytes, info: bytes) -> bytes:
+    """HKDF-SHA-256, 32 bytes."""
+    return HKDF(hashes.SHA256(), 32, salt=salt, info=info).derive(key)
+
+
+def _base64(raw: bytes) -> bytes:
+    """Base64 without padding."""
+    return base64.b64encode(raw).rstrip(b"=")
+
+
+def _public_key(text: str) -> bytes:
+    """The 32 bytes of ``age1…``, after its checksum held (Bech32, BIP 173)."""
+    prefix, _, coded = text.strip().lower().rpartition("1")
+    words = [_BECH32.find(letter) for letter in coded]
+    expanded = [*(ord(c) >> 5 for c in prefix), 0, *(ord(c) & 31 for c in prefix)]
+    if prefix != "age" or -1 in words or len(words) != 58 or _checksum(expanded + words) != 1:
+        raise InvalidKey("expected a recipient of age for X25519, age1…; copy its whole line again")
+    number = 0
+    for word in words[:-6]:
+        number = number << 5 | word
+    return (number >> 4).to_bytes(32, "big")  # 52 words of 5 bits hold 4 more than 32 bytes
+
+
+def _checksum(words: Sequence[int]) -> int:
+    """The checksum of Bech32; 1 where it holds."""
+    check = 1
+    for word in words:
+        top = check >> 25
+        check = (check & 0x1FFFFFF) << 5 ^ word
+        for bit, value in enumerate(_GENERATOR):
+            check ^= value if top >> bit & 1 else 0
+    return check

@@ -1,0 +1,311 @@
+"""What a sealed file claims, told to people and to tools: a model card, and a bill of materials.
+
+Both are made of what `inspect` or `verify` gave, and of nothing else: no key, no clock, no network,
+so the same file gives the same text. Every text of the file is written as JSON that neither
+Markdown nor a terminal obeys.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from secure_cnn.archive.claims import JSON
+from secure_cnn.archive.errors import StateError
+from secure_cnn.archive.extras import MissingExtra
+from secure_cnn.archive.info import ArchiveInfo
+from secure_cnn.archive.opening import Path
+from secure_cnn.archive.output import new_file
+from secure_cnn.archive.payload import write_at
+from secure_cnn.archive.sealed import inspect, verify
+from secure_cnn.archive.signatures import Verifier
+
+__all__ = ["bill_of_materials", "export_bill_of_materials", "export_card", "model_card"]
+
+_UNVERIFIED = (
+    "**UNVERIFIED.** Anyone may have written this. Check it with the verifier of whoever made the "
+    "file before you rely on a line of it."
+)
+_VERIFIED = (
+    "**Verified.** The signer named below vouches for every line but the recipients. Whether the "
+    "numbers are true is the signer's word."
+)
+# What a number does not say, beside the claims that hold one.
+_CAVEATS = {
+    "privacy": (
+        "ε holds for the training of this model alone, under the relation, accountant and δ given. "
+        "It adds up with everything else that was released from the same data, tuning included."
+    ),
+    "robustness": (
+        "The robust accuracy is what these attacks left within this threat model, an upper bound: "
+        "a stronger attack may leave less, and other changes of the input were not tried."
+    ),
+}
+
+
+def model_card(info: ArchiveInfo) -> str:
+    """A model card in Markdown: what the file is, what it claims, and what the claims do not say.
+
+    Args:
+        info: From `verify`, or from `inspect`; the card says which.
+
+    Source: Mitchell et al., Model Cards for Model Reporting (2019), arXiv:1810.03993.
+
+    Example:
+        >>> import tempfile, secure_cnn.archive as archive
+        >>> me = archive.generate_identity()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     archive.save(f"{folder}/m", {}, recipients=[me.recipient],
+        ...                  claims={"privacy": {"epsilon": 3.0, "delta": 1e-5}})
+        ...     print(model_card(archive.inspect(f"{folder}/m")))
+        # Model card
+        ...
+        ## privacy
+        ...
+        | `"epsilon"` | `3.0` |
+        ...
+    """
+    scalars = {key: value for key, value in info.claims.items() if not isinstance(value, dict)}
+    parts = [
+        "# Model card",
+        _VERIFIED if info.verified else _UNVERIFIED,
+        _table(_facts(info)),
+        *(["## Claims", _table(_flat(scalars))] if scalars else []),
+    ]
+    for key, value in sorted(info.claims.items()):
+        if isinstance(value, dict):
+            known = key in _CAVEATS
+            parts += [f"## {key if known else _code(key)}", _table(_flat(value))]
+            parts += [_CAVEATS[key]] if known else []
+    recipients = [(slot.kind, f"`{slot}`") for slot in info.slots]
+    parts += ["## Recipients", "Not covered by any signature.", _rows(recipients)]
+    return "\n\n".join(parts) + "\n"
+
+
+def bill_of_materials(info: ArchiveInfo) -> str:
+    """An ML-BOM: CycloneDX 1.6 in JSON, with the model as its subject and the claims in its card.
+
+    Needs the extra ``bom``.
+
+    Args:
+        info: From `verify`, or from `inspect`; the property ``secure-cnn:verified`` says which.
+
+    Raises:
+        MissingExtra: The extra is not installed.
+        StateError: The time in the file is none.
+
+    Source: ECMA-424 (CycloneDX 1.6, 2024).
+
+    Example:
+        >>> import tempfile, secure_cnn.archive as archive
+        >>> me = archive.generate_identity()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     archive.save(f"{folder}/m", {}, recipients=[me.recipient], name="digits")
+        ...     info = archive.inspect(f"{folder}/m")
+        >>> try:
+        ...     json.loads(bill_of_materials(info))["metadata"]["component"]["type"]
+        ... except MissingExtra:  # without it, this is all
+        ...     "machine-learning-model"
+        'machine-learning-model'
+    """
+    try:
+        from cyclonedx.model import Property
+        from cyclonedx.model.bom import Bom, BomMetaData
+        from cyclonedx.model.component import Component, ComponentType
+        from cyclonedx.output.json import JsonV1Dot6
+    except ImportError:
+        raise MissingExtra("a bill of materials", "bom") from None
+    properties = [Property(name=name, value=value) for name, value in _properties(info)]
+    model = Component(
+        name=info.name or "unnamed",
+        type=ComponentType.MACHINE_LEARNING_MODEL,
+        bom_ref=info.core_hash,
+        version=str(info.lineage.generation) if info.lineage else None,
+        properties=properties,
+    )
+    document = Bom(
+        # Random and clock would make two bills of one file differ.
+        serial_number=uuid.uuid5(uuid.NAMESPACE_OID, info.core_hash),
+        metadata=BomMetaData(component=model, timestamp=_time(info.created)),
+    )
+    bill = json.loads(JsonV1Dot6(document).output_as_string())
+    # The library has no model cards yet; the standard does.
+    bill["metadata"]["component"]["modelCard"] = _model_card(info.claims)
+    return json.dumps(bill, indent=2, sort_keys=True) + "\n"
+
+
+def export_card(
+    path: Path, out: Path, *, trusted: Sequence[Verifier] | None = None, overwrite: bool = False
+) -> None:
+    """Writes the model card of a sealed file, whole or not at all; needs no decryption key.
+
+    Args:
+        path: A sealed file.
+        out: Where the Markdown goes.
+        trusted: Whose signatures count; None checks none, and the card says so.
+        overwrite: Whether a file at `out` may be replaced.
+
+    Raises:
+        ArchiveError: As for `verify`, or without `trusted` as for `inspect`; `StorageError` if
+            there is a file at `out`.
+
+    Example:
+        >>> import pathlib, tempfile, secure_cnn.archive as archive
+        >>> me = archive.generate_identity()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     archive.save(f"{folder}/m", {}, recipients=[me.recipient])
+        ...     export_card(f"{folder}/m", f"{folder}/m.md")
+        ...     pathlib.Path(f"{folder}/m.md").read_text()[:12]
+        '# Model card'
+    """
+    _write(out, model_card(_info(path, trusted)), overwrite)
+
+
+def export_bill_of_materials(
+    path: Path, out: Path, *, trusted: Sequence[Verifier] | None = None, overwrite: bool = False
+) -> None:
+    """Writes the ML-BOM of a sealed file, whole or not at all; needs no decryption key.
+
+    Args:
+        path: A sealed file.
+        out: Where the JSON goes.
+        trusted: Whose signatures count; None checks none, and the bill says so.
+        overwrite: Whether a file at `out` may be replaced.
+
+    Raises:
+        ArchiveError: As for `export_card` and `bill_of_materials`.
+
+    Example:
+        >>> export_bill_of_materials("nowhere", "bom.json")
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.StorageError: nowhere: cannot read: ...
+    """
+    _write(out, bill_of_materials(_info(path, trusted)), overwrite)
+
+
+def _info(path: Path, trusted: Sequence[Verifier] | None) -> ArchiveInfo:
+    """What a file says, verified if somebody is trusted."""
+    return inspect(path) if trusted is None else verify(path, trusted=trusted)
+
+
+def _write(out: Path, text: str, overwrite: bool) -> None:
+    """Puts a text at a path, whole or not at all."""
+    raw = text.encode()
+    with new_file(out, length=len(raw), overwrite=overwrite, mode=0o666) as fd:
+        write_at(fd, memoryview(raw), 0)
+
+
+def _facts(info: ArchiveInfo) -> Iterator[tuple[str, JSON]]:
+    """What a file is, as names and values."""
+    yield "name", info.name
+    yield "created", info.created
+    if info.lineage is not None:
+        yield "run", info.lineage.run
+        yield "step", info.lineage.step
+        yield "generation", info.lineage.generation
+        yield "previous core", info.lineage.previous
+    yield "core", info.core_hash
+    yield "signer", repr(info.signer) if info.signer else None
+    yield "bytes inside", info.plaintext_length
+
+
+def _flat(claims: Mapping[str, JSON], path: str = "") -> Iterator[tuple[str, JSON]]:
+    """The claims without nesting, by dotted path."""
+    for key, value in sorted(claims.items()):
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def _code(value: JSON) -> str:
+    """A value as JSON in a code span that it cannot leave."""
+    # Outside of its strings JSON has neither of the two, so the escapes are JSON as well.
+    text = json.dumps(value).replace("`", "\\u0060").replace("|", "\\u007c")
+    return f"`{text}`"
+
+
+def _table(rows: Iterator[tuple[str, JSON]]) -> str:
+    """A table of names and values, whatever they hold."""
+    return _rows([(_code(name), _code(value)) for name, value in rows])
+
+
+def _rows(rows: Sequence[tuple[str, str]]) -> str:
+    """A table of two columns of Markdown."""
+    return "\n".join(["| | |", "|---|---|", *(f"| {left} | {right} |" for left, right in rows)])
+
+
+def _properties(info: ArchiveInfo) -> Iterator[tuple[str, str]]:
+    """Names and values for CycloneDX, where all values are texts."""
+    yield "secure-cnn:verified", json.dumps(info.verified)
+    yield "secure-cnn:file-id", info.file_id
+    yield "secure-cnn:core-hash", info.core_hash
+    if info.signer is not None:
+        yield "secure-cnn:signer", info.signer.to_text()
+    if info.lineage is not None:
+        yield "secure-cnn:run", info.lineage.run
+        yield "secure-cnn:step", str(info.lineage.step)
+        yield "secure-cnn:previous-core-hash", info.lineage.previous or ""
+    for name, value in _flat(info.claims):
+        yield f"secure-cnn:claim:{name}", json.dumps(value)
+
+
+def _model_card(claims: Mapping[str, JSON]) -> dict[str, Any]:
+    """CycloneDX's model card, of the claims that it has a place for."""
+    card: dict[str, Any] = {"quantitativeAnalysis": {"performanceMetrics": [*_metrics(claims)]}}
+    data, architecture = claims.get("data"), claims.get("architecture")
+    parameters: dict[str, Any] = {}
+    if isinstance(architecture, dict) and isinstance(architecture.get("name"), str):
+        parameters["modelArchitecture"] = architecture["name"]
+    if isinstance(data, dict) and isinstance(data.get("name"), str):
+        properties = [
+            {"name": f"secure-cnn:{key}", "value": json.dumps(value)} for key, value in _flat(data)
+        ]
+        parameters["datasets"] = [
+            {"type": "dataset", "name": data["name"], "contents": {"properties": properties}}
+        ]
+    limits = [text for key, text in sorted(_CAVEATS.items()) if key in claims]
+    return {
+        **card,
+        **({"modelParameters": parameters} if parameters else {}),
+        **({"considerations": {"technicalLimitations": limits}} if limits else {}),
+    }
+
+
+def _metrics(claims: Mapping[str, JSON]) -> Iterator[dict[str, Any]]:
+    """The figures that are claimed, each with what it was measured under."""
+    for name in ("accuracy", "macro_recall"):
+        if name in claims:
+            yield {"type": name, "value": json.dumps(claims[name])}
+    robustness, privacy = claims.get("robustness"), claims.get("privacy")
+    if isinstance(robustness, dict) and "robust_accuracy" in robustness:
+        conditions = {k: v for k, v in robustness.items() if k not in ("robust_accuracy",)}
+        metric = {
+            "type": "robust_accuracy",
+            "value": json.dumps(robustness["robust_accuracy"]),
+            "slice": json.dumps(conditions, sort_keys=True),
+        }
+        interval = robustness.get("interval")
+        if isinstance(interval, list) and len(interval) == 2:
+            low, high = map(json.dumps, interval)
+            metric["confidenceInterval"] = {"lowerBound": low, "upperBound": high}
+        yield metric
+    if isinstance(privacy, dict) and "epsilon" in privacy:
+        conditions = {k: v for k, v in privacy.items() if k != "epsilon"}
+        yield {
+            "type": "epsilon",
+            "value": json.dumps(privacy["epsilon"]),
+            "slice": json.dumps(conditions, sort_keys=True),
+        }
+
+
+def _time(created: str) -> datetime:
+    """The time in a file."""
+    try:
+        return datetime.fromisoformat(created).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise StateError(
+            f"created: expected a time in ISO 8601, got {created[:40]!r}; seal the file again"
+        ) from None

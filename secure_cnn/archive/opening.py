@@ -1,0 +1,265 @@
+"""From a path to a payload: everything that is checked before the first byte is decrypted.
+
+In this order: lengths against limits and file size; the core hash that was asked for; signature and
+trust; file key and MAC; public claims; the stream's header. Nothing is skipped for any caller.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TypeAlias
+
+from secure_cnn.archive.claims import check_claims
+from secure_cnn.archive.core import Core
+from secure_cnn.archive.errors import (
+    InvalidKey,
+    RolledBack,
+    StorageError,
+    Tampered,
+    Truncated,
+    UntrustedSigner,
+)
+from secure_cnn.archive.header import (
+    FIXED_LENGTH,
+    Header,
+    derive_key,
+    head_length,
+    parse_header,
+    read_lengths,
+)
+from secure_cnn.archive.layout import Layout
+from secure_cnn.archive.merkle import leaf_hash, merkle_root
+from secure_cnn.archive.payload import Payload, read_at
+from secure_cnn.archive.signatures import Verifier, footer_lengths
+from secure_cnn.archive.slots import SlotReader
+from secure_cnn.archive.stream import HEADER_LENGTH, open_stream
+
+__all__ = [
+    "Path",
+    "check_trust",
+    "footer_length",
+    "layout_of",
+    "opened",
+    "read_header",
+    "signed_leaves",
+    "signer_of",
+    "unlock",
+]
+
+Path: TypeAlias = str | os.PathLike[str]
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """A regular file, open; errors of the operating system in the block are ours.
+
+    Args:
+        path: The file.
+        flags: ``os.O_RDONLY`` or ``os.O_RDWR``.
+
+    Raises:
+        StorageError: It cannot be opened, read or written, or is no regular file.
+
+    Example:
+        >>> with opened("nowhere") as fd:
+        ...     pass
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.StorageError: nowhere: cannot read: ...
+    """
+    verb = "read" if flags == os.O_RDONLY else "change"
+    try:
+        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise StorageError(f"{path}: expected a regular file")
+            yield fd
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot {verb}: {error.strerror}") from error
+
+
+def layout_of(header: Header) -> Layout:
+    """Where the payload of a file lies.
+
+    Example:
+        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
+        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
+        >>> from secure_cnn.archive.header import seal_header
+        >>> layout_of(parse_header(seal_header(core, [], bytes(32), 512))).offset
+        2048
+    """
+    return Layout(
+        offset=header.payload_offset,
+        segment_length=header.core.segment_length,
+        plaintext_length=header.core.plaintext_length,
+    )
+
+
+def footer_length(core: Core) -> int:
+    """Bytes of leaf hashes, root, public key and signature; none if unsigned.
+
+    Example:
+        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
+        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
+        >>> footer_length(core)
+        0
+    """
+    if core.signer is None:
+        return 0
+    return 32 * (core.segments + 2) + sum(footer_lengths(core.signer))
+
+
+def read_header(fd: int) -> Header:
+    """The head of an open file, with every length checked against the limits and the file.
+
+    Raises:
+        ArchiveError: `NotSealed`, `UnsupportedVersion`, `LimitExceeded`, `Truncated` or `Tampered`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryFile() as file:
+        ...     read_header(file.fileno())
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.NotSealed: expected a sealed file, got another kind; ...
+    """
+    size = os.fstat(fd).st_size
+    length = min(size, head_length(*read_lengths(read_at(fd, min(size, FIXED_LENGTH), 0))))
+    try:
+        header = parse_header(read_at(fd, length, 0))
+    except Tampered:
+        # A change of recipients may have been written while we read: each of its states is valid.
+        header = parse_header(read_at(fd, length, 0))
+    expected = layout_of(header).end + footer_length(header.core)
+    if size < expected:
+        raise Truncated(f"expected a file of {expected} bytes, got {size}; get it again")
+    if size > expected:
+        raise Tampered(f"expected a file of {expected} bytes, got {size}; get it again")
+    return header
+
+
+def signer_of(fd: int, header: Header) -> Verifier | None:
+    """The key that the core names as its signer's, from the footer; None if unsigned.
+
+    Raises:
+        Tampered: The key in the footer is another.
+
+    Example:
+        See `signed_leaves`.
+    """
+    core = header.core
+    if core.signer is None:
+        return None
+    public_length, _ = footer_lengths(core.signer)
+    at = layout_of(header).end + 32 * (core.segments + 2)
+    try:
+        verifier = Verifier(read_at(fd, public_length, at))
+    except InvalidKey:
+        verifier = None
+    if verifier is None or verifier.signer_id != core.signer:
+        raise Tampered("the signer's key is not the one in the core; get the file again")
+    return verifier
+
+
+def check_trust(signer: Verifier | None, trusted: Sequence[Verifier]) -> None:
+    """Passes if a trusted signer is named as signer.
+
+    Raises:
+        UntrustedSigner: Nobody, or somebody else.
+
+    Example:
+        >>> check_trust(None, [])
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.UntrustedSigner: the file is not signed; ...
+    """
+    if signer is None:
+        raise UntrustedSigner("the file is not signed; pass trusted=None to accept that")
+    if signer not in trusted:
+        raise UntrustedSigner(
+            f"signed by {signer!r}, who is not among the {len(trusted)} trusted; "
+            "add that verifier only if you know whose it is"
+        )
+
+
+def signed_leaves(fd: int, header: Header, trusted: Sequence[Verifier] | None) -> list[bytes]:
+    """The leaf hashes that the signer signed together with the core; empty if unsigned.
+
+    Args:
+        fd: A file open for reading.
+        header: Its head.
+        trusted: Whose signatures count; None asks for none, but one that is there must hold.
+
+    Raises:
+        UntrustedSigner: The file is not signed by one of them.
+        Tampered: The signature does not hold.
+
+    Example:
+        >>> import tempfile, secure_cnn.archive as archive
+        >>> me, signer = archive.generate_identity(), archive.generate_signer()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     archive.save(f"{folder}/m", {}, recipients=[me.recipient], signer=signer)
+        ...     with opened(f"{folder}/m") as fd:
+        ...         header = read_header(fd)
+        ...         len(signed_leaves(fd, header, [signer.verifier]))
+        2
+    """
+    signer = signer_of(fd, header)
+    if trusted is not None:
+        check_trust(signer, trusted)
+    if signer is None:
+        return []
+    footer = read_at(fd, footer_length(header.core), layout_of(header).end)
+    hashes_end = 32 * (header.core.segments + 1)
+    leaves = [footer[at : at + 32] for at in range(0, hashes_end, 32)]
+    root = footer[hashes_end : hashes_end + 32]
+    if merkle_root(leaves) != root:
+        raise Tampered("the hashes of the payload were changed; get the file again")
+    signer.check(footer[hashes_end + 32 + len(signer.public) :], header.core_hash, root)
+    return leaves
+
+
+def unlock(
+    fd: int,
+    *,
+    identity: SlotReader,
+    trusted: Sequence[Verifier] | None,
+    expect: Mapping[str, object],
+    core_hash: str | None,
+) -> tuple[Header, Payload]:
+    """Head and payload, after all that can be checked before decrypting was checked.
+
+    Args:
+        fd: A file open for reading.
+        identity: Who opens it.
+        trusted: Whose signatures count; see `signed_leaves`.
+        expect: Claims; those that are public are compared here.
+        core_hash: The core hash the file must have, if any.
+
+    Raises:
+        ArchiveError: As `load`.
+
+    Example:
+        See `load`.
+    """
+    header = read_header(fd)
+    if core_hash is not None and header.core_hash.hex() != core_hash:
+        raise RolledBack(
+            f"expected the file with core hash {core_hash}, got {header.core_hash.hex()}; "
+            "an older or another file was put in its place"
+        )
+    leaves = signed_leaves(fd, header, trusted)
+    file_key, _ = header.unlock(identity)
+    public = header.core.claims
+    check_claims(public, {name: value for name, value in expect.items() if name in public})
+    layout = layout_of(header)
+    stream_header = read_at(fd, HEADER_LENGTH, layout.offset)
+    if leaves and leaf_hash(stream_header) != leaves[0]:
+        raise Tampered("the payload is not the one that was signed; get the file again")
+    if int.from_bytes(stream_header[2:6], "big") != layout.segment_length:
+        raise Tampered("the payload has another segment length than the header; get the file again")
+    floe = open_stream(derive_key(file_key, b"payload"), header.core_hash, stream_header)
+    return header, Payload(fd, layout, floe, leaves)

@@ -1,0 +1,85 @@
+"""A new file key for a file: everything is encrypted anew, and the file replaced whole.
+
+What changing recipients cannot do: who kept the old file key reads nothing of the new file. The old
+content stays readable to them wherever a copy of the old file is.
+"""
+
+import os
+import stat
+from collections.abc import Sequence
+
+from secure_cnn.archive.errors import InvalidKey
+from secure_cnn.archive.opening import Path, opened, unlock
+from secure_cnn.archive.recipients import lock
+from secure_cnn.archive.sealing import new_core, write_sealed
+from secure_cnn.archive.signatures import Signer, Verifier
+from secure_cnn.archive.slots import SlotReader, SlotWriter
+
+__all__ = ["rotate"]
+
+
+def rotate(
+    path: Path,
+    *,
+    identity: SlotReader,
+    recipients: Sequence[SlotWriter],
+    signer: Signer | None = None,
+    trusted: Sequence[Verifier] | None = None,
+) -> None:
+    """Replaces a sealed file by one with the same content, a new file key and these recipients.
+
+    Name, lineage, claims and permissions stay; file id and core hash are new, so that a successor
+    that names this file as its previous one no longer does. Segments are decrypted and encrypted
+    one by one: no plaintext is written, and little of it is in memory at a time.
+
+    Args:
+        path: A sealed file.
+        identity: Who can open it now.
+        recipients: Who can open it then.
+        signer: Who vouches for the new file. Needed for a file that is signed.
+        trusted: Whose signature the old file must have for that; the signer's own if None.
+
+    Raises:
+        InvalidKey: The file is signed and no signer was given; no recipients, or a mix.
+        UntrustedSigner: The old file is not signed by whom it must be.
+        StorageError: Another process is changing the file, or the operating system refuses.
+        ArchiveError: As for `load` and `save`; the old file is as it was.
+
+    Example:
+        >>> import tempfile, torch, secure_cnn.archive as archive
+        >>> me, you = archive.generate_identity(), archive.generate_identity()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     archive.save(f"{folder}/m", {"w": torch.ones(1)}, recipients=[me.recipient])
+        ...     archive.rotate(f"{folder}/m", identity=me, recipients=[you.recipient])
+        ...     archive.load(f"{folder}/m", identity=you)
+        {'w': tensor([1.])}
+    """
+    if signer is not None and trusted is None:
+        trusted = [signer.verifier]
+    with opened(path) as fd:
+        lock(fd, path)
+        header, payload = unlock(fd, identity=identity, trusted=trusted, expect={}, core_hash=None)
+        old = header.core
+        if old.signer is not None and signer is None:
+            raise InvalidKey(
+                f"{path}: is signed, expected a signer for the new file, got none; name one, or "
+                "save the state unsigned"
+            )
+        core = new_core(
+            name=old.name,
+            lineage=old.lineage,
+            claims=old.claims,
+            recipients=recipients,
+            signer=signer,
+            plaintext_length=old.plaintext_length,
+            segment_length=old.segment_length,
+        )
+        write_sealed(
+            path,
+            core,
+            payload,
+            recipients=recipients,
+            signer=signer,
+            overwrite=True,
+            mode=stat.S_IMODE(os.fstat(fd).st_mode),
+        )

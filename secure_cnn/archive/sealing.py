@@ -1,0 +1,111 @@
+"""Writing a sealed file: a core, its slots, its payload and its signature, whole or not at all."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+from secure_cnn.archive.claims import JSON, canonical_json
+from secure_cnn.archive.core import Core, Lineage
+from secure_cnn.archive.errors import StateError
+from secure_cnn.archive.header import copy_length_for, derive_key, seal_header, seal_prefix
+from secure_cnn.archive.layout import Layout
+from secure_cnn.archive.merkle import merkle_root
+from secure_cnn.archive.opening import Path, footer_length
+from secure_cnn.archive.output import new_file
+from secure_cnn.archive.payload import Plaintext, encrypt_file, write_at
+from secure_cnn.archive.signatures import Signer
+from secure_cnn.archive.slots import NO_KEY_ID, SlotWriter
+from secure_cnn.archive.stream import create_stream
+
+__all__ = ["new_core", "write_sealed"]
+
+
+def new_core(
+    *,
+    name: str,
+    lineage: Lineage | None,
+    claims: Mapping[str, JSON],
+    recipients: Sequence[SlotWriter],
+    signer: Signer | None,
+    plaintext_length: int,
+    segment_length: int,
+) -> Core:
+    """The core of a new file, with a fresh id.
+
+    Raises:
+        StateError: Name or claims are not what they must be.
+        LimitExceeded: A length is outside its range.
+
+    Example:
+        >>> new_core(name="", lineage=None, claims={}, recipients=[], signer=None,
+        ...          plaintext_length=0, segment_length=4096).signer is None
+        True
+    """
+    if not isinstance(name, str):
+        raise StateError(f"name: expected text, got {type(name).__name__}")
+    if lineage is not None and not isinstance(lineage, Lineage):
+        raise StateError(f"lineage: expected a Lineage, got {type(lineage).__name__}")
+    audience = {who.key_id.hex() for who in recipients if who.key_id != NO_KEY_ID}
+    return Core(
+        file_id=os.urandom(32).hex(),
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        name=name,
+        lineage=lineage,
+        audience=tuple(sorted(audience)),
+        claims=json.loads(canonical_json(dict(claims), "claims")),
+        plaintext_length=plaintext_length,
+        segment_length=segment_length,
+        signer=signer.verifier.signer_id if signer else None,
+    )
+
+
+def write_sealed(
+    path: Path,
+    core: Core,
+    plaintext: Plaintext,
+    *,
+    recipients: Sequence[SlotWriter],
+    signer: Signer | None,
+    overwrite: bool,
+    mode: int = 0o666,
+) -> None:
+    """Encrypts a plaintext under a fresh file key and puts the file at `path`.
+
+    Args:
+        path: Where the file goes.
+        core: Made by `new_core` for these recipients and this signer.
+        plaintext: As long as the core says.
+        recipients: Who can open it.
+        signer: Who signs it.
+        overwrite: Whether a file at `path` may be replaced.
+        mode: Permissions of the file, less the umask.
+
+    Raises:
+        InvalidKey: No recipients, or a mix.
+        LimitExceeded: Too many recipients or claims.
+        StorageError: There is a file already, or the operating system refuses.
+
+    Example:
+        See `save`.
+    """
+    copy_length = copy_length_for([who.kind for who in recipients])
+    core_hash = hashlib.sha256(seal_prefix(core, copy_length)).digest()
+    file_key = os.urandom(32)
+    slots = [who.wrap(file_key, core_hash) for who in recipients]
+    head = seal_header(core, slots, file_key, copy_length)
+    floe = create_stream(derive_key(file_key, b"payload"), core_hash, core.segment_length)
+    layout = Layout(
+        offset=len(head),
+        segment_length=core.segment_length,
+        plaintext_length=core.plaintext_length,
+    )
+    length = layout.end + footer_length(core)
+    with new_file(path, length=length, overwrite=overwrite, mode=mode) as fd:
+        leaves = encrypt_file(fd, layout, floe, plaintext, hashed=signer is not None)
+        if signer is not None:
+            root = merkle_root(leaves)
+            signed = signer.verifier.public + signer.sign(core_hash, root)
+            write_at(fd, memoryview(b"".join(leaves) + root + signed), layout.end)
+        write_at(fd, memoryview(head), 0)

@@ -1,0 +1,76 @@
+"""The options that the commands on sealed files share, and how these speak to people."""
+
+from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
+from rich.console import Console
+
+from secure_cnn import archive
+
+__all__ = [
+    "File",
+    "IdentityFile",
+    "Kek",
+    "NewFile",
+    "PassphraseFile",
+    "Recipients",
+    "SignerFile",
+    "Trusted",
+    "message",
+    "needed",
+]
+
+File: TypeAlias = Annotated[Path, typer.Argument(help="A sealed file.")]
+NewFile: TypeAlias = Annotated[Path, typer.Argument(help="The file to make; it must not exist.")]
+IdentityFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--identity", help="The identity that opens it.")
+]
+PassphraseFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--passphrase-file", help="Or a passphrase; - asks.")
+]
+Kek: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--kek",
+        help="Or a key-encryption key: a file, env:NAME, command:PROGRAM or keyring:SERVICE/USER.",
+    ),
+]
+Recipients: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--recipient", help="Who can open it: a public text, or a file of them."),
+]
+SignerFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--signer", help="The signing key that vouches for it.")
+]
+Trusted: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--trusted", help="Demand a signature by this verifier.")
+]
+
+
+def message(text: str) -> None:
+    """One line on standard error, for people.
+
+    Example:
+        >>> message("sealed file: model.sealed")
+    """
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+
+
+def needed(reader: archive.SlotReader | None) -> archive.SlotReader:
+    """What opens a file, which must have been named.
+
+    Raises:
+        InvalidKey: It was not.
+
+    Example:
+        >>> needed(None)
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.InvalidKey: expected --identity, --passphrase-file or --kek, ...
+    """
+    if reader is None:
+        raise archive.InvalidKey(
+            "expected --identity, --passphrase-file or --kek, got none; name what opens the file"
+        )
+    return reader

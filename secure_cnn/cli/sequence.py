@@ -1,0 +1,61 @@
+"""`secure-cnn archive ls` and `prune`: a folder of checkpoints."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secure_cnn import archive
+from secure_cnn.cli.keys import signer_from, verifiers_from, writers_from
+from secure_cnn.cli.options import Recipients, message
+
+__all__ = ["ls", "prune"]
+
+_Folder = Annotated[Path, typer.Argument(help="A folder of checkpoints.")]
+_HighWater = Annotated[
+    Path | None,
+    typer.Option(
+        help="A file elsewhere that remembers the newest: shows that the whole folder is older."
+    ),
+]
+
+
+def ls(
+    folder: _Folder,
+    trusted: Annotated[
+        list[str], typer.Option(help="A verifier's public text, or a file of them.")
+    ],
+    high_water: _HighWater = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Read and check every file whole.")] = False,
+) -> None:
+    """Print the checkpoints of a folder, oldest first, after all of them were found there."""
+    store = archive.CheckpointStore(folder, trusted=verifiers_from(trusted), high_water=high_water)
+    for one in store.verify(deep=deep):
+        metric = "" if one.metric is None else f"  metric {one.metric:g}"
+        typer.echo(f"{one.generation:>8}  step {one.step}  {one.created}  {one.name}{metric}")
+
+
+def prune(
+    folder: _Folder,
+    signer: Annotated[Path, typer.Option(help="The signing key of the folder.")],
+    recipient: Recipients = None,
+    keep_last: Annotated[int | None, typer.Option(help="So many of the newest stay.")] = None,
+    keep_best: Annotated[int | None, typer.Option(help="So many of the best stay.")] = None,
+    every: Annotated[int | None, typer.Option(help="Each so-many-th stays.")] = None,
+    high_water: _HighWater = None,
+) -> None:
+    """Remove the checkpoints that no rule given here keeps; the newest always stays."""
+    if keep_last is None and keep_best is None and every is None:
+        raise typer.BadParameter("expected --keep-last, --keep-best or --every, got none")
+    with archive.CheckpointStore(
+        folder,
+        recipients=writers_from(recipient or [], None, None),
+        signer=signer_from(signer),
+        keep_last=keep_last,
+        keep_best=keep_best,
+        every=every,
+        high_water=high_water,
+    ) as store:
+        before = len(store.list())
+        kept = store.prune()
+    message(f"removed {before - len(kept)}, kept {len(kept)} in {folder}")
