@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 import privacy
-from privacy.clipping import Kernel, Tuner
+from privacy.clipping import Kernel, Tape, Tuner, install, rule_of
 from privacy.clipping.convolution import ConvolutionRule
 from privacy.clipping.gradients import Instantiated
+from privacy.update import differentiate
 
 
 def loop(layer: nn.Conv2d, images: torch.Tensor, output_gradient: torch.Tensor) -> torch.Tensor:
@@ -176,6 +177,36 @@ def test_no_kernel_measures_less_than_it_releases(size: int) -> None:
             one[row] = 1.0
             released = part.weighted_sum(one).double().norm()
             assert released <= part.squared_norms()[row].sqrt() * (1 + 1e-5), kernel.name
+
+
+KERNELS = [
+    kernel.name
+    for kernel in ConvolutionRule(nn.Conv2d(3, 4, 3, padding=1), "0", Tuner())._kernels(
+        *(torch.zeros(2, n, 6, 6).contiguous(memory_format=torch.channels_last) for n in (3, 4))
+    )
+]
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_two_passes_are_one_gradient_through_any_kernel(name: str) -> None:
+    """As in TRADES, also where the gradients are formed only when the tape is read."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(144, 2)).double()
+    images = torch.randn(3, 3, 6, 6, dtype=torch.float64)
+    images = images.contiguous(memory_format=torch.channels_last)
+
+    def losses(x: torch.Tensor) -> torch.Tensor:
+        return model(x).square().sum(1) + model(0.9 * x - 0.1).sum(1)
+
+    expected = [torch.autograd.grad(losses(x[None]).sum(), model[0].weight)[0] for x in images]
+    tape, tuner = Tape(), Tuner(fixed={"0": name})
+    installation = install(model, tape, lambda layer, name: rule_of(layer, name, tuner))
+    parameters = dict(model.named_parameters())
+    images.requires_grad_()  # as what an earlier layer gives does
+    parts = differentiate(losses(images), parameters, tape, examples=len(images))
+    installation.remove()
+    torch.testing.assert_close(
+        parts[model[0].weight].instantiate(), torch.stack(expected), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_a_selection_is_taken_at_the_largest_batch() -> None:

@@ -7,6 +7,7 @@ attack's gradients and an evaluation write nothing, so nothing of them can reach
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
 
 from privacy.clipping.copies import of_copies
@@ -96,6 +97,7 @@ class Tape:
             )
         self._parts.setdefault(parameter, []).append(part)
 
+    @torch.no_grad()
     def take(self) -> dict[nn.Parameter, PerExampleGradients]:
         """The gradients of every parameter that was used, and an empty tape again.
 
