@@ -76,6 +76,7 @@ def test_every_kernel_equals_the_per_example_loop(drawn: tuple[nn.Conv2d, torch.
 def test_all_kernels_are_offered_for_the_commonest_convolution() -> None:
     """A dense 3x3 convolution of few channels has every kernel; a grouped one only the grouped."""
     images, gradient = torch.zeros(2, 3, 8, 8), torch.zeros(2, 4, 8, 8)
+    layer = nn.Conv2d(3, 4, 3, padding=1)
     names = {
         kernel.name
         for kernel in ConvolutionRule(nn.Conv2d(3, 4, 3, padding=1), "c", Tuner())._kernels(
@@ -92,6 +93,8 @@ def test_all_kernels_are_offered_for_the_commonest_convolution() -> None:
         for kernel in ConvolutionRule(nn.Conv2d(3, 4, 3, padding=1), "c", Tuner())._kernels(*last)
     }
     interleaved = {"interleaved", "interleaved, then native"}
+    room = {k.name: k.room for k in ConvolutionRule(layer, "c", Tuner())._kernels(*last)}
+    assert room["grouped"] == room["columns"] + sum(tensor.nbytes for tensor in last)
     assert names == kept | deferred | {"grouped"} | interleaved
     grouped = ConvolutionRule(nn.Conv2d(4, 4, 3, groups=2), "c", Tuner())
     names = {kernel.name for kernel in grouped._kernels(torch.zeros(2, 4, 8, 8), gradient)}

@@ -130,18 +130,20 @@ class ConvolutionRule:
 
     def _kernels(self, inputs: torch.Tensor, output_gradient: torch.Tensor) -> list[Kernel]:
         """Every way to the weight's gradients that is exact for this layer, likely ones first."""
-        shapes = (inputs.shape, output_gradient.shape, inputs.element_size())
-        if shapes not in self._known:
-            self._known[shapes] = self._candidates(inputs, output_gradient)
-        return self._known[shapes]
+        layouts = (inputs.stride(), output_gradient.stride())
+        key = (inputs.shape, output_gradient.shape, *layouts, inputs.element_size())
+        if key not in self._known:
+            self._known[key] = self._candidates(inputs, output_gradient)
+        return self._known[key]
 
     def _candidates(self, inputs: torch.Tensor, output_gradient: torch.Tensor) -> list[Kernel]:
         """The same, made anew; they hold no tensor."""
         examples, positions = len(inputs), output_gradient[0, 0].numel()
         size = examples * self.layer.weight.numel() * inputs.element_size()
         product = float(examples * positions * self.layer.weight.numel())
-        grouped = Kernel(name="grouped", run=self._grouped, room=size, work=product)
-        kernels = [grouped]
+        # In another layout than the default one, both tensors are laid out anew.
+        copied = sum(t.nbytes for t in (inputs, output_gradient) if not t.is_contiguous())
+        kernels = [Kernel(name="grouped", run=self._grouped, room=size + copied, work=product)]
         if self._interleaves(inputs):
             kernels.append(
                 Kernel(name="interleaved", run=self._interleaved, room=size, work=product)
