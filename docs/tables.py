@@ -1,7 +1,7 @@
-"""Puts measured figures into README.md: the demo's output and the benchmark's table.
+"""Puts measured figures into README.md and docs/benchmarks.md: the demo's output and the tables.
 
 Run by `make docs`; a figure in README is never typed. Text between `<!-- NAME -->` and
-`<!-- /NAME -->` is replaced.
+`<!-- /NAME -->` is replaced. `docs/overhead*.json` are tables of their own, once they are there.
 """
 
 import re
@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from secure_cnn.report import Measurements, Row
+from secure_cnn.report.bench_figures import SHOWN_PARTS
+from secure_cnn.report.bench_noise import noise_checks
 
 DOCS = Path(__file__).parent
 
@@ -33,16 +35,60 @@ def bench_table(measured: Measurements) -> str:
             ratio = figures[row.case, row.variant, "time_ratio"]
             peak = figures.get((row.case, row.variant, "memory_ratio"))
             lines.append(_line(row, ratio, peak))
+    return "\n".join([*lines, "", conditions(measured)])
+
+
+def conditions(measured: Measurements) -> str:
+    """On what, with what, how often and when."""
     hardware, versions = measured.hardware, measured.versions
     ratios = [row for row in measured.rows if row.metric == "time_ratio"]
     fewest, most = min(r.n for r in ratios), max(r.n for r in ratios)
     rounds = f"{most}" if fewest == most else f"{fewest} to {most}"
-    lines.append("")
-    lines.append(
+    return (
         f"{hardware['cpu']}, {hardware['threads']} threads; torch {versions['torch']}, "
         f"opacus {versions['opacus']}, torchattacks {versions['torchattacks']}; medians of "
         f"{rounds} rounds, measured {measured.created[:10]}."
     )
+
+
+def overhead_table(measured: Measurements) -> str:
+    """One row for each variant: time, ratio, interval, the parts in ms, memory and disk."""
+    figures = {(row.case, row.variant, row.metric): row for row in measured.rows}
+    used = [part for part in SHOWN_PARTS if any(r.metric == f"time_{part}" for r in measured.rows)]
+    heads = [
+        "case",
+        "variant",
+        "ms/step",
+        "÷ plain",
+        "95 % interval",
+        *used,
+        "memory ÷",
+        "disk KiB",
+    ]
+    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "--:|" * (len(heads) - 2)]
+    for speed in (row for row in measured.rows if row.metric == "images_per_second"):
+        case, variant = speed.case, speed.variant
+        time, ratio = (figures[case, variant, name] for name in ("time", "time_ratio"))
+        cells = [case, variant, f"{1000 * time.median:.1f}", f"{ratio.median:.2f}"]
+        cells.append(f"{ratio.low:.2f} to {ratio.high:.2f}")
+        scales = [(f"time_{part}", 1000.0, 2) for part in used]
+        for metric, scale, digits in [*scales, ("memory_ratio", 1, 2), ("disk", 1 / 1024, 0)]:
+            row = figures.get((case, variant, metric))
+            cells.append("" if row is None else f"{scale * row.median:.{digits}f}")
+        lines.append(f"| {' | '.join(cells)} |")
+    checks = [check.verdict for check in noise_checks(measured.rows)]
+    return "\n".join([*lines, "", conditions(measured), *checks])
+
+
+def exponent_table(measured: Measurements) -> str:
+    """How the cost of each variant grows with each kind of work."""
+    errors = {(r.case, r.variant): r.median for r in measured.rows if r.metric == "exponent_error"}
+    lines = ["| grows with | variant | exponent | standard error |", "|---|---|--:|--:|"]
+    lines += [
+        f"| {row.case} | {row.variant} | {row.median:.2f} | {errors[row.case, row.variant]:.2f} |"
+        for row in measured.rows
+        if row.metric == "exponent"
+    ]
     return "\n".join(lines)
 
 
@@ -85,7 +131,12 @@ def main() -> None:
     measured = replace(parts[0], rows=tuple(row for part in parts for row in part.rows))
     head = bench_table(only(measured, ("compact", "resnet20")))
     rewrite(DOCS.parent / "README.md", {"demo": f"```\n{demo}\n```", "bench": head})
-    rewrite(DOCS / "benchmarks.md", {"step": bench_table(measured), "noise": shares(measured)})
+    tables = {"step": bench_table(measured), "noise": shares(measured)}
+    costs = [Measurements.read(path) for path in sorted(DOCS.glob("overhead*.json"))]
+    if costs:
+        tables["overhead"] = "\n\n".join(overhead_table(each) for each in costs)
+        tables["scaling"] = "\n\n".join(exponent_table(each) for each in costs)
+    rewrite(DOCS / "benchmarks.md", tables)
 
 
 if __name__ == "__main__":

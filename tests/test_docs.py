@@ -1,8 +1,11 @@
 """What the documents say is true: their code runs, their files exist, their examples work."""
 
 import ast
+import contextlib
+import io
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from secure_cnn import cli
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -21,6 +26,8 @@ _FENCE = re.compile(
     r"^(?P<fence>```+|~~~+)(?P<kind>[^\n`]*)\n(?P<text>.*?)^(?P=fence)\s*$", re.M | re.S
 )
 _EPOCHS = re.compile(r"\bepochs=\d+,")
+_CODE = re.compile(r"# exit code (?P<code>\d+)\s*$")
+_TEST = re.compile(r"(?:tests/)?(?P<file>test_\w+\.py)::(?P<name>test_\w+)")
 _NOT_RUN = re.compile(r"<!--\s*not run:(?P<reason>.*?)-->\s*\Z", re.S)
 _LINK = re.compile(r"\]\((?P<target>[^)\s#]+)(?:#[^)]*)?\)")
 _PATH = re.compile(r"`(?P<path>[A-Za-z_.][\w./-]*(?:/|\.(?:py|md|toml|json)))`")
@@ -76,20 +83,79 @@ def relative(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command of ours in a shell block: its words, where its output goes, its exit code."""
+
+    words: list[str]
+    output: str | None
+    code: int
+
+
+def commands(text: str) -> Iterator[Command]:
+    """Every command of a shell block; only `secure-cnn`, with `> file` and `# exit code N`."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words, output = shlex.split(line, comments=True), None
+        if ">" in words:
+            words, (_, output) = words[:-2], words[-2:]
+        if words:
+            assert words[0] == "secure-cnn", f"only our own command is run, got {line!r}"
+            found = _CODE.search(line)
+            yield Command(words=words, output=output, code=int(found["code"]) if found else 0)
+
+
+def run(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs a command in this process, which has torch loaded, and compares its exit code."""
+    monkeypatch.setattr(sys, "argv", command.words)
+    out, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(said):
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    assert code == command.code, f"{' '.join(command.words)}: {code}, {said.getvalue()}"
+    if command.output is not None:
+        Path(command.output).write_text(out.getvalue(), encoding="utf-8")
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
-def test_python_blocks_run(document, tmp_path, monkeypatch):
-    """In order, in one namespace, in an empty folder."""
+def test_snippets_run(document, tmp_path, monkeypatch):
+    """Python and shell, in order, in one namespace, in one empty folder."""
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__main__"}
-    todo = [b for b in blocks(document.read_text(encoding="utf-8")) if b.kind == "python"]
+    todo = [b for b in blocks(document.read_text(encoding="utf-8")) if b.kind in ("python", "sh")]
     assert all(block.reason for block in todo if block.reason is not None)
-    run = [block for block in todo if block.reason is None]
-    for block in run:
-        # Numbered as in the document, so that a traceback points there.
-        source = "\n" * (block.line - 1) + block.text
-        exec(compile(source, relative(document), "exec"), namespace)
-    if todo and not run:
+    for block in (block for block in todo if block.reason is None):
+        if block.kind == "sh":
+            for command in commands(block.text):
+                run(command, monkeypatch)
+        else:
+            # Numbered as in the document, so that a traceback points there.
+            source = "\n" * (block.line - 1) + block.text
+            exec(compile(source, relative(document), "exec"), namespace)
+    if todo and all(block.reason for block in todo):
         pytest.skip("; ".join(block.reason for block in todo))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
+def test_tests_that_are_named_exist(document):
+    """A claim names the test that shows it, and that test is there."""
+    assert missing_tests(document.read_text(encoding="utf-8"), ROOT / "tests") == []
+
+
+def missing_tests(text: str, folder: Path) -> list[str]:
+    """Tests that a text names and that are not in the folder."""
+    named = {(match["file"], match["name"]) for match in _TEST.finditer(text)}
+    return [
+        f"{file}::{name}" for file, name in sorted(named) if name not in functions(folder / file)
+    ]
+
+
+def functions(path: Path) -> set[str]:
+    """Names of the functions at the top of a file of tests; none where it is missing."""
+    source = path.read_text(encoding="utf-8") if path.exists() else ""
+    return {node.name for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=relative)
@@ -173,6 +239,31 @@ def test_blocks_are_found():
     assert found[0].text == "x = 1\n"
 
 
+def test_commands_are_read():
+    """Control: words, redirection, exit code, continued lines, and no stranger's command."""
+    text = "# first\nsecure-cnn a --b \\\n  'c>d' > out  # exit code 6\n"
+    assert list(commands(text)) == [
+        Command(words=["secure-cnn", "a", "--b", "c>d"], output="out", code=6)
+    ]
+    with pytest.raises(AssertionError, match="only our own"):
+        list(commands("rm -r x"))
+
+
+def test_another_exit_code_is_caught(monkeypatch):
+    """Control: a command that fails where the page says it works, and the reverse."""
+    with pytest.raises(AssertionError, match="bench"):
+        run(Command(words=["secure-cnn", "bench", "nothing"], output=None, code=0), monkeypatch)
+    with pytest.raises(AssertionError, match="help"):
+        run(Command(words=["secure-cnn", "--help"], output=None, code=2), monkeypatch)
+
+
+def test_a_test_that_is_not_there_is_caught(tmp_path):
+    """Control: a missing function, and a missing file."""
+    (tmp_path / "test_a.py").write_text("def test_b(): ...\n", encoding="utf-8")
+    text = "`tests/test_a.py::test_b`, `test_a.py::test_c` and `test_d.py::test_e`"
+    assert missing_tests(text, tmp_path) == ["test_a.py::test_c", "test_d.py::test_e"]
+
+
 def test_the_file_map_is_read():
     """Control: paths of the first column, bare names inside the folder before them."""
     rows = ["| path | what |", "|---|---|", "| `a/b.py`, `c.py`, `d/` | `e/f.py` |", "| `g/` | x |"]
@@ -191,6 +282,6 @@ def test_a_local_path_is_caught(text):
 def test_a_private_name_is_caught():
     """Control: in an import, in a module's name, and behind a dot."""
     assert private_names("from privacy import _opacus") == ["_opacus"]
-    assert private_names("import defenses._torchattacks") == ["_torchattacks"]
+    assert private_names("import defenses.attacks._torchattacks") == ["_torchattacks"]
     assert private_names("private._generator = 1") == ["_generator"]
     assert private_names("import privacy\nprivacy.attach()") == []
