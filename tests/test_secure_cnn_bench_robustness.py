@@ -1,5 +1,6 @@
 """The bench of the robustness evaluation: a clock and judges of our own, then the real ones."""
 
+import json
 import sys
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from defenses import ThreatModel, wilson_interval
 from secure_cnn.bench.robustness import autoattack, judges, measure_robustness, pyautoattack
 from secure_cnn.bench.step import Workload, document, synthetic
-from secure_cnn.data import DataSpec
+from secure_cnn.checkpoint import write_model
+from secure_cnn.cli import main
+from secure_cnn.data import DataSpec, load_data
 from secure_cnn.errors import RunError
-from secure_cnn.models import build_model
+from secure_cnn.models import Architecture, build_model
 from secure_cnn.report import Measurements
 
 SPEC = DataSpec(shape=(1, 8, 8), classes=("a", "b"))
@@ -106,3 +109,20 @@ def test_the_reference_agrees():
     load = Workload(case="c", model=build_model("compact", spec), split=synthetic(spec, 8))
     rows = measure_robustness(load, judges(ThreatModel(norm="linf", eps=0.01)))
     assert {row.median for row in rows if row.metric == "agreement"} == {1.0}
+
+
+def test_the_command_times_a_checkpoint(tmp_path, monkeypatch, capsys):
+    """Rows on the console and as JSON."""
+    spec = load_data("digits").spec
+    path, out = tmp_path / "model.safetensors", tmp_path / "rows.json"
+    architecture = Architecture(
+        model="compact", channels=1, height=8, width=8, classes=tuple(spec.classes)
+    )
+    write_model(path, architecture.build(), architecture, claims={}, sealing=None)
+    words = ["bench", "robustness", str(path), "--data", "digits", "--eps", "0.1"]
+    monkeypatch.setattr(sys, "argv", ["secure-cnn", *words, "--samples", "3", "--json", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert "robust_accuracy" in capsys.readouterr().out
+    assert {row["variant"] for row in json.loads(out.read_text())["rows"]} >= {"autoattack"}

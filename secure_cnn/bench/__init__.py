@@ -4,8 +4,11 @@ With `secure_cnn.recipe` the only room that knows models, attacks and privacy to
 """
 
 from secure_cnn.bench.cases import CASES, workload
+from secure_cnn.bench.comparison import Comparison, compare
 from secure_cnn.bench.memory import measure_memory, peak_bytes
+from secure_cnn.bench.overhead import OverheadSettings, overhead
 from secure_cnn.bench.rivals import RIVALS, rival_step
+from secure_cnn.bench.scaling import measure_scaling
 from secure_cnn.bench.step import (
     Protection,
     Workload,
@@ -21,21 +24,32 @@ from secure_cnn.bench.step import (
     synthetic,
 )
 from secure_cnn.bench.timing import Estimate, estimate, interleave, ratios
+from secure_cnn.bench.trained import TrainedSettings, measure_trained
+from secure_cnn.bench.variant import Variant, combinations
 
 __all__ = [
     "CASES",
     "RIVALS",
+    "Comparison",
     "Estimate",
+    "OverheadSettings",
     "Protection",
+    "TrainedSettings",
+    "Variant",
     "Workload",
+    "combinations",
+    "compare",
     "cost_rows",
     "document",
     "estimate",
     "interleave",
     "kernel_choices",
     "measure_memory",
+    "measure_scaling",
     "measure_steps",
+    "measure_trained",
     "noise_share",
+    "overhead",
     "peak_bytes",
     "protections",
     "ratios",

@@ -1,8 +1,9 @@
 """The command line: parse, call, print. Data goes to stdout, messages to stderr.
 
 Exit codes: 0 done; 1 an error we did not foresee; 2 wrong usage; 3 data, model, settings or folder;
-4 privacy; 5 attacks and robustness; 6 archives and keys; 130 interrupted, with a checkpoint to
-resume from.
+4 privacy; 5 attacks and robustness; 6 archives and keys; 7 an evaluation misses what `--require`
+demands, no run keeps the limits of `compare`, or a benchmark got worse
+than `bench compare` tolerates; 130 interrupted, with a checkpoint to resume from.
 """
 
 import sys
@@ -13,7 +14,7 @@ from rich.console import Console
 from defenses import DefenseError
 from privacy import PrivacyError
 from secure_cnn.archive import ArchiveError
-from secure_cnn.cli import archive, audit, bench, evaluate, train
+from secure_cnn.cli import archive, audit, bench, compare, evaluate, train
 from secure_cnn.errors import SecureCNNError
 
 __all__ = ["app", "main"]
@@ -28,6 +29,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("audit")(audit.audit)
+app.command("compare")(compare.compare)
 app.add_typer(bench.app, name="bench")
 app.add_typer(archive.app, name="archive")
 

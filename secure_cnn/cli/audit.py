@@ -16,7 +16,7 @@ import privacy
 from privacy.audit import AuditReport, AuditSettings
 from privacy.audit import audit as audit_training
 from privacy.sampling import MapStyle
-from secure_cnn.data import ImageData, load_data
+from secure_cnn.data import DataSpec, ImageData, load_data
 from secure_cnn.errors import RunError
 from secure_cnn.models import MODELS, build_model
 from secure_cnn.recipe import Recipe
@@ -128,8 +128,8 @@ def _audited(recipe: Recipe, settings: AuditSettings) -> AuditReport:
 
     def make_training(audited: privacy.DPPlan, dataset: MapStyle) -> tuple["_Training", Any]:
         network = build_model(recipe.model, images.spec, generator_seed=recipe.seed).to(device)
-        # The seams look at the training split only, and of it only at what a map-style set has.
-        audited_images = cast(ImageData, _TrainOnly(dataset))
+        # The seams look at shapes and the training split, and of it at what a map-style set has.
+        audited_images = cast(ImageData, _TrainOnly(dataset, images.spec))
         # The plan says how long; of the schedule only its peak is used.
         short = replace(recipe, epochs=1)
         seams = make_seams(short, recipe.variant, network, audited_images, audited)
@@ -144,6 +144,7 @@ class _TrainOnly:
     """The audited examples in the place of a data set's images."""
 
     train: MapStyle
+    spec: DataSpec
 
 
 @dataclass(frozen=True)

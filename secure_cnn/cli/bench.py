@@ -2,14 +2,16 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 import defenses
+from defenses import OBJECTIVES, adversarial_objective
 from secure_cnn.bench import (
     CASES,
     RIVALS,
@@ -25,11 +27,19 @@ from secure_cnn.bench import (
     steppers,
     workload,
 )
+from secure_cnn.cli.bench_archive import archive
+from secure_cnn.cli.bench_compare import compare_command
+from secure_cnn.cli.bench_overhead import overhead_command
+from secure_cnn.cli.bench_robustness import robustness_command
 from secure_cnn.report import Row
 
 __all__ = ["app", "group", "step"]
 
 app = typer.Typer(help="What each protection costs against plain training.", no_args_is_help=True)
+app.command("overhead")(overhead_command)
+app.command("robustness")(robustness_command)
+app.command("compare")(compare_command)
+app.command()(archive)
 
 
 @app.callback()
@@ -41,11 +51,15 @@ def group() -> None:
 def step(
     case: Annotated[list[str] | None, typer.Option(help=f"Any of {', '.join(CASES)}.")] = None,
     objective: Annotated[
-        list[str] | None, typer.Option(help="Adversarial methods to time too.")
+        list[str] | None,
+        typer.Option(help=f"Time adversarial training too: {', '.join(OBJECTIVES)}."),
     ] = None,
     rival: Annotated[
         list[str] | None, typer.Option(help=f"Time others too: {', '.join(RIVALS)}.")
     ] = None,
+    private: Annotated[
+        bool, typer.Option(help="Time each with DP-SGD too, where its losses allow that.")
+    ] = True,
     rounds: Annotated[int, typer.Option(help="Counted rounds.")] = 15,
     memory: Annotated[bool, typer.Option("--memory", help="Measure peak memory too.")] = False,
     kernels: Annotated[
@@ -57,18 +71,21 @@ def step(
 ) -> None:
     """Time one training step of every variant, in turn within one run."""
     threat = defenses.ThreatModel(norm="linf", eps=8 / 255)
-    methods = {name: defenses.AdversarialTraining(threat, name) for name in objective or []}  # type: ignore[arg-type]
+    methods = {name: adversarial_objective(cast(Any, name), threat) for name in objective or []}
     loads = [workload(name) for name in case or ["compact"]]
     rows: list[Row] = []
     console = Console(stderr=True)
     for load in track(loads, "timing", console=console, disable=not console.is_terminal):
-        steps = steppers(load, protections(methods))
+        steps = steppers(load, protections(methods, private=private))
         steps |= {name: rival_step(load, name) for name in rival or []}
         rows += measure_steps(load.case, steps, rounds=rounds)
-        private = next(r for r in rows if (r.case, r.variant) == (load.case, "private"))
-        rows.append(noise_share(load, private.median, rounds=rounds))
+        rows += [
+            noise_share(load, row.median, rounds=rounds)
+            for row in rows
+            if (row.case, row.variant, row.metric) == (load.case, "private", "time")
+        ]
         if memory:
-            variants = protections(methods)
+            variants = protections(methods, private=private)
             makers = {name: partial(stepper, load, variants[name]) for name in variants}
             makers |= {name: partial(rival_step, load, name) for name in rival or []}
             rows += measure_memory(load, makers)
@@ -82,9 +99,10 @@ def step(
 
 def _table(rows: list[Row]) -> Table:
     """Seconds and ratio of every variant."""
-    table = Table()
-    for column in ("case", "variant", "ms/step", "÷ plain", "95 % interval", "rounds", "memory ÷"):
-        table.add_column(column, justify="left" if column in ("case", "variant") else "right")
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for column in ("case", "variant", "ms/step", "÷ plain", "95 %", "rounds", "memory ÷"):
+        name = column in ("case", "variant")
+        table.add_column(column, justify="left" if name else "right", no_wrap=True)
     ratios = {(row.case, row.variant): row for row in rows if row.metric == "time_ratio"}
     memory = {(row.case, row.variant): row for row in rows if row.metric == "memory_ratio"}
     for row in (row for row in rows if row.metric == "time"):

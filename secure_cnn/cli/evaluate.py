@@ -1,23 +1,32 @@
-"""`secure-cnn evaluate`: accuracy, recall and robust accuracy of a checkpoint."""
+"""`secure-cnn evaluate`: accuracy, recall and robust accuracy of a checkpoint, and its verdicts."""
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, cast
 
+import torch
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 import defenses
+from defenses.checks.checks import CheckSettings
 from defenses.threat import Norm
-from secure_cnn.checkpoint import LoadedModel, read_model
+from secure_cnn.checkpoint import LoadedModel, Unlocking, read_model
 from secure_cnn.cli.keys import unlocking_from
+from secure_cnn.cli.requirements import read_requirements
 from secure_cnn.data import ImageData, load_data
 from secure_cnn.data.named import NAMES
 from secure_cnn.errors import ModelError, RunError
 from secure_cnn.evaluate import ClassificationReport, evaluate_model
+from secure_cnn.report import Examples, hardware, versions
+from secure_cnn.report.robustness import RobustnessRecord
 
 __all__ = ["evaluate"]
+
+_MISSED = 7
 
 
 def evaluate(
@@ -29,14 +38,42 @@ def evaluate(
     eps: Annotated[
         float | None, typer.Option(help="Attack with perturbations of this size.")
     ] = None,
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    norm: Annotated[str, typer.Option(help="linf, l2, l1 or l0.")] = "linf",
     attack: Annotated[
-        list[str] | None, typer.Option(help="Attacks in turn; pgd and apgd by default.")
+        list[str] | None,
+        typer.Option(help="Attacks in turn; pgd and apgd by default. autoattack is the ensemble."),
     ] = None,
     samples: Annotated[int, typer.Option(help="Test images to attack; 0 takes all.")] = 1000,
     seed: Annotated[
         int, typer.Option(help="Chooses the images that are attacked, and random starts.")
     ] = 0,
+    exhaustive: Annotated[
+        bool, typer.Option("--exhaustive", help="Try every attack on every correct image.")
+    ] = False,
+    verdicts: Annotated[
+        bool, typer.Option(help="Check whether the robust accuracy can be believed.")
+    ] = True,
+    surrogate: Annotated[
+        Path | None,
+        typer.Option(help="A plainly trained checkpoint, for the check by transfer; same keys."),
+    ] = None,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Exit with code 7 unless robust>=SHARE, robust-low>=SHARE (lower end of the "
+            "interval), clean>=SHARE, or verdicts (none failed)."
+        ),
+    ] = None,
+    certify: Annotated[
+        float | None,
+        typer.Option(help="Certify l2 radii too, by smoothing with Gaussian noise of this sigma."),
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Keep what is done in this file, and go on from it.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for robustness.json and robustness.html.")
+    ] = None,
     identity: Annotated[
         Path | None, typer.Option(help="The identity that opens a sealed checkpoint.")
     ] = None,
@@ -50,50 +87,155 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate a checkpoint on test images, under attack too where it claims to be robust."""
-    loaded = read_model(
-        checkpoint, unlocking=unlocking_from(identity, passphrase_file, trusted or [])
-    )
+    requirements = read_requirements(require or [])
+    unlocking = unlocking_from(identity, passphrase_file, trusted or [])
+    loaded = read_model(checkpoint, unlocking=unlocking)
     images = _images(loaded, data, checkpoint)
-    if images.spec.classes != loaded.architecture.classes:
-        raise ModelError(
-            f"{checkpoint}: expected images of the classes "
-            f"{', '.join(loaded.architecture.classes[:8])}, got "
-            f"{', '.join(images.spec.classes[:8])}; give the data that it was trained for with "
-            "--data"
+    threat = _threat(loaded, eps, norm)
+    if threat is None and (state or out or any(each.attacked for each in requirements)):
+        raise RunError(
+            "--state, --out and --require robust: the checkpoint claims no robustness; say how "
+            "large the perturbations are with --eps"
         )
     found = evaluate_model(loaded.model, images.test, images.spec.classes)
-    robust = _robust(loaded, images, eps, norm, attack, samples, seed)
-    Console().print(_table(found, robust))
+    robust = None
+    if threat is not None:
+        robust = defenses.evaluate(
+            loaded.model,
+            images.test,
+            threat,
+            attacks=attack or ["pgd", "apgd"],
+            samples=min(samples, len(images.test)) if samples else None,
+            seed=seed,
+            exhaustive=exhaustive,
+            verdicts=verdicts and _check_settings(surrogate, unlocking),
+            state=state,
+        )
+    proven = _certified(loaded, images, certify, samples, seed)
+    _show(found, robust, proven)
     if json_file is not None:
-        figures = {"clean": found.to_dict(), "robust": robust.to_dict() if robust else None}
-        try:
-            json_file.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise RunError(
-                f"{json_file}: expected a place to write to: {error.strerror}"
-            ) from error
+        _write_json(json_file, found, robust, proven)
+    if out is not None and robust is not None:
+        _write_page(out, loaded, images, robust, proven)
+    missed = [words for each in requirements if (words := each.missed(found.accuracy, robust))]
+    if missed:
+        _messages().print("\n".join(missed), style="bold red", markup=False)
+        raise typer.Exit(_MISSED)
 
 
-def _robust(
-    loaded: LoadedModel,
-    images: ImageData,
-    eps: float | None,
-    norm: str,
-    attack: list[str] | None,
-    samples: int,
-    seed: int,
-) -> defenses.RobustnessReport | None:
-    """Robust accuracy under the threat model given, or the one that the checkpoint claims."""
+def _messages() -> Console:
+    """Standard error, for what is no figure."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def _threat(loaded: LoadedModel, eps: float | None, norm: str) -> defenses.ThreatModel | None:
+    """The threat model given, or the one that the checkpoint claims to be robust in."""
     claimed = loaded.claims.get("robustness")
     if eps is None and isinstance(claimed, dict):
         eps, norm = claimed.get("eps"), claimed.get("norm", norm)
-    if eps is None:
+    return None if eps is None else defenses.ThreatModel(norm=cast(Norm, norm), eps=eps)
+
+
+def _check_settings(surrogate: Path | None, unlocking: Unlocking | None) -> CheckSettings:
+    """The usual checks, with the surrogate where one is given."""
+    if surrogate is None:
+        return CheckSettings()
+    return CheckSettings(surrogate=read_model(surrogate, unlocking=unlocking).model)
+
+
+def _certified(
+    loaded: LoadedModel, images: ImageData, sigma: float | None, samples: int, seed: int
+) -> defenses.CertificationReport | None:
+    """What smoothing proves of as many images as were attacked."""
+    if sigma is None:
         return None
-    threat = defenses.ThreatModel(norm=cast(Norm, norm), eps=eps)
-    chosen = min(samples, len(images.test)) if samples else None
-    attacks = attack or ["pgd", "apgd"]
-    return defenses.evaluate(
-        loaded.model, images.test, threat, attacks=attacks, samples=chosen, seed=seed
+    return defenses.certify(
+        loaded.model,
+        images.test,
+        defenses.Smoothing(sigma=sigma),
+        images=min(samples, len(images.test)) if samples else None,
+        seed=seed,
+    )
+
+
+def _show(
+    found: ClassificationReport,
+    robust: defenses.RobustnessReport | None,
+    proven: defenses.CertificationReport | None,
+) -> None:
+    """Prints the figures, then each attack's and the verdicts, then what was proven."""
+    console = Console()
+    console.print(_table(found, robust))
+    if robust is not None:
+        console.print(_attacks(robust))
+        if robust.verdicts:
+            console.print(_verdicts(robust))
+    if proven is not None:
+        console.print(_certificates(proven))
+
+
+def _write_json(
+    path: Path,
+    found: ClassificationReport,
+    robust: defenses.RobustnessReport | None,
+    proven: defenses.CertificationReport | None,
+) -> None:
+    """All figures in one file."""
+    figures = {
+        "clean": found.to_dict(),
+        "robust": robust.to_dict() if robust else None,
+        "certified": proven.to_dict() if proven else None,
+    }
+    try:
+        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise RunError(f"{path}: expected a place to write to: {error.strerror}") from error
+
+
+def _write_page(
+    out: Path,
+    loaded: LoadedModel,
+    images: ImageData,
+    robust: defenses.RobustnessReport,
+    proven: defenses.CertificationReport | None,
+) -> None:
+    """The record and its page in a folder, which is made."""
+    record = RobustnessRecord(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        hardware=hardware("cpu"),
+        versions=versions(),
+        model=loaded.architecture.model,
+        data=f"{robust.samples} of {len(images.test)} test images of {images.name}",
+        classes=images.spec.classes,
+        report=robust.to_dict(),
+        certification=proven.to_dict() if proven else None,
+    )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out}: expected a folder that can be made: {error}") from error
+    record.write(out, _examples(loaded, images, robust))
+    _messages().print(f"report: {out / 'robustness.html'}", markup=False)
+
+
+def _examples(
+    loaded: LoadedModel, images: ImageData, robust: defenses.RobustnessReport
+) -> Examples | None:
+    """A few attacked test images for the page."""
+    found = robust.examples
+    if found is None:
+        return None
+    with torch.no_grad():
+        before = loaded.model(found.clean).argmax(1)
+    return Examples(
+        clean=found.clean,
+        adversarial=found.adversarial,
+        labels=found.labels,
+        before=before,
+        after=found.predictions,
+        classes=images.spec.classes,
+        variant=loaded.architecture.model,
+        attack=" and ".join(robust.outcomes),
     )
 
 
@@ -110,10 +252,17 @@ def _images(loaded: LoadedModel, data: str | None, checkpoint: Path) -> ImageDat
     seed = split_seed if type(split_seed) is int and split_seed >= 0 else 0
     images = load_data(str(name), seed=seed)
     if claimed.get("fingerprint") != images.fingerprint:
-        Console(stderr=True, highlight=False, soft_wrap=True).print(
+        _messages().print(
             f"note: {name} is not the data that the checkpoint names: its training images may be "
             "among these test images",
             markup=False,
+        )
+    if images.spec.classes != loaded.architecture.classes:
+        raise ModelError(
+            f"{checkpoint}: expected images of the classes "
+            f"{', '.join(loaded.architecture.classes[:8])}, got "
+            f"{', '.join(images.spec.classes[:8])}; give the data that it was trained for with "
+            "--data"
         )
     return images
 
@@ -149,6 +298,51 @@ def _table(found: ClassificationReport, robust: defenses.RobustnessReport | None
     )
     for index, name in enumerate(found.classes):
         table.add_row(f"recall of {name}", *(_percent(recall[index]) for recall in recalls))
+    return table
+
+
+def _attacks(robust: defenses.RobustnessReport) -> Table:
+    """How many images each attack was tried on and fooled, and what is left after it."""
+    table = Table()
+    for name in ("attack", "tried on", "fooled", "alone", "after it and those before"):
+        table.add_column(name, justify="left" if name == "attack" else "right")
+    for name, accuracy in robust.attack_accuracy.items():
+        low, high = robust.attack_intervals[name]
+        table.add_row(
+            name,
+            str(robust.tried[name]),
+            str(robust.fooled[name]),
+            _percent(robust.individual_accuracy[name]),
+            f"{_percent(accuracy)} ({100 * low:.1f}-{100 * high:.1f})",
+        )
+    return table
+
+
+def _verdicts(robust: defenses.RobustnessReport) -> Table:
+    """Each check with its outcome and what was found."""
+    table = Table()
+    for name in ("what should hold", "verdict", "found"):
+        table.add_column(name)
+    styles = {"pass": "green", "fail": "bold red", "not checked": "dim"}
+    for each in robust.verdicts:
+        words = "FAIL" if each.outcome == "fail" else each.outcome
+        table.add_row(each.name, f"[{styles[each.outcome]}]{words}[/]", escape(each.sentence))
+    return table
+
+
+def _certificates(proven: defenses.CertificationReport) -> Table:
+    """Certified accuracy at a few radii, with the conditions of the proof."""
+    smoothing, points = proven.smoothing, proven.curve(points=7)
+    table = Table(
+        title=f"proven by smoothing, sigma {smoothing.sigma:g}, {smoothing.samples} samples, "
+        f"alpha {smoothing.alpha:g}, {len(proven.indices)} images"
+    )
+    for name in ("l2 radius", "certified accuracy", "95 % interval"):
+        table.add_column(name, justify="right")
+    for point in points:
+        low, high = point.interval
+        interval = f"{100 * low:.1f}-{100 * high:.1f}"
+        table.add_row(f"{point.radius:.2f}", _percent(point.accuracy), interval)
     return table
 
 

@@ -1,0 +1,227 @@
+"""The same tensors to the same disk by others: their own calls, with encryption where they have it.
+
+The only place that imports them. A rival that is not here is named with the reason, never left out
+in silence.
+"""
+
+import base64
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import safetensors.torch
+import torch
+from cryptography.fernet import Fernet
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from secure_cnn.errors import RunError
+
+__all__ = ["ARCHIVE_RIVALS", "ArchiveRival", "Tensors", "archive_rivals", "encrypt_raw"]
+
+Tensors: TypeAlias = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveRival:
+    """How somebody else saves and loads tensors.
+
+    Attributes:
+        save: Writes tensors to a path, over what is there.
+        load: Reads them back; None where that is not compared.
+        load_into: Reads them into tensors that are there; None where that is to load and to copy.
+
+    Example:
+        >>> rival = archive_rivals(["safetensors"])[0]["safetensors"]
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     rival.save(Path(folder, "a"), {"weight": torch.ones(2)})
+        ...     rival.load(Path(folder, "a"))
+        {'weight': tensor([1., 1.])}
+    """
+
+    save: Callable[[Path, Tensors], None]
+    load: Callable[[Path], Tensors] | None
+    load_into: Callable[[Path, Tensors], object] | None = None
+
+
+def archive_rivals(names: Sequence[str]) -> tuple[dict[str, ArchiveRival], dict[str, str]]:
+    """The rivals asked for that are here, and for each other one why it is not.
+
+    Raises:
+        RunError: There is no such rival.
+
+    Example:
+        >>> here, skipped = archive_rivals(["torch.save", "age"])
+        >>> {*here, *skipped} == {"torch.save", "age"}
+        True
+    """
+    here: dict[str, ArchiveRival] = {}
+    skipped: dict[str, str] = {}
+    for name in names:
+        if name not in _MAKERS:
+            raise RunError(f"rival: expected one of {', '.join(_MAKERS)}, got {name}")
+        try:
+            here[name] = _MAKERS[name]()
+        except (ImportError, OSError) as error:
+            skipped[name] = f"{type(error).__name__}: {error}"
+    return here, skipped
+
+
+def encrypt_raw(length: int, piece: int, threads: int) -> Callable[[], None]:
+    """AES-256-GCM and nothing else: so many bytes in pieces, on so many threads, from warm memory.
+
+    Args:
+        length: Bytes in all.
+        piece: Bytes of one call.
+        threads: How many, each with its own key and buffers.
+
+    Example:
+        >>> encrypt_raw(1 << 16, 1 << 12, 2)()
+    """
+
+    def work(calls: int) -> None:
+        cipher, plain, sealed = AESGCM(os.urandom(32)), bytes(piece), bytearray(piece + 16)
+        for _ in range(calls):
+            cipher.encrypt_into(os.urandom(12), plain, None, sealed)
+
+    calls = max(1, length // piece // threads)
+
+    def encrypt() -> None:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, [calls] * threads))
+
+    return encrypt
+
+
+def _torch_save() -> ArchiveRival:
+    """The pickle that everyone writes; it is not read back here, since that could run code."""
+
+    def save(path: Path, tensors: Tensors) -> None:
+        torch.save(dict(tensors), path)  # noqa: TID251  what we are compared with; never loaded
+
+    return ArchiveRival(save=save, load=None)
+
+
+def _safetensors() -> ArchiveRival:
+    """The plain file, no encryption."""
+
+    def save(path: Path, tensors: Tensors) -> None:
+        safetensors.torch.save_file(dict(tensors), path)
+
+    return ArchiveRival(save=save, load=lambda path: safetensors.torch.load_file(path))
+
+
+def _fernet() -> ArchiveRival:
+    """What most people write themselves: all bytes in one token."""
+    fernet = Fernet(Fernet.generate_key())
+
+    def save(path: Path, tensors: Tensors) -> None:
+        path.write_bytes(fernet.encrypt(safetensors.torch.save(dict(tensors))))
+
+    def load(path: Path) -> Tensors:
+        return _read(fernet.decrypt(path.read_bytes()))
+
+    return ArchiveRival(save=save, load=load)
+
+
+def _age() -> ArchiveRival:
+    """The command, with the plain file through a pipe."""
+    age, keygen = shutil.which("age"), shutil.which("age-keygen")
+    if age is None or keygen is None:
+        raise FileNotFoundError("the commands age and age-keygen are not on the path")
+    identity = _call([keygen], b"").decode()
+    recipient = identity.partition("public key: ")[2].split()[0]
+
+    def save(path: Path, tensors: Tensors) -> None:
+        path.unlink(missing_ok=True)
+        plain = safetensors.torch.save(dict(tensors))
+        _call([age, "--recipient", recipient, "--output", str(path)], plain)
+
+    def load(path: Path) -> Tensors:
+        with tempfile.NamedTemporaryFile("w") as key:
+            key.write(identity)
+            key.flush()
+            return _read(_call([age, "--decrypt", "--identity", key.name, str(path)], b""))
+
+    return ArchiveRival(save=save, load=load)
+
+
+def _cryptotensors() -> ArchiveRival:
+    """Encrypted and signed, as its own examples have it."""
+    from cryptotensors import safe_open  # type: ignore[import-not-found]
+    from cryptotensors.torch import save_file  # type: ignore[import-not-found]
+
+    signer = Ed25519PrivateKey.generate()
+    public = signer.public_key().public_bytes_raw()
+    config = {
+        "enc_key": _jwk(kty="oct", alg="aes256gcm", kid="seal", k=os.urandom(32)),
+        "sign_key": _jwk(
+            kty="okp", alg="ed25519", kid="sign", d=signer.private_bytes_raw(), x=public
+        ),
+    }
+
+    def save(path: Path, tensors: Tensors) -> None:
+        save_file(dict(tensors), path, config=config)
+
+    def load(path: Path) -> Tensors:
+        with safe_open(path, framework="pt", config=config) as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
+
+    return ArchiveRival(save=save, load=load)
+
+
+def _tensorizer() -> ArchiveRival:
+    """Encrypted, with a given key."""
+    import tensorizer  # type: ignore[import-not-found]
+
+    key = os.urandom(32)
+
+    def save(path: Path, tensors: Tensors) -> None:
+        writer = tensorizer.TensorSerializer(
+            str(path), encryption=tensorizer.EncryptionParams(key=key)
+        )
+        writer.write_state_dict(dict(tensors))
+        writer.close()
+
+    def load(path: Path) -> Tensors:
+        opening = tensorizer.DecryptionParams.from_key(key)
+        with tensorizer.TensorDeserializer(str(path), device="cpu", encryption=opening) as file:
+            return {name: file[name] for name in file.keys()}  # noqa: SIM118  reads on iteration
+
+    return ArchiveRival(save=save, load=load)
+
+
+def _read(plain: bytes) -> Tensors:
+    """The tensors in a plain file in memory."""
+    tensors: Tensors = safetensors.torch.load(plain)
+    return tensors
+
+
+def _jwk(*, kty: str, alg: str, kid: str, **keys: bytes) -> dict[str, str]:
+    """A key in the form that cryptotensors takes."""
+    encoded = {name: base64.b64encode(raw).decode() for name, raw in keys.items()}
+    return {"kty": kty, "alg": alg, "kid": kid, **encoded}
+
+
+def _call(command: Sequence[str], data: bytes) -> bytes:
+    """What a command prints."""
+    return subprocess.run(command, input=data, capture_output=True, check=True).stdout  # noqa: S603  a command we chose
+
+
+_MAKERS: dict[str, Callable[[], ArchiveRival]] = {
+    "torch.save": _torch_save,
+    "safetensors": _safetensors,
+    "fernet": _fernet,
+    "age": _age,
+    "cryptotensors": _cryptotensors,
+    "tensorizer": _tensorizer,
+}
+
+ARCHIVE_RIVALS = tuple(_MAKERS)
+"""Names of the rivals, as they stand in the variant column."""

@@ -1,0 +1,308 @@
+"""What every protection costs: whole steps and their parts, memory and disk, in one run.
+
+The variants take turns; each turn is a stretch of steps with one save, so that a checkpoint every
+so many steps is paid for by the steps that it is shared out to. The plain training is there twice:
+what it differs from itself is the noise of the machine.
+"""
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from secure_cnn.bench.parts import PARTS, Marks, Stopwatch, marks_for
+from secure_cnn.bench.peak import MakeStep, peak_rows
+from secure_cnn.bench.savers import bytes_in
+from secure_cnn.bench.step import Protection, Workload, document, subset
+from secure_cnn.bench.timed_training import TimedTraining
+from secure_cnn.bench.timing import estimate, interleave, ratios
+from secure_cnn.bench.variant import PLAIN, Variant, variant_of
+from secure_cnn.data import ImageData
+from secure_cnn.errors import RunError
+from secure_cnn.report import Measurements, Row, hardware
+from secure_cnn.report.bench_noise import CONTROL
+
+__all__ = [
+    "OverheadSettings",
+    "Stretch",
+    "measured_row",
+    "on_this_machine",
+    "overhead",
+    "overhead_workload",
+    "take_turns",
+]
+
+Stretch = Callable[[], dict[str, float]]
+"""Trains on for so many steps, and tells the seconds of each part."""
+
+_WARMUP = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverheadSettings:
+    """How the cost is measured.
+
+    Attributes:
+        batch_size: Images a step; every step of every variant sees the same ones.
+        steps: Steps of a stretch, and so the steps between two checkpoints.
+        rounds: Counted turns of each variant.
+        memory: Whether to measure the peak memory too.
+        memory_format: Layout of the network and the images.
+
+    Raises:
+        RunError: A number is below 1.
+
+    Example:
+        >>> OverheadSettings(steps=10).rounds
+        15
+    """
+
+    batch_size: int = 64
+    steps: int = 5
+    rounds: int = 15
+    memory: bool = True
+    memory_format: torch.memory_format = torch.channels_last
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "steps", "rounds"):
+            value = getattr(self, name)
+            if value < 1:
+                raise RunError(f"{name}: expected at least 1, got {value}")
+
+
+_DEFAULT = OverheadSettings()
+
+
+def overhead(
+    model: nn.Module,
+    data: ImageData,
+    protections: Mapping[str, Protection],
+    *,
+    settings: OverheadSettings = _DEFAULT,
+    rivals: Mapping[str, MakeStep] | None = None,
+    folder: Path | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Measurements:
+    """Measures what each protection costs, on any module and any images.
+
+    Guarantee: only copies of the model are trained; all variants, the rivals too, are timed in
+    turn, and each ratio is against the plain stretch of the same round.
+
+    Args:
+        model: Takes float images [n, channels, height, width] in [0, 1], gives logits [n,
+            classes]; on the device where it is to be measured. BatchNorm is replaced in the
+            private variants (`privacy.fix`), not in the others.
+        data: Whose first training images are trained on, in uint8.
+        protections: By variant, as `combinations` or `protections` make them; `plain` among them.
+        settings: How to measure.
+        rivals: What makes others' steps on the same workload, such as a partial `rival_step`.
+        folder: Where checkpoints go; its file system is measured too. By default a temporary one.
+        clock: Seconds, ever rising; not used on CUDA, where events tell the time.
+
+    Returns:
+        For each variant `time` (a step), `time_ratio`, `images_per_second`, and `time_` with the
+        name of each part (`secure_cnn.bench.parts.PARTS`); `memory` and `memory_ratio` where
+        asked for; `disk` where it saves. `plain-again` is the control.
+
+    Raises:
+        RunError: `plain` is missing, or there are fewer images than a batch has.
+        PrivacyError: The model cannot be trained privately.
+
+    Example:
+        >>> from secure_cnn.bench.variant import combinations
+        >>> from secure_cnn.data import load_data
+        >>> from secure_cnn.models import build_model
+        >>> data = load_data("digits")
+        >>> found = overhead(
+        ...     build_model("compact", data.spec), data, combinations({}, sealed=False),
+        ...     settings=OverheadSettings(batch_size=8, steps=1, rounds=2, memory=False))
+        >>> [row.variant for row in found.rows if row.metric == "time_ratio"]
+        ['plain', 'private', 'average', 'private+average', 'plain-again']
+    """
+    if PLAIN not in protections:
+        raise RunError(f"protections: expected {PLAIN} among them, got {', '.join(protections)}")
+    load = overhead_workload(model, data, settings)
+    marks = marks_for(next(model.parameters()).device, clock)
+    variants = {name: variant_of(each) for name, each in protections.items()}
+    variants[CONTROL] = variants[PLAIN]
+    with ExitStack() as held:
+        place = Path(held.enter_context(tempfile.TemporaryDirectory(dir=folder)))
+        stretches: dict[str, Stretch] = {}
+        for name, variant in variants.items():
+            training = _training(load, variant, place / name, marks)
+            held.callback(training.close)
+            stretches[name] = partial(training.stretch, settings.steps)
+        for name, make in (rivals or {}).items():
+            stretches[name] = _stretch_of(make(), settings.steps, marks)
+        seconds = take_turns(stretches, rounds=settings.rounds)
+        rows = _time_rows(load.case, seconds, settings)
+        rows += [
+            measured_row(load.case, name, "disk", [float(bytes_in(place / name))], "B")
+            for name, variant in variants.items()
+            if variant.saver is not None
+        ]
+    if settings.memory:
+        rows += _memory_rows(load, variants, rivals or {}, marks, folder)
+    return on_this_machine(rows, model)
+
+
+def overhead_workload(model: nn.Module, data: ImageData, settings: OverheadSettings) -> Workload:
+    """The workload that `overhead` measures on, for rivals to be made on too.
+
+    Its case names the model's class, or `model.name` where it has one, the data, the batch and the
+    steps of a stretch: figures of other settings are figures of another case.
+
+    Raises:
+        RunError: There are fewer training images than a batch has.
+
+    Example:
+        >>> from secure_cnn.data import load_data
+        >>> data = load_data("digits")
+        >>> overhead_workload(nn.Flatten(), data, OverheadSettings()).case
+        'Flatten, digits, batch 64, save every 5'
+    """
+    if len(data.train) < settings.batch_size:
+        raise RunError(
+            f"batch_size: expected at most {len(data.train)}, the training images of {data.name}, "
+            f"got {settings.batch_size}"
+        )
+    name = getattr(model, "name", None)
+    return Workload(
+        case=f"{name if isinstance(name, str) else type(model).__name__}, {data.name}, "
+        f"batch {settings.batch_size}, save every {settings.steps}",
+        model=model,
+        split=subset(data.train, settings.batch_size),
+        memory_format=settings.memory_format,
+    )
+
+
+def take_turns(
+    stretches: Mapping[str, Stretch], *, rounds: int, seed: int = 0
+) -> dict[str, list[dict[str, float]]]:
+    """The seconds of each part of each stretch, round by round, in an order drawn anew.
+
+    Two rounds are run first and not counted: caches are warm and kernels are chosen by then.
+
+    Args:
+        stretches: What takes turns, by name.
+        rounds: Counted rounds, at least 1.
+        seed: Of the order.
+
+    Example:
+        >>> take_turns({"plain": lambda: {"other": 1.0}}, rounds=2)
+        {'plain': [{'other': 1.0}, {'other': 1.0}]}
+    """
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in stretches}
+
+    def turn(name: str, stretch: Stretch) -> Callable[[], None]:
+        return lambda: found[name].append(stretch())
+
+    turns = {name: turn(name, stretch) for name, stretch in stretches.items()}
+    # The stretches time themselves: on a GPU no clock of ours could.
+    interleave(turns, rounds=rounds, warmup=_WARMUP, clock=lambda: 0.0, seed=seed)
+    return {name: own[_WARMUP:] for name, own in found.items()}
+
+
+def measured_row(case: str, variant: str, metric: str, values: Iterable[float], unit: str) -> Row:
+    """Values as their median with its 95 % bootstrap interval.
+
+    Example:
+        >>> measured_row("compact", "plain", "time", [1.0, 3.0, 2.0], "s").median
+        2.0
+    """
+    found = estimate(list(values))
+    return Row(
+        case=case,
+        variant=variant,
+        metric=metric,
+        median=found.median,
+        low=found.low,
+        high=found.high,
+        unit=unit,
+        n=found.n,
+    )
+
+
+def on_this_machine(rows: Iterable[Row], model: nn.Module) -> Measurements:
+    """A document of the rows that says on which device, cores and threads they were measured.
+
+    Example:
+        >>> "affinity" in on_this_machine([], nn.Linear(1, 1)).hardware
+        True
+    """
+    device = next(model.parameters()).device
+    affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    told = {"affinity": affinity, "interop_threads": torch.get_num_interop_threads()}
+    return replace(document(rows), hardware=hardware(device) | told)
+
+
+def _training(load: Workload, variant: Variant, folder: Path, marks: Marks) -> TimedTraining:
+    """A training that sees all images of the workload in each step."""
+    return TimedTraining(load, variant, folder, marks, batch_size=len(load.split))
+
+
+def _stretch_of(step: Callable[[], object], steps: int, marks: Marks) -> Stretch:
+    """Somebody else's steps, of which we know no parts."""
+    watch = Stopwatch(marks)
+
+    def stretch() -> dict[str, float]:
+        with watch.part("other"):
+            for _ in range(steps):
+                step()
+        return watch.take()
+
+    return stretch
+
+
+def _time_rows(
+    case: str, seconds: Mapping[str, list[dict[str, float]]], settings: OverheadSettings
+) -> list[Row]:
+    """Time, ratio, throughput and parts of each variant, for one step."""
+    rows = []
+    totals = {name: [sum(each.values()) for each in own] for name, own in seconds.items()}
+    for name, own in totals.items():
+        each = [total / settings.steps for total in own]
+        speeds = [settings.batch_size / value for value in each]
+        rows.append(measured_row(case, name, "time", each, "s"))
+        rows.append(measured_row(case, name, "time_ratio", ratios(own, totals[PLAIN]), "x"))
+        rows.append(measured_row(case, name, "images_per_second", speeds, "images/s"))
+        for part in PARTS:
+            shares = [turn.get(part, 0.0) / settings.steps for turn in seconds[name]]
+            if any(shares):
+                rows.append(measured_row(case, name, f"time_{part}", shares, "s"))
+    return rows
+
+
+def _memory_rows(
+    load: Workload,
+    variants: Mapping[str, Variant],
+    rivals: Mapping[str, MakeStep],
+    marks: Marks,
+    folder: Path | None,
+) -> list[Row]:
+    """Peaks of one step, with one save where the variant saves."""
+
+    def maker(variant: Variant) -> MakeStep:
+        def make() -> Callable[[], object]:
+            # A folder of its own each time: a store that is still open would lock another out.
+            training = _training(load, variant, Path(tempfile.mkdtemp(dir=place)), marks)
+
+            def step() -> None:
+                training.stretch(1)
+                # What the step before left would else be freed in this one, unseen when it came.
+                training.model.zero_grad(set_to_none=True)
+
+            return step
+
+        return make
+
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        makers = {name: maker(each) for name, each in variants.items() if name != CONTROL}
+        return peak_rows(load, makers | dict(rivals))

@@ -1,0 +1,250 @@
+"""A training of one variant under way, every seam of it timed.
+
+The loop is the engine's own, shortened to what costs time; the seams are wrapped from outside, so
+what is timed is the code that trains. Of a private step the weight gradients are formed in
+`clipping`; `backward` is what leads to them. Free adversarial training crafts in `backward`.
+"""
+
+import copy
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from torch import nn
+
+import privacy
+from secure_cnn.bench.parts import Marks, Stopwatch
+from secure_cnn.bench.savers import Saver
+from secure_cnn.bench.step import NOISE_MULTIPLIER, Workload
+from secure_cnn.bench.variant import Variant
+from secure_cnn.data import ShuffledBatches
+from secure_cnn.engine import CrossEntropy, MeanUpdate, Update, WeightAverage, on_device
+
+__all__ = ["TimedTraining"]
+
+ENDLESS = 1_000_000
+
+
+@final
+class TimedTraining:
+    """Trains a copy of the model; a class because it holds the training.
+
+    A private variant gets GroupNorm in the place of BatchNorm, by `privacy.fix`.
+
+    Args:
+        load: The model, the images to train on, and the layout.
+        variant: With which protections.
+        folder: Where checkpoints go; made if the variant saves any.
+        marks: What tells the time.
+        batch_size: Images a step; on average where the variant is private.
+        epochs: How long the private plan is, and the plain batches last.
+        learning_rate: Constant.
+
+    Attributes:
+        model: The copy.
+        private: The private training, where the variant is one.
+        stopwatch: What times the parts.
+
+    Raises:
+        PrivacyError: The model or the objective cannot be trained privately.
+
+    Example:
+        >>> import time
+        >>> from secure_cnn.bench.parts import ClockMarks
+        >>> from secure_cnn.bench.step import synthetic
+        >>> from secure_cnn.data import DataSpec
+        >>> from secure_cnn.models import build_model
+        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
+        >>> model = build_model("compact", spec)
+        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 8))
+        >>> plain = Variant(objective=CrossEntropy(), private=False)
+        >>> marks = ClockMarks(time.perf_counter)
+        >>> training = TimedTraining(load, plain, Path("unused"), marks, batch_size=4)
+        >>> sorted(training.stretch(2))
+        ['backward', 'data', 'forward', 'optimizer', 'other']
+    """
+
+    def __init__(
+        self,
+        load: Workload,
+        variant: Variant,
+        folder: Path,
+        marks: Marks,
+        *,
+        batch_size: int,
+        epochs: int = ENDLESS,
+        learning_rate: float = 1e-3,
+    ) -> None:
+        self.stopwatch = Stopwatch(marks)
+        self._variant, self._objective = variant, copy.deepcopy(variant.objective)
+        copied = copy.deepcopy(load.model)
+        self.model = (privacy.fix(copied) if variant.private else copied).train()
+        self.model.to(memory_format=load.memory_format)
+        self._optimizer = torch.optim.SGD(self.model.parameters(), lr=learning_rate, momentum=0.9)
+        self.private: privacy.Private | None = None
+        self._update: Update = MeanUpdate(self._optimizer)
+        source: Any = None
+        if variant.private:
+            self.private = self._attached(load, batch_size, epochs)
+            self._update, source = self.private.step, self.private.batches
+        else:
+            source = ShuffledBatches(load.split, batch_size=batch_size, epochs=epochs, seed=0)
+        device = next(self.model.parameters()).device
+        self._batches = on_device(source, device, load.memory_format)
+        self._average: WeightAverage | None = None
+        if variant.average_decay is not None:
+            self._average = WeightAverage(self.model, decay=variant.average_decay)
+        self._saver: Saver | None = None
+        if variant.saver is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._saver = variant.saver(folder)
+            # A training that is dropped must not leave its folder locked.
+            self._release = weakref.finalize(self, self._saver.close)
+        self._wrap_seams()
+
+    def stretch(self, steps: int) -> dict[str, float]:
+        """Saves where the variant saves, takes so many steps, and waits for what is still saved.
+
+        Args:
+            steps: Optimizer steps, at least 1.
+
+        Returns:
+            Seconds of each part of the stretch; together they are the stretch.
+
+        Raises:
+            StopIteration: The data or the plan end before.
+
+        Example:
+            See `TimedTraining`.
+        """
+        with self.stopwatch.part("other"):
+            self._save()
+            self._train(steps)
+            self._settle()
+        return self.stopwatch.take()
+
+    def advance(self, *, save: bool) -> float:
+        """Takes one step, after it began a save if asked to; a save may go on beside later steps.
+
+        Args:
+            save: Whether to save first, where the variant saves at all.
+
+        Returns:
+            Seconds that this took.
+
+        Raises:
+            StopIteration: The data or the plan end before.
+
+        Example:
+            See `TimedTraining`.
+        """
+        with self.stopwatch.part("other"):
+            if save:
+                self._save()
+            self._train(1)
+        return sum(self.stopwatch.take().values())
+
+    @contextmanager
+    def as_kept(self) -> Iterator[nn.Module]:
+        """Gives the model as it would be kept if training ended now: with the averaged weights.
+
+        Example:
+            See `TimedTraining`.
+        """
+        if self._average is None:
+            yield self.model
+        else:
+            with self._average.applied(self.model) as averaged:
+                yield averaged
+
+    def close(self) -> None:
+        """Ends the saves; the training does not go on.
+
+        Example:
+            See `TimedTraining`.
+        """
+        if self._saver is not None:
+            self._release()
+
+    def _train(self, steps: int) -> None:
+        """So many optimizer steps; several batches may make one."""
+        done = 0
+        while done < steps:
+            done += self._step()
+
+    def _step(self) -> bool:
+        """One batch through the three seams."""
+        watch = self.stopwatch
+        crafts = not isinstance(self._objective, CrossEntropy)
+        with watch.part("data"):
+            images, labels = next(self._batches)
+        with watch.part("attack" if crafts else "forward"):
+            losses = self._objective(self.model, images, labels)
+        with watch.part("other" if self.private else "backward"):
+            stepped = self._update(losses)
+        if stepped and self._average is not None:
+            with watch.part("averaging"):
+                self._average.update(self.model)
+        return stepped
+
+    def _wrap_seams(self) -> None:
+        """Puts the stopwatch where a part begins and ends inside of a seam."""
+        watch = self.stopwatch
+        self.model.register_forward_pre_hook(self._enter_forward)
+        self.model.register_forward_hook(self._leave_forward)
+        watch.wrap(self._optimizer, "step", "optimizer")
+        if self.private is not None:
+            clipped = self.private._clipped
+            watch.wrap(clipped, "add", "backward")
+            watch.wrap(clipped, "_add_clipped", "clipping")
+            watch.wrap(clipped, "noised_mean", "noise")
+
+    def _enter_forward(self, model: nn.Module, _: object) -> None:
+        """An attack runs the model in evaluation mode: that is no forward pass of the training."""
+        if model.training:
+            self.stopwatch.enter("forward")
+
+    def _leave_forward(self, model: nn.Module, _: object, __: object) -> None:
+        if model.training:
+            self.stopwatch.leave()
+
+    def _save(self) -> None:
+        """Begins a save of all that a resumed training would need."""
+        if self._saver is None:
+            return
+        with self.stopwatch.part("saving"):
+            state: dict[str, Any] = {
+                "model": dict(self.model.state_dict()),
+                "optimizer": self._optimizer.state_dict(),
+            }
+            for name, part in (("private", self.private), ("average", self._average)):
+                if part is not None:
+                    state[name] = part.state_dict()
+            self._saver.save(state)
+
+    def _settle(self) -> None:
+        """Waits for the save begun."""
+        if self._saver is not None:
+            with self.stopwatch.part("saving"):
+                self._saver.settle()
+
+    def _attached(self, load: Workload, batch_size: int, epochs: int) -> privacy.Private:
+        """DP-SGD on the same images; one batch a step, of that size on average."""
+        samples = len(load.split)
+        plan = privacy.DPPlan(
+            samples=samples,
+            batch_size=batch_size,
+            epochs=epochs,
+            noise_multiplier=NOISE_MULTIPLIER,
+            delta=min(1e-5, 0.1 / samples),
+        )
+        whole = batch_size == samples
+        cut = privacy.PhysicalBatches(size=samples, multiple=1) if whole else None
+        private = privacy.attach(
+            plan, self.model, self._optimizer, load.split, physical_batches=cut
+        )
+        private.check_objective(self._objective)
+        return private

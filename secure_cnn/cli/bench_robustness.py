@@ -1,0 +1,63 @@
+"""`secure-cnn bench robustness`: what the standard evaluation costs, beside its reference."""
+
+from pathlib import Path
+from typing import Annotated, cast
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import defenses
+from defenses.threat import Norm
+from secure_cnn.bench.robustness import judges, measure_robustness
+from secure_cnn.bench.step import Workload, document, subset
+from secure_cnn.checkpoint import read_model
+from secure_cnn.cli.keys import unlocking_from
+from secure_cnn.data import load_data
+from secure_cnn.report import Row
+
+__all__ = ["robustness_command"]
+
+
+def robustness_command(
+    *,
+    checkpoint: Annotated[Path, typer.Argument(help="A model.sealed or model.safetensors file.")],
+    data: Annotated[str, typer.Option(help="Its test images are attacked.")],
+    eps: Annotated[float, typer.Option(help="Size of the perturbation.")],
+    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    samples: Annotated[int, typer.Option(help="The first so many test images.")] = 500,
+    batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 100,
+    identity: Annotated[
+        Path | None, typer.Option(help="The identity that opens a sealed checkpoint.")
+    ] = None,
+    passphrase_file: Annotated[Path | None, typer.Option(help="Or the passphrase; - asks.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the rows to this file.")
+    ] = None,
+) -> None:
+    """Time AutoAttack on a checkpoint, and pyautoattack in turn with it where it is installed."""
+    loaded = read_model(checkpoint, unlocking=unlocking_from(identity, passphrase_file, []))
+    variants = judges(defenses.ThreatModel(norm=cast(Norm, norm), eps=eps))
+    if "pyautoattack" not in variants:
+        Console(stderr=True).print("skipped pyautoattack: it is not installed", markup=False)
+    load = Workload(
+        case=loaded.architecture.model,
+        model=loaded.model,
+        split=subset(load_data(data).test, samples),
+    )
+    rows = measure_robustness(load, variants, batch_size=batch_size)
+    Console().print(_table(rows))
+    if json_file is not None:
+        document(rows).write(json_file)
+
+
+def _table(rows: list[Row]) -> Table:
+    """Every row, with its interval."""
+    table = Table()
+    for column in ("variant", "metric", "median", "95 % interval"):
+        table.add_column(column, justify="left" if column == "variant" else "right")
+    for row in rows:
+        unit = "" if row.unit == "1" else f" {row.unit}"
+        interval = f"{row.low:.3f}-{row.high:.3f}"
+        table.add_row(row.variant, row.metric, f"{row.median:.3f}{unit}", interval)
+    return table

@@ -1,0 +1,62 @@
+"""`secure-cnn compare`: what the variants of some runs give and take, side by side."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from secure_cnn.errors import RunError
+from secure_cnn.report.runs import SavedRun, compare_runs, comparison_table
+from secure_cnn.report.tradeoff import FRONT_RULE, Needs, choose
+
+__all__ = ["compare"]
+
+_NONE_FITS = 7
+
+
+def compare(
+    *,
+    runs: Annotated[list[Path], typer.Argument(help="Folders of runs on the same data.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for compare.html and compare.json.")
+    ] = None,
+    max_epsilon: Annotated[
+        float | None, typer.Option(help="Choose among variants with at most this epsilon.")
+    ] = None,
+    min_robust: Annotated[
+        float | None, typer.Option(help="Choose among those with at least this robust accuracy.")
+    ] = None,
+    max_time: Annotated[
+        float | None, typer.Option(help="Choose among those at most this many times slower.")
+    ] = None,
+) -> None:
+    """Show what each variant gives and takes; with limits, choose one, or exit with code 7."""
+    needs = Needs(epsilon=max_epsilon, robust_accuracy=min_robust, time=max_time)
+    comparison = compare_runs([SavedRun.read(*each) for each in _named(runs)])
+    chosen = choose(comparison.points, needs) if needs.words else None
+    Console().print(comparison_table(comparison, chosen))
+    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    for warning in comparison.warnings:
+        messages.print(warning, style="bold red", markup=False)
+    for note in (FRONT_RULE, *comparison.notes):
+        messages.print(note, markup=False)
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"{out}: expected a folder that can be made: {error}") from error
+        comparison.write(out, needs)
+        messages.print(f"report: {out / 'compare.html'}", markup=False)
+    if needs.words and chosen is None:
+        messages.print(f"no variant keeps the limits: {needs.words}", style="bold red")
+        raise typer.Exit(_NONE_FITS)
+    if chosen is not None:
+        messages.print(f"chosen under {needs.words}: {chosen.name}", markup=False)
+
+
+def _named(folders: list[Path]) -> list[tuple[Path, str]]:
+    """Each folder with its last name, or with all of its path where two end alike."""
+    last = [folder.resolve().name for folder in folders]
+    names = last if len(set(last)) == len(last) else [str(folder) for folder in folders]
+    return list(zip(folders, names, strict=True))
