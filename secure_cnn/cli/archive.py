@@ -11,6 +11,7 @@ from typing import Annotated, cast
 import typer
 
 from secure_cnn import archive
+from secure_cnn.archive.card import export_bill_of_materials, export_card
 from secure_cnn.cli import recipients, sequence
 from secure_cnn.cli.keys import reader_from, signer_from, verifiers_from, writers_from
 from secure_cnn.cli.options import (
@@ -189,16 +190,27 @@ def export(
     age: Annotated[
         list[str] | None, typer.Option(help="age1…: encrypt to these instead of plain.")
     ] = None,
+    card: Annotated[
+        bool, typer.Option("--card", help="A model card of the claims; needs no key.")
+    ] = False,
+    bom: Annotated[
+        bool, typer.Option("--bom", help="A CycloneDX ML-BOM of the claims; needs no key.")
+    ] = False,
     identity: IdentityFile = None,
     passphrase_file: PassphraseFile = None,
     kek: Kek = None,
     trusted: Trusted = None,
 ) -> None:
-    """Give all tensors or some to another tool: as plain safetensors, or as an age file."""
-    reader = needed(reader_from(identity, passphrase_file, kek))
+    """Give all tensors or some to another tool, as safetensors or an age file; or the claims."""
     signers = _trusted(trusted)
-    if age and only:
-        raise typer.BadParameter("--age writes the whole file: give --only or --age, not both")
+    if sum(map(bool, (age, only, card, bom))) > 1:
+        raise typer.BadParameter("give one of --only, --age, --card and --bom")
+    if card or bom:
+        write = export_card if card else export_bill_of_materials
+        write(file, out, trusted=signers)
+        message(f"{'model card' if card else 'bill of materials'}: {out}")
+        return
+    reader = needed(reader_from(identity, passphrase_file, kek))
     if age:
         archive.export_age(file, out, identity=reader, recipients=age, trusted=signers)
         message(f"age file: {out}")

@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from secure_cnn import archive
-from secure_cnn.cli.keys import signer_from, verifiers_from, writers_from
-from secure_cnn.cli.options import Recipients, message
+from secure_cnn.cli.keys import signer_from, verifiers_from
+from secure_cnn.cli.options import message
 
 __all__ = ["ls", "prune"]
 
@@ -38,7 +38,6 @@ def ls(
 def prune(
     folder: _Folder,
     signer: Annotated[Path, typer.Option(help="The signing key of the folder.")],
-    recipient: Recipients = None,
     keep_last: Annotated[int | None, typer.Option(help="So many of the newest stay.")] = None,
     keep_best: Annotated[int | None, typer.Option(help="So many of the best stay.")] = None,
     every: Annotated[int | None, typer.Option(help="Each so-many-th stays.")] = None,
@@ -49,7 +48,6 @@ def prune(
         raise typer.BadParameter("expected --keep-last, --keep-best or --every, got none")
     with archive.CheckpointStore(
         folder,
-        recipients=writers_from(recipient or [], None, None),
         signer=signer_from(signer),
         keep_last=keep_last,
         keep_best=keep_best,

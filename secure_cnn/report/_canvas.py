@@ -18,10 +18,10 @@ from matplotlib.figure import Figure
 
 __all__ = ["CARD", "HAIR", "INK", "MUTED", "SERIES", "Canvas", "css", "render", "short"]
 
-INK, MUTED, HAIR, CARD = "#20242c", "#646b76", "#dadde2", "#fffffe"
-PLAIN = "#727a86"
+INK, MUTED, HAIR, CARD = "#20242c", "#5f6671", "#dadde2", "#fffffe"
+PLAIN = "#68707c"
 # After Okabe and Ito (2008): told apart with every common colour blindness; darkened to carry text.
-SERIES = (PLAIN, "#0b62a8", "#bd560a", "#00795c", "#8b3f8f", "#8a6a00")
+SERIES = (PLAIN, "#0b62a8", "#b5510a", "#00755a", "#8b3f8f", "#806200")
 
 _NAMES = {INK: "ink", MUTED: "muted", HAIR: "hair", CARD: "card"} | {
     color: f"series-{index}" for index, color in enumerate(SERIES)

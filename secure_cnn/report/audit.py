@@ -7,17 +7,17 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, StrictUndefined
 from matplotlib.axes import Axes
 
-from secure_cnn.report import _document
-from secure_cnn.report._canvas import CARD, HAIR, INK, MUTED, SERIES, Canvas, render
+from secure_cnn.report import _document, _words
+from secure_cnn.report._canvas import HAIR, INK, MUTED, SERIES, Canvas, render
 from secure_cnn.report._document import conform, require
+from secure_cnn.report._html import fill
+from secure_cnn.report._words import Fact, Table
 
 __all__ = ["AuditRecord", "audit_figure", "render_audit"]
 
@@ -94,11 +94,18 @@ def render_audit(record: AuditRecord) -> str:
         >>> render_audit(record).startswith("<!doctype html>")
         True
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["figure"] = lambda value: f"{float(value):.4g}"
-    source = files("secure_cnn.report").joinpath("audit.html.jinja").read_text(encoding="utf-8")
-    template = environment.from_string(source)
-    return template.render(record=record, report=record.report, picture=audit_figure(record))
+    report = record.report
+    given = {name: value for name, value in record.settings.items() if value is not None}
+    values = {
+        "record": record,
+        "report": report,
+        "settings": dict(sorted(given.items())),
+        "facts": _facts(report),
+        "picture": audit_figure(record),
+        "scores": _scores(report),
+        "bounds": _bound_rows(report),
+    }
+    return fill("audit.html.jinja", values)
 
 
 def audit_figure(record: AuditRecord) -> str:
@@ -117,6 +124,55 @@ def audit_figure(record: AuditRecord) -> str:
     """
     title = "Scores of canaries in and out, and lower bounds on epsilon against the claim"
     return render("audit", title, (_WIDTH, _HEIGHT), partial(_draw, record.report))
+
+
+def _facts(report: Mapping[str, Any]) -> list[Fact]:
+    """The claim, the strongest bound against it, the canaries and the checks."""
+    bounds = [(float(each["epsilon"]), float(each["confidence"])) for each in report["bounds"]]
+    claimed = float(report["claimed_epsilon"])
+    facts = [
+        Fact(
+            name="Claimed, one step",
+            value=f"ε = {claimed:.3g}",
+            detail=f"at δ = {_words.delta(float(report['delta']))}, without amplification",
+        )
+    ]
+    if bounds:
+        largest, confidence = max(bounds)
+        held = "within the claim" if largest <= claimed else "above the claim"
+        detail = f"{held}; largest lower bound, each at {100 * confidence:g}% confidence"
+        facts.append(Fact(name="Measured, one step", value=f"ε ≥ {largest:.3g}", detail=detail))
+    inside, outside = len(report["in_scores"]), len(report["out_scores"])
+    detail = f"{inside} with the canary in the sample, {outside} without"
+    facts.append(Fact(name="Scores", value=str(inside + outside), detail=detail))
+    passed = sum(bool(check["passed"]) for check in report["checks"])
+    value = f"{passed} of {len(report['checks'])}"
+    return [*facts, Fact(name="Checks", value=value, detail="passed")]
+
+
+def _scores(report: Mapping[str, Any]) -> Table:
+    """Both samples in a few numbers each."""
+    rows = []
+    for name, words in (("in_scores", "in the sample"), ("out_scores", "not in the sample")):
+        scores = np.asarray(report[name], dtype=float)
+        found = (scores.mean(), scores.std(ddof=1), scores.min(), np.median(scores), scores.max())
+        rows.append((words, str(len(scores)), *(f"{each:.4g}" for each in found)))
+    return ("canary", "scores", "mean", "deviation", "lowest", "median", "highest"), rows
+
+
+def _bound_rows(report: Mapping[str, Any]) -> Table:
+    """Every bound and the claim."""
+    claimed = f"{float(report['claimed_epsilon']):.4g}"
+    rows = [
+        (
+            str(each["method"]),
+            f"{float(each['epsilon']):.4g}",
+            claimed,
+            f"{100 * float(each['confidence']):g}%",
+        )
+        for each in report["bounds"]
+    ]
+    return ("method", "ε at least", "claimed", "confidence"), rows
 
 
 def _draw(report: Mapping[str, Any], canvas: Canvas) -> None:
@@ -174,4 +230,4 @@ def _bounds(canvas: Canvas, report: Mapping[str, Any]) -> None:
     axes.axvline(claimed, color=INK, lw=1.6)
     x = left + width * claimed / (widest or 1.0)
     canvas.text(x, 410, f"claimed {claimed:.3g}", color=INK, align="center", bold=True)
-    axes.tick_params(axis="x", labelcolor=CARD, labelsize=1)
+    axes.set_xticks([])

@@ -6,7 +6,7 @@ Deliberately not here: numbers that the record does not hold.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -23,8 +23,10 @@ from secure_cnn.report.results import EpochRecord, ResultRecord
 
 __all__ = [
     "class_recall",
+    "colors_of",
     "confusion_matrix",
     "cost_bars",
+    "recall_dots",
     "variant_colors",
 ]
 
@@ -49,14 +51,24 @@ def variant_colors(record: RunRecord) -> dict[str, str]:
         >>> model = ModelRecord(name="compact", parameters=9000)
         >>> record = RunRecord(created="2025-01-01", data=data, model=model)
         >>> variant_colors(record)
-        {'plain': '#727a86'}
+        {'plain': '#68707c'}
     """
     parts: tuple[EpochRecord | ResultRecord | Row, ...]
     parts = (*record.epochs, *record.results, *record.cost)
     every = [part.variant for part in parts]
-    names = [name for name in dict.fromkeys(every) if name != "plain"]
+    return colors_of(every)
+
+
+def colors_of(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name, in the order in which they appear; plain is grey and first.
+
+    Example:
+        >>> colors_of(["private"])
+        {'plain': '#68707c', 'private': '#0b62a8'}
+    """
+    others = [name for name in dict.fromkeys(names) if name != "plain"]
     hues = SERIES[1:]
-    return {"plain": SERIES[0]} | {n: hues[i % len(hues)] for i, n in enumerate(names)}
+    return {"plain": SERIES[0]} | {n: hues[i % len(hues)] for i, n in enumerate(others)}
 
 
 def class_recall(record: RunRecord) -> str:
@@ -129,6 +141,65 @@ def cost_bars(record: RunRecord, metric: Literal["time_ratio", "memory_ratio"]) 
     rows = [row for row in record.cost if row.metric == metric]
     draw = partial(_cost, rows, variant_colors(record), metric)
     return render(metric, f"Cost: {metric}", (WIDTH, 44 + 40 * max(1, len(rows))), draw)
+
+
+def recall_dots(
+    results: Mapping[str, ResultRecord], classes: Sequence[str], colors: Mapping[str, str]
+) -> str:
+    """Accuracy, macro recall and recall per class, a dot for each result; plain is a bar.
+
+    With more than 24 classes, the 24 with the lowest recall in any result are shown.
+
+    Args:
+        results: By name.
+        classes: The class names.
+        colors: The colour of each result, by name.
+
+    Example:
+        >>> result = ResultRecord(variant="plain", accuracy=0.5, macro_recall=0.5,
+        ...                       recall=(1.0, 0.0), confusion=((2, 0), (2, 0)))
+        >>> recall_dots({"plain": result}, ("cat", "dog"), {"plain": "#68707c"})[:4]
+        '<svg'
+    """
+    every = list(results.values())
+    order = sorted(
+        range(len(classes)), key=lambda k: min((_or_zero(r.recall[k]) for r in every), default=0.0)
+    )
+    shown = sorted(order[:MOST_CLASSES])
+    size = (WIDTH, 18 * len(results) + 22 * (len(shown) + 2) + 44)
+    draw = partial(_dots, results, [(k, classes[k]) for k in shown], colors)
+    return render("recall-dots", "Accuracy and recall by class", size, draw)
+
+
+def _dots(
+    results: Mapping[str, ResultRecord],
+    classes: Sequence[tuple[int, str]],
+    colors: Mapping[str, str],
+    canvas: Canvas,
+) -> None:
+    """A legend, then a row for each class."""
+    for index, name in enumerate(results):
+        y = 9 + 18 * index
+        canvas.text(96, y, "▬" if name == "plain" else "●", color=colors[name])
+        canvas.text(114, y, short(name, 34))
+    top = 18 * len(results) + 12
+    rows = ["accuracy", "macro recall", *(name for _, name in classes)]
+    axes = canvas.axes(96, top, WIDTH - 96 - 20, 22 * len(rows))
+    axes.set(xlim=(0, 1), ylim=(len(rows), 0))
+    _share_axis(axes)
+    at = [row + 0.5 for row in range(len(rows))]
+    axes.set_yticks(at, [short(name) for name in rows])
+    axes.hlines(at, 0, 1, color=HAIR, lw=1)
+    for label in axes.get_yticklabels()[:2]:
+        label.set_fontweight("bold")
+    for name, result in results.items():
+        shares = [result.accuracy, result.macro_recall, *(result.recall[k] for k, _ in classes)]
+        known = [(x, y) for x, y in zip(shares, at, strict=True) if not math.isnan(x)]
+        xs, ys = zip(*known, strict=True)
+        if name == "plain":
+            axes.scatter(xs, ys, s=150, marker="|", c=colors[name], lw=3, zorder=2, clip_on=False)
+        else:
+            axes.scatter(xs, ys, s=52, c=colors[name], ec=CARD, lw=1, zorder=3, clip_on=False)
 
 
 def _bars(record: RunRecord, order: Sequence[int], thickness: float, canvas: Canvas) -> None:

@@ -5,37 +5,22 @@ conditions it holds or that it does not. The template only places them. Delibera
 scripts, fonts and anything else that a browser would have to fetch; the page forbids it to itself.
 """
 
-import json
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
-from jinja2 import Environment, StrictUndefined
-
-from secure_cnn.report import figures
-from secure_cnn.report._canvas import css
+from secure_cnn.report import _words, figures
+from secure_cnn.report._classes import recall_table
 from secure_cnn.report._document import write_text
+from secure_cnn.report._html import fill
+from secure_cnn.report._words import Fact
 from secure_cnn.report.curves import accuracy_curve, epsilon_curve, loss_curve
 from secure_cnn.report.examples import Examples, example_figure
 from secure_cnn.report.record import RunRecord, ThreatRecord
 from secure_cnn.report.results import EpochRecord, ResultRecord
+from secure_cnn.report.tradeoff import Needs, points_of
+from secure_cnn.report.tradeoff_figures import Tradeoff
 
 __all__ = ["render_page", "write_page"]
-
-_NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1", "l0": "ℓ0"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Fact:
-    """One figure of the summary: what it is, its value, and what to know before quoting it."""
-
-    name: str
-    value: str
-    detail: str
 
 
 def write_page(record: RunRecord, examples: Examples | None, path: str | Path) -> None:
@@ -83,38 +68,35 @@ def render_page(record: RunRecord, examples: Examples | None = None) -> str:
         >>> "Not private" in page
         True
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {
-        "share": _share,
-        "number": _number,
-        "epsilon": _epsilon,
-        "shown": _shown,
-    }
-    source = files("secure_cnn.report").joinpath("page.html.jinja").read_text(encoding="utf-8")
     outcome, baseline = _outcome(record), _baseline(record)
     colors = figures.variant_colors(record)
-    return environment.from_string(source).render(
-        record=record,
-        examples=examples,
-        outcome=outcome,
-        baseline=baseline,
-        created=_date(record.created),
-        variant=_variant(record),
-        pending=_pending(record),
-        facts=_facts(record, outcome, baseline),
-        privacy=_privacy(record),
-        robustness=_robustness(record, outcome),
-        uncovered=_uncovered(record),
-        threat=record.threat and _threat(record.threat),
-        attacks=list(dict.fromkeys(name for result in record.results for name in result.attacks)),
-        colors={name: css(color) for name, color in colors.items()},
-        curves=_curves(record),
-        recall=figures.class_recall(record) if record.results else None,
-        confusion=outcome and figures.confusion_matrix(record, outcome.variant),
-        costs=[figures.cost_bars(record, ratio) for ratio in _ratios(record)],
-        pictures=_pictures(examples),
-        shown=figures.MOST_CLASSES,
-    )
+    results = {result.variant: result for result in record.results}
+    before = None if baseline is None else baseline.variant
+    attacks = list(dict.fromkeys(name for result in record.results for name in result.attacks))
+    values = {
+        "record": record,
+        "examples": examples,
+        "outcome": outcome,
+        "baseline": baseline,
+        "variant": _variant(record),
+        "pending": _pending(record),
+        "facts": _facts(record, outcome, baseline),
+        "privacy": _privacy(record),
+        "robustness": _robustness(record, outcome),
+        "uncovered": _uncovered(record),
+        "threat": record.threat and _against(record.threat),
+        "attacks": attacks,
+        "colors": colors,
+        "curves": _curves(record),
+        "tradeoff": Tradeoff.between(points_of(record), colors, Needs()),
+        "recalls": recall_table(results, record.data.classes, before),
+        "recall": figures.class_recall(record) if record.results else None,
+        "confusion": outcome and figures.confusion_matrix(record, outcome.variant),
+        "costs": [figures.cost_bars(record, ratio) for ratio in _ratios(record)],
+        "pictures": _pictures(examples),
+        "shown": figures.MOST_CLASSES,
+    }
+    return fill("page.html.jinja", values)
 
 
 def _outcome(record: RunRecord) -> ResultRecord | None:
@@ -143,12 +125,6 @@ def _pending(record: RunRecord) -> list[str]:
     finished = {result.variant for result in record.results}
     trained = dict.fromkeys(epoch.variant for epoch in record.epochs)
     return [variant for variant in trained if variant not in finished]
-
-
-def _date(created: str) -> str:
-    """A moment as people write it."""
-    moment = datetime.fromisoformat(created)
-    return f"{moment.day} {moment:%B %Y, %H:%M %Z}".strip()
 
 
 def _spent(record: RunRecord) -> float | None:
@@ -183,57 +159,61 @@ def _ratios(record: RunRecord) -> list[Literal["time_ratio", "memory_ratio"]]:
 
 def _facts(
     record: RunRecord, outcome: ResultRecord | None, baseline: ResultRecord | None
-) -> list[_Fact]:
+) -> list[Fact]:
     """The figures of the summary."""
     facts = [_privacy_fact(record), _robust_fact(record, outcome, baseline)]
     if outcome is None:
         return facts
     pairs = [("Accuracy", "accuracy"), ("Macro recall", "macro_recall")]
     for name, value in pairs:
-        before = f"plain: {_share(getattr(baseline, value))}" if baseline else "no plain baseline"
+        before = (
+            f"plain: {_words.share(getattr(baseline, value))}" if baseline else "no plain baseline"
+        )
         detail = before if outcome.variant != "plain" else "on the test images"
-        facts.append(_Fact(name=name, value=_share(getattr(outcome, value)), detail=detail))
+        facts.append(Fact(name=name, value=_words.share(getattr(outcome, value)), detail=detail))
     return [*facts, _cost_fact(record, outcome, baseline)]
 
 
-def _privacy_fact(record: RunRecord) -> _Fact:
+def _privacy_fact(record: RunRecord) -> Fact:
     """ε with its δ, or that there is none."""
     spent = _spent(record)
     if record.privacy is None or spent is None:
-        return _Fact(name="Privacy", value="none", detail="no bound on what the model memorised")
-    detail = f"ε spent, at δ = {_delta(record.privacy.delta)}"
-    return _Fact(name="Privacy", value=f"ε = {_epsilon(spent)}", detail=detail)
+        return Fact(name="Privacy", value="none", detail="no bound on what the model memorised")
+    detail = f"ε spent, at δ = {_words.delta(record.privacy.delta)}"
+    return Fact(name="Privacy", value=f"ε = {_words.epsilon(spent)}", detail=detail)
 
 
 def _robust_fact(
     record: RunRecord, outcome: ResultRecord | None, baseline: ResultRecord | None
-) -> _Fact:
+) -> Fact:
     """Robust accuracy with its interval and its attacks, or that it is unknown."""
     if outcome is None or outcome.robust_accuracy is None:
-        return _Fact(name="Robust accuracy", value="unknown", detail="not evaluated")
-    interval = f"95% interval {_share(outcome.robust_low)} to {_share(outcome.robust_high)}"
+        return Fact(name="Robust accuracy", value="unknown", detail="not evaluated")
+    interval = (
+        f"95% interval {_words.share(outcome.robust_low)} to {_words.share(outcome.robust_high)}"
+    )
     against = f"worst of {', '.join(outcome.attacks) or 'unnamed attacks'}"
     before = ""
     if baseline is not None and baseline.robust_accuracy is not None:
-        before = f"; plain: {_share(baseline.robust_accuracy)}"
-    value = _share(outcome.robust_accuracy)
-    return _Fact(name="Robust accuracy", value=value, detail=f"{interval}; {against}{before}")
+        before = f"; plain: {_words.share(baseline.robust_accuracy)}"
+    value = _words.share(outcome.robust_accuracy)
+    return Fact(name="Robust accuracy", value=value, detail=f"{interval}; {against}{before}")
 
 
-def _cost_fact(record: RunRecord, outcome: ResultRecord, baseline: ResultRecord | None) -> _Fact:
+def _cost_fact(record: RunRecord, outcome: ResultRecord, baseline: ResultRecord | None) -> Fact:
     """What a step costs: a benchmark's ratio if there is one, else what this run saw."""
     name, own = "Time per step", outcome.seconds_per_step
     rows = [row for row in record.cost if row.metric == "time_ratio"]
     row = next((row for row in rows if row.variant == outcome.variant), None)
     if row is not None:
         detail = f"of plain, {row.low:.2f} to {row.high:.2f}, n = {row.n}"
-        return _Fact(name=name, value=f"{row.median:.2f}×", detail=detail)
+        return Fact(name=name, value=f"{row.median:.2f}×", detail=detail)
     plain = baseline.seconds_per_step if baseline else None
     if own is not None and plain:
-        return _Fact(name=name, value=f"{own / plain:.2f}×", detail="of plain, as seen in this run")
+        return Fact(name=name, value=f"{own / plain:.2f}×", detail="of plain, as seen in this run")
     if own is not None:
-        return _Fact(name=name, value=f"{own * 1000:.3g} ms", detail="no plain step to compare")
-    return _Fact(name=name, value="unknown", detail="not measured")
+        return Fact(name=name, value=f"{own * 1000:.3g} ms", detail="no plain step to compare")
+    return Fact(name=name, value="unknown", detail="not measured")
 
 
 def _privacy(record: RunRecord) -> str:
@@ -245,11 +225,12 @@ def _privacy(record: RunRecord) -> str:
             "weights may reveal single training images."
         )
     return (
-        f"({_epsilon(spent)}, {_delta(terms.delta)})-differential privacy for each training image, "
-        f"where neighbours are “{terms.relation}”: gradients clipped to norm "
+        f"({_words.epsilon(spent)}, {_words.delta(terms.delta)})-differential privacy for each "
+        f"training image, where neighbours are “{terms.relation}”: gradients clipped to norm "
         f"{terms.max_grad_norm:.4g}, noise {terms.noise_multiplier:.4g} times that norm, each "
         f"image joining a step with probability {terms.sampling_rate:.4g}; the plan is "
-        f"{terms.steps} steps for ε = {_epsilon(terms.epsilon)}, counted by “{terms.accountant}”. "
+        f"{terms.steps} steps for ε = {_words.epsilon(terms.epsilon)}, counted by "
+        f"“{terms.accountant}”. "
         "It covers the weights of this variant and everything computed from them."
     )
 
@@ -282,59 +263,17 @@ def _robustness(record: RunRecord, outcome: ResultRecord | None) -> str:
     if record.threat is None:
         return "Robustness was not evaluated: the run names no threat model."
     if outcome is None or outcome.robust_accuracy is None:
-        return f"Robustness was not evaluated: no attack was run within {_threat(record.threat)}."
+        return f"Robustness was not evaluated: no attack was run within {_against(record.threat)}."
     attacks = ", ".join(outcome.attacks) or "attacks that the record does not name"
+    low, high = _words.share(outcome.robust_low), _words.share(outcome.robust_high)
     return (
-        f"{_share(outcome.robust_accuracy)} of the attacked test images are still classified "
-        f"correctly in the worst case, image by image, over {attacks} ({_threat(record.threat)}). "
-        f"The 95% interval, {_share(outcome.robust_low)} to {_share(outcome.robust_high)}, is "
-        "about the choice of test images. This is a measurement, not a proof: a stronger attack "
-        "may find more."
+        f"{_words.share(outcome.robust_accuracy)} of the attacked test images are still classified "
+        f"correctly in the worst case, image by image, over {attacks} ({_against(record.threat)}). "
+        f"The 95% interval, {low} to {high}, is about the choice of test images. This is a "
+        "measurement, not a proof: a stronger attack may find more."
     )
 
 
-def _threat(threat: ThreatRecord) -> str:
+def _against(threat: ThreatRecord) -> str:
     """A threat model in one phrase."""
-    norm = _NORMS.get(threat.norm, threat.norm)
-    low, high = threat.bounds
-    return f"{norm} ≤ {threat.eps:.4g}, pixels in [{low:g}, {high:g}]"
-
-
-def _share(value: float | None) -> str:
-    """A share in percent."""
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}%"
-
-
-def _epsilon(value: float | None) -> str:
-    """ε with two decimals, never rounded down."""
-    if value is None:
-        return "–"
-    return f"{math.ceil(value * 100 - 1e-9) / 100:.2f}" if math.isfinite(value) else "∞"
-
-
-def _delta(value: float) -> str:
-    """δ in short."""
-    return f"{value:.3g}".replace("e-0", "e-")
-
-
-def _number(value: float | None, digits: int = 3) -> str:
-    """A number to read in a table."""
-    return "–" if value is None else f"{value:.{digits}g}"
-
-
-def _shown(content: Mapping[str, object]) -> list[tuple[str, str]]:
-    """Names and values of a free-form object, in words."""
-    return [(name.replace("_", " "), _show(name, value)) for name, value in content.items()]
-
-
-def _show(name: str, value: object) -> str:
-    """Any plain JSON value in words; `memory` is in bytes."""
-    if value is None:
-        return "not set"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if name == "memory" and isinstance(value, int):
-        return f"{value / 2**30:.1f} GiB"
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return _words.threat(threat.norm, threat.eps, threat.bounds)

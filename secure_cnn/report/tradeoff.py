@@ -1,0 +1,285 @@
+"""What each variant gives and takes: points in five measures, which are beaten, and which to take.
+
+Deliberately not here: one score for everything. A protection is something that one needs or does
+not need, so a choice is made by limits (`Needs`) and not by weights.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from secure_cnn.report import _words
+from secure_cnn.report._document import conform, require
+from secure_cnn.report.record import RunRecord
+from secure_cnn.report.results import ResultRecord
+
+__all__ = [
+    "COLUMNS",
+    "FRONT_RULE",
+    "Estimate",
+    "Needs",
+    "TradeoffPoint",
+    "cells",
+    "choose",
+    "pareto_front",
+    "points_of",
+]
+
+FRONT_RULE = (
+    "Filled marks are on the Pareto front: no other variant is at least as good in accuracy, macro "
+    "recall, robust accuracy, ε and time, and better in one of them. What was not measured counts "
+    "as worst; intervals are not taken into account."
+)
+COLUMNS = (
+    *("no.", "variant", "accuracy", "macro recall", "robust accuracy", "ε"),
+    *("ε of a step, audited", "step ÷ plain", "front"),
+)
+_Z = 1.959963984540054
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A measured value with the ends of its interval.
+
+    Raises:
+        RunError: `low <= value <= high` does not hold.
+
+    Example:
+        >>> Estimate(value=0.9, low=0.8, high=0.95).value
+        0.9
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        """Refuse what is no interval."""
+        conform(self)
+        ordered = self.low <= self.value <= self.high
+        require(ordered, "estimate", "low <= value <= high", (self.low, self.value, self.high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TradeoffPoint:
+    """What one variant gives and takes; None is not measured, or not promised.
+
+    Attributes:
+        name: The variant, unlike that of every other point.
+        accuracy: Share of test images classified correctly, with its 95 % interval.
+        macro_recall: The mean of the recall of each class.
+        robust_accuracy: What is left of the accuracy in the worst case.
+        epsilon: ε of the training.
+        audited: Of one step: the largest lower bound on ε that an audit found, and the claim.
+        time: Time of a step against plain.
+
+    Example:
+        >>> accuracy = Estimate(value=0.9, low=0.8, high=0.95)
+        >>> TradeoffPoint(name="plain", accuracy=accuracy, macro_recall=0.9).epsilon is None
+        True
+    """
+
+    name: str
+    accuracy: Estimate
+    macro_recall: float
+    robust_accuracy: Estimate | None = None
+    epsilon: float | None = None
+    audited: tuple[float, float] | None = None
+    time: Estimate | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values of the wrong type."""
+        conform(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """The limits that a variant must keep to be taken; None is no limit.
+
+    Attributes:
+        epsilon: The largest ε.
+        robust_accuracy: The smallest robust accuracy.
+        time: The largest time of a step against plain.
+
+    Raises:
+        RunError: A limit is negative or not a number.
+
+    Example:
+        >>> Needs(epsilon=8.0, robust_accuracy=0.5).words
+        'ε ≤ 8, robust accuracy ≥ 50.0%'
+    """
+
+    epsilon: float | None = None
+    robust_accuracy: float | None = None
+    time: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse limits that mean nothing."""
+        conform(self)
+        for name in ("epsilon", "robust_accuracy", "time"):
+            limit: float | None = getattr(self, name)
+            require(limit is None or limit >= 0, f"needs.{name}", "a number of at least 0", limit)
+
+    @property
+    def words(self) -> str:
+        """The limits in one phrase; empty where there are none.
+
+        Example:
+            >>> Needs(time=2.0).words
+            'a step of at most 2 × plain'
+        """
+        said = (
+            self.epsilon is not None and f"ε ≤ {self.epsilon:g}",
+            self.robust_accuracy is not None
+            and f"robust accuracy ≥ {_words.share(self.robust_accuracy)}",
+            self.time is not None and f"a step of at most {self.time:g} × plain",
+        )
+        return ", ".join(part for part in said if part)
+
+    def met_by(self, point: TradeoffPoint) -> bool:
+        """Whether a point keeps every limit; what was not measured keeps none.
+
+        Example:
+            >>> accuracy = Estimate(value=0.9, low=0.8, high=0.95)
+            >>> plain = TradeoffPoint(name="plain", accuracy=accuracy, macro_recall=0.9)
+            >>> Needs(epsilon=8.0).met_by(plain), Needs().met_by(plain)
+            (False, True)
+        """
+        _, _, robust, private, quick = _merits(point)
+        return (
+            (self.epsilon is None or -private <= self.epsilon)
+            and (self.robust_accuracy is None or robust >= self.robust_accuracy)
+            and (self.time is None or -quick <= self.time)
+        )
+
+
+def pareto_front(points: Sequence[TradeoffPoint]) -> tuple[bool, ...]:
+    """Whether each point is beaten by no other: `FRONT_RULE` says when one is.
+
+    Example:
+        >>> good = Estimate(value=0.9, low=0.8, high=0.95)
+        >>> poor = Estimate(value=0.5, low=0.4, high=0.6)
+        >>> pareto_front([TradeoffPoint(name="a", accuracy=good, macro_recall=0.9),
+        ...               TradeoffPoint(name="b", accuracy=poor, macro_recall=0.5),
+        ...               TradeoffPoint(name="c", accuracy=poor, macro_recall=0.5, epsilon=1.0)])
+        (True, False, True)
+    """
+    merits = [_merits(point) for point in points]
+    return tuple(not any(_beats(other, own) for other in merits) for own in merits)
+
+
+def choose(points: Sequence[TradeoffPoint], needs: Needs) -> TradeoffPoint | None:
+    """The most accurate point of the front that keeps the limits, or None if there is none.
+
+    Example:
+        >>> good = Estimate(value=0.9, low=0.8, high=0.95)
+        >>> poor = Estimate(value=0.5, low=0.4, high=0.6)
+        >>> points = [TradeoffPoint(name="a", accuracy=good, macro_recall=0.9),
+        ...           TradeoffPoint(name="c", accuracy=poor, macro_recall=0.5, epsilon=1.0)]
+        >>> choose(points, Needs(epsilon=3.0)).name
+        'c'
+    """
+    front = pareto_front(points)
+    fit = [point for point, on in zip(points, front, strict=True) if on and needs.met_by(point)]
+    return max(fit, key=_merits, default=None)
+
+
+def points_of(record: RunRecord) -> list[TradeoffPoint]:
+    """A point for each result of a run, with what the run itself measured.
+
+    Example:
+        >>> from secure_cnn.report import DataRecord, ModelRecord
+        >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
+        ...                   classes=("cat", "dog"))
+        >>> model = ModelRecord(name="compact", parameters=9000)
+        >>> points_of(RunRecord(created="2025-01-01", data=data, model=model))
+        []
+    """
+    times = {
+        row.variant: Estimate(value=row.median, low=row.low, high=row.high)
+        for row in record.cost
+        if row.metric == "time_ratio"
+    }
+    # Plain against itself: a benchmark of the protections alone need not say so.
+    times = {"plain": Estimate(value=1.0, low=1.0, high=1.0)} | times if times else {}
+    return [
+        TradeoffPoint(
+            name=result.variant,
+            accuracy=_accuracy(result),
+            macro_recall=result.macro_recall,
+            robust_accuracy=_robust(result),
+            epsilon=result.epsilon,
+            time=times.get(result.variant),
+        )
+        for result in record.results
+        if math.isfinite(result.accuracy)
+    ]
+
+
+def cells(number: int, point: TradeoffPoint, *, on_front: bool) -> tuple[str, ...]:
+    r"""A point's row under `COLUMNS`; an interval stands in a second line of its cell.
+
+    Example:
+        >>> accuracy = Estimate(value=0.9, low=0.8, high=0.95)
+        >>> point = TradeoffPoint(name="plain", accuracy=accuracy, macro_recall=0.9)
+        >>> cells(1, point, on_front=True)
+        ('1', 'plain', '90.0%\n80.0–95.0', '90.0%', '–', 'none', '–', '–', 'yes')
+    """
+    audited, time = point.audited, point.time
+    return (
+        str(number),
+        point.name,
+        _interval(point.accuracy),
+        _words.share(point.macro_recall),
+        "–" if point.robust_accuracy is None else _interval(point.robust_accuracy),
+        "none" if point.epsilon is None else _words.epsilon(point.epsilon),
+        "–" if audited is None else f"≥ {audited[0]:.2f}\nof {_words.epsilon(audited[1])}",
+        "–" if time is None else f"{time.value:.2f}×\n{time.low:.2f}–{time.high:.2f}",
+        "yes" if on_front else "no",
+    )
+
+
+def _merits(point: TradeoffPoint) -> tuple[float, float, float, float, float]:
+    """The five measures, larger being better; what is not known is worst."""
+    robust, epsilon, time = point.robust_accuracy, point.epsilon, point.time
+    recall = point.macro_recall
+    return (
+        point.accuracy.value,
+        -math.inf if math.isnan(recall) else recall,
+        -math.inf if robust is None else robust.value,
+        -math.inf if epsilon is None else -epsilon,
+        -math.inf if time is None else -time.value,
+    )
+
+
+def _beats(other: Sequence[float], own: Sequence[float]) -> bool:
+    """Whether `other` is nowhere worse and somewhere better."""
+    pairs = list(zip(other, own, strict=True))
+    return all(a >= b for a, b in pairs) and any(a > b for a, b in pairs)
+
+
+def _accuracy(result: ResultRecord) -> Estimate:
+    """Accuracy with its Wilson (1927) interval, from the images that were counted."""
+    count = sum(map(sum, result.confusion))
+    share = result.accuracy
+    if count == 0:
+        return Estimate(value=share, low=0.0, high=1.0)
+    centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)
+    spread = share * (1 - share) / count + _Z**2 / (4 * count**2)
+    half = _Z * math.sqrt(spread) / (1 + _Z**2 / count)
+    low, high = max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+    return Estimate(value=share, low=low, high=high)
+
+
+def _robust(result: ResultRecord) -> Estimate | None:
+    """Robust accuracy with its interval, where it was measured."""
+    value, low, high = result.robust_accuracy, result.robust_low, result.robust_high
+    if value is None or low is None or high is None:
+        return None
+    return Estimate(value=value, low=low, high=high) if low <= value <= high else None
+
+
+def _interval(estimate: Estimate) -> str:
+    """A share with its interval, in percent."""
+    low, high = 100 * estimate.low, 100 * estimate.high
+    return f"{_words.share(estimate.value)}\n{low:.1f}–{high:.1f}"

@@ -1,0 +1,294 @@
+"""The trade-off map: accuracy against robust accuracy, ε and time, one numbered mark a variant.
+
+A mark has the same number and colour in every panel and in the table beside them; a filled one is
+on the Pareto front. Marks that would cover each other are moved apart, and a line leads back.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+
+from secure_cnn.report._canvas import CARD, HAIR, INK, MUTED, Canvas, render
+from secure_cnn.report.figures import WIDTH
+from secure_cnn.report.tradeoff import (
+    COLUMNS,
+    FRONT_RULE,
+    Estimate,
+    Needs,
+    TradeoffPoint,
+    cells,
+    choose,
+    pareto_front,
+)
+
+__all__ = ["Tradeoff", "TradeoffRow", "tradeoff_map"]
+
+_HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 280, 46, 36, 16, 54
+_MARK, _GAP = 8.0, 18.0
+
+_Point = tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Panel:
+    """What accuracy is drawn against."""
+
+    name: str
+    title: str
+    label: str
+    of: Callable[[TradeoffPoint], Estimate | None]
+    tick: Callable[[float], str]
+    logarithmic: bool = False
+    unbounded: str = ""
+    """What stands for a point that has no value, in a column of its own at the right."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TradeoffRow:
+    """A line of the table beside the map."""
+
+    color: str
+    on_front: bool
+    chosen: bool
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tradeoff:
+    """The map, its numbers and its rules, as pages show them.
+
+    Attributes:
+        panels: The figures; none where there is nothing to compare.
+        columns: The head of the table.
+        rows: Its lines.
+        rule: When a variant is on the front.
+        choice: Which variant to take under the limits; empty without limits.
+    """
+
+    panels: tuple[str, ...]
+    columns: tuple[str, ...]
+    rows: tuple[TradeoffRow, ...]
+    rule: str
+    choice: str
+
+    @classmethod
+    def between(
+        cls, points: Sequence[TradeoffPoint], colors: Mapping[str, str], needs: Needs
+    ) -> "Tradeoff":
+        """What is to be shown of these points under these limits."""
+        front, chosen = pareto_front(points), choose(points, needs) if needs.words else None
+        rows = tuple(
+            TradeoffRow(
+                color=colors[point.name],
+                on_front=on_front,
+                chosen=point is chosen,
+                cells=cells(number, point, on_front=on_front),
+            )
+            for number, (point, on_front) in enumerate(zip(points, front, strict=True), start=1)
+        )
+        return cls(
+            panels=tuple(tradeoff_map(points, colors)),
+            columns=COLUMNS,
+            rows=rows,
+            rule=FRONT_RULE,
+            choice=_choice(chosen, needs),
+        )
+
+
+def _choice(chosen: TradeoffPoint | None, needs: Needs) -> str:
+    """The sentence that answers the limits."""
+    if not needs.words:
+        return ""
+    if chosen is None:
+        return f"No variant keeps the limits: {needs.words}."
+    return f"★ {chosen.name}: the most accurate that keeps the limits, {needs.words}."
+
+
+def _exact(value: float | None) -> Estimate | None:
+    """A value that is no measurement and has no spread."""
+    return None if value is None else Estimate(value=value, low=value, high=value)
+
+
+_PANELS = (
+    _Panel(
+        name="robust",
+        title="Accuracy and robust accuracy",
+        label="robust accuracy, more is better →",
+        of=lambda point: point.robust_accuracy,
+        tick=lambda value: f"{value:.0%}",
+    ),
+    _Panel(
+        name="epsilon",
+        title="Accuracy and privacy",
+        label="← ε, less protects more",
+        of=lambda point: _exact(point.epsilon),
+        tick=lambda value: f"{value:g}",
+        logarithmic=True,
+        unbounded="none",
+    ),
+    _Panel(
+        name="time",
+        title="Accuracy and time",
+        label="← time of a step ÷ plain, less is better",
+        of=lambda point: point.time,
+        tick=lambda value: f"{value:g}×",
+    ),
+)
+
+
+def tradeoff_map(points: Sequence[TradeoffPoint], colors: Mapping[str, str]) -> list[str]:
+    """A panel for each of robust accuracy, ε and time that at least two points can be told by.
+
+    Args:
+        points: What to draw; their numbers are their places, from 1.
+        colors: The colour of each, by name.
+
+    Returns:
+        SVGs for an HTML body.
+
+    Example:
+        >>> good = Estimate(value=0.9, low=0.8, high=0.95)
+        >>> points = [TradeoffPoint(name="a", accuracy=good, macro_recall=0.9),
+        ...           TradeoffPoint(name="b", accuracy=good, macro_recall=0.9, epsilon=3.0)]
+        >>> len(tradeoff_map(points, {"a": "#727a86", "b": "#0b62a8"}))
+        1
+    """
+    panels = [panel for panel in _PANELS if _tells(panel, points)]
+    return [
+        render(
+            f"tradeoff-{panel.name}",
+            panel.title,
+            (WIDTH, _HEIGHT),
+            partial(_draw, panel, points, colors),
+        )
+        for panel in panels
+    ]
+
+
+def _tells(panel: _Panel, points: Sequence[TradeoffPoint]) -> bool:
+    """Whether there are two points to compare; one without a bound is a point if it is shown."""
+    known = sum(panel.of(point) is not None for point in points)
+    return known >= 2 or bool(panel.unbounded and known == 1 and len(points) >= 2)
+
+
+def _draw(
+    panel: _Panel, points: Sequence[TradeoffPoint], colors: Mapping[str, str], canvas: Canvas
+) -> None:
+    """Whiskers where the values are, numbered marks as near to them as there is room."""
+    canvas.text(0, 12, panel.title, bold=True, size=12.5)
+    width, height = WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    axes = canvas.axes(_LEFT, _TOP, width, height)
+    _vertical(axes, [point.accuracy for point in points])
+    beyond = _horizontal(axes, panel, points)
+    front = pareto_front(points)
+    shown = [n for n, point in enumerate(points) if panel.of(point) or panel.unbounded]
+    places = []
+    for number in shown:
+        across = panel.of(points[number]) or _exact(beyond)
+        assert across is not None, "a point without a value is beyond all others"
+        _whiskers(axes, across, points[number].accuracy, colors[points[number].name])
+        x, y = axes.transData.transform((across.value, points[number].accuracy.value))
+        places.append((float(x), canvas.height - float(y)))
+    box = (_LEFT + _MARK, _TOP + _MARK, _LEFT + width - _MARK, _TOP + height - _MARK)
+    marks = _apart(places, box)
+    for number, place, mark in zip(shown, places, marks, strict=True):
+        _mark(canvas, number + 1, place, mark, colors[points[number].name], filled=front[number])
+    middle = _LEFT + width / 2
+    canvas.text(middle, _HEIGHT - 12, panel.label, color=MUTED, align="center")
+    canvas.text(0, _TOP - 8, "accuracy ↑", color=MUTED, size=10)
+
+
+def _vertical(axes: Axes, shares: Sequence[Estimate]) -> None:
+    """Accuracy, as far as the intervals go."""
+    low, high = min(each.low for each in shares), max(each.high for each in shares)
+    margin = max(0.01, 0.08 * (high - low))
+    axes.set_ylim(max(0.0, low - margin), min(1.0, high + margin) + 0.25 * margin)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.grid(axis="y", color=HAIR, lw=1)
+    axes.set_axisbelow(True)
+
+
+def _horizontal(axes: Axes, panel: _Panel, points: Sequence[TradeoffPoint]) -> float:
+    """The panel's own scale; returns where a point without a value stands."""
+    found = [each for each in map(panel.of, points) if each is not None]
+    low, high = min(each.low for each in found), max(each.high for each in found)
+    if panel.logarithmic:
+        return _logarithmic(axes, panel, (max(low, 1e-3), high), len(found) < len(points))
+    margin = 0.08 * (high - low) or 0.05
+    axes.set_xlim(low - margin, high + margin)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: panel.tick(value)))
+    axes.tick_params(axis="x", pad=8)
+    return high
+
+
+def _logarithmic(axes: Axes, panel: _Panel, ends: _Point, missing: bool) -> float:
+    """Ticks at 1, 2 and 5 of each power, and a column for what has no bound at all."""
+    low, high = ends[0] / 1.6, ends[1] * 1.6
+    beyond: float = high * (high / low) ** 0.22
+    axes.set_xscale("log")
+    axes.set_xlim(low, beyond * (high / low) ** 0.14 if missing else high)
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [m * 10.0**k for k in powers for m in (1, 2, 5) if low <= m * 10.0**k <= high]
+    ticks = ticks if len(ticks) <= 6 else [tick for tick in ticks if f"{tick:e}"[0] == "1"]
+    labels = [panel.tick(tick) for tick in ticks]
+    if missing:
+        axes.axvline(high, color=MUTED, lw=1, ls=(0, (3, 3)))
+        ticks, labels = [*ticks, beyond], [*labels, panel.unbounded]
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(ticks, labels)
+    axes.tick_params(axis="x", pad=8)
+    return beyond
+
+
+def _whiskers(axes: Axes, across: Estimate, up: Estimate, color: str) -> None:
+    """Both intervals, as a cross."""
+    axes.vlines(across.value, up.low, up.high, color=color, lw=1.4, alpha=0.55)
+    if across.low < across.high:
+        axes.hlines(up.value, across.low, across.high, color=color, lw=1.4, alpha=0.55)
+
+
+def _mark(
+    canvas: Canvas, number: int, place: _Point, at: _Point, color: str, *, filled: bool
+) -> None:
+    """A number in a disk, and a line to where its value is if that is elsewhere."""
+    axes = canvas.axes(0, 0, canvas.width, canvas.height)
+    axes.set(xlim=(0, canvas.width), ylim=(canvas.height, 0), xticks=[], yticks=[])
+    if math.dist(place, at) > 1:
+        axes.plot(*zip(place, at, strict=True), color=INK, lw=0.8)
+        axes.scatter(*place, s=14, c=color, lw=0, zorder=3)
+    fill, words = (color, CARD) if filled else (CARD, color)
+    axes.scatter(*at, s=(2 * _MARK) ** 2, c=fill, ec=color, lw=1.5, zorder=4)
+    canvas.text(at[0], at[1] + 0.5, str(number), color=words, align="center", size=10, bold=True)
+
+
+def _apart(places: Sequence[_Point], box: tuple[float, float, float, float]) -> list[_Point]:
+    """Places inside the box and, where there is room, `_GAP` apart; moved as little as needed."""
+    left, top, right, bottom = box
+    marks = [list(place) for place in places]
+    for _ in range(80):
+        for first in range(len(marks)):
+            for second in range(first):
+                _push(marks[first], marks[second])
+        for mark in marks:
+            mark[:] = [min(max(mark[0], left), right), min(max(mark[1], top), bottom)]
+    return [(x, y) for x, y in marks]
+
+
+def _push(first: list[float], second: list[float]) -> None:
+    """Move two marks that are too near away from each other, each by half of what is missing."""
+    dx, dy = first[0] - second[0], first[1] - second[1]
+    distance = math.hypot(dx, dy)
+    if distance >= _GAP:
+        return
+    # On the very same spot there is no direction: apart sideways.
+    dx, dy = (dx / distance, dy / distance) if distance > 1e-6 else (1.0, 0.3)
+    step = (_GAP - distance) / 2
+    first[:] = [first[0] + step * dx, first[1] + step * dy]
+    second[:] = [second[0] - step * dx, second[1] - step * dy]

@@ -1,0 +1,275 @@
+"""Runs side by side: who is beaten by whom, what may not be compared, and what is chosen."""
+
+import json
+import math
+import sys
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_secure_cnn_report import PROTECTED, make_record, make_result
+
+from defenses import wilson_interval
+from secure_cnn.cli import main
+from secure_cnn.errors import RunError
+from secure_cnn.report import DataRecord, ThreatRecord
+from secure_cnn.report.audit import AuditRecord
+from secure_cnn.report.runs import SavedRun, compare_runs, render_comparison
+from secure_cnn.report.tradeoff import (
+    Estimate,
+    Needs,
+    TradeoffPoint,
+    choose,
+    pareto_front,
+    points_of,
+)
+from secure_cnn.report.tradeoff_figures import _apart, tradeoff_map
+
+
+def saved_run(name, accuracy=0.8, epsilon=2.991, **fields):
+    """A run with its plain baseline; `fields` are those of its record."""
+    protected = make_result(PROTECTED, 3, accuracy=accuracy, epsilon=epsilon)
+    results = [make_result("plain", 3), protected]
+    return SavedRun(name=name, record=make_record(**({"results": results} | fields)))
+
+
+def audit(bound=1.5, claimed=2.0, passed=True, **recipe):
+    """An audit of the recipe of `make_record`."""
+    report = {
+        "in_scores": [1.0, 2.0],
+        "out_scores": [0.0, 1.0],
+        "bounds": [{"method": "gdp", "epsilon": bound, "confidence": 0.95}],
+        "checks": [],
+        "claimed_epsilon": claimed,
+        "delta": 1e-5,
+        "verdict": "FAILED: too little noise" if not passed else "passed",
+        "passed": passed,
+    }
+    recipe = {"batch_size": 128, "seed": None, "augment": ["shift"], "out": "x"} | recipe
+    return AuditRecord(
+        created="2025-01-01", hardware={}, versions={}, settings=recipe, report=report
+    )
+
+
+def run_command(monkeypatch, *options):
+    """The command line in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["secure-cnn", "compare", *map(str, options)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    return ended.value.code
+
+
+def exact(value):
+    """A measurement without spread."""
+    return None if value is None else Estimate(value=value, low=value, high=value)
+
+
+measure = st.none() | st.sampled_from([0.1, 0.5, 0.9])
+points = st.builds(
+    lambda a, r, robust, epsilon, time: TradeoffPoint(
+        name="x", accuracy=exact(a), macro_recall=r, robust_accuracy=exact(robust),
+        epsilon=epsilon, time=exact(time),
+    ),
+    st.sampled_from([0.1, 0.5, 0.9]), st.sampled_from([0.1, 0.9, math.nan]),
+    measure, measure, measure,
+)  # fmt: skip
+
+
+def better(a, b, larger):
+    """Whether a is at least as good as b, None being worst; and whether it is better."""
+    if b is None:
+        return True, a is not None
+    if a is None:
+        return False, False
+    return (a >= b, a > b) if larger else (a <= b, a < b)
+
+
+def beats(a, b):
+    """The stated rule, read literally."""
+    value = lambda estimate: None if estimate is None else estimate.value  # noqa: E731
+    recall = lambda point: None if math.isnan(point.macro_recall) else point.macro_recall  # noqa: E731
+    each = [
+        better(a.accuracy.value, b.accuracy.value, True),
+        better(recall(a), recall(b), True),
+        better(value(a.robust_accuracy), value(b.robust_accuracy), True),
+        better(a.epsilon, b.epsilon, False),
+        better(value(a.time), value(b.time), False),
+    ]
+    return all(fine for fine, _ in each) and any(more for _, more in each)
+
+
+@given(st.lists(points, max_size=7), measure, measure, measure)
+@settings(deadline=None, derandomize=True, max_examples=200)
+def test_the_front_is_what_its_rule_says(found, epsilon, robust, time):
+    """And a choice is on it, keeps the limits, and is as accurate as any that keeps them."""
+    front = pareto_front(found)
+    assert list(front) == [not any(beats(other, own) for other in found) for own in found]
+    needs = Needs(epsilon=epsilon, robust_accuracy=robust, time=time)
+    chosen = choose(found, needs)
+    fit = [point for point in found if needs.met_by(point)]
+    assert (chosen is None) == (not fit)
+    if chosen is not None:
+        assert needs.met_by(chosen)
+        assert front[next(i for i, point in enumerate(found) if point is chosen)]
+        assert chosen.accuracy.value == max(point.accuracy.value for point in fit)
+
+
+def test_a_limit_is_kept_by_what_was_measured_only():
+    """No ε is not a small one, and a limit of zero is one."""
+    plain = TradeoffPoint(name="plain", accuracy=exact(0.9), macro_recall=0.9)
+    for needs in (Needs(epsilon=1e9), Needs(robust_accuracy=0.0), Needs(time=1e9)):
+        assert not needs.met_by(plain)
+    private = replace(plain, epsilon=0.0)
+    assert Needs(epsilon=0.0).met_by(private)
+    assert Needs(epsilon=0.0).words == "ε ≤ 0"
+    for wrong in (-1.0, math.nan):
+        with pytest.raises(RunError, match=r"needs\.epsilon"):
+            Needs(epsilon=wrong)
+
+
+def test_points_carry_the_intervals_of_the_record():
+    """Accuracy's is Wilson's, over the images in the confusion matrix."""
+    result = make_result("plain", 3, accuracy=0.8)
+    (point,) = points_of(make_record(("plain",), results=[result]))
+    low, high = wilson_interval(24, 30)
+    assert (point.accuracy.low, point.accuracy.high) == pytest.approx((low, high))
+    assert point.robust_accuracy == Estimate(value=0.6, low=0.55, high=0.65)
+
+
+def test_marks_are_moved_apart_and_no_further_than_needed():
+    """Even on the very same spot or in a corner; marks with room stay where they are."""
+    box = (8.0, 8.0, 300.0, 200.0)
+    crowd = [(100.0, 100.0)] * 3 + [(8.0, 8.0), (9.0, 9.0), (250.0, 150.0)]
+    marks = _apart(crowd, box)
+    for first in range(len(marks)):
+        for second in range(first):
+            assert math.dist(marks[first], marks[second]) > 16
+    assert marks[-1] == crowd[-1]
+    assert all(8 <= x <= 300 and 8 <= y <= 200 for x, y in marks)
+    assert max(math.dist(a, b) for a, b in zip(crowd, marks, strict=True)) < 40
+
+
+def test_a_panel_is_drawn_only_where_it_tells_something():
+    """One point, or nothing measured, is no picture."""
+    one = TradeoffPoint(name="a", accuracy=exact(0.9), macro_recall=0.9)
+    colors = {"a": "#0b62a8", "b": "#0b62a8"}
+    assert tradeoff_map([one], colors) == []
+    assert tradeoff_map([one, replace(one, name="b")], colors) == []
+    private = replace(one, name="b", epsilon=3.0, time=exact(2.0))
+    (svg,) = tradeoff_map([one, private], colors)
+    assert ">none</text>" in svg
+    assert tradeoff_map([one, private], colors) == [svg]
+    full = [replace(p, robust_accuracy=exact(0.5), time=exact(1.0)) for p in (one, private)]
+    assert len(tradeoff_map(full, colors)) == 3
+
+
+def test_the_same_plain_training_is_shown_once():
+    """The one that was attacked, whichever comes first; another network's stays."""
+    bare = make_result("plain", 3, robust_accuracy=None, robust_low=None, robust_high=None,
+                       robust_recall=None, attacks={})  # fmt: skip
+    first = saved_run("first", results=[bare, make_result(PROTECTED, 3)])
+    found = compare_runs([first, saved_run("second", accuracy=0.7)])
+    assert list(found.results) == ["plain", f"first: {PROTECTED}", f"second: {PROTECTED}"]
+    assert [point.name for point in found.points] == list(found.results)
+    assert found.points[0].robust_accuracy is not None
+    model = replace(first.record.model, name="resnet20")
+    other = replace(first, name="other", record=replace(first.record, model=model))
+    mixed = compare_runs([first, other])
+    assert sum(result.variant == "plain" for result in mixed.results.values()) == 2
+    assert any("networks differ" in note for note in mixed.notes)
+
+
+def test_runs_on_other_data_are_refused_by_name():
+    """Also another split of the same data; and a run twice, and one without result."""
+    first = saved_run("first")
+    data = first.record.data
+    for change in ({"fingerprint": "sha256:11"}, {"test": 91}, {"name": "plants"}):
+        record = make_record(data=DataRecord(**(vars(data) | change)))
+        with pytest.raises(RunError, match=r"second: expected the data of first, animals \(900"):
+            compare_runs([first, SavedRun(name="second", record=record)])
+    with pytest.raises(RunError, match="first: expected each run once"):
+        compare_runs([first, first])
+    empty = SavedRun(name="empty", record=make_record(results=[], status="running"))
+    with pytest.raises(RunError, match="empty: expected a result"):
+        compare_runs([first, empty])
+
+
+def test_what_was_measured_under_other_conditions_is_not_compared():
+    """Another threat model's robust accuracy is left out, and another δ is said."""
+    privacy = replace(saved_run("x").record.privacy, delta=1e-4)
+    threat = ThreatRecord(norm="linf", eps=0.2, bounds=(0, 1))
+    other = saved_run("second", threat=threat, privacy=privacy)
+    found = compare_runs([saved_run("first"), other])
+    robust = {point.name: point.robust_accuracy for point in found.points}
+    assert robust[f"second: {PROTECTED}"] is None
+    assert robust[f"first: {PROTECTED}"] is not None
+    notes = " ".join(found.notes)
+    assert "another threat model, so not shown: second" in notes
+    assert "δ = 0.0001 or 1e-5" in notes
+    assert "not on one scale" in notes
+
+
+def test_an_audit_is_shown_beside_its_claim():
+    """A failed one is a warning above everything; plain has none."""
+    run = replace(saved_run("first"), audit=audit())
+    found = compare_runs([run])
+    assert [point.audited for point in found.points] == [None, (1.5, 2.0)]
+    assert "≥ 1.50\nof 2.00" in render_comparison(found, Needs())
+    failed = compare_runs([replace(run, audit=audit(passed=False))])
+    assert "too little noise" in failed.warnings[0]
+    assert choose(failed.points, Needs(epsilon=9)) is None
+    assert "too little noise" in render_comparison(failed, Needs())
+
+
+def test_the_page_says_what_differs_and_escapes_it():
+    """Settings by name and run; the same in both is left out."""
+    second = saved_run("<i>&", settings={"batch_size": 64, "seed": None, "augment": ["<b>"]})
+    page = render_comparison(compare_runs([saved_run("first"), second]), Needs(epsilon=9))
+    assert "&lt;i&gt;&amp;" in page
+    assert "<i>&" not in page
+    assert "&lt;b&gt;" in page
+    assert ">batch size</th><td>128</td><td>64</td>" in page
+    assert ">seed</th>" not in page
+    assert "★" in page
+    assert "No variant keeps the limits" in render_comparison(
+        compare_runs([saved_run("first")]), Needs(epsilon=0.1)
+    )
+
+
+def folder_of(parent, name, **fields):
+    """A run's folder with its record."""
+    folder = parent / name
+    folder.mkdir()
+    saved_run(name, **fields).record.write(folder / "run.json")
+    return folder
+
+
+def test_the_command_prints_writes_and_chooses(tmp_path, monkeypatch, capsys):
+    """The table on stdout, the rest on stderr, both files in the folder."""
+    first, second = folder_of(tmp_path, "first"), folder_of(tmp_path, "second", accuracy=0.7)
+    audit().write(first)
+    out = tmp_path / "new" / "out"
+    assert run_command(monkeypatch, first, second, "--out", out, "--max-epsilon", "3") == 0
+    printed = capsys.readouterr()
+    assert "2 runs on animals" in printed.out
+    assert f"chosen under ε ≤ 3: first: {PROTECTED}" in printed.err
+    found = json.loads((out / "compare.json").read_text(encoding="utf-8"))
+    assert found["kind"] == "comparison"
+    assert [point["name"] for point in found["points"]] == [
+        *("plain", f"first: {PROTECTED}", f"second: {PROTECTED}")
+    ]
+    assert (out / "compare.html").read_text(encoding="utf-8").count("<svg") == 4
+    assert sorted(path.name for path in out.iterdir()) == ["compare.html", "compare.json"]
+
+
+def test_the_command_fails_in_one_line(tmp_path, monkeypatch, capsys):
+    """Exit code 3 for runs that cannot be compared, 7 where no variant keeps the limits."""
+    first = folder_of(tmp_path, "first")
+    assert run_command(monkeypatch, first, "--max-epsilon", "0.5") == 7
+    assert "no variant keeps the limits: ε ≤ 0.5" in capsys.readouterr().err
+    assert run_command(monkeypatch, first, tmp_path / "nowhere") == 3
+    assert "nowhere/run.json" in capsys.readouterr().err
+    audit(batch_size=64).write(first)
+    assert run_command(monkeypatch, first) == 3
+    assert "got another batch_size" in capsys.readouterr().err

@@ -1,0 +1,114 @@
+"""What the pages share: the table of before and after, the map, the proof, one design."""
+
+import math
+import re
+
+import pytest
+from test_secure_cnn_audit import record_of as audit_record
+from test_secure_cnn_certificate import report as certification
+from test_secure_cnn_cli_evaluate import record_of as robustness_record
+from test_secure_cnn_report import PROTECTED, Page, make_record, make_result
+
+from secure_cnn.errors import RunError
+from secure_cnn.report import Measurements, Row, render_page
+from secure_cnn.report._classes import recall_table
+from secure_cnn.report._words import date, epsilon
+from secure_cnn.report.audit import render_audit
+from secure_cnn.report.bench import render_bench
+from secure_cnn.report.robustness import RobustnessRecord, render_robustness
+
+
+def bench_of(**metrics):
+    """A benchmark of plain and one protection, trained too."""
+    rows = [
+        Row(case="compact", variant=v, metric=m, median=x, low=x, high=x, unit="x", n=5)
+        for v in ("plain", "private")
+        for m, x in {
+            **{"time": 0.1, "time_ratio": 1.0, "images_per_second": 9.0},
+            **{"accuracy_same_examples": 0.9, "macro_recall_same_examples": 0.8},
+            **(metrics if v == "private" else {}),
+        }.items()
+    ]
+    return Measurements(created="2026-01-01", hardware={}, versions={}, rows=tuple(rows))
+
+
+def certified(**changes):
+    """An evaluation with a certification."""
+    fields = vars(robustness_record()) | {"certification": certification().to_dict()}
+    return RobustnessRecord(**(fields | changes))
+
+
+def test_the_change_is_in_points_with_its_sign():
+    """Against the baseline, of which there is no change; nothing for a class without images."""
+    before = make_result("plain", 3, recall=(1.0, 0.5, math.nan), robust_recall=None)
+    after = make_result("x", 3, accuracy=0.75, recall=(0.9, 0.5004, math.nan))
+    head, rows = recall_table({"plain": before, "x": after}, ("a", "b", "c"), "plain")
+    assert head == ("class", "plain", "x", "change", "attacked")
+    assert rows == [
+        ("accuracy", "80.0%", "75.0%", "−5.0", "60.0%"),
+        ("macro recall", "80.0%", "80.0%", "0.0", "60.0%"),
+        ("a", "100.0%", "90.0%", "−10.0", "60.0%"),
+        ("b", "50.0%", "50.0%", "0.0", "60.0%"),
+        ("c", "–", "–", "–", "60.0%"),
+    ]
+    head, _ = recall_table({"x": after}, ("a", "b", "c"), None)
+    assert head == ("class", "x", "attacked")
+
+
+def test_words_round_in_nobodys_favour():
+    """ε goes up, and what is no date stays as it was."""
+    assert epsilon(2.991) == epsilon(3.0) == "3.00"
+    assert epsilon(2.9901) == "3.00"
+    assert epsilon(None) == "–"
+    assert date("2025-11-03T14:20:00+00:00") == "3 November 2025, 14:20 UTC"
+    assert date("yesterday") == "yesterday"
+
+
+def test_a_run_shows_what_its_protection_gives_and_takes():
+    """Both variants on the front, with the rule; one alone is a table without a map."""
+    page = render_page(make_record())
+    assert 'aria-label="Accuracy and privacy"' in page
+    assert "on the Pareto front: no other variant is at least as good" in page
+    assert page.count("● yes") == 2
+    alone = render_page(make_record((PROTECTED,)))
+    assert "Accuracy and privacy" not in alone
+    assert alone.count("● yes") == 1
+
+
+def test_a_bench_shows_the_map_where_a_protection_was_measured():
+    """Without ε and robust accuracy, accuracy and time are in its other figures."""
+    assert "Pareto front" not in render_bench(bench_of())
+    page = render_bench(bench_of(epsilon_same_examples=3.0))
+    assert 'aria-label="Accuracy and privacy"' in page
+
+
+def test_an_evaluation_shows_what_was_proven():
+    """With the chance of error and the abstentions; and nothing where nothing was proven."""
+    text = Page(render_robustness(certified())).text
+    assert "noise of σ = 0.25 (1000 samples an image; each statement fails with a chance" in text
+    assert "0.0% abstained" in text
+    assert "not a measurement" in text
+    assert "What is proven" not in Page(render_robustness(robustness_record())).text
+    with pytest.raises(RunError, match=r"robustness\.certification: expected entries"):
+        certified(certification={"summary": {}})
+
+
+def test_all_pages_have_one_design():
+    """The same styles, the same promise to the browser, links that lead somewhere."""
+    pages = [
+        render_page(make_record()),
+        render_audit(audit_record()),
+        render_robustness(certified()),
+        render_bench(bench_of(epsilon_same_examples=3.0)),
+    ]
+    assert len({re.search(r"<style>(.*?)</style>", page, re.DOTALL)[1] for page in pages}) == 1
+    for text in pages:
+        page = Page(text)
+        assert "default-src 'none'; style-src 'unsafe-inline'; img-src data:" in text
+        links = [v[1:] for n, v in page.attributes if n == "href" and v.startswith("#")]
+        assert "first" in links
+        assert set(links) <= set(page.ids)
+        assert len(page.ids) == len(set(page.ids))
+        assert not {"script", "link", "iframe"} & set(page.tags)
+        figures = text.count("<figure")
+        assert text.count("<table") >= min(figures, 2)
