@@ -35,11 +35,16 @@ fmt: $(VENV)/.installed  ## Format and fix what can be fixed
 	$(RUN) -m ruff check --fix .
 
 bench: $(VENV)/.installed  ## Measure the cost of each protection and regenerate the tables
-	$(VENV)/bin/secure-cnn bench step --case compact --case resnet20 --objective n-fgsm \
+	$(VENV)/bin/secure-cnn bench step --case compact --case resnet20 \
+	  --objective n-fgsm --objective pgd --objective trades \
 	  --rival opacus-hooks --rival opacus-functorch --rival opacus-ew --rival opacus-ghost \
-	  --memory --kernels --json docs/benchmarks.json
+	  --rival torchattacks-ffgsm --rival torchattacks-pgd --rival torchattacks-trades \
+	  --rounds 11 --memory --kernels --json docs/benchmarks.json
 	$(VENV)/bin/secure-cnn bench step --case vgg11 --case resnet18 --rival opacus-hooks \
 	  --rounds 7 --memory --kernels --json docs/benchmarks-large.json
+	$(VENV)/bin/secure-cnn bench overhead --objective n-fgsm --objective pgd --batch 512 \
+	  --rounds 21 --scaling batch --scaling side --json docs/overhead.json
+	$(VENV)/bin/secure-cnn bench archive --size 100 --size 1024 --json docs/archive.json
 	$(RUN) docs/tables.py
 
 # Their own step: in one resolution with ours, torchattacks' old pin of `requests` excludes them.

@@ -40,14 +40,19 @@ def bench_table(measured: Measurements) -> str:
 
 def conditions(measured: Measurements) -> str:
     """On what, with what, how often and when."""
-    hardware, versions = measured.hardware, measured.versions
     ratios = [row for row in measured.rows if row.metric == "time_ratio"]
     fewest, most = min(r.n for r in ratios), max(r.n for r in ratios)
     rounds = f"{most}" if fewest == most else f"{fewest} to {most}"
+    return made_on(measured, f"medians of {rounds} rounds, ")
+
+
+def made_on(measured: Measurements, rounds: str = "") -> str:
+    """On what, with what and when."""
+    hardware, versions = measured.hardware, measured.versions
     return (
         f"{hardware['cpu']}, {hardware['threads']} threads; torch {versions['torch']}, "
-        f"opacus {versions['opacus']}, torchattacks {versions['torchattacks']}; medians of "
-        f"{rounds} rounds, measured {measured.created[:10]}."
+        f"opacus {versions['opacus']}, torchattacks {versions['torchattacks']}; {rounds}"
+        f"measured {measured.created[:10]}."
     )
 
 
@@ -103,9 +108,29 @@ def shares(measured: Measurements) -> str:
     return "\n".join(lines)
 
 
-def only(measured: Measurements, cases: tuple[str, ...]) -> Measurements:
-    """The rows of some cases."""
-    return replace(measured, rows=tuple(row for row in measured.rows if row.case in cases))
+def archive_table(measured: Measurements) -> str:
+    """One row for each ratio, share or time of a sealed file."""
+    lines = ["| size | variant | figure | median | 95 % interval |", "|---|---|---|--:|--:|"]
+    for row in measured.rows:
+        scale, unit = (1000, " ms") if row.unit == "s" else (1, "" if row.unit == "1" else row.unit)
+        digits = 6 if row.unit == "1" else 2
+        low, middle, high = (f"{scale * it:.{digits}f}" for it in (row.low, row.median, row.high))
+        lines.append(
+            f"| {row.case} | {row.variant} | {row.metric} | {middle}{unit} | {low} to {high} |"
+        )
+    return "\n".join([*lines, "", made_on(measured)])
+
+
+def front(measured: Measurements) -> Measurements:
+    """The rows that README shows: two networks, and what most people ask first."""
+    asked = ("plain", "private", "n-fgsm", "pgd", "trades", "private+n-fgsm", "torchattacks-pgd")
+    rows = [
+        row
+        for row in measured.rows
+        if row.case in ("compact", "resnet20")
+        and (row.variant in asked or row.variant.startswith("opacus"))
+    ]
+    return replace(measured, rows=tuple(rows))
 
 
 def _line(time: Row, ratio: Row, peak: Row | None) -> str:
@@ -129,13 +154,15 @@ def main() -> None:
     demo = (DOCS / "demo.txt").read_text(encoding="utf-8").rstrip()
     parts = [Measurements.read(path) for path in sorted(DOCS.glob("benchmarks*.json"))[::-1]]
     measured = replace(parts[0], rows=tuple(row for part in parts for row in part.rows))
-    head = bench_table(only(measured, ("compact", "resnet20")))
+    head = bench_table(front(measured))
     rewrite(DOCS.parent / "README.md", {"demo": f"```\n{demo}\n```", "bench": head})
     tables = {"step": bench_table(measured), "noise": shares(measured)}
     costs = [Measurements.read(path) for path in sorted(DOCS.glob("overhead*.json"))]
     if costs:
         tables["overhead"] = "\n\n".join(overhead_table(each) for each in costs)
         tables["scaling"] = "\n\n".join(exponent_table(each) for each in costs)
+    if (DOCS / "archive.json").exists():
+        tables["archive"] = archive_table(Measurements.read(DOCS / "archive.json"))
     rewrite(DOCS / "benchmarks.md", tables)
 
 

@@ -47,6 +47,8 @@ ADAPTERS = {
     "PIL": {"secure_cnn.data"},
     "matplotlib": {"secure_cnn.report"},
     "jinja2": {"secure_cnn.report"},
+    "lightning": {"secure_cnn.archive.lightning"},
+    "cyclonedx": {"secure_cnn.archive.card"},
     "typer": {"secure_cnn.cli"},
 }
 CODE_RUNNERS = {

@@ -230,14 +230,7 @@ def test_a_folder_of_checkpoints_is_listed_and_pruned(cli, room):
     code, out, err = cli(*listing, "--deep")
     assert code == 0, err
     assert [line.split()[2] for line in out.splitlines()] == ["0", "1", "2"]
-    prune = (
-        "prune",
-        room / "s",
-        "--signer",
-        room / "maker.key",
-        "--recipient",
-        room / "reader.pub",
-    )
+    prune = ("prune", room / "s", "--signer", room / "maker.key")
     assert cli(*prune)[0] == 2
     code, out, err = cli(*prune, "--keep-last", "1", "--keep-best", "1")
     assert (code, out, "removed 1, kept 2" in err) == (0, "", True)
@@ -254,3 +247,19 @@ def test_bad_words_are_wrong_usage(cli, room):
     assert cli("seal", room / "plain", room / "x")[0] == 6
     assert cli("verify", room / "plain")[0] == 2
     assert not (room / "x").exists()
+
+
+def test_a_recipient_may_be_given_as_text(cli, room):
+    """A hybrid key is longer than a file's name may be, and is no file's name."""
+    text = (room / "reader.pub").read_text().strip()
+    code, _, err = cli("seal", room / "plain", room / "m", "--recipient", text)
+    assert code == 0, err
+    assert opens(room)
+
+
+def test_claims_are_told_as_a_card(cli, room, sealed):
+    """Without any key; one thing at a time."""
+    code, _, err = cli("export", sealed, room / "card.md", "--card")
+    assert code == 0, err
+    assert "epsilon" in (room / "card.md").read_text()
+    assert cli("export", sealed, room / "both", "--card", "--bom")[0] == 2

@@ -109,13 +109,22 @@ def test_keys_are_asked_for():
     """Nobody to trust, nobody to read, a signer who is not trusted, no identity to load with."""
     with pytest.raises(InvalidKey, match="trust"):
         CheckpointStore("nowhere")
-    with pytest.raises(InvalidKey, match="recipient"):
-        CheckpointStore("nowhere", signer=SIGNER)
     with pytest.raises(InvalidKey, match="among the trusted"):
         CheckpointStore("nowhere", signer=SIGNER, trusted=[archive.generate_signer().verifier])
     with pytest.raises(WrongKey, match="without an identity"):
         CheckpointStore("nowhere", trusted=TRUSTED).load()
     assert not os.path.exists("nowhere")
+
+
+def test_recipients_are_needed_to_save_only(folder):
+    """Who tidies up has nobody to encrypt to; a save without is refused at once."""
+    with writer(folder) as store:
+        for step in range(3):
+            store.save(state(step), step=step)
+    with writer(folder, recipients=[], keep_last=1) as store:
+        with pytest.raises(InvalidKey, match="recipient"):
+            store.save(state(9), step=9)
+        assert [it.generation for it in store.prune()] == [3]
 
 
 def test_who_trains_need_not_be_able_to_read(folder):

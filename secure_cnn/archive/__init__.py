@@ -5,6 +5,12 @@ is normative. Loading runs no code: there is no pickle here.
 """
 
 from secure_cnn.archive.age import export_age
+from secure_cnn.archive.card import (
+    bill_of_materials,
+    export_bill_of_materials,
+    export_card,
+    model_card,
+)
 from secure_cnn.archive.claims import JSON
 from secure_cnn.archive.core import Lineage
 from secure_cnn.archive.errors import (
@@ -24,6 +30,7 @@ from secure_cnn.archive.errors import (
     UntrustedSigner,
     WrongKey,
 )
+from secure_cnn.archive.extras import MissingExtra
 from secure_cnn.archive.foreign import import_
 from secure_cnn.archive.info import ArchiveInfo, SlotInfo
 from secure_cnn.archive.kek import (
@@ -40,7 +47,9 @@ from secure_cnn.archive.lazy import LazyArchive, open_lazy
 from secure_cnn.archive.log import Checkpoint
 from secure_cnn.archive.passphrase import INSECURE_TEST_COST, Argon2Cost, Passphrase
 from secure_cnn.archive.plain import load_plain, save_plain
+from secure_cnn.archive.pretrained import from_pretrained, save_pretrained
 from secure_cnn.archive.recipients import change_recipients
+from secure_cnn.archive.restore import load_into
 from secure_cnn.archive.rotation import rotate
 from secure_cnn.archive.sealed import decrypt, inspect, load, save, verify
 from secure_cnn.archive.service import KeyService, ServiceKey
@@ -69,6 +78,7 @@ __all__ = [
     "LazyArchive",
     "LimitExceeded",
     "Lineage",
+    "MissingExtra",
     "NotSealed",
     "Passphrase",
     "Recipient",
@@ -87,9 +97,13 @@ __all__ = [
     "UntrustedSigner",
     "Verifier",
     "WrongKey",
+    "bill_of_materials",
     "change_recipients",
     "decrypt",
     "export_age",
+    "export_bill_of_materials",
+    "export_card",
+    "from_pretrained",
     "generate_identity",
     "generate_kek",
     "generate_signer",
@@ -99,7 +113,9 @@ __all__ = [
     "kek_from_environment",
     "kek_from_keyring",
     "load",
+    "load_into",
     "load_plain",
+    "model_card",
     "open_lazy",
     "read_certificate",
     "read_identity",
@@ -108,6 +124,7 @@ __all__ = [
     "rotate",
     "save",
     "save_plain",
+    "save_pretrained",
     "shred",
     "verify",
     "write_key",

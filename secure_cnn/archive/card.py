@@ -110,10 +110,10 @@ def bill_of_materials(info: ArchiveInfo) -> str:
         'machine-learning-model'
     """
     try:
-        from cyclonedx.model import Property
-        from cyclonedx.model.bom import Bom, BomMetaData
-        from cyclonedx.model.component import Component, ComponentType
-        from cyclonedx.output.json import JsonV1Dot6
+        from cyclonedx.model import Property  # type: ignore[import-not-found,unused-ignore]
+        from cyclonedx.model.bom import Bom, BomMetaData  # type: ignore[import-not-found,unused-ignore]
+        from cyclonedx.model.component import Component, ComponentType  # type: ignore[import-not-found,unused-ignore]
+        from cyclonedx.output.json import JsonV1Dot6  # type: ignore[import-not-found,unused-ignore]
     except ImportError:
         raise MissingExtra("a bill of materials", "bom") from None
     properties = [Property(name=name, value=value) for name, value in _properties(info)]
@@ -281,24 +281,24 @@ def _metrics(claims: Mapping[str, JSON]) -> Iterator[dict[str, Any]]:
             yield {"type": name, "value": json.dumps(claims[name])}
     robustness, privacy = claims.get("robustness"), claims.get("privacy")
     if isinstance(robustness, dict) and "robust_accuracy" in robustness:
-        conditions = {k: v for k, v in robustness.items() if k not in ("robust_accuracy",)}
-        metric = {
-            "type": "robust_accuracy",
-            "value": json.dumps(robustness["robust_accuracy"]),
-            "slice": json.dumps(conditions, sort_keys=True),
-        }
+        metric = _metric("robust_accuracy", robustness)
         interval = robustness.get("interval")
         if isinstance(interval, list) and len(interval) == 2:
             low, high = map(json.dumps, interval)
             metric["confidenceInterval"] = {"lowerBound": low, "upperBound": high}
         yield metric
     if isinstance(privacy, dict) and "epsilon" in privacy:
-        conditions = {k: v for k, v in privacy.items() if k != "epsilon"}
-        yield {
-            "type": "epsilon",
-            "value": json.dumps(privacy["epsilon"]),
-            "slice": json.dumps(conditions, sort_keys=True),
-        }
+        yield _metric("epsilon", privacy)
+
+
+def _metric(name: str, claims: Mapping[str, JSON]) -> dict[str, Any]:
+    """One figure with all that was claimed beside it."""
+    conditions = {key: value for key, value in claims.items() if key != name}
+    return {
+        "type": name,
+        "value": json.dumps(claims[name]),
+        "slice": json.dumps(conditions, sort_keys=True),
+    }
 
 
 def _time(created: str) -> datetime:

@@ -7,6 +7,7 @@ temporary file goes and what was there before stays.
 import contextlib
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def _reserve(fd: int, length: int) -> None:
 def _publish(temporary: Path, target: Path, overwrite: bool) -> None:
     """Gives a finished file its name; without `overwrite` never over a file that came meanwhile."""
     if overwrite:
-        temporary.replace(target)
+        _replace(temporary, target)
     else:
         try:
             target.hardlink_to(temporary)
@@ -99,3 +100,23 @@ def _publish(temporary: Path, target: Path, overwrite: bool) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Puts a file in the place of another, whose blocks are given back in the background.
+
+    To give back those of a large file takes longer than to encrypt its successor, and nobody has to
+    wait for it.
+    """
+    try:
+        old = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        temporary.replace(target)
+        return
+    try:
+        temporary.replace(target)
+    finally:
+        try:
+            threading.Thread(target=os.close, args=(old,), name="old file", daemon=True).start()
+        except RuntimeError:
+            os.close(old)

@@ -5,16 +5,17 @@ scale; each has one ciphertext and one plaintext buffer that it uses again and a
 knows a header or a tensor.
 """
 
+import contextlib
 import os
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeAlias, final
+from typing import Protocol, final
 
 from secure_cnn.archive.errors import Tampered, Truncated
 from secure_cnn.archive.layout import Layout
 from secure_cnn.archive.merkle import leaf_hash
+from secure_cnn.archive.pieces import Pieces
 from secure_cnn.archive.stream import HEADER_LENGTH, Floe
+from secure_cnn.archive.threads import Work, share_out
 
 __all__ = [
     "Payload",
@@ -26,10 +27,8 @@ __all__ = [
     "write_at",
 ]
 
-_MAX_THREADS = 4
 _WIPE_LENGTH = 1 << 20
-
-_Work: TypeAlias = Callable[[int], None]
+_WRITE_BACK = 8 << 20
 
 
 class Plaintext(Protocol):
@@ -80,8 +79,9 @@ def encrypt_file(
     if hashed:
         leaves[0] = leaf_hash(floe.header)
     write_at(fd, memoryview(floe.header), layout.offset)
+    batch = max(1, _WRITE_BACK // layout.segment_length)
 
-    def start() -> _Work:
+    def start() -> Work:
         segment = memoryview(bytearray(layout.longest))
         scratch = memoryview(bytearray(layout.longest))
 
@@ -92,10 +92,13 @@ def encrypt_file(
             if hashed:
                 leaves[index + 1] = leaf_hash(segment[:length])
             write_at(fd, segment[:length], offset)
+            if (index + 1) % batch == 0:
+                first, _ = layout.ciphertext(index + 1 - batch)
+                _begin_write_back(fd, first, offset + length - first)
 
         return work
 
-    _share_out(range(layout.segments), start)
+    share_out(range(layout.segments), start)
     return leaves
 
 
@@ -154,29 +157,38 @@ class Payload:
         Example:
             See `Payload`.
         """
-        layout, stop = self.layout, start + len(target)
-        segments = layout.covering(start, stop)
+        self.scatter_into(Pieces([target]), start)
 
-        def begin() -> _Work:
+    def scatter_into(self, targets: Pieces, start: int = 0) -> None:
+        """As `read_into`, into several buffers one behind the other.
+
+        Raises:
+            Tampered: A segment is not what was signed or encrypted.
+            Truncated: The file ends too early.
+
+        Example:
+            See `load_into`.
+        """
+        layout, stop = self.layout, start + len(targets)
+
+        def begin() -> Work:
             scratch = memoryview(bytearray(layout.longest))
+            plain = memoryview(bytearray(layout.longest))
 
             def work(index: int) -> None:
                 first, length = layout.plaintext(index)
                 low, high = max(first, start), min(first + length, stop)
-                out = target[low - start : high - start]
-                if len(out) == length:
-                    self._decrypt(index, scratch, out)
-                else:
-                    whole = memoryview(bytearray(length))
-                    self._decrypt(index, scratch, whole)
-                    out[:] = whole[low - first : high - first]
+                wanted = targets.parts(low - start, high - low)
+                outs = [plain[: low - first], *wanted, plain[high - first : length]]
+                self._decrypt(index, scratch, outs)
 
             return work
 
         try:
-            _share_out(segments, begin)
+            share_out(layout.covering(start, stop), begin)
         except BaseException:
-            wipe(target)
+            for buffer in targets.buffers:
+                wipe(buffer)
             raise
 
     def read(self, start: int, length: int, scratch: memoryview) -> memoryview:
@@ -190,7 +202,7 @@ class Payload:
             See `rotate`.
         """
         index = self.layout.covering(start, start + length)[0]
-        self._decrypt(index, memoryview(bytearray(self.layout.longest)), scratch[:length])
+        self._decrypt(index, memoryview(bytearray(self.layout.longest)), [scratch[:length]])
         return scratch[:length]
 
     def copy_to(self, out: int) -> None:
@@ -221,25 +233,25 @@ class Payload:
         """Gives each segment's plaintext, with where it starts, to a function, on a few threads."""
         layout = self.layout
 
-        def begin() -> _Work:
+        def begin() -> Work:
             scratch = memoryview(bytearray(layout.longest))
             plain = memoryview(bytearray(layout.longest))
 
             def work(index: int) -> None:
                 first, length = layout.plaintext(index)
-                self._decrypt(index, scratch, plain[:length])
+                self._decrypt(index, scratch, [plain[:length]])
                 use(first, plain[:length])
 
             return work
 
-        _share_out(range(layout.segments), begin)
+        share_out(range(layout.segments), begin)
 
-    def _decrypt(self, index: int, scratch: memoryview, out: memoryview) -> None:
-        """One segment into `out`, after it was found equal to what was signed, if anything was."""
+    def _decrypt(self, index: int, scratch: memoryview, outs: Sequence[memoryview]) -> None:
+        """One segment into buffers, after it was found equal to what was signed, if it was."""
         segment = _read_segment(self._fd, self.layout, index, scratch)
         if self._leaves and leaf_hash(segment) != self._leaves[index + 1]:
             raise Tampered(f"segment {index} is not the one that was signed; get the file again")
-        self._floe.decrypt_into(index, self.layout.is_last(index), segment, out)
+        self._floe.scatter_into(index, self.layout.is_last(index), segment, outs)
 
 
 def hash_file(fd: int, layout: Layout) -> list[bytes]:
@@ -263,7 +275,7 @@ def hash_file(fd: int, layout: Layout) -> list[bytes]:
     leaves = [b""] * (layout.segments + 1)
     leaves[0] = leaf_hash(read_at(fd, HEADER_LENGTH, layout.offset))
 
-    def start() -> _Work:
+    def start() -> Work:
         scratch = memoryview(bytearray(layout.longest))
 
         def work(index: int) -> None:
@@ -271,7 +283,7 @@ def hash_file(fd: int, layout: Layout) -> list[bytes]:
 
         return work
 
-    _share_out(range(layout.segments), start)
+    share_out(range(layout.segments), start)
     return leaves
 
 
@@ -323,6 +335,13 @@ def wipe(target: memoryview) -> None:
         part[:] = zeros[: len(part)]
 
 
+def _begin_write_back(fd: int, offset: int, length: int) -> None:
+    """Lets the disk begin with what was written, so that the sync at the end has little to do."""
+    # Linux begins to write what is dirty here; where this does nothing, nothing is lost but time.
+    with contextlib.suppress(OSError, AttributeError):
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+
 def _read_into(fd: int, target: memoryview, offset: int) -> None:
     """Fills a buffer from a file."""
     while len(target):
@@ -338,31 +357,3 @@ def _read_segment(fd: int, layout: Layout, index: int, scratch: memoryview) -> m
     segment = scratch[:length]
     _read_into(fd, segment, offset)
     return segment
-
-
-def _share_out(indexes: range, start: Callable[[], _Work]) -> None:
-    """Does the work of each index on a few threads, each with its own `start()`."""
-    threads = min(_MAX_THREADS, len(indexes), len(os.sched_getaffinity(0)))
-    stop = threading.Event()
-
-    def run(first: int) -> None:
-        try:
-            work = start()
-            for index in indexes[first::threads]:
-                if stop.is_set():
-                    return
-                work(index)
-        except BaseException:
-            stop.set()
-            raise
-
-    if threads == 1:
-        run(0)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        running = [pool.submit(run, first) for first in range(threads)]
-        try:
-            for future in running:
-                future.result()
-        finally:
-            stop.set()

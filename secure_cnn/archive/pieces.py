@@ -1,16 +1,21 @@
-"""Several buffers read as one, so that tensors are saved without joining them first."""
+"""Several buffers used as one, so that tensors are saved and loaded without joining them."""
 
 import bisect
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import final
 
+import numpy as np
+
 __all__ = ["Pieces"]
 
 
 @final
 class Pieces:
-    """Buffers read as if they stood one behind the other, without joining them.
+    """Buffers used as if they stood one behind the other, without joining them.
+
+    Attributes:
+        buffers: Those that are not empty.
 
     Example:
         >>> pieces = Pieces([memoryview(b"hello "), memoryview(b"world")])
@@ -18,14 +23,31 @@ class Pieces:
         (11, b'o wo')
     """
 
-    __slots__ = ("_buffers", "_starts")
+    __slots__ = ("_starts", "buffers")
 
     def __init__(self, buffers: Sequence[memoryview]) -> None:
-        self._buffers = [buffer for buffer in buffers if len(buffer)]
-        self._starts = [0, *accumulate(len(buffer) for buffer in self._buffers)]
+        self.buffers = [buffer for buffer in buffers if len(buffer)]
+        self._starts = [0, *accumulate(len(buffer) for buffer in self.buffers)]
 
     def __len__(self) -> int:
         return self._starts[-1]
+
+    def parts(self, start: int, length: int) -> list[memoryview]:
+        """Views of the `length` bytes from `start`, one of each buffer that has some of them.
+
+        Example:
+            >>> pieces = Pieces([memoryview(b"hello "), memoryview(b"world")])
+            >>> [bytes(part) for part in pieces.parts(4, 4)]
+            [b'o ', b'wo']
+        """
+        parts: list[memoryview] = []
+        index = bisect.bisect_right(self._starts, start) - 1
+        while length > 0:
+            within = start - self._starts[index]
+            parts.append(self.buffers[index][within : within + length])
+            taken = len(parts[-1])
+            start, length, index = start + taken, length - taken, index + 1
+        return parts
 
     def read(self, start: int, length: int, scratch: memoryview) -> memoryview:
         """A view of `length` bytes from `start`; copied to `scratch` if several buffers have them.
@@ -33,17 +55,14 @@ class Pieces:
         Example:
             See `Pieces`.
         """
-        if length == 0:
-            return scratch[:0]
-        index = bisect.bisect_right(self._starts, start) - 1
-        if start + length <= self._starts[index + 1]:
-            within = start - self._starts[index]
-            return self._buffers[index][within : within + length]
+        parts = self.parts(start, length)
+        if len(parts) == 1:
+            return parts[0]
         done = 0
-        while done < length:
-            within = start + done - self._starts[index]
-            part = self._buffers[index][within : within + length - done]
-            scratch[done : done + len(part)] = part
+        for part in parts:
+            # An assignment would hold the interpreter lock while it copies.
+            np.copyto(
+                np.frombuffer(scratch[done : done + len(part)], "B"), np.frombuffer(part, "B")
+            )
             done += len(part)
-            index += 1
         return scratch[:length]

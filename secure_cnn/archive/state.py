@@ -27,7 +27,15 @@ from secure_cnn.archive.tensors import (
     parse_text,
 )
 
-__all__ = ["State", "build_state", "decode_state", "encode_state", "index_of", "tensor_names"]
+__all__ = [
+    "State",
+    "build_state",
+    "decode_state",
+    "encode_state",
+    "index_of",
+    "named_tensors",
+    "tensor_names",
+]
 
 State: TypeAlias = (
     "dict[Any, State] | list[State] | tuple[State, ...] | torch.Tensor | str | float | None"
@@ -164,6 +172,21 @@ def tensor_names(index: Index) -> dict[str, str]:
             if name in index.spans:
                 names.setdefault(path, name)
     return names
+
+
+def named_tensors(state: State) -> dict[str, torch.Tensor]:
+    """The tensors of a state, by the names they are stored under; the same memory.
+
+    Raises:
+        StateError: The state holds what cannot be saved.
+
+    Example:
+        >>> named_tensors({"step": 3, "layers": [torch.ones(2)]})
+        {'layers.0': tensor([1., 1.])}
+    """
+    encoder = _Encoder()
+    encoder.node(state, ())
+    return encoder.tensors
 
 
 def _places(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:

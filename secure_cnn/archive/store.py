@@ -51,7 +51,7 @@ class CheckpointStore:
 
     Args:
         folder: Where the files are; made for a writer if it is missing.
-        recipients: Who can open new checkpoints, as for `save`; for a writer at least one. A writer
+        recipients: Who can open new checkpoints, as for `save`; at least one to save any. A writer
             needs no identity: who trains need not be able to read what is there.
         signer: Who vouches for new checkpoints; None opens the store to read only.
         identity: Opens checkpoints for `load`.
@@ -109,8 +109,6 @@ class CheckpointStore:
         )
         self._lock: FolderLock | None = None
         if signer is not None:
-            if not self._recipients:
-                raise InvalidKey("expected at least one recipient, got none; add who can read")
             self._lock = lock_folder(Path(folder), now=clock())
         self._log: Log | None = None
         try:
@@ -147,6 +145,7 @@ class CheckpointStore:
 
         Raises:
             StateError: State, step, metric or claims hold something that cannot be saved.
+            InvalidKey: The store has no recipients.
             ArchiveError: The save before failed, then this one is not made; or the store is not
                 open for writing in this process.
 
@@ -155,6 +154,8 @@ class CheckpointStore:
         """
         self._settle()
         self._writing()
+        if not self._recipients:
+            raise InvalidKey("expected at least one recipient, got none; add who can read")
         # After a failure it is not known whether the commit was in time.
         self._log = self._log or self._files.read()
         checkpoint = Checkpoint(

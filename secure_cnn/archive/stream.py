@@ -8,11 +8,15 @@ and associated data, so a wrong key shows before any byte is decrypted.
 import hmac
 import os
 import struct
+from collections.abc import Sequence
 from typing import TypeAlias, final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.algorithms import AES
+from cryptography.hazmat.primitives.ciphers.modes import GCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from secure_cnn.archive.errors import LimitExceeded, Tampered, Truncated
@@ -23,6 +27,7 @@ HEADER_LENGTH = 74
 OVERHEAD = 32
 
 _IV_LENGTH = 32
+_TAG_LENGTH = 16
 _NOT_LAST = 0xFFFFFFFF
 _ROTATION_MASK = ~((1 << 20) - 1)
 _MAX_SEGMENT = 64 << 20
@@ -50,7 +55,7 @@ class Floe:
         b'hello'
     """
 
-    __slots__ = ("_aad", "_iv", "_message_key", "header", "piece", "segment_length")
+    __slots__ = ("_aad", "_iv", "_last_key", "_message_key", "header", "piece", "segment_length")
 
     def __init__(self, key: bytes, aad: bytes, segment_length: int, iv: bytes) -> None:
         if not OVERHEAD < segment_length <= _MAX_SEGMENT:
@@ -58,6 +63,7 @@ class Floe:
                 f"segment length: expected 33 to {_MAX_SEGMENT}, got {segment_length}"
             )
         self._aad, self._iv = aad, iv
+        self._last_key: tuple[int, bytes] = 0, b""
         self.segment_length = segment_length
         self.piece = segment_length - OVERHEAD
         self.header = _PARAMETERS.pack(0, segment_length, _IV_LENGTH) + iv
@@ -69,10 +75,14 @@ class Floe:
         info = self.header[: _PARAMETERS.size] + self._iv + purpose + self._aad
         return HKDFExpand(hashes.SHA384(), length, info).derive(key)
 
-    def _cipher(self, position: int) -> AESGCM:
-        """The cipher of a segment; its key changes every 2^20 segments."""
-        purpose = b"DEK:" + struct.pack(">Q", position & _ROTATION_MASK)
-        return AESGCM(self._expand(self._message_key, purpose, 32))
+    def _segment_key(self, position: int) -> bytes:
+        """The key of a segment; it changes every 2^20 segments."""
+        epoch = position & _ROTATION_MASK
+        known, key = self._last_key
+        if not key or known != epoch:
+            key = self._expand(self._message_key, b"DEK:" + struct.pack(">Q", epoch), 32)
+            self._last_key = epoch, key
+        return key
 
     def encrypt_into(self, position: int, last: bool, plaintext: _Bytes, out: memoryview) -> int:
         """Encrypts one segment under a fresh nonce from the operating system.
@@ -100,7 +110,9 @@ class Floe:
         nonce = os.urandom(12)
         _SEGMENT_HEAD.pack_into(out, 0, length if last else _NOT_LAST, nonce)
         body = out[_SEGMENT_HEAD.size : length]
-        self._cipher(position).encrypt_into(nonce, plaintext, _segment_aad(position, last), body)
+        AESGCM(self._segment_key(position)).encrypt_into(
+            nonce, plaintext, _segment_aad(position, last), body
+        )
         return length
 
     def decrypt_into(self, position: int, last: bool, segment: memoryview, out: memoryview) -> None:
@@ -119,21 +131,54 @@ class Floe:
         Example:
             See `Floe`.
         """
+        self.scatter_into(position, last, segment, [out])
+
+    def scatter_into(
+        self, position: int, last: bool, segment: memoryview, outs: Sequence[memoryview]
+    ) -> None:
+        """As `decrypt_into`, into several buffers one behind the other.
+
+        Args:
+            position: As for `decrypt_into`.
+            last: As for `decrypt_into`.
+            segment: As for `decrypt_into`.
+            outs: Together exactly 32 bytes shorter.
+
+        Raises:
+            Truncated: As for `decrypt_into`.
+            Tampered: As for `decrypt_into`.
+
+        Example:
+            >>> floe, segment = create_stream(bytes(32), b"", 64), memoryview(bytearray(64))
+            >>> length = floe.encrypt_into(0, True, b"hello", segment)
+            >>> outs = [memoryview(bytearray(2)), memoryview(bytearray(3))]
+            >>> floe.scatter_into(0, True, segment[:length], outs)
+            >>> [bytes(out) for out in outs]
+            [b'he', b'llo']
+        """
         length = len(segment)
-        if length < OVERHEAD or length > self.segment_length or len(out) != length - OVERHEAD:
+        if not OVERHEAD <= length <= self.segment_length or length != OVERHEAD + sum(
+            map(len, outs)
+        ):
             raise Truncated(f"segment {position} has {length} bytes; get the file again")
         mark, nonce = _SEGMENT_HEAD.unpack_from(segment)
-        if mark != (length if last else _NOT_LAST) or (not last and length != self.segment_length):
+        whole = length == self.segment_length
+        if mark != (length if last else _NOT_LAST) or not (whole or last):
             raise Truncated(
                 f"segment {position} is not {'' if last else 'before '}the last; get the file again"
             )
+        mode = GCM(nonce, bytes(segment[-_TAG_LENGTH:]))
         try:
-            self._cipher(position).decrypt_into(
-                nonce, segment[_SEGMENT_HEAD.size :], _segment_aad(position, last), out
-            )
+            cipher = Cipher(AES(self._segment_key(position)), mode).decryptor()
+            cipher.authenticate_additional_data(_segment_aad(position, last))
+            start = _SEGMENT_HEAD.size
+            for out in outs:
+                start += cipher.update_into(segment[start : start + len(out)], out)
+            cipher.finalize()
         except BaseException as error:
             # The library leaves unverified plaintext behind, and one of its panics is no Exception.
-            out[:] = bytes(len(out))
+            for out in outs:
+                out[:] = bytes(len(out))
             if isinstance(error, InvalidTag):
                 raise Tampered(
                     f"segment {position} was changed or moved; get the file again"

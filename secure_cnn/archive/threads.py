@@ -1,0 +1,70 @@
+"""Work that a few threads share: the calling one, and as many more as there are processors for."""
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+__all__ = ["Work", "share_out"]
+
+Work: TypeAlias = Callable[[int], None]
+
+_MAX_THREADS = 4
+
+
+def share_out(indexes: range, start: Callable[[], Work]) -> None:
+    """Does the work of each index, in about this order; whoever is free takes the next one.
+
+    When it returns or raises, no thread is at work any more. After a failure, or an interrupt, no
+    index is begun.
+
+    Args:
+        indexes: What to do.
+        start: Called once in each thread, for buffers that it uses again and again; gives the work
+            on one index.
+
+    Raises:
+        BaseException: The first failure.
+
+    Example:
+        >>> done = []
+        >>> share_out(range(5), lambda: done.append)
+        >>> sorted(done)
+        [0, 1, 2, 3, 4]
+    """
+    left, taking, failures = iter(indexes), threading.Lock(), list[BaseException]()
+
+    def run() -> None:
+        try:
+            work = start()
+            while not failures:
+                with taking:
+                    index = next(left, None)
+                if index is None:
+                    return
+                work(index)
+        except BaseException as error:
+            failures.append(error)
+
+    count = min(_MAX_THREADS, len(indexes), len(os.sched_getaffinity(0)))
+    others = [threading.Thread(target=run, name="segments") for _ in range(count - 1)]
+    try:
+        # While the interpreter ends no thread can be started; then this one does all.
+        with contextlib.suppress(RuntimeError):
+            for thread in others:
+                thread.start()
+        run()
+        _join(others)
+    except BaseException as interrupt:
+        failures.append(interrupt)
+        _join(others)
+    if failures:
+        raise failures[0]
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
+    """Returns when those that were started are done."""
+    for thread in threads:
+        if thread.ident is not None:
+            thread.join()
