@@ -69,3 +69,6 @@ def quick(monkeypatch):
     """Runs that neither draw a page nor time steps, for tests that are about neither."""
     monkeypatch.setattr(RUN, "write_page", lambda *_: None)
     monkeypatch.setattr(RUN, "measure_cost", lambda *_: [])
+
+
+collect_ignore = ["fuzz/run.py"]  # a program of its own, which needs the fuzzer

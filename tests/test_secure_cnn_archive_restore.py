@@ -160,18 +160,6 @@ def test_parts_are_the_slice_of_joined_bytes(buffers, data):
     assert all(len(part) for part in parts)
 
 
-def test_a_large_load_survives_what_it_was_mapped_from(tmp_path):
-    """Large states lie in memory that was mapped; it stays with the tensors, and is private."""
-    path = tmp_path / "a"
-    archive.save(path, {"a": torch.arange(3 << 20), "b": torch.ones(5)}, recipients=[ME.recipient])
-    tensor = archive.load(path, identity=ME)["a"]
-    if (child := os.fork()) == 0:
-        tensor.zero_()
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert torch.equal(tensor, torch.arange(3 << 20))
-
-
 def test_work_is_done_once_each_and_a_failure_ends_it():
     """By several threads; after the error nothing runs any more."""
     done = []

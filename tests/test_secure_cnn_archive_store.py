@@ -118,10 +118,10 @@ def test_keys_are_asked_for():
 
 def test_recipients_are_needed_to_save_only(folder):
     """Who tidies up has nobody to encrypt to; a save without is refused at once."""
-    with writer(folder) as store:
+    with writer(folder / "other") as store:
         for step in range(3):
             store.save(state(step), step=step)
-    with writer(folder, recipients=[], keep_last=1) as store:
+    with writer(folder / "other", recipients=[], keep_last=1) as store:
         with pytest.raises(InvalidKey, match="recipient"):
             store.save(state(9), step=9)
         assert [it.generation for it in store.prune()] == [3]

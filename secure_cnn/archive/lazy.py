@@ -4,8 +4,6 @@ Everything that `load` checks before decrypting is checked on opening; then each
 its signed hash and its tag, at each read.
 """
 
-import contextlib
-import mmap
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -23,8 +21,6 @@ from secure_cnn.archive.state import tensor_names
 from secure_cnn.archive.tensors import Index, Span, header_end, parse_index
 
 __all__ = ["LazyArchive", "empty_bytes", "open_lazy", "read_index", "read_tensor"]
-
-_LEAST_MAPPED = 4 << 20
 
 
 @final
@@ -204,7 +200,7 @@ def read_tensor(payload: Payload, index: Index, span: Span) -> torch.Tensor:
 
 
 def empty_bytes(length: int) -> torch.Tensor:
-    """Memory that is not initialised, as a uint8 tensor [length]; fast to fill for the first time.
+    """Memory that is not initialised, as a uint8 tensor [length].
 
     Raises:
         LimitExceeded: There is not so much.
@@ -214,12 +210,6 @@ def empty_bytes(length: int) -> torch.Tensor:
         torch.Size([3])
     """
     try:
-        if length < _LEAST_MAPPED:
-            return torch.empty(length, dtype=torch.uint8)
-        memory = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    except (OSError, RuntimeError, OverflowError) as error:
+        return torch.empty(length, dtype=torch.uint8)
+    except RuntimeError as error:
         raise LimitExceeded(f"no memory for {length} bytes of tensors") from error
-    # In pages of 4 KiB, getting memory takes three times as long as decrypting into it.
-    with contextlib.suppress(OSError, AttributeError):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8)
