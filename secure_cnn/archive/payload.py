@@ -251,7 +251,7 @@ class Payload:
         segment = _read_segment(self._fd, self.layout, index, scratch)
         if self._leaves and leaf_hash(segment) != self._leaves[index + 1]:
             raise Tampered(f"segment {index} is not the one that was signed; get the file again")
-        self._floe.scatter_into(index, self.layout.is_last(index), segment, outs)
+        self._floe.decrypt_into(index, self.layout.is_last(index), segment, outs)
 
 
 def hash_file(fd: int, layout: Layout) -> list[bytes]:

@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from secure_cnn.archive.errors import LimitExceeded, Tampered, Truncated
 
-__all__ = ["HEADER_LENGTH", "OVERHEAD", "Floe", "create_stream", "open_stream", "stream_length"]
+__all__ = ["HEADER_LENGTH", "OVERHEAD", "Floe", "create_stream", "open_stream"]
 
 HEADER_LENGTH = 74
 OVERHEAD = 32
@@ -50,7 +50,7 @@ class Floe:
         >>> length = floe.encrypt_into(0, True, b"hello", memoryview(segment))
         >>> plain = bytearray(5)
         >>> open_stream(bytes(32), b"what this is", floe.header).decrypt_into(
-        ...     0, True, memoryview(segment)[:length], memoryview(plain))
+        ...     0, True, memoryview(segment)[:length], [memoryview(plain)])
         >>> bytes(plain)
         b'hello'
     """
@@ -115,44 +115,29 @@ class Floe:
         )
         return length
 
-    def decrypt_into(self, position: int, last: bool, segment: memoryview, out: memoryview) -> None:
-        """Decrypts one segment; on any failure the whole of `out` is zero.
+    def decrypt_into(
+        self, position: int, last: bool, segment: memoryview, outs: Sequence[memoryview]
+    ) -> None:
+        """Decrypts one segment into buffers that follow one another, in the order given.
+
+        A segment that cannot be the right one leaves them as they are; after any failure beyond
+        that, all of them are zero.
 
         Args:
             position: The number of the segment, from 0.
             last: Whether it must be the last one.
             segment: Exactly its bytes.
-            out: Exactly 32 bytes shorter.
+            outs: Together exactly 32 bytes shorter.
 
         Raises:
             Truncated: The segment is the wrong one of last and not last, or has another length.
             Tampered: The segment is not what was encrypted at this position of this stream.
 
         Example:
-            See `Floe`.
-        """
-        self.scatter_into(position, last, segment, [out])
-
-    def scatter_into(
-        self, position: int, last: bool, segment: memoryview, outs: Sequence[memoryview]
-    ) -> None:
-        """As `decrypt_into`, into several buffers one behind the other.
-
-        Args:
-            position: As for `decrypt_into`.
-            last: As for `decrypt_into`.
-            segment: As for `decrypt_into`.
-            outs: Together exactly 32 bytes shorter.
-
-        Raises:
-            Truncated: As for `decrypt_into`.
-            Tampered: As for `decrypt_into`.
-
-        Example:
             >>> floe, segment = create_stream(bytes(32), b"", 64), memoryview(bytearray(64))
             >>> length = floe.encrypt_into(0, True, b"hello", segment)
             >>> outs = [memoryview(bytearray(2)), memoryview(bytearray(3))]
-            >>> floe.scatter_into(0, True, segment[:length], outs)
+            >>> floe.decrypt_into(0, True, segment[:length], outs)
             >>> [bytes(out) for out in outs]
             [b'he', b'llo']
         """
@@ -227,17 +212,6 @@ def open_stream(key: bytes, aad: bytes, header: bytes) -> Floe:
     if not hmac.compare_digest(floe.header, header):
         raise Tampered("the payload does not belong to this header and key; get the file again")
     return floe
-
-
-def stream_length(plaintext_length: int, segment_length: int) -> int:
-    """Bytes of a whole stream, header included.
-
-    Example:
-        >>> stream_length(0, 4096), stream_length(4065, 4096)
-        (106, 4203)
-    """
-    segments = max(1, -(-plaintext_length // (segment_length - OVERHEAD)))
-    return HEADER_LENGTH + plaintext_length + segments * OVERHEAD
 
 
 def _segment_aad(position: int, last: bool) -> bytes:

@@ -90,7 +90,7 @@ def stream(raw: bytes) -> None:
         last = position == len(segments) - 1
         out = bytearray(b"\xaa" * max(0, len(segment) - OVERHEAD))
         try:
-            floe.decrypt_into(position, last, memoryview(segment), memoryview(out))
+            floe.decrypt_into(position, last, memoryview(segment), [memoryview(out)])
         except archive.ArchiveError:
             assert not out.strip(b"\0") or not out.strip(b"\xaa")
         else:
