@@ -28,10 +28,10 @@ from secure_cnn.bench.archive_workload import (
     SIGNED,
     ArchiveWorkload,
     Turn,
-    archive_row,
     in_turn,
     sealed,
 )
+from secure_cnn.bench.rows import measured_row
 from secure_cnn.bench.timing import ratios
 from secure_cnn.report import Row
 
@@ -85,11 +85,11 @@ def measure_archive(
     rows = []
     for key, own in seconds.items():
         metric, variant = key.split()
-        rows.append(archive_row(load.case, variant, metric, own, "s"))
+        rows.append(measured_row(load.case, variant, metric, own, "s"))
     for name in ours:
         rows += _against(load.case, name, rivals, seconds)
         full = ratios(seconds[f"one_tensor {name}"], seconds[f"fresh_load {name}"])
-        rows.append(archive_row(load.case, name, "one_tensor_vs_load", full, "x"))
+        rows.append(measured_row(load.case, name, "one_tensor_vs_load", full, "x"))
     return rows
 
 
@@ -164,5 +164,5 @@ def _against(
             if f"{metric} {rival}" in seconds:
                 ours = seconds[f"{metric.removeprefix('durable_')} {variant}"]
                 found = ratios(ours, seconds[f"{metric} {rival}"])
-                rows.append(archive_row(case, variant, f"{metric}_vs_{short}", found, "x"))
+                rows.append(measured_row(case, variant, f"{metric}_vs_{short}", found, "x"))
     return rows

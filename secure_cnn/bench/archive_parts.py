@@ -19,10 +19,10 @@ from secure_cnn.bench.archive_workload import (
     SIGNED,
     ArchiveWorkload,
     Turn,
-    archive_row,
     in_turn,
     sealed,
 )
+from secure_cnn.bench.rows import measured_row
 from secure_cnn.bench.timing import ratios
 from secure_cnn.report import Row
 
@@ -77,9 +77,9 @@ def measure_stall(
             "background_save": Turn(call=save_and_wait),
         }
         seconds = in_turn(turns, rounds=rounds, clock=clock)
-    rows = [archive_row(load.case, SIGNED, name, own, "s") for name, own in seconds.items()]
+    rows = [measured_row(load.case, SIGNED, name, own, "s") for name, own in seconds.items()]
     stall = ratios(seconds["stall"], seconds["copy"])
-    return [*rows, archive_row(load.case, SIGNED, "stall_vs_copy", stall, "x")]
+    return [*rows, measured_row(load.case, SIGNED, "stall_vs_copy", stall, "x")]
 
 
 def measure_head(
@@ -119,7 +119,7 @@ def measure_head(
         "remove_recipient": Turn(before=add, call=remove),
     }
     seconds = in_turn(turns, rounds=rounds, clock=clock)
-    return [archive_row(load.case, SEALED, name, own, "s") for name, own in seconds.items()]
+    return [measured_row(load.case, SEALED, name, own, "s") for name, own in seconds.items()]
 
 
 def measure_cipher(
@@ -150,7 +150,7 @@ def measure_cipher(
     }
     seconds = in_turn(turns, rounds=rounds, clock=clock)
     share = ratios(seconds["raw"], seconds["ours"])
-    return [archive_row(load.case, SEALED, "payload_vs_aesgcm", share, "x")]
+    return [measured_row(load.case, SEALED, "payload_vs_aesgcm", share, "x")]
 
 
 def measure_size(load: ArchiveWorkload) -> list[Row]:
@@ -176,12 +176,12 @@ def measure_size(load: ArchiveWorkload) -> list[Row]:
         saving = _resident_growth(partial(variant.save, path, load.tensors))
         info = archive.inspect(path)
         overhead = info.file_length / info.plaintext_length - 1
-        rows.append(archive_row(load.case, name, "size_overhead", [overhead], "1"))
+        rows.append(measured_row(load.case, name, "size_overhead", [overhead], "1"))
         loading = _resident_growth(partial(archive.load, path, identity=identity))
         if saving is not None and loading is not None:
             beyond = loading - info.plaintext_length
-            rows.append(archive_row(load.case, name, "save_memory", [saving / _MIB], "MiB"))
-            rows.append(archive_row(load.case, name, "load_memory", [beyond / _MIB], "MiB"))
+            rows.append(measured_row(load.case, name, "save_memory", [saving / _MIB], "MiB"))
+            rows.append(measured_row(load.case, name, "load_memory", [beyond / _MIB], "MiB"))
     return rows
 
 

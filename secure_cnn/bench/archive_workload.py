@@ -5,7 +5,7 @@ the next.
 """
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -14,16 +14,14 @@ import torch
 
 from secure_cnn import archive
 from secure_cnn.bench.archive_rivals import ArchiveRival, Tensors
-from secure_cnn.bench.timing import estimate, interleave
+from secure_cnn.bench.timing import interleave
 from secure_cnn.errors import RunError
-from secure_cnn.report import Row
 
 __all__ = [
     "SEALED",
     "SIGNED",
     "ArchiveWorkload",
     "Turn",
-    "archive_row",
     "archive_workload",
     "in_turn",
     "sealed",
@@ -160,23 +158,3 @@ def sealed(identity: archive.Identity, signer: archive.Signer | None) -> Archive
         archive.load_into(state, path, identity=identity, trusted=trusted)
 
     return ArchiveRival(save=save, load=load, load_into=load_into)
-
-
-def archive_row(case: str, variant: str, metric: str, values: Sequence[float], unit: str) -> Row:
-    """Measured values in the shape of the report.
-
-    Example:
-        >>> archive_row("fp32-1MiB", "sealed", "save", [1.0, 3.0, 2.0], "s").median
-        2.0
-    """
-    found = estimate(values)
-    return Row(
-        case=case,
-        variant=variant,
-        metric=metric,
-        unit=unit,
-        median=found.median,
-        low=found.low,
-        high=found.high,
-        n=found.n,
-    )

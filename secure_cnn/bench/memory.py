@@ -12,6 +12,7 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
+from secure_cnn.bench.rows import measured_row
 from secure_cnn.bench.step import Workload
 from secure_cnn.report import Row
 
@@ -50,8 +51,9 @@ def measure_memory(
     peaks = {name: peak_bytes(make) - weights for name, make in makers.items()}
     rows = []
     for name, peak in peaks.items():
-        rows.append(_row(load.case, name, "memory", peak / 2**20, "MiB"))
-        rows.append(_row(load.case, name, "memory_ratio", peak / peaks["plain"], "x"))
+        rows.append(measured_row(load.case, name, "memory", [peak / 2**20], "MiB"))
+        against = [peak / peaks["plain"]]
+        rows.append(measured_row(load.case, name, "memory_ratio", against, "x"))
     return rows
 
 
@@ -91,17 +93,3 @@ def _changes(profiled: profile) -> list[int]:
     results: Any = profiled.profiler
     events = [event for event in results.kineto_results.events() if event.name() == _MEMORY]
     return [size for _, size in sorted((event.start_ns(), event.nbytes()) for event in events)]
-
-
-def _row(case: str, variant: str, metric: str, value: float, unit: str) -> Row:
-    """One exact figure."""
-    return Row(
-        case=case,
-        variant=variant,
-        metric=metric,
-        median=value,
-        low=value,
-        high=value,
-        unit=unit,
-        n=1,
-    )

@@ -19,10 +19,11 @@ from torch import nn
 
 from secure_cnn.bench.parts import PARTS, Marks, Stopwatch, marks_for
 from secure_cnn.bench.peak import MakeStep, peak_rows
+from secure_cnn.bench.rows import measured_row
 from secure_cnn.bench.savers import bytes_in
 from secure_cnn.bench.step import Protection, Workload, document, subset
 from secure_cnn.bench.timed_training import TimedTraining
-from secure_cnn.bench.timing import estimate, interleave, ratios
+from secure_cnn.bench.timing import interleave, ratios
 from secure_cnn.bench.variant import PLAIN, Variant, variant_of
 from secure_cnn.data import ImageData
 from secure_cnn.errors import RunError
@@ -32,7 +33,6 @@ from secure_cnn.report.bench_noise import CONTROL
 __all__ = [
     "OverheadSettings",
     "Stretch",
-    "measured_row",
     "on_this_machine",
     "overhead",
     "overhead_workload",
@@ -208,26 +208,6 @@ def take_turns(
     # The stretches time themselves: on a GPU no clock of ours could.
     interleave(turns, rounds=rounds, warmup=_WARMUP, clock=lambda: 0.0, seed=seed)
     return {name: own[_WARMUP:] for name, own in found.items()}
-
-
-def measured_row(case: str, variant: str, metric: str, values: Iterable[float], unit: str) -> Row:
-    """Values as their median with its 95 % bootstrap interval.
-
-    Example:
-        >>> measured_row("compact", "plain", "time", [1.0, 3.0, 2.0], "s").median
-        2.0
-    """
-    found = estimate(list(values))
-    return Row(
-        case=case,
-        variant=variant,
-        metric=metric,
-        median=found.median,
-        low=found.low,
-        high=found.high,
-        unit=unit,
-        n=found.n,
-    )
 
 
 def on_this_machine(rows: Iterable[Row], model: nn.Module) -> Measurements:

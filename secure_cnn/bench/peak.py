@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 
 from secure_cnn.bench.memory import peak_bytes
+from secure_cnn.bench.rows import measured_row
 from secure_cnn.bench.step import Workload
 from secure_cnn.report import Row
 
@@ -50,11 +51,12 @@ def peak_rows(load: Workload, makers: Mapping[str, MakeStep]) -> list[Row]:
     peaks = {name: _device_peak(make, device) - weights for name, make in makers.items()}
     rows = []
     for name, make in makers.items():
-        rows.append(_row(load.case, name, "memory", peaks[name] / _MIB, "MiB"))
-        rows.append(_row(load.case, name, "memory_ratio", peaks[name] / peaks["plain"], "x"))
+        against = [peaks[name] / peaks["plain"]]
+        rows.append(measured_row(load.case, name, "memory", [peaks[name] / _MIB], "MiB"))
+        rows.append(measured_row(load.case, name, "memory_ratio", against, "x"))
         resident = resident_peak_bytes(make)
         if resident is not None:
-            rows.append(_row(load.case, name, "resident", resident / _MIB, "MiB"))
+            rows.append(measured_row(load.case, name, "resident", [resident / _MIB], "MiB"))
     return rows
 
 
@@ -110,17 +112,3 @@ def _device_peak(make: MakeStep, device: torch.device) -> int:
         return call
 
     return cuda_peak_bytes(make, device) if device.type == "cuda" else peak_bytes(quiet)
-
-
-def _row(case: str, variant: str, metric: str, value: float, unit: str) -> Row:
-    """One exact figure."""
-    return Row(
-        case=case,
-        variant=variant,
-        metric=metric,
-        median=value,
-        low=value,
-        high=value,
-        unit=unit,
-        n=1,
-    )

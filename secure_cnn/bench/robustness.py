@@ -16,8 +16,9 @@ from torch import Tensor, nn
 import defenses
 from defenses import ThreatModel
 from defenses.attacks.autoattack import ensemble
+from secure_cnn.bench.rows import measured_row, share_row
 from secure_cnn.bench.step import Workload
-from secure_cnn.bench.timing import estimate, ratios
+from secure_cnn.bench.timing import ratios
 from secure_cnn.errors import RunError
 from secure_cnn.report import Row
 
@@ -139,44 +140,15 @@ def _rows(
 ) -> list[Row]:
     """All that was found, in the shape of the report."""
     first, rows = next(iter(seconds)), []
+    count = len(verdicts[first])
     for name, own in seconds.items():
-        rows.append(_time(case, name, "time", own, "s"))
-        rows.append(_share(case, name, "robust_accuracy", verdicts[name]))
+        rows.append(measured_row(case, name, "time", own, "s"))
+        rows.append(share_row(case, name, "robust_accuracy", int(verdicts[name].sum()), count))
         if name != first:
-            rows.append(_time(case, name, "time_ratio", ratios(seconds[first], own), "x"))
-            rows.append(_share(case, name, "agreement", verdicts[first] == verdicts[name]))
+            rows.append(measured_row(case, name, "time_ratio", ratios(seconds[first], own), "x"))
+            alike = int((verdicts[first] == verdicts[name]).sum())
+            rows.append(share_row(case, name, "agreement", alike, count))
     return rows
-
-
-def _time(case: str, variant: str, metric: str, values: list[float], unit: str) -> Row:
-    """A median with its bootstrap interval."""
-    found = estimate(values)
-    return Row(
-        case=case,
-        variant=variant,
-        metric=metric,
-        median=found.median,
-        low=found.low,
-        high=found.high,
-        unit=unit,
-        n=found.n,
-    )
-
-
-def _share(case: str, variant: str, metric: str, which: Tensor) -> Row:
-    """A share of the images with its Wilson interval."""
-    low, high = defenses.wilson_interval(int(which.sum()), len(which))
-    share = float(which.double().mean())
-    return Row(
-        case=case,
-        variant=variant,
-        metric=metric,
-        median=share,
-        low=min(low, share),
-        high=max(high, share),
-        unit="1",
-        n=len(which),
-    )
 
 
 def _correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ import torch
 from scipy.stats import t as student
 from torch import nn
 
-from secure_cnn.bench.overhead import Stretch, measured_row, take_turns
+from secure_cnn.bench.overhead import Stretch, take_turns
 from secure_cnn.bench.parts import marks_for
+from secure_cnn.bench.rows import measured_row
 from secure_cnn.bench.step import Protection, Workload, synthetic
 from secure_cnn.bench.timed_training import TimedTraining
 from secure_cnn.bench.variant import PLAIN, variant_of

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 import privacy
-from secure_cnn.bench.timing import Estimate, estimate, interleave, ratios
+from secure_cnn.bench.rows import measured_row
+from secure_cnn.bench.timing import interleave, ratios
 from secure_cnn.data import DataSpec, ShuffledBatches, Split
 from secure_cnn.engine import CrossEntropy, MeanUpdate, Objective, Update, on_device
 from secure_cnn.report import Measurements, Row, hardware, versions
@@ -198,8 +199,8 @@ def noise_share(
         generator.bernoulli(len(load.split), 0.5)
 
     seconds = interleave({"draw": draw}, rounds=rounds, warmup=2, clock=clock)["draw"]
-    share = estimate([value / seconds_per_step for value in seconds])
-    return _row(load.case, "private", "noise_share", share, "1")
+    shares = [value / seconds_per_step for value in seconds]
+    return measured_row(load.case, "private", "noise_share", shares, "1")
 
 
 def cost_rows(case: str, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
@@ -213,8 +214,9 @@ def cost_rows(case: str, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
     """
     rows = []
     for variant, own in seconds.items():
-        rows.append(_row(case, variant, "time", estimate(own), "s"))
-        rows.append(_row(case, variant, "time_ratio", estimate(ratios(own, seconds["plain"])), "x"))
+        rows.append(measured_row(case, variant, "time", own, "s"))
+        against = ratios(own, seconds["plain"])
+        rows.append(measured_row(case, variant, "time_ratio", against, "x"))
     return rows
 
 
@@ -230,20 +232,6 @@ def document(rows: Iterable[Row]) -> Measurements:
         hardware=hardware(),
         versions=versions(),
         rows=tuple(rows),
-    )
-
-
-def _row(case: str, variant: str, metric: str, found: Estimate, unit: str) -> Row:
-    """One measured figure in the shape of the report."""
-    return Row(
-        case=case,
-        variant=variant,
-        metric=metric,
-        unit=unit,
-        median=found.median,
-        low=found.low,
-        high=found.high,
-        n=found.n,
     )
 
 

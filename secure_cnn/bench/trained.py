@@ -18,6 +18,7 @@ from torch import nn
 
 import defenses
 from secure_cnn.bench.parts import marks_for
+from secure_cnn.bench.rows import measured_row, share_row
 from secure_cnn.bench.step import Protection, Workload
 from secure_cnn.bench.timed_training import TimedTraining
 from secure_cnn.bench.variant import PLAIN, Variant, variant_of
@@ -173,7 +174,7 @@ class _Race:
             if steps == enough:
                 whole = seconds
                 rows += self._judged(name, "same_examples")
-                rows.append(_exact(self._case, name, "training_time", seconds, "s"))
+                rows.append(measured_row(self._case, name, "training_time", [seconds], "s"))
             if not timed and budget is not None and seconds >= budget:
                 timed = True
                 rows += self._judged(name, "same_time")
@@ -191,13 +192,13 @@ class _Race:
             robust = self._robust(model, name, when, test)
         right = round(found.accuracy * found.count)
         rows = [
-            _share(self._case, name, f"accuracy_{when}", right, found.count),
-            _exact(self._case, name, f"macro_recall_{when}", found.macro_recall, "1"),
+            share_row(self._case, name, f"accuracy_{when}", right, found.count),
+            measured_row(self._case, name, f"macro_recall_{when}", [found.macro_recall], "1"),
             *robust,
         ]
         private = self._training.private
         if private is not None:
-            rows.append(_exact(self._case, name, f"epsilon_{when}", private.spent(), "1"))
+            rows.append(measured_row(self._case, name, f"epsilon_{when}", [private.spent()], "1"))
         return rows
 
     def _robust(self, model: nn.Module, name: str, when: str, test: Split) -> list[Row]:
@@ -208,34 +209,4 @@ class _Race:
         samples = min(self._settings.robust_samples, len(test))
         report = defenses.evaluate(model, test, threat, samples=samples, progress=False)
         right = round(report.worst_case_accuracy * report.samples)
-        return [_share(self._case, name, f"robust_accuracy_{when}", right, report.samples)]
-
-
-def _share(case: str, variant: str, metric: str, right: int, count: int) -> Row:
-    """A share of the images with its 95 % interval (Wilson 1927)."""
-    low, high = defenses.wilson_interval(right, count)
-    share = right / count
-    return Row(
-        case=case,
-        variant=variant,
-        metric=metric,
-        median=share,
-        low=min(low, share),
-        high=max(high, share),
-        unit="1",
-        n=count,
-    )
-
-
-def _exact(case: str, variant: str, metric: str, value: float, unit: str) -> Row:
-    """A figure without a spread."""
-    return Row(
-        case=case,
-        variant=variant,
-        metric=metric,
-        median=value,
-        low=value,
-        high=value,
-        unit=unit,
-        n=1,
-    )
+        return [share_row(self._case, name, f"robust_accuracy_{when}", right, report.samples)]
