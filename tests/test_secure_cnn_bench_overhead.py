@@ -21,6 +21,7 @@ import defenses
 from secure_cnn import archive
 from secure_cnn.archive.lock import lock_folder
 from secure_cnn.bench.archive_rivals import archive_rivals
+from secure_cnn.bench.memory import cuda_peak_bytes, peak_rows, resident_peak_bytes
 from secure_cnn.bench.overhead import (
     OverheadSettings,
     on_this_machine,
@@ -29,7 +30,6 @@ from secure_cnn.bench.overhead import (
     take_turns,
 )
 from secure_cnn.bench.parts import PARTS, ClockMarks, EventMarks, Stopwatch, marks_for
-from secure_cnn.bench.peak import cuda_peak_bytes, peak_rows, resident_peak_bytes
 from secure_cnn.bench.rivals import rival_step
 from secure_cnn.bench.savers import BackgroundSaver, RivalSaver, SealedSaver, bytes_in
 from secure_cnn.bench.step import Protection, Workload, protections, synthetic

@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from secure_cnn.bench.memory import MakeStep, peak_rows
 from secure_cnn.bench.parts import PARTS, Marks, Stopwatch, marks_for
-from secure_cnn.bench.peak import MakeStep, peak_rows
 from secure_cnn.bench.rows import measured_row
 from secure_cnn.bench.savers import bytes_in
 from secure_cnn.bench.step import Protection, Workload, document, subset

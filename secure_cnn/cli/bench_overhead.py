@@ -16,6 +16,7 @@ import defenses
 from defenses import OBJECTIVES, AdversarialObjective, adversarial_objective
 from secure_cnn.bench import RIVALS, Workload, rival_step
 from secure_cnn.bench.archive_rivals import ARCHIVE_RIVALS, archive_rivals
+from secure_cnn.bench.memory import MakeStep
 from secure_cnn.bench.overhead import (
     OverheadSettings,
     on_this_machine,
@@ -23,7 +24,6 @@ from secure_cnn.bench.overhead import (
     overhead_workload,
 )
 from secure_cnn.bench.parts import PARTS
-from secure_cnn.bench.peak import MakeStep
 from secure_cnn.bench.savers import RivalSaver
 from secure_cnn.bench.scaling import AXES, measure_scaling
 from secure_cnn.bench.trained import TrainedSettings, measure_trained
