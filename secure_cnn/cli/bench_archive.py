@@ -18,6 +18,7 @@ from secure_cnn.bench.archive_parts import (
 from secure_cnn.bench.archive_rivals import ARCHIVE_RIVALS, archive_rivals
 from secure_cnn.bench.archive_workload import archive_workload
 from secure_cnn.bench.step import document
+from secure_cnn.cli.options import message
 from secure_cnn.report import Row
 
 __all__ = ["archive"]
@@ -41,7 +42,7 @@ def archive(
     """Time saving, loading and stalls of sealed checkpoints, in turn within one run."""
     rivals, skipped = archive_rivals(rival or ["torch.save", "safetensors"])
     for name, reason in skipped.items():
-        Console(stderr=True).print(f"skipped {name}: {reason}", markup=False, highlight=False)
+        message(f"skipped {name}: {reason}")
     rows: list[Row] = []
     for size in mebibytes or [100]:
         with tempfile.TemporaryDirectory(dir=folder) as place:

@@ -13,6 +13,7 @@ from secure_cnn.bench.robustness import judges, measure_robustness
 from secure_cnn.bench.step import Workload, document, subset
 from secure_cnn.checkpoint import read_model
 from secure_cnn.cli.keys import unlocking_from
+from secure_cnn.cli.options import IdentityFile, PassphraseFile, message
 from secure_cnn.data import load_data
 from secure_cnn.report import Row
 
@@ -27,10 +28,8 @@ def robustness_command(
     norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
     samples: Annotated[int, typer.Option(help="The first so many test images.")] = 500,
     batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 100,
-    identity: Annotated[
-        Path | None, typer.Option(help="The identity that opens a sealed checkpoint.")
-    ] = None,
-    passphrase_file: Annotated[Path | None, typer.Option(help="Or the passphrase; - asks.")] = None,
+    identity: IdentityFile = None,
+    passphrase_file: PassphraseFile = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the rows to this file.")
     ] = None,
@@ -39,7 +38,7 @@ def robustness_command(
     loaded = read_model(checkpoint, unlocking=unlocking_from(identity, passphrase_file, []))
     variants = judges(defenses.ThreatModel(norm=cast(Norm, norm), eps=eps))
     if "pyautoattack" not in variants:
-        Console(stderr=True).print("skipped pyautoattack: it is not installed", markup=False)
+        message("skipped pyautoattack: it is not installed")
     load = Workload(
         case=loaded.architecture.model,
         model=loaded.model,

@@ -16,6 +16,7 @@ from defenses.checks.checks import CheckSettings
 from defenses.threat import Norm
 from secure_cnn.checkpoint import LoadedModel, Unlocking, read_model
 from secure_cnn.cli.keys import unlocking_from
+from secure_cnn.cli.options import IdentityFile, PassphraseFile, Trusted, message
 from secure_cnn.cli.requirements import read_requirements
 from secure_cnn.data import ImageData, load_data
 from secure_cnn.data.named import NAMES
@@ -74,14 +75,9 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for robustness.json and robustness.html.")
     ] = None,
-    identity: Annotated[
-        Path | None, typer.Option(help="The identity that opens a sealed checkpoint.")
-    ] = None,
-    passphrase_file: Annotated[Path | None, typer.Option(help="Or the passphrase; - asks.")] = None,
-    trusted: Annotated[
-        list[str] | None,
-        typer.Option(help="Demand a signature by this verifier, or one in this file."),
-    ] = None,
+    identity: IdentityFile = None,
+    passphrase_file: PassphraseFile = None,
+    trusted: Trusted = None,
     json_file: Annotated[
         Path | None, typer.Option("--json", help="Write the figures to this file.")
     ] = None,
@@ -119,13 +115,9 @@ def evaluate(
         _write_page(out, loaded, images, robust, proven)
     missed = [words for each in requirements if (words := each.missed(found.accuracy, robust))]
     if missed:
-        _messages().print("\n".join(missed), style="bold red", markup=False)
+        errors = Console(stderr=True, highlight=False, soft_wrap=True)
+        errors.print("\n".join(missed), style="bold red", markup=False)
         raise typer.Exit(_MISSED)
-
-
-def _messages() -> Console:
-    """Standard error, for what is no figure."""
-    return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def _threat(loaded: LoadedModel, eps: float | None, norm: str) -> defenses.ThreatModel | None:
@@ -215,7 +207,7 @@ def _write_page(
     except OSError as error:
         raise RunError(f"{out}: expected a folder that can be made: {error}") from error
     record.write(out, _examples(loaded, images, robust))
-    _messages().print(f"report: {out / 'robustness.html'}", markup=False)
+    message(f"report: {out / 'robustness.html'}")
 
 
 def _examples(
@@ -252,10 +244,9 @@ def _images(loaded: LoadedModel, data: str | None, checkpoint: Path) -> ImageDat
     seed = split_seed if type(split_seed) is int and split_seed >= 0 else 0
     images = load_data(str(name), seed=seed)
     if claimed.get("fingerprint") != images.fingerprint:
-        _messages().print(
+        message(
             f"note: {name} is not the data that the checkpoint names: its training images may be "
-            "among these test images",
-            markup=False,
+            "among these test images"
         )
     if images.spec.classes != loaded.architecture.classes:
         raise ModelError(
