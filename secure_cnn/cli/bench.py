@@ -99,8 +99,10 @@ def step(
 
 def _table(rows: list[Row]) -> Table:
     """Seconds and ratio of every variant."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    for column in ("case", "variant", "ms/step", "÷ plain", "95 %", "rounds", "memory ÷"):
+    rounds = sorted({row.n for row in rows if row.metric == "time"})
+    caption = f"rounds: {' or '.join(map(str, rounds))}"
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    for column in ("case", "variant", "ms/step", "÷ plain", "95 %", "memory ÷"):
         name = column in ("case", "variant")
         table.add_column(column, justify="left" if name else "right", no_wrap=True)
     ratios = {(row.case, row.variant): row for row in rows if row.metric == "time_ratio"}
@@ -114,7 +116,6 @@ def _table(rows: list[Row]) -> Table:
             f"{1000 * row.median:.1f}",
             f"{ratio.median:.2f}",
             f"{ratio.low:.2f}-{ratio.high:.2f}",
-            str(row.n),
             "–" if peak is None else f"{peak.median:.2f}",
         )
     return table
