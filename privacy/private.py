@@ -219,7 +219,7 @@ class Private:
         """Refuses an objective that does not say that each loss depends on its own example only.
 
         Raises:
-            StepError: The objective has no `per_example = True`.
+            StepError: The objective has no `per_example = True`; with its own `reason`, if it has.
 
         Example:
             >>> from privacy import attach
@@ -234,10 +234,11 @@ class Private:
         """
         if getattr(objective, "per_example", None) is not True:
             name = getattr(objective, "__name__", type(objective).__name__)
-            raise StepError(
-                f"{name}: expected an objective with per_example = True: a loss that depends on "
-                "other examples has no bounded per-example contribution; use one loss an example"
+            reason = getattr(objective, "reason", "") or (
+                "a loss that depends on other examples has no bounded per-example contribution; "
+                "use one loss an example"
             )
+            raise StepError(f"{name}: expected an objective with per_example = True: {reason}")
 
     def state_dict(self) -> dict[str, Any]:
         """The plan, the ledger and the clipping norm as plain values; no key or generator state.

@@ -546,5 +546,8 @@ def test_an_objective_must_say_that_it_is_per_example() -> None:
 
     with pytest.raises(StepError, match=r"^mixup: expected an objective with per_example = True"):
         private.check_objective(mixup)
+    mixup.reason = "it mixes two images"  # type: ignore[attr-defined]
+    with pytest.raises(StepError, match="per_example = True: it mixes two images"):
+        private.check_objective(mixup)
     mixup.per_example = True  # type: ignore[attr-defined]
     private.check_objective(mixup)
