@@ -12,7 +12,7 @@ from secure_cnn.archive.card import (
     export_card,
     model_card,
 )
-from secure_cnn.archive.extras import MissingExtra
+from secure_cnn.archive.errors import MissingExtra
 
 ME = archive.generate_identity(post_quantum=False)
 SIGNER = archive.generate_signer()

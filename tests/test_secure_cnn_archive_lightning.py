@@ -8,7 +8,7 @@ from torch import nn
 
 from secure_cnn import archive
 from secure_cnn.archive import lightning as adapter
-from secure_cnn.archive.extras import MissingExtra
+from secure_cnn.archive.errors import MissingExtra
 
 ME = archive.generate_identity(post_quantum=False)
 SIGNER = archive.generate_signer()

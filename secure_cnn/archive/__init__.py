@@ -20,6 +20,7 @@ from secure_cnn.archive.errors import (
     KeyFileError,
     KeyServiceError,
     LimitExceeded,
+    MissingExtra,
     NotSealed,
     RolledBack,
     StateError,
@@ -30,7 +31,6 @@ from secure_cnn.archive.errors import (
     UntrustedSigner,
     WrongKey,
 )
-from secure_cnn.archive.extras import MissingExtra
 from secure_cnn.archive.foreign import import_
 from secure_cnn.archive.info import ArchiveInfo, SlotInfo
 from secure_cnn.archive.kek import (

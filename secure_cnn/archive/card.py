@@ -12,8 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from secure_cnn.archive.claims import JSON
-from secure_cnn.archive.errors import StateError
-from secure_cnn.archive.extras import MissingExtra
+from secure_cnn.archive.errors import MissingExtra, StateError
 from secure_cnn.archive.info import ArchiveInfo
 from secure_cnn.archive.opening import Path
 from secure_cnn.archive.output import new_file

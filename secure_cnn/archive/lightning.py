@@ -11,8 +11,7 @@ from typing import Any, final
 import torch
 
 from secure_cnn.archive.claims import JSON
-from secure_cnn.archive.errors import StateError, StorageError
-from secure_cnn.archive.extras import MissingExtra
+from secure_cnn.archive.errors import MissingExtra, StateError, StorageError
 from secure_cnn.archive.sealed import load, save
 from secure_cnn.archive.signatures import Signer, Verifier
 from secure_cnn.archive.slots import SlotReader, SlotWriter
