@@ -112,12 +112,8 @@ def archive_table(measured: Measurements) -> str:
     """One row for each ratio, share or time of a sealed file."""
     lines = ["| size | variant | figure | median | 95 % interval |", "|---|---|---|--:|--:|"]
     for row in measured.rows:
-        scale, unit = (1000, " ms") if row.unit == "s" else (1, "" if row.unit == "1" else row.unit)
-        digits = 6 if row.unit == "1" else 2
-        low, middle, high = (f"{scale * it:.{digits}f}" for it in (row.low, row.median, row.high))
-        lines.append(
-            f"| {row.case} | {row.variant} | {row.metric} | {middle}{unit} | {low} to {high} |"
-        )
+        low, median, high = row.words
+        lines.append(f"| {row.case} | {row.variant} | {row.metric} | {median} | {low} to {high} |")
     return "\n".join([*lines, "", made_on(measured)])
 
 

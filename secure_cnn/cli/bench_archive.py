@@ -63,8 +63,6 @@ def _table(rows: list[Row]) -> Table:
     for column in ("case", "variant", "metric", "median", "95 % interval", "rounds"):
         table.add_column(column, justify="left" if column in ("case", "variant") else "right")
     for row in rows:
-        scale, unit = (1000, " ms") if row.unit == "s" else (1, "" if row.unit == "1" else row.unit)
-        digits = 6 if row.unit == "1" else 2
-        low, middle, high = (f"{scale * it:.{digits}f}" for it in (row.low, row.median, row.high))
-        table.add_row(row.case, row.variant, row.metric, middle + unit, f"{low}-{high}", str(row.n))
+        low, median, high = row.words
+        table.add_row(row.case, row.variant, row.metric, median, f"{low}-{high}", str(row.n))
     return table

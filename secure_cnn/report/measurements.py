@@ -55,6 +55,21 @@ class Row:
         ordered = any(map(math.isnan, numbers)) or sorted(numbers) == list(numbers)
         require(ordered, f"rows[{self.case}, {self.metric}]", "low <= median <= high", numbers)
 
+    @property
+    def words(self) -> tuple[str, str, str]:
+        """Low end, median and high end for a table, seconds in milliseconds.
+
+        Example:
+            >>> Row(case="1MiB", variant="sealed", metric="save",
+            ...     median=0.002, low=0.001, high=0.004, unit="s", n=3).words
+            ('1.00', '2.00 ms', '4.00')
+        """
+        scale, unit = {"s": (1000, " ms"), "1": (1, "")}.get(self.unit, (1, f" {self.unit}"))
+        digits = 6 if self.unit == "1" else 2
+        ends = (self.low, self.median, self.high)
+        low, middle, high = (f"{scale * value:.{digits}f}" for value in ends)
+        return low, middle + unit, high
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
