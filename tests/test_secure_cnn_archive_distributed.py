@@ -364,7 +364,7 @@ def test_plain_bytes_are_our_safetensors():
 
 
 WORKER = """
-    import sys, torch
+    import os, sys, torch
     import torch.distributed as dist
     import torch.distributed.checkpoint as dcp
     from torch.distributed.device_mesh import init_device_mesh
@@ -389,7 +389,7 @@ WORKER = """
     assert torch.equal(target["sharded"].full_tensor(), whole)
     assert torch.equal(target["same"], torch.ones(3)) and target["lr"] == 0.5
     dist.barrier()
-    dist.destroy_process_group()
+    os._exit(0)  # gloo's own threads abort a process now and then that takes itself apart
 """
 
 
