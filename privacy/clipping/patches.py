@@ -30,7 +30,7 @@ __all__ = [
 ]
 
 CACHE = 1 << 21
-"""Bytes of patches written down at a time: what a core's own cache holds with room to spare."""
+"""Bytes laid out anew at a time: what a core's own cache holds with room to spare."""
 
 
 @dataclass(frozen=True, kw_only=True)
