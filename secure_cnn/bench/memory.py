@@ -2,8 +2,8 @@
 
 What the tensor allocator handed out; on CUDA torch's own count of the device. It counts what a
 variant holds between steps (its buffers) and what a step allocates at most; gradients that one step
-leaves to the next are counted once, in the step that makes them. The profiler does not see the end
-of every block that was there before it: on a small network that is worth a few percent.
+leaves to the next are counted once, in the step that makes them. A block that was there before the
+profiler started is not taken off when it ends: the profiler does not know its size.
 
 The resident size is the whole process with its libraries and whatever its memory manager kept, so
 it is to be read in absolute terms only.
@@ -11,8 +11,9 @@ it is to be read in absolute terms only.
 
 import gc
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def peak_bytes(make: MakeStep) -> int:
         step()
     with _profiled() as stepping:
         step()
-    return sum(_changes(making)) + max(accumulate(_changes(stepping), initial=0))
+    return sum(_changes(making)) + max(accumulate(_changes(stepping)), default=0)
 
 
 def cuda_peak_bytes(make: MakeStep, device: torch.device) -> int:
@@ -172,8 +173,28 @@ def _profiled() -> profile:
 
 
 def _changes(profiled: profile) -> list[int]:
-    """What was allocated (and, of that, freed) in the order in which it happened."""
+    """What was allocated (and, of that, freed) in the order in which it happened.
+
+    Blocks are followed by their addresses, since the profiler states a size of its own memory for a
+    block that another profile saw at the same address.
+    """
+    alive: dict[int, int] = {}
+    changes = []
+    for _, address, size in sorted(_allocations(profiled), key=itemgetter(0, 2)):
+        if size > 0:
+            alive[address] = size
+        changes.append(size if size > 0 else -alive.pop(address, 0))
+    return changes
+
+
+def _allocations(profiled: profile) -> Iterator[tuple[int, int, int]]:
+    """Nanoseconds, address, and bytes (negative where freed) of each event of the allocator."""
     # torch gives these events no public type.
     results: Any = profiled.profiler
-    events = [event for event in results.kineto_results.events() if event.name() == _MEMORY]
-    return [size for _, size in sorted((event.start_ns(), event.nbytes()) for event in events)]
+    events = list(results.kineto_results.experimental_event_tree())
+    while events:
+        event = events.pop()
+        events.extend(event.children)
+        if event.name == _MEMORY:
+            block = event.extra_fields
+            yield event.start_time_ns, block.ptr, block.alloc_size
