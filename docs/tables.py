@@ -5,14 +5,54 @@ Run by `make docs`; a figure in README is never typed. Text between `<!-- NAME -
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from secure_cnn.bench import CASES
+from secure_cnn.bench.archive_rivals import ARCHIVE_RIVALS
 from secure_cnn.report import Measurements, Row
 from secure_cnn.report.bench_figures import SHOWN_PARTS
 from secure_cnn.report.bench_noise import noise_checks
 
 DOCS = Path(__file__).parent
+
+# What README shows: the networks, and the variants with their rivals below them.
+FRONT_CASES = ("compact", "resnet20")
+FRONT_VARIANTS = (
+    *("plain", "private", "opacus-hooks", "opacus-functorch", "opacus-ew", "opacus-ghost"),
+    *("n-fgsm", "torchattacks-ffgsm", "pgd", "torchattacks-pgd", "trades", "torchattacks-trades"),
+    *("private+n-fgsm", "private+pgd"),
+)
+
+# How long each takes is a table of its own, since the others have these figures too.
+SEALED = ("sealed", "sealed+signed")
+TIMES = ("save", "durable_save", "load", "fresh_load", "one_tensor")
+AGAINST = tuple(f"_vs_{rival.removesuffix('.save')}" for rival in ARCHIVE_RIVALS)
+# What a sealed file was meant to cost, set before it was measured: in the rows' own units, at most
+# so much (or, of AT_LEAST, at least), for each of SEALED.
+GOALS = {
+    "save_vs_torch": (0.6, 0.9),
+    "save_vs_safetensors": (1.0, 1.25),
+    "load_vs_safetensors": (1.5, 1.5),
+    "fresh_load_vs_safetensors": (1.5, 1.5),
+    **{
+        f"{what}{rival}": (1.0, 1.0)
+        for what in ("save", "load", "fresh_load")
+        for rival in AGAINST
+        if rival not in ("_vs_torch", "_vs_safetensors")
+    },
+    "one_tensor_vs_load": (0.05, 0.05),
+    "stall_vs_copy": (1.1, 1.1),
+    "inspect": (0.02, 0.02),
+    "add_recipient": (0.02, 0.02),
+    "remove_recipient": (0.02, 0.02),
+    "size_overhead": (0.0001, 0.0001),
+    "payload_vs_aesgcm": (0.9, 0.9),
+}
+AT_LEAST = ("payload_vs_aesgcm",)
+# From a row's unit to that of a table.
+SHOWN = {"s": (1000.0, " ms"), "x": (1.0, ""), "1": (100.0, " %"), "MiB": (1.0, " MiB")}
 
 
 def replaced(text: str, name: str, content: str) -> str:
@@ -23,19 +63,54 @@ def replaced(text: str, name: str, content: str) -> str:
     return marks.sub(lambda match: f"{match[1]}{content}\n{match[2]}", text)
 
 
-def bench_table(measured: Measurements) -> str:
-    """One row for each variant and case: milliseconds, ratio, interval and memory."""
-    figures = {(row.case, row.variant, row.metric): row for row in measured.rows}
-    lines = [
-        "| network | variant | ms/step | ÷ plain | 95 % interval | peak memory ÷ plain |",
-        "|---|---|--:|--:|--:|--:|",
-    ]
-    for row in measured.rows:
-        if row.metric == "time":
-            ratio = figures[row.case, row.variant, "time_ratio"]
-            peak = figures.get((row.case, row.variant, "memory_ratio"))
-            lines.append(_line(row, ratio, peak))
-    return "\n".join([*lines, "", conditions(measured)])
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table with words in its first column, figures in the others, and goals as they fit."""
+    sides = ["---" if head in (heads[0], "goal") else "--:" for head in heads]
+    lines = [heads, sides, *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def blocks(*parts: str) -> str:
+    """Paragraphs and tables under one another."""
+    return "\n\n".join(parts)
+
+
+def front_table(measured: Measurements) -> str:
+    """What people ask first: a variant a line, its time and memory against plain by network."""
+    rows = [row for row in measured.rows if row.case in FRONT_CASES]
+    figures, lines = index(rows), []
+    for variant in FRONT_VARIANTS:
+        cells = []
+        for case in FRONT_CASES:
+            cells.append(spread(figures.get((case, variant, "time_ratio"))))
+            cells.append(middle(figures.get((case, variant, "memory_ratio"))))
+        lines.append([variant, *cells])
+    heads = [word for case in FRONT_CASES for word in (f"{case}: time", f"{case}: memory")]
+    times = [f"{1000 * figures[case, 'plain', 'time'].median:.1f} ms" for case in FRONT_CASES]
+    told = f"A plain step takes {' and '.join(times)}. In brackets: 95 % intervals."
+    measured = replace(measured, rows=tuple(rows))
+    return blocks(table(["÷ plain", *heads], lines), f"{told} {conditions(measured)}")
+
+
+def step_tables(measured: Measurements) -> str:
+    """For each network a table with a variant a line: milliseconds, ratio and memory."""
+    figures, parts = index(measured.rows), []
+    for case in cases_of(measured, "time_ratio"):
+        lines = [
+            [
+                row.variant,
+                f"{1000 * row.median:.1f}",
+                spread(figures[case, row.variant, "time_ratio"]),
+                middle(figures.get((case, row.variant, "memory_ratio"))),
+            ]
+            for row in measured.rows
+            if (row.case, row.metric) == (case, "time")
+        ]
+        shape, batch = CASES[case]
+        caption = f"**{case}**, {batch} images of {'x'.join(map(str, shape))} a step"
+        heads = ["variant", "ms/step", "time ÷ plain", "peak memory ÷ plain"]
+        parts += [caption, table(heads, lines)]
+    return blocks(*parts, conditions(measured))
 
 
 def conditions(measured: Measurements) -> str:
@@ -56,85 +131,155 @@ def made_on(measured: Measurements, rounds: str = "") -> str:
     )
 
 
-def overhead_table(measured: Measurements) -> str:
-    """One row for each variant: time, ratio, interval, the parts in ms, memory and disk."""
-    figures = {(row.case, row.variant, row.metric): row for row in measured.rows}
-    used = [part for part in SHOWN_PARTS if any(r.metric == f"time_{part}" for r in measured.rows)]
-    heads = [
-        "case",
-        "variant",
-        "ms/step",
-        "÷ plain",
-        "95 % interval",
-        *used,
-        "memory ÷",
-        "disk KiB",
-    ]
-    lines = [f"| {' | '.join(heads)} |", "|---|---|" + "--:|" * (len(heads) - 2)]
-    for speed in (row for row in measured.rows if row.metric == "images_per_second"):
-        case, variant = speed.case, speed.variant
-        time, ratio = (figures[case, variant, name] for name in ("time", "time_ratio"))
-        cells = [case, variant, f"{1000 * time.median:.1f}", f"{ratio.median:.2f}"]
-        cells.append(f"{ratio.low:.2f} to {ratio.high:.2f}")
-        scales = [(f"time_{part}", 1000.0, 2) for part in used]
-        for metric, scale, digits in [*scales, ("memory_ratio", 1, 2), ("disk", 1 / 1024, 0)]:
-            row = figures.get((case, variant, metric))
-            cells.append("" if row is None else f"{scale * row.median:.{digits}f}")
-        lines.append(f"| {' | '.join(cells)} |")
+def overhead_tables(measured: Measurements) -> str:
+    """For each case what a step of each variant costs, its parts, and what is noise."""
+    figures, parts = index(measured.rows), []
+    for case in cases_of(measured, "images_per_second"):
+        rows = [row for row in measured.rows if row.case == case]
+        variants = [row.variant for row in rows if row.metric == "images_per_second"]
+        used = [part for part in SHOWN_PARTS if any(r.metric == f"time_{part}" for r in rows)]
+        costs, times = [], []
+        for variant in variants:
+            step, ratio = figures[case, variant, "time"], figures[case, variant, "time_ratio"]
+            memory, disk = (figures.get((case, variant, it)) for it in ("memory_ratio", "disk"))
+            kept = "" if disk is None else f"{disk.median / 1024:.0f}"
+            costs.append(
+                [variant, f"{1000 * step.median:.1f}", spread(ratio), middle(memory), kept]
+            )
+            own = [figures.get((case, variant, f"time_{part}")) for part in used]
+            times.append([variant, *("" if t is None else f"{1000 * t.median:.2f}" for t in own)])
+        heads = ["variant", "ms/step", "time ÷ plain", "memory ÷ plain", "disk KiB"]
+        parts += [f"**{case}**", table(heads, costs)]
+        parts += ["Milliseconds of each part of a step:", table(["variant", *used], times)]
     checks = [check.verdict for check in noise_checks(measured.rows)]
-    return "\n".join([*lines, "", conditions(measured), *checks])
+    return blocks(*parts, *checks, conditions(measured))
 
 
 def exponent_table(measured: Measurements) -> str:
     """How the cost of each variant grows with each kind of work."""
-    errors = {(r.case, r.variant): r.median for r in measured.rows if r.metric == "exponent_error"}
-    lines = ["| grows with | variant | exponent | standard error |", "|---|---|--:|--:|"]
-    lines += [
-        f"| {row.case} | {row.variant} | {row.median:.2f} | {errors[row.case, row.variant]:.2f} |"
-        for row in measured.rows
-        if row.metric == "exponent"
-    ]
-    return "\n".join(lines)
+    figures = index(measured.rows)
+    axes = cases_of(measured, "exponent")
+    variants = dict.fromkeys(row.variant for row in measured.rows if row.metric == "exponent")
+
+    def cell(axis: str, variant: str) -> str:
+        found = figures.get((axis, variant, "exponent"))
+        if found is None:
+            return ""
+        return f"{found.median:.2f} ± {figures[axis, variant, 'exponent_error'].median:.2f}"
+
+    return table(["variant", *axes], [[v, *(cell(axis, v) for axis in axes)] for v in variants])
 
 
-def shares(measured: Measurements) -> str:
+def noise_table(measured: Measurements) -> str:
     """What share of a private step its noise and its sample take."""
-    lines = ["| network | share of the private step | 95 % interval |", "|---|--:|--:|"]
-    lines += [
-        f"| {row.case} | {row.median:.1%} | {row.low:.1%} to {row.high:.1%} |"
-        for row in measured.rows
-        if row.metric == "noise_share"
+    rows = [row for row in measured.rows if row.metric == "noise_share"]
+    lines = [[r.case, f"{r.median:.1%}", f"{r.low:.1%} to {r.high:.1%}"] for r in rows]
+    return table(["network", "share of the private step", "95 % interval"], lines)
+
+
+def archive_tables(measured: Measurements) -> str:
+    """For each size the times of all, ours against the others, and what else ours takes."""
+    parts = []
+    for case in cases_of(measured, "save"):
+        rows = [row for row in measured.rows if row.case == case]
+        against = [row for row in rows if row.metric.endswith(AGAINST)]
+        rest = [row for row in rows if row not in against and row.metric not in TIMES]
+        parts += [f"### {case}", "Milliseconds:", times_table(rows)]
+        if against:
+            parts += ["Ours ÷ others, below 1 where ours is faster:", against_table(against)]
+        if rest:
+            parts += ["What else a sealed file takes:", rest_table(rest)]
+    return blocks(*parts, f"Bold: misses its goal. {made_on(measured)}")
+
+
+def times_table(rows: Sequence[Row]) -> str:
+    """A variant a line, what is done with its file across."""
+    found = {(row.variant, row.metric): row for row in rows}
+    # Each save of ours waits for the disk.
+    found |= {
+        (name, "durable_save"): found[name, "save"] for name in SEALED if (name, "save") in found
+    }
+    variants = dict.fromkeys(row.variant for row in rows if row.metric in TIMES)
+    lines = [
+        [it, *(spread(found.get((it, what)), scale=1000) for what in TIMES)] for it in variants
     ]
-    return "\n".join(lines)
+    return table(["variant", *(f"`{what}`" for what in TIMES)], lines)
 
 
-def archive_table(measured: Measurements) -> str:
-    """One row for each ratio, share or time of a sealed file."""
-    lines = ["| size | variant | figure | median | 95 % interval |", "|---|---|---|--:|--:|"]
-    for row in measured.rows:
-        low, median, high = row.words
-        lines.append(f"| {row.case} | {row.variant} | {row.metric} | {median} | {low} to {high} |")
-    return "\n".join([*lines, "", made_on(measured)])
+def against_table(rows: Sequence[Row]) -> str:
+    """One of ours against one of the others a line, what is done with the file across."""
+    found = {(row.variant, row.metric): row for row in rows}
+    lines = []
+    for variant in SEALED:
+        for rival in AGAINST:
+            own = {what: found.get((variant, what + rival)) for what in TIMES}
+            if any(own.values()):
+                cells = [judged(own[what]) for what in TIMES[:-1]]
+                goals = {what: goal for what, row in own.items() if (goal := limit_of(row))}
+                same = len(set(goals.values())) == 1 and len(goals) > 1
+                words = [f"{what} {goal}" for what, goal in goals.items()]
+                told = next(iter(goals.values())) if same else ", ".join(words)
+                lines.append([f"{variant} ÷ {rival.removeprefix('_vs_')}", *cells, told])
+    return table(["ours ÷ other", *(f"`{what}`" for what in TIMES[:-1]), "goal"], lines)
 
 
-def front(measured: Measurements) -> Measurements:
-    """The rows that README shows: two networks, and what most people ask first."""
-    asked = ("plain", "private", "n-fgsm", "pgd", "trades", "private+n-fgsm", "torchattacks-pgd")
-    rows = [
-        row
-        for row in measured.rows
-        if row.case in ("compact", "resnet20")
-        and (row.variant in asked or row.variant.startswith("opacus"))
-    ]
-    return replace(measured, rows=tuple(rows))
+def rest_table(rows: Sequence[Row]) -> str:
+    """A figure of ours a line."""
+    found = {(row.metric, row.variant): row for row in rows}
+    lines = []
+    for metric in dict.fromkeys(row.metric for row in rows):
+        own = [found.get((metric, variant)) for variant in SEALED]
+        goals = dict.fromkeys(filter(None, map(limit_of, own)))
+        name = metric.replace("_vs_", " ÷ ").replace("_", " ")
+        lines.append([name, *map(judged, own), ", ".join(goals)])
+    return table(["figure", *SEALED, "goal"], lines)
 
 
-def _line(time: Row, ratio: Row, peak: Row | None) -> str:
-    memory = "" if peak is None else f"{peak.median:.2f}"
-    return (
-        f"| {time.case} | {time.variant} | {1000 * time.median:.1f} | {ratio.median:.2f} "
-        f"| {ratio.low:.2f} to {ratio.high:.2f} | {memory} |"
-    )
+def limit_of(row: Row | None) -> str:
+    """The goal of a figure in the unit of the table; empty where it has none."""
+    if row is None or row.metric not in GOALS:
+        return ""
+    scale, unit = SHOWN[row.unit]
+    limit = scale * GOALS[row.metric][SEALED.index(row.variant)]
+    return f"{'≥' if row.metric in AT_LEAST else '≤'} {limit:g}{unit}"
+
+
+def judged(row: Row | None) -> str:
+    """A figure of ours, bold where its median is on the wrong side of its goal."""
+    if row is None:
+        return ""
+    scale, unit = SHOWN[row.unit]
+    text = spread(row, scale=scale, unit=unit)
+    if row.metric not in GOALS:
+        return text
+    limit = GOALS[row.metric][SEALED.index(row.variant)]
+    missed = row.median < limit if row.metric in AT_LEAST else row.median > limit
+    return f"**{text}**" if missed else text
+
+
+def spread(row: Row | None, *, scale: float = 1.0, unit: str = "") -> str:
+    """The median, with its interval in brackets where it has one; about three digits."""
+    if row is None:
+        return ""
+    low, median, high = (scale * value for value in (row.low, row.median, row.high))
+    digits = next((n for n, least in enumerate((100, 10, 0.1, 0.01)) if median >= least), 4)
+    words = f"{median:.{digits}f}{unit}"
+    return words if low == high else f"{words} ({low:.{digits}f} to {high:.{digits}f})"
+
+
+def middle(row: Row | None) -> str:
+    """The median alone."""
+    return "" if row is None else f"{row.median:.2f}"
+
+
+def index(rows: Iterable[Row]) -> dict[tuple[str, str, str], Row]:
+    """The rows by what identifies them."""
+    return {(row.case, row.variant, row.metric): row for row in rows}
+
+
+def cases_of(measured: Measurements, metric: str) -> list[str]:
+    """The cases for which something was measured, in their order."""
+    return list(dict.fromkeys(row.case for row in measured.rows if row.metric == metric))
 
 
 def rewrite(path: Path, contents: dict[str, str]) -> None:
@@ -150,15 +295,15 @@ def main() -> None:
     demo = (DOCS / "demo.txt").read_text(encoding="utf-8").rstrip()
     parts = [Measurements.read(path) for path in sorted(DOCS.glob("benchmarks*.json"))[::-1]]
     measured = replace(parts[0], rows=tuple(row for part in parts for row in part.rows))
-    head = bench_table(front(measured))
-    rewrite(DOCS.parent / "README.md", {"demo": f"```\n{demo}\n```", "bench": head})
-    tables = {"step": bench_table(measured), "noise": shares(measured)}
+    shown = {"demo": f"```\n{demo}\n```", "bench": front_table(measured)}
+    rewrite(DOCS.parent / "README.md", shown)
+    tables = {"step": step_tables(measured), "noise": noise_table(measured)}
     costs = [Measurements.read(path) for path in sorted(DOCS.glob("overhead*.json"))]
     if costs:
-        tables["overhead"] = "\n\n".join(overhead_table(each) for each in costs)
-        tables["scaling"] = "\n\n".join(exponent_table(each) for each in costs)
+        tables["overhead"] = blocks(*map(overhead_tables, costs))
+        tables["scaling"] = blocks(*map(exponent_table, costs))
     if (DOCS / "archive.json").exists():
-        tables["archive"] = archive_table(Measurements.read(DOCS / "archive.json"))
+        tables["archive"] = archive_tables(Measurements.read(DOCS / "archive.json"))
     rewrite(DOCS / "benchmarks.md", tables)
 
 

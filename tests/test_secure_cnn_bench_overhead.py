@@ -1,7 +1,6 @@
 """What every protection costs: parts that add up, controls that show, and any module at all."""
 
 import gc
-import importlib.util
 import json
 import re
 import time
@@ -699,26 +698,6 @@ def test_every_part_has_its_colour():
     """The page draws all parts that are measured, in their order, and no two alike."""
     assert tuple(SHOWN_PARTS) == PARTS
     assert len(set(SHOWN_PARTS.values())) == len(PARTS)
-
-
-def test_the_tables_of_the_documents_come_from_the_rows():
-    """A line for each variant, parts in milliseconds, with conditions and the control's verdict."""
-    path = Path(__file__).parent.parent / "docs" / "tables.py"
-    spec = importlib.util.spec_from_file_location("tables", path)
-    tables = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tables)
-    lines = tables.overhead_table(measured()).splitlines()
-    assert len({line.count("|") for line in lines[:5]}) == 1
-    slow = next(line for line in lines if "<b>&" in line)
-    assert [cell.strip() for cell in slow.split("|")][3:6] == ["1500.0", "1.50", "1.50 to 1.50"]
-    assert lines[-1].endswith("differences below 0 % are noise.")
-    exponent = {"case": "batch", "variant": "plain", "unit": "1", "n": 4}
-    rows = (
-        Row(metric="exponent", low=0.8, median=0.9, high=1.0, **exponent),
-        Row(metric="exponent_error", low=0.02, median=0.02, high=0.02, **exponent),
-    )
-    grown = Measurements(created="2026-01-01", hardware={}, versions={}, rows=rows)
-    assert tables.exponent_table(grown).splitlines()[-1] == "| batch | plain | 0.90 | 0.02 |"
 
 
 def test_a_page_without_control_says_so():

@@ -1,0 +1,189 @@
+"""The tables in the documents: each figure of the rows in its place, and none that was typed."""
+
+import importlib.util
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from secure_cnn.report import Measurements, Row
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+
+
+@pytest.fixture(scope="module")
+def tables():
+    """docs/tables.py, which is a script."""
+    spec = importlib.util.spec_from_file_location("tables", DOCS / "tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def row(variant, metric, median, unit="x", *, case="compact", spread=0.0):
+    """A row, of the middle of its interval."""
+    ends = {"low": median - spread, "median": median, "high": median + spread}
+    return Row(case=case, variant=variant, metric=metric, unit=unit, n=9, **ends)
+
+
+def document(*rows):
+    """Rows measured on one machine."""
+    return Measurements(
+        created="2026-01-02T03:04:05+00:00",
+        hardware={"cpu": "Abacus", "threads": 2},
+        versions={"torch": "1", "opacus": "2", "torchattacks": "3"},
+        rows=rows,
+    )
+
+
+def grids(text):
+    """The tables of a text: of each the cells by line and by column, both by name."""
+    found = []
+    for block in text.split("\n\n"):
+        lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in block.splitlines()]
+        if block.startswith("|"):
+            assert len({len(line) for line in lines}) == 1, block
+            found.append({line[0]: dict(zip(lines[0], line, strict=True)) for line in lines[2:]})
+    return found
+
+
+def test_the_documents_show_what_was_measured(tables, tmp_path, monkeypatch):
+    """Made anew from the JSON files, README and the page of measurements stay as they are."""
+    (tmp_path / "docs").mkdir()
+    names = [path.relative_to(ROOT) for path in DOCS.glob("*.json")]
+    for name in [*names, "README.md", "docs/benchmarks.md", "docs/demo.txt"]:
+        shutil.copy(ROOT / name, tmp_path / name)
+    monkeypatch.setattr(tables, "DOCS", tmp_path / "docs")
+    tables.main()
+    for name in ("README.md", "docs/benchmarks.md"):
+        assert (tmp_path / name).read_text("utf-8") == (ROOT / name).read_text("utf-8"), (
+            f"{name}: `make docs` was not run after a measurement, or a figure was typed"
+        )
+
+
+def test_a_network_has_a_table_of_its_own(tables):
+    """A variant a line, with its time, its ratio and its interval, and its memory if measured."""
+    rows = [
+        *(row("plain", "time", 0.01, "s", case=case) for case in ("compact", "vgg11")),
+        *(row("plain", "time_ratio", 1.0, case=case) for case in ("compact", "vgg11")),
+        row("private", "time", 0.0152, "s"),
+        row("private", "time_ratio", 1.52, spread=0.04),
+        row("private", "memory_ratio", 1.25),
+    ]
+    text = tables.step_tables(document(*rows))
+    first, second = grids(text)
+    assert list(first["private"].values()) == ["private", "15.2", "1.52 (1.48 to 1.56)", "1.25"]
+    assert list(second) == ["plain"]
+    assert "**compact**, 256 images of 1x28x28 a step" in text
+    assert "Abacus, 2 threads; torch 1" in text
+    assert text.endswith("medians of 9 rounds, measured 2026-01-02.")
+
+
+def test_the_front_sets_rivals_beside_ours(tables):
+    """Networks across, the others' steps below ours; what was not measured is empty."""
+    rows = [
+        row(variant, metric, value, unit, case=case)
+        for case, step in (("compact", 0.01), ("resnet20", 0.05))
+        for variant, ratio in (("opacus-hooks", 3.0), ("plain", 1.0), ("private", 1.5))
+        for metric, value, unit in (("time", step * ratio, "s"), ("time_ratio", ratio, "x"))
+    ]
+    text = tables.front_table(document(*rows, row("private", "time_ratio", 9.0, case="vgg11")))
+    (grid,) = grids(text)
+    assert list(grid)[:3] == ["plain", "private", "opacus-hooks"]
+    assert list(grid["private"].values()) == ["private", "1.50", "", "1.50", ""]
+    assert "10.0 ms and 50.0 ms" in text
+
+
+def test_parts_have_a_table_beside_the_whole(tables):
+    """The case is said once, above; a part that a variant does not have is empty."""
+    case = "net, digits, batch 8, save every 5"
+    rows = [
+        row(variant, metric, value, unit, case=case)
+        for variant, part in (("plain", "forward"), ("pgd", "attack"), ("plain-again", "forward"))
+        for metric, value, unit in (
+            ("time", 0.5, "s"),
+            ("time_ratio", 1.0, "x"),
+            ("images_per_second", 16.0, "images/s"),
+            (f"time_{part}", 0.25, "s"),
+        )
+    ]
+    text = tables.overhead_tables(document(*rows, row("pgd", "disk", 2048.0, "B", case=case)))
+    whole, parts = grids(text)
+    assert text.startswith(f"**{case}**\n\n|")
+    assert list(whole["pgd"].values()) == ["pgd", "500.0", "1.00", "", "2"]
+    assert parts["pgd"] == {"variant": "pgd", "attack": "250.00", "forward": ""}
+    assert f"{case}: plain against plain gave 1.00" in text
+
+
+def test_growth_has_the_axes_across(tables):
+    """An exponent with its standard error in a cell."""
+    rows = [
+        row("plain", "exponent", 0.9, "1", case="batch"),
+        row("plain", "exponent_error", 0.02, "1", case="batch"),
+        row("pgd", "exponent", 1.2, "1", case="side"),
+        row("pgd", "exponent_error", 0.1, "1", case="side"),
+    ]
+    (grid,) = grids(tables.exponent_table(document(*rows)))
+    assert grid["plain"] == {"variant": "plain", "batch": "0.90 ± 0.02", "side": ""}
+    assert grid["pgd"] == {"variant": "pgd", "batch": "", "side": "1.20 ± 0.10"}
+
+
+def archive_rows(load):
+    """Rows of a sealed file whose load is so many times that of safetensors."""
+    size = {"case": "fp32-1MiB"}
+    return [
+        row("sealed", "save", 0.02, "s", **size),
+        row("sealed", "one_tensor", 0.001, "s", **size),
+        row("age", "save", 0.1, "s", **size),
+        row("age", "durable_save", 0.2, "s", **size),
+        row("sealed", "durable_save_vs_age", 0.1, **size),
+        row("sealed", "load_vs_safetensors", load, **size),
+        row("sealed", "payload_vs_aesgcm", 1.6 - load / 2, **size),
+        row("sealed", "inspect", 0.001, "s", **size),
+        row("sealed+signed", "size_overhead", load / 15000, "1", **size),
+    ]
+
+
+def test_a_sealed_file_is_told_in_three_tables(tables):
+    """Times of all, ours against the others, and the rest; each figure where it belongs."""
+    times, against, rest = grids(tables.archive_tables(document(*archive_rows(1.2))))
+    assert times["sealed"]["`save`"] == times["sealed"]["`durable_save`"] == "20.0"
+    assert times["age"]["`durable_save`"] == "200"
+    assert list(against) == ["sealed ÷ safetensors", "sealed ÷ age"]
+    assert against["sealed ÷ safetensors"]["`load`"] == "1.20"
+    assert against["sealed ÷ safetensors"]["goal"] == "load ≤ 1.5"
+    assert against["sealed ÷ age"]["`durable_save`"] == "0.10"
+    assert list(rest["inspect"].values()) == ["inspect", "1.00 ms", "", "≤ 20 ms"]
+    assert rest["payload ÷ aesgcm"]["goal"] == "≥ 0.9"
+
+
+def test_a_missed_goal_is_bold(tables):
+    """Control: the same rows on both sides of their goals, at most and at least."""
+    held = tables.archive_tables(document(*archive_rows(1.2))).rpartition("Bold")[0]
+    assert "**" not in held
+    missed = tables.archive_tables(document(*archive_rows(1.8))).rpartition("Bold")[0]
+    bold = [cell.strip() for cell in missed.split("|") if "**" in cell]
+    assert bold == ["**1.80**", "**0.70**", "**0.012 %**"]
+
+
+def test_nothing_that_was_measured_of_an_archive_is_lost(tables):
+    """Each row of the published file has its median in the tables of its size."""
+    measured = Measurements.read(DOCS / "archive.json")
+    for case in tables.cases_of(measured, "save"):
+        rows = [each for each in measured.rows if each.case == case]
+        text = tables.archive_tables(replace(measured, rows=tuple(rows)))
+        for each in rows:
+            scale, unit = tables.SHOWN[each.unit]
+            shown = tables.spread(each, scale=scale, unit=unit)
+            assert shown in text or tables.spread(each, scale=scale) in text, each
+
+
+def test_a_name_without_its_marks_is_refused(tables):
+    """A page that lost its place for a table is not left with the old one."""
+    assert tables.replaced("<!-- a -->\nold\n<!-- /a -->", "a", "new") == (
+        "<!-- a -->\nnew\n<!-- /a -->"
+    )
+    with pytest.raises(SystemExit, match="expected <!-- b -->"):
+        tables.replaced("<!-- a -->\n<!-- /a -->", "b", "new")
