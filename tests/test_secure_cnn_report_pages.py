@@ -11,6 +11,7 @@ from test_secure_cnn_report import PROTECTED, Page, make_record, make_result
 
 from secure_cnn.errors import RunError
 from secure_cnn.report import Measurements, Row, render_page
+from secure_cnn.report._canvas import tick_percent
 from secure_cnn.report._classes import recall_table
 from secure_cnn.report._words import date, epsilon
 from secure_cnn.report.audit import render_audit
@@ -91,6 +92,38 @@ def test_an_evaluation_shows_what_was_proven():
     assert "What is proven" not in Page(render_robustness(robustness_record())).text
     with pytest.raises(RunError, match=r"robustness\.certification: expected entries"):
         certified(certification={"summary": {}})
+
+
+def test_a_tick_says_where_it_is():
+    """Ticks between whole percents are not rounded to others, and no two read the same."""
+    assert [tick_percent(n / 1000) for n in (575, 600, 0, 1000)] == ["57.5%", "60%", "0%", "100%"]
+
+
+def test_a_bench_names_its_variants_whole_and_its_curves_in_numbers():
+    """A long name takes two lines beside its bar; each point of a curve is in a table."""
+    long = "private+n-fgsm+average+sealed-background"
+    rows = [
+        Row(case=case, variant=long, metric=m, median=x, low=x, high=x, unit=unit, n=5)
+        for case, m, x, unit in (
+            *(("net", m, x, "s") for m, x in (("time", 0.1), ("time_forward", 0.1))),
+            *(("net", m, 1.0, "x") for m in ("time_ratio", "images_per_second")),
+            *(("batch 8", "time", 0.01234, "s"), ("batch 16", "time", 0.02345, "s")),
+            ("batch", "exponent", 0.9, "1"),
+        )
+    ]
+    page = render_bench(
+        Measurements(created="2026-01-01", hardware={}, versions={}, rows=tuple(rows))
+    )
+    drawn = re.findall(r"<text[^>]*>([^<]*)</text>", page)
+    assert drawn.count("private+n-fgsm+average+") == drawn.count("sealed-background") == 2
+    for words in ("batch 8", "batch 16", "12.34", "23.45"):
+        assert words in page
+
+
+def test_the_skip_link_leads_past_the_links():
+    """Who skips is after the navigation of a bench, not before it again."""
+    page = render_bench(bench_of())
+    assert page.index("</nav>") < page.index('id="first"') < page.index("<section")
 
 
 def test_all_pages_have_one_design():

@@ -16,7 +16,18 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-__all__ = ["CARD", "HAIR", "INK", "MUTED", "SERIES", "Canvas", "css", "render", "short"]
+__all__ = [
+    "CARD",
+    "HAIR",
+    "INK",
+    "MUTED",
+    "SERIES",
+    "Canvas",
+    "css",
+    "render",
+    "short",
+    "tick_percent",
+]
 
 INK, MUTED, HAIR, CARD = "#20242c", "#5f6671", "#dadde2", "#fffffe"
 PLAIN = "#68707c"
@@ -111,6 +122,11 @@ def short(name: str, limit: int = 14) -> str:
     words = "".join(letter if letter.isprintable() else " " for letter in name).split()
     line = " ".join(words)
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def tick_percent(value: float, _place: object = None) -> str:
+    """A share at an axis as it is: 57.5% is not rounded to a tick that is elsewhere."""
+    return f"{round(100 * value, 6):g}%"
 
 
 def _inline(svg: str, title: str) -> str:

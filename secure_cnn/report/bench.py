@@ -170,6 +170,8 @@ def _axis(measured: Measurements, axis: str) -> dict[str, Any]:
     return {
         "name": axis,
         "exponents": exponents,
+        "sizes": sorted({size for own in times.values() for size in own}),
+        "times": times,
         "errors": errors,
         "figure": scaling_curves(axis, times) if times else None,
     }

@@ -118,7 +118,7 @@ def _ratios(rows: Sequence[Row], check: NoiseCheck | None, canvas: Canvas) -> No
         axes.barh(number + 0.5, row.median, 0.55, color=color, alpha=0.75)
         axes.hlines(number + 0.5, row.low, row.high, color=INK, lw=1.6)
         y = 28 + _ROW * (number + 0.5)
-        canvas.text(_LEFT - 8, y, short(row.variant, _NAME), align="right")
+        _name(canvas, y, row.variant)
         canvas.text(_WIDTH, y, f"{row.median:.2f}", align="right", bold=True)
     axes.set_yticks([])
     axes.grid(axis="x", color=HAIR, lw=1)
@@ -147,7 +147,7 @@ def _parts(parts: Mapping[str, Mapping[str, float]], canvas: Canvas) -> None:
                     number + 0.5, value, 0.6, left, color=color, alpha=opacity, hatch=hatch, ec=CARD
                 )
             left += value
-        canvas.text(_LEFT - 8, 50 + _ROW * (number + 0.5), short(variant, _NAME), align="right")
+        _name(canvas, 50 + _ROW * (number + 0.5), variant)
     axes.set_yticks([])
     axes.grid(axis="x", color=HAIR, lw=1)
     axes.set_axisbelow(True)
@@ -192,8 +192,19 @@ def _dots(shares: Mapping[str, Mapping[str, float]], canvas: Canvas) -> None:
                     axes.scatter(
                         [share], [number + 0.5], 40, marker=sign, c=fill, ec=color, lw=1.6, zorder=3
                     )
-        canvas.text(_LEFT - 8, 28 + _ROW * (number + 0.5), short(variant, _NAME), align="right")
+        _name(canvas, 28 + _ROW * (number + 0.5), variant)
     axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0 %", "25 %", "50 %", "75 %", "100 %"])
     axes.set_yticks([])
     axes.grid(axis="x", color=HAIR, lw=1)
     axes.set_axisbelow(True)
+
+
+def _name(canvas: Canvas, y: float, variant: str) -> None:
+    """A variant left of its bar; a long one in two lines, broken where protections are joined."""
+    parts = variant.split("+")
+    if len(variant) <= _NAME or len(parts) == 1:
+        canvas.text(_LEFT - 8, y, short(variant, _NAME), align="right")
+        return
+    lines = [("+".join(parts[:n]) + "+", "+".join(parts[n:])) for n in range(1, len(parts))]
+    for words, down in zip(min(lines, key=lambda pair: max(map(len, pair))), (-6, 6), strict=True):
+        canvas.text(_LEFT - 8, y + down, short(words, _NAME + 3), align="right", size=10)

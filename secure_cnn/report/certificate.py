@@ -10,7 +10,7 @@ from itertools import pairwise
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from secure_cnn.report._canvas import HAIR, INK, MUTED, SERIES, Canvas, render, short
+from secure_cnn.report._canvas import HAIR, INK, MUTED, SERIES, Canvas, render, short, tick_percent
 from secure_cnn.report._document import require
 
 __all__ = ["CurvePoint", "certificate_curve"]
@@ -85,7 +85,7 @@ def _frame(axes: Axes, largest: float) -> None:
     axes.set_ylim(0, 1)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(tick_percent))
     axes.tick_params(axis="x", pad=8)
     axes.grid(axis="y", color=HAIR, lw=1)
     axes.set_axisbelow(True)

@@ -12,7 +12,7 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from secure_cnn.report._canvas import CARD, HAIR, INK, MUTED, Canvas, render, short
+from secure_cnn.report._canvas import CARD, HAIR, INK, MUTED, Canvas, render, short, tick_percent
 from secure_cnn.report.figures import WIDTH, variant_colors
 from secure_cnn.report.record import RunRecord
 
@@ -124,7 +124,7 @@ def _frame(axes: Axes, series: Sequence[_Series], unit: str) -> None:
     axes.tick_params(axis="x", pad=8)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     if unit == "%":
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+        axes.yaxis.set_major_formatter(FuncFormatter(tick_percent))
     axes.grid(axis="y", color=HAIR, lw=1)
     axes.set_axisbelow(True)
 

@@ -15,7 +15,17 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.ticker import FuncFormatter
 
-from secure_cnn.report._canvas import CARD, HAIR, INK, MUTED, SERIES, Canvas, render, short
+from secure_cnn.report._canvas import (
+    CARD,
+    HAIR,
+    INK,
+    MUTED,
+    SERIES,
+    Canvas,
+    render,
+    short,
+    tick_percent,
+)
 from secure_cnn.report._document import require
 from secure_cnn.report.measurements import Row
 from secure_cnn.report.record import RunRecord
@@ -119,7 +129,7 @@ def confusion_matrix(record: RunRecord, variant: str) -> str:
     require(bool(found), "variant", f"one of {known}", variant)
     longest = max(len(short(name, 10)) for name in record.data.classes)
     margin = 24 + 6.2 * longest
-    below = 22 + (6.2 * longest if longest > 2 else 18)
+    below = 28 + (6.2 * longest if longest > 2 else 18)
     color = variant_colors(record)[variant]
     draw = partial(_confusion, found[0], record.data.classes, color, margin)
     size = (WIDTH, WIDTH - margin + below)
@@ -307,7 +317,7 @@ def _cost(rows: Sequence[Row], colors: dict[str, str], metric: str, canvas: Canv
 
 def _share_axis(axes: Axes) -> None:
     """An axis from 0 to 100 %."""
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(tick_percent))
     axes.set_xticks([0, 0.5, 1])
     axes.grid(axis="x", color=HAIR, lw=1)
     axes.set_axisbelow(True)

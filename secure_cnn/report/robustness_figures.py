@@ -8,7 +8,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from secure_cnn.report._canvas import CARD, HAIR, INK, MUTED, SERIES, Canvas, render, short
+from secure_cnn.report._canvas import (
+    CARD,
+    HAIR,
+    INK,
+    MUTED,
+    SERIES,
+    Canvas,
+    render,
+    short,
+    tick_percent,
+)
 
 __all__ = ["eps_curve", "recall_bars", "recall_rows"]
 
@@ -116,7 +126,7 @@ def _bars(rows: Sequence[tuple[str, float | None, float | None]], canvas: Canvas
     axes.set_yticks(at, [short(name) for name, _, _ in rows])
     for label in axes.get_yticklabels()[:2]:
         label.set_fontweight("bold")
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.xaxis.set_major_formatter(FuncFormatter(tick_percent))
     axes.set_xticks([0, 0.5, 1])
     axes.grid(axis="x", color=HAIR, lw=1)
     axes.set_axisbelow(True)
@@ -124,7 +134,7 @@ def _bars(rows: Sequence[tuple[str, float | None, float | None]], canvas: Canvas
 
 def _share_axis(axes: Axes) -> None:
     """Percent from the bottom to the top, with hairlines."""
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(tick_percent))
     axes.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axes.grid(axis="y", color=HAIR, lw=1)
     axes.set_axisbelow(True)

@@ -12,7 +12,7 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from secure_cnn.report._canvas import CARD, HAIR, INK, MUTED, Canvas, render
+from secure_cnn.report._canvas import CARD, HAIR, INK, MUTED, Canvas, render, tick_percent
 from secure_cnn.report.figures import WIDTH
 from secure_cnn.report.tradeoff import (
     COLUMNS,
@@ -119,7 +119,7 @@ _PANELS = (
         title="Accuracy and robust accuracy",
         label="robust accuracy, more is better →",
         of=lambda point: point.robust_accuracy,
-        tick=lambda value: f"{value:.0%}",
+        tick=tick_percent,
     ),
     _Panel(
         name="epsilon",
@@ -208,7 +208,7 @@ def _vertical(axes: Axes, shares: Sequence[Estimate]) -> None:
     margin = max(0.01, 0.08 * (high - low))
     axes.set_ylim(max(0.0, low - margin), min(1.0, high + margin) + 0.25 * margin)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(tick_percent))
     axes.grid(axis="y", color=HAIR, lw=1)
     axes.set_axisbelow(True)
 
