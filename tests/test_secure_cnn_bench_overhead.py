@@ -2,7 +2,10 @@
 
 import gc
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from datetime import UTC, datetime
 from functools import partial
@@ -755,6 +758,29 @@ def test_a_rival_that_cannot_run_is_skipped_with_the_reason(monkeypatch):
     assert "skipped opacus-hooks: ImportError: no module named opacus" in done.stderr
     assert "opacus" not in done.stdout
     assert "n-fgsm" in done.stdout
+
+
+@pytest.mark.parametrize("asked", [None, "0"])
+def test_the_profiler_keeps_quiet_unless_asked(asked):
+    """Its lines at each start and stop are no message of ours; control: the variable brings them.
+
+    In a process of its own, since the profiler reads the variable once.
+    """
+    environment = {name: text for name, text in os.environ.items() if name != "KINETO_LOG_LEVEL"}
+    command = "bench overhead --batch 4 --rounds 1 --save-every 1 --no-private --no-average"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", "from secure_cnn.cli import main; main()"),
+            *(*command.split(), "--no-sealed"),
+        ],
+        env=environment | ({"KINETO_LOG_LEVEL": asked} if asked else {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "MiB" in done.stdout
+    assert bool(re.search(r"^(USDT|STAGE|ERROR|INFO):", done.stderr, re.M)) == bool(asked)
 
 
 def test_savers_write_what_they_say(tmp_path):

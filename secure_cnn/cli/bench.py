@@ -1,5 +1,6 @@
 """`secure-cnn bench`: what each protection costs, as a table and as JSON."""
 
+import os
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -45,6 +46,9 @@ app.command()(archive)
 @app.callback()
 def group() -> None:
     """What each protection costs against plain training."""
+    # torch's profiler writes a line at each start and stop, and one for a GPU that is not there, on
+    # stderr. No level silences the first alone; whoever wants them sets the variable.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 
 @app.command()

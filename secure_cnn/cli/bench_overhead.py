@@ -10,7 +10,6 @@ import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from torch import nn
 
 import defenses
 from defenses import OBJECTIVES, AdversarialObjective, adversarial_objective
@@ -28,8 +27,9 @@ from secure_cnn.bench.savers import RivalSaver
 from secure_cnn.bench.scaling import AXES, measure_scaling
 from secure_cnn.bench.trained import TrainedSettings, measure_trained
 from secure_cnn.bench.variant import PLAIN, Variant, combinations
+from secure_cnn.cli.network import network
 from secure_cnn.data import load_data
-from secure_cnn.models import MODELS, build_model
+from secure_cnn.models import MODELS
 from secure_cnn.report import Row
 from secure_cnn.report.bench import write_bench
 from secure_cnn.report.bench_noise import noise_checks
@@ -43,7 +43,13 @@ _WIDEST = 160
 
 def overhead_command(
     *,
-    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = "compact",
+    model: Annotated[
+        str,
+        typer.Option(
+            help=f"One of {', '.join(MODELS)}; or module:callable or file.py:callable, which runs "
+            "that code."
+        ),
+    ] = "compact",
     data: Annotated[
         str, typer.Option(help="digits, fashion-mnist, mnist, cifar10, a folder or a .npz file.")
     ] = "digits",
@@ -90,11 +96,11 @@ def overhead_command(
     made = partial(combinations, private=private, average=average)
     variants = made(_methods(names, threat, steps=None), sealed=sealed)
     images = load_data(data)
-    network = _named(build_model(model, images.spec), model)
-    load = overhead_workload(network, images, settings)
+    measured = network(model, images.spec)
+    load = overhead_workload(measured, images, settings)
     steps, savers = _rivals(load, rival or [], variants[PLAIN])
     found = overhead(
-        network, images, variants | savers, settings=settings, rivals=steps, folder=folder
+        measured, images, variants | savers, settings=settings, rivals=steps, folder=folder
     )
     rows = list(found.rows)
     if train:
@@ -105,7 +111,7 @@ def overhead_command(
             threat=threat,
             robust_samples=robust_samples,
         )
-        rows += measure_trained(network, images, variants, trained, case=load.case)
+        rows += measure_trained(measured, images, variants, trained, case=load.case)
     for axis in _shown(scaling or []):
         rows += measure_scaling(
             axis,
@@ -113,7 +119,7 @@ def overhead_command(
             lambda size: made(_methods(names, threat, steps=size.attack_steps), sealed=False),
             rounds=rounds,
         )
-    document = on_this_machine(rows, network)
+    document = on_this_machine(rows, measured)
     _tell(rows)
     if json_file is not None:
         document.write(json_file)
@@ -131,12 +137,6 @@ def _methods(
         )
         for name in names
     }
-
-
-def _named(network: nn.Module, name: str) -> nn.Module:
-    """The network with its name, which the rows show."""
-    cast(Any, network).name = name
-    return network
 
 
 def _rivals(
