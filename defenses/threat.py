@@ -120,9 +120,9 @@ class ThreatModel:
     def project(self, clean: Tensor, candidate: Tensor) -> Tensor:
         """Moves `candidate` into the ball around `clean` and into the bounds.
 
-        For `linf` and `l0` the nearest such point. For `l2` and `l1` the nearest point of the ball
-        (l1: Duchi et al. 2008), clipped to the bounds afterwards, which is inside but not always
-        nearest. `clean` is expected to lie in the bounds.
+        For `linf`, `l1` (Croce & Hein 2021) and `l0` the nearest such point. For `l2` the nearest
+        point of the ball, clipped to the bounds afterwards, which is inside but not always nearest.
+        `clean` is expected to lie in the bounds.
 
         Args:
             clean: Images in the bounds, floating point, [n, channels, ...] or [n, pixels].
@@ -149,9 +149,12 @@ class ThreatModel:
             factor = (self.eps / length).clamp_max(1.0)
             inside = clean + change * factor.view(-1, *[1] * (change.ndim - 1))
         elif self.norm == "l1":
-            change = _at_least_float32(candidate) - _at_least_float32(clean)
-            shrunk = _onto_l1_ball(change.flatten(1), self.eps).view(change.shape)
-            inside = (clean + shrunk).to(candidate.dtype)
+            wide = _at_least_float32(clean)
+            change = _at_least_float32(candidate) - wide
+            edge = torch.where(change > 0, self.bounds[1], self.bounds[0])
+            room = (edge - wide).abs()
+            shrunk = _onto_l1_ball(change.flatten(1), room.flatten(1), self.eps)
+            inside = (clean + shrunk.view_as(change)).to(candidate.dtype)
         else:
             inside = self._keep_positions(clean, candidate)
         return inside.clamp(*self.bounds)
@@ -240,15 +243,25 @@ def _by_position(images: Tensor) -> Tensor:
     return images.flatten(2) if images.ndim > 2 else images.unsqueeze(1)
 
 
-def _onto_l1_ball(change: Tensor, radius: float) -> Tensor:
-    """The nearest point of the l1 ball for each row (Duchi et al. 2008), one threshold a row."""
+def _onto_l1_ball(change: Tensor, room: Tensor, radius: float) -> Tensor:
+    """The nearest point of the l1 ball for each row whose values are no larger than their room.
+
+    All sizes shrink by one threshold, cut off at their room. The length by the threshold is made
+    of lines: it falls by the number of sizes that are neither 0 nor cut off.
+    """
     sizes = change.abs()
-    sorted_sizes = sizes.sort(dim=1, descending=True).values
-    counts = torch.arange(1, sizes.shape[1] + 1, device=sizes.device)
-    thresholds = (sorted_sizes.cumsum(dim=1) - radius) / counts
-    last = (sorted_sizes > thresholds).sum(dim=1, keepdim=True).clamp_min(1) - 1
-    threshold = thresholds.gather(1, last).clamp_min(0)
-    return change.sign() * (sizes - threshold).clamp_min(0)
+    turns = torch.cat([(sizes - room).clamp_min(0), sizes], dim=1)
+    turns, order = turns.sort(dim=1)
+    falling = torch.where(order < sizes.shape[1], 1, -1).cumsum(dim=1)  # after each turn
+    falls = (turns.diff(dim=1) * falling[:, :-1]).cumsum(dim=1, dtype=torch.float64)
+    whole = torch.minimum(sizes, room).sum(dim=1, keepdim=True, dtype=torch.float64)
+    above = falls < whole - radius  # longer than the radius still at the next turn
+    last = above.sum(dim=1, keepdim=True)
+    fallen = torch.nn.functional.pad(falls, (1, 0)).gather(1, last)
+    slope = falling.gather(1, last).clamp_min(1)
+    threshold = turns.gather(1, last) + (whole - radius - fallen).clamp_min(0) / slope
+    threshold = torch.where(whole > radius, threshold, 0).to(sizes.dtype)
+    return change.sign() * torch.minimum((sizes - threshold).clamp_min(0), room)
 
 
 def _check_pair(clean: Tensor, other: Tensor) -> None:

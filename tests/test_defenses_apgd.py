@@ -9,12 +9,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 from defenses import AdversarialTraining, AttackError, ThreatModel, attack, attack_scope
-from defenses.attacks.apgd import _Climb
+from defenses.attacks.apgd import _Climb, _random_start
 from defenses.attacks.dlr import dlr, lead, likeliest_wrong, targeted_dlr
 from defenses.attacks.oracle import Oracle, until_fooled
 from secure_cnn import load_data
 
 LINF, L2 = ThreatModel(norm="linf", eps=0.1), ThreatModel(norm="l2", eps=0.5)
+L1 = ThreatModel(norm="l1", eps=2.0)
 
 
 @functools.cache
@@ -106,7 +107,7 @@ def climb(rises, *, best, marked, halved):
     images = torch.zeros(1, 1, 1, 1)
     labels = torch.zeros(1, dtype=torch.int64)
     with attack_scope(nn.Flatten(), seed=0):
-        found = _Climb.start(images, labels, labels, LINF)
+        found = _Climb(images, labels, labels, _random_start(images, LINF))
     found.rises = torch.tensor([float(rises)])
     found.best_loss, found.marked_loss = torch.tensor([best]), torch.tensor([marked])
     found.halved, found.best = torch.tensor([halved]), torch.tensor([[[[0.7]]]])
@@ -231,7 +232,7 @@ def test_the_likeliest_wrong_classes_never_hold_the_label():
 
 
 @pytest.mark.parametrize("name", ["apgd", "apgdt", "fab", "square"])
-@pytest.mark.parametrize("threat", [LINF, L2])
+@pytest.mark.parametrize("threat", [LINF, L2, L1])
 def test_other_units_of_the_pixels_change_nothing(name, threat):
     """Pixels in [-1, 3] and a model that undoes it: the same images, in other words."""
 

@@ -7,26 +7,27 @@ from defenses import AttackError, ThreatModel, attack, attack_scope
 from defenses.attacks import _torchattacks
 from defenses.attacks.autoattack import ensemble
 
-L2 = ThreatModel(norm="l2", eps=0.5)
+L2, L1 = ThreatModel(norm="l2", eps=0.5), ThreatModel(norm="l1", eps=2.0)
 
 
-@pytest.mark.parametrize("threat", [LINF, L2])
-def test_the_standard_is_the_papers(threat):
+@pytest.mark.parametrize(("threat", "starts", "targets"), [(LINF, 1, 9), (L2, 1, 9), (L1, 5, 5)])
+def test_the_standard_is_the_papers(threat, starts, targets):
     """Order and constants, spelled out a second time."""
     members = ensemble(threat)
     assert [(member.name, member.settings) for member in members] == [
-        ("apgd", {"steps": 100, "loss": "ce", "restarts": 1}),
-        ("apgdt", {"steps": 100, "target_classes": 9}),
+        ("apgd", {"steps": 100, "loss": "ce", "restarts": starts}),
+        ("apgdt", {"steps": 100, "target_classes": targets}),
         ("fab", {"steps": 100, "target_classes": 9}),
         ("square", {"queries": 5000, "largest_share": 0.8, "restarts": 1}),
     ]
     assert all(member.threat == threat and member.radius == threat.eps for member in members)
 
 
-def test_what_is_cheaper_is_cheaper():
+@pytest.mark.parametrize("threat", [LINF, L1])
+def test_what_is_cheaper_is_cheaper(threat):
     """The quick ensemble takes a part of the attacks, and no more of any setting."""
-    standard = {member.name: member.settings for member in ensemble(LINF)}
-    for member in ensemble(LINF, "quick"):
+    standard = {member.name: member.settings for member in ensemble(threat)}
+    for member in ensemble(threat, "quick"):
         for key, value in member.settings.items():
             full = standard[member.name][key]
             assert value == full if isinstance(value, str) else value <= full
@@ -36,7 +37,7 @@ def test_what_is_cheaper_is_cheaper():
     ("threat", "preset", "word"),
     [
         (LINF, "rand", "expected one of standard, quick; got 'rand'"),
-        (ThreatModel(norm="l0", eps=3), "standard", "linf or l2, got l0"),
+        (ThreatModel(norm="l0", eps=3), "standard", "linf, l2 or l1, got l0"),
     ],
 )
 def test_what_there_is_not_is_refused(threat, preset, word):
@@ -58,14 +59,14 @@ def verdicts(threat):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threat", [LINF, L2])
+@pytest.mark.parametrize("threat", [LINF, L2, L1])
 def test_its_verdicts_are_the_references(threat):
     """On 60 images at most one differs; both leave some and take some."""
     reference = pytest.importorskip(
         "pyautoattack.autoattack", reason="pyautoattack is not installed"
     )
     model, images, labels = digits()
-    norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
+    norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
     with attack_scope(model, seed=0):
         judge = reference.AutoAttack(model, norm=norm, eps=threat.eps, seed=0)
         found, _ = judge.run_standard_evaluation(images, labels)

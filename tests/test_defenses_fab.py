@@ -13,7 +13,7 @@ from test_defenses_apgd import LINF, Counting, digits, linear, right
 from defenses import ThreatModel, attack
 from defenses.attacks.fab import step_onto_hyperplane
 
-L2 = ThreatModel(norm="l2", eps=0.5)
+L2, L1 = ThreatModel(norm="l2", eps=0.5), ThreatModel(norm="l1", eps=2.0)
 
 
 @st.composite
@@ -85,7 +85,28 @@ def test_the_shortest_l2_change_satisfies_its_conditions(case):
         assert (np.abs(change[stuck]) <= np.abs(multiplier * normal[stuck]) + 1e-9).all()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@given(hyperplanes())
+@settings(deadline=None)
+def test_the_shortest_l1_change_is_that_of_linear_programming(case):
+    """Minimise the sum of u + v, d = u - v, such that w.d = -height and x + d is in the bounds."""
+    point, normal, height = case
+    change = change_of(case, "l1")
+    assert (point + change >= -1 - 1e-9).all()
+    assert (point + change <= 2 + 1e-9).all()
+    if reachable(case) <= abs(height) + 1e-6:
+        assert abs(normal @ change) == pytest.approx(reachable(case), abs=1e-9)
+        return
+    assert normal @ change == pytest.approx(-height, abs=1e-9)
+    best = linprog(
+        c=np.ones(2 * len(point)),
+        A_eq=np.append(normal, -normal)[None],
+        b_eq=[-height],
+        bounds=[(0, most) for most in (*(2 - point), *(point + 1))],
+    )
+    assert np.abs(change).sum() == pytest.approx(best.fun, abs=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_the_step_is_that_of_the_reference(norm):
     """On many images at once, in single precision."""
     projections = pytest.importorskip(
@@ -95,13 +116,13 @@ def test_the_step_is_that_of_the_reference(norm):
     points = torch.rand(50, 784, generator=draw).mul(1.4).sub(0.2).clamp(0, 1)
     normals = torch.randn(50, 784, generator=draw)
     heights = torch.randn(50, generator=draw) * 20
-    project = projections.projection_linf if norm == "linf" else projections.projection_l2
+    project = getattr(projections, f"projection_{norm}")
     expected = project(points, normals, (normals * points).sum(1) - heights)
     found = step_onto_hyperplane(points, normals, heights, ThreatModel(norm=norm, eps=1.0))
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_on_a_linear_model_it_succeeds_from_the_exact_distance_on(norm):
     """The distance to the only boundary is |w.x + b| over the dual length of w."""
     draw = torch.Generator().manual_seed(0)
@@ -110,7 +131,7 @@ def test_on_a_linear_model_it_succeeds_from_the_exact_distance_on(norm):
     model, labels = linear(weight), None
     with torch.no_grad():
         labels = model(images).argmax(1)
-    dual = weight.abs().sum() if norm == "linf" else weight.norm()
+    dual = weight.norm(p={"linf": 1, "l2": 2, "l1": math.inf}[norm])
     distances = (images.flatten(1) @ weight).abs() / dual
     eps = float(distances.median())
     found = attack("fab", ThreatModel(norm=norm, eps=eps))(model, images, labels)
@@ -121,7 +142,7 @@ def test_on_a_linear_model_it_succeeds_from_the_exact_distance_on(norm):
     assert torch.equal(found[~fooled], images[~fooled])
 
 
-@pytest.mark.parametrize("threat", [LINF, L2])
+@pytest.mark.parametrize("threat", [LINF, L2, L1])
 def test_what_is_fooled_leaves_and_nothing_is_left_to_chance(threat):
     """Successes lie in the ball; the seed does not matter."""
     model, images, labels = digits()

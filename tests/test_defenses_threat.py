@@ -2,10 +2,12 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import minimize
 
 from defenses import DefenseError, ThreatModel, ThreatModelError
 
@@ -100,6 +102,61 @@ def test_the_l1_projection_is_the_nearest_point_of_the_ball(eps, seed):
             low, high = (middle, high) if longer else (low, middle)
         expected = row.sign() * (row.abs() - high).clamp_min(0) if high > 1e-12 else row
         torch.testing.assert_close(projected, expected, rtol=0, atol=1e-9)
+
+
+@given(
+    eps=st.floats(0.01, 4.0),
+    bounds=st.sampled_from([(0.0, 1.0), (-1.0, 2.0)]),
+    pixels=st.integers(1, 9),
+    saturated=st.booleans(),
+    seed=st.integers(0, 1000),
+)
+@quick
+def test_the_l1_projection_is_the_nearest_point_of_the_ball_within_the_bounds(
+    eps, bounds, pixels, saturated, seed
+):
+    """Against quadratic programming, pixels on the bounds included."""
+    threat = ThreatModel(norm="l1", eps=eps, bounds=bounds)
+    draw = torch.Generator().manual_seed(seed)
+    clean = torch.rand(pixels, generator=draw, dtype=torch.float64)
+    clean = bounds[0] + threat.width * (clean.round() if saturated else clean)
+    change = 2 * torch.randn(pixels, generator=draw, dtype=torch.float64)
+    found = threat.project(clean[None], (clean + change)[None])[0] - clean
+    # The change is u - v with both at least 0, so that its length is a sum.
+    room = [(0, most) for most in (*(bounds[1] - clean), *(clean - bounds[0]))]
+    wanted = change.numpy()
+    best = minimize(
+        lambda x: 0.5 * ((x[:pixels] - x[pixels:] - wanted) ** 2).sum(),
+        np.zeros(2 * pixels),
+        jac=lambda x: (
+            np.concatenate(2 * [x[:pixels] - x[pixels:] - wanted]) * np.repeat([1, -1], pixels)
+        ),
+        bounds=room,
+        constraints={
+            "type": "ineq",
+            "fun": lambda x: eps - x.sum(),
+            "jac": lambda x: -np.ones_like(x),
+        },
+        method="SLSQP",
+        options={"ftol": 1e-14, "maxiter": 300},
+    )
+    assert found.abs().sum() <= eps + 1e-9
+    assert 0.5 * (found - change).square().sum().item() == pytest.approx(best.fun, abs=1e-6)
+
+
+def test_the_l1_projection_is_that_of_the_reference():
+    """On many images at once; its single precision is coarser than ours."""
+    apgd = pytest.importorskip("pyautoattack.autopgd_base", reason="pyautoattack is not installed")
+    draw = torch.Generator().manual_seed(0)
+    clean = torch.rand(50, 1, 28, 28, generator=draw).mul(1.4).sub(0.2).clamp(0, 1)
+    change = torch.randn(clean.shape, generator=draw)
+    for eps in (0.5, 12.0, 100.0):
+        expected = clean + change + apgd.L1_projection(clean, change, eps)
+        threat = ThreatModel(norm="l1", eps=eps)
+        found = threat.project(clean, clean + change)
+        torch.testing.assert_close(found, expected, atol=2e-4, rtol=0)
+        exact = threat.project(clean.double(), clean.double() + change.double())
+        torch.testing.assert_close(found.double(), exact, atol=2e-6, rtol=0)
 
 
 def test_the_l1_projection_of_a_large_image_is_on_the_surface():

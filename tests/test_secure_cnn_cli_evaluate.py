@@ -193,6 +193,25 @@ def test_the_state_file_is_gone_on_from(cli, model, tmp_path):
     assert (code, "other" in err) == (5, True)
 
 
+def test_a_certification_is_gone_on_from_without_an_attack(cli, model, tmp_path):
+    """Half of the images are taken from the file; another sigma is refused with exit code 5."""
+    path, data = model
+    state, figures = tmp_path / "state.json", tmp_path / "figures.json"
+    words = (path, *data, "--samples", "4", "--state", state, "--json", figures, "--certify")
+    code, printed, err = cli(*words, "0.25")
+    assert code == 0, err
+    kept, whole = tmp_path / "state.json.certify", figures.read_bytes()
+    content = json.loads(kept.read_text())
+    assert len(content["content"]["hits"]) == 4
+    for done in ("selected", "hits"):
+        del content["content"][done][2:]
+    kept.write_text(json.dumps(content))
+    assert cli(*words, "0.25") == (code, printed, err)
+    assert figures.read_bytes() == whole
+    code, _, err = cli(*words, "0.5")
+    assert (code, "other" in err) == (5, True)
+
+
 def test_autoattack_is_the_ensemble(cli, model, tmp_path):
     """By the names of its members and the standard's constants."""
     path, data = model

@@ -1,14 +1,15 @@
 """Auto-PGD: projected gradient ascent that finds its own step size (Croce & Hein 2020).
 
 After arXiv 2003.01690: momentum, and checkpoints at which a search that stalls goes back to its
-best image and halves its step. An image that is fooled leaves at once: its verdict is known.
+best image and halves its step. An image that is fooled leaves at once: its verdict is known. In l1
+the steps are others (`apgd_l1`).
 
 Deliberately not here: expectation over a model that is random.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from defenses.attacks.apgd_l1 import ascend_sparsely
+from defenses.attacks.climb import Climb, PerRow
 from defenses.attacks.dlr import dlr, likeliest_wrong, targeted_dlr
 from defenses.attacks.oracle import Oracle, until_fooled
 from defenses.attacks.settings import Setting, settled
@@ -27,9 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["search", "search_targets", "settle", "settle_targets"]
 
-# From logits [n, classes], labels [n] and targets [n] to a loss a row, or to whether a row is won.
-_PerRow = Callable[[Tensor, Tensor, Tensor], Tensor]
-
 _MOMENTUM = 0.75  # alpha in the paper
 _RISING = 0.75  # rho: the share of steps that must rise for the step to stay as long as it is
 _TINY = 1e-12
@@ -38,7 +38,8 @@ _TINY = 1e-12
 def settle(threat: ThreatModel, given: Mapping[str, Setting]) -> tuple[dict[str, Setting], float]:
     """APGD's settings, the standard's unless given, and its reach.
 
-    The loss is `"ce"` (cross-entropy) or `"dlr"` (difference of logits ratio).
+    The loss is `"ce"` (cross-entropy) or `"dlr"` (difference of logits ratio). In l1 five restarts
+    are standard.
 
     Raises:
         AttackError: A setting that is unknown, or a value that cannot be.
@@ -47,7 +48,8 @@ def settle(threat: ThreatModel, given: Mapping[str, Setting]) -> tuple[dict[str,
         >>> settle(ThreatModel(norm="linf", eps=0.1), {"loss": "dlr"})
         ({'steps': 100, 'loss': 'dlr', 'restarts': 1}, 0.1)
     """
-    defaults: dict[str, Setting] = {"steps": 100, "loss": "ce", "restarts": 1}
+    restarts = 5 if threat.norm == "l1" else 1
+    defaults: dict[str, Setting] = {"steps": 100, "loss": "ce", "restarts": restarts}
     return settled("apgd", given, defaults, {"loss": ("ce", "dlr")}), threat.eps
 
 
@@ -78,8 +80,8 @@ def search(
     loss = _loss(str(attack.settings["loss"]), logits.shape[1], targeted=targets is not None)
 
     def run(rows: Tensor) -> tuple[Tensor, Tensor]:
-        climb = _Climb.start(clean[rows], labels[rows], wanted[rows], attack.threat)
-        return _ascend(oracle, climb, attack.threat, loss, won, steps)
+        batch = clean[rows], labels[rows], wanted[rows]
+        return _ascend(oracle, *batch, attack.threat, loss, won, steps)
 
     standing = ~won(logits, labels, wanted)
     return until_fooled(clean, standing, [run] * int(attack.settings["restarts"]))
@@ -90,6 +92,8 @@ def settle_targets(
 ) -> tuple[dict[str, Setting], float]:
     """APGD-T's settings, the standard's unless given, and its reach.
 
+    In l1 five target classes are standard.
+
     Raises:
         AttackError: A setting that is unknown, or a value that cannot be.
 
@@ -97,7 +101,8 @@ def settle_targets(
         >>> settle_targets(ThreatModel(norm="linf", eps=0.1), {})
         ({'steps': 100, 'target_classes': 9}, 0.1)
     """
-    return settled("apgdt", given, {"steps": 100, "target_classes": 9}), threat.eps
+    classes = 5 if threat.norm == "l1" else 9
+    return settled("apgdt", given, {"steps": 100, "target_classes": classes}), threat.eps
 
 
 def search_targets(
@@ -126,8 +131,8 @@ def search_targets(
     logits, steps = oracle.logits(clean), int(attack.settings["steps"])
 
     def run(target: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        climb = _Climb.start(clean[rows], labels[rows], target[rows], attack.threat)
-        return _ascend(oracle, climb, attack.threat, targeted_dlr, _is_wrong, steps)
+        batch = clean[rows], labels[rows], target[rows]
+        return _ascend(oracle, *batch, attack.threat, targeted_dlr, _is_wrong, steps)
 
     order = likeliest_wrong(logits, labels, int(attack.settings["target_classes"]))
     runs = [partial(run, target) for target in order.unbind(1)]
@@ -144,7 +149,7 @@ def _is_target(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     return logits.argmax(1) == targets
 
 
-def _loss(name: str, classes: int, *, targeted: bool) -> _PerRow:
+def _loss(name: str, classes: int, *, targeted: bool) -> PerRow:
     """The loss to climb."""
     if name == "ce" and targeted:
         return lambda logits, _, targets: -F.cross_entropy(logits, targets, reduction="none")
@@ -161,13 +166,18 @@ def _loss(name: str, classes: int, *, targeted: bool) -> _PerRow:
 
 def _ascend(
     oracle: Oracle,
-    climb: "_Climb",
+    clean: Tensor,
+    labels: Tensor,
+    targets: Tensor,
     threat: ThreatModel,
-    loss: _PerRow,
-    won: _PerRow,
+    loss: PerRow,
+    won: PerRow,
     steps: int,
 ) -> tuple[Tensor, Tensor]:
     """One search from one start: the images it gives, and which of them won."""
+    if threat.norm == "l1":
+        return ascend_sparsely(oracle, clean, labels, targets, threat, loss, won, steps)
+    climb = _Climb(clean, labels, targets, _random_start(clean, threat))
     found = climb.point.clone()
     over = torch.zeros(len(found), dtype=torch.bool, device=found.device)
     period = since = max(int(0.22 * steps), 1)
@@ -192,65 +202,26 @@ def _ascend(
 
 
 @dataclass
-class _Climb:
-    """Where a search stands: of every tensor one row for each image that is still searched."""
+class _Climb(Climb):
+    """A search in linf or l2."""
 
-    rows: Tensor
-    clean: Tensor
-    labels: Tensor
-    targets: Tensor
-    point: Tensor
-    previous: Tensor
-    gradient: Tensor
-    loss: Tensor
-    best: Tensor
-    best_gradient: Tensor
-    best_loss: Tensor
-    step: Tensor  # in eps
-    rises: Tensor  # since the last checkpoint
-    marked_loss: Tensor  # the best at the last checkpoint
-    halved: Tensor  # at the last checkpoint
+    previous: Tensor = field(init=False)
+    step: Tensor = field(init=False)  # in eps
+    rises: Tensor = field(init=False)  # since the last checkpoint
+    marked_loss: Tensor = field(init=False)  # the best at the last checkpoint
+    halved: Tensor = field(init=False)  # at the last checkpoint
 
-    @classmethod
-    def start(cls, clean: Tensor, labels: Tensor, targets: Tensor, threat: ThreatModel) -> "_Climb":
-        """At random points on the surface of the ball, not looked at yet."""
-        point = _random_start(clean, threat)
-        lowest = clean.new_full((len(clean),), -math.inf)
-        return cls(
-            rows=torch.arange(len(clean), device=clean.device),
-            clean=clean,
-            labels=labels,
-            targets=targets,
-            point=point,
-            previous=point,
-            gradient=torch.zeros_like(point),
-            loss=lowest,
-            best=point,
-            best_gradient=torch.zeros_like(point),
-            best_loss=lowest,
-            step=torch.full_like(lowest, 2.0),
-            rises=torch.zeros_like(lowest),
-            marked_loss=lowest,
-            halved=torch.ones_like(lowest, dtype=torch.bool),
-        )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.previous, self.marked_loss = self.point, self.best_loss
+        self.step, self.rises = torch.full_like(self.loss, 2.0), torch.zeros_like(self.loss)
+        self.halved = torch.ones_like(self.loss, dtype=torch.bool)
 
-    def keep(self, which: Tensor) -> None:
-        """Drops the other rows."""
-        for each in fields(self):
-            setattr(self, each.name, getattr(self, each.name)[which])
-
-    def look(self, oracle: Oracle, loss: _PerRow) -> Tensor:
-        """Takes loss and gradient at the point, remembers the best; returns the logits."""
+    def look(self, oracle: Oracle, loss: PerRow) -> Tensor:
+        """Counts the rises, too."""
         before = self.loss
-        logits, self.loss, self.gradient = oracle.gradient(
-            self.point, lambda logits: loss(logits, self.labels, self.targets)
-        )
+        logits = super().look(oracle, loss)
         self.rises = self.rises + (self.loss > before)
-        # A weight of 0 or 1 selects exactly: no index that waits for the device, no slow mask.
-        better = (self.loss > self.best_loss).to(self.best.dtype).view(-1, 1, 1, 1)
-        self.best = self.best.lerp(self.point, better)
-        self.best_gradient = self.best_gradient.lerp(self.gradient, better)
-        self.best_loss = torch.maximum(self.best_loss, self.loss)
         return logits
 
     def move(self, threat: ThreatModel, momentum: float) -> None:
@@ -272,9 +243,7 @@ class _Climb:
         stalled = ~self.halved & (self.marked_loss >= self.best_loss)
         self.halved = (self.rises <= _RISING * steps) | stalled
         self.step = torch.where(self.halved, self.step / 2, self.step)
-        back = self.halved.view(-1, 1, 1, 1)
-        self.point = torch.where(back, self.best, self.point)
-        self.gradient = torch.where(back, self.best_gradient, self.gradient)
+        self.go_back(self.halved)
         self.mark()
 
 

@@ -165,8 +165,9 @@ def attack(
     """Configures an attack; nothing runs yet.
 
     What is not given takes the standard's value (PGD, APGD, APGD-T and FAB 100 steps, Square
-    5000 queries) or torchattacks' default; step sizes scale with eps (2.5 eps / steps). `cw`
-    and `deepfool` look for the shortest change: theirs is shortened to eps where it is longer.
+    5000 queries; in l1 APGD 5 restarts) or torchattacks' default; step sizes scale with eps
+    (2.5 eps / steps). `cw` and `deepfool` look for the shortest change: theirs is shortened to eps
+    where it is longer.
 
     Args:
         name: One of `attack_names(threat.norm)`: `pgd` (Madry et al. 2018, arXiv 1706.06083),
@@ -326,9 +327,9 @@ def _own(name: str, norm: Norm) -> _Own | None:
 
 
 _OWN: Mapping[str, _Own] = {
-    "apgd": _Own(norms=("linf", "l2"), settle=apgd.settle, search=apgd.search, targeted=True),
+    "apgd": _Own(norms=("linf", "l2", "l1"), settle=apgd.settle, search=apgd.search, targeted=True),
     "apgdt": _Own(
-        norms=("linf", "l2"),
+        norms=("linf", "l2", "l1"),
         settle=apgd.settle_targets,
         search=apgd.search_targets,
         targeted=False,
@@ -345,14 +346,16 @@ _OWN: Mapping[str, _Own] = {
     "eadl1": _Own(
         norms=("l1",), settle=elastic_net.settle_l1, search=elastic_net.search_l1, targeted=True
     ),
-    "fab": _Own(norms=("linf", "l2"), settle=fab.settle, search=fab.search, targeted=False),
+    "fab": _Own(norms=("linf", "l2", "l1"), settle=fab.settle, search=fab.search, targeted=False),
     "ffgsm": _Own(norms=("linf",), settle=pgd.settle_ffgsm, search=pgd.search_ffgsm, targeted=True),
     "fgsm": _Own(norms=("linf",), settle=pgd.settle_fgsm, search=pgd.search_fgsm, targeted=True),
     "n-fgsm": _Own(
         norms=("linf",), settle=pgd.settle_n_fgsm, search=pgd.search_n_fgsm, targeted=True
     ),
     "pgd": _Own(norms=("linf", "l2"), settle=pgd.settle_pgd, search=pgd.search_pgd, targeted=True),
-    "square": _Own(norms=("linf", "l2"), settle=square.settle, search=square.search, targeted=True),
+    "square": _Own(
+        norms=("linf", "l2", "l1"), settle=square.settle, search=square.search, targeted=True
+    ),
 }
 
 # Names that torchattacks has and we do not, each with the reason and what to use.

@@ -26,13 +26,14 @@ def ensemble(threat: ThreatModel, preset: Preset = "standard") -> tuple[Attack, 
     The `"standard"` is APGD on the cross-entropy (100 steps), APGD-T (100 steps towards each of 9
     wrong classes), FAB-T (the same) and Square (5000 queries), each from one start. A model of
     fewer than 10 classes has fewer targets, all its wrong classes; with 2 or 3 classes the loss of
-    APGD-T is the difference of two logits, since its ratio compares four.
+    APGD-T is the difference of two logits, since its ratio compares four. In l1 (Croce & Hein
+    2021, arXiv 2103.01208) APGD has five starts and APGD-T five wrong classes.
 
     `"quick"` is no AutoAttack: APGD and APGD-T with 50 steps and 3 wrong classes. Its robust
     accuracy is an upper bound, usually close.
 
     Args:
-        threat: In `linf` or `l2`.
+        threat: In `linf`, `l2` or `l1`.
         preset: Which ensemble.
 
     Raises:
@@ -45,16 +46,17 @@ def ensemble(threat: ThreatModel, preset: Preset = "standard") -> tuple[Attack, 
     if preset not in get_args(Preset):
         known = ", ".join(get_args(Preset))
         raise AttackError(f"preset: expected one of {known}; got {preset!r}")
-    if threat.norm not in ("linf", "l2"):
-        raise AttackError(f"autoattack: expected a threat model in linf or l2, got {threat.norm}")
+    if threat.norm == "l0":
+        raise AttackError("autoattack: expected a threat model in linf, l2 or l1, got l0")
     return _PRESETS[preset](threat)
 
 
 def _standard(threat: ThreatModel) -> tuple[Attack, ...]:
     """Every constant spelled out: the defaults of an attack may change, the standard's may not."""
+    restarts, target_classes = (5, 5) if threat.norm == "l1" else (1, 9)
     return (
-        attack("apgd", threat, steps=100, loss="ce", restarts=1),
-        attack("apgdt", threat, steps=100, target_classes=9),
+        attack("apgd", threat, steps=100, loss="ce", restarts=restarts),
+        attack("apgdt", threat, steps=100, target_classes=target_classes),
         attack("fab", threat, steps=100, target_classes=9),
         attack("square", threat, queries=5000, largest_share=0.8, restarts=1),
     )

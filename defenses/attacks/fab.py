@@ -132,15 +132,16 @@ def step_onto_hyperplane(
 ) -> Tensor:
     """The shortest change that brings each point onto its hyperplane, within the bounds.
 
-    A pixel moves against its share of the normal until it meets a bound. How far all have to
-    move, the height by the length, is a concave function of pieces of lines: Newton's method from
-    0 finds its solution in a few steps, without the sort that the paper uses.
+    A pixel moves against its share of the normal until it meets a bound. In linf and l2 all move
+    together: the height by how far is a concave function of pieces of lines, and Newton's method
+    from 0 finds its solution in a few steps, without the sort that the paper uses. In l1 they move
+    one after the other, those of the largest shares first.
 
     Args:
         points: In the bounds, [n, ...].
         normals: Of the hyperplanes, [n, ...].
         heights: Over the hyperplane, times the length of the normal, [n].
-        threat: Its norm, `linf` or `l2`, says which change is short.
+        threat: Its norm, `linf`, `l2` or `l1`, says which change is short.
 
     Returns:
         Changes, [n, ...]; where the hyperplane does not meet the bounds, the one that comes
@@ -157,6 +158,8 @@ def step_onto_hyperplane(
     way, weight, height = downhill.sign(), downhill.abs(), heights.abs()
     middle, half = sum(threat.bounds) / 2, threat.width / 2
     room = (half * way.abs() + way * (middle - points.flatten(1))).clamp_min(0)
+    if threat.norm == "l1":
+        return (way * _one_by_one(weight, room, height)).view_as(points)
     speed = way.abs() if threat.norm == "linf" else weight
     pull, reach = weight * speed, torch.zeros_like(height)
     for _ in range(_NEWTON_STEPS):
@@ -170,8 +173,18 @@ def step_onto_hyperplane(
     return (way * torch.minimum(reach[:, None] * speed, room)).view_as(points)
 
 
+def _one_by_one(weight: Tensor, room: Tensor, height: Tensor) -> Tensor:
+    """How far each pixel moves, [n, pixels], when the heaviest goes first and as far as it can."""
+    order = weight.argsort(dim=1, descending=True)
+    heavy, far = weight.gather(1, order), room.gather(1, order)
+    gain = heavy * far
+    missing = (height[:, None] - gain.cumsum(1) + gain).clamp_min(0)
+    moved = torch.minimum((missing / heavy).nan_to_num(0), far)
+    return torch.zeros_like(weight).scatter(1, order, moved)
+
+
 def _length(change: Tensor, threat: ThreatModel) -> Tensor:
     """Of each row in the norm, never 0."""
-    flat = change.flatten(1)
-    length = flat.abs().amax(1) if threat.norm == "linf" else flat.norm(dim=1)
+    order = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}[threat.norm]
+    length: Tensor = torch.linalg.vector_norm(change.flatten(1), ord=order, dim=1)
     return length.clamp_min(_SHORTEST)

@@ -1,8 +1,9 @@
 """Square attack: random search with squares, without any gradient (Andriushchenko et al. 2020).
 
-After arXiv 1912.00049: a change of one square is kept when it lowers the margin of the label; the
-squares shrink as the search goes on. Nothing is asked twice: where the proposal leaves an image as
-it is, its margin is known and the model is not asked (the query counts).
+After arXiv 1912.00049, and 2103.01208 for l1: a change of one square is kept when it lowers the
+margin of the label; the squares shrink as the search goes on. Nothing is asked twice: where the
+proposal leaves an image as it is, its margin is known and the model is not asked (the query
+counts).
 
 Deliberately not here: non-square windows; an image that is not square is searched with squares
 up to its shorter side.
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from defenses.attacks.oracle import Oracle, until_fooled
 from defenses.attacks.settings import Setting, settled
 from defenses.attacks.shortest import margin
-from defenses.threat import ThreatModel
+from defenses.threat import Norm, ThreatModel
 
 if TYPE_CHECKING:
     from defenses.attacks.attack import Attack
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["search", "settle", "square_share"]
 
 _TINY = 1e-12
+_ORDER: Mapping[Norm, int] = {"l2": 2, "l1": 1}
+_STEEPNESS: Mapping[int, int] = {2: 2, 1: 4}  # of a bump, by the order of the norm
 
 
 def settle(threat: ThreatModel, given: Mapping[str, Setting]) -> tuple[dict[str, Setting], float]:
@@ -95,7 +98,7 @@ class _Search:
         self._oracle, self._threat, self._targeted = oracle, threat, targeted
         self._queries = int(settings["queries"])
         self._largest_share = float(settings["largest_share"])
-        linf = threat.norm == "linf"
+        linf = threat.norm == "linf"  # l1 differs from l2 in how a length is taken
         self._start, self._propose = (_stripes, _one_square) if linf else (_tiles, _two_squares)
 
     def won(self, logits: Tensor, aim: Tensor) -> Tensor:
@@ -140,11 +143,11 @@ class _Search:
         return wins
 
     def _side(self, query: int, images: Tensor) -> int:
-        """Of the square of a query, in pixels; odd in l2, so that it has a centre."""
+        """Of the square of a query, in pixels; odd in l2 and l1, so that it has a centre."""
         height, width = images.shape[2:]
         pixels = square_share(query, self._largest_share) * height * width
         side = max(round(math.sqrt(pixels)), 1)
-        if self._threat.norm == "l2":
+        if self._threat.norm != "linf":
             side = max(side, 3) | 1
         return min(side, height, width)
 
@@ -180,7 +183,7 @@ def _one_square(
 
 
 def _tiles(clean: Tensor, threat: ThreatModel) -> Tensor:
-    """The start in l2: five by five bumps with random signs."""
+    """The start in l2 and l1: five by five bumps with random signs."""
     height, width = clean.shape[2:]
     tiles = min(5, height, width)
     side = min(height, width) // tiles
@@ -188,59 +191,64 @@ def _tiles(clean: Tensor, threat: ThreatModel) -> Tensor:
     top, left = (height - tiles * side) // 2, (width - tiles * side) // 2
     for row in range(top, top + tiles * side, side):
         for column in range(left, left + tiles * side, side):
-            bump = _bump(side, clean) * _signs(len(clean), clean)
+            bump = _bump(side, clean, _ORDER[threat.norm]) * _signs(len(clean), clean)
             change[:, :, row : row + side, column : column + side] = bump
-    return _on_the_sphere(change, clean, threat)
+    return _on_the_surface(change, clean, threat)
 
 
 def _two_squares(
     best: Tensor, clean: Tensor, threat: ThreatModel, side: int
 ) -> tuple[Tensor, Tensor]:
-    """In l2: what the change spends on two squares, and has left, goes into a bump on the first."""
+    """In l2 and l1: what the change spends on two squares, and has left, goes into a bump."""
+    order = _ORDER[threat.norm]
     change = best - clean
     first, second = _window(best, side), _window(best, side)
-    left = (threat.eps**2 - _size(change, (1, 2, 3)) ** 2).clamp_min(0)
+    left = (threat.eps**order - _size(change, (1, 2, 3), order) ** order).clamp_min(0)
     budget = torch.zeros_like(change)
     budget[first], budget[second] = change[first], change[second]
-    length = (_size(budget, (2, 3)) ** 2 + left / best.shape[1]).sqrt()
-    bump = _bump(side, best) * _signs(len(best), best)
-    bump = bump + change[first] / (_size(change[first], (2, 3)) + _TINY)
+    spent = _size(budget, (2, 3), order) ** order
+    channels = best.shape[1]
+    length = (spent + left / channels) ** (1 / order) * (channels if order == 1 else 1)
+    bump = _bump(side, best, order) * _signs(len(best), best)
+    bump = bump + change[first] / (_size(change[first], (2, 3), order) + _TINY)
     change[second] = 0
-    change[first] = bump / (_size(bump, (2, 3)) + _TINY) * length
-    return torch.arange(len(best), device=best.device), _on_the_sphere(change, clean, threat)
+    change[first] = bump / (_size(bump, (2, 3), order) + _TINY) * length
+    return torch.arange(len(best), device=best.device), _on_the_surface(change, clean, threat)
 
 
-def _on_the_sphere(change: Tensor, clean: Tensor, threat: ThreatModel) -> Tensor:
-    """The images at the full length of the change, clipped to the bounds."""
-    longest = threat.eps / (_size(change, (1, 2, 3)) + _TINY)
+def _on_the_surface(change: Tensor, clean: Tensor, threat: ThreatModel) -> Tensor:
+    """The images within the bounds; in l2 the change gets its full length first."""
+    if threat.norm == "l1":
+        return threat.project(clean, clean + change)
+    longest = threat.eps / (_size(change, (1, 2, 3), 2) + _TINY)
     return (clean + change * longest).clamp(*threat.bounds)
 
 
-def _size(change: Tensor, dims: tuple[int, ...]) -> Tensor:
-    """The l2 length over some dimensions, which are kept."""
-    length: Tensor = torch.linalg.vector_norm(change, dim=dims, keepdim=True)
+def _size(change: Tensor, dims: tuple[int, ...], order: int) -> Tensor:
+    """The length over some dimensions, which are kept."""
+    length: Tensor = torch.linalg.vector_norm(change, ord=order, dim=dims, keepdim=True)
     return length
 
 
-def _bump(side: int, like: Tensor) -> Tensor:
+def _bump(side: int, like: Tensor, order: int) -> Tensor:
     """A positive and a negative hill beside or above each other, of length 1, [side, side]."""
     top = side // 2
-    bump = torch.cat([_hill(top, side), -_hill(side - top, side)])
+    bump = torch.cat([_hill(top, side, order), -_hill(side - top, side, order)])
     bump = bump if float(torch.rand(())) < 0.5 else bump.T
-    return _scaled(bump).to(like)
+    return _scaled(bump, order).to(like)
 
 
-def _hill(height: int, width: int) -> Tensor:
+def _hill(height: int, width: int, order: int) -> Tensor:
     """Falls off in square rings around its centre (equation 2 of the paper), of length 1."""
     rings = max(height, width) // 2 + 1
-    steps = 1 / torch.arange(rings, 0, -1, dtype=torch.float64).square()
+    steps = 1 / torch.arange(rings, 0, -1, dtype=torch.float64) ** _STEEPNESS[order]
     by_ring = steps.cumsum(0).flip(0)
     rows = (torch.arange(height) - height // 2).abs()
     columns = (torch.arange(width) - width // 2).abs()
-    return _scaled(by_ring[torch.maximum(rows[:, None], columns[None, :])])
+    return _scaled(by_ring[torch.maximum(rows[:, None], columns[None, :])], order)
 
 
-def _scaled(pattern: Tensor) -> Tensor:
+def _scaled(pattern: Tensor, order: int) -> Tensor:
     """To length 1; what is empty stays so."""
-    length: Tensor = torch.linalg.vector_norm(pattern)
+    length: Tensor = torch.linalg.vector_norm(pattern, ord=order)
     return pattern / length.clamp_min(_TINY)

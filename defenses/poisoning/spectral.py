@@ -119,6 +119,10 @@ def spectral_scan(
     (4 to 9 % for 5 %, as measured); of a single class it may be several times as much, where a
     class by nature has two kinds.
 
+    What is not flagged is not thereby clean. On six sets of digits with other triggers, classes
+    and seeds than it was tuned on, a fiftieth planted, it found 28, 25, 9, 6, 1 and 0 of 29 planted
+    images where 5 % of the clean ones are flagged; five of the six models obeyed their trigger.
+
     The model is left as it was.
 
     Args:

@@ -32,7 +32,7 @@ def judges(threat: ThreatModel, *, seed: int = 0) -> dict[str, Judge]:
     """Our AutoAttack, and the reference where it is installed, by variant.
 
     Args:
-        threat: In `linf` or `l2`.
+        threat: In `linf`, `l2` or `l1`.
         seed: Of every random start.
 
     Example:

@@ -25,7 +25,7 @@ def robustness_command(
     checkpoint: Annotated[Path, typer.Argument(help="A model.sealed or model.safetensors file.")],
     data: Annotated[str, typer.Option(help="Its test images are attacked.")],
     eps: Annotated[float, typer.Option(help="Size of the perturbation.")],
-    norm: Annotated[str, typer.Option(help="linf or l2.")] = "linf",
+    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
     samples: Annotated[int, typer.Option(help="The first so many test images.")] = 500,
     batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 100,
     identity: IdentityFile = None,

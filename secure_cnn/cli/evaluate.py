@@ -70,7 +70,10 @@ def evaluate(
         typer.Option(help="Certify l2 radii too, by smoothing with Gaussian noise of this sigma."),
     ] = None,
     state: Annotated[
-        Path | None, typer.Option(help="Keep what is done in this file, and go on from it.")
+        Path | None,
+        typer.Option(
+            help="Keep what is done in this file, and go on from it; of --certify in FILE.certify."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for robustness.json and robustness.html.")
@@ -88,7 +91,8 @@ def evaluate(
     loaded = read_model(checkpoint, unlocking=unlocking)
     images = _images(loaded, data, checkpoint)
     threat = _threat(loaded, eps, norm)
-    if threat is None and (state or out or any(each.attacked for each in requirements)):
+    kept = state is not None and certify is None
+    if threat is None and (kept or out or any(each.attacked for each in requirements)):
         raise RunError(
             "--state, --out and --require robust: the checkpoint claims no robustness; say how "
             "large the perturbations are with --eps"
@@ -107,7 +111,7 @@ def evaluate(
             verdicts=verdicts and _check_settings(surrogate, unlocking),
             state=state,
         )
-    proven = _certified(loaded, images, certify, samples, seed)
+    proven = _certified(loaded, images, certify, samples, seed, state)
     _show(found, robust, proven)
     if json_file is not None:
         _write_json(json_file, found, robust, proven)
@@ -136,7 +140,12 @@ def _check_settings(surrogate: Path | None, unlocking: Unlocking | None) -> Chec
 
 
 def _certified(
-    loaded: LoadedModel, images: ImageData, sigma: float | None, samples: int, seed: int
+    loaded: LoadedModel,
+    images: ImageData,
+    sigma: float | None,
+    samples: int,
+    seed: int,
+    state: Path | None,
 ) -> defenses.CertificationReport | None:
     """What smoothing proves of as many images as were attacked."""
     if sigma is None:
@@ -147,6 +156,7 @@ def _certified(
         defenses.Smoothing(sigma=sigma),
         images=min(samples, len(images.test)) if samples else None,
         seed=seed,
+        state=None if state is None else state.with_name(f"{state.name}.certify"),
     )
 
 
