@@ -10,10 +10,10 @@ import torch
 from forging import Parts, forge, root_of
 
 from secure_cnn import archive
-from secure_cnn.archive import claims as claims_module
 from secure_cnn.archive import lazy
-from secure_cnn.archive.core import Core
-from secure_cnn.archive.state import encode_state
+from secure_cnn.archive.format import claims as claims_module
+from secure_cnn.archive.format.core import Core
+from secure_cnn.archive.format.state import encode_state
 
 ME = archive.generate_identity(post_quantum=False)
 SIGNER = archive.generate_signer()

@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secure_cnn import archive
-from secure_cnn.archive import store as store_module
 from secure_cnn.archive.errors import (
     ArchiveError,
     InvalidKey,
@@ -25,9 +24,10 @@ from secure_cnn.archive.errors import (
     UntrustedSigner,
     WrongKey,
 )
-from secure_cnn.archive.log import Checkpoint, Log
-from secure_cnn.archive.retention import Retention
-from secure_cnn.archive.store import CheckpointStore
+from secure_cnn.archive.store import store as store_module
+from secure_cnn.archive.store.log import Checkpoint, Log
+from secure_cnn.archive.store.retention import Retention
+from secure_cnn.archive.store.store import CheckpointStore
 
 ME = archive.generate_identity(post_quantum=False)
 SIGNER = archive.generate_signer()
@@ -544,7 +544,7 @@ def test_another_hand_in_the_folder_is_noticed(folder):
 FORK = """
 import os, sys, torch
 from secure_cnn import archive
-from secure_cnn.archive import store as module
+from secure_cnn.archive.store import store as module
 from secure_cnn.archive.errors import StorageError
 import threading
 

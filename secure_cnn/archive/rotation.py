@@ -9,11 +9,11 @@ import stat
 from collections.abc import Sequence
 
 from secure_cnn.archive.errors import InvalidKey
+from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.opening import Path, opened, unlock
 from secure_cnn.archive.recipients import lock
 from secure_cnn.archive.sealing import new_core, write_sealed
-from secure_cnn.archive.signatures import Signer, Verifier
-from secure_cnn.archive.slots import SlotReader, SlotWriter
 
 __all__ = ["rotate"]
 

@@ -10,10 +10,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from secure_cnn.archive.claims import JSON, check_claims
-from secure_cnn.archive.core import Lineage
 from secure_cnn.archive.errors import StateError, Tampered
+from secure_cnn.archive.format.claims import JSON, check_claims
+from secure_cnn.archive.format.core import Lineage
+from secure_cnn.archive.format.payload import hash_file
+from secure_cnn.archive.format.pieces import Pieces
+from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.format.state import State, build_state, decode_state, encode_state, index_of
 from secure_cnn.archive.info import ArchiveInfo, describe
+from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.lazy import empty_bytes, open_lazy, read_index
 from secure_cnn.archive.opening import (
     Path,
@@ -25,12 +30,7 @@ from secure_cnn.archive.opening import (
     unlock,
 )
 from secure_cnn.archive.output import new_file
-from secure_cnn.archive.payload import hash_file
-from secure_cnn.archive.pieces import Pieces
 from secure_cnn.archive.sealing import new_core, write_sealed
-from secure_cnn.archive.signatures import Signer, Verifier
-from secure_cnn.archive.slots import SlotReader, SlotWriter
-from secure_cnn.archive.state import State, build_state, decode_state, encode_state, index_of
 
 __all__ = ["decrypt", "inspect", "load", "save", "verify"]
 
