@@ -80,6 +80,37 @@ def test_each_checkpoint_comes_back(folder):
     assert store.verify(deep=True) == store.list()
 
 
+def test_a_checkpoint_is_decrypted_into_tensors_that_are_there(folder):
+    """Any of them, by the same memory; for a reader and for the writer."""
+    model = state(0)
+    memory = model["weight"]
+    with writer(folder) as store:
+        for which, number in ((2, 2), ("best", 1), ("latest", 3)):
+            loaded = store.load_into(model, which)
+            assert holds(loaded, number)
+            assert loaded["weight"].data_ptr() == memory.data_ptr()
+    assert holds(reader(folder).load_into(model, 1), 1)
+    assert torch.equal(memory, state(1)["weight"])
+
+
+def test_loading_into_checks_what_loading_checks(folder):
+    """An exchanged file, another signer, no identity, another shape: the tensors are as before."""
+    model = {"weight": torch.full((3,), 5.0), "step": 0}
+    with pytest.raises(StorageError, match="no checkpoint for 4"):
+        reader(folder).load_into(model, 4)
+    with pytest.raises(StateError, match="weight"):
+        reader(folder).load_into({"weight": torch.ones(4), "step": 0})
+    with pytest.raises(WrongKey, match="identity"):
+        CheckpointStore(folder, trusted=TRUSTED).load_into(model)
+    stranger = archive.generate_identity(post_quantum=False)
+    with pytest.raises(WrongKey):
+        CheckpointStore(folder, identity=stranger, trusted=TRUSTED).load_into(model)
+    shutil.copy(folder / "checkpoint-00000001.sealed", folder / "checkpoint-00000003.sealed")
+    with pytest.raises(RolledBack):
+        reader(folder).load_into(model)
+    assert (model["weight"] == 5).all()
+
+
 def test_a_sequence_goes_on_where_it_ended(folder):
     """A second run of the writer counts on; each file names its place and the file before it."""
     with writer(folder) as store:

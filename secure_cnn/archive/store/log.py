@@ -14,6 +14,7 @@ from typing import Any, Literal, Self, TypeAlias, final
 
 from secure_cnn.archive.errors import StateError, Tampered
 from secure_cnn.archive.format.claims import canonical_json, parse_json
+from secure_cnn.archive.format.core import Lineage
 
 __all__ = ["Checkpoint", "Log", "Which", "choose"]
 
@@ -145,14 +146,20 @@ class Log:
         """The last checkpoint saved; None before the first."""
         return self.history[-1] if self.history else None
 
-    def previous(self, generation: int) -> str | None:
-        """Hash of the core before a generation's; None before the first.
+    def lineage(self, checkpoint: Checkpoint) -> Lineage:
+        """Where the file of the next checkpoint says that it stands.
 
         Example:
-            >>> Log.empty("00" * 16).previous(1) is None
+            >>> one = Checkpoint(generation=1, step=5, metric=None, created="", core_hash="1" * 64)
+            >>> Log.empty("00" * 16).lineage(one).previous is None
             True
         """
-        return None if generation == 1 else self.history[generation - 2].core_hash
+        return Lineage(
+            run=self.run,
+            step=checkpoint.step,
+            generation=checkpoint.generation,
+            previous=self.newest.core_hash if self.newest else None,
+        )
 
     def saved(self, checkpoint: Checkpoint) -> tuple[bytes, Self]:
         """The line that tells of one more checkpoint, and the log with it.

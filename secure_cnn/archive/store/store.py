@@ -15,10 +15,10 @@ from typing import Self, final
 
 from secure_cnn.archive.errors import InvalidKey, StorageError, Tampered, WrongKey
 from secure_cnn.archive.format.claims import JSON
-from secure_cnn.archive.format.core import Lineage
 from secure_cnn.archive.format.slots import SlotReader, SlotWriter
 from secure_cnn.archive.format.state import State
-from secure_cnn.archive.keys.signatures import Signer, Verifier
+from secure_cnn.archive.keys.signatures import Signer, Verifier, trusted_with
+from secure_cnn.archive.restore import load_into
 from secure_cnn.archive.sealed import inspect, load, save, verify
 from secure_cnn.archive.store.background import Background
 from secure_cnn.archive.store.lock import FolderLock, lock_folder
@@ -29,10 +29,7 @@ from secure_cnn.archive.store.snapshot import HostBuffer
 
 __all__ = ["CheckpointStore"]
 
-
-def _now() -> datetime:
-    """The time in UTC."""
-    return datetime.now(UTC)
+_now = partial(datetime.now, UTC)
 
 
 @final
@@ -78,8 +75,9 @@ class CheckpointStore:
         ...         for step in range(3):
         ...             _ = store.save({"weight": torch.full([2], step)}, step=step)
         ...     reader = CheckpointStore(folder, identity=me, trusted=[signer.verifier])
-        ...     [it.generation for it in reader.list()], reader.load()
-        ([2, 3], {'weight': tensor([2, 2])})
+        ...     there = reader.load_into({"weight": torch.zeros(2, dtype=torch.int64)}, 2)
+        ...     [it.generation for it in reader.list()], there, reader.load()
+        ([2, 3], {'weight': tensor([1, 1])}, {'weight': tensor([2, 2])})
     """
 
     def __init__(
@@ -97,7 +95,7 @@ class CheckpointStore:
         clock: Callable[[], datetime] = _now,
     ) -> None:
         self._retention = Retention(keep_last=keep_last, keep_best=keep_best, every=every)
-        self._trusted = _trusted(signer, trusted)
+        self._trusted = trusted_with(signer, trusted)
         self._recipients, self._signer, self._identity = tuple(recipients), signer, identity
         self._clock = clock
         self._buffer, self._saving = HostBuffer(), Background()
@@ -194,17 +192,26 @@ class CheckpointStore:
         Example:
             See `CheckpointStore`.
         """
-        if self._identity is None:
-            raise WrongKey("the store was opened without an identity; give one to load from it")
-        checkpoint = self.find(which)
-        try:
-            return self._open(checkpoint, self._identity)
-        except (StorageError, Tampered):
-            # A writer may have pruned it meanwhile; then there is another by that name.
-            again = self.find(which)
-            if again == checkpoint:
-                raise
-            return self._open(again, self._identity)
+        return self._read(which, load)
+
+    def load_into(self, state: State, which: Which = "latest") -> State:
+        """As `load`, straight into the tensors of a state; see `archive.load_into`.
+
+        Args:
+            state: A tree with the tensors of the checkpoint; zeros if a segment turns out damaged.
+            which: The newest, the best, or a generation.
+
+        Returns:
+            The tree that was saved, with the memory of the given tensors in it.
+
+        Raises:
+            StateError: The tensors are not those of the checkpoint, or cannot be decrypted into.
+            ArchiveError: As for `load`.
+
+        Example:
+            See `CheckpointStore`.
+        """
+        return self._read(which, partial(load_into, state))
 
     def find(self, which: Which) -> Checkpoint:
         """What the log says of a checkpoint that is kept.
@@ -335,12 +342,7 @@ class CheckpointStore:
             recipients=self._recipients,
             signer=signer,
             claims=claims,
-            lineage=Lineage(
-                run=log.run,
-                step=checkpoint.step,
-                generation=checkpoint.generation,
-                previous=log.newest.core_hash if log.newest else None,
-            ),
+            lineage=log.lineage(checkpoint),
             overwrite=True,
         )
         line, longer = log.saved(replace(checkpoint, core_hash=inspect(path).core_hash))
@@ -355,15 +357,25 @@ class CheckpointStore:
         superfluous = self._retention.superfluous(log.kept)
         return log.pruned(superfluous) if superfluous else (b"", log)
 
-    def _open(self, checkpoint: Checkpoint, identity: SlotReader) -> State:
-        """The state of a checkpoint."""
+    def _read(self, which: Which, read: Callable[..., State]) -> State:
+        """What `load`, or another that takes the same, reads of a checkpoint."""
+        if self._identity is None:
+            raise WrongKey("the store was opened without an identity; give one to load from it")
+        read = partial(read, identity=self._identity, trusted=self._trusted)
+        checkpoint = self.find(which)
+        try:
+            return self._open(checkpoint, read)
+        except (StorageError, Tampered):
+            # A writer may have pruned it meanwhile; then there is another by that name.
+            again = self.find(which)
+            if again == checkpoint:
+                raise
+            return self._open(again, read)
+
+    def _open(self, checkpoint: Checkpoint, read: Callable[..., State]) -> State:
+        """The state of one checkpoint, after its file was found to be the one that was saved."""
         self._files.check(checkpoint, self._files.read())
-        return load(
-            self._files.path(checkpoint),
-            identity=identity,
-            trusted=self._trusted,
-            core_hash=checkpoint.core_hash,
-        )
+        return read(self._files.path(checkpoint), core_hash=checkpoint.core_hash)
 
     def _settle(self) -> None:
         """Waits for the save before, and raises what went wrong with it."""
@@ -384,17 +396,3 @@ class CheckpointStore:
         """Lets others write."""
         if self._lock is not None:
             self._lock.release()
-
-
-def _trusted(signer: Signer | None, trusted: Sequence[Verifier] | None) -> tuple[Verifier, ...]:
-    """Whose signatures count."""
-    if trusted is None and signer is None:
-        raise InvalidKey("expected trusted verifiers or a signer, got neither; say whom to trust")
-    found = tuple(trusted) if trusted is not None else ()
-    if signer is not None and signer.verifier not in found:
-        if trusted is not None:
-            raise InvalidKey(
-                f"expected {signer.verifier!r} among the trusted, since it signs here; add it"
-            )
-        return (signer.verifier,)
-    return found
