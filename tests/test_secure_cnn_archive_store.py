@@ -111,6 +111,35 @@ def test_loading_into_checks_what_loading_checks(folder):
     assert (model["weight"] == 5).all()
 
 
+def test_a_checkpoint_is_not_rotated_where_it_is(folder, tmp_path):
+    """The log names its hash: refused, untouched; a new checkpoint and pruning do what is meant."""
+    you = archive.generate_identity(post_quantum=False)
+    keys = {"identity": ME, "recipients": [you.recipient], "signer": SIGNER}
+    path = folder / "checkpoint-00000002.sealed"
+    raw = path.read_bytes()
+    (tmp_path / "link").symlink_to(path)
+    for name in (path, tmp_path / "link"):
+        with pytest.raises(StorageError, match=r"next checkpoint.*copy"):
+            archive.rotate(name, **keys)
+    assert path.read_bytes() == raw
+    assert len(reader(folder).verify(deep=True)) == 3
+    shutil.copy(path, tmp_path / "copy")
+    archive.rotate(tmp_path / "copy", **keys)
+    assert holds(archive.load(tmp_path / "copy", identity=you, trusted=TRUSTED), 2)
+    with writer(folder, recipients=[you.recipient], keep_last=1) as store:
+        store.save(store.load(), step=40)
+    renewed = CheckpointStore(folder, identity=you, trusted=TRUSTED)
+    assert [it.generation for it in renewed.verify(deep=True)] == [4]
+    assert holds(renewed.load(), 3)
+
+
+def test_a_file_that_only_looks_like_a_checkpoint_is_rotated(folder):
+    """Control: one that was put beside the checkpoints is nobody's but its owner's."""
+    archive.save(folder / "model.sealed", state(1), recipients=[ME.recipient])
+    archive.rotate(folder / "model.sealed", identity=ME, recipients=[ME.recipient])
+    assert holds(archive.load(folder / "model.sealed", identity=ME), 1)
+
+
 def test_a_sequence_goes_on_where_it_ended(folder):
     """A second run of the writer counts on; each file names its place and the file before it."""
     with writer(folder) as store:

@@ -10,7 +10,11 @@ from typing import Any, final
 from secure_cnn.archive.errors import LimitExceeded, StateError, Tampered, UnsupportedVersion
 from secure_cnn.archive.format.claims import JSON, canonical_json, parse_json
 
-__all__ = ["Core", "Lineage", "is_hex"]
+__all__ = ["LATEST_FILE", "Core", "Lineage", "is_hex"]
+
+LATEST_FILE = "latest.json"
+"""Beside the files of a checkpoint store: what names the newest, and binds all by their hashes."""
+
 
 _MAX_PLAINTEXT = 1 << 48
 _MAX_SEGMENTS = 1 << 19

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import final
 
 from secure_cnn.archive.errors import RolledBack, StorageError, Tampered
+from secure_cnn.archive.format.core import LATEST_FILE as _LATEST
 from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.sealed import inspect
 from secure_cnn.archive.store.latest import Latest
@@ -22,7 +23,7 @@ from secure_cnn.archive.store.smallfile import append_at, read_small, replace_sm
 
 __all__ = ["SequenceFolder"]
 
-_LATEST, _LOG, _MARK = "latest.json", "log.jsonl", "high-water.json"
+_LOG, _MARK = "log.jsonl", "high-water.json"
 _MAX_LATEST, _MAX_LOG = 64 << 10, 1 << 30
 _NAME = re.compile(r"checkpoint-(\d{8,})\.sealed")
 _TEMPORARY = re.compile(
