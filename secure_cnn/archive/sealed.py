@@ -115,7 +115,8 @@ def load(
         path: A sealed file. A plain file is never accepted.
         identity: An `Identity`, a `Passphrase`, a `KeyEncryptionKey` or a `ServiceKey`.
         trusted: If given, the file must be signed by one of these, which is checked before anything
-            is decrypted. If None, a signature that is there must still hold, but says nothing about
+            is decrypted: to trust somebody is to require a signature, and an empty list refuses
+            every file. If None, a signature that is there must still hold, but says nothing about
             who made the file.
         expect: Claims that must be in the file with these values. Public ones are compared before
             the payload is decrypted, private ones before anything is handed out.
@@ -226,7 +227,7 @@ def verify(
 
     Args:
         path: A sealed file.
-        trusted: Whose signatures count.
+        trusted: The file must be signed by one of these; an empty list refuses every file.
         deep: An identity, with which the file is also decrypted, its slots' MAC checked and its
             inside read to the end, without keeping any of it.
 
