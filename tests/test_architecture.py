@@ -38,16 +38,22 @@ ARROWS = {
         *("report", "defenses", "privacy"),
     },
 }
+# Inside of the archive, lowest first: each may import itself and what stands before it. Actions,
+# what one does with a file, are the modules beside the packages; `__init__` alone takes in all.
+ARCHIVE = ("errors", "format", "keys", "actions", "store", "adapters", "")
 # Risky library: the only modules, or packages with all that is in them, that may import it.
 ADAPTERS = {
     "torchattacks": {"defenses.attacks._torchattacks"},
     "opacus": {"privacy._opacus", "privacy.opacus"},
-    "cryptography": {"secure_cnn.archive", "privacy.noise", "secure_cnn.bench.archive_rivals"},
+    "cryptography": {
+        *("secure_cnn.archive.format", "secure_cnn.archive.keys", "secure_cnn.archive.age"),
+        *("privacy.noise", "secure_cnn.bench.archive_rivals"),
+    },
     "sklearn": {"secure_cnn.data", "secure_cnn.evaluate"},
     "PIL": {"secure_cnn.data"},
     "matplotlib": {"secure_cnn.report"},
     "jinja2": {"secure_cnn.report"},
-    "lightning": {"secure_cnn.archive.lightning"},
+    "lightning": {"secure_cnn.archive.adapters.lightning"},
     "cyclonedx": {"secure_cnn.archive.card"},
     "typer": {"secure_cnn.cli"},
 }
@@ -139,6 +145,26 @@ def wrong_arrows(source: str, module: str, *, is_package: bool = False) -> list[
         if not allowed:
             found.append(f"{module} imports {name}")
     return found
+
+
+def archive_level(name: str) -> int:
+    """Place in `ARCHIVE` of a module, or of a name that an import statement takes from one."""
+    inside = name.removeprefix("secure_cnn.archive").removeprefix(".").partition(".")[0]
+    if inside in ARCHIVE:
+        return ARCHIVE.index(inside)
+    is_module = (ROOT / "secure_cnn" / "archive" / f"{inside}.py").exists()
+    return ARCHIVE.index("actions" if is_module else "")
+
+
+def wrong_archive_arrows(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """Imports inside of the archive that point from a lower package to a higher one."""
+    ours = {"secure_cnn.archive"}
+    return [
+        f"{module} imports {name}"
+        for name in sorted(imported(source, module, is_package=is_package))
+        if within(module, ours) and within(name, ours)
+        if archive_level(name) > archive_level(module)
+    ]
 
 
 def wrong_adapters(source: str, module: str, *, is_package: bool = False) -> list[str]:
@@ -249,6 +275,47 @@ def test_a_wrong_arrow_is_caught(module, source):
 def test_a_right_arrow_passes(module, source):
     """Control: the rule does not refuse everything."""
     assert wrong_arrows(source, module) == []
+
+
+def test_arrows_inside_the_archive_point_one_way():
+    """Errors, format, keys, what one does, a sequence, adapters: no package imports a later one."""
+    assert [w for s, m, p in sources() for w in wrong_archive_arrows(s, m, is_package=p)] == []
+    levels = {archive_level(m) for _, m, _ in sources() if within(m, {"secure_cnn.archive"})}
+    assert levels == set(range(len(ARCHIVE)))
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("format.header", "from secure_cnn.archive.keys.identity import Identity"),
+        ("format.header", "from secure_cnn.archive import opening"),
+        ("format.header", "from ..output import new_file"),
+        ("keys.kek", "import secure_cnn.archive.sealed"),
+        ("sealed", "from secure_cnn.archive.store.log import Log"),
+        ("sealed", "from secure_cnn.archive import load"),
+        ("store.store", "from secure_cnn.archive.adapters import lightning"),
+        ("adapters.lightning", "from secure_cnn import archive"),
+        ("errors", "def f():\n    from secure_cnn.archive.format import claims"),
+    ],
+)
+def test_a_wrong_arrow_inside_the_archive_is_caught(module, source):
+    """Control: each of these imports, of a module or of the package itself, points upwards."""
+    assert len(wrong_archive_arrows(source, f"secure_cnn.archive.{module}")) == 1
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("archive", "from secure_cnn.archive.adapters.lightning import X"),
+        ("archive.adapters.lightning", "from secure_cnn.archive.store import store"),
+        ("archive.sealed", "from secure_cnn.archive import lazy"),
+        ("archive.keys.kek", "from secure_cnn.archive.format.slots import Slot"),
+        ("checkpoint", "from secure_cnn import archive"),
+    ],
+)
+def test_a_right_arrow_inside_the_archive_passes(module, source):
+    """Control: downwards, beside, and from outside of it, all is allowed."""
+    assert wrong_archive_arrows(source, f"secure_cnn.{module}") == []
 
 
 def test_relative_imports_are_resolved():

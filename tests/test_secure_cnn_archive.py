@@ -12,7 +12,7 @@ from forging import Parts, root_of
 
 from secure_cnn import archive
 from secure_cnn.archive import lazy, sealing
-from secure_cnn.archive.payload import Payload, encrypt_file
+from secure_cnn.archive.format.payload import Payload, encrypt_file
 
 ME = archive.generate_identity(post_quantum=False)
 SIGNER = archive.generate_signer()

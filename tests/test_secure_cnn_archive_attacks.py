@@ -10,10 +10,10 @@ import torch
 from forging import Parts, forge, root_of
 
 from secure_cnn import archive
-from secure_cnn.archive import claims as claims_module
 from secure_cnn.archive import lazy
-from secure_cnn.archive.core import Core
-from secure_cnn.archive.state import encode_state
+from secure_cnn.archive.format import claims as claims_module
+from secure_cnn.archive.format.core import Core
+from secure_cnn.archive.format.state import encode_state
 
 ME = archive.generate_identity(post_quantum=False)
 SIGNER = archive.generate_signer()
@@ -223,6 +223,46 @@ def test_plain_files_are_never_accepted(tmp_path):
         for path in (tmp_path, tmp_path / "none"):
             with pytest.raises(archive.StorageError):
                 call(path)
+
+
+AGE = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj"
+READERS = {
+    "load": lambda path, **keys: archive.load(path, **keys),
+    "load one tensor": lambda path, **keys: archive.load(path, only=["layer.bias"], **keys),
+    "load_into": lambda path, **keys: archive.load_into(
+        {name: torch.zeros_like(tensor) for name, tensor in STATE.items()}, path, **keys
+    ),
+    "open_lazy": lambda path, **keys: archive.open_lazy(path, **keys).close(),
+    "decrypt": lambda path, **keys: archive.decrypt(path, f"{path}.plain", **keys),
+    "export_age": lambda path, **keys: archive.export_age(
+        path, f"{path}.age", recipients=[AGE], **keys
+    ),
+    "verify": lambda path, identity, trusted: archive.verify(path, trusted=trusted),
+    "verify deep": lambda path, identity, trusted: archive.verify(
+        path, trusted=trusted, deep=identity
+    ),
+    "model card": lambda path, identity, trusted: archive.export_card(
+        path, f"{path}.md", trusted=trusted
+    ),
+    "rotate": lambda path, **keys: archive.rotate(
+        path, recipients=[ME.recipient], signer=SIGNER, **keys
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_to_trust_somebody_is_to_require_a_signature(tmp_path, name):
+    """Of every function that reads: unsigned, signed by another, and nobody trusted at all."""
+    unsigned = seal(tmp_path / "unsigned", signer=None)
+    other = seal(tmp_path / "other", signer=archive.generate_signer())
+    signed = seal(tmp_path / "signed")
+    for path, trusted in ((unsigned, TRUSTED), (other, TRUSTED), (unsigned, []), (signed, [])):
+        raw = path.read_bytes()
+        with pytest.raises(archive.UntrustedSigner):
+            READERS[name](path, identity=ME, trusted=trusted)
+        assert path.read_bytes() == raw
+    assert {entry.name for entry in tmp_path.iterdir()} == {"unsigned", "other", "signed"}
+    READERS[name](signed, identity=ME, trusted=TRUSTED)
 
 
 def test_the_forgery_itself_is_well_made(tmp_path):

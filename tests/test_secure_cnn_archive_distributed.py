@@ -16,14 +16,14 @@ from torch.distributed.checkpoint import CheckpointException, FileSystemReader, 
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata, MetadataIndex
 
 from secure_cnn import archive
-from secure_cnn.archive.distributed import (
+from secure_cnn.archive.adapters.distributed import (
     SealedLoadPlanner,
     SealedReader,
     SealedSavePlanner,
     SealedWriter,
 )
-from secure_cnn.archive.distributed.metadata import Contents, Place, contents_of, tree_of
-from secure_cnn.archive.state import encode_state
+from secure_cnn.archive.adapters.distributed.metadata import Contents, Place, contents_of, tree_of
+from secure_cnn.archive.format.state import encode_state
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
@@ -370,7 +370,7 @@ WORKER = """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import Shard, distribute_tensor
     from secure_cnn import archive
-    from secure_cnn.archive.distributed import *
+    from secure_cnn.archive.adapters.distributed import *
 
     rank, folder, me, signer = int(sys.argv[1]), *sys.argv[2:]
     me, signer = archive.Identity.from_text(me), archive.Signer.from_text(signer)

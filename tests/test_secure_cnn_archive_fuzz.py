@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secure_cnn import archive
-from secure_cnn.archive import stream as stream_module
+from secure_cnn.archive.format import stream as stream_module
 
 FOLDER = Path(__file__).parent / "fuzz"
 SEEDS = {name: targets.seeds(name) for name in targets.TARGETS}

@@ -10,10 +10,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
 
 from secure_cnn import archive
-from secure_cnn.archive.core import Core
-from secure_cnn.archive.header import parse_header, seal_header
-from secure_cnn.archive.keyfile import encode_key
-from secure_cnn.archive.slots import SlotKind
+from secure_cnn.archive.format.core import Core
+from secure_cnn.archive.format.header import parse_header, seal_header
+from secure_cnn.archive.format.slots import SlotKind
+from secure_cnn.archive.keys.keyfile import encode_key
 
 FILE_KEY, CORE_HASH = b"f" * 32, b"c" * 32
 PASSPHRASE = "correct horse"
@@ -208,7 +208,7 @@ def test_kdf_costs_from_a_file_are_capped(monkeypatch, field, value):
     body = bytearray(good.body)
     body[4 * field : 4 + 4 * field] = value.to_bytes(4, "big")
     bad = type(good)(kind=good.kind, key_id=good.key_id, body=bytes(body))
-    monkeypatch.setattr("secure_cnn.archive.passphrase.Argon2id", None)
+    monkeypatch.setattr("secure_cnn.archive.keys.passphrase.Argon2id", None)
     with pytest.raises(archive.LimitExceeded, match="Argon2id"):
         cheap().unwrap([good, bad], CORE_HASH)
 
@@ -216,7 +216,7 @@ def test_kdf_costs_from_a_file_are_capped(monkeypatch, field, value):
 def test_passphrase_slots_are_counted(monkeypatch):
     """Many slots cannot make one opening cost many derivations."""
     slot = cheap("other").wrap(FILE_KEY, CORE_HASH)
-    monkeypatch.setattr("secure_cnn.archive.passphrase.Argon2id", None)
+    monkeypatch.setattr("secure_cnn.archive.keys.passphrase.Argon2id", None)
     with pytest.raises(archive.LimitExceeded, match="at most 8"):
         cheap().unwrap([slot] * 9, CORE_HASH)
 

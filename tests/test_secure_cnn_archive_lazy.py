@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secure_cnn import archive
-from secure_cnn.archive.layout import Layout
-from secure_cnn.archive.payload import Payload, encrypt_file
-from secure_cnn.archive.pieces import Pieces
-from secure_cnn.archive.stream import create_stream
+from secure_cnn.archive.format.layout import Layout
+from secure_cnn.archive.format.payload import Payload, encrypt_file
+from secure_cnn.archive.format.pieces import Pieces
+from secure_cnn.archive.format.stream import create_stream
 
 ME = archive.generate_identity(post_quantum=False)
 SIGNER = archive.generate_signer()

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from secure_cnn import archive
-from secure_cnn.archive.pretrained import from_pretrained, save_pretrained
+from secure_cnn.archive.adapters.pretrained import from_pretrained, save_pretrained
 
 ME = archive.generate_identity(post_quantum=False)
 SIGNER = archive.generate_signer()

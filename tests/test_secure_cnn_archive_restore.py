@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from secure_cnn import archive
 from secure_cnn.archive import output
-from secure_cnn.archive.pieces import Pieces
-from secure_cnn.archive.threads import share_out
+from secure_cnn.archive.format.pieces import Pieces
+from secure_cnn.archive.format.threads import share_out
 
 ME = archive.generate_identity(post_quantum=False)
 SIGNER = archive.generate_signer()

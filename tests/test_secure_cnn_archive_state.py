@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secure_cnn.archive.errors import StateError
-from secure_cnn.archive.state import decode_state, encode_state
+from secure_cnn.archive.format.state import decode_state, encode_state
 
 DTYPES = [
     torch.bool,

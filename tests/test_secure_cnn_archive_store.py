@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secure_cnn import archive
-from secure_cnn.archive import store as store_module
 from secure_cnn.archive.errors import (
     ArchiveError,
     InvalidKey,
@@ -25,9 +24,10 @@ from secure_cnn.archive.errors import (
     UntrustedSigner,
     WrongKey,
 )
-from secure_cnn.archive.log import Checkpoint, Log
-from secure_cnn.archive.retention import Retention
-from secure_cnn.archive.store import CheckpointStore
+from secure_cnn.archive.store import store as store_module
+from secure_cnn.archive.store.log import Checkpoint, Log
+from secure_cnn.archive.store.retention import Retention
+from secure_cnn.archive.store.store import CheckpointStore
 
 ME = archive.generate_identity(post_quantum=False)
 SIGNER = archive.generate_signer()
@@ -78,6 +78,66 @@ def test_each_checkpoint_comes_back(folder):
     assert holds(store.load(), 3)
     assert holds(store.load("best"), 1)
     assert store.verify(deep=True) == store.list()
+
+
+def test_a_checkpoint_is_decrypted_into_tensors_that_are_there(folder):
+    """Any of them, by the same memory; for a reader and for the writer."""
+    model = state(0)
+    memory = model["weight"]
+    with writer(folder) as store:
+        for which, number in ((2, 2), ("best", 1), ("latest", 3)):
+            loaded = store.load_into(model, which)
+            assert holds(loaded, number)
+            assert loaded["weight"].data_ptr() == memory.data_ptr()
+    assert holds(reader(folder).load_into(model, 1), 1)
+    assert torch.equal(memory, state(1)["weight"])
+
+
+def test_loading_into_checks_what_loading_checks(folder):
+    """An exchanged file, another signer, no identity, another shape: the tensors are as before."""
+    model = {"weight": torch.full((3,), 5.0), "step": 0}
+    with pytest.raises(StorageError, match="no checkpoint for 4"):
+        reader(folder).load_into(model, 4)
+    with pytest.raises(StateError, match="weight"):
+        reader(folder).load_into({"weight": torch.ones(4), "step": 0})
+    with pytest.raises(WrongKey, match="identity"):
+        CheckpointStore(folder, trusted=TRUSTED).load_into(model)
+    stranger = archive.generate_identity(post_quantum=False)
+    with pytest.raises(WrongKey):
+        CheckpointStore(folder, identity=stranger, trusted=TRUSTED).load_into(model)
+    shutil.copy(folder / "checkpoint-00000001.sealed", folder / "checkpoint-00000003.sealed")
+    with pytest.raises(RolledBack):
+        reader(folder).load_into(model)
+    assert (model["weight"] == 5).all()
+
+
+def test_a_checkpoint_is_not_rotated_where_it_is(folder, tmp_path):
+    """The log names its hash: refused, untouched; a new checkpoint and pruning do what is meant."""
+    you = archive.generate_identity(post_quantum=False)
+    keys = {"identity": ME, "recipients": [you.recipient], "signer": SIGNER}
+    path = folder / "checkpoint-00000002.sealed"
+    raw = path.read_bytes()
+    (tmp_path / "link").symlink_to(path)
+    for name in (path, tmp_path / "link"):
+        with pytest.raises(StorageError, match=r"next checkpoint.*copy"):
+            archive.rotate(name, **keys)
+    assert path.read_bytes() == raw
+    assert len(reader(folder).verify(deep=True)) == 3
+    shutil.copy(path, tmp_path / "copy")
+    archive.rotate(tmp_path / "copy", **keys)
+    assert holds(archive.load(tmp_path / "copy", identity=you, trusted=TRUSTED), 2)
+    with writer(folder, recipients=[you.recipient], keep_last=1) as store:
+        store.save(store.load(), step=40)
+    renewed = CheckpointStore(folder, identity=you, trusted=TRUSTED)
+    assert [it.generation for it in renewed.verify(deep=True)] == [4]
+    assert holds(renewed.load(), 3)
+
+
+def test_a_file_that_only_looks_like_a_checkpoint_is_rotated(folder):
+    """Control: one that was put beside the checkpoints is nobody's but its owner's."""
+    archive.save(folder / "model.sealed", state(1), recipients=[ME.recipient])
+    archive.rotate(folder / "model.sealed", identity=ME, recipients=[ME.recipient])
+    assert holds(archive.load(folder / "model.sealed", identity=ME), 1)
 
 
 def test_a_sequence_goes_on_where_it_ended(folder):
@@ -544,7 +604,7 @@ def test_another_hand_in_the_folder_is_noticed(folder):
 FORK = """
 import os, sys, torch
 from secure_cnn import archive
-from secure_cnn.archive import store as module
+from secure_cnn.archive.store import store as module
 from secure_cnn.archive.errors import StorageError
 import threading
 

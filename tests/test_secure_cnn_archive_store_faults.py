@@ -14,7 +14,7 @@ import torch
 
 from secure_cnn import archive
 from secure_cnn.archive.errors import StorageError
-from secure_cnn.archive.store import CheckpointStore
+from secure_cnn.archive.store.store import CheckpointStore
 
 ME = archive.generate_identity(post_quantum=False)
 SIGNER = archive.generate_signer()
@@ -239,7 +239,7 @@ def test_a_killed_writer_leaves_the_last_complete_generation(tmp_path):
 EXIT = """
 import sys, torch
 from secure_cnn import archive
-from secure_cnn.archive.store import CheckpointStore
+from secure_cnn.archive.store.store import CheckpointStore
 signer = archive.generate_signer()
 me = archive.generate_identity(post_quantum=False)
 print(signer.verifier.to_text(), me.to_text(), flush=True)

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import defenses
 from secure_cnn import archive
-from secure_cnn.archive.lock import lock_folder
+from secure_cnn.archive.store.lock import lock_folder
 from secure_cnn.bench.archive_rivals import archive_rivals
 from secure_cnn.bench.memory import cuda_peak_bytes, peak_rows, resident_peak_bytes
 from secure_cnn.bench.overhead import (

@@ -4,6 +4,7 @@ A sealed file is an envelope of ours around FLOE around one valid safetensors fi
 is normative. Loading runs no code: there is no pickle here.
 """
 
+from secure_cnn.archive.adapters.pretrained import from_pretrained, save_pretrained
 from secure_cnn.archive.age import export_age
 from secure_cnn.archive.card import (
     bill_of_materials,
@@ -11,8 +12,6 @@ from secure_cnn.archive.card import (
     export_card,
     model_card,
 )
-from secure_cnn.archive.claims import JSON
-from secure_cnn.archive.core import Lineage
 from secure_cnn.archive.errors import (
     ArchiveError,
     ClaimMismatch,
@@ -32,8 +31,13 @@ from secure_cnn.archive.errors import (
     WrongKey,
 )
 from secure_cnn.archive.foreign import import_
+from secure_cnn.archive.format.claims import JSON
+from secure_cnn.archive.format.core import Lineage
+from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.format.state import State
 from secure_cnn.archive.info import ArchiveInfo, SlotInfo
-from secure_cnn.archive.kek import (
+from secure_cnn.archive.keys.identity import Identity, Recipient, generate_identity, read_identity
+from secure_cnn.archive.keys.kek import (
     KeyEncryptionKey,
     generate_kek,
     kek_from_command,
@@ -41,23 +45,19 @@ from secure_cnn.archive.kek import (
     kek_from_keyring,
     read_kek,
 )
-from secure_cnn.archive.keyfile import write_key
-from secure_cnn.archive.keys import Identity, Recipient, generate_identity, read_identity
+from secure_cnn.archive.keys.keyfile import write_key
+from secure_cnn.archive.keys.passphrase import INSECURE_TEST_COST, Argon2Cost, Passphrase
+from secure_cnn.archive.keys.service import KeyService, ServiceKey
+from secure_cnn.archive.keys.signatures import Signer, Verifier, generate_signer, read_signer
 from secure_cnn.archive.lazy import LazyArchive, open_lazy
-from secure_cnn.archive.log import Checkpoint
-from secure_cnn.archive.passphrase import INSECURE_TEST_COST, Argon2Cost, Passphrase
 from secure_cnn.archive.plain import load_plain, save_plain
-from secure_cnn.archive.pretrained import from_pretrained, save_pretrained
 from secure_cnn.archive.recipients import change_recipients
 from secure_cnn.archive.restore import load_into
 from secure_cnn.archive.rotation import rotate
 from secure_cnn.archive.sealed import decrypt, inspect, load, save, verify
-from secure_cnn.archive.service import KeyService, ServiceKey
 from secure_cnn.archive.shredding import Certificate, read_certificate, shred
-from secure_cnn.archive.signatures import Signer, Verifier, generate_signer, read_signer
-from secure_cnn.archive.slots import SlotReader, SlotWriter
-from secure_cnn.archive.state import State
-from secure_cnn.archive.store import CheckpointStore
+from secure_cnn.archive.store.log import Checkpoint
+from secure_cnn.archive.store.store import CheckpointStore
 
 __all__ = [
     "INSECURE_TEST_COST",

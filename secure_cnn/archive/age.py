@@ -15,11 +15,11 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from secure_cnn.archive.errors import InvalidKey
+from secure_cnn.archive.format.payload import Payload, write_at
+from secure_cnn.archive.format.slots import SlotReader
+from secure_cnn.archive.keys.signatures import Verifier
 from secure_cnn.archive.opening import Path, opened, unlock
 from secure_cnn.archive.output import new_file
-from secure_cnn.archive.payload import Payload, write_at
-from secure_cnn.archive.signatures import Verifier
-from secure_cnn.archive.slots import SlotReader
 
 __all__ = ["export_age"]
 

@@ -12,8 +12,8 @@ from typing import Any, TypeAlias
 import torch
 
 from secure_cnn.archive.errors import StateError, StorageError
+from secure_cnn.archive.format.state import State, encode_state
 from secure_cnn.archive.plain import load_plain
-from secure_cnn.archive.state import State, encode_state
 
 __all__ = ["import_"]
 

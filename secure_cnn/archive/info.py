@@ -4,10 +4,10 @@ import json
 from dataclasses import dataclass
 from typing import final
 
-from secure_cnn.archive.claims import JSON
-from secure_cnn.archive.core import Lineage
-from secure_cnn.archive.header import VERSION, Header
-from secure_cnn.archive.signatures import Verifier
+from secure_cnn.archive.format.claims import JSON
+from secure_cnn.archive.format.core import Lineage
+from secure_cnn.archive.format.header import VERSION, Header
+from secure_cnn.archive.keys.signatures import Verifier
 
 __all__ = ["ArchiveInfo", "SlotInfo", "describe"]
 

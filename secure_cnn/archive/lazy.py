@@ -11,14 +11,14 @@ from typing import IO, Self, final
 
 import torch
 
-from secure_cnn.archive.claims import JSON, check_claims
 from secure_cnn.archive.errors import LimitExceeded, StateError, StorageError
+from secure_cnn.archive.format.claims import JSON, check_claims
+from secure_cnn.archive.format.payload import Payload
+from secure_cnn.archive.format.slots import SlotReader
+from secure_cnn.archive.format.state import tensor_names
+from secure_cnn.archive.format.tensors import Index, Span, header_end, parse_index
+from secure_cnn.archive.keys.signatures import Verifier
 from secure_cnn.archive.opening import Path, opened, unlock
-from secure_cnn.archive.payload import Payload
-from secure_cnn.archive.signatures import Verifier
-from secure_cnn.archive.slots import SlotReader
-from secure_cnn.archive.state import tensor_names
-from secure_cnn.archive.tensors import Index, Span, header_end, parse_index
 
 __all__ = ["LazyArchive", "empty_bytes", "open_lazy", "read_index", "read_tensor"]
 

@@ -10,8 +10,6 @@ import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
-from secure_cnn.archive.claims import check_claims
-from secure_cnn.archive.core import Core
 from secure_cnn.archive.errors import (
     InvalidKey,
     RolledBack,
@@ -20,7 +18,9 @@ from secure_cnn.archive.errors import (
     Truncated,
     UntrustedSigner,
 )
-from secure_cnn.archive.header import (
+from secure_cnn.archive.format.claims import check_claims
+from secure_cnn.archive.format.core import Core
+from secure_cnn.archive.format.header import (
     FIXED_LENGTH,
     Header,
     derive_key,
@@ -28,12 +28,12 @@ from secure_cnn.archive.header import (
     parse_header,
     read_lengths,
 )
-from secure_cnn.archive.layout import Layout
-from secure_cnn.archive.merkle import leaf_hash, merkle_root
-from secure_cnn.archive.payload import Payload, read_at
-from secure_cnn.archive.signatures import Verifier, footer_lengths
-from secure_cnn.archive.slots import SlotReader
-from secure_cnn.archive.stream import HEADER_LENGTH, open_stream
+from secure_cnn.archive.format.layout import Layout
+from secure_cnn.archive.format.merkle import leaf_hash, merkle_root
+from secure_cnn.archive.format.payload import Payload, read_at
+from secure_cnn.archive.format.slots import SlotReader
+from secure_cnn.archive.format.stream import HEADER_LENGTH, open_stream
+from secure_cnn.archive.keys.signatures import Verifier, footer_lengths
 
 __all__ = [
     "Path",
@@ -87,7 +87,7 @@ def layout_of(header: Header) -> Layout:
     Example:
         >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
         ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
-        >>> from secure_cnn.archive.header import seal_header
+        >>> from secure_cnn.archive.format.header import seal_header
         >>> layout_of(parse_header(seal_header(core, [], bytes(32), 512))).offset
         2048
     """

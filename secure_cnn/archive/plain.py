@@ -11,10 +11,10 @@ from typing import TypeAlias
 import torch
 
 from secure_cnn.archive.errors import StateError, StorageError
-from secure_cnn.archive.header import MAGIC
+from secure_cnn.archive.format.header import MAGIC
+from secure_cnn.archive.format.payload import write_at
+from secure_cnn.archive.format.state import State, decode_state, encode_state
 from secure_cnn.archive.output import new_file
-from secure_cnn.archive.payload import write_at
-from secure_cnn.archive.state import State, decode_state, encode_state
 
 __all__ = ["load_plain", "save_plain"]
 

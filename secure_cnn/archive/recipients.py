@@ -10,10 +10,10 @@ import os
 from collections.abc import Sequence
 
 from secure_cnn.archive.errors import InvalidKey, StorageError
-from secure_cnn.archive.header import SECTOR, Header, derive_key, seal_copy
+from secure_cnn.archive.format.header import SECTOR, Header, derive_key, seal_copy
+from secure_cnn.archive.format.payload import write_at
+from secure_cnn.archive.format.slots import Slot, SlotReader, SlotWriter, check_mix
 from secure_cnn.archive.opening import Path, opened, read_header
-from secure_cnn.archive.payload import write_at
-from secure_cnn.archive.slots import Slot, SlotReader, SlotWriter, check_mix
 
 __all__ = ["change_recipients", "lock"]
 

@@ -8,15 +8,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from secure_cnn.archive.claims import check_claims
 from secure_cnn.archive.errors import StateError
+from secure_cnn.archive.format.claims import check_claims
+from secure_cnn.archive.format.pieces import Pieces
+from secure_cnn.archive.format.slots import SlotReader
+from secure_cnn.archive.format.state import State, build_state, named_tensors
+from secure_cnn.archive.format.tensors import Index, Span
+from secure_cnn.archive.keys.signatures import Verifier
 from secure_cnn.archive.lazy import read_index
 from secure_cnn.archive.opening import Path, opened, unlock
-from secure_cnn.archive.pieces import Pieces
-from secure_cnn.archive.signatures import Verifier
-from secure_cnn.archive.slots import SlotReader
-from secure_cnn.archive.state import State, build_state, named_tensors
-from secure_cnn.archive.tensors import Index, Span
 
 __all__ = ["load_into"]
 

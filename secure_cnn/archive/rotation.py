@@ -8,12 +8,13 @@ import os
 import stat
 from collections.abc import Sequence
 
-from secure_cnn.archive.errors import InvalidKey
+from secure_cnn.archive.errors import InvalidKey, StorageError
+from secure_cnn.archive.format.core import LATEST_FILE, Core
+from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.opening import Path, opened, unlock
 from secure_cnn.archive.recipients import lock
 from secure_cnn.archive.sealing import new_core, write_sealed
-from secure_cnn.archive.signatures import Signer, Verifier
-from secure_cnn.archive.slots import SlotReader, SlotWriter
 
 __all__ = ["rotate"]
 
@@ -29,8 +30,9 @@ def rotate(
     """Replaces a sealed file by one with the same content, a new file key and these recipients.
 
     Name, lineage, claims and permissions stay; file id and core hash are new, so that a successor
-    that names this file as its previous one no longer does. Segments are decrypted and encrypted
-    one by one: no plaintext is written, and little of it is in memory at a time.
+    that names this file as its previous one no longer does; for this reason a checkpoint in its
+    store is refused. Segments are decrypted and encrypted one by one: no plaintext is written, and
+    little of it is in memory at a time.
 
     Args:
         path: A sealed file.
@@ -42,7 +44,8 @@ def rotate(
     Raises:
         InvalidKey: The file is signed and no signer was given; no recipients, or a mix.
         UntrustedSigner: The old file is not signed by whom it must be.
-        StorageError: Another process is changing the file, or the operating system refuses.
+        StorageError: The file is a checkpoint in its store, another process is changing it, or the
+            operating system refuses.
         ArchiveError: As for `load` and `save`; the old file is as it was.
 
     Example:
@@ -60,6 +63,7 @@ def rotate(
         lock(fd, path)
         header, payload = unlock(fd, identity=identity, trusted=trusted, expect={}, core_hash=None)
         old = header.core
+        _check_alone(path, old)
         if old.signer is not None and signer is None:
             raise InvalidKey(
                 f"{path}: is signed, expected a signer for the new file, got none; name one, or "
@@ -82,4 +86,15 @@ def rotate(
             signer=signer,
             overwrite=True,
             mode=stat.S_IMODE(os.fstat(fd).st_mode),
+        )
+
+
+def _check_alone(path: Path, core: Core) -> None:
+    """Refuses a checkpoint in its store, whose signed log would no longer know it."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if core.lineage is not None and os.path.exists(os.path.join(folder, LATEST_FILE)):
+        raise StorageError(
+            f"{path}: expected a file on its own, got a checkpoint of a store, whose log names its "
+            "hash; load it and save it as the store's next checkpoint, then prune, or rotate a "
+            "copy outside of the folder"
         )

@@ -10,10 +10,15 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from secure_cnn.archive.claims import JSON, check_claims
-from secure_cnn.archive.core import Lineage
 from secure_cnn.archive.errors import StateError, Tampered
+from secure_cnn.archive.format.claims import JSON, check_claims
+from secure_cnn.archive.format.core import Lineage
+from secure_cnn.archive.format.payload import hash_file
+from secure_cnn.archive.format.pieces import Pieces
+from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.format.state import State, build_state, decode_state, encode_state, index_of
 from secure_cnn.archive.info import ArchiveInfo, describe
+from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.lazy import empty_bytes, open_lazy, read_index
 from secure_cnn.archive.opening import (
     Path,
@@ -25,12 +30,7 @@ from secure_cnn.archive.opening import (
     unlock,
 )
 from secure_cnn.archive.output import new_file
-from secure_cnn.archive.payload import hash_file
-from secure_cnn.archive.pieces import Pieces
 from secure_cnn.archive.sealing import new_core, write_sealed
-from secure_cnn.archive.signatures import Signer, Verifier
-from secure_cnn.archive.slots import SlotReader, SlotWriter
-from secure_cnn.archive.state import State, build_state, decode_state, encode_state, index_of
 
 __all__ = ["decrypt", "inspect", "load", "save", "verify"]
 
@@ -115,7 +115,8 @@ def load(
         path: A sealed file. A plain file is never accepted.
         identity: An `Identity`, a `Passphrase`, a `KeyEncryptionKey` or a `ServiceKey`.
         trusted: If given, the file must be signed by one of these, which is checked before anything
-            is decrypted. If None, a signature that is there must still hold, but says nothing about
+            is decrypted: to trust somebody is to require a signature, and an empty list refuses
+            every file. If None, a signature that is there must still hold, but says nothing about
             who made the file.
         expect: Claims that must be in the file with these values. Public ones are compared before
             the payload is decrypted, private ones before anything is handed out.
@@ -226,7 +227,7 @@ def verify(
 
     Args:
         path: A sealed file.
-        trusted: Whose signatures count.
+        trusted: The file must be signed by one of these; an empty list refuses every file.
         deep: An identity, with which the file is also decrypted, its slots' MAC checked and its
             inside read to the end, without keeping any of it.
 

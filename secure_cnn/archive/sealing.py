@@ -6,18 +6,18 @@ import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
-from secure_cnn.archive.claims import JSON, canonical_json
-from secure_cnn.archive.core import Core, Lineage
 from secure_cnn.archive.errors import StateError
-from secure_cnn.archive.header import copy_length_for, derive_key, seal_header, seal_prefix
-from secure_cnn.archive.layout import Layout
-from secure_cnn.archive.merkle import merkle_root
+from secure_cnn.archive.format.claims import JSON, canonical_json
+from secure_cnn.archive.format.core import Core, Lineage
+from secure_cnn.archive.format.header import copy_length_for, derive_key, seal_header, seal_prefix
+from secure_cnn.archive.format.layout import Layout
+from secure_cnn.archive.format.merkle import merkle_root
+from secure_cnn.archive.format.payload import Plaintext, encrypt_file, write_at
+from secure_cnn.archive.format.slots import NO_KEY_ID, SlotWriter
+from secure_cnn.archive.format.stream import create_stream
+from secure_cnn.archive.keys.signatures import Signer
 from secure_cnn.archive.opening import Path, footer_length
 from secure_cnn.archive.output import new_file
-from secure_cnn.archive.payload import Plaintext, encrypt_file, write_at
-from secure_cnn.archive.signatures import Signer
-from secure_cnn.archive.slots import NO_KEY_ID, SlotWriter
-from secure_cnn.archive.stream import create_stream
 
 __all__ = ["new_core", "write_sealed"]
 

@@ -13,15 +13,15 @@ from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from typing import Any, final
 
-from secure_cnn.archive.claims import canonical_json, parse_json
-from secure_cnn.archive.core import is_hex
 from secure_cnn.archive.errors import InvalidKey, StorageError, Tampered, UntrustedSigner
-from secure_cnn.archive.header import Header
+from secure_cnn.archive.format.claims import canonical_json, parse_json
+from secure_cnn.archive.format.core import is_hex
+from secure_cnn.archive.format.header import Header
+from secure_cnn.archive.format.payload import read_at, write_at
+from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.opening import Path, opened, read_header
 from secure_cnn.archive.output import new_file
-from secure_cnn.archive.payload import read_at, write_at
 from secure_cnn.archive.recipients import lock
-from secure_cnn.archive.signatures import Signer, Verifier
 
 __all__ = ["Certificate", "read_certificate", "shred"]
 

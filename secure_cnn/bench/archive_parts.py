@@ -11,8 +11,8 @@ from typing import cast
 import torch
 
 from secure_cnn import archive
-from secure_cnn.archive.store import CheckpointStore
-from secure_cnn.archive.stream import OVERHEAD, create_stream
+from secure_cnn.archive.format.stream import OVERHEAD, create_stream
+from secure_cnn.archive.store.store import CheckpointStore
 from secure_cnn.bench.archive_rivals import encrypt_raw
 from secure_cnn.bench.archive_workload import (
     SEALED,

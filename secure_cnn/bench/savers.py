@@ -12,7 +12,7 @@ from typing import Protocol, TypeAlias, cast, final
 import torch
 
 from secure_cnn import archive
-from secure_cnn.archive.store import CheckpointStore
+from secure_cnn.archive.store.store import CheckpointStore
 from secure_cnn.bench.archive_rivals import ArchiveRival
 
 __all__ = ["BackgroundSaver", "MakeSaver", "RivalSaver", "Saver", "SealedSaver", "bytes_in"]

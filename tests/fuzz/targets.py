@@ -16,11 +16,11 @@ from forging import Parts
 
 from secure_cnn import archive
 from secure_cnn.archive.card import model_card
-from secure_cnn.archive.header import MAX_HEADER, parse_header
+from secure_cnn.archive.format.header import MAX_HEADER, parse_header
+from secure_cnn.archive.format.slots import pack_slots
+from secure_cnn.archive.format.state import decode_state, encode_state, index_of, tensor_names
+from secure_cnn.archive.format.stream import HEADER_LENGTH, OVERHEAD, Floe, open_stream
 from secure_cnn.archive.info import describe
-from secure_cnn.archive.slots import pack_slots
-from secure_cnn.archive.state import decode_state, encode_state, index_of, tensor_names
-from secure_cnn.archive.stream import HEADER_LENGTH, OVERHEAD, Floe, open_stream
 
 FOLDER = Path(__file__).parent
 VECTORS = FOLDER.parent / "vectors" / "v1"

@@ -20,7 +20,7 @@ import torch
 from forging import Parts, forge, pad, purpose_key, root_of
 
 from secure_cnn import archive
-from secure_cnn.archive.state import encode_state
+from secure_cnn.archive.format.state import encode_state
 
 FOLDER = Path(__file__).parent / "v1"
 SEGMENT = 4096

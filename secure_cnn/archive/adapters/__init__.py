@@ -1,0 +1,1 @@
+"""Adapters: other libraries' checkpoint interfaces over sealed files."""

@@ -1,0 +1,154 @@
+"""Sealed checkpoints under Lightning's trainer: one plug-in, nothing else in the code changes.
+
+The only module that knows Lightning, which the extra ``lightning`` brings.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from secure_cnn.archive.errors import MissingExtra, StateError, StorageError
+from secure_cnn.archive.format.claims import JSON
+from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.keys.signatures import Signer, Verifier
+from secure_cnn.archive.sealed import load, save
+
+try:
+    from lightning.fabric.plugins import (  # type: ignore[import-not-found,unused-ignore]
+        CheckpointIO,
+    )
+except ImportError:
+    CheckpointIO = object  # type: ignore[assignment,misc,unused-ignore]
+
+__all__ = ["SealedCheckpointIO"]
+
+
+@final
+class SealedCheckpointIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
+    """What Lightning's trainer writes is sealed, what it reads must be sealed, and nothing runs.
+
+    Give it to the trainer: ``Trainer(plugins=[SealedCheckpointIO(...)])``. A checkpoint may hold
+    tensors, numbers, texts and plain containers; whatever else a callback, a scheduler or the
+    hyperparameters put in is refused when saving, by its path. `LightningModule`'s
+    `load_from_checkpoint` does not ask plug-ins: resume by ``fit(ckpt_path=...)``, or use
+    `load_checkpoint` and `load_state_dict`. Strategies that write sharded checkpoints on their own,
+    such as FSDP, do not ask plug-ins either; for these see
+    `secure_cnn.archive.adapters.distributed`.
+
+    Args:
+        recipients: Who can open what is saved, as for `save`.
+        signer: Who vouches for it.
+        claims: What everyone can read in it.
+        identity: Opens what is loaded; None if this trainer never resumes.
+        trusted: Whose signatures count when loading; the signer's own if None and there is a
+            signer, else nobody's.
+        expect: Claims that must be in what is loaded.
+
+    Raises:
+        MissingExtra: Lightning is not installed.
+
+    Example:
+        >>> import tempfile, secure_cnn.archive as archive
+        >>> me = archive.generate_identity()
+        >>> try:
+        ...     plugin = SealedCheckpointIO(recipients=[me.recipient], identity=me)
+        ...     with tempfile.TemporaryDirectory() as folder:
+        ...         plugin.save_checkpoint({"epoch": 3}, f"{folder}/a.ckpt")
+        ...         print(plugin.load_checkpoint(f"{folder}/a.ckpt"))
+        ... except MissingExtra:  # without it, this is all
+        ...     print({"epoch": 3})
+        {'epoch': 3}
+    """
+
+    def __init__(
+        self,
+        *,
+        recipients: Sequence[SlotWriter],
+        signer: Signer | None = None,
+        claims: Mapping[str, JSON] | None = None,
+        identity: SlotReader | None = None,
+        trusted: Sequence[Verifier] | None = None,
+        expect: Mapping[str, object] | None = None,
+    ) -> None:
+        if CheckpointIO is object:
+            raise MissingExtra("the plug-in for Lightning", "lightning")
+        self._recipients, self._signer, self._claims = tuple(recipients), signer, claims
+        self._identity, self._expect = identity, expect
+        self._trusted = [signer.verifier] if trusted is None and signer else trusted
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Seals a checkpoint, over an older one if there is one; the folder is made.
+
+        Args:
+            checkpoint: What Lightning saves.
+            path: A local path.
+            storage_options: None; there are no options.
+
+        Raises:
+            StateError: Something in it is no plain data, or there are options.
+            ArchiveError: As for `save`.
+
+        Example:
+            See `SealedCheckpointIO`.
+        """
+        if storage_options is not None:
+            raise StateError("storage_options: expected None, got some; leave them out")
+        try:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot make its folder: {error.strerror}") from error
+        save(
+            path,
+            checkpoint,
+            recipients=self._recipients,
+            signer=self._signer,
+            claims=self._claims,
+            overwrite=True,
+        )
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """A sealed checkpoint; its tensors are in main memory.
+
+        Args:
+            path: A local path.
+            map_location: None or the CPU: Lightning moves tensors on its own.
+            weights_only: Whatever Lightning asks for: nothing in a sealed file can run.
+
+        Raises:
+            StateError: It holds no dict, or tensors are wanted elsewhere.
+            ArchiveError: As for `load`.
+
+        Example:
+            See `SealedCheckpointIO`.
+        """
+        if self._identity is None:
+            raise StateError(
+                f"{path}: expected an identity to open it with; give one to the plugin"
+            )
+        if map_location not in (None, "cpu", torch.device("cpu")):
+            raise StateError(f"map_location: expected None or the CPU, got {map_location!r}")
+        state = load(path, identity=self._identity, trusted=self._trusted, expect=self._expect)
+        if not isinstance(state, dict):
+            raise StateError(f"{path}: expected a checkpoint of Lightning, got another state")
+        return state
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Removes a checkpoint if it is there; the copies of it stay readable.
+
+        Raises:
+            StorageError: The operating system refuses.
+
+        Example:
+            See `SealedCheckpointIO`.
+        """
+        try:
+            Path(path).unlink(missing_ok=True)
+        except OSError as error:
+            raise StorageError(f"{path}: cannot remove: {os.strerror(error.errno or 0)}") from error

@@ -1,0 +1,130 @@
+"""A model with its configuration in one sealed file, in the manner of Hugging Face's libraries.
+
+Their `save_pretrained` writes a folder with the configuration in clear; this pair writes one file
+that hides both. No class is looked up by a name from the file: who loads says what to build.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import nn
+
+from secure_cnn.archive.errors import StateError
+from secure_cnn.archive.format.claims import JSON
+from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.keys.signatures import Signer, Verifier
+from secure_cnn.archive.opening import Path
+from secure_cnn.archive.sealed import load, save
+
+__all__ = ["from_pretrained", "save_pretrained"]
+
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+def save_pretrained(
+    path: Path,
+    model: nn.Module,
+    *,
+    config: Mapping[str, Any],
+    recipients: Sequence[SlotWriter],
+    signer: Signer | None = None,
+    claims: Mapping[str, JSON] | None = None,
+    name: str = "",
+    overwrite: bool = False,
+) -> None:
+    """Seals a model's weights and configuration, both hidden, in one file.
+
+    Args:
+        path: Where the file goes: a file, not a folder.
+        model: Any module; its `state_dict` is saved, tied weights once.
+        config: What it takes to build such a model again, as plain data: of a model of transformers
+            ``model.config.to_dict()``, of one with `PyTorchModelHubMixin` the arguments it was
+            built with.
+        recipients: As for `save`, also for the rest.
+        signer: Who vouches for it.
+        claims: What everyone can read.
+        name: A logical name, which everyone can read.
+        overwrite: Whether a file at `path` may be replaced.
+
+    Raises:
+        ArchiveError: As for `save`.
+
+    Example:
+        See `from_pretrained`.
+
+        >>> save_pretrained("m", nn.Linear(1, 1), config={"activation": nn.ReLU}, recipients=[])
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.StateError: state.config.activation: expected tensors and ...
+    """
+    state = {"config": dict(config), "weights": dict(model.state_dict())}
+    save(
+        path,
+        cast(dict[str, Any], state),
+        recipients=recipients,
+        signer=signer,
+        claims=claims,
+        name=name,
+        overwrite=overwrite,
+    )
+
+
+def from_pretrained(
+    path: Path,
+    build: Callable[[dict[str, Any]], _Model],
+    *,
+    identity: SlotReader,
+    trusted: Sequence[Verifier] | None = None,
+    expect: Mapping[str, object] | None = None,
+    core_hash: str | None = None,
+) -> _Model:
+    """The model in a file of `save_pretrained`, in evaluation mode.
+
+    Args:
+        path: A sealed file.
+        build: Makes a model of the configuration, such as
+            ``lambda config: BertModel(BertConfig.from_dict(config))``.
+        identity: As for `load`, also for the rest.
+        trusted: Whose signatures count.
+        expect: Claims that must be in the file with these values.
+        core_hash: The core hash the file must have.
+
+    Raises:
+        StateError: The file holds something else, or its weights do not fit what `build` made.
+        ArchiveError: As for `load`.
+
+    Example:
+        >>> import tempfile, secure_cnn.archive as archive
+        >>> me, model = archive.generate_identity(), nn.Linear(3, 2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_pretrained(f"{folder}/m", model, recipients=[me.recipient],
+        ...                     config={"in_features": 3, "out_features": 2})
+        ...     again = from_pretrained(
+        ...         f"{folder}/m", lambda config: nn.Linear(**config), identity=me)
+        >>> torch.equal(model.weight, again.weight), again.training
+        (True, False)
+    """
+    state = load(path, identity=identity, trusted=trusted, expect=expect, core_hash=core_hash)
+    if not isinstance(state, dict) or state.keys() != {"config", "weights"}:
+        raise StateError(f"{path}: expected a file of save_pretrained; open it with load()")
+    config, weights = state["config"], state["weights"]
+    if not isinstance(config, dict) or not _is_state_dict(weights):
+        raise StateError(f"{path}: expected a configuration and weights by name; save it again")
+    model = build(config)
+    try:
+        model.load_state_dict(cast(dict[str, torch.Tensor], weights))
+    except RuntimeError as error:
+        raise StateError(
+            f"{path}: the weights do not fit {type(model).__name__}: "
+            f"{' '.join(str(error).split())}; build what was saved"
+        ) from None
+    return model.eval()
+
+
+def _is_state_dict(weights: object) -> bool:
+    """Whether a tree is one level of tensors by name."""
+    return isinstance(weights, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor)
+        for name, tensor in weights.items()
+    )

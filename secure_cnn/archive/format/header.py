@@ -1,0 +1,384 @@
+"""The head of a sealed file as a value: core, mark and the two copies of slots and MAC.
+
+Pure bytes <-> values. Slots may be exchanged later without touching the rest, and a change that was
+cut off can be told from damage; who writes in which order is in `recipients`. `docs/format.md` has
+the byte tables. No files here.
+"""
+
+import hashlib
+import hmac
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from secure_cnn.archive.errors import (
+    ArchiveError,
+    KeyServiceError,
+    LimitExceeded,
+    NotSealed,
+    Tampered,
+    Truncated,
+    UnsupportedVersion,
+    WrongKey,
+)
+from secure_cnn.archive.format.core import Core
+from secure_cnn.archive.format.slots import (
+    Slot,
+    SlotKind,
+    SlotReader,
+    check_mix,
+    pack_slots,
+    parse_slots,
+    slots_length,
+)
+
+__all__ = [
+    "FIXED_LENGTH",
+    "MAGIC",
+    "MAX_HEADER",
+    "SECTOR",
+    "VERSION",
+    "Copy",
+    "Header",
+    "copy_length_for",
+    "derive_key",
+    "head_length",
+    "parse_header",
+    "read_lengths",
+    "seal_copy",
+    "seal_header",
+    "seal_prefix",
+]
+
+MAGIC = b"\x93SCNN\r\n\x00"
+VERSION = 1
+FIXED_LENGTH = 20
+MAX_HEADER = 1 << 20
+SECTOR = 512
+
+_MAC_LENGTH = 32
+_MARK_LENGTH = 32
+_FIXED = struct.Struct(">8sHHII")
+_COPY_OVERHEAD = 4 + _MAC_LENGTH
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Copy:
+    """One of the two copies of what may change: not authenticated yet.
+
+    Attributes:
+        slots: The wrapped file keys, in file order.
+        maced: Its raw bytes under the MAC: the slots and their length.
+        mac: The 32-byte MAC that stands behind them.
+
+    Example:
+        >>> Copy(slots=(), maced=bytes(4), mac=bytes(32)).slots
+        ()
+    """
+
+    slots: tuple[Slot, ...]
+    maced: bytes
+    mac: bytes
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Header:
+    """The head of a file as it was read, not authenticated until `unlock` passes.
+
+    Attributes:
+        core: The parsed core.
+        prefix: The raw bytes that never change: fixed header and core.
+        mark: Zeros, or the mark of a change under way.
+        copies: One copy, or the candidates while a change is under way, to be tried in order.
+        copy_length: Bytes that each copy takes in the file.
+
+    Example:
+        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
+        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
+        >>> parse_header(seal_header(core, [], bytes(32), 512)).payload_offset
+        2048
+    """
+
+    core: Core
+    prefix: bytes
+    mark: bytes
+    copies: tuple[Copy, ...]
+    copy_length: int
+
+    @property
+    def core_hash(self) -> bytes:
+        """SHA-256 over fixed header and raw core: what everything else binds."""
+        return hashlib.sha256(self.prefix).digest()
+
+    @property
+    def mark_offset(self) -> int:
+        """Where the mark stands; copy A is one sector behind it, copy B behind that."""
+        return _round_up(len(self.prefix))
+
+    @property
+    def payload_offset(self) -> int:
+        """Where the payload starts."""
+        return head_length(len(self.prefix) - FIXED_LENGTH, self.copy_length)
+
+    def unlock(self, identity: SlotReader) -> tuple[bytes, tuple[Slot, ...]]:
+        """The file key, and the slots of the copy that it authenticates.
+
+        Raises:
+            WrongKey: No slot is for this identity.
+            Tampered: The head is not what a holder of the file key wrote.
+            LimitExceeded: A passphrase slot asks for too much.
+
+        Example:
+            >>> from secure_cnn.archive.keys.identity import generate_identity
+            >>> me, core = generate_identity(), Core(
+            ...     file_id="00" * 32, created="", name="", lineage=None, audience=(), claims={},
+            ...     plaintext_length=0, segment_length=4096, signer=None)
+            >>> core_hash = hashlib.sha256(seal_prefix(core, 1536)).digest()
+            >>> slots = [me.recipient.wrap(b"f" * 32, core_hash)]
+            >>> parse_header(seal_header(core, slots, b"f" * 32, 1536)).unlock(me)[0] == b"f" * 32
+            True
+        """
+        refused: list[ArchiveError] = []
+        for copy in self.copies:
+            try:
+                file_key = identity.unwrap(copy.slots, self.core_hash)
+                self._check(copy, file_key)
+                return file_key, copy.slots
+            except (WrongKey, Tampered, LimitExceeded, KeyServiceError) as error:
+                refused.append(error)
+        # While a change is under way one copy may be noise, which says nothing of who can open it.
+        raise next((error for error in refused if isinstance(error, WrongKey)), refused[0])
+
+    def _check(self, copy: Copy, file_key: bytes) -> None:
+        """Passes if a holder of the file key wrote this copy, and the mark if there is one."""
+        marked = any(self.mark)
+        if not hmac.compare_digest(copy.mac, _mac(file_key, self.prefix + copy.maced)) or (
+            marked and not hmac.compare_digest(self.mark, derive_key(file_key, b"mark"))
+        ):
+            raise Tampered("the header was changed after it was sealed; get the file again")
+
+
+def derive_key(file_key: bytes, purpose: bytes) -> bytes:
+    """The 32-byte key of one purpose: HKDF-SHA-256 of the file key.
+
+    Args:
+        file_key: 32 bytes.
+        purpose: ``b"header"``, ``b"mark"`` or ``b"payload"``.
+
+    Example:
+        >>> derive_key(bytes(32), b"header") != derive_key(bytes(32), b"payload")
+        True
+    """
+    info = b"secure-cnn/sealed/v1/" + purpose
+    return HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(file_key)
+
+
+def copy_length_for(kinds: Sequence[SlotKind]) -> int:
+    """Bytes of a copy for slots of these kinds, with room for one more of the longest.
+
+    Raises:
+        InvalidKey: There is no recipient, or kinds that do not mix.
+        LimitExceeded: There are more than 256.
+
+    Example:
+        >>> copy_length_for([SlotKind.X25519])
+        512
+    """
+    check_mix(kinds)
+    longest = max(kinds, key=lambda kind: kind.body_lengths[-1])
+    return _round_up(_COPY_OVERHEAD + slots_length([*kinds, longest]))
+
+
+def seal_prefix(core: Core, copy_length: int) -> bytes:
+    """The bytes that never change: fixed header and core. Their SHA-256 is the core hash.
+
+    Raises:
+        LimitExceeded: The head would pass 1 MiB.
+
+    Example:
+        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
+        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
+        >>> seal_prefix(core, 512).startswith(MAGIC)
+        True
+    """
+    raw = core.to_bytes()
+    _check_lengths(len(raw), copy_length)
+    return _FIXED.pack(MAGIC, VERSION, 0, len(raw), copy_length) + raw
+
+
+def seal_copy(prefix: bytes, slots: Sequence[Slot], file_key: bytes, copy_length: int) -> bytes:
+    """The bytes of one copy, padded with zeros to its length.
+
+    Raises:
+        LimitExceeded: The slots do not fit.
+
+    Example:
+        >>> len(seal_copy(b"", [], bytes(32), 512))
+        512
+    """
+    packed = pack_slots(slots)
+    if len(packed) + _COPY_OVERHEAD > copy_length:
+        raise LimitExceeded(
+            f"expected slots of at most {copy_length - _COPY_OVERHEAD} bytes, got {len(packed)}: "
+            "this file has no room for them; rotate it to its new recipients"
+        )
+    maced = struct.pack(">I", len(packed)) + packed
+    return (maced + _mac(file_key, prefix + maced)).ljust(copy_length, b"\0")
+
+
+def seal_header(core: Core, slots: Sequence[Slot], file_key: bytes, copy_length: int) -> bytes:
+    """The bytes of the whole head, up to the payload.
+
+    Raises:
+        LimitExceeded: The head would pass 1 MiB, or the slots do not fit.
+
+    Example:
+        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
+        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
+        >>> len(seal_header(core, [], bytes(32), 512))
+        2048
+    """
+    prefix = seal_prefix(core, copy_length)
+    copy = seal_copy(prefix, slots, file_key, copy_length)
+    return prefix.ljust(_round_up(len(prefix)), b"\0") + bytes(SECTOR) + copy + copy
+
+
+def head_length(core_length: int, copy_length: int) -> int:
+    """Bytes of everything before the payload.
+
+    Example:
+        >>> head_length(400, 512)
+        2048
+    """
+    return _round_up(FIXED_LENGTH + core_length) + SECTOR + 2 * copy_length
+
+
+def read_lengths(fixed: bytes) -> tuple[int, int]:
+    """The lengths of core and copies in the first 20 bytes of a file.
+
+    Raises:
+        NotSealed: The file does not start with the magic.
+        Truncated: The file ends within the 20 bytes.
+        UnsupportedVersion: Version or critical flags are not those of version 1.
+        LimitExceeded: Together the parts pass 1 MiB.
+        Tampered: The length of a copy is no multiple of 512.
+
+    Example:
+        >>> read_lengths(b'{"weights": 1}      ')
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.NotSealed: expected a sealed file, got another kind; ...
+    """
+    if fixed[: len(MAGIC)] != MAGIC[: len(fixed)] or not fixed:
+        raise NotSealed(
+            "expected a sealed file, got another kind; plain files are refused, seal it first"
+        )
+    if len(fixed) < FIXED_LENGTH:
+        raise Truncated("the file ends within its first 20 bytes; get it again")
+    _, version, flags, core_length, copy_length = _FIXED.unpack(fixed)
+    if version != VERSION:
+        raise UnsupportedVersion(
+            f"expected format version {VERSION}, got {version}; use the secure-cnn that wrote it"
+        )
+    if flags:
+        raise UnsupportedVersion(f"critical flags {flags:#06x} are unknown; use a newer secure-cnn")
+    _check_lengths(core_length, copy_length)
+    return core_length, copy_length
+
+
+def parse_header(raw: bytes) -> Header:
+    """The head of a file in the first bytes of a file; not authenticated yet.
+
+    Args:
+        raw: The first bytes of the file, at least up to the payload.
+
+    Raises:
+        ArchiveError: As `read_lengths`; `Truncated` when bytes are missing; `Tampered` when parts
+            disagree.
+
+    Example:
+        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
+        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
+        >>> parse_header(seal_header(core, [], bytes(32), 512)).core == core
+        True
+    """
+    core_length, copy_length = read_lengths(raw[:FIXED_LENGTH])
+    core_end = FIXED_LENGTH + core_length
+    mark_at = _round_up(core_end)
+    first = mark_at + SECTOR
+    if len(raw) < first + 2 * copy_length:
+        raise Truncated("the file ends before its payload; get it again")
+    core = Core.from_bytes(raw[FIXED_LENGTH:core_end])
+    mark_end = mark_at + _MARK_LENGTH
+    if any(raw[core_end:mark_at]) or any(raw[mark_end:first]):
+        raise Tampered("expected zeros between the parts of the head; get the file again")
+    mark = raw[mark_at:mark_end]
+    second = first + copy_length
+    copies = (raw[first:second], raw[second : second + copy_length])
+    return Header(
+        core=core,
+        prefix=raw[:core_end],
+        mark=mark,
+        copies=_candidates(copies) if any(mark) else (_only(copies),),
+        copy_length=copy_length,
+    )
+
+
+def _only(copies: tuple[bytes, bytes]) -> Copy:
+    """The copy of a file at rest."""
+    if copies[0] != copies[1]:
+        raise Tampered("the two copies of the slots differ; get the file again")
+    return _parse_copy(copies[0])
+
+
+def _candidates(copies: tuple[bytes, bytes]) -> tuple[Copy, ...]:
+    """The copies that can be read while a change is under way."""
+    found, refused = [], None
+    for raw in copies:
+        try:
+            found.append(_parse_copy(raw))
+        except (Tampered, LimitExceeded) as error:
+            refused = refused or error
+    if refused is not None and not found:
+        raise refused
+    return tuple(found)
+
+
+def _parse_copy(raw: bytes) -> Copy:
+    """One copy in its bytes, which are not trusted yet."""
+    end = 4 + int.from_bytes(raw[:4], "big")
+    if end + _MAC_LENGTH > len(raw):
+        raise Tampered("the slots run into the payload; get the file again")
+    if any(raw[end + _MAC_LENGTH :]):
+        raise Tampered("expected zeros behind the slots; get the file again")
+    return Copy(slots=parse_slots(raw[4:end]), maced=raw[:end], mac=raw[end : end + _MAC_LENGTH])
+
+
+def _check_lengths(core_length: int, copy_length: int) -> None:
+    """Refuses lengths that no head can have."""
+    total = head_length(core_length, copy_length)
+    if total > MAX_HEADER:
+        raise LimitExceeded(
+            f"expected a head of at most {MAX_HEADER} bytes, got {total}: use fewer claims"
+        )
+    if copy_length % SECTOR or not copy_length:
+        raise Tampered(
+            f"expected copies of a multiple of {SECTOR} bytes, got {copy_length}; "
+            "get the file again"
+        )
+
+
+def _round_up(length: int) -> int:
+    """The next multiple of a sector."""
+    return -(-length // SECTOR) * SECTOR
+
+
+def _mac(file_key: bytes, data: bytes) -> bytes:
+    """HMAC-SHA-256 under the header key."""
+    return hmac.digest(derive_key(file_key, b"header"), data, "sha256")

@@ -1,0 +1,359 @@
+"""The payload on disk: segments encrypted and decrypted by a few threads, at fixed offsets.
+
+Cipher, hash, read and write all release the interpreter lock on pieces of this size, so threads
+scale; each has one ciphertext and one plaintext buffer that it uses again and again. Nothing here
+knows a header or a tensor.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+from typing import Protocol, final
+
+from secure_cnn.archive.errors import Tampered, Truncated
+from secure_cnn.archive.format.layout import Layout
+from secure_cnn.archive.format.merkle import leaf_hash
+from secure_cnn.archive.format.pieces import Pieces
+from secure_cnn.archive.format.stream import HEADER_LENGTH, Floe
+from secure_cnn.archive.format.threads import Work, share_out
+
+__all__ = [
+    "Payload",
+    "Plaintext",
+    "encrypt_file",
+    "hash_file",
+    "read_at",
+    "wipe",
+    "write_at",
+]
+
+_WIPE_LENGTH = 1 << 20
+_WRITE_BACK = 8 << 20
+
+
+class Plaintext(Protocol):
+    """What is encrypted, read in parts by several threads.
+
+    Example:
+        >>> from secure_cnn.archive.format.pieces import Pieces
+        >>> source: Plaintext = Pieces([memoryview(b"hello")])
+        >>> bytes(source.read(1, 3, memoryview(bytearray(3))))
+        b'ell'
+    """
+
+    def read(self, start: int, length: int, scratch: memoryview) -> memoryview:
+        """The bytes from `start`; in `scratch` where they are not in one piece elsewhere."""
+
+
+def encrypt_file(
+    fd: int, layout: Layout, floe: Floe, plaintext: Plaintext, *, hashed: bool
+) -> list[bytes]:
+    """Writes a whole payload at its offset.
+
+    Args:
+        fd: A file open for writing.
+        layout: Where the payload goes.
+        floe: A stream made by `create_stream` for this file alone.
+        plaintext: Exactly `layout.plaintext_length` bytes.
+        hashed: Whether to hash what is written.
+
+    Returns:
+        The leaf hashes of header and segments in order if `hashed`, else an empty list.
+
+    Raises:
+        OSError: Writing failed.
+
+    Example:
+        >>> import tempfile
+        >>> from secure_cnn.archive.format.pieces import Pieces
+        >>> from secure_cnn.archive.format.stream import create_stream
+        >>> floe = create_stream(bytes(32), b"", 4096)
+        >>> layout = Layout(offset=0, segment_length=4096, plaintext_length=5)
+        >>> with tempfile.TemporaryFile() as file:
+        ...     fd = file.fileno()
+        ...     leaves = encrypt_file(fd, layout, floe, Pieces([memoryview(b"hello")]), hashed=True)
+        >>> len(leaves), layout.end
+        (2, 111)
+    """
+    leaves = [b""] * (layout.segments + 1) if hashed else []
+    if hashed:
+        leaves[0] = leaf_hash(floe.header)
+    write_at(fd, memoryview(floe.header), layout.offset)
+    batch = max(1, _WRITE_BACK // layout.segment_length)
+
+    def start() -> Work:
+        segment = memoryview(bytearray(layout.longest))
+        scratch = memoryview(bytearray(layout.longest))
+
+        def work(index: int) -> None:
+            data = plaintext.read(*layout.plaintext(index), scratch)
+            offset, length = layout.ciphertext(index)
+            floe.encrypt_into(index, layout.is_last(index), data, segment)
+            if hashed:
+                leaves[index + 1] = leaf_hash(segment[:length])
+            write_at(fd, segment[:length], offset)
+            if (index + 1) % batch == 0:
+                first, _ = layout.ciphertext(index + 1 - batch)
+                _begin_write_back(fd, first, offset + length - first)
+
+        return work
+
+    share_out(range(layout.segments), start)
+    return leaves
+
+
+@final
+class Payload:
+    """A payload open for reading: whole, or the segments of a range, each checked at every read.
+
+    Args:
+        fd: A file open for reading.
+        layout: Where the payload lies.
+        floe: Its stream, opened.
+        leaves: The signed leaf hashes, each compared before its segment is decrypted; empty if
+            unsigned.
+
+    Example:
+        >>> import tempfile
+        >>> from secure_cnn.archive.format.pieces import Pieces
+        >>> from secure_cnn.archive.format.stream import create_stream
+        >>> floe = create_stream(bytes(32), b"", 4096)
+        >>> layout = Layout(offset=0, segment_length=4096, plaintext_length=5)
+        >>> with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as out:
+        ...     fd = file.fileno()
+        ...     leaves = encrypt_file(fd, layout, floe, Pieces([memoryview(b"hello")]), hashed=True)
+        ...     payload = Payload(fd, layout, floe, leaves)
+        ...     target = bytearray(3)
+        ...     payload.read_into(memoryview(target), start=1)
+        ...     payload.copy_to(out.fileno())
+        ...     bytes(target), out.read()
+        (b'ell', b'hello')
+    """
+
+    __slots__ = ("_fd", "_floe", "_leaves", "layout")
+
+    def __init__(self, fd: int, layout: Layout, floe: Floe, leaves: Sequence[bytes]) -> None:
+        self._fd, self.layout, self._floe, self._leaves = fd, layout, floe, leaves
+
+    def on(self, fd: int) -> "Payload":
+        """The same payload, read through another file descriptor of the same file.
+
+        Example:
+            See `open_lazy`.
+        """
+        return Payload(fd, self.layout, self._floe, self._leaves)
+
+    def read_into(self, target: memoryview, start: int = 0) -> None:
+        """Decrypts a range of the plaintext; on any failure the whole target is zero.
+
+        Args:
+            target: As many bytes as are wanted. All of none, from 0, still checks a segment.
+            start: Where the range starts in the plaintext.
+
+        Raises:
+            Tampered: A segment is not what was signed or encrypted.
+            Truncated: The file ends too early.
+
+        Example:
+            See `Payload`.
+        """
+        self.scatter_into(Pieces([target]), start)
+
+    def scatter_into(self, targets: Pieces, start: int = 0) -> None:
+        """As `read_into`, into several buffers one behind the other.
+
+        Raises:
+            Tampered: A segment is not what was signed or encrypted.
+            Truncated: The file ends too early.
+
+        Example:
+            See `load_into`.
+        """
+        layout, stop = self.layout, start + len(targets)
+
+        def begin() -> Work:
+            scratch = memoryview(bytearray(layout.longest))
+            plain = memoryview(bytearray(layout.longest))
+
+            def work(index: int) -> None:
+                first, length = layout.plaintext(index)
+                low, high = max(first, start), min(first + length, stop)
+                wanted = targets.parts(low - start, high - low)
+                outs = [plain[: low - first], *wanted, plain[high - first : length]]
+                self._decrypt(index, scratch, outs)
+
+            return work
+
+        try:
+            share_out(layout.covering(start, stop), begin)
+        except BaseException:
+            for buffer in targets.buffers:
+                wipe(buffer)
+            raise
+
+    def read(self, start: int, length: int, scratch: memoryview) -> memoryview:
+        """Exactly one segment's plaintext, in `scratch`: what a file of the same layout encrypts.
+
+        Raises:
+            Tampered: The segment is not what was signed or encrypted.
+            Truncated: The file ends too early.
+
+        Example:
+            See `rotate`.
+        """
+        index = self.layout.covering(start, start + length)[0]
+        self._decrypt(index, memoryview(bytearray(self.layout.longest)), [scratch[:length]])
+        return scratch[:length]
+
+    def copy_to(self, out: int) -> None:
+        """Decrypts all into a file open for writing, which the caller throws away on failure.
+
+        Raises:
+            Tampered: A segment is not what was signed or encrypted.
+            Truncated: The file ends too early.
+
+        Example:
+            See `Payload`.
+        """
+        self._decrypt_each(lambda first, plain: write_at(out, plain, first))
+
+    def check(self) -> None:
+        """Decrypts all and keeps nothing.
+
+        Raises:
+            Tampered: A segment is not what was signed or encrypted.
+            Truncated: The file ends too early.
+
+        Example:
+            See `verify`.
+        """
+        self._decrypt_each(lambda first, plain: None)
+
+    def _decrypt_each(self, use: Callable[[int, memoryview], None]) -> None:
+        """Gives each segment's plaintext, with where it starts, to a function, on a few threads."""
+        layout = self.layout
+
+        def begin() -> Work:
+            scratch = memoryview(bytearray(layout.longest))
+            plain = memoryview(bytearray(layout.longest))
+
+            def work(index: int) -> None:
+                first, length = layout.plaintext(index)
+                self._decrypt(index, scratch, [plain[:length]])
+                use(first, plain[:length])
+
+            return work
+
+        share_out(range(layout.segments), begin)
+
+    def _decrypt(self, index: int, scratch: memoryview, outs: Sequence[memoryview]) -> None:
+        """One segment into buffers, after it was found equal to what was signed, if it was."""
+        segment = _read_segment(self._fd, self.layout, index, scratch)
+        if self._leaves and leaf_hash(segment) != self._leaves[index + 1]:
+            raise Tampered(f"segment {index} is not the one that was signed; get the file again")
+        self._floe.decrypt_into(index, self.layout.is_last(index), segment, outs)
+
+
+def hash_file(fd: int, layout: Layout) -> list[bytes]:
+    """The leaf hashes of header and segments as they are in the file; needs no key.
+
+    Raises:
+        Truncated: The file ends too early.
+
+    Example:
+        >>> import tempfile
+        >>> from secure_cnn.archive.format.pieces import Pieces
+        >>> from secure_cnn.archive.format.stream import create_stream
+        >>> floe = create_stream(bytes(32), b"", 4096)
+        >>> layout = Layout(offset=0, segment_length=4096, plaintext_length=5)
+        >>> with tempfile.TemporaryFile() as file:
+        ...     fd = file.fileno()
+        ...     leaves = encrypt_file(fd, layout, floe, Pieces([memoryview(b"hello")]), hashed=True)
+        ...     hash_file(fd, layout) == leaves
+        True
+    """
+    leaves = [b""] * (layout.segments + 1)
+    leaves[0] = leaf_hash(read_at(fd, HEADER_LENGTH, layout.offset))
+
+    def start() -> Work:
+        scratch = memoryview(bytearray(layout.longest))
+
+        def work(index: int) -> None:
+            leaves[index + 1] = leaf_hash(_read_segment(fd, layout, index, scratch))
+
+        return work
+
+    share_out(range(layout.segments), start)
+    return leaves
+
+
+def read_at(fd: int, length: int, offset: int) -> bytes:
+    """Exactly `length` bytes of a file from `offset`.
+
+    Raises:
+        Truncated: The file ends too early.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryFile() as file:
+        ...     write_at(file.fileno(), memoryview(b"hello"), 0)
+        ...     read_at(file.fileno(), 3, 2)
+        b'llo'
+    """
+    buffer = bytearray(length)
+    _read_into(fd, memoryview(buffer), offset)
+    return bytes(buffer)
+
+
+def write_at(fd: int, data: memoryview, offset: int) -> None:
+    """Writes all of `data` to a file at `offset`.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryFile() as file:
+        ...     write_at(file.fileno(), memoryview(b"hello"), 0)
+        ...     file.read()
+        b'hello'
+    """
+    while len(data):
+        done = os.pwrite(fd, data, offset)
+        data, offset = data[done:], offset + done
+
+
+def wipe(target: memoryview) -> None:
+    """Fills a buffer with zeros, a part at a time, so that no second one is needed.
+
+    Example:
+        >>> secret = bytearray(b"secret")
+        >>> wipe(memoryview(secret))
+        >>> secret == bytes(6)
+        True
+    """
+    zeros = bytes(min(len(target), _WIPE_LENGTH))
+    for start in range(0, len(target), _WIPE_LENGTH):
+        part = target[start : start + _WIPE_LENGTH]
+        part[:] = zeros[: len(part)]
+
+
+def _begin_write_back(fd: int, offset: int, length: int) -> None:
+    """Lets the disk begin with what was written, so that the sync at the end has little to do."""
+    # Linux begins to write what is dirty here; where this does nothing, nothing is lost but time.
+    with contextlib.suppress(OSError, AttributeError):
+        os.posix_fadvise(fd, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def _read_into(fd: int, target: memoryview, offset: int) -> None:
+    """Fills a buffer from a file."""
+    while len(target):
+        done = os.preadv(fd, [target], offset)
+        if done == 0:
+            raise Truncated(f"the file ends at byte {offset}; get it again")
+        target, offset = target[done:], offset + done
+
+
+def _read_segment(fd: int, layout: Layout, index: int, scratch: memoryview) -> memoryview:
+    """The bytes of a segment, in `scratch`."""
+    offset, length = layout.ciphertext(index)
+    segment = scratch[:length]
+    _read_into(fd, segment, offset)
+    return segment

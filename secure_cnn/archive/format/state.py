@@ -1,0 +1,345 @@
+"""A tree of tensors and plain data <-> the bytes of one valid safetensors file.
+
+No pickle, no classes by name. Tensors become safetensors entries named by their dotted path; the
+rest of the tree is JSON in `__metadata__`, so that any safetensors reader opens the tensors and
+this one gives back the tree exactly. Two places that hold the same tensor are stored once and come
+back as one tensor; other overlaps come back as separate copies.
+"""
+
+import json
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeAlias, final
+
+import torch
+
+from secure_cnn.archive.errors import StateError
+from secure_cnn.archive.format.claims import JSON, canonical_json
+from secure_cnn.archive.format.tensors import (
+    CLAIMS,
+    DTYPES,
+    METADATA,
+    STRUCTURE,
+    Index,
+    header_end,
+    parse_index,
+    parse_text,
+)
+
+__all__ = [
+    "State",
+    "build_state",
+    "decode_state",
+    "encode_state",
+    "index_of",
+    "named_tensors",
+    "tensor_names",
+]
+
+State: TypeAlias = (
+    "dict[Any, State] | list[State] | tuple[State, ...] | torch.Tensor | str | float | None"
+)
+
+_MAX_HEADER = 100_000_000
+_MAX_DEPTH = 32
+_MAX_INTEGER_BITS = 1024
+_ALIGNMENT = 64
+
+
+def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list[memoryview]:
+    """The safetensors file of a state, as buffers to be read one behind the other.
+
+    Tensors that are contiguous in main memory are not copied: change them after the buffers were
+    used only.
+
+    Args:
+        state: A tree, up to 32 deep, of dict (keys str or int; an `OrderedDict` becomes a dict),
+            list, tuple, str, int (up to 1024 bits), float, bool, None and tensors (dense, any
+            device, any dtype that safetensors has; parameters come back as tensors).
+        claims: Private claims, a JSON object.
+
+    Raises:
+        StateError: Something else is in the tree; the message has its dotted path.
+
+    Example:
+        >>> buffers = encode_state({"weight": torch.zeros(2)})
+        >>> import safetensors.torch
+        >>> safetensors.torch.load(b"".join(buffers))
+        {'weight': tensor([0., 0.])}
+    """
+    encoder = _Encoder()
+    structure = json.dumps(encoder.node(state, ()), separators=(",", ":"), allow_nan=False)
+    tensors = sorted(encoder.tensors.items(), key=lambda item: -item[1].itemsize)
+    metadata = {STRUCTURE: structure}
+    if claims:
+        metadata[CLAIMS] = canonical_json(dict(claims), "private_claims").decode()
+    entries: dict[str, Any] = {METADATA: metadata}
+    buffers = []
+    end = 0
+    for name, tensor in tensors:
+        buffers.append(_bytes_of(tensor))
+        start, end = end, end + len(buffers[-1])
+        entries[name] = {
+            "dtype": DTYPES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, end],
+        }
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-(8 + len(header)) % _ALIGNMENT)
+    if len(header) > _MAX_HEADER:
+        raise StateError(
+            f"the names of the tensors take {len(header)} bytes; expected at most {_MAX_HEADER}"
+        )
+    return [memoryview(len(header).to_bytes(8, "little") + header), *buffers]
+
+
+def decode_state(data: torch.Tensor) -> State:
+    """The state in the bytes of a safetensors file; a dict of its tensors if another tool made it.
+
+    Args:
+        data: uint8 tensor [n]. The tensors of the state use its memory.
+
+    Raises:
+        StateError: The bytes are no valid safetensors file, or its structure does not fit its
+            tensors.
+
+    Example:
+        >>> buffers = encode_state({"step": 3, 0: (torch.ones(2), None)})
+        >>> decode_state(torch.tensor(list(b"".join(buffers)), dtype=torch.uint8))
+        {'step': 3, 0: (tensor([1., 1.]), None)}
+    """
+    index = index_of(data)
+    return build_state(index, lambda name: _cut(index, data, name))
+
+
+def index_of(data: torch.Tensor) -> Index:
+    """The index of the safetensors file in these bytes.
+
+    Args:
+        data: uint8 tensor [n].
+
+    Raises:
+        StateError: The bytes are no valid safetensors file.
+
+    Example:
+        >>> raw = b"".join(encode_state({"a": torch.ones(2)}, {"private": 1}))
+        >>> index_of(torch.frombuffer(bytearray(raw), dtype=torch.uint8)).claims
+        {'private': 1}
+    """
+    end = header_end(data[:8].numpy().tobytes(), len(data))
+    return parse_index(data[8:end].numpy().tobytes(), len(data))
+
+
+def build_state(index: Index, tensor: Callable[[str], torch.Tensor]) -> State:
+    """The tree that an index describes; a dict of its tensors if another tool made it.
+
+    Args:
+        index: Of a safetensors file.
+        tensor: Gives the tensor of a name; asked once for each.
+
+    Raises:
+        StateError: The structure does not fit the tensors.
+
+    Example:
+        >>> build_state(parse_index(b"{}", 10), lambda name: torch.ones(1))
+        {}
+    """
+    tensors = {name: tensor(name) for name in index.spans}
+    if STRUCTURE not in index.metadata:
+        return dict(tensors)
+    return _build(parse_text(index.metadata[STRUCTURE]), tensors)
+
+
+def tensor_names(index: Index) -> dict[str, str]:
+    """The name that each tensor is stored under, by the names it can be asked for.
+
+    Those are the stored names, and where a tensor stands at several places of the tree, the dotted
+    paths of the others.
+
+    Raises:
+        StateError: The structure is malformed.
+
+    Example:
+        >>> weight = torch.ones(2)
+        >>> raw = b"".join(encode_state({"a": weight, "tied": weight}))
+        >>> tensor_names(index_of(torch.frombuffer(bytearray(raw), dtype=torch.uint8)))
+        {'a': 'a', 'tied': 'a'}
+    """
+    names = {name: name for name in index.spans}
+    if STRUCTURE in index.metadata:
+        for path, name in _places(parse_text(index.metadata[STRUCTURE]), ()):
+            if name in index.spans:
+                names.setdefault(path, name)
+    return names
+
+
+def named_tensors(state: State) -> dict[str, torch.Tensor]:
+    """The tensors of a state, by the names they are stored under; the same memory.
+
+    Raises:
+        StateError: The state holds what cannot be saved.
+
+    Example:
+        >>> named_tensors({"step": 3, "layers": [torch.ones(2)]})
+        {'layers.0': tensor([1., 1.])}
+    """
+    encoder = _Encoder()
+    encoder.node(state, ())
+    return encoder.tensors
+
+
+def _places(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
+    """Dotted path and stored name of every tensor below a node."""
+    if not isinstance(node, dict) or len(node) != 1:
+        return
+    ((kind, content),) = node.items()
+    if kind == "tensor" and isinstance(content, str):
+        yield ".".join(path) or "tensor", content
+    elif kind in ("list", "tuple") and isinstance(content, list):
+        for number, item in enumerate(content):
+            yield from _places(item, (*path, str(number)))
+    elif kind == "dict" and isinstance(content, list):
+        for pair in content:
+            if isinstance(pair, list) and len(pair) == 2:
+                yield from _places(pair[1], (*path, str(pair[0])))
+
+
+def _cut(index: Index, data: torch.Tensor, name: str) -> torch.Tensor:
+    """One tensor out of the bytes of the whole file."""
+    span = index.spans[name]
+    return span.view(data[index.data_start + span.start : index.data_start + span.stop])
+
+
+@final
+class _Encoder:
+    """Walks a state; collects its tensors under unique names."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._known: dict[tuple[object, ...], str] = {}
+
+    def node(self, value: Any, path: tuple[str, ...]) -> object:
+        """The JSON of a value: scalars as themselves, the rest as an object with one key."""
+        if len(path) > _MAX_DEPTH:
+            raise StateError(
+                f"{_dotted(path)}: nests deeper than {_MAX_DEPTH} levels, or contains itself"
+            )
+        if isinstance(value, torch.Tensor):
+            return {"tensor": self._tensor(value, path)}
+        if type(value) in (dict, OrderedDict):
+            return {"dict": [self._item(key, item, path) for key, item in value.items()]}
+        if type(value) in (list, tuple):
+            nodes = [self.node(item, (*path, str(index))) for index, item in enumerate(value)]
+            return {"list" if type(value) is list else "tuple": nodes}
+        return _scalar(value, path)
+
+    def _item(self, key: object, value: object, path: tuple[str, ...]) -> list[object]:
+        """The JSON of an entry of a dict."""
+        if type(key) is not str and type(key) is not int:
+            raise StateError(
+                f"{_dotted(path)}: expected keys that are str or int, "
+                f"got {type(key).__name__} {key!r}"
+            )
+        _scalar(key, path)
+        return [key, self.node(value, (*path, str(key)))]
+
+    def _tensor(self, tensor: torch.Tensor, path: tuple[str, ...]) -> str:
+        """The name a tensor is stored under; the same one for the same memory seen the same way."""
+        _check_tensor(tensor, _dotted(path))
+        place = (
+            tensor.data_ptr(),
+            tensor.device,
+            tensor.dtype,
+            tensor.shape,
+            tensor.stride(),
+            tensor.is_conj(),
+            tensor.is_neg(),
+        )
+        if tensor.numel() and place in self._known:
+            return self._known[place]
+        base = name = ".".join(path) or "tensor"
+        number = 1
+        while name in self.tensors or name == METADATA:
+            number += 1
+            name = f"{base}#{number}"
+        self.tensors[name] = tensor.detach()
+        self._known[place] = name
+        return name
+
+
+def _dotted(path: tuple[str, ...]) -> str:
+    """A path for messages."""
+    return ".".join(("state", *path))
+
+
+def _scalar(value: object, path: tuple[str, ...]) -> object:
+    """The JSON of a value that is not a container."""
+    if type(value) is float and not math.isfinite(value):
+        return {"float": str(value)}
+    if type(value) is int and value.bit_length() > _MAX_INTEGER_BITS:
+        raise StateError(
+            f"{_dotted(path)}: expected an int of up to {_MAX_INTEGER_BITS} bits, got a larger one"
+        )
+    if type(value) is str and not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            raise StateError(f"{_dotted(path)}: expected text that UTF-8 can hold") from None
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    raise StateError(
+        f"{_dotted(path)}: expected tensors and plain data, got {type(value).__name__}; "
+        "convert it to a tensor, number, text, list or dict"
+    )
+
+
+def _check_tensor(tensor: torch.Tensor, path: str) -> None:
+    """Refuses tensors whose bytes are not the whole story."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        raise StateError(
+            f"{path}: expected a plain tensor, got {type(tensor).__name__}; convert it"
+        )
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+        raise StateError(
+            f"{path}: expected a dense tensor with data, "
+            f"got {tensor.layout} on {tensor.device}; convert it"
+        )
+    if tensor.dtype not in DTYPES:
+        raise StateError(f"{path}: safetensors has no {tensor.dtype}; convert it")
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The bytes of a tensor in row-major order; its own memory where that is so already."""
+    plain = tensor.resolve_conj().resolve_neg().cpu().contiguous()
+    return plain.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _build(node: Any, tensors: dict[str, torch.Tensor]) -> State:
+    """The value of a node that `_Encoder.node` made."""
+    if node is None or isinstance(node, (str, int, float)):
+        return node
+    if isinstance(node, dict) and len(node) == 1:
+        ((kind, content),) = node.items()
+        if kind == "tensor" and isinstance(content, str) and content in tensors:
+            return tensors[content]
+        if kind == "float" and content in ("nan", "inf", "-inf"):
+            return float(content)
+        if isinstance(content, list):
+            return _container(kind, content, tensors)
+    raise StateError("the structure of the state does not fit its tensors; save the state again")
+
+
+def _container(kind: str, content: list[Any], tensors: dict[str, torch.Tensor]) -> State:
+    """The dict, list or tuple of a node."""
+    if kind in ("list", "tuple"):
+        items = [_build(item, tensors) for item in content]
+        return items if kind == "list" else tuple(items)
+    if kind == "dict" and all(
+        isinstance(pair, list) and len(pair) == 2 and type(pair[0]) in (str, int)
+        for pair in content
+    ):
+        return {key: _build(value, tensors) for key, value in content}
+    raise StateError(
+        f"the structure of the state has an unknown part {kind!r}; use a newer secure-cnn"
+    )

@@ -1,0 +1,258 @@
+"""A key-encryption key: 32 random bytes that some place other than the file keeps.
+
+The same key is recipient and identity. It comes from a key file, the environment, the output of a
+command or the keyring of the operating system; a key service that never shows its key is in
+`service`. Nothing here falls back to anything weaker.
+"""
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from typing import final
+
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from secure_cnn.archive.errors import InvalidKey, KeyServiceError, Tampered, WrongKey
+from secure_cnn.archive.format.slots import Slot, SlotKind, slot_info
+from secure_cnn.archive.keys.keyfile import decode_key, encode_key, read_key
+from secure_cnn.archive.keys.wrap import unwrap_key, wrap_key
+
+__all__ = [
+    "KeyEncryptionKey",
+    "generate_kek",
+    "kek_from_command",
+    "kek_from_environment",
+    "kek_from_keyring",
+    "read_kek",
+]
+
+_PREFIX = "secure-cnn-kek-secret-1"
+_SALT_LENGTH = 16
+_COMMAND_SECONDS = 60
+
+
+@final
+class KeyEncryptionKey:
+    """A shared secret key, as recipient and as identity; its repr shows the public id only.
+
+    Args:
+        secret: 32 random bytes; for something that people can remember, see `Passphrase`.
+
+    Raises:
+        InvalidKey: It has another length.
+
+    Example:
+        >>> kek = generate_kek()
+        >>> kek.unwrap([kek.wrap(bytes(32), b"c" * 32)], b"c" * 32) == bytes(32)
+        True
+    """
+
+    __slots__ = ("_secret", "key_id")
+    kind = SlotKind.KEK
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) != 32:
+            raise InvalidKey(f"expected a key-encryption key of 32 bytes, got {len(secret)}")
+        self._secret = secret
+        self.key_id = HKDF(
+            hashes.SHA256(), 16, salt=None, info=b"secure-cnn/sealed/v1/kek-id"
+        ).derive(secret)
+
+    @property
+    def comments(self) -> tuple[str, ...]:
+        """What a key file says of it."""
+        return (
+            "secure-cnn key-encryption key: keep it secret, keep a copy elsewhere",
+            f"id: {self.key_id.hex()}",
+        )
+
+    def to_text(self) -> str:
+        """The secret, one line: whoever reads it can open the files. Prefer `write_key`.
+
+        Example:
+            >>> generate_kek().to_text()[:24]
+            'secure-cnn-kek-secret-1-'
+        """
+        return encode_key(_PREFIX, 1, self._secret)
+
+    @classmethod
+    def from_text(cls, text: str) -> "KeyEncryptionKey":
+        """The key of a line made by `to_text`.
+
+        Raises:
+            InvalidKey: The line is no such key, or was copied wrongly.
+
+        Example:
+            >>> kek = generate_kek()
+            >>> KeyEncryptionKey.from_text(kek.to_text()).key_id == kek.key_id
+            True
+        """
+        kind, secret = decode_key(_PREFIX, text)
+        if kind != 1:
+            raise InvalidKey(f"a key {_PREFIX}-… of kind {kind} is unknown; use a newer version")
+        return cls(secret)
+
+    def wrap(self, file_key: bytes, core_hash: bytes) -> Slot:
+        """A slot that opens with this key.
+
+        Args:
+            file_key: 32 bytes.
+            core_hash: 32 bytes, the core hash of the file.
+
+        Example:
+            See `KeyEncryptionKey`.
+        """
+        salt = os.urandom(_SALT_LENGTH)
+        wrapped = wrap_key(self._secret, salt, slot_info(self.kind, core_hash), file_key)
+        return Slot(kind=self.kind, key_id=self.key_id, body=salt + wrapped)
+
+    def unwrap(self, slots: Sequence[Slot], core_hash: bytes) -> bytes:
+        """The file key out of the slot with this key's id.
+
+        Raises:
+            WrongKey: No slot has this key's id.
+            Tampered: One has, but does not open: it or the core was changed.
+
+        Example:
+            >>> generate_kek().unwrap([], bytes(32))
+            Traceback (most recent call last):
+            ...
+            secure_cnn.archive.errors.WrongKey: not sealed for ...; ...
+        """
+        found = [slot for slot in slots if (slot.kind, slot.key_id) == (self.kind, self.key_id)]
+        if not found:
+            raise WrongKey(f"not sealed for {self!r}; open it with a key that it was sealed for")
+        info = slot_info(self.kind, core_hash)
+        for slot in found:
+            salt, wrapped = slot.body[:_SALT_LENGTH], slot.body[_SALT_LENGTH:]
+            file_key = unwrap_key(self._secret, salt, info, wrapped)
+            if file_key is not None:
+                return file_key
+        raise Tampered(
+            f"the slot of {self!r} does not open: the header was changed; get the file again"
+        )
+
+    def __repr__(self) -> str:
+        return f"KeyEncryptionKey({self.key_id.hex()})"
+
+
+def generate_kek() -> KeyEncryptionKey:
+    """A fresh key-encryption key from the operating system's generator.
+
+    Example:
+        >>> generate_kek().key_id != generate_kek().key_id
+        True
+    """
+    return KeyEncryptionKey(os.urandom(32))
+
+
+def read_kek(path: str | os.PathLike[str]) -> KeyEncryptionKey:
+    """The key in a file made by `write_key`.
+
+    Raises:
+        KeyFileError: The file is missing, reachable by others than its owner, or holds no such key.
+
+    Example:
+        >>> read_kek("no-such-file")
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.KeyFileError: no-such-file: cannot read the key file: ...
+    """
+    return read_key(path, KeyEncryptionKey.from_text)
+
+
+def kek_from_environment(
+    environment: Mapping[str, str], name: str = "SECURE_CNN_KEK"
+) -> KeyEncryptionKey:
+    """The key in a variable of the environment.
+
+    Args:
+        environment: Such as ``os.environ``.
+        name: The variable; it holds the text of the key.
+
+    Raises:
+        KeyServiceError: The variable is not set.
+        InvalidKey: It holds no key.
+
+    Example:
+        >>> kek = generate_kek()
+        >>> kek_from_environment({"SECURE_CNN_KEK": kek.to_text()}).key_id == kek.key_id
+        True
+    """
+    text = environment.get(name)
+    if not text:
+        raise KeyServiceError(f"expected a key in the variable {name}, got none; set it")
+    return KeyEncryptionKey.from_text(text)
+
+
+def kek_from_command(command: Sequence[str]) -> KeyEncryptionKey:
+    """The key that a command prints, such as a password manager; no shell is involved.
+
+    Args:
+        command: The program and its arguments.
+
+    Raises:
+        KeyServiceError: The command cannot be run, fails, or takes more than a minute.
+        InvalidKey: It prints no key.
+
+    Example:
+        >>> kek = generate_kek()
+        >>> kek_from_command(["echo", kek.to_text()]).key_id == kek.key_id
+        True
+    """
+    if not command:
+        raise KeyServiceError("expected a command that prints a key, got none")
+    try:
+        done = subprocess.run(  # noqa: S603 - the caller's own command, and no shell
+            list(command), capture_output=True, check=False, timeout=_COMMAND_SECONDS, text=True
+        )
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        raise KeyServiceError(
+            f"the command {command[0]} gave no key ({type(error).__name__}); run it by hand"
+        ) from None
+    if done.returncode != 0:
+        raise KeyServiceError(
+            f"the command {command[0]} ended with {done.returncode}; run it by hand"
+        )
+    return KeyEncryptionKey.from_text(done.stdout)
+
+
+def kek_from_keyring(service: str, user: str) -> KeyEncryptionKey:
+    """The key in the keyring of the operating system; needs the package `keyring`.
+
+    Args:
+        service: The service it was stored under.
+        user: The user name it was stored under.
+
+    Raises:
+        KeyServiceError: The package is missing, there is no keyring, it is one that keeps keys
+            unprotected, or it has no such entry.
+        InvalidKey: The entry holds no key.
+
+    Example:
+        >>> kek_from_keyring("secure-cnn", "nobody")
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.KeyServiceError: ...
+    """
+    try:
+        import keyring  # type: ignore[import-not-found, unused-ignore]
+    except ImportError:
+        raise KeyServiceError(
+            "expected the package keyring, which is not installed; run: pip install keyring"
+        ) from None
+    backend = type(keyring.get_keyring()).__module__
+    if backend.startswith(("keyring.backends.fail", "keyring.backends.null", "keyrings.alt")):
+        raise KeyServiceError(
+            f"the keyring here ({backend}) protects nothing; use a key file of mode 0600 instead"
+        )
+    try:
+        text = keyring.get_password(service, user)
+    except Exception as error:
+        raise KeyServiceError(
+            f"the keyring gave no key ({type(error).__name__}); unlock it and try again"
+        ) from None
+    if not text:
+        raise KeyServiceError(f"the keyring has no key for {service!r}, {user!r}; store it there")
+    return KeyEncryptionKey.from_text(text)

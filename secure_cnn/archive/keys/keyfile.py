@@ -1,0 +1,193 @@
+"""The text form of a key and the file it lives in.
+
+A key is one line: a prefix that names what it is, then base64url of (kind, key, checksum). Files
+that hold a secret are made new, with mode 0600, and refused when others may read them. What the
+bytes mean is in `identity`, `kek` and `signatures`.
+"""
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import os
+import stat
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from secure_cnn.archive.errors import InvalidKey, KeyFileError
+
+__all__ = ["SecretKey", "decode_key", "encode_key", "fingerprint", "read_key", "write_key"]
+
+_Key = TypeVar("_Key")
+
+_CHECKSUM = 4
+_MAX_FILE = 64 * 1024
+
+
+def _checksum(prefix: str, body: bytes) -> bytes:
+    return hashlib.sha256(prefix.encode() + b"\0" + body).digest()[:_CHECKSUM]
+
+
+def fingerprint(public: bytes) -> bytes:
+    """The first 16 bytes of SHA-256 over a public key: its id in slots, messages and reprs.
+
+    Example:
+        >>> fingerprint(bytes(32)).hex()
+        '66687aadf862bd776c8fc18b8e9f8e20'
+    """
+    return hashlib.sha256(public).digest()[:16]
+
+
+def encode_key(prefix: str, kind: int, key: bytes) -> str:
+    """The one-line text of a key: `prefix-` and base64url of kind, key and checksum.
+
+    Args:
+        prefix: What the key is, such as ``secure-cnn-recipient-1``.
+        kind: The algorithm, 0 to 255.
+        key: The raw key.
+
+    Example:
+        >>> encode_key("example-1", 1, b"abc")
+        'example-1-AWFiY0W0kYY'
+    """
+    body = bytes([kind]) + key
+    text = base64.urlsafe_b64encode(body + _checksum(prefix, body)).decode().rstrip("=")
+    return f"{prefix}-{text}"
+
+
+def decode_key(prefix: str, text: str) -> tuple[int, bytes]:
+    """The kind and the raw key of a text made by `encode_key`.
+
+    Raises:
+        InvalidKey: The text has another prefix, a typing error, or is cut short. It is never
+            repeated in the message, since it may be a secret.
+
+    Example:
+        >>> decode_key("example-1", "example-1-AWFiY0W0kYY")
+        (1, b'abc')
+    """
+    line = text.strip()
+    if not line.startswith(f"{prefix}-"):
+        raise InvalidKey(f"expected a key that starts with {prefix}-, got another text")
+    encoded = line[len(prefix) + 1 :]
+    try:
+        raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidKey(f"a key {prefix}-… is not base64url; copy its whole line again") from None
+    body, checksum = raw[:-_CHECKSUM], raw[-_CHECKSUM:]
+    if (
+        len(body) < 2
+        or checksum != _checksum(prefix, body)
+        or encode_key(prefix, body[0], body[1:]) != line
+    ):
+        raise InvalidKey(f"a key {prefix}-… has a wrong checksum; copy its whole line again")
+    return body[0], body[1:]
+
+
+class SecretKey(Protocol):
+    """A key that is kept in a file of its own: identity, signer or key-encryption key.
+
+    Example:
+        >>> from secure_cnn.archive.keys.identity import generate_identity
+        >>> generate_identity().comments[0]
+        'secure-cnn identity: keep it secret, keep a copy elsewhere'
+    """
+
+    @property
+    def comments(self) -> tuple[str, ...]:
+        """Public lines that explain the file, its public half among them."""
+
+    def to_text(self) -> str:
+        """The secret, one line."""
+
+
+def write_key(path: str | os.PathLike[str], key: SecretKey) -> None:
+    """Writes a secret key to a new file with mode 0600; never overwrites.
+
+    Args:
+        path: The file to make. Its folder must exist.
+        key: An identity, a signer or a key-encryption key; its public half becomes a comment.
+
+    Raises:
+        KeyFileError: The file exists, or cannot be written.
+
+    Example:
+        >>> import tempfile, secure_cnn.archive as archive
+        >>> me = archive.generate_identity()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     archive.write_key(f"{folder}/me.key", me)
+        ...     archive.read_identity(f"{folder}/me.key").recipient == me.recipient
+        True
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    text = "".join(f"# {comment}\n" for comment in key.comments) + key.to_text() + "\n"
+    try:
+        fd = os.open(path, flags, 0o600)
+    except FileExistsError:
+        raise KeyFileError(
+            f"{path}: a file is already there; choose another path, keys are never overwritten"
+        ) from None
+    except OSError as error:
+        raise KeyFileError(f"{path}: cannot make a key file: {error.strerror}") from error
+    try:
+        with os.fdopen(fd, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            Path(path).unlink()
+        if isinstance(error, OSError):
+            raise KeyFileError(f"{path}: cannot write the key: {error.strerror}") from error
+        raise
+
+
+def read_key(path: str | os.PathLike[str], parse: Callable[[str], _Key]) -> _Key:
+    """The key on the one line of a key file; blank lines and lines of `#` are comments.
+
+    Args:
+        path: A file that its owner alone may touch.
+        parse: What makes a key of its line, such as ``Identity.from_text``.
+
+    Raises:
+        KeyFileError: The file is missing, not a regular file, readable or writable by group or
+            others, too large, or holds no such key or more than one.
+
+    Example:
+        >>> read_key("no-such-file", str)
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.KeyFileError: no-such-file: cannot read the key file: ...
+    """
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+            _check_private(path, os.fstat(file.fileno()))
+            raw = file.read(_MAX_FILE + 1)
+    except OSError as error:
+        raise KeyFileError(f"{path}: cannot read the key file: {error.strerror}") from error
+    if len(raw) > _MAX_FILE:
+        raise KeyFileError(
+            f"{path}: expected a key file of a few lines, got more than {_MAX_FILE} bytes"
+        )
+    lines = [line.strip() for line in raw.decode("utf-8", errors="replace").splitlines()]
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if len(keys) != 1:
+        raise KeyFileError(
+            f"{path}: expected one key, got {len(keys)}; lines of comment start with #"
+        )
+    try:
+        return parse(keys[0])
+    except InvalidKey as error:
+        raise KeyFileError(f"{path}: {error}") from None
+
+
+def _check_private(path: str | os.PathLike[str], status: os.stat_result) -> None:
+    """Refuses what is not a regular file that its owner alone may touch."""
+    if not stat.S_ISREG(status.st_mode):
+        raise KeyFileError(f"{path}: expected a regular file")
+    if status.st_mode & 0o077:
+        mode = stat.S_IMODE(status.st_mode)
+        raise KeyFileError(
+            f"{path}: others can reach this secret key (mode {mode:04o}); run: chmod 600 {path}"
+        )

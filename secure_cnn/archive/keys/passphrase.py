@@ -1,0 +1,166 @@
+"""A passphrase as recipient and as identity: Argon2id, with its cost capped before it is paid.
+
+The slow hash is salted anew for each file; how it wraps the file key is in `wrap`.
+"""
+
+import os
+import struct
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
+
+from secure_cnn.archive.errors import InvalidKey, LimitExceeded, WrongKey
+from secure_cnn.archive.format.slots import (
+    MAX_PASSPHRASE_SLOTS,
+    NO_KEY_ID,
+    Slot,
+    SlotKind,
+    slot_info,
+)
+from secure_cnn.archive.keys.wrap import unwrap_key, wrap_key
+
+__all__ = ["INSECURE_TEST_COST", "Argon2Cost", "Passphrase"]
+
+_COST = struct.Struct(">III")
+
+
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Argon2Cost:
+    """What one guess at a passphrase costs (Argon2id, RFC 9106).
+
+    Attributes:
+        memory_kib: Memory in KiB, from 8 per lane to 2^20 (1 GiB).
+        iterations: Passes, 1 to 16.
+        lanes: Parallel lanes, 1 to 16.
+
+    Raises:
+        LimitExceeded: A number is outside its range.
+
+    Example:
+        >>> Argon2Cost(memory_kib=2**32 - 1)
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.LimitExceeded: Argon2id memory_kib: expected 32 to ...
+    """
+
+    memory_kib: int = 262_144
+    iterations: int = 3
+    lanes: int = 4
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("lanes", 1, 16),
+            ("iterations", 1, 16),
+            ("memory_kib", 8 * self.lanes, 1 << 20),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise LimitExceeded(f"Argon2id {name}: expected {low} to {high}, got {value}")
+
+
+INSECURE_TEST_COST = Argon2Cost(memory_kib=8, iterations=1, lanes=1)
+
+
+@final
+class Passphrase:
+    """A passphrase, as recipient and as identity; its repr hides it.
+
+    The text is put into Unicode form NFC, so that keyboards agree. Each file gets a salt of its
+    own.
+
+    Args:
+        text: The passphrase, not empty.
+        cost: What a guess costs. When opening, the cost comes from the file, within the limits of
+            `Argon2Cost`.
+
+    Raises:
+        InvalidKey: The passphrase is empty or is not text that UTF-8 can hold.
+
+    Example:
+        >>> Passphrase("correct horse battery staple")
+        Passphrase(…)
+    """
+
+    __slots__ = ("_cost", "_secret")
+    kind = SlotKind.ARGON2ID
+    key_id = NO_KEY_ID
+
+    def __init__(self, text: str, *, cost: Argon2Cost | None = None) -> None:
+        if not text:
+            raise InvalidKey("expected a passphrase, got an empty text")
+        try:
+            self._secret = unicodedata.normalize("NFC", text).encode()
+        except UnicodeEncodeError:
+            raise InvalidKey("expected a passphrase that UTF-8 can hold") from None
+        self._cost = cost if cost is not None else Argon2Cost()
+
+    def wrap(self, file_key: bytes, core_hash: bytes) -> Slot:
+        """A slot that opens with this passphrase.
+
+        Args:
+            file_key: 32 bytes.
+            core_hash: 32 bytes, SHA-256 of the core of the file.
+
+        Example:
+            >>> secret = Passphrase("example", cost=INSECURE_TEST_COST)
+            >>> secret.unwrap([secret.wrap(bytes(32), bytes(32))], bytes(32)) == bytes(32)
+            True
+        """
+        salt = os.urandom(16)
+        cost = _COST.pack(self._cost.memory_kib, self._cost.iterations, self._cost.lanes)
+        slow = self._derive(self._cost, salt)
+        wrapped = wrap_key(slow, None, slot_info(self.kind, core_hash), file_key)
+        return Slot(kind=self.kind, key_id=salt, body=cost + wrapped)
+
+    def unwrap(self, slots: Sequence[Slot], core_hash: bytes) -> bytes:
+        """The file key out of the first slot that opens; all costs are checked before one is paid.
+
+        Raises:
+            WrongKey: No passphrase slot opens. A changed header looks the same.
+            LimitExceeded: A slot asks for more than `Argon2Cost` allows, or there are more than 8.
+
+        Example:
+            >>> Passphrase("example").unwrap([], bytes(32))
+            Traceback (most recent call last):
+            ...
+            secure_cnn.archive.errors.WrongKey: the passphrase opens none of 0 passphrase slots: ...
+        """
+        found = [slot for slot in slots if slot.kind == self.kind]
+        if len(found) > MAX_PASSPHRASE_SLOTS:
+            raise LimitExceeded(
+                f"expected at most {MAX_PASSPHRASE_SLOTS} passphrase slots, got {len(found)}"
+            )
+        costs = [_read_cost(slot.body) for slot in found]
+        info = slot_info(self.kind, core_hash)
+        for cost, slot in zip(costs, found, strict=True):
+            slow = self._derive(cost, slot.key_id)
+            file_key = unwrap_key(slow, None, info, slot.body[_COST.size :])
+            if file_key is not None:
+                return file_key
+        raise WrongKey(
+            f"the passphrase opens none of {len(found)} passphrase slots: "
+            "it is wrong, or the header was changed"
+        )
+
+    def _derive(self, cost: Argon2Cost, salt: bytes) -> bytes:
+        """The 32 bytes that one guess has to compute."""
+        return Argon2id(
+            salt=salt,
+            length=32,
+            iterations=cost.iterations,
+            lanes=cost.lanes,
+            memory_cost=cost.memory_kib,
+        ).derive(self._secret)
+
+    def __repr__(self) -> str:
+        return "Passphrase(…)"
+
+
+def _read_cost(body: bytes) -> Argon2Cost:
+    """The cost a slot asks for, within the limits."""
+    memory_kib, iterations, lanes = _COST.unpack_from(body)
+    return Argon2Cost(memory_kib=memory_kib, iterations=iterations, lanes=lanes)

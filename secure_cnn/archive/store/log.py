@@ -1,0 +1,239 @@
+"""What happened in a sequence of checkpoints: a chain of lines, each holding the hash of the last.
+
+Whoever knows the hash of the last line knows that none before it was changed, left out or moved;
+`latest` signs that hash. Lines behind it were never committed and count for nothing. Only bytes and
+values are here, no files.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Self, TypeAlias, final
+
+from secure_cnn.archive.errors import StateError, Tampered
+from secure_cnn.archive.format.claims import canonical_json, parse_json
+from secure_cnn.archive.format.core import Lineage
+
+__all__ = ["Checkpoint", "Log", "Which", "choose"]
+
+Which: TypeAlias = Literal["latest", "best"] | int
+"""Which checkpoint: the newest, the one with the largest metric, or a generation."""
+
+_CHAIN = b"secure-cnn/store/v1/log|"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One saved checkpoint, as the log has it; everyone who reads the folder can read this.
+
+    Attributes:
+        generation: Its number in the sequence, from 1 and without gaps.
+        step: The training step it was saved at.
+        metric: How good it was, larger is better; None if nobody said.
+        created: UTC time, ISO 8601; what the writer's clock said. Nothing is decided by it.
+        core_hash: Hash of the file's core, 64 hexadecimal digits: which file it is.
+
+    Raises:
+        StateError: A value has the wrong type or is out of its range.
+
+    Example:
+        >>> Checkpoint(generation=12, step=400, metric=0.9, created="", core_hash="00" * 32).name
+        'checkpoint-00000012.sealed'
+    """
+
+    generation: int
+    step: int
+    metric: float | None
+    created: str
+    core_hash: str
+
+    def __post_init__(self) -> None:
+        for name, least in (("generation", 1), ("step", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value < 1 << 63:
+                raise StateError(f"{name}: expected a whole number from {least}, got {value!r}")
+        if self.metric is not None and (
+            type(self.metric) is not float or not math.isfinite(self.metric)
+        ):
+            raise StateError(f"metric: expected a finite float, got {self.metric!r}")
+        if type(self.created) is not str or not _is_hash(self.core_hash):
+            raise StateError("a checkpoint needs its time as text and the 64 digits of its hash")
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+        return f"checkpoint-{self.generation:08}.sealed"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Log:
+    """A log and where it ends. Made by `empty` and `replay`.
+
+    Attributes:
+        run: Which run it is of, 32 hexadecimal digits.
+        head: Hash of the last line; of the run if there is none.
+        length: Bytes of all lines.
+        history: Every checkpoint ever saved; the one of generation g is at g - 1.
+        gone: The generations that were pruned.
+
+    Example:
+        >>> log = Log.empty("00" * 16)
+        >>> first = Checkpoint(generation=1, step=5, metric=None, created="", core_hash="11" * 32)
+        >>> line, longer = log.saved(first)
+        >>> Log.replay("00" * 16, line) == longer
+        True
+    """
+
+    run: str
+    head: str
+    length: int = 0
+    history: tuple[Checkpoint, ...] = ()
+    gone: frozenset[int] = frozenset()
+
+    @classmethod
+    def empty(cls, run: str) -> Self:
+        """The log of a run that saved nothing yet.
+
+        Example:
+            >>> Log.empty("00" * 16).kept
+            ()
+        """
+        return cls(run=run, head=hashlib.sha256(_CHAIN + run.encode()).hexdigest())
+
+    @classmethod
+    def replay(cls, run: str, raw: bytes) -> Self:
+        """The log that its lines tell.
+
+        Raises:
+            Tampered: A line was changed, left out, moved, or is none of ours.
+
+        Example:
+            >>> Log.replay("00" * 16, b"{}")
+            Traceback (most recent call last):
+            ...
+            secure_cnn.archive.errors.Tampered: line 1 of the log does not follow ...
+        """
+        head = cls.empty(run).head
+        history: list[Checkpoint] = []
+        gone: set[int] = set()
+        for number, line in enumerate(raw.splitlines(keepends=True), 1):
+            entry = parse_json(line, f"line {number} of the log")
+            if not isinstance(entry, dict) or entry.get("previous") != head:
+                raise Tampered(
+                    f"line {number} of the log does not follow the one before; "
+                    "get the folder again from where it is whole"
+                )
+            try:
+                _take(entry, history, gone)
+            except (StateError, TypeError, ValueError) as error:
+                raise Tampered(f"line {number} of the log cannot be: {error}") from None
+            head = hashlib.sha256(line).hexdigest()
+        return cls(
+            run=run, head=head, length=len(raw), history=tuple(history), gone=frozenset(gone)
+        )
+
+    @property
+    def kept(self) -> tuple[Checkpoint, ...]:
+        """The checkpoints whose files must be there, oldest first."""
+        return tuple(it for it in self.history if it.generation not in self.gone)
+
+    @property
+    def newest(self) -> Checkpoint | None:
+        """The last checkpoint saved; None before the first."""
+        return self.history[-1] if self.history else None
+
+    def lineage(self, checkpoint: Checkpoint) -> Lineage:
+        """Where the file of the next checkpoint says that it stands.
+
+        Example:
+            >>> one = Checkpoint(generation=1, step=5, metric=None, created="", core_hash="1" * 64)
+            >>> Log.empty("00" * 16).lineage(one).previous is None
+            True
+        """
+        return Lineage(
+            run=self.run,
+            step=checkpoint.step,
+            generation=checkpoint.generation,
+            previous=self.newest.core_hash if self.newest else None,
+        )
+
+    def saved(self, checkpoint: Checkpoint) -> tuple[bytes, Self]:
+        """The line that tells of one more checkpoint, and the log with it.
+
+        Example:
+            See `Log`.
+        """
+        line = self._line({"saved": asdict(checkpoint)})
+        return line, self._after(line, history=(*self.history, checkpoint), gone=self.gone)
+
+    def pruned(self, checkpoints: Sequence[Checkpoint]) -> tuple[bytes, Self]:
+        """The line that tells that some checkpoints are no longer kept, and the log with it.
+
+        Example:
+            >>> one = Checkpoint(generation=1, step=5, metric=None, created="", core_hash="1" * 64)
+            >>> two = Checkpoint(generation=2, step=6, metric=None, created="", core_hash="2" * 64)
+            >>> log = Log.empty("00" * 16).saved(one)[1].saved(two)[1]
+            >>> log.pruned([one])[1].kept == (two,)
+            True
+        """
+        generations = [it.generation for it in checkpoints]
+        line = self._line({"pruned": generations})
+        return line, self._after(line, history=self.history, gone=self.gone | set(generations))
+
+    def _line(self, entry: Mapping[str, object]) -> bytes:
+        """The bytes of the next line."""
+        return canonical_json({**entry, "previous": self.head}, "log") + b"\n"
+
+    def _after(self, line: bytes, *, history: tuple[Checkpoint, ...], gone: frozenset[int]) -> Self:
+        """The log with a line more."""
+        return replace(
+            self,
+            head=hashlib.sha256(line).hexdigest(),
+            length=self.length + len(line),
+            history=history,
+            gone=gone,
+        )
+
+
+def choose(checkpoints: Sequence[Checkpoint], which: Which) -> Checkpoint | None:
+    """The checkpoint that is meant; None if it is not among them.
+
+    Args:
+        checkpoints: In the order of their generations.
+        which: The newest, the best (among equals the newer), or a generation.
+
+    Example:
+        >>> choose([], "latest") is None
+        True
+    """
+    if which == "latest":
+        return checkpoints[-1] if checkpoints else None
+    if which == "best":
+        measured = [(it.metric, it.generation, it) for it in checkpoints if it.metric is not None]
+        return max(measured)[2] if measured else None
+    return next((it for it in checkpoints if it.generation == which), None)
+
+
+def _take(entry: Mapping[str, Any], history: list[Checkpoint], gone: set[int]) -> None:
+    """Adds what a line tells; refuses what cannot have happened."""
+    if entry.keys() == {"saved", "previous"}:
+        checkpoint = Checkpoint(**entry["saved"])
+        if checkpoint.generation != len(history) + 1:
+            raise ValueError(f"generation {checkpoint.generation} after {len(history)}")
+        history.append(checkpoint)
+    elif entry.keys() == {"pruned", "previous"}:
+        known = {it.generation for it in history[:-1]} - gone
+        if not isinstance(entry["pruned"], list) or not known.issuperset(entry["pruned"]):
+            raise ValueError(f"pruned {json.dumps(entry['pruned'])[:80]}")
+        gone.update(entry["pruned"])
+    else:
+        raise ValueError("it is of an unknown kind; a newer version may know it")
+
+
+def _is_hash(text: object) -> bool:
+    """Whether a value is 32 bytes in lower-case hexadecimal digits."""
+    return isinstance(text, str) and len(text) == 64 and not text.strip("0123456789abcdef")

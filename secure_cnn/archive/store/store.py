@@ -1,0 +1,398 @@
+"""A folder of sealed checkpoints in sequence, written beside the training loop.
+
+The loop stands still while its tensors are copied; the copy is sealed in a thread. What is on disk
+and when it counts is the business of `sequence`. Order is that of generations, never of clocks.
+"""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self, final
+
+from secure_cnn.archive.errors import InvalidKey, StorageError, Tampered, WrongKey
+from secure_cnn.archive.format.claims import JSON
+from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.format.state import State
+from secure_cnn.archive.keys.signatures import Signer, Verifier, trusted_with
+from secure_cnn.archive.restore import load_into
+from secure_cnn.archive.sealed import inspect, load, save, verify
+from secure_cnn.archive.store.background import Background
+from secure_cnn.archive.store.lock import FolderLock, lock_folder
+from secure_cnn.archive.store.log import Checkpoint, Log, Which, choose
+from secure_cnn.archive.store.retention import Retention
+from secure_cnn.archive.store.sequence import SequenceFolder
+from secure_cnn.archive.store.snapshot import HostBuffer
+
+__all__ = ["CheckpointStore"]
+
+_now = partial(datetime.now, UTC)
+
+
+@final
+class CheckpointStore:
+    """A sequence of sealed checkpoints in a folder; what was changed or put back is noticed.
+
+    With a signer it writes, one writer at a time; without one it only reads, and any number may. A
+    store is for one thread of one process: after a `fork`, the child opens its own. Close a writer,
+    or use `with`: a save still under way when the program ends may be lost, which stderr then says.
+
+    Every call notices a log that was cut or edited, and a `latest` older than the files around it,
+    than what this object saw before, or than the high-water mark; `load` and `verify` also a
+    checkpoint that is missing, changed, or another than was saved. Unseen remains a folder put back
+    as a whole, with a mark inside, and what is withheld from a reader who never saw it. Everyone
+    can read generations, steps, metrics, times and sizes.
+
+    Args:
+        folder: Where the files are; made for a writer if it is missing.
+        recipients: Who can open new checkpoints, as for `save`; at least one to save any. A writer
+            needs no identity: who trains need not be able to read what is there.
+        signer: Who vouches for new checkpoints; None opens the store to read only.
+        identity: Opens checkpoints for `load`.
+        trusted: Whose signatures count; the signer's own if None.
+        keep_last: See `Retention`, also for the next two; with none of the three all stay.
+        keep_best: So many with the largest metric stay.
+        every: Each whose generation is a multiple of this stays.
+        high_water: A file that remembers the highest generation seen, better outside of the folder.
+            Each process that opens the store should have its own.
+        clock: The time in UTC, for people who read the log.
+
+    Raises:
+        RolledBack: There is something older than was there before.
+        Tampered: What is there does not fit together.
+        StorageError: Another process writes, or the operating system refuses.
+        ArchiveError: Another of its members, as for `load`.
+
+    Example:
+        >>> import tempfile, torch, secure_cnn.archive as archive
+        >>> me, signer = archive.generate_identity(), archive.generate_signer()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     keys = {"recipients": [me.recipient], "signer": signer}
+        ...     with CheckpointStore(folder, **keys, keep_last=2) as store:
+        ...         for step in range(3):
+        ...             _ = store.save({"weight": torch.full([2], step)}, step=step)
+        ...     reader = CheckpointStore(folder, identity=me, trusted=[signer.verifier])
+        ...     there = reader.load_into({"weight": torch.zeros(2, dtype=torch.int64)}, 2)
+        ...     [it.generation for it in reader.list()], there, reader.load()
+        ([2, 3], {'weight': tensor([1, 1])}, {'weight': tensor([2, 2])})
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        recipients: Sequence[SlotWriter] = (),
+        signer: Signer | None = None,
+        identity: SlotReader | None = None,
+        trusted: Sequence[Verifier] | None = None,
+        keep_last: int | None = None,
+        keep_best: int | None = None,
+        every: int | None = None,
+        high_water: str | os.PathLike[str] | None = None,
+        clock: Callable[[], datetime] = _now,
+    ) -> None:
+        self._retention = Retention(keep_last=keep_last, keep_best=keep_best, every=every)
+        self._trusted = trusted_with(signer, trusted)
+        self._recipients, self._signer, self._identity = tuple(recipients), signer, identity
+        self._clock = clock
+        self._buffer, self._saving = HostBuffer(), Background()
+        self._files = SequenceFolder(
+            Path(folder),
+            self._trusted,
+            high_water=None if high_water is None else Path(high_water),
+            exclusive=signer is not None,
+        )
+        self._lock: FolderLock | None = None
+        if signer is not None:
+            self._lock = lock_folder(Path(folder), now=clock())
+        self._log: Log | None = None
+        try:
+            log = self._log = self._files.read()
+            if self._lock is not None:
+                self._files.clear(log)
+        except BaseException:
+            self._release()
+            raise
+
+    def save(
+        self,
+        state: State,
+        *,
+        step: int,
+        metric: float | None = None,
+        claims: Mapping[str, JSON] | None = None,
+    ) -> int:
+        """Copies the tensors of a state and saves the copy in the background.
+
+        Returns after the copy, which is made in memory that is used again from save to save. If the
+        save before is still under way, waits for it first. The state may be changed as soon as this
+        returns. The new checkpoint counts once `wait`, `close` or another call returned without an
+        error; until then the one before counts.
+
+        Args:
+            state: As for `archive.save`.
+            step: The training step, from 0.
+            metric: How good the state is, larger is better; everyone can read it.
+            claims: As for `archive.save`.
+
+        Returns:
+            The generation of the new checkpoint.
+
+        Raises:
+            StateError: State, step, metric or claims hold something that cannot be saved.
+            InvalidKey: The store has no recipients.
+            ArchiveError: The save before failed, then this one is not made; or the store is not
+                open for writing in this process.
+
+        Example:
+            See `CheckpointStore`.
+        """
+        self._settle()
+        self._writing()
+        if not self._recipients:
+            raise InvalidKey("expected at least one recipient, got none; add who can read")
+        # After a failure it is not known whether the commit was in time.
+        self._log = self._log or self._files.read()
+        checkpoint = Checkpoint(
+            generation=len(self._log.history) + 1,
+            step=step,
+            metric=None if metric is None else float(metric),
+            created=self._clock().strftime("%Y-%m-%dT%H:%M:%SZ"),
+            core_hash="0" * 64,
+        )
+        copy = self._buffer.copy(state)
+        self._saving.start(partial(self._add, copy, checkpoint, dict(claims or {})))
+        return checkpoint.generation
+
+    def wait(self) -> None:
+        """Returns when no save is under way.
+
+        Raises:
+            ArchiveError: The save failed; the checkpoint before it is the newest.
+
+        Example:
+            See `CheckpointStore`.
+        """
+        self._saving.wait()
+
+    def load(self, which: Which = "latest") -> State:
+        """The state of a checkpoint, after everything about it and the sequence held.
+
+        Args:
+            which: The newest, the best, or a generation.
+
+        Raises:
+            StorageError: There is no such checkpoint.
+            WrongKey: The store was opened without an identity, or with one of no recipient.
+            ArchiveError: As for `archive.load`, and as for opening the store.
+
+        Example:
+            See `CheckpointStore`.
+        """
+        return self._read(which, load)
+
+    def load_into(self, state: State, which: Which = "latest") -> State:
+        """As `load`, straight into the tensors of a state; see `archive.load_into`.
+
+        Args:
+            state: A tree with the tensors of the checkpoint; zeros if a segment turns out damaged.
+            which: The newest, the best, or a generation.
+
+        Returns:
+            The tree that was saved, with the memory of the given tensors in it.
+
+        Raises:
+            StateError: The tensors are not those of the checkpoint, or cannot be decrypted into.
+            ArchiveError: As for `load`.
+
+        Example:
+            See `CheckpointStore`.
+        """
+        return self._read(which, partial(load_into, state))
+
+    def find(self, which: Which) -> Checkpoint:
+        """What the log says of a checkpoint that is kept.
+
+        Raises:
+            StorageError: There is no such checkpoint.
+            ArchiveError: As for opening the store.
+
+        Example:
+            >>> import tempfile, secure_cnn.archive as archive
+            >>> signer = archive.generate_signer().verifier
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     CheckpointStore(folder, trusted=[signer]).find("latest")
+            Traceback (most recent call last):
+            ...
+            secure_cnn.archive.errors.StorageError: ...: no checkpoint for 'latest'; list the store
+        """
+        found = choose(self.list(), which)
+        if found is None:
+            raise StorageError(f"{self._files.folder}: no checkpoint for {which!r}; list the store")
+        return found
+
+    def list(self) -> tuple[Checkpoint, ...]:
+        """The kept checkpoints, oldest first, from the signed log; `verify` looks at the files.
+
+        Raises:
+            ArchiveError: As for opening the store, or the save before failed.
+
+        Example:
+            See `CheckpointStore`.
+        """
+        self._settle()
+        return self._files.read().kept
+
+    def verify(self, *, deep: bool = False) -> tuple[Checkpoint, ...]:
+        """Passes if each checkpoint that must be there is, and is the one that was saved.
+
+        Needs no identity.
+
+        Args:
+            deep: Whether to read all of each file and check its signature; else its head alone.
+
+        Returns:
+            The checkpoints, as `list` gives them.
+
+        Raises:
+            Tampered: One is missing, changed or exchanged.
+            ArchiveError: As for opening the store.
+
+        Example:
+            >>> import tempfile, secure_cnn.archive as archive
+            >>> signer = archive.generate_signer().verifier
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     CheckpointStore(folder, trusted=[signer]).verify()
+            ()
+        """
+        self._settle()
+        log = self._files.read()
+        for checkpoint in log.kept:
+            self._files.check(checkpoint, log)
+            if deep:
+                verify(self._files.path(checkpoint), trusted=self._trusted)
+        return log.kept
+
+    def prune(self) -> tuple[Checkpoint, ...]:
+        """Removes what the rules of the store do not keep, as each save does by itself.
+
+        Returns:
+            What is still kept.
+
+        Raises:
+            ArchiveError: As for `save`.
+
+        Example:
+            >>> import tempfile, secure_cnn.archive as archive
+            >>> me, signer = archive.generate_identity(), archive.generate_signer()
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     with CheckpointStore(
+            ...         folder, recipients=[me.recipient], signer=signer, keep_last=1
+            ...     ) as store:
+            ...         store.prune()
+            ()
+        """
+        self._settle()
+        signer = self._writing()
+        log = self._files.read()
+        line, shorter = self._pruned(log)
+        if line:
+            self._files.commit(line, shorter, signer)
+        self._files.clear(shorter)
+        self._log = shorter
+        return shorter.kept
+
+    def close(self) -> None:
+        """Waits for a save under way and lets others write; may be called again.
+
+        Raises:
+            ArchiveError: The save failed.
+
+        Example:
+            See `CheckpointStore`.
+        """
+        try:
+            self._saving.wait()
+        finally:
+            self._release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _add(self, copy: State, checkpoint: Checkpoint, claims: Mapping[str, JSON]) -> None:
+        """Seals a copy and makes it count; runs beside the training loop."""
+        signer = self._writing()
+        self._log, log = None, self._files.read()
+        path = self._files.path(checkpoint)
+        self._files.discard(checkpoint)
+        save(
+            path,
+            copy,
+            recipients=self._recipients,
+            signer=signer,
+            claims=claims,
+            lineage=log.lineage(checkpoint),
+            overwrite=True,
+        )
+        line, longer = log.saved(replace(checkpoint, core_hash=inspect(path).core_hash))
+        pruned, longer = self._pruned(longer)
+        self._writing()
+        self._files.commit(line + pruned, longer, signer)
+        self._log = longer
+        self._files.clear(longer)
+
+    def _pruned(self, log: Log) -> tuple[bytes, Log]:
+        """The line that prunes what no rule keeps, and the log with it; no line if that is all."""
+        superfluous = self._retention.superfluous(log.kept)
+        return log.pruned(superfluous) if superfluous else (b"", log)
+
+    def _read(self, which: Which, read: Callable[..., State]) -> State:
+        """What `load`, or another that takes the same, reads of a checkpoint."""
+        if self._identity is None:
+            raise WrongKey("the store was opened without an identity; give one to load from it")
+        read = partial(read, identity=self._identity, trusted=self._trusted)
+        checkpoint = self.find(which)
+        try:
+            return self._open(checkpoint, read)
+        except (StorageError, Tampered):
+            # A writer may have pruned it meanwhile; then there is another by that name.
+            again = self.find(which)
+            if again == checkpoint:
+                raise
+            return self._open(again, read)
+
+    def _open(self, checkpoint: Checkpoint, read: Callable[..., State]) -> State:
+        """The state of one checkpoint, after its file was found to be the one that was saved."""
+        self._files.check(checkpoint, self._files.read())
+        return read(self._files.path(checkpoint), core_hash=checkpoint.core_hash)
+
+    def _settle(self) -> None:
+        """Waits for the save before, and raises what went wrong with it."""
+        if self._lock is not None:
+            self._lock.check()
+        self._saving.wait()
+
+    def _writing(self) -> Signer:
+        """The signer, if this process may write."""
+        if self._lock is None or self._signer is None:
+            raise StorageError(
+                f"{self._files.folder}: is open for reading; give a signer and recipients to write"
+            )
+        self._lock.check()
+        return self._signer
+
+    def _release(self) -> None:
+        """Lets others write."""
+        if self._lock is not None:
+            self._lock.release()
