@@ -153,7 +153,7 @@ def test_clipping_before_averaging_is_something_else() -> None:
     "kernel",
     [
         *("columns", "rows", "grouped", "shifts"),
-        *("columns, then native", "gram, then native", "shifted gram, then native"),
+        *("columns, postponed", "columns, then native", "gram, then native"),
     ],
 )
 def test_every_kernel_takes_copies(kernel: str) -> None:

@@ -26,8 +26,8 @@ def loop(layer: nn.Conv2d, images: torch.Tensor, output_gradient: torch.Tensor) 
 
 
 @st.composite
-def convolutions(draw: st.DrawFn) -> tuple[nn.Conv2d, torch.Tensor]:
-    """A convolution and images for it, in either memory layout."""
+def convolutions(draw: st.DrawFn) -> tuple[nn.Conv2d, torch.Tensor, int]:
+    """A convolution, images for it in either memory layout, and how many are one example's."""
     integer = lambda low, high: draw(st.integers(low, high))  # noqa: E731
     groups = draw(st.sampled_from([1, 1, 1, 2]))
     layer = nn.Conv2d(
@@ -41,25 +41,28 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Conv2d, torch.Tensor]:
         bias=False,
         dtype=torch.float64,
     )
-    shape = (integer(1, 70), layer.in_channels, integer(5, 8), integer(5, 8))
+    copies = draw(st.sampled_from([1, 1, 2, 3]))
+    shape = (copies * integer(1, 70 // copies), layer.in_channels, integer(5, 8), integer(5, 8))
     images = torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     layout = draw(st.sampled_from([torch.contiguous_format, torch.channels_last]))
-    return layer, images.contiguous(memory_format=layout)
+    return layer, images.contiguous(memory_format=layout), copies
 
 
 @given(convolutions())
 @settings(deadline=None, derandomize=True, max_examples=60)
-def test_every_kernel_equals_the_per_example_loop(drawn: tuple[nn.Conv2d, torch.Tensor]) -> None:
+def test_every_kernel_equals_the_per_example_loop(
+    drawn: tuple[nn.Conv2d, torch.Tensor, int],
+) -> None:
     """Norms, clipped sum and gradients agree to 1e-9 for every candidate the rule offers."""
-    layer, images = drawn
+    layer, images, copies = drawn
     output = layer(images)
     gradient = torch.randn(output.shape, dtype=torch.float64).contiguous(
         memory_format=torch.channels_last
     )
-    truth = loop(layer, images, gradient)
-    factors = torch.rand(len(images), dtype=torch.float64)
+    truth = torch.unflatten(loop(layer, images, gradient), 0, (-1, copies)).sum(1)
+    factors = torch.rand(len(truth), dtype=torch.float64)
     rule = ConvolutionRule(layer, "conv", Tuner())
-    for kernel in rule._kernels(images, gradient):
+    for kernel in rule._kernels(images, gradient, copies):
         part = kernel.run(images, gradient)
         expected = truth.flatten(1).square().sum(1)
         torch.testing.assert_close(
@@ -69,7 +72,7 @@ def test_every_kernel_equals_the_per_example_loop(drawn: tuple[nn.Conv2d, torch.
             part.weighted_sum(factors), torch.einsum("n,n...->...", factors, truth)
         )
         torch.testing.assert_close(part.instantiate(), truth)
-        some = torch.arange(0, len(images), 2)
+        some = torch.arange(0, len(truth), 2)
         torch.testing.assert_close(part.select(some).instantiate(), truth[some])
 
 
@@ -80,7 +83,7 @@ def test_all_kernels_are_offered_for_the_commonest_convolution() -> None:
     names = {
         kernel.name
         for kernel in ConvolutionRule(nn.Conv2d(3, 4, 3, padding=1), "c", Tuner())._kernels(
-            images, gradient
+            images, gradient, 1
         )
     }
     kept = {"columns", "rows", "shifts"}
@@ -90,14 +93,16 @@ def test_all_kernels_are_offered_for_the_commonest_convolution() -> None:
     last = [tensor.contiguous(memory_format=torch.channels_last) for tensor in (images, gradient)]
     names = {
         kernel.name
-        for kernel in ConvolutionRule(nn.Conv2d(3, 4, 3, padding=1), "c", Tuner())._kernels(*last)
+        for kernel in ConvolutionRule(nn.Conv2d(3, 4, 3, padding=1), "c", Tuner())._kernels(
+            *last, 1
+        )
     }
     interleaved = {"interleaved", "interleaved, then native"}
-    room = {k.name: k.room for k in ConvolutionRule(layer, "c", Tuner())._kernels(*last)}
+    room = {k.name: k.room for k in ConvolutionRule(layer, "c", Tuner())._kernels(*last, 1)}
     assert room["grouped"] == room["columns"] + sum(tensor.nbytes for tensor in last)
     assert names == kept | deferred | {"grouped"} | interleaved
     grouped = ConvolutionRule(nn.Conv2d(4, 4, 3, groups=2), "c", Tuner())
-    names = {kernel.name for kernel in grouped._kernels(torch.zeros(2, 4, 8, 8), gradient)}
+    names = {kernel.name for kernel in grouped._kernels(torch.zeros(2, 4, 8, 8), gradient, 1)}
     assert names == {"grouped"}
 
 
@@ -157,15 +162,16 @@ def test_the_choice_changes_only_rounding() -> None:
     layer = nn.Conv2d(3, 4, 3, padding=1)
     gradient = torch.rand(16, 4, 8, 8, generator=torch_generator)
     sums = []
-    for kernel in ConvolutionRule(layer, "c", Tuner())._kernels(images, gradient):
+    for kernel in ConvolutionRule(layer, "c", Tuner())._kernels(images, gradient, 1):
         part = kernel.run(images, gradient)
         sums.append(part.weighted_sum(torch.ones(16)))
     for first, second in itertools.pairwise(sums):
         torch.testing.assert_close(first, second, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("copies", [1, 4])
 @pytest.mark.parametrize("size", [1, 3])
-def test_no_kernel_measures_less_than_it_releases(size: int) -> None:
+def test_no_kernel_measures_less_than_it_releases(size: int, copies: int) -> None:
     """Positions that nearly cancel cost a float32 Gram product 7 percent of the norm, unnoticed."""
     generator = torch.Generator().manual_seed(0)
     layer = nn.Conv2d(8, 8, size, padding=size // 2, bias=False)
@@ -173,10 +179,10 @@ def test_no_kernel_measures_less_than_it_releases(size: int) -> None:
     images = images.contiguous(memory_format=torch.channels_last)
     gradient = torch.randn(16, 8, 8, 8, generator=generator)
     gradient -= gradient.mean((2, 3), keepdim=True)
-    for kernel in ConvolutionRule(layer, "c", Tuner())._kernels(images, gradient):
+    for kernel in ConvolutionRule(layer, "c", Tuner())._kernels(images, gradient, copies):
         part = kernel.run(images, gradient)
-        for row in range(len(images)):
-            one = torch.zeros(16, dtype=torch.float64)
+        for row in range(len(images) // copies):
+            one = torch.zeros(16 // copies, dtype=torch.float64)
             one[row] = 1.0
             released = part.weighted_sum(one).double().norm()
             assert released <= part.squared_norms()[row].sqrt() * (1 + 1e-5), kernel.name
@@ -185,7 +191,7 @@ def test_no_kernel_measures_less_than_it_releases(size: int) -> None:
 KERNELS = [
     kernel.name
     for kernel in ConvolutionRule(nn.Conv2d(3, 4, 3, padding=1), "0", Tuner())._kernels(
-        *(torch.zeros(2, n, 6, 6).contiguous(memory_format=torch.channels_last) for n in (3, 4))
+        *(torch.zeros(2, n, 6, 6).contiguous(memory_format=torch.channels_last) for n in (3, 4)), 1
     )
 ]
 

@@ -13,13 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from privacy.clipping.gradients import (
-    Deferred,
-    Instantiated,
-    PerExampleGradients,
-    Postponed,
-    row_squared_norms,
-)
+from privacy.clipping.copies import OfCopies, of_copies
+from privacy.clipping.gradients import Deferred, Instantiated, PerExampleGradients, Postponed
 from privacy.clipping.gram import gram_squares, rounded_up, shifted_gram_squares
 from privacy.clipping.grouped import grouped_gradients, interleaved_gradients
 from privacy.clipping.patches import (
@@ -108,6 +103,17 @@ class ConvolutionRule:
         self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
     ) -> list[tuple[nn.Parameter, PerExampleGradients]]:
         """Weight gradients by the fastest kernel, bias gradients by a sum over positions."""
+        return self.gradients_of_copies(inputs, saved, output_gradient, copies=1)
+
+    def gradients_of_copies(
+        self,
+        inputs: torch.Tensor,
+        saved: Sequence[torch.Tensor],
+        output_gradient: torch.Tensor,
+        *,
+        copies: int,
+    ) -> list[tuple[nn.Parameter, PerExampleGradients]]:
+        """The same of examples of so many adjacent rows each: their positions are added up."""
         padded = saved[0] if saved else inputs
         layer, parts = self.layer, list[tuple[nn.Parameter, PerExampleGradients]]()
         if layer.weight.requires_grad:
@@ -115,10 +121,12 @@ class ConvolutionRule:
             # Kernels for float32 and float64 only: norms of rounded gradients would be too small.
             dtype = torch.promote_types(output_gradient.dtype, torch.float32)
             x, dy = padded.to(dtype), output_gradient.to(dtype)
-            parts.append((weight, self.tuner.run(self.name, self._kernels(x, dy), x, dy)))
+            kernels = self._kernels(x, dy, copies)
+            parts.append((weight, self.tuner.run(self.name, kernels, x, dy, copies=copies)))
         if layer.bias is not None and layer.bias.requires_grad:
             bias = cast(nn.Parameter, layer.bias)
-            parts.append((bias, Instantiated([output_gradient.flatten(2).sum(2)])))
+            of_rows = Instantiated([output_gradient.flatten(2).sum(2)])
+            parts.append((bias, of_copies(of_rows, copies, size=bias.numel())))
         return parts
 
     def grouped_weight_gradients(
@@ -128,54 +136,55 @@ class ConvolutionRule:
         layer = self.layer
         return grouped_gradients(self._native, layer.weight, layer.groups, inputs, output_gradient)
 
-    def _kernels(self, inputs: torch.Tensor, output_gradient: torch.Tensor) -> list[Kernel]:
+    def _kernels(
+        self, inputs: torch.Tensor, output_gradient: torch.Tensor, copies: int
+    ) -> list[Kernel]:
         """Every way to the weight's gradients that is exact for this layer, likely ones first."""
         layouts = (inputs.stride(), output_gradient.stride())
-        key = (inputs.shape, output_gradient.shape, *layouts, inputs.element_size())
+        key = (inputs.shape, output_gradient.shape, *layouts, inputs.element_size(), copies)
         if key not in self._known:
-            self._known[key] = self._candidates(inputs, output_gradient)
+            self._known[key] = self._candidates(inputs, output_gradient, copies)
         return self._known[key]
 
-    def _candidates(self, inputs: torch.Tensor, output_gradient: torch.Tensor) -> list[Kernel]:
+    def _candidates(
+        self, inputs: torch.Tensor, output_gradient: torch.Tensor, copies: int
+    ) -> list[Kernel]:
         """The same, made anew; they hold no tensor."""
-        examples, positions = len(inputs), output_gradient[0, 0].numel()
+        examples, positions = len(inputs) // copies, copies * output_gradient[0, 0].numel()
         size = examples * self.layer.weight.numel() * inputs.element_size()
         product = float(examples * positions * self.layer.weight.numel())
         # In another layout than the default one, both tensors are laid out anew.
         copied = sum(t.nbytes for t in (inputs, output_gradient) if not t.is_contiguous())
-        kernels = [Kernel(name="grouped", run=self._grouped, room=size + copied, work=product)]
-        if self._interleaves(inputs):
+        grouped, room = partial(self._grouped, copies=copies), copies * size + copied
+        kernels = [Kernel(name="grouped", run=grouped, room=room, work=product)]
+        interleaves = copies == 1 and self._interleaves(inputs)
+        if interleaves:
             kernels.append(
                 Kernel(name="interleaved", run=self._interleaved, room=size, work=product)
             )
         geometry = self._geometry()
         if geometry is None:
             return kernels
+        deferring = partial(self._deferring, geometry=geometry, copies=copies)
         for name, layout in self._layouts(geometry, inputs.shape[1]).items():
-            kept = partial(instantiated, layout)
+            kept = partial(instantiated, layout, copies)
+            later = partial(Postponed, form=kept)
             kernels.append(Kernel(name=name, run=kept, room=size, work=product))
-            kernels.append(
-                Kernel(
-                    name=f"{name}, postponed",
-                    run=partial(Postponed, form=kept),
-                    room=0,
-                    work=product,
-                    later=size,
-                )
-            )
-            found = partial(squares, layout)
-            kernels.append(self._deferring(name, found, geometry, work=2 * product, gram=False))
-        if self._interleaves(inputs):
+            name_later = f"{name}, postponed"
+            kernels.append(Kernel(name=name_later, run=later, room=0, work=product, later=size))
+            found = partial(squares, layout, copies)
+            kernels.append(deferring(name, found, work=2 * product, gram=False))
+        if interleaves:
             found, work = partial(self._interleaved_squares, kept=None), 2 * product
-            kernels.append(self._deferring("interleaved", found, geometry, work=work, gram=False))
+            kernels.append(deferring("interleaved", found, work=work, gram=False))
         pairs, outputs = float(examples * positions**2), output_gradient.shape[1]
         patch = self.layer.weight[0].numel()
-        found, work = partial(gram_squares, geometry), pairs * (patch + outputs) + product
-        kernels.append(self._deferring("gram", found, geometry, work=work, gram=True))
-        if geometry.plain and geometry.kernel != (1, 1):
+        found, work = partial(gram_squares, geometry, copies), pairs * (patch + outputs) + product
+        kernels.append(deferring("gram", found, work=work, gram=True))
+        if copies == 1 and geometry.plain and geometry.kernel != (1, 1):
             found = partial(shifted_gram_squares, geometry)
             work = pairs * (inputs.shape[1] + outputs + patch // inputs.shape[1]) + product
-            kernels.append(self._deferring("shifted gram", found, geometry, work=work, gram=True))
+            kernels.append(deferring("shifted gram", found, work=work, gram=True))
         return kernels
 
     def _layouts(self, geometry: Geometry, channels: int) -> dict[str, PatchLayout]:
@@ -205,8 +214,9 @@ class ConvolutionRule:
         self,
         name: str,
         norms: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
-        geometry: Geometry,
         *,
+        geometry: Geometry,
+        copies: int,
         work: float,
         gram: bool,
     ) -> Kernel:
@@ -214,17 +224,24 @@ class ConvolutionRule:
 
         def run(inputs: torch.Tensor, output_gradient: torch.Tensor) -> PerExampleGradients:
             measured = norms(inputs, output_gradient)
-            found = rounded_up(measured, geometry, inputs, output_gradient, gram=gram)
-            return Deferred(
-                found, inputs, output_gradient, self._weight_gradient, self.grouped_weight_gradients
+            found = rounded_up(measured, geometry, copies, inputs, output_gradient, gram=gram)
+            rows = Deferred(
+                found.repeat_interleave(copies),
+                inputs,
+                output_gradient,
+                self._weight_gradient,
+                self.grouped_weight_gradients,
             )
+            return OfCopies(rows, copies, found) if copies > 1 else rows
 
         return Kernel(name=f"{name}, then native", run=run, room=0, work=work)
 
-    def _grouped(self, inputs: torch.Tensor, output_gradient: torch.Tensor) -> PerExampleGradients:
-        """Per-example weight gradients of the grouped convolution, with their norms."""
-        gradients = self.grouped_weight_gradients(inputs, output_gradient)
-        return Instantiated([gradients], squares=row_squared_norms(gradients.flatten(1)))
+    def _grouped(
+        self, inputs: torch.Tensor, output_gradient: torch.Tensor, *, copies: int
+    ) -> PerExampleGradients:
+        """Per-example weight gradients of the grouped convolution."""
+        rows = Instantiated([self.grouped_weight_gradients(inputs, output_gradient)])
+        return of_copies(rows, copies, size=self.layer.weight.numel())
 
     def _interleaves(self, inputs: torch.Tensor) -> bool:
         """Whether examples can be groups in the channels-last layout, their gradients cached."""

@@ -14,7 +14,7 @@ __all__ = ["alignment", "gram_squares", "rounded_up", "shifted_gram_squares"]
 
 
 def alignment(
-    geometry: Geometry, images: torch.Tensor, output_gradient: torch.Tensor
+    geometry: Geometry, copies: int, images: torch.Tensor, output_gradient: torch.Tensor
 ) -> torch.Tensor:
     """What a gradient's norm would be were all positions to agree: sum of |patch| |dy|.
 
@@ -22,15 +22,16 @@ def alignment(
 
     Args:
         geometry: Of the convolution.
-        images: Its input, [n, c, h, w].
-        output_gradient: The gradient at its output, [n, outputs, *positions].
+        copies: Rows that follow one another and are one example's.
+        images: Its input, [n * copies, c, h, w].
+        output_gradient: The gradient at its output, [n * copies, outputs, *positions].
 
     Returns:
         A float64 tensor [n].
 
     Example:
         >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> alignment(geometry, torch.ones(2, 4, 3, 3), torch.ones(2, 1, 3, 3)).tolist()
+        >>> alignment(geometry, 1, torch.ones(2, 4, 3, 3), torch.ones(2, 1, 3, 3)).tolist()
         [18.0, 18.0]
     """
     pixels = images.square().sum(1, keepdim=True)
@@ -42,12 +43,14 @@ def alignment(
         dilation=geometry.dilation,
     )
     squares = patches[:, 0] * output_gradient.square().sum(1)
-    return squares.clamp_(min=0).sqrt_().flatten(1).sum(1, dtype=torch.float64)
+    rows = squares.clamp_(min=0).sqrt_().flatten(1).sum(1, dtype=torch.float64)
+    return rows.view(-1, copies).sum(1)
 
 
 def rounded_up(
     squares: torch.Tensor,
     geometry: Geometry,
+    copies: int,
     images: torch.Tensor,
     output_gradient: torch.Tensor,
     *,
@@ -62,8 +65,9 @@ def rounded_up(
     Args:
         squares: Squared norms as measured, float64 [n].
         geometry: Of the convolution.
-        images: Its input, [n, c, h, w].
-        output_gradient: The gradient at its output, [n, outputs, *positions].
+        copies: Rows that follow one another and are one example's.
+        images: Its input, [n * copies, c, h, w].
+        output_gradient: The gradient at its output, [n * copies, outputs, *positions].
         gram: Whether the norms come from Gram products.
 
     Returns:
@@ -72,22 +76,22 @@ def rounded_up(
     Example:
         >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
         >>> x, dy = torch.ones(1, 4, 3, 3), torch.ones(1, 1, 3, 3)
-        >>> found = rounded_up(torch.tensor([324.0]), geometry, x, dy, gram=True)
+        >>> found = rounded_up(torch.tensor([324.0]), geometry, 1, x, dy, gram=True)
         >>> bool((found > 324.0) & (found < 324.1))
         True
     """
     half_unit = torch.finfo(images.dtype).eps / 2
-    whole = alignment(geometry, images, output_gradient)
+    whole = alignment(geometry, copies, images, output_gradient)
     if gram:
         patch = images.shape[1] * geometry.kernel[0] * geometry.kernel[1]
         additions = patch + output_gradient.shape[1] + 2
         squares = squares + additions * half_unit * whole.square()
-    positions = output_gradient[0, 0].numel()
+    positions = copies * output_gradient[0, 0].numel()
     return (squares.sqrt() + positions * half_unit * whole).square()
 
 
 def gram_squares(
-    geometry: Geometry, images: torch.Tensor, output_gradient: torch.Tensor
+    geometry: Geometry, copies: int, images: torch.Tensor, output_gradient: torch.Tensor
 ) -> torch.Tensor:
     """Squared norms as the product of two Gram matrices, of patches and of output gradients.
 
@@ -98,11 +102,11 @@ def gram_squares(
 
     Example:
         >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> gram_squares(geometry, torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4)).tolist()
+        >>> gram_squares(geometry, 1, torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4)).tolist()
         [768.0, 768.0]
     """
     layout, found = Columns(geometry), []
-    for some, gradient, room in chunks(layout, images, output_gradient):
+    for some, gradient, room in chunks(layout, copies, images, output_gradient):
         patches = layout.patches(some, room)
         found.append(_inner(torch.bmm(patches, patches.mT), torch.bmm(gradient, gradient.mT)))
     return torch.cat(found)
@@ -126,10 +130,10 @@ def shifted_gram_squares(
     """
     height, width = geometry.kernel
     found = []
-    for some, gradient, (padded, _) in chunks(Columns(geometry), images, output_gradient):
+    for some, gradient, (padded, _) in chunks(Columns(geometry), 1, images, output_gradient):
         pad(some, padded, geometry.padding)
-        line = padded.shape[2]
-        pixels = F.pad(padded.flatten(1, 2), (0, 0, 0, width - 1))
+        line = padded.shape[3]
+        pixels = F.pad(padded.flatten(1, 3), (0, 0, 0, width - 1))
         lines = torch.unflatten(gradient, 1, (-1, line - width + 1))
         # Output rows get the length of image rows; the positions added have no gradient.
         outputs = F.pad(lines, (0, 0, 0, width - 1)).flatten(1, 2)

@@ -9,17 +9,18 @@ as it was. No module hook is used: in-place operations after a layer stay allowe
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType, MethodType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from privacy.clipping.copies import of_copies
 from privacy.clipping.gradients import PerExampleGradients
 from privacy.clipping.tape import Tape
 from privacy.errors import StepError, UnsupportedLayer
 
-__all__ = ["Installation", "LayerRule", "Rules", "install"]
+__all__ = ["AddsCopies", "Installation", "LayerRule", "Rules", "install"]
 
 
 class LayerRule(Protocol):
@@ -43,6 +44,21 @@ class LayerRule(Protocol):
         self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
     ) -> list[tuple[nn.Parameter, PerExampleGradients]]:
         """One entry for each trainable parameter of the layer."""
+
+
+@runtime_checkable
+class AddsCopies(Protocol):
+    """A rule that adds up an example's copies at less cost than after each row's gradient."""
+
+    def gradients_of_copies(
+        self,
+        inputs: torch.Tensor,
+        saved: Sequence[torch.Tensor],
+        output_gradient: torch.Tensor,
+        *,
+        copies: int,
+    ) -> list[tuple[nn.Parameter, PerExampleGradients]]:
+        """`per_example_gradients` of examples that are `copies` adjacent rows each."""
 
 
 Rules = Callable[[nn.Module, str], LayerRule]
@@ -223,14 +239,31 @@ class _RecordedLayer(torch.autograd.Function):
         inputs, *saved = ctx.saved_tensors
         rule: LayerRule = ctx.rule
         if ctx.tape.recording:
-            for parameter, part in rule.per_example_gradients(inputs, saved, output_gradient):
-                ctx.tape.add(parameter, part, examples=output_gradient.shape[0], layer=ctx.name)
+            copies = ctx.tape.copies(rows=len(output_gradient), layer=ctx.name)
+            for parameter, part in _gradients(rule, inputs, saved, output_gradient, copies):
+                ctx.tape.add(parameter, part)
         input_gradient = (
             rule.input_gradient(inputs, saved, output_gradient) if ctx.needs_input_grad[3] else None
         )
         # The parameters are inputs only so that the output depends on them; their gradients go to
         # the tape.
         return (None, None, None, input_gradient, *[None] * ctx.trainable)
+
+
+def _gradients(
+    rule: LayerRule,
+    inputs: torch.Tensor,
+    saved: Sequence[torch.Tensor],
+    output_gradient: torch.Tensor,
+    copies: int,
+) -> list[tuple[nn.Parameter, PerExampleGradients]]:
+    """Each example's gradients, those of its copies added up by the rule or after it."""
+    if copies > 1 and isinstance(rule, AddsCopies):
+        return rule.gradients_of_copies(inputs, saved, output_gradient, copies=copies)
+    return [
+        (parameter, of_copies(part, copies, size=parameter.numel()))
+        for parameter, part in rule.per_example_gradients(inputs, saved, output_gradient)
+    ]
 
 
 _apply: Callable[..., torch.Tensor] = _RecordedLayer.apply

@@ -66,6 +66,18 @@ class LinearRule:
             parts.append((layer.bias, Instantiated([dy.sum(positions) if positions else dy])))
         return parts
 
+    def gradients_of_copies(
+        self,
+        inputs: torch.Tensor,
+        saved: Sequence[torch.Tensor],
+        output_gradient: torch.Tensor,
+        *,
+        copies: int,
+    ) -> list[tuple[nn.Parameter, PerExampleGradients]]:
+        """The same of examples of so many adjacent rows each: copies are positions."""
+        x, dy = (torch.unflatten(t, 0, (-1, copies)) for t in (inputs, output_gradient))
+        return self.per_example_gradients(x, saved, dy)
+
     def _weight_part(
         self, inputs: torch.Tensor, output_gradient: torch.Tensor
     ) -> PerExampleGradients:

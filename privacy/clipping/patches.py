@@ -3,11 +3,11 @@
 A weight gradient is a product of output gradients and input patches. Writing all patches down costs
 kernel-size times the input; here a few examples at a time are written down into room that stays in
 the processor's cache, and multiplied there. Three layouts differ in what is copied and how wide the
-products are.
+products are. Copies of one example are more positions of it: one product adds them up.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -61,30 +61,38 @@ class Geometry:
 class PatchLayout(Protocol):
     """How patches lie in memory, and with them the gradients made from them.
 
-    A layout may cut one gradient into pieces, each the product of one matrix multiplication.
+    A layout may cut one gradient into pieces of one shape, each the product of one matrix
+    multiplication.
     """
 
     @property
     def geometry(self) -> Geometry:
         """The convolution's sizes."""
 
-    def pieces(self, inputs: int, outputs: int) -> list[tuple[int, ...]]:
-        """Shapes of one example's pieces, given the channels."""
+    def pieces(self, inputs: int, outputs: int) -> tuple[int, int, int]:
+        """How many pieces a gradient has, and the shape of one, given the channels."""
 
     def join(self, pieces: list[torch.Tensor], inputs: int) -> torch.Tensor:
         """From pieces, leading dimensions kept, to [..., outputs, inputs, height, width]."""
 
     def room(self, images: torch.Tensor, positions: tuple[int, int]) -> list[torch.Tensor]:
-        """Room to work in for as many examples as `images` [m, h, w, c] has, m first."""
+        """Room to work in for as many examples as `images` [m, copies, h, w, c] has, m first."""
 
     def multiply(
         self,
         images: torch.Tensor,
         gradient: torch.Tensor,
         room: list[torch.Tensor],
-        pieces: list[torch.Tensor],
+        pieces: Sequence[torch.Tensor],
     ) -> None:
-        """Writes gradients to `pieces`, from images [m, h, w, c] and `gradient` [m, T, outputs]."""
+        """Writes gradients to `pieces`, each [m, ...].
+
+        Args:
+            images: Of shape [m, copies, h, w, c].
+            gradient: Of shape [m, copies * positions, outputs].
+            room: As `room` made it for so many examples.
+            pieces: Where they go.
+        """
 
 
 @dataclass(frozen=True)
@@ -94,24 +102,24 @@ class Columns:
     Example:
         >>> same = Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
         >>> Columns(same).pieces(2, 4)
-        [(4, 18)]
+        (1, 4, 18)
     """
 
     geometry: Geometry
 
-    def pieces(self, inputs: int, outputs: int) -> list[tuple[int, ...]]:
-        """[outputs, height * width * inputs]."""
+    def pieces(self, inputs: int, outputs: int) -> tuple[int, int, int]:
+        """One of [outputs, height * width * inputs]."""
         height, width = self.geometry.kernel
-        return [(outputs, height * width * inputs)]
+        return 1, outputs, height * width * inputs
 
     def join(self, pieces: list[torch.Tensor], inputs: int) -> torch.Tensor:
         """The input channels come last here."""
         return torch.unflatten(pieces[0], -1, (*self.geometry.kernel, inputs)).movedim(-1, -3)
 
     def room(self, images: torch.Tensor, positions: tuple[int, int]) -> list[torch.Tensor]:
-        """Padded images, and patches [m, positions, patch]."""
-        examples, channels = len(images), images.shape[-1]
-        patches = images.new_empty(examples, *positions, *self.geometry.kernel, channels)
+        """Padded images, and patches [m, copies, *positions, *kernel, c]."""
+        shape = (*images.shape[:2], *positions, *self.geometry.kernel, images.shape[-1])
+        patches = images.new_empty(shape)
         return [_padded_room(images, self.geometry.padding), patches]
 
     def multiply(
@@ -119,22 +127,23 @@ class Columns:
         images: torch.Tensor,
         gradient: torch.Tensor,
         room: list[torch.Tensor],
-        pieces: list[torch.Tensor],
+        pieces: Sequence[torch.Tensor],
     ) -> None:
         """Copies the patches, then multiplies."""
         torch.bmm(gradient.mT, self.patches(images, room), out=pieces[0])
 
     def patches(self, images: torch.Tensor, room: list[torch.Tensor]) -> torch.Tensor:
-        """The patches in their room, [m, positions, patch]."""
+        """The patches in their room, [m, copies * positions, patch]."""
         padded, patches = room
         pad(images, padded, self.geometry.padding)
-        example, down, right, channel = padded.stride()
+        example, copy, down, right, channel = padded.stride()
         (step_down, step_right), (apart_down, apart_right) = (
             self.geometry.stride,
             self.geometry.dilation,
         )
         strides = (
             example,
+            copy,
             down * step_down,
             right * step_right,
             down * apart_down,
@@ -142,7 +151,7 @@ class Columns:
             channel,
         )
         patches.copy_(padded.as_strided(patches.shape, strides))
-        return patches.flatten(3).flatten(1, 2)
+        return patches.flatten(4).flatten(1, 3)
 
 
 @dataclass(frozen=True)
@@ -154,15 +163,15 @@ class Rows:
     Example:
         >>> same = Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
         >>> Rows(same).pieces(2, 4)
-        [(4, 6), (4, 6), (4, 6)]
+        (3, 4, 6)
     """
 
     geometry: Geometry
 
-    def pieces(self, inputs: int, outputs: int) -> list[tuple[int, ...]]:
+    def pieces(self, inputs: int, outputs: int) -> tuple[int, int, int]:
         """For each kernel row [outputs, width * inputs]."""
         height, width = self.geometry.kernel
-        return [(outputs, width * inputs)] * height
+        return height, outputs, width * inputs
 
     def join(self, pieces: list[torch.Tensor], inputs: int) -> torch.Tensor:
         """The input channels come last here, the rows are pieces."""
@@ -172,33 +181,32 @@ class Rows:
         )
 
     def room(self, images: torch.Tensor, positions: tuple[int, int]) -> list[torch.Tensor]:
-        """Patches [m, padded image height, horizontal positions, width, c]."""
-        examples, rows, _, channels = images.shape
-        rows += 2 * self.geometry.padding[0]
-        width = self.geometry.kernel[1]
-        return [images.new_zeros(examples, rows, positions[1], width, channels)]
+        """Patches [m, copies, padded image height, horizontal positions, width, c]."""
+        rows = images.shape[2] + 2 * self.geometry.padding[0]
+        shape = (*images.shape[:2], rows, positions[1], self.geometry.kernel[1], images.shape[-1])
+        return [images.new_zeros(shape)]
 
     def multiply(
         self,
         images: torch.Tensor,
         gradient: torch.Tensor,
         room: list[torch.Tensor],
-        pieces: list[torch.Tensor],
+        pieces: Sequence[torch.Tensor],
     ) -> None:
         """Copies the row patches, then multiplies once for each kernel row."""
         (patches,) = room
-        (down, right), wide, positions = self.geometry.padding, images.shape[2], patches.shape[2]
-        inner = patches[:, down : down + images.shape[1]]
-        for column in range(patches.shape[3]):
+        (down, right), (high, wide) = self.geometry.padding, images.shape[2:4]
+        inner, positions = patches[:, :, down : down + high], patches.shape[3]
+        for column in range(patches.shape[4]):
             # Position p sees image column p + column - right; what lies outside stays zero.
             first, last = max(0, right - column), min(positions, wide + right - column)
             if first < last:
-                seen = images[:, :, first + column - right : last + column - right]
-                inner[:, :, first:last, column].copy_(seen)
-        lines = patches.flatten(3)
-        height = patches.shape[1] - self.geometry.kernel[0] + 1
+                seen = images[:, :, :, first + column - right : last + column - right]
+                inner[:, :, :, first:last, column].copy_(seen)
+        lines, transposed = patches.flatten(4), gradient.mT
+        height = patches.shape[2] - self.geometry.kernel[0] + 1
         for row, piece in enumerate(pieces):
-            torch.bmm(gradient.mT, lines[:, row : row + height].flatten(1, 2), out=piece)
+            torch.bmm(transposed, lines[:, :, row : row + height].flatten(1, 3), out=piece)
 
 
 @dataclass(frozen=True)
@@ -210,24 +218,24 @@ class Shifts:
     Example:
         >>> same = Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
         >>> Shifts(same).pieces(2, 4)
-        [(18, 4)]
+        (1, 18, 4)
     """
 
     geometry: Geometry
 
-    def pieces(self, inputs: int, outputs: int) -> list[tuple[int, ...]]:
-        """[inputs * height * width, outputs]."""
+    def pieces(self, inputs: int, outputs: int) -> tuple[int, int, int]:
+        """One of [inputs * height * width, outputs]."""
         height, width = self.geometry.kernel
-        return [(inputs * height * width, outputs)]
+        return 1, inputs * height * width, outputs
 
     def join(self, pieces: list[torch.Tensor], inputs: int) -> torch.Tensor:
         """The output channels come last here."""
         return torch.unflatten(pieces[0], -2, (inputs, *self.geometry.kernel)).movedim(-1, -4)
 
     def room(self, images: torch.Tensor, positions: tuple[int, int]) -> list[torch.Tensor]:
-        """Padded images, and shifted ones [m, c, height, width, positions]."""
-        examples, channels = len(images), images.shape[-1]
-        shifted = images.new_empty(examples, channels, *self.geometry.kernel, *positions)
+        """Padded images, and shifted ones [m, c, *kernel, copies, *positions]."""
+        examples, copies, channels = len(images), images.shape[1], images.shape[-1]
+        shifted = images.new_empty(examples, channels, *self.geometry.kernel, copies, *positions)
         return [_padded_room(images, self.geometry.padding), shifted]
 
     def multiply(
@@ -235,135 +243,148 @@ class Shifts:
         images: torch.Tensor,
         gradient: torch.Tensor,
         room: list[torch.Tensor],
-        pieces: list[torch.Tensor],
+        pieces: Sequence[torch.Tensor],
     ) -> None:
         """Copies the shifted images, then multiplies."""
         padded, shifted = room
         pad(images, padded, self.geometry.padding)
-        source = padded.permute(0, 3, 1, 2)
+        source = padded.permute(0, 4, 1, 2, 3)
         vertical, horizontal = shifted.shape[-2:]
         apart_down, apart_right = self.geometry.dilation
         for row in range(shifted.shape[2]):
             for column in range(shifted.shape[3]):
                 top, left = row * apart_down, column * apart_right
-                window = source[:, :, top : top + vertical, left : left + horizontal]
+                window = source[..., top : top + vertical, left : left + horizontal]
                 shifted[:, :, row, column].copy_(window)
         torch.bmm(shifted.flatten(4).flatten(1, 3), gradient, out=pieces[0])
 
 
 def instantiated(
-    layout: PatchLayout, images: torch.Tensor, output_gradient: torch.Tensor
+    layout: PatchLayout, copies: int, images: torch.Tensor, output_gradient: torch.Tensor
 ) -> Instantiated:
     """Per-example weight gradients, kept.
 
     Args:
         layout: How.
-        images: The convolution's input, [n, c, h, w].
-        output_gradient: The gradient at its output, [n, outputs, *positions].
+        copies: Rows that follow one another and are one example's.
+        images: The convolution's input, [n * copies, c, h, w].
+        output_gradient: The gradient at its output, [n * copies, outputs, *positions].
 
     Example:
         >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> part = instantiated(Columns(geometry), torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4))
-        >>> part.instantiate().shape
+        >>> x, dy = torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4)
+        >>> instantiated(Columns(geometry), 1, x, dy).instantiate().shape
         torch.Size([2, 1, 3, 1, 1])
     """
     channels = images.shape[1]
-    shapes = layout.pieces(channels, output_gradient.shape[1])
-    kept = [images.new_empty(len(images), *shape) for shape in shapes]
-    norms = _multiplied(layout, images, output_gradient, kept)
+    count, *shape = layout.pieces(channels, output_gradient.shape[1])
+    # A block of memory for each piece: one for all costs a few percent of a whole step.
+    kept = [images.new_empty(len(images) // copies, *shape) for _ in range(count)]
+    norms = _multiplied(layout, copies, images, output_gradient, kept)
     return Instantiated(kept, join=lambda pieces: layout.join(pieces, channels), squares=norms)
 
 
 def squares(
-    layout: PatchLayout, images: torch.Tensor, output_gradient: torch.Tensor
+    layout: PatchLayout, copies: int, images: torch.Tensor, output_gradient: torch.Tensor
 ) -> torch.Tensor:
     """Squared norms of the per-example weight gradients, which are not kept.
+
+    Args:
+        layout: As for `instantiated`.
+        copies: As for `instantiated`.
+        images: As for `instantiated`.
+        output_gradient: As for `instantiated`.
 
     Returns:
         A float64 tensor [n].
 
     Example:
         >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> squares(Columns(geometry), torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4)).round()
+        >>> x, dy = torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4)
+        >>> squares(Columns(geometry), 1, x, dy).round()
         tensor([768., 768.], dtype=torch.float64)
     """
-    return _multiplied(layout, images, output_gradient, None)
+    return _multiplied(layout, copies, images, output_gradient, None)
 
 
 def _multiplied(
     layout: PatchLayout,
+    copies: int,
     images: torch.Tensor,
     output_gradient: torch.Tensor,
     kept: list[torch.Tensor] | None,
 ) -> torch.Tensor:
     """Squared norms, chunk by chunk while the gradients are in the cache; keeps them if asked."""
-    shapes = layout.pieces(images.shape[1], output_gradient.shape[1])
-    sizes = [block_length(math.prod(shape)) for shape in shapes]
-    norms = [
-        images.new_empty(len(images), math.prod(shape) // size)
-        for shape, size in zip(shapes, sizes, strict=True)
-    ]
-    done, scratch = 0, list[torch.Tensor]()
-    for some, gradient, room in chunks(layout, images, output_gradient):
-        count = len(some)
-        if kept is None:
-            scratch = scratch or [images.new_empty(count, *shape) for shape in shapes]
-            pieces = [piece[:count] for piece in scratch]
-        else:
-            pieces = [piece[done : done + count] for piece in kept]
+    count, *shape = layout.pieces(images.shape[1], output_gradient.shape[1])
+    examples, size = len(images) // copies, math.prod(shape)
+    block = block_length(size)
+    norms = images.new_empty(count, examples, size // block)
+    done, scratch = 0, kept
+    for some, gradient, room in chunks(layout, copies, images, output_gradient):
+        if scratch is None:
+            scratch = [images.new_empty(len(some), *shape) for _ in range(count)]
+        part = slice(done, done + len(some))
+        own = slice(len(some)) if kept is None else part
+        pieces = [piece[own] for piece in scratch]
         layout.multiply(some, gradient, room, pieces)
-        for piece, size, norm in zip(pieces, sizes, norms, strict=True):
-            blocks = piece.view(count, -1, size)
-            torch.linalg.vector_norm(blocks, dim=2, out=norm[done : done + count])
-        done += count
+        for piece, norm in zip(pieces, norms, strict=True):
+            blocks = piece.view(len(some), -1, block)
+            torch.linalg.vector_norm(blocks, dim=2, out=norm[part])
+        done = part.stop
     # Squares too small for the dtype vanish: each is counted as the largest that can.
-    vanished = sum(math.prod(shape) for shape in shapes) * torch.finfo(images.dtype).tiny
-    return torch.stack([norm.double().square().sum(1) for norm in norms]).sum(0) + vanished
+    vanished = count * size * torch.finfo(images.dtype).tiny
+    return norms.double().square().sum((0, 2)) + vanished
 
 
 def chunks(
-    layout: PatchLayout, images: torch.Tensor, output_gradient: torch.Tensor
+    layout: PatchLayout, copies: int, images: torch.Tensor, output_gradient: torch.Tensor
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]]:
-    """Examples by the few whose patches fit the cache.
+    """Examples by the few whose patches fit the cache, as many for each thread.
 
-    Gives their images [m, h, w, c], output gradients [m, T, outputs] and room to work in.
+    Gives their images [m, copies, h, w, c], output gradients [m, copies * positions, outputs] and
+    room to work in.
 
     Example:
         >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> one = chunks(Columns(geometry), torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4))
+        >>> one = chunks(Columns(geometry), 1, torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4))
         >>> [images.shape for images, gradient, room in one]
-        [torch.Size([2, 4, 4, 3])]
+        [torch.Size([2, 1, 4, 4, 3])]
     """
     positions = (output_gradient.shape[2], output_gradient.shape[3])
-    gradient = output_gradient.permute(0, 2, 3, 1).flatten(1, 2)
-    source = images.permute(0, 2, 3, 1)
+    examples, threads = len(images) // copies, torch.get_num_threads()
+    gradient = output_gradient.permute(0, 2, 3, 1).reshape(
+        examples, copies * math.prod(positions), -1
+    )
+    source = torch.unflatten(images.permute(0, 2, 3, 1), 0, (examples, copies))
     one = sum(part.numel() * part.element_size() for part in layout.room(source[:1], positions))
-    size = min(len(images), max(2, min(64, CACHE // max(1, one))))
+    fit = max(threads, min(64, CACHE // max(1, one)))
+    # The last chunk should be as long as the others, and the threads have as many examples each.
+    even = -(-examples // -(-examples // fit))
+    size = -(-even // threads) * threads
     room = layout.room(source[:size], positions)
-    for start in range(0, len(images), size):
+    for start in range(0, examples, size):
         some = source[start : start + size]
-        count = len(some)
-        yield some, gradient[start : start + size], [part[:count] for part in room]
+        yield some, gradient[start : start + size], [part[: len(some)] for part in room]
 
 
 def _padded_room(images: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
-    """Zeros [m, h, w, c] of the padded size."""
-    examples, height, width, channels = images.shape
+    """Zeros [m, copies, h, w, c] of the padded size."""
+    examples, copies, height, width, channels = images.shape
     down, right = padding
-    return images.new_zeros(examples, height + 2 * down, width + 2 * right, channels)
+    return images.new_zeros(examples, copies, height + 2 * down, width + 2 * right, channels)
 
 
 def pad(images: torch.Tensor, padded: torch.Tensor, padding: tuple[int, int]) -> None:
-    """Writes [m, h, w, c] into the middle of its padded room; the border stays zero.
+    """Writes [m, copies, h, w, c] into the middle of its padded room; the border stays zero.
 
     Example:
-        >>> padded = torch.zeros(1, 3, 3, 1)
-        >>> pad(torch.ones(1, 1, 1, 1), padded, (1, 1))
+        >>> padded = torch.zeros(1, 1, 3, 3, 1)
+        >>> pad(torch.ones(1, 1, 1, 1, 1), padded, (1, 1))
         >>> padded.sum()
         tensor(1.)
     """
-    (down, right), (height, width) = padding, images.shape[1:3]
-    padded[:, down : down + height, right : right + width].copy_(images)
+    (down, right), (height, width) = padding, images.shape[2:4]
+    padded[:, :, down : down + height, right : right + width].copy_(images)
 
 
 def block_length(size: int) -> int:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from privacy.clipping.copies import of_copies
 from privacy.clipping.gradients import PerExampleGradients, combine
 from privacy.errors import StepError, UnsupportedLayer
 
@@ -70,31 +69,39 @@ class Tape:
         finally:
             self._examples = None
 
-    def add(
-        self, parameter: nn.Parameter, part: PerExampleGradients, *, examples: int, layer: str
-    ) -> None:
-        """Writes down one use of `parameter` by `layer`, whose batch had `examples` rows.
+    def copies(self, *, rows: int, layer: str) -> int:
+        """How many adjacent rows are one example, where `layer` saw so many rows.
 
         Raises:
-            UnsupportedLayer: The layer saw another number of rows than the losses have: its rows
-                are not examples.
+            UnsupportedLayer: Another number of rows than the losses have: they are not examples.
+
+        Example:
+            >>> tape = Tape()
+            >>> with tape.record(examples=2, copies=3):
+            ...     tape.copies(rows=6, layer="fc"), tape.copies(rows=2, layer="fc")
+            (3, 1)
+        """
+        if rows == self._examples:
+            return 1
+        if self._examples is not None and rows == self._examples * self._copies:
+            return self._copies
+        raise UnsupportedLayer(
+            f"{layer}: expected {self._examples} rows, one an example as in the losses, got "
+            f"{rows}: rows that are not examples cannot be clipped one by one; keep the "
+            "batch in dimension 0 and one loss an example"
+        )
+
+    def add(self, parameter: nn.Parameter, part: PerExampleGradients) -> None:
+        """Writes down one use of `parameter`.
 
         Example:
             >>> from privacy.clipping.gradients import Instantiated
             >>> tape, weight = Tape(), nn.Linear(2, 1).weight
             >>> with tape.record(examples=1):
-            ...     tape.add(weight, Instantiated([weight.unsqueeze(0)]), examples=1, layer="fc")
+            ...     tape.add(weight, Instantiated([weight.unsqueeze(0)]))
             >>> list(tape.take()) == [weight]
             True
         """
-        if self._examples is not None and examples == self._examples * self._copies:
-            part = of_copies(part, self._copies, size=parameter.numel())
-        elif examples != self._examples:
-            raise UnsupportedLayer(
-                f"{layer}: expected {self._examples} rows, one an example as in the losses, got "
-                f"{examples}: rows that are not examples cannot be clipped one by one; keep the "
-                "batch in dimension 0 and one loss an example"
-            )
         self._parts.setdefault(parameter, []).append(part)
 
     @torch.no_grad()

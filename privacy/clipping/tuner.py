@@ -133,6 +133,8 @@ class Tuner:
         kernels: Sequence[Kernel],
         inputs: torch.Tensor,
         output_gradient: torch.Tensor,
+        *,
+        copies: int = 1,
     ) -> PerExampleGradients:
         """Runs the kernel that is, or turns out to be, the fastest for these shapes.
 
@@ -141,6 +143,7 @@ class Tuner:
             kernels: The candidates, at least one; the first is taken where the cap allows none.
             inputs: The layer's input.
             output_gradient: The gradient at its output.
+            copies: Rows an example.
 
         Raises:
             PlanError: The kernel fixed for this layer is not among the candidates.
@@ -157,6 +160,7 @@ class Tuner:
         key = (
             layer,
             len(inputs).bit_length(),
+            copies,
             inputs.shape[1:],
             inputs.stride()[1:],
             output_gradient.stride()[1:],
@@ -167,7 +171,7 @@ class Tuner:
         # Bytes an example, of the layers' inputs and output gradients, from the latest pass.
         self._rooms[layer] = _bytes(inputs, output_gradient) / len(inputs)
         if key not in self._choices:
-            self._choices[key] = self._choose(layer, kernels, inputs, output_gradient)
+            self._choices[key] = self._choose(layer, kernels, inputs, output_gradient, copies)
         name = self._choices[key].kernel
         return next(kernel for kernel in kernels if kernel.name == name).run(
             inputs, output_gradient
@@ -179,6 +183,7 @@ class Tuner:
         kernels: Sequence[Kernel],
         inputs: torch.Tensor,
         output_gradient: torch.Tensor,
+        copies: int,
     ) -> Choice:
         """Takes the fixed kernel, or times the ones that the cap allows."""
         shape = tuple(inputs.shape)
@@ -203,17 +208,22 @@ class Tuner:
         seconds: dict[str, float] = {}
         for kernel in candidates:
             best = min(seconds.values(), default=float("inf"))
-            seconds[kernel.name] = self._time(kernel, inputs, output_gradient, best)
+            seconds[kernel.name] = self._time(kernel, inputs, output_gradient, copies, best)
         fastest = min(seconds, key=lambda name: seconds[name])
         later = next(kernel.later for kernel in candidates if kernel.name == fastest)
         self._later[layer] = later / len(inputs)
         return Choice(layer=layer, inputs=shape, kernel=fastest, seconds=seconds)
 
     def _time(
-        self, kernel: Kernel, inputs: torch.Tensor, output_gradient: torch.Tensor, best: float
+        self,
+        kernel: Kernel,
+        inputs: torch.Tensor,
+        output_gradient: torch.Tensor,
+        copies: int,
+        best: float,
     ) -> float:
         """Seconds of a kernel and its clipped sum: the best of a few runs after a warm-up."""
-        factors = torch.ones(len(inputs), device=inputs.device, dtype=torch.float64)
+        factors = torch.ones(len(inputs) // copies, device=inputs.device, dtype=torch.float64)
         seconds = float("inf")
         for number in range(1 + _REPEATS):
             _synchronise(inputs.device)
