@@ -244,3 +244,17 @@ def test_what_is_postponed_fits_into_what_the_whole_pass_lets_go() -> None:
         tuner.run(layer, [slow, dataclasses.replace(postponed, later=400)], bigger, bigger)
     chosen = [choice.kernel for choice in tuner.choices if choice.inputs[0] == 16]
     assert chosen == ["postponed", "slow"]
+
+
+@pytest.mark.parametrize(("later", "expected"), [(600, "postponed"), (700, "slow")])
+def test_what_a_pass_lets_go_is_counted_by_example_with_copies_too(
+    later: int, expected: str
+) -> None:
+    """One layer sees 32 rows (512 bytes), the other their 8 examples (128): 640 in all."""
+    clock, rows, examples = [0.0], torch.ones(32, 2), torch.ones(8, 2)
+    tuner = Tuner(clock=lambda: clock[0])
+    slow = fake("slow", 2.0, 0, clock)
+    postponed = dataclasses.replace(fake("postponed", 1.0, 0, clock), later=later)
+    tuner.run("fc", [slow], examples, examples)
+    tuner.run("conv", [slow, postponed], rows, rows, copies=4)
+    assert tuner.choices[-1].kernel == expected

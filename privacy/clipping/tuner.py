@@ -78,7 +78,8 @@ class Tuner:
         memory_cap: Most that kernels may take, in units of the room that inputs and output
             gradients take, > 0: during the backward pass each layer's own, which kept gradients
             let go, and after it, when all are let go, all layers' together.
-        fixed: Kernel names by layer, from an earlier training's choices; they are not timed.
+        fixed: Kernel names by layer, from an earlier training's choices; they are not timed. Where
+            examples have copies, a layer has fewer kernels.
         clock: Seconds, ever rising.
 
     Raises:
@@ -169,9 +170,10 @@ class Tuner:
             torch.get_num_threads(),
         )
         # Bytes an example, of the layers' inputs and output gradients, from the latest pass.
-        self._rooms[layer] = _bytes(inputs, output_gradient) / len(inputs)
+        examples = len(inputs) // copies
+        self._rooms[layer] = _bytes(inputs, output_gradient) / examples
         if key not in self._choices:
-            self._choices[key] = self._choose(layer, kernels, inputs, output_gradient, copies)
+            self._choices[key] = self._choose(layer, kernels, inputs, output_gradient, examples)
         name = self._choices[key].kernel
         return next(kernel for kernel in kernels if kernel.name == name).run(
             inputs, output_gradient
@@ -183,7 +185,7 @@ class Tuner:
         kernels: Sequence[Kernel],
         inputs: torch.Tensor,
         output_gradient: torch.Tensor,
-        copies: int,
+        examples: int,
     ) -> Choice:
         """Takes the fixed kernel, or times the ones that the cap allows."""
         shape = tuple(inputs.shape)
@@ -197,7 +199,7 @@ class Tuner:
             return Choice(layer=layer, inputs=shape, kernel=self._fixed[layer], seconds={})
         room = self._memory_cap * _bytes(inputs, output_gradient)
         others = sum(size for name, size in self._later.items() if name != layer)
-        left = len(inputs) * (self._memory_cap * sum(self._rooms.values()) - others)
+        left = examples * (self._memory_cap * sum(self._rooms.values()) - others)
         # What fits now need not be postponed.
         allowed = [k for k in kernels if k.room <= room and (not k.later or room < k.later <= left)]
         allowed = allowed or [min(kernels, key=lambda kernel: kernel.room)]
@@ -208,29 +210,22 @@ class Tuner:
         seconds: dict[str, float] = {}
         for kernel in candidates:
             best = min(seconds.values(), default=float("inf"))
-            seconds[kernel.name] = self._time(kernel, inputs, output_gradient, copies, best)
+            seconds[kernel.name] = self._time(kernel, inputs, output_gradient, best)
         fastest = min(seconds, key=lambda name: seconds[name])
         later = next(kernel.later for kernel in candidates if kernel.name == fastest)
-        self._later[layer] = later / len(inputs)
+        self._later[layer] = later / examples
         return Choice(layer=layer, inputs=shape, kernel=fastest, seconds=seconds)
 
     def _time(
-        self,
-        kernel: Kernel,
-        inputs: torch.Tensor,
-        output_gradient: torch.Tensor,
-        copies: int,
-        best: float,
+        self, kernel: Kernel, inputs: torch.Tensor, output_gradient: torch.Tensor, best: float
     ) -> float:
         """Seconds of a kernel and its clipped sum: the best of a few runs after a warm-up."""
-        factors = torch.ones(len(inputs) // copies, device=inputs.device, dtype=torch.float64)
         seconds = float("inf")
         for number in range(1 + _REPEATS):
             _synchronise(inputs.device)
             start = self._clock()
             part = kernel.run(inputs, output_gradient)
-            part.squared_norms()
-            part.weighted_sum(factors)
+            part.weighted_sum(torch.ones_like(part.squared_norms()))
             del part
             _synchronise(inputs.device)
             elapsed = self._clock() - start
