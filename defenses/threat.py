@@ -120,9 +120,9 @@ class ThreatModel:
     def project(self, clean: Tensor, candidate: Tensor) -> Tensor:
         """Moves `candidate` into the ball around `clean` and into the bounds.
 
-        For `linf`, `l1` (Croce & Hein 2021) and `l0` the nearest such point. For `l2` the nearest
-        point of the ball, clipped to the bounds afterwards, which is inside but not always nearest.
-        `clean` is expected to lie in the bounds.
+        For `linf`, `l1` (Croce & Hein 2021, arXiv 2103.01208) and `l0` the nearest such point. For
+        `l2` the nearest point of the ball, clipped to the bounds afterwards, which is inside but
+        not always nearest. `clean` is expected to lie in the bounds.
 
         Args:
             clean: Images in the bounds, floating point, [n, channels, ...] or [n, pixels].

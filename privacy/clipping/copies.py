@@ -1,7 +1,8 @@
 """Copies of one example, each with other augmentation: their gradients are added before clipping.
 
-A row of the batch is then no example, K rows that follow one another are. This folds them after a
-layer's kernel has run, so that the rules know nothing of copies.
+A row of the batch is then no example, K rows that follow one another are. Convolutions and linear
+layers add them up in their products; this folds them after the kernel of any other layer has run,
+so that its rule knows nothing of copies.
 """
 
 from dataclasses import dataclass
