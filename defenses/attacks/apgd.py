@@ -184,12 +184,9 @@ def _ascend(
     for step in range(steps + 1):
         if step > 0:
             climb.move(threat, 1.0 if step == 1 else _MOMENTUM)
-        wins = won(climb.look(oracle, loss), climb.labels, climb.targets)
-        if wins.any():
-            found[climb.rows[wins]], over[climb.rows[wins]] = climb.point[wins], True
-            climb.keep(~wins)
-            if len(climb.rows) == 0:
-                break
+        climb.leave(won(climb.look(oracle, loss), climb.labels, climb.targets), found, over)
+        if len(climb.rows) == 0:
+            break
         if step == 0:
             climb.mark()
             continue

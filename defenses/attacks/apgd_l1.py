@@ -87,12 +87,9 @@ def _ascend_in(
     for step in range(steps + 1):
         if step > 0:
             climb.move(ball)
-        wins = won(climb.look(oracle, loss), climb.labels, climb.targets)
-        if wins.any():
-            found[climb.rows[wins]], over[climb.rows[wins]] = climb.point[wins], True
-            climb.keep(~wins)
-            if len(climb.rows) == 0:
-                break
+        climb.leave(won(climb.look(oracle, loss), climb.labels, climb.targets), found, over)
+        if len(climb.rows) == 0:
+            break
         if step > 0 and step % period == 0:
             climb.check()
     found[climb.rows] = climb.best

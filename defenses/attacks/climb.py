@@ -56,10 +56,13 @@ class Climb:
         self.loss = self.best_loss = self.clean.new_full((len(self.clean),), -math.inf)
         self.best = self.point
 
-    def keep(self, which: Tensor) -> None:
-        """Drops the other rows."""
+    def leave(self, won: Tensor, found: Tensor, over: Tensor) -> None:
+        """Writes the points that are won into `found`, marks them in `over`, and drops them."""
+        if not won.any():
+            return
+        found[self.rows[won]], over[self.rows[won]] = self.point[won], True
         for each in fields(self):
-            setattr(self, each.name, getattr(self, each.name)[which])
+            setattr(self, each.name, getattr(self, each.name)[~won])
 
     def look(self, oracle: Oracle, loss: PerRow) -> Tensor:
         """Takes loss and gradient at the point, remembers the best; returns the logits."""
