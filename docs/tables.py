@@ -215,10 +215,10 @@ def against_table(rows: Sequence[Row]) -> str:
             own = {what: found.get((variant, what + rival)) for what in TIMES}
             if any(own.values()):
                 cells = [judged(own[what]) for what in TIMES[:-1]]
-                goals = {what: goal for what, row in own.items() if (goal := limit_of(row))}
+                goals = {what: words for what, row in own.items() if (words := limit_of(row))}
                 same = len(set(goals.values())) == 1 and len(goals) > 1
-                words = [f"{what} {goal}" for what, goal in goals.items()]
-                told = next(iter(goals.values())) if same else ", ".join(words)
+                each = [f"{what} {words}" for what, words in goals.items()]
+                told = next(iter(goals.values())) if same else ", ".join(each)
                 lines.append([f"{variant} ÷ {rival.removeprefix('_vs_')}", *cells, told])
     return table(["ours ÷ other", *(f"`{what}`" for what in TIMES[:-1]), "goal"], lines)
 
@@ -235,13 +235,17 @@ def rest_table(rows: Sequence[Row]) -> str:
     return table(["figure", *SEALED, "goal"], lines)
 
 
+def goal(row: Row) -> float:
+    """What a figure that has a goal was meant to be, in its own unit."""
+    return GOALS[row.metric][SEALED.index(row.variant)]
+
+
 def limit_of(row: Row | None) -> str:
     """The goal of a figure in the unit of the table; empty where it has none."""
     if row is None or row.metric not in GOALS:
         return ""
     scale, unit = SHOWN[row.unit]
-    limit = scale * GOALS[row.metric][SEALED.index(row.variant)]
-    return f"{'≥' if row.metric in AT_LEAST else '≤'} {limit:g}{unit}"
+    return f"{'≥' if row.metric in AT_LEAST else '≤'} {scale * goal(row):g}{unit}"
 
 
 def judged(row: Row | None) -> str:
@@ -252,8 +256,7 @@ def judged(row: Row | None) -> str:
     text = spread(row, scale=scale, unit=unit)
     if row.metric not in GOALS:
         return text
-    limit = GOALS[row.metric][SEALED.index(row.variant)]
-    missed = row.median < limit if row.metric in AT_LEAST else row.median > limit
+    missed = row.median < goal(row) if row.metric in AT_LEAST else row.median > goal(row)
     return f"**{text}**" if missed else text
 
 
