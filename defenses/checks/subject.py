@@ -146,13 +146,14 @@ class Subject:
         The cross-entropy alone leaves a few that another loss finds: that is no masking.
         """
         missed = found & ~self.white_box
-        if bool(missed.any()) and self.logits.shape[1] >= 3 and self.threat.norm in ("linf", "l2"):
+        known = "apgd" in attack_names(self.threat.norm)
+        if bool(missed.any()) and self.logits.shape[1] >= 3 and known:
             margin = attack("apgd", self.threat, steps=2 * self.settings.steps, loss="dlr")
             missed &= ~self.fooled_by(margin, among=missed)
         return missed
 
     def iterative(self, threat: ThreatModel, steps: int) -> Attack:
-        """Projected gradient steps from a random start (Madry et al. 2018).
+        """Projected gradient steps from a random start (Madry et al. 2018); in l1 of Auto-PGD.
 
         Raises:
             AttackError: There is none in this norm.
