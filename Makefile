@@ -9,9 +9,9 @@ RUN := $(VENV)/bin/python
 help:  ## Show the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
-# A stamp, so that a half-made environment is made again and a changed pyproject installs anew.
+# A stamp, so that a half-made environment is made again and a changed pyproject or C file installs anew.
 # torchattacks pins an old `requests` that it never imports; the last line lifts it (see SECURITY.md).
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard privacy/native/*.[ch])
 	@test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): this downloads PyTorch and takes a few minutes"
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[dev]'

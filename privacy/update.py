@@ -200,6 +200,8 @@ class ClippedSum:
     def _squared_norms(self, parts: dict[nn.Parameter, PerExampleGradients]) -> torch.Tensor:
         """Squared norms of what is clipped apart, float64 [shares, n]."""
         of_parameters = torch.stack([part.squared_norms() for part in parts.values()])
+        if len(self._shares) == 1:
+            return of_parameters.sum(0, keepdim=True)
         of_shares = of_parameters.new_zeros(len(self._shares), of_parameters.shape[1])
         where = torch.tensor([self._part_of[p] for p in parts], device=of_parameters.device)
         return of_shares.index_add_(0, where, of_parameters)

@@ -72,7 +72,7 @@ def attached(
         optimizer,
         data_of(plan.samples),
         physical_batches=batches,
-        tuner=Tuner(fixed={"0": "columns"}),
+        tuner=Tuner(fixed={"0": "grouped"}),
     )
     private._generator = SecureGenerator(key)
     return private

@@ -1,6 +1,5 @@
 """Every kernel gives the gradients of the per-example loop; the tuner takes the fastest allowed."""
 
-import dataclasses
 import itertools
 
 import pytest
@@ -13,7 +12,12 @@ import privacy
 from privacy.clipping import Kernel, Tape, Tuner, install, rule_of
 from privacy.clipping.convolution import ConvolutionRule
 from privacy.clipping.gradients import Instantiated
+from privacy.native.library import compiled
 from privacy.update import differentiate
+
+needs_compiler = pytest.mark.skipif(
+    compiled() is None, reason="no C compiler when this was installed"
+)
 
 
 def loop(layer: nn.Conv2d, images: torch.Tensor, output_gradient: torch.Tensor) -> torch.Tensor:
@@ -76,34 +80,31 @@ def test_every_kernel_equals_the_per_example_loop(
         torch.testing.assert_close(part.select(some).instantiate(), truth[some])
 
 
-def test_all_kernels_are_offered_for_the_commonest_convolution() -> None:
-    """A dense 3x3 convolution of few channels has every kernel; a grouped one only the grouped."""
-    images, gradient = torch.zeros(2, 3, 8, 8), torch.zeros(2, 4, 8, 8)
-    layer = nn.Conv2d(3, 4, 3, padding=1)
-    names = {
-        kernel.name
-        for kernel in ConvolutionRule(nn.Conv2d(3, 4, 3, padding=1), "c", Tuner())._kernels(
-            images, gradient, 1
-        )
-    }
-    kept = {"columns", "rows", "shifts"}
-    deferred = {f"{name}, then native" for name in kept | {"gram", "shifted gram"}}
-    deferred |= {f"{name}, postponed" for name in kept}
-    assert names == kept | deferred | {"grouped"}
+def names_of(layer: nn.Conv2d, images: torch.Tensor, gradient: torch.Tensor) -> set[str]:
+    """The kernels that a convolution is offered."""
+    return {k.name for k in ConvolutionRule(layer, "c", Tuner())._kernels(images, gradient, 1)}
+
+
+@needs_compiler
+def test_the_compiled_kernel_takes_the_place_of_patches() -> None:
+    """In float32; a grouped convolution and float64 have the others."""
+    layer, images, gradient = nn.Conv2d(3, 4, 3), torch.zeros(2, 3, 8, 8), torch.zeros(2, 4, 6, 6)
+    expected = {"direct", "direct, twice", "grouped", "gram, then native"}
+    assert names_of(layer, images, gradient) == expected
+    grouped = nn.Conv2d(4, 4, 3, groups=2)
+    assert names_of(grouped, torch.zeros(2, 4, 8, 8), gradient) == {"grouped"}
+
+
+def test_patches_are_there_where_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every kernel made of torch's operations, with the room that it takes."""
+    monkeypatch.setattr("privacy.clipping.direct.compiled", lambda: None)
+    layer, images, gradient = nn.Conv2d(3, 4, 3), torch.zeros(2, 3, 8, 8), torch.zeros(2, 4, 6, 6)
+    kept = {"columns", "rows"}
+    deferred = {f"{name}, then native" for name in kept | {"gram"}}
+    assert names_of(layer, images, gradient) == kept | deferred | {"grouped"}
     last = [tensor.contiguous(memory_format=torch.channels_last) for tensor in (images, gradient)]
-    names = {
-        kernel.name
-        for kernel in ConvolutionRule(nn.Conv2d(3, 4, 3, padding=1), "c", Tuner())._kernels(
-            *last, 1
-        )
-    }
-    interleaved = {"interleaved", "interleaved, then native"}
     room = {k.name: k.room for k in ConvolutionRule(layer, "c", Tuner())._kernels(*last, 1)}
     assert room["grouped"] == room["columns"] + sum(tensor.nbytes for tensor in last)
-    assert names == kept | deferred | {"grouped"} | interleaved
-    grouped = ConvolutionRule(nn.Conv2d(4, 4, 3, groups=2), "c", Tuner())
-    names = {kernel.name for kernel in grouped._kernels(torch.zeros(2, 4, 8, 8), gradient, 1)}
-    assert names == {"grouped"}
 
 
 def fake(name: str, seconds: float, room: int, clock: list[float]) -> Kernel:
@@ -191,7 +192,7 @@ def test_no_kernel_measures_less_than_it_releases(size: int, copies: int) -> Non
 KERNELS = [
     kernel.name
     for kernel in ConvolutionRule(nn.Conv2d(3, 4, 3, padding=1), "0", Tuner())._kernels(
-        *(torch.zeros(2, n, 6, 6).contiguous(memory_format=torch.channels_last) for n in (3, 4)), 1
+        *(torch.zeros(2, n, 6, 6, dtype=torch.float64) for n in (3, 4)), 1
     )
 ]
 
@@ -229,32 +230,3 @@ def test_a_selection_is_taken_at_the_largest_batch() -> None:
     again = Tuner(fixed=tuner.selection)
     again.run("fc", kernels, torch.ones(32, 2), torch.ones(32, 2))
     assert again.choices[0].kernel == "fast"
-
-
-def test_what_is_postponed_fits_into_what_the_whole_pass_lets_go() -> None:
-    """Two layers of 128 bytes make 256 bytes of room: one may postpone 200 bytes, not both."""
-    clock, batch = [0.0], torch.ones(8, 2)
-    tuner = Tuner(clock=lambda: clock[0])
-    slow = fake("slow", 2.0, 0, clock)
-    postponed = dataclasses.replace(fake("postponed", 1.0, 0, clock), later=200)
-    for layer in ("second", "first"):
-        tuner.run(layer, [slow], batch, batch)
-    for layer in ("second", "first"):
-        bigger = torch.ones(16, 2)
-        tuner.run(layer, [slow, dataclasses.replace(postponed, later=400)], bigger, bigger)
-    chosen = [choice.kernel for choice in tuner.choices if choice.inputs[0] == 16]
-    assert chosen == ["postponed", "slow"]
-
-
-@pytest.mark.parametrize(("later", "expected"), [(600, "postponed"), (700, "slow")])
-def test_what_a_pass_lets_go_is_counted_by_example_with_copies_too(
-    later: int, expected: str
-) -> None:
-    """One layer sees 32 rows (512 bytes), the other their 8 examples (128): 640 in all."""
-    clock, rows, examples = [0.0], torch.ones(32, 2), torch.ones(8, 2)
-    tuner = Tuner(clock=lambda: clock[0])
-    slow = fake("slow", 2.0, 0, clock)
-    postponed = dataclasses.replace(fake("postponed", 1.0, 0, clock), later=later)
-    tuner.run("fc", [slow], examples, examples)
-    tuner.run("conv", [slow, postponed], rows, rows, copies=4)
-    assert tuner.choices[-1].kernel == expected

@@ -2,7 +2,8 @@
 
 The native kernel gives the input gradient alone, the weight gradient of scaled output gradients,
 and, with each example made a group of one large grouped convolution, per-example weight gradients.
-Dense two-dimensional convolutions have more ways (`patches`, `gram`); the tuner chooses.
+Dense convolutions have faster ways (`direct`, and where nothing is compiled `patches`; `gram` where
+positions are few); the tuner chooses.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,17 +14,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from privacy.clipping import direct
 from privacy.clipping.copies import OfCopies, of_copies
-from privacy.clipping.gradients import Deferred, Instantiated, PerExampleGradients, Postponed
-from privacy.clipping.gram import gram_squares, rounded_up, shifted_gram_squares
-from privacy.clipping.grouped import grouped_gradients, interleaved_gradients
+from privacy.clipping.gradients import Deferred, Instantiated, PerExampleGradients
+from privacy.clipping.gram import gram_squares, rounded_up
+from privacy.clipping.grouped import grouped_gradients
 from privacy.clipping.patches import (
-    CACHE,
     Columns,
     Geometry,
     PatchLayout,
     Rows,
-    Shifts,
     instantiated,
     squares,
 )
@@ -45,8 +45,6 @@ _CONVOLVE: dict[tuple[int, bool], Callable[..., torch.Tensor]] = {
     (2, True): F.conv_transpose2d,
     (3, True): F.conv_transpose3d,
 }
-_MOST_SHIFTS = 64
-"""Shifted images are tried up to this many values in a patch."""
 
 
 class ConvolutionRule:
@@ -156,58 +154,48 @@ class ConvolutionRule:
         # In another layout than the default one, both tensors are laid out anew.
         copied = sum(t.nbytes for t in (inputs, output_gradient) if not t.is_contiguous())
         grouped, room = partial(self._grouped, copies=copies), copies * size + copied
-        kernels = [Kernel(name="grouped", run=grouped, room=room, work=product)]
-        interleaves = copies == 1 and self._interleaves(inputs)
-        if interleaves:
-            kernels.append(
-                Kernel(name="interleaved", run=self._interleaved, room=size, work=product)
-            )
         geometry = self._geometry()
-        if geometry is None:
+        kernels = list[Kernel]()
+        if geometry is not None and direct.fits(inputs):
+            kept = partial(direct.instantiated, geometry, copies)
+            moved = sum(t.nbytes for t in (inputs, output_gradient) if not direct.lies_right(t))
+            kernels.append(Kernel(name="direct", run=kept, room=size + moved, work=product))
+            again = partial(direct.twice, geometry, copies)
+            kernels.append(Kernel(name="direct, twice", run=again, room=0, work=2 * product))
+        kernels.append(Kernel(name="grouped", run=grouped, room=room, work=product))
+        if geometry is None or len(geometry.kernel) != 2:
             return kernels
         deferring = partial(self._deferring, geometry=geometry, copies=copies)
-        for name, layout in self._layouts(geometry, inputs.shape[1]).items():
+        layouts = {} if direct.fits(inputs) else self._layouts(geometry)
+        for name, layout in layouts.items():
             kept = partial(instantiated, layout, copies)
-            later = partial(Postponed, form=kept)
             kernels.append(Kernel(name=name, run=kept, room=size, work=product))
-            name_later = f"{name}, postponed"
-            kernels.append(Kernel(name=name_later, run=later, room=0, work=product, later=size))
             found = partial(squares, layout, copies)
             kernels.append(deferring(name, found, work=2 * product, gram=False))
-        if interleaves:
-            found, work = partial(self._interleaved_squares, kept=None), 2 * product
-            kernels.append(deferring("interleaved", found, work=work, gram=False))
         pairs, outputs = float(examples * positions**2), output_gradient.shape[1]
         patch = self.layer.weight[0].numel()
         found, work = partial(gram_squares, geometry, copies), pairs * (patch + outputs) + product
         kernels.append(deferring("gram", found, work=work, gram=True))
-        if copies == 1 and geometry.plain and geometry.kernel != (1, 1):
-            found = partial(shifted_gram_squares, geometry)
-            work = pairs * (inputs.shape[1] + outputs + patch // inputs.shape[1]) + product
-            kernels.append(deferring("shifted gram", found, work=work, gram=True))
         return kernels
 
-    def _layouts(self, geometry: Geometry, channels: int) -> dict[str, PatchLayout]:
+    def _layouts(self, geometry: Geometry) -> dict[str, PatchLayout]:
         """The patch layouts that this layer's geometry allows."""
         layouts: dict[str, PatchLayout] = {"columns": Columns(geometry)}
         if geometry.plain and geometry.kernel[0] > 1:
             layouts["rows"] = Rows(geometry)
-        patch = channels * geometry.kernel[0] * geometry.kernel[1]
-        if geometry.stride == (1, 1) and patch <= _MOST_SHIFTS:
-            layouts["shifts"] = Shifts(geometry)
         return layouts
 
     def _geometry(self) -> Geometry | None:
-        """The layer's sizes, where it is a dense two-dimensional convolution."""
+        """The layer's sizes, where it is a dense convolution."""
         layer = self.layer
-        if layer.transposed or layer.groups != 1 or len(layer.kernel_size) != 2:
+        if layer.transposed or layer.groups != 1:
             return None
-        pair = cast(Callable[[object], tuple[int, int]], tuple)
+        whole = cast(Callable[[object], tuple[int, ...]], tuple)
         return Geometry(
-            kernel=pair(layer.kernel_size),
-            stride=pair(layer.stride),
-            padding=pair(self.padding),
-            dilation=pair(layer.dilation),
+            kernel=whole(layer.kernel_size),
+            stride=whole(layer.stride),
+            padding=whole(self.padding),
+            dilation=whole(layer.dilation),
         )
 
     def _deferring(
@@ -242,31 +230,6 @@ class ConvolutionRule:
         """Per-example weight gradients of the grouped convolution."""
         rows = Instantiated([self.grouped_weight_gradients(inputs, output_gradient)])
         return of_copies(rows, copies, size=self.layer.weight.numel())
-
-    def _interleaves(self, inputs: torch.Tensor) -> bool:
-        """Whether examples can be groups in the channels-last layout, their gradients cached."""
-        layer = self.layer
-        last = inputs.dim() == 4 and inputs.is_contiguous(memory_format=torch.channels_last)
-        one = layer.weight.numel() * inputs.element_size()
-        return last and not layer.transposed and one <= CACHE
-
-    def _interleaved(
-        self, inputs: torch.Tensor, output_gradient: torch.Tensor
-    ) -> PerExampleGradients:
-        """Per-example weight gradients, kept with the input channels last."""
-        outputs, channels, *sizes = self.layer.weight.shape
-        kept = inputs.new_empty(len(inputs), outputs, *sizes, channels)
-        found = self._interleaved_squares(inputs, output_gradient, kept=kept)
-        return Instantiated([kept], join=lambda one: one[0].movedim(-1, -3), squares=found)
-
-    def _interleaved_squares(
-        self, inputs: torch.Tensor, output_gradient: torch.Tensor, *, kept: torch.Tensor | None
-    ) -> torch.Tensor:
-        """Squared norms of the per-example weight gradients, which are kept where there is room."""
-        layer = self.layer
-        return interleaved_gradients(
-            self._native, layer.weight, layer.groups, inputs, output_gradient, kept
-        )
 
     def _weight_gradient(self, inputs: torch.Tensor, output_gradient: torch.Tensor) -> torch.Tensor:
         """The native kernel's weight gradient, summed over the examples."""

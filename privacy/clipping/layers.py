@@ -20,7 +20,7 @@ from privacy.clipping.gradients import PerExampleGradients
 from privacy.clipping.tape import Tape
 from privacy.errors import StepError, UnsupportedLayer
 
-__all__ = ["AddsCopies", "Installation", "LayerRule", "Rules", "install"]
+__all__ = ["AddsCopies", "InOnePass", "Installation", "LayerRule", "Rules", "install"]
 
 
 class LayerRule(Protocol):
@@ -59,6 +59,16 @@ class AddsCopies(Protocol):
         copies: int,
     ) -> list[tuple[nn.Parameter, PerExampleGradients]]:
         """`per_example_gradients` of examples that are `copies` adjacent rows each."""
+
+
+@runtime_checkable
+class InOnePass(Protocol):
+    """A rule whose two gradients share work: asked for both, it is asked once."""
+
+    def in_one_pass(
+        self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, list[tuple[nn.Parameter, PerExampleGradients]]]:
+        """`input_gradient` and `per_example_gradients`."""
 
 
 Rules = Callable[[nn.Module, str], LayerRule]
@@ -238,13 +248,18 @@ class _RecordedLayer(torch.autograd.Function):
     def backward(ctx: Any, output_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         inputs, *saved = ctx.saved_tensors
         rule: LayerRule = ctx.rule
+        input_gradient = None
         if ctx.tape.recording:
             copies = ctx.tape.copies(rows=len(output_gradient), layer=ctx.name)
-            for parameter, part in _gradients(rule, inputs, saved, output_gradient, copies):
+            if ctx.needs_input_grad[3] and isinstance(rule, InOnePass):
+                input_gradient, parts = rule.in_one_pass(inputs, saved, output_gradient)
+                parts = _folded(parts, copies)
+            else:
+                parts = _gradients(rule, inputs, saved, output_gradient, copies)
+            for parameter, part in parts:
                 ctx.tape.add(parameter, part)
-        input_gradient = (
-            rule.input_gradient(inputs, saved, output_gradient) if ctx.needs_input_grad[3] else None
-        )
+        if ctx.needs_input_grad[3] and input_gradient is None:
+            input_gradient = rule.input_gradient(inputs, saved, output_gradient)
         # The parameters are inputs only so that the output depends on them; their gradients go to
         # the tape.
         return (None, None, None, input_gradient, *[None] * ctx.trainable)
@@ -260,9 +275,15 @@ def _gradients(
     """Each example's gradients, those of its copies added up by the rule or after it."""
     if copies > 1 and isinstance(rule, AddsCopies):
         return rule.gradients_of_copies(inputs, saved, output_gradient, copies=copies)
+    return _folded(rule.per_example_gradients(inputs, saved, output_gradient), copies)
+
+
+def _folded(
+    parts: list[tuple[nn.Parameter, PerExampleGradients]], copies: int
+) -> list[tuple[nn.Parameter, PerExampleGradients]]:
+    """Each example's gradients out of each row's."""
     return [
-        (parameter, of_copies(part, copies, size=parameter.numel()))
-        for parameter, part in rule.per_example_gradients(inputs, saved, output_gradient)
+        (parameter, of_copies(part, copies, size=parameter.numel())) for parameter, part in parts
     ]
 
 

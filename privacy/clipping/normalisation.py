@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from privacy.clipping.gradients import Instantiated, PerExampleGradients
+from privacy.clipping.lines import Lines, fits, input_gradient_and_lines, lines
 from privacy.errors import UnsupportedLayer
 
 __all__ = ["GroupNormRule", "InstanceNorm", "InstanceNormRule", "LayerNormRule", "RMSNormRule"]
@@ -52,6 +53,12 @@ class GroupNormRule:
         """Two sums over positions give both parameters; the normalised input is not formed."""
         layer, (mean, inverse) = self.layer, saved
         return _affine_parts(layer.weight, layer.bias, mean, inverse, inputs, output_gradient)
+
+    def in_one_pass(
+        self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, list[tuple[nn.Parameter, PerExampleGradients]]]:
+        """Both of the same sums, where compiled code takes them."""
+        return _in_one_pass(self, inputs, saved, output_gradient)
 
 
 class InstanceNormRule:
@@ -115,6 +122,15 @@ class InstanceNormRule:
         """As of a GroupNorm."""
         layer, (mean, inverse) = self.layer, saved
         return _affine_parts(layer.weight, layer.bias, mean, inverse, inputs, output_gradient)
+
+    def in_one_pass(
+        self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
+    ) -> tuple[torch.Tensor, list[tuple[nn.Parameter, PerExampleGradients]]]:
+        """As of a GroupNorm; a fixed line's two gradients share nothing."""
+        if not self.layer.track_running_stats:
+            return _in_one_pass(self, inputs, saved, output_gradient)
+        through = self.input_gradient(inputs, saved, output_gradient)
+        return through, self.per_example_gradients(inputs, saved, output_gradient)
 
 
 class LayerNormRule:
@@ -255,6 +271,8 @@ def _affine_parts(
     output_gradient: torch.Tensor,
 ) -> list[tuple[nn.Parameter, PerExampleGradients]]:
     """Gradients of a line for each channel behind (x - mean) * inverse, both [n or 1, groups]."""
+    if fits(inputs, output_gradient):
+        return _of_lines(weight, bias, lines(inputs, output_gradient, mean, inverse))
     parts = list[tuple[nn.Parameter, PerExampleGradients]]()
     dtype = torch.promote_types(_wide(inputs), output_gradient.dtype)
     product, total = _sums_over_positions(inputs.to(dtype), output_gradient.to(dtype))
@@ -265,6 +283,33 @@ def _affine_parts(
     if bias is not None and bias.requires_grad:
         parts.append((bias, Instantiated([total])))
     return parts
+
+
+def _of_lines(
+    weight: nn.Parameter, bias: nn.Parameter | None, found: Lines
+) -> list[tuple[nn.Parameter, PerExampleGradients]]:
+    """The gradients of those that are trained."""
+    parts = list[tuple[nn.Parameter, PerExampleGradients]]()
+    if weight.requires_grad:
+        parts.append((weight, found.gain))
+    if bias is not None and bias.requires_grad:
+        parts.append((bias, found.shift))
+    return parts
+
+
+def _in_one_pass(
+    rule: "GroupNormRule | InstanceNormRule",
+    inputs: torch.Tensor,
+    saved: Sequence[torch.Tensor],
+    output_gradient: torch.Tensor,
+) -> tuple[torch.Tensor, list[tuple[nn.Parameter, PerExampleGradients]]]:
+    """Input gradient and per-example gradients of a layer with statistics of each example."""
+    (mean, inverse), layer = saved, rule.layer
+    if not fits(inputs, output_gradient):
+        parts = rule.per_example_gradients(inputs, saved, output_gradient)
+        return rule.input_gradient(inputs, saved, output_gradient), parts
+    through, found = input_gradient_and_lines(inputs, output_gradient, mean, inverse, layer.weight)
+    return through, _of_lines(layer.weight, layer.bias, found)
 
 
 def _sums_over_positions(x: torch.Tensor, dy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

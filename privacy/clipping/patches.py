@@ -2,7 +2,7 @@
 
 A weight gradient is a product of output gradients and input patches. Writing all patches down costs
 kernel-size times the input; here a few examples at a time are written down into room that stays in
-the processor's cache, and multiplied there. Three layouts differ in what is copied and how wide the
+the processor's cache, and multiplied there. Two layouts differ in what is copied and how wide the
 products are. Copies of one example are more positions of it: one product adds them up.
 """
 
@@ -21,7 +21,6 @@ __all__ = [
     "Geometry",
     "PatchLayout",
     "Rows",
-    "Shifts",
     "block_length",
     "chunks",
     "instantiated",
@@ -35,17 +34,17 @@ CACHE = 1 << 21
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """A dense convolution's sizes, all (vertical, horizontal).
+    """A dense convolution's sizes, one number for each dimension: (vertical, horizontal) of images.
 
     Example:
         >>> Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1)).plain
         True
     """
 
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
 
     @property
     def plain(self) -> bool:
@@ -55,7 +54,7 @@ class Geometry:
             >>> Geometry(kernel=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(1, 1)).plain
             False
         """
-        return self.stride == (1, 1) and self.dilation == (1, 1)
+        return set(self.stride) == set(self.dilation) == {1}
 
 
 class PatchLayout(Protocol):
@@ -209,56 +208,6 @@ class Rows:
             torch.bmm(transposed, lines[:, :, row : row + height].flatten(1, 3), out=piece)
 
 
-@dataclass(frozen=True)
-class Shifts:
-    """Every kernel position as one shifted image: long copies, for images of few channels.
-
-    Needs no stride.
-
-    Example:
-        >>> same = Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
-        >>> Shifts(same).pieces(2, 4)
-        (1, 18, 4)
-    """
-
-    geometry: Geometry
-
-    def pieces(self, inputs: int, outputs: int) -> tuple[int, int, int]:
-        """One of [inputs * height * width, outputs]."""
-        height, width = self.geometry.kernel
-        return 1, inputs * height * width, outputs
-
-    def join(self, pieces: list[torch.Tensor], inputs: int) -> torch.Tensor:
-        """The output channels come last here."""
-        return torch.unflatten(pieces[0], -2, (inputs, *self.geometry.kernel)).movedim(-1, -4)
-
-    def room(self, images: torch.Tensor, positions: tuple[int, int]) -> list[torch.Tensor]:
-        """Padded images, and shifted ones [m, c, *kernel, copies, *positions]."""
-        examples, copies, channels = len(images), images.shape[1], images.shape[-1]
-        shifted = images.new_empty(examples, channels, *self.geometry.kernel, copies, *positions)
-        return [_padded_room(images, self.geometry.padding), shifted]
-
-    def multiply(
-        self,
-        images: torch.Tensor,
-        gradient: torch.Tensor,
-        room: list[torch.Tensor],
-        pieces: Sequence[torch.Tensor],
-    ) -> None:
-        """Copies the shifted images, then multiplies."""
-        padded, shifted = room
-        pad(images, padded, self.geometry.padding)
-        source = padded.permute(0, 4, 1, 2, 3)
-        vertical, horizontal = shifted.shape[-2:]
-        apart_down, apart_right = self.geometry.dilation
-        for row in range(shifted.shape[2]):
-            for column in range(shifted.shape[3]):
-                top, left = row * apart_down, column * apart_right
-                window = source[..., top : top + vertical, left : left + horizontal]
-                shifted[:, :, row, column].copy_(window)
-        torch.bmm(shifted.flatten(4).flatten(1, 3), gradient, out=pieces[0])
-
-
 def instantiated(
     layout: PatchLayout, copies: int, images: torch.Tensor, output_gradient: torch.Tensor
 ) -> Instantiated:
@@ -367,14 +316,14 @@ def chunks(
         yield some, gradient[start : start + size], [part[: len(some)] for part in room]
 
 
-def _padded_room(images: torch.Tensor, padding: tuple[int, int]) -> torch.Tensor:
+def _padded_room(images: torch.Tensor, padding: tuple[int, ...]) -> torch.Tensor:
     """Zeros [m, copies, h, w, c] of the padded size."""
     examples, copies, height, width, channels = images.shape
     down, right = padding
     return images.new_zeros(examples, copies, height + 2 * down, width + 2 * right, channels)
 
 
-def pad(images: torch.Tensor, padded: torch.Tensor, padding: tuple[int, int]) -> None:
+def pad(images: torch.Tensor, padded: torch.Tensor, padding: tuple[int, ...]) -> None:
     """Writes [m, copies, h, w, c] into the middle of its padded room; the border stays zero.
 
     Example:

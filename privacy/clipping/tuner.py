@@ -34,7 +34,6 @@ class Kernel:
         run: From a layer's input and output gradient to the gradients.
         room: Bytes that it takes at most, beyond input and output gradient.
         work: Multiplications that it needs, roughly: what is hopeless need not be timed.
-        later: Bytes that its result takes once the backward pass is over, and not before.
 
     Example:
         >>> from privacy.clipping.gradients import Instantiated
@@ -47,7 +46,6 @@ class Kernel:
     run: Callable[[torch.Tensor, torch.Tensor], PerExampleGradients]
     room: int
     work: float
-    later: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +73,8 @@ class Tuner:
     """Times kernels and remembers the fastest; a class because it remembers.
 
     Args:
-        memory_cap: Most that kernels may take, in units of the room that inputs and output
-            gradients take, > 0: during the backward pass each layer's own, which kept gradients
-            let go, and after it, when all are let go, all layers' together.
+        memory_cap: Most that a layer's kernel may take, in units of the room that its own input and
+            output gradient take, > 0: kept gradients let these go.
         fixed: Kernel names by layer, from an earlier training's choices; they are not timed. Where
             examples have copies, a layer has fewer kernels.
         clock: Seconds, ever rising.
@@ -104,8 +101,6 @@ class Tuner:
         self._fixed = dict(fixed or {})
         self._clock = clock
         self._choices: dict[tuple[object, ...], Choice] = {}
-        self._rooms: dict[str, float] = {}
-        self._later: dict[str, float] = {}
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -169,11 +164,8 @@ class Tuner:
             output_gradient.device,
             torch.get_num_threads(),
         )
-        # Bytes an example, of the layers' inputs and output gradients, from the latest pass.
-        examples = len(inputs) // copies
-        self._rooms[layer] = _bytes(inputs, output_gradient) / examples
         if key not in self._choices:
-            self._choices[key] = self._choose(layer, kernels, inputs, output_gradient, examples)
+            self._choices[key] = self._choose(layer, kernels, inputs, output_gradient)
         name = self._choices[key].kernel
         return next(kernel for kernel in kernels if kernel.name == name).run(
             inputs, output_gradient
@@ -185,7 +177,6 @@ class Tuner:
         kernels: Sequence[Kernel],
         inputs: torch.Tensor,
         output_gradient: torch.Tensor,
-        examples: int,
     ) -> Choice:
         """Takes the fixed kernel, or times the ones that the cap allows."""
         shape = tuple(inputs.shape)
@@ -198,11 +189,9 @@ class Tuner:
                 )
             return Choice(layer=layer, inputs=shape, kernel=self._fixed[layer], seconds={})
         room = self._memory_cap * _bytes(inputs, output_gradient)
-        others = sum(size for name, size in self._later.items() if name != layer)
-        left = examples * (self._memory_cap * sum(self._rooms.values()) - others)
-        # What fits now need not be postponed.
-        allowed = [k for k in kernels if k.room <= room and (not k.later or room < k.later <= left)]
-        allowed = allowed or [min(kernels, key=lambda kernel: kernel.room)]
+        allowed = [k for k in kernels if k.room <= room] or [
+            min(kernels, key=lambda kernel: kernel.room)
+        ]
         least = min(kernel.work for kernel in allowed)
         candidates = [kernel for kernel in allowed if kernel.work <= _TOO_MUCH * least]
         if len(candidates) == 1 or len(inputs) < _WORTH_TIMING:
@@ -212,8 +201,6 @@ class Tuner:
             best = min(seconds.values(), default=float("inf"))
             seconds[kernel.name] = self._time(kernel, inputs, output_gradient, best)
         fastest = min(seconds, key=lambda name: seconds[name])
-        later = next(kernel.later for kernel in candidates if kernel.name == fastest)
-        self._later[layer] = later / examples
         return Choice(layer=layer, inputs=shape, kernel=fastest, seconds=seconds)
 
     def _time(

@@ -1,0 +1,327 @@
+"""Per-example weight gradients of dense convolutions straight from the images, without patches.
+
+Compiled code (`privacy/native/convolution.c`) sums each example up at the speed of the native
+weight gradient of them all, and takes the norm of the very numbers that it wrote. What a
+convolution is lies in tables of offsets that are made here.
+"""
+
+import ctypes
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+
+from privacy.clipping.gradients import Instantiated
+from privacy.clipping.patches import Geometry
+from privacy.native.library import call, compiled
+
+__all__ = ["Twice", "fits", "instantiated", "lies_right", "twice"]
+
+_LANES = 16
+"""Output channels are rounded up to whole vectors."""
+
+
+def fits(inputs: torch.Tensor) -> bool:
+    """Whether the compiled code takes this input: float32, on a CPU, and compiled at all.
+
+    Example:
+        >>> fits(torch.zeros(1, dtype=torch.float64))
+        False
+    """
+    return inputs.dtype == torch.float32 and inputs.device.type == "cpu" and compiled() is not None
+
+
+def lies_right(tensor: torch.Tensor) -> bool:
+    """Whether the compiled code reads it where it lies: dense, with the channels last.
+
+    Example:
+        >>> lies_right(torch.zeros(2, 3, 4, 4))
+        False
+    """
+    return tensor.movedim(1, -1).is_contiguous()
+
+
+def instantiated(
+    geometry: Geometry, copies: int, images: torch.Tensor, output_gradient: torch.Tensor
+) -> Instantiated:
+    """Per-example weight gradients, kept.
+
+    Args:
+        geometry: Of the convolution, of any number of dimensions.
+        copies: Rows that follow one another and are one example's.
+        images: Its input, float32 [n * copies, c, *spatial], as `fits` says; channels last is best.
+        output_gradient: The gradient at its output, float32 [n * copies, outputs, *positions].
+
+    Example:
+        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        >>> x, dy = torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4)
+        >>> not fits(x) or instantiated(geometry, 1, x, dy).instantiate().shape == (2, 1, 3, 1, 1)
+        True
+    """
+    layer = _Layer.of(geometry, copies, images, output_gradient)
+    kept = images.new_empty(layer.examples, *layer.gradient_shape)
+    squares = layer.run(kept, keep=True)
+    return Instantiated([kept], join=lambda pieces: layer.join(pieces[0]), squares=squares)
+
+
+def twice(
+    geometry: Geometry, copies: int, images: torch.Tensor, output_gradient: torch.Tensor
+) -> "Twice":
+    """Per-example weight gradients that are summed up twice instead of kept.
+
+    Args:
+        geometry: As for `instantiated`.
+        copies: As for `instantiated`.
+        images: As for `instantiated`.
+        output_gradient: As for `instantiated`.
+
+    Example:
+        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        >>> x, dy = torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4)
+        >>> not fits(x) or twice(geometry, 1, x, dy).squared_norms().tolist() == [768.0, 768.0]
+        True
+    """
+    layer = _Layer.of(geometry, copies, images, output_gradient)
+    return Twice(geometry, copies, images, output_gradient, layer.run(layer.scratch(), keep=False))
+
+
+@dataclass(frozen=True)
+class Twice:
+    """Gradients that are held by nobody: summed up once for their norms and again for their sum.
+
+    Both times by the same additions, so that a norm is that of what the factor multiplies.
+
+    Attributes:
+        geometry: As for `twice`, and so the next three.
+        copies: Rows an example.
+        images: The layer's input.
+        output_gradient: The gradient at its output.
+        squares: Squared norms, float64 [n].
+
+    Example:
+        >>> geometry = Geometry(kernel=(1,), stride=(1,), padding=(0,), dilation=(1,))
+        >>> Twice(geometry, 1, torch.ones(1), torch.ones(1), torch.tensor([4.0])).squared_norms()
+        tensor([4.])
+    """
+
+    geometry: Geometry
+    copies: int
+    images: torch.Tensor
+    output_gradient: torch.Tensor
+    squares: torch.Tensor
+
+    def squared_norms(self) -> torch.Tensor:
+        """What the first summing up found.
+
+        Example:
+            >>> geometry = Geometry(kernel=(1,), stride=(1,), padding=(0,), dilation=(1,))
+            >>> one = torch.ones(1)
+            >>> Twice(geometry, 1, one, one, one).squared_norms()
+            tensor([1.])
+        """
+        return self.squares
+
+    def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
+        """The second: each example's gradient times its factor, in the cache.
+
+        Example:
+            >>> geometry = Geometry(kernel=(1,), stride=(1,), padding=(0,), dilation=(1,))
+            >>> x = torch.ones(2, 1, 3)
+            >>> not fits(x) or twice(geometry, 1, x, x).weighted_sum(torch.ones(2)).item() == 6
+            True
+        """
+        layer = _Layer.of(self.geometry, self.copies, self.images, self.output_gradient)
+        return layer.join(layer.weighted_sum(factors.to(torch.float32).contiguous()))
+
+    def instantiate(self) -> torch.Tensor:
+        """The gradients themselves, after all.
+
+        Example:
+            >>> geometry = Geometry(kernel=(1,), stride=(1,), padding=(0,), dilation=(1,))
+            >>> x = torch.ones(2, 1, 3)
+            >>> not fits(x) or twice(geometry, 1, x, x).instantiate().flatten().tolist() == [3, 3]
+            True
+        """
+        kept = instantiated(self.geometry, self.copies, self.images, self.output_gradient)
+        return kept.instantiate()
+
+    def select(self, rows: torch.Tensor) -> "Twice":
+        """The same of the examples in `rows`.
+
+        Example:
+            >>> geometry = Geometry(kernel=(1,), stride=(1,), padding=(0,), dilation=(1,))
+            >>> both = Twice(geometry, 1, torch.ones(2), torch.ones(2), torch.ones(2))
+            >>> both.select(torch.tensor([1])).squares
+            tensor([1.])
+        """
+        copied = (rows[:, None] * self.copies + torch.arange(self.copies)).flatten()
+        images, gradient = self.images[copied], self.output_gradient[copied]
+        return Twice(self.geometry, self.copies, images, gradient, self.squares[rows])
+
+
+class _Work(ctypes.Structure):
+    """The arguments of `convolution_gradients`, as `convolution.c` declares them."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("examples", "lines", "line_length", "room_length")),
+        *((name, ctypes.c_long) for name in ("positions", "taps", "outputs", "keep", "shares")),
+        *((name, ctypes.c_void_p) for name in ("line", "position", "tap")),
+        *((name, ctypes.c_void_p) for name in ("images", "gradient", "factors")),
+        *((name, ctypes.c_void_p) for name in ("out", "room", "sums", "squares")),
+        *((name, ctypes.c_long) for name in ("next", "next_thread")),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tables:
+    """Where things lie in the room of one example: its images, each with a border of zeros.
+
+    Attributes:
+        line: Offset of each line of the images, int32.
+        position: Offset of the first pixel that each output position sees, int32.
+        tap: Offset of each value of a patch from its first, int32, rising.
+        room: Values in the room.
+    """
+
+    line: torch.Tensor
+    position: torch.Tensor
+    tap: torch.Tensor
+    room: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    """One layer's input and output gradient as the compiled code takes them.
+
+    Attributes:
+        tables: Where things lie.
+        geometry: Of the convolution.
+        pixels: The images, channels last and dense.
+        gradient: The output gradient, the same, with channels of zeros up to whole vectors.
+        outputs: Output channels without these.
+        examples: How many.
+    """
+
+    tables: _Tables
+    geometry: Geometry
+    pixels: torch.Tensor
+    gradient: torch.Tensor
+    outputs: int
+    examples: int
+
+    @classmethod
+    def of(
+        cls, geometry: Geometry, copies: int, images: torch.Tensor, output_gradient: torch.Tensor
+    ) -> "_Layer":
+        """Lays out what does not lie right, and finds the tables."""
+        pixels = images.movedim(1, -1).contiguous()
+        gradient, outputs = output_gradient.movedim(1, -1), output_gradient.shape[1]
+        if outputs % _LANES:
+            gradient = F.pad(gradient, (0, -outputs % _LANES))
+        return cls(
+            tables=_tables(geometry, copies, pixels.shape[1:], gradient.shape[1:-1]),
+            geometry=geometry,
+            pixels=pixels,
+            gradient=gradient.contiguous(),
+            outputs=outputs,
+            examples=len(images) // copies,
+        )
+
+    @property
+    def gradient_shape(self) -> tuple[int, int]:
+        """Of one example: taps and whole vectors of outputs."""
+        return len(self.tables.tap), self.gradient.shape[-1]
+
+    def scratch(self) -> torch.Tensor:
+        """Room for one example's gradient a thread."""
+        return self.pixels.new_empty(torch.get_num_threads(), *self.gradient_shape)
+
+    def join(self, rows: torch.Tensor) -> torch.Tensor:
+        """From [..., taps, outputs] to the weight's shape."""
+        kernel = self.geometry.kernel
+        whole = torch.unflatten(rows, -2, (*kernel, self.pixels.shape[-1]))[..., : self.outputs]
+        return whole.movedim((-1, -2), (-len(kernel) - 2, -len(kernel) - 1))
+
+    def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
+        """Of all examples' gradients, [taps, outputs]; one float32 factor each."""
+        sums = torch.zeros_like(self.scratch())
+        self.run(self.scratch(), keep=False, factors=factors, sums=sums)
+        return sums.sum(0)
+
+    def run(
+        self,
+        out: torch.Tensor,
+        *,
+        keep: bool,
+        factors: torch.Tensor | None = None,
+        sums: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Squared norms, float64 [n]; the gradients go to `out`, times `factors` to `sums`."""
+        tables, pixels, threads = self.tables, self.pixels, torch.get_num_threads()
+        border = any(self.geometry.padding)
+        room = pixels.new_zeros(threads, tables.room) if border else pixels.new_empty(0)
+        squares = pixels.new_empty(self.examples, dtype=torch.float64)
+        work = _Work(
+            examples=self.examples,
+            lines=len(tables.line),
+            line_length=pixels.shape[-2] * pixels.shape[-1],
+            room_length=tables.room if border else 0,
+            positions=len(tables.position),
+            taps=len(tables.tap),
+            outputs=self.gradient.shape[-1],
+            keep=keep,
+            shares=threads,
+            line=tables.line.data_ptr(),
+            position=tables.position.data_ptr(),
+            tap=tables.tap.data_ptr(),
+            images=pixels.data_ptr(),
+            gradient=self.gradient.data_ptr(),
+            factors=None if factors is None else factors.data_ptr(),
+            out=out.data_ptr(),
+            room=room.data_ptr(),
+            sums=None if sums is None else sums.data_ptr(),
+            squares=squares.data_ptr(),
+        )
+        call("convolution_gradients", work)
+        return squares
+
+
+@cache
+def _tables(
+    geometry: Geometry, copies: int, image: tuple[int, ...], positions: tuple[int, ...]
+) -> _Tables:
+    """The tables of a convolution over images [*spatial, channels]."""
+    *sizes, channels = image
+    padded = [size + 2 * border for size, border in zip(sizes, geometry.padding, strict=True)]
+    steps = [math.prod(padded[axis + 1 :]) * channels for axis in range(len(padded))]
+    one, nowhere = math.prod(padded) * channels, [0] * len(sizes)
+    side_by_side = [1] * len(sizes)
+    lines = _offsets([*sizes[:-1], 1], side_by_side, geometry.padding, steps)
+    first = _offsets(positions, geometry.stride, nowhere, steps)
+    window = _offsets(geometry.kernel, geometry.dilation, nowhere, steps)
+    taps = [offset + channel for offset in window for channel in range(channels)]
+    assert max(first) + max(taps) < one, "the last patch lies within its image"
+    starts = [copy * one for copy in range(copies)]
+    return _Tables(
+        line=_int32([start + line for start in starts for line in lines]),
+        position=_int32([start + offset for start in starts for offset in first]),
+        tap=_int32(taps),
+        room=copies * one,
+    )
+
+
+def _offsets(
+    counts: Sequence[int], strides: Sequence[int], starts: Sequence[int], steps: Sequence[int]
+) -> list[int]:
+    """Offsets in memory of all places of a lattice, the last dimension fastest."""
+    axes = zip(counts, strides, starts, steps, strict=True)
+    along = [[(start + i * by) * step for i in range(n)] for n, by, start, step in axes]
+    return [sum(place) for place in itertools.product(*along)]
+
+
+def _int32(values: list[int]) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int32)

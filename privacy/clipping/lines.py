@@ -1,0 +1,152 @@
+"""Per-example gradients of a normalisation's line for each channel, in one pass, channels last.
+
+Compiled code (`privacy/native/normalisation.c`) sums up over the positions, and makes the input
+gradient of the same sums while the example is in the cache.
+"""
+
+import ctypes
+from dataclasses import dataclass
+
+import torch
+
+from privacy.clipping.gradients import Instantiated
+from privacy.native.library import call, compiled
+
+__all__ = ["Lines", "fits", "input_gradient_and_lines", "lines"]
+
+_MOST_CHANNELS = 4096
+"""As many as the compiled code has room for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lines:
+    """Gradients of a line's slope and of its offset.
+
+    Attributes:
+        gain: Of the weight, [n, channels].
+        shift: Of the bias, [n, channels].
+
+    Example:
+        >>> Lines(gain=Instantiated([torch.ones(2, 3)]), shift=Instantiated([torch.ones(2, 3)]))
+        Lines(...)
+    """
+
+    gain: Instantiated
+    shift: Instantiated
+
+
+def fits(inputs: torch.Tensor, output_gradient: torch.Tensor) -> bool:
+    """Whether the compiled code takes these, and pays: float32 on a CPU, with the channels last.
+
+    Example:
+        >>> fits(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
+        False
+    """
+    return (
+        inputs.dtype == output_gradient.dtype == torch.float32
+        and inputs.device.type == "cpu"
+        and inputs.dim() > 2
+        and inputs.shape[1] <= _MOST_CHANNELS
+        and inputs.movedim(1, -1).is_contiguous()
+        and not inputs.is_contiguous()
+        and compiled() is not None
+    )
+
+
+def lines(
+    inputs: torch.Tensor,
+    output_gradient: torch.Tensor,
+    mean: torch.Tensor,
+    inverse: torch.Tensor,
+) -> Lines:
+    """The gradients of a line behind (x - mean) * inverse.
+
+    Args:
+        inputs: As `fits` says, [n, channels, *positions].
+        output_gradient: The gradient at the output, of the same shape.
+        mean: Of each group of channels, [n, groups] or, where all examples share it, [1, groups].
+        inverse: The inverse deviation, of the same shape.
+
+    Example:
+        >>> x = torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)
+        >>> zero, one = torch.zeros(2, 1), torch.ones(2, 1)
+        >>> not fits(x, x) or lines(x, x, zero, one).gain.pieces[0].unique().item() == 16
+        True
+    """
+    return _run(inputs, output_gradient, mean, inverse, None, None)
+
+
+def input_gradient_and_lines(
+    inputs: torch.Tensor,
+    output_gradient: torch.Tensor,
+    mean: torch.Tensor,
+    inverse: torch.Tensor,
+    weight: torch.Tensor,
+) -> tuple[torch.Tensor, Lines]:
+    """The same, and the gradient at the input of the normalisation and its line.
+
+    Args:
+        inputs: As for `lines`.
+        output_gradient: As for `lines`.
+        mean: Of each group of each example, [n, groups].
+        inverse: As for `lines`.
+        weight: The line's slope, [channels].
+
+    Example:
+        >>> x = torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)
+        >>> zero, one, weight = torch.zeros(2, 1), torch.ones(2, 1), torch.ones(3)
+        >>> not fits(x, x) or input_gradient_and_lines(x, x, zero, one, weight)[0].shape == x.shape
+        True
+    """
+    through = torch.empty_like(inputs)
+    return through, _run(inputs, output_gradient, mean, inverse, weight, through)
+
+
+class _Work(ctypes.Structure):
+    """The arguments of `line_gradients`, as `normalisation.c` declares them."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("examples", "positions", "channels", "groups")),
+        ("fixed", ctypes.c_long),
+        *((name, ctypes.c_void_p) for name in ("images", "gradient", "mean", "inverse", "weight")),
+        *((name, ctypes.c_void_p) for name in ("gain", "shift", "input_gradient", "squares")),
+        ("next", ctypes.c_long),
+    )
+
+
+def _run(
+    inputs: torch.Tensor,
+    output_gradient: torch.Tensor,
+    mean: torch.Tensor,
+    inverse: torch.Tensor,
+    weight: torch.Tensor | None,
+    through: torch.Tensor | None,
+) -> Lines:
+    """The gradients; the input gradient goes to `through`."""
+    examples, channels = inputs.shape[:2]
+    gradient = output_gradient.movedim(1, -1).contiguous()
+    statistics = [part.to(torch.float32).contiguous() for part in (mean, inverse)]
+    slope = None if weight is None else weight.detach().contiguous()
+    gain, shift = inputs.new_empty(2, examples, channels)
+    squares = inputs.new_empty(2, examples, dtype=torch.float64)
+    work = _Work(
+        examples=examples,
+        positions=inputs[0, 0].numel(),
+        channels=channels,
+        groups=mean.shape[1],
+        fixed=len(mean) != examples,
+        images=inputs.data_ptr(),
+        gradient=gradient.data_ptr(),
+        mean=statistics[0].data_ptr(),
+        inverse=statistics[1].data_ptr(),
+        weight=None if slope is None else slope.data_ptr(),
+        gain=gain.data_ptr(),
+        shift=shift.data_ptr(),
+        input_gradient=None if through is None else through.data_ptr(),
+        squares=squares.data_ptr(),
+    )
+    call("line_gradients", work)
+    gains, shifts = squares
+    return Lines(
+        gain=Instantiated([gain], squares=gains), shift=Instantiated([shift], squares=shifts)
+    )

@@ -1,0 +1,73 @@
+"""The compiled functions: whether this installation has them for this processor, and calling one.
+
+Each takes a structure that its caller declares beside the code that fills it. The caller answers
+for every address and size in it: nothing is checked on the other side.
+"""
+
+import ctypes
+from functools import cache
+from pathlib import Path
+
+import torch
+
+__all__ = ["call", "compiled"]
+
+_VARIANTS = {"AVX512": "avx512", "AVX2": "avx2"}
+"""What torch calls the processor's abilities, and the library compiled for them."""
+_FUNCTIONS = ("convolution_gradients", "line_gradients")
+
+
+def compiled() -> str | None:
+    """The variant that this processor runs, or None where the installation compiled none.
+
+    Example:
+        >>> compiled() in ("avx512", "avx2", "plain", None)
+        True
+    """
+    return _variant() if _library() is not None else None
+
+
+def call(function: str, work: ctypes.Structure) -> None:
+    """Runs a compiled function on all of torch's threads, without Python's lock.
+
+    Args:
+        function: Its name; `compiled()` is not None.
+        work: Its arguments.
+
+    Example:
+        >>> class Nothing(ctypes.Structure):
+        ...     _fields_ = ()
+        >>> call("no such function", Nothing())
+        Traceback (most recent call last):
+        ...
+        AssertionError: no function 'no such function'
+    """
+    assert function in _FUNCTIONS, f"no function {function!r}"
+    library = _library()
+    assert library is not None, "the caller has asked `compiled`"
+    getattr(library, function)(ctypes.byref(work), _team(), torch.get_num_threads())
+
+
+def _variant() -> str:
+    return _VARIANTS.get(torch.backends.cpu.get_cpu_capability(), "plain")
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    """The library for this processor."""
+    path = Path(__file__).with_name(f"privacy-{_variant()}.so.1")
+    if not path.exists():
+        return None
+    library = ctypes.CDLL(str(path))
+    for name in _FUNCTIONS:
+        function = getattr(library, name)
+        function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint)
+        function.restype = None
+    return library
+
+
+@cache
+def _team() -> ctypes.c_void_p | None:
+    """OpenMP's entry in the process, whose threads torch computes with; None where it has none."""
+    entry = getattr(ctypes.CDLL(None), "GOMP_parallel", None)
+    return None if entry is None else ctypes.cast(entry, ctypes.c_void_p)

@@ -1,0 +1,222 @@
+"""The compiled functions give what float64 autograd gives, whatever the shape and the processor."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from privacy.clipping import direct, lines
+from privacy.clipping.normalisation import GroupNormRule, InstanceNormRule
+from privacy.clipping.patches import Geometry
+from privacy.native import library
+
+pytestmark = pytest.mark.skipif(
+    library.compiled() is None, reason="no C compiler when this was installed"
+)
+NATIVE = Path(library.__file__).parent
+VARIANTS = [
+    name
+    for name, abilities in (("avx512", {"AVX512"}), ("avx2", {"AVX512", "AVX2"}), ("plain", None))
+    if abilities is None or torch.backends.cpu.get_cpu_capability() in abilities
+]
+CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
+    1: nn.Conv1d,
+    2: nn.Conv2d,
+    3: nn.Conv3d,
+}
+quick = settings(
+    deadline=None,
+    derandomize=True,
+    max_examples=60,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Each library that this processor can run."""
+    if not (NATIVE / f"privacy-{request.param}.so.1").exists():
+        pytest.skip(f"the {request.param} library is not there on this kind of machine")
+    library._library.cache_clear()
+    monkeypatch.setattr(library, "_variant", lambda: request.param)
+    yield request.param
+    library._library.cache_clear()
+
+
+@st.composite
+def layers(draw: st.DrawFn) -> tuple[Any, torch.Tensor, int]:
+    """A dense convolution in float64, its float32 images, and how many are one example's."""
+    dimensions = draw(st.sampled_from([1, 2, 2, 2, 3]))
+    several = lambda low, high: tuple(  # noqa: E731
+        draw(st.integers(low, high)) for _ in range(dimensions)
+    )
+    layer = CONVOLUTIONS[dimensions](
+        draw(st.sampled_from([1, 2, 3, 4, 8, 13, 16, 27])),
+        draw(st.sampled_from([1, 5, 15, 16, 17, 32, 48, 64, 100])),
+        several(1, 3),  # type: ignore[arg-type]
+        stride=several(1, 3),  # type: ignore[arg-type]
+        padding=several(0, 2),  # type: ignore[arg-type]
+        dilation=several(1, 2),  # type: ignore[arg-type]
+        bias=False,
+        dtype=torch.float64,
+    )
+    copies, examples = draw(st.sampled_from([1, 1, 2, 3])), draw(st.integers(1, 5))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    shape = (copies * examples, layer.in_channels, *several(5, 9))
+    images = torch.randn(shape, generator=generator)
+    if dimensions == 2 and draw(st.booleans()):
+        images = images.contiguous(memory_format=torch.channels_last)
+    return layer, images, copies
+
+
+def geometry_of(layer: Any) -> Geometry:
+    """Its sizes."""
+    return Geometry(
+        kernel=layer.kernel_size,
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+    )
+
+
+@given(drawn=layers())
+@quick
+def test_weight_gradients_are_those_of_the_per_example_loop(
+    variant: str, drawn: tuple[Any, torch.Tensor, int]
+) -> None:
+    """Every dimension, stride, border, dilation, number of channels and of copies."""
+    layer, images, copies = drawn
+    output = layer(images.double())
+    dy = torch.randn(output.shape, generator=torch.Generator().manual_seed(0))
+    truth = torch.stack(
+        [
+            torch.autograd.grad(layer(x[None]), layer.weight, row[None])[0]
+            for x, row in zip(images.double(), dy.double(), strict=True)
+        ]
+    )
+    truth = torch.unflatten(truth, 0, (-1, copies)).sum(1)
+    kept = direct.instantiated(geometry_of(layer), copies, images, dy)
+    again = direct.twice(geometry_of(layer), copies, images, dy)
+    factors = torch.rand(len(truth), generator=torch.Generator().manual_seed(1))
+    expected = torch.einsum("n,n...->...", factors.double(), truth)
+    # A number is a sum of that many products; float32 rounds each addition.
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    for part in (kept, again):
+        torch.testing.assert_close(part.instantiate().double(), truth, **close)
+        torch.testing.assert_close(part.weighted_sum(factors).double(), expected, **close)
+        some = torch.arange(0, len(truth), 2)
+        torch.testing.assert_close(part.select(some).instantiate().double(), truth[some], **close)
+    # Norms are of what is released, to float64: clipping rests on it.
+    exact = kept.instantiate().double().flatten(1).square().sum(1)
+    torch.testing.assert_close(kept.squared_norms(), exact, rtol=1e-12, atol=0)
+    assert torch.equal(kept.squared_norms(), again.squared_norms())
+
+
+def test_what_is_summed_up_twice_is_the_same_gradient(variant: str) -> None:
+    """With a factor of one for a single example, not one bit is another."""
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(6, c, 9, 9, generator=generator) for c in (20, 40))
+    geometry = Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
+    kept, again = (form(geometry, 1, x, dy) for form in (direct.instantiated, direct.twice))
+    for example, factors in enumerate(torch.eye(6)):
+        assert torch.equal(again.weighted_sum(factors), kept.instantiate()[example])
+
+
+def test_one_thread_and_several_give_the_same(variant: str) -> None:
+    """Which thread takes an example is chance; its numbers are not."""
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(7, c, 6, 6, generator=generator) for c in (3, 16))
+    geometry = Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            found.append(direct.instantiated(geometry, 1, x, dy).instantiate())
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(first, found[0]) for first in found)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_shows_in_its_own_norm_only(
+    variant: str, value: float
+) -> None:
+    """The step leaves that example out; its neighbours must be what they are."""
+    x, dy = torch.ones(3, 2, 5, 5), torch.ones(3, 4, 5, 5)
+    dy[1, 0, 0, 0] = value
+    geometry = Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
+    norms = direct.twice(geometry, 1, x, dy).squared_norms()
+    assert norms.isfinite().tolist() == [True, False, True]
+    assert norms[0] == norms[2]
+
+
+@st.composite
+def normalisations(draw: st.DrawFn) -> tuple[Any, torch.Tensor]:
+    """A GroupNorm or InstanceNorm in float64 and float32 images with the channels last."""
+    width, groups = draw(st.integers(1, 9)), draw(st.integers(1, 8))
+    images = draw(st.booleans())
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 1000)))
+    shape = (draw(st.integers(1, 5)), width * groups, *[draw(st.integers(2, 12))] * 2)
+    x = 3 + torch.randn(shape if images else (*shape, 2), generator=generator)
+    layout = torch.channels_last if images else torch.channels_last_3d
+    layer: Any = nn.GroupNorm(groups, width * groups, dtype=torch.float64)
+    if draw(st.booleans()):
+        kind = nn.InstanceNorm2d if images else nn.InstanceNorm3d
+        layer = kind(width * groups, affine=True, dtype=torch.float64)
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 2, generator=generator)
+    return layer, x.contiguous(memory_format=layout)
+
+
+@given(drawn=normalisations())
+@quick
+def test_line_and_input_gradients_are_those_of_autograd(
+    variant: str, drawn: tuple[Any, torch.Tensor]
+) -> None:
+    """One pass gives what the per-example loop in float64 gives."""
+    layer, x = drawn
+    dy = torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    leaf = x.double().requires_grad_()
+    (through,) = torch.autograd.grad(layer(leaf), leaf, dy.double())
+    truth = [
+        torch.autograd.grad(layer(one[None]), [layer.weight, layer.bias], row[None])
+        for one, row in zip(x.double(), dy.double(), strict=True)
+    ]
+    single = layer.float()
+    rule: Any = GroupNormRule(single)
+    if not isinstance(layer, nn.GroupNorm):
+        rule = InstanceNormRule(single, "norm")
+    assert lines.fits(x, dy) == (not x.is_contiguous())
+    with torch.no_grad():
+        _, saved = rule.forward(x)
+        found, parts = rule.in_one_pass(x, saved, dy)
+        alone = rule.per_example_gradients(x, saved, dy)
+    torch.testing.assert_close(found.double(), through, rtol=1e-4, atol=1e-4)
+    for index, ((_, part), (_, other)) in enumerate(zip(parts, alone, strict=True)):
+        expected = torch.stack([gradients[index] for gradients in truth])
+        torch.testing.assert_close(part.instantiate().double(), expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(part.instantiate(), other.instantiate())
+        exact = part.instantiate().double().square().sum(1)
+        torch.testing.assert_close(part.squared_norms(), exact, rtol=1e-6, atol=1e-30)
+
+
+def test_the_structures_are_declared_alike_on_both_sides() -> None:
+    """Same names in the same order as in the C: nothing else would notice."""
+    for source, structure in (("convolution.c", direct._Work), ("normalisation.c", lines._Work)):
+        text = (NATIVE / source).read_text()
+        (body,) = re.findall(r"typedef struct \{([^}]*)\} work;", text)
+        body = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)
+        kinds = [
+            (name.strip("* \n"), "c_long" if kind == "long" else "c_void_p")
+            for kind, names in re.findall(
+                r"(long|const int|const float|float|double) ([^;]*);", body
+            )
+            for name in names.split(",")
+        ]
+        assert kinds == [(name, kind.__name__) for name, kind in structure._fields_]
