@@ -25,6 +25,9 @@ FRONT_VARIANTS = (
     *("private+n-fgsm", "private+pgd"),
 )
 
+# A private step on K copies of each example was meant to cost no more than K plain steps.
+COPIES_GOAL = 1.0
+
 # How long each takes is a table of its own, since the others have these figures too.
 SEALED = ("sealed", "sealed+signed")
 TIMES = ("save", "durable_save", "load", "fresh_load", "one_tensor")
@@ -110,7 +113,19 @@ def step_tables(measured: Measurements) -> str:
         caption = f"**{case}**, {batch} images of {'x'.join(map(str, shape))} a step"
         heads = ["variant", "ms/step", "time ÷ plain", "peak memory ÷ plain"]
         parts += [caption, table(heads, lines)]
-    return blocks(*parts, conditions(measured))
+        parts += [told_of_copies(row) for row in measured.rows if row.case == case]
+    return blocks(*filter(None, parts), conditions(measured))
+
+
+def told_of_copies(row: Row) -> str:
+    """What K copies of each example cost against K plain steps; empty for any other figure."""
+    if row.metric != "copies_ratio":
+        return ""
+    verdict = "met" if row.median <= COPIES_GOAL else "missed"
+    return (
+        f"`{row.variant}` ÷ as many plain steps: {spread(row)}; the goal, at most "
+        f"{COPIES_GOAL:.1f}, is {verdict}."
+    )
 
 
 def conditions(measured: Measurements) -> str:

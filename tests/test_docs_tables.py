@@ -81,6 +81,18 @@ def test_a_network_has_a_table_of_its_own(tables):
     assert text.endswith("medians of 9 rounds, measured 2026-01-02.")
 
 
+def test_copies_are_told_below_their_network(tables):
+    """With their goal, and whether it is met: the same rows on both sides of it."""
+    steps = [row("plain", "time", 0.01, "s"), row("plain", "time_ratio", 1.0)]
+    assert "copies" not in tables.step_tables(document(*steps))
+    for ratio, verdict in ((0.9, "met"), (1.6, "missed")):
+        copies = row("private-4-copies", "copies_ratio", ratio, spread=0.05)
+        text = tables.step_tables(document(*steps, copies))
+        figure = f"{ratio:.2f} ({ratio - 0.05:.2f} to {ratio + 0.05:.2f})"
+        line = f"`private-4-copies` ÷ as many plain steps: {figure}; the goal, at most 1.0, is"
+        assert f"{line} {verdict}." in text.split("\n\n")
+
+
 def test_the_front_sets_rivals_beside_ours(tables):
     """Networks across, the others' steps below ours; what was not measured is empty."""
     rows = [
