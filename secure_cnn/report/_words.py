@@ -12,6 +12,7 @@ from datetime import datetime
 __all__ = [
     "Fact",
     "Table",
+    "breakable",
     "date",
     "delta",
     "epsilon",
@@ -36,6 +37,11 @@ class Fact:
     name: str
     value: str
     detail: str
+
+
+def breakable(name: str) -> str:
+    """A variant's name that a narrow column may break where protections are joined."""
+    return name.replace("+", "+\N{ZERO WIDTH SPACE}")
 
 
 def share(value: float | None) -> str:

@@ -21,6 +21,7 @@ from secure_cnn.report._canvas import (
     INK,
     MUTED,
     SERIES,
+    WIDTH,
     Canvas,
     render,
     short,
@@ -40,7 +41,6 @@ __all__ = [
     "variant_colors",
 ]
 
-WIDTH = 360
 BAR = 11
 MOST_CLASSES = 24
 """With more classes, single rows and cells cannot be read: figures show a part and say so."""
