@@ -1,6 +1,7 @@
 """The tables in the documents: each figure of the rows in its place, and none that was typed."""
 
 import importlib.util
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -201,6 +202,24 @@ def test_nothing_that_was_measured_of_an_archive_is_lost(tables):
             scale, unit = tables.SHOWN[each.unit]
             shown = tables.spread(each, scale=scale, unit=unit)
             assert shown in text or tables.spread(each, scale=scale) in text, each
+
+
+def explained(metric, text):
+    """Whether a table has the metric in its first column, or `start…` of it."""
+    cells = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    names = [name for cell in cells for name in re.findall("`(.+?)`", cell)]
+    return any(
+        metric.startswith(n.removesuffix("…")) if n.endswith("…") else metric == n for n in names
+    )
+
+
+def test_every_metric_is_explained():
+    """What stands in a published file stands in the page about these files; a control does not."""
+    text = (DOCS / "measurements.md").read_text(encoding="utf-8")
+    files = [Measurements.read(path) for path in DOCS.glob("*.json")]
+    metrics = {each.metric for measured in files for each in measured.rows}
+    assert [metric for metric in sorted(metrics) if not explained(metric, text)] == []
+    assert not explained("save_against_age", text)
 
 
 def test_a_name_without_its_marks_is_refused(tables):
