@@ -56,9 +56,6 @@ function measure(frame) {
     const texts = [...svg.querySelectorAll("text")].filter(each => each.textContent.trim());
     const boxes = texts.map(each => each.getBoundingClientRect());
     found.texts += texts.length;
-    const window = svg.closest(".scroll");
-    if (window && window.scrollWidth > window.clientWidth)
-      found.cut.push(svg.getAttribute("aria-label"));
     const scale = frame.width / svg.viewBox.baseVal.width;
     for (const each of texts)
       if (scale * parseFloat(view.getComputedStyle(each).fontSize) < SMALLEST)
@@ -87,6 +84,8 @@ function measure(frame) {
     if (ratio(color, behind) < LEAST) found.pale.push(each.textContent.trim().slice(0, 40) +
       " " + ratio(color, behind).toFixed(2));
   }
+  for (const each of doc.querySelectorAll(".scroll:has(svg, .stacked)"))
+    if (each.scrollWidth > each.clientWidth) found.cut.push(each.getAttribute("aria-label"));
   for (const each of doc.querySelectorAll(".scroll:has(table)")) {
     const edge = each.getBoundingClientRect().right + 1;
     const inside = item => item.getBoundingClientRect().right <= edge;
@@ -212,8 +211,10 @@ def test_bad_pages_are_caught(tmp_path):
         '<svg width="200" height="60" viewBox="0 0 200 60" aria-label="figure" '
         f'style="overflow:visible">{svg}</svg><div style="width:900px">wide</div>'
         '<svg width="50" viewBox="0 0 100 60"><text y="30" style="font-size:14px">x</text></svg>'
-        '<div class="scroll" tabindex="0" style="overflow-x:auto;width:99px">'
-        '<svg width="400" viewBox="0 0 400 9" aria-label="broad"></svg></div>'
+        '<div class="scroll" tabindex="0" aria-label="broad" style="overflow-x:auto;width:99px">'
+        '<svg width="400" viewBox="0 0 400 9"></svg></div>'
+        '<div class="scroll" tabindex="0" aria-label="long" style="overflow-x:auto;width:99px">'
+        '<table class="stacked"><td>a</td><td style="min-width:200px">words</td></table></div>'
         '<div class="hidden" style="overflow-x:auto;width:9px">aaaaaaaaaaaa</div>'
         '<div class="scroll" tabindex="0" aria-label="table" style="overflow-x:auto;width:99px">'
         '<table><tr><th style="min-width:200px">name</th><td>1</td></tr></table></div>'
@@ -229,7 +230,7 @@ def test_bad_pages_are_caught(tmp_path):
     assert found["small"] == ["null: x"]
     assert found["unreachable"] == ["hidden"]
     assert found["hidden"] == ["table"]
-    assert found["cut"] == ["broad"]
+    assert found["cut"] == ["broad", "long"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -13,7 +13,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.report import Measurements, Row, render_page
 from secure_cnn.report._canvas import tick_percent
 from secure_cnn.report._classes import recall_table
-from secure_cnn.report._words import date, epsilon
+from secure_cnn.report._words import date, epsilon, shown
 from secure_cnn.report.audit import render_audit
 from secure_cnn.report.bench import render_bench
 from secure_cnn.report.robustness import RobustnessRecord, render_robustness
@@ -97,6 +97,24 @@ def test_an_evaluation_shows_what_was_proven():
 def test_a_tick_says_where_it_is():
     """Ticks between whole percents are not rounded to others, and no two read the same."""
     assert [tick_percent(n / 1000) for n in (575, 600, 0, 1000)] == ["57.5%", "60%", "0%", "100%"]
+
+
+def test_what_is_inside_of_a_claim_has_its_own_line():
+    """Objects are opened, however deep, lists are read as such; nothing of either is lost."""
+    content = {
+        "max_norm": 1.0,
+        "privacy": {"epsilon": 0.1234567891, "by": {"part": None}, "none": {}},
+        "interval": [0.25, 1 / 3],
+        "empty": [],
+    }
+    assert shown(content) == [
+        ("max norm", "1"),
+        ("privacy: epsilon", "0.123457"),
+        ("privacy: by: part", "not set"),
+        ("privacy: none", "{}"),
+        ("interval", "0.25, 0.333333"),
+        ("empty", "[]"),
+    ]
 
 
 def test_a_bench_names_its_variants_whole_and_its_curves_in_numbers():
