@@ -39,7 +39,7 @@ bench: $(VENV)/.installed  ## Measure the cost of each protection and regenerate
 	  --objective n-fgsm --objective pgd --objective trades \
 	  --rival opacus-hooks --rival opacus-functorch --rival opacus-ew --rival opacus-ghost \
 	  --rival torchattacks-ffgsm --rival torchattacks-pgd --rival torchattacks-trades \
-	  --rounds 11 --memory --kernels --json docs/benchmarks.json
+	  --copies 4 --rounds 11 --memory --kernels --json docs/benchmarks.json
 	$(VENV)/bin/secure-cnn bench step --case vgg11 --case resnet18 --rival opacus-hooks \
 	  --rounds 7 --memory --kernels --json docs/benchmarks-large.json
 	$(VENV)/bin/secure-cnn bench overhead --objective n-fgsm --objective pgd --batch 512 \

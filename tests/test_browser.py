@@ -47,7 +47,7 @@ function measure(frame) {
   const doc = frame.contentDocument, view = frame.contentWindow, found = {
     dark: view.matchMedia("(prefers-color-scheme: dark)").matches,
     overflow: 0, covered: [], outside: [], pale: [], unreachable: [], texts: 0, small: [],
-    hidden: [] };
+    hidden: [], cut: [] };
   doc.querySelectorAll("details").forEach(each => { each.open = true; });
   const root = doc.documentElement;
   found.overflow = root.scrollWidth - root.clientWidth;
@@ -84,10 +84,13 @@ function measure(frame) {
     if (ratio(color, behind) < LEAST) found.pale.push(each.textContent.trim().slice(0, 40) +
       " " + ratio(color, behind).toFixed(2));
   }
+  for (const each of doc.querySelectorAll(".scroll:has(svg, .stacked)"))
+    if (each.scrollWidth > each.clientWidth) found.cut.push(each.getAttribute("aria-label"));
   for (const each of doc.querySelectorAll(".scroll:has(table)")) {
     const edge = each.getBoundingClientRect().right + 1;
     const inside = item => item.getBoundingClientRect().right <= edge;
-    if (![...each.querySelectorAll("tbody td")].some(inside) ||
+    const figures = each.querySelectorAll("tbody th[scope=row] ~ td, tbody tr:not(:has(th)) td");
+    if (![...figures].some(inside) ||
         ![...each.querySelectorAll("caption > *")].every(inside))
       found.hidden.push(each.getAttribute("aria-label"));
   }
@@ -208,6 +211,10 @@ def test_bad_pages_are_caught(tmp_path):
         '<svg width="200" height="60" viewBox="0 0 200 60" aria-label="figure" '
         f'style="overflow:visible">{svg}</svg><div style="width:900px">wide</div>'
         '<svg width="50" viewBox="0 0 100 60"><text y="30" style="font-size:14px">x</text></svg>'
+        '<div class="scroll" tabindex="0" aria-label="broad" style="overflow-x:auto;width:99px">'
+        '<svg width="400" viewBox="0 0 400 9"></svg></div>'
+        '<div class="scroll" tabindex="0" aria-label="long" style="overflow-x:auto;width:99px">'
+        '<table class="stacked"><td>a</td><td style="min-width:200px">words</td></table></div>'
         '<div class="hidden" style="overflow-x:auto;width:9px">aaaaaaaaaaaa</div>'
         '<div class="scroll" tabindex="0" aria-label="table" style="overflow-x:auto;width:99px">'
         '<table><tr><th style="min-width:200px">name</th><td>1</td></tr></table></div>'
@@ -223,6 +230,7 @@ def test_bad_pages_are_caught(tmp_path):
     assert found["small"] == ["null: x"]
     assert found["unreachable"] == ["hidden"]
     assert found["hidden"] == ["table"]
+    assert found["cut"] == ["broad", "long"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

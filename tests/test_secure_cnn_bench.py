@@ -10,12 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import defenses
 from secure_cnn.bench import (
     RIVALS,
+    CopiedCrossEntropy,
     Protection,
     Workload,
+    copies_against,
+    copies_makers,
     cost_rows,
     document,
     estimate,
@@ -220,6 +224,73 @@ def test_rows_hold_the_time_and_the_ratio():
     assert (told["private", "time"].median, told["private", "time"].unit) == (6.0, "s")
     assert {row.unit for row in rows if row.metric == "time_ratio"} == {"x"}
     assert {row.n for row in rows} == {3}
+
+
+def test_copies_are_held_against_as_many_plain_steps():
+    """Round by round, and only what is named; one plain step is no part of it."""
+    seconds = {"plain": [1.0] * 3, "k": [3.0, 8.0, 20.0], "steps": [2.0, 4.0, 8.0]}
+    rows = cost_rows("net", seconds, copies={"k": "steps"})
+    (found,) = (row for row in rows if row.metric == "copies_ratio")
+    assert (found.case, found.variant, found.unit, found.n) == ("net", "k", "x", 3)
+    assert found.median == 2.0  # of 1.5, 2 and 2.5
+    assert not any(row.metric == "copies_ratio" for row in cost_rows("net", seconds))
+
+
+class Seen(nn.Module):
+    """A model that writes down each batch it is given."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model, self.seen = model, []
+
+    def __deepcopy__(self, memo):
+        copied = Seen(copy.deepcopy(self.model, memo))
+        copied.seen = self.seen
+        return copied
+
+    def forward(self, images):
+        self.seen.append(images)
+        return self.model(images)
+
+
+def test_a_step_on_copies_and_as_many_plain_steps_see_the_same():
+    """Each image K times: in one pass, in the layout of the others, or in K passes."""
+    spec = DataSpec(shape=(3, 8, 8), classes=("a", "b"))
+    model = Seen(build_model("compact", spec))
+    load = workload(model=model, split=synthetic(spec, 8), memory_format=torch.channels_last)
+    images, _ = load.split.batch(torch.arange(8))
+    ((with_copies, plain),) = copies_against(3).items()
+    makers = copies_makers(load, 3)
+    assert list(makers) == [with_copies, plain] == ["private-3-copies", "plain-3-steps"]
+    for name, rows in ((with_copies, [24]), (plain, [8, 8, 8])):
+        model.seen.clear()
+        step = makers[name]()
+        model.seen.clear()  # attaching a model looks at it
+        step()
+        assert [len(batch) for batch in model.seen] == rows
+        assert all(b.is_contiguous(memory_format=torch.channels_last) for b in model.seen)
+        every = torch.cat(model.seen).flatten(1)
+        assert (every[:, None] == images.flatten(1)).all(-1).sum(0).tolist() == [3] * 8
+
+
+def test_copies_of_an_example_stay_in_its_row():
+    """Row i is the loss of example i, K times; of unequal examples no two rows agree."""
+    split = synthetic(SPEC, 5)
+    images, labels = split.batch(torch.arange(5))
+    model = build_model("compact", SPEC)
+    losses = CopiedCrossEntropy(copies=3)(model, images, labels)
+    once = CrossEntropy()(model, images, labels)
+    torch.testing.assert_close(losses, once[:, None].expand(5, 3))
+    assert len(set(once.tolist())) == 5
+
+
+@pytest.mark.parametrize("copies", [1, 0, -4])
+def test_one_copy_is_no_copy(copies):
+    """It would time the private step once more under another name."""
+    with pytest.raises(
+        RunError, match=f"copies: expected at least 2 of each example, got {copies}"
+    ):
+        copies_makers(workload(), copies)
 
 
 def test_a_document_is_the_published_json(tmp_path):

@@ -341,12 +341,15 @@ def test_what_cannot_be_opened_is_an_archive_error(cli, keys, model):
 def test_the_price_of_a_step_is_a_table_and_json(cli, tmp_path):
     """Every variant of every case, in the shape that all benchmarks share."""
     told = ("--objective", "fgsm", "--rounds", "1", "--json", tmp_path / "rows.json")
-    code, out, err = cli("bench", "step", "--case", "compact", *told)
+    code, out, err = cli("bench", "step", "--case", "compact", "--copies", "2", *told)
     assert (code, err) == (0, "")
     assert "private+fgsm" in out
+    assert "compact: private-2-copies ÷ as many plain steps:" in out
     rows = Measurements.read(tmp_path / "rows.json").rows
-    assert {row.variant for row in rows} == {"plain", "private", "fgsm", "private+fgsm"}
-    assert {row.metric for row in rows} == {"time", "time_ratio", "noise_share"}
+    of_copies = {"private-2-copies", "plain-2-steps"}
+    protected = {"private", "fgsm", "private+fgsm"}
+    assert {row.variant for row in rows} == {"plain"} | protected | of_copies
+    assert {row.metric for row in rows} == {"time", "time_ratio", "noise_share", "copies_ratio"}
 
 
 @pytest.mark.parametrize(
@@ -354,6 +357,7 @@ def test_the_price_of_a_step_is_a_table_and_json(cli, tmp_path):
     [
         (("--case", "compact", "--case", "lenet"), 3),
         (("--rounds", "0"), 3),
+        (("--copies", "1"), 3),
         (("--objective", "magic"), 5),
     ],
 )

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 from dataclasses import replace
 
@@ -243,6 +244,17 @@ def folder_of(parent, name, **fields):
     folder.mkdir()
     saved_run(name, **fields).record.write(folder / "run.json")
     return folder
+
+
+def test_more_runs_than_colours_are_told_apart():
+    """No two lines of the legend have the same sign in the same colour; colours do come again."""
+    runs = [saved_run(f"run {n}", accuracy=0.8) for n in range(9)]
+    page = render_comparison(compare_runs(runs), Needs())
+    figure = page.partition('aria-label="Accuracy and recall by class"')[2].partition("</svg>")[0]
+    drawn = re.findall(r'<text[^>]*style="[^"]*fill: ([^"]*)"[^>]*>([^<]*)</text>', figure)
+    signs = [each for each in drawn if each[1] in set("▬●■▲◆")]
+    assert len(signs) == len(set(signs)) == 10
+    assert len({color for color, _ in signs}) < 10
 
 
 def test_the_command_prints_writes_and_chooses(tmp_path, monkeypatch, capsys):

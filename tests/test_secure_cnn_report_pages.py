@@ -13,7 +13,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.report import Measurements, Row, render_page
 from secure_cnn.report._canvas import tick_percent
 from secure_cnn.report._classes import recall_table
-from secure_cnn.report._words import date, epsilon
+from secure_cnn.report._words import date, epsilon, shown
 from secure_cnn.report.audit import render_audit
 from secure_cnn.report.bench import render_bench
 from secure_cnn.report.robustness import RobustnessRecord, render_robustness
@@ -99,8 +99,26 @@ def test_a_tick_says_where_it_is():
     assert [tick_percent(n / 1000) for n in (575, 600, 0, 1000)] == ["57.5%", "60%", "0%", "100%"]
 
 
+def test_what_is_inside_of_a_claim_has_its_own_line():
+    """Objects are opened, however deep, lists are read as such; nothing of either is lost."""
+    content = {
+        "max_norm": 1.0,
+        "privacy": {"epsilon": 0.1234567891, "by": {"part": None}, "none": {}},
+        "interval": [0.25, 1 / 3],
+        "empty": [],
+    }
+    assert shown(content) == [
+        ("max norm", "1"),
+        ("privacy: epsilon", "0.123457"),
+        ("privacy: by: part", "not set"),
+        ("privacy: none", "{}"),
+        ("interval", "0.25, 0.333333"),
+        ("empty", "[]"),
+    ]
+
+
 def test_a_bench_names_its_variants_whole_and_its_curves_in_numbers():
-    """A long name takes two lines beside its bar; each point of a curve is in a table."""
+    """A long name stands whole above its bar and below the curves; each point is in a table."""
     long = "private+n-fgsm+average+sealed-background"
     rows = [
         Row(case=case, variant=long, metric=m, median=x, low=x, high=x, unit=unit, n=5)
@@ -115,7 +133,7 @@ def test_a_bench_names_its_variants_whole_and_its_curves_in_numbers():
         Measurements(created="2026-01-01", hardware={}, versions={}, rows=tuple(rows))
     )
     drawn = re.findall(r"<text[^>]*>([^<]*)</text>", page)
-    assert drawn.count("private+n-fgsm+average+") == drawn.count("sealed-background") == 2
+    assert drawn.count(long) == 3
     for words in ("batch 8", "batch 16", "12.34", "23.45"):
         assert words in page
 

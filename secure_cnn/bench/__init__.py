@@ -5,6 +5,7 @@ With `secure_cnn.recipe` the only room that knows models, attacks and privacy to
 
 from secure_cnn.bench.cases import CASES, workload
 from secure_cnn.bench.comparison import Comparison, compare
+from secure_cnn.bench.copies import CopiedCrossEntropy, copies_against, copies_makers
 from secure_cnn.bench.memory import measure_memory, peak_bytes
 from secure_cnn.bench.overhead import OverheadSettings, overhead
 from secure_cnn.bench.rivals import RIVALS, rival_step
@@ -31,6 +32,7 @@ __all__ = [
     "CASES",
     "RIVALS",
     "Comparison",
+    "CopiedCrossEntropy",
     "Estimate",
     "OverheadSettings",
     "Protection",
@@ -39,6 +41,8 @@ __all__ = [
     "Workload",
     "combinations",
     "compare",
+    "copies_against",
+    "copies_makers",
     "cost_rows",
     "document",
     "estimate",

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -129,6 +130,7 @@ def measure_steps(
     *,
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
+    copies: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Row]:
     """Times every variant's step in turn.
 
@@ -137,9 +139,11 @@ def measure_steps(
         steps: Steps by variant, `plain` among them.
         rounds: Counted rounds, at least 1.
         clock: Seconds, ever rising.
+        copies: As for `cost_rows`.
 
     Returns:
-        For each variant its `time` and, round by round against `plain`, its `time_ratio`.
+        For each variant its `time` and, round by round against `plain`, its `time_ratio`; the
+        `copies_ratio` of those of `copies`.
 
     Example:
         >>> from secure_cnn.models import build_model
@@ -150,7 +154,8 @@ def measure_steps(
         >>> sorted({row.metric for row in rows})
         ['time', 'time_ratio']
     """
-    return cost_rows(case, interleave(steps, rounds=rounds, warmup=2, clock=clock))
+    seconds = interleave(steps, rounds=rounds, warmup=2, clock=clock)
+    return cost_rows(case, seconds, copies=copies)
 
 
 def steppers(load: Workload, variants: Mapping[str, Protection]) -> dict[str, Callable[[], None]]:
@@ -203,8 +208,18 @@ def noise_share(
     return measured_row(load.case, "private", "noise_share", shares, "1")
 
 
-def cost_rows(case: str, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
+def cost_rows(
+    case: str,
+    seconds: Mapping[str, Sequence[float]],
+    *,
+    copies: Mapping[str, str] = MappingProxyType({}),
+) -> list[Row]:
     """Rows of the time and of the ratio to `plain`, which must be among the variants.
+
+    Args:
+        case: Name of the workload.
+        seconds: Of each round, by variant.
+        copies: By variant that sees each example K times in a step, that of K plain steps.
 
     Example:
         >>> rows = cost_rows("compact", {"plain": [1.0], "private": [2.0]})
@@ -217,6 +232,9 @@ def cost_rows(case: str, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
         rows.append(measured_row(case, variant, "time", own, "s"))
         against = ratios(own, seconds["plain"])
         rows.append(measured_row(case, variant, "time_ratio", against, "x"))
+    for variant, plain_steps in copies.items():
+        against = ratios(seconds[variant], seconds[plain_steps])
+        rows.append(measured_row(case, variant, "copies_ratio", against, "x"))
     return rows
 
 

@@ -1,6 +1,7 @@
 """`secure-cnn bench`: what each protection costs, as a table and as JSON."""
 
 import os
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -16,7 +17,10 @@ from defenses import OBJECTIVES, adversarial_objective
 from secure_cnn.bench import (
     CASES,
     RIVALS,
+    Protection,
     Workload,
+    copies_against,
+    copies_makers,
     document,
     kernel_choices,
     measure_memory,
@@ -25,7 +29,6 @@ from secure_cnn.bench import (
     protections,
     rival_step,
     stepper,
-    steppers,
     workload,
 )
 from secure_cnn.cli.bench_archive import archive
@@ -64,6 +67,12 @@ def step(
     private: Annotated[
         bool, typer.Option(help="Time each with DP-SGD too, where its losses allow that.")
     ] = True,
+    copies: Annotated[
+        int | None,
+        typer.Option(
+            help="Time a private step on so many copies of each example, and as many plain steps."
+        ),
+    ] = None,
     rounds: Annotated[int, typer.Option(help="Counted rounds.")] = 15,
     memory: Annotated[bool, typer.Option("--memory", help="Measure peak memory too.")] = False,
     kernels: Annotated[
@@ -80,18 +89,15 @@ def step(
     rows: list[Row] = []
     console = Console(stderr=True)
     for load in track(loads, "timing", console=console, disable=not console.is_terminal):
-        steps = steppers(load, protections(methods, private=private))
-        steps |= {name: rival_step(load, name) for name in rival or []}
-        rows += measure_steps(load.case, steps, rounds=rounds)
+        makers = _makers(load, protections(methods, private=private), rival or [], copies)
+        steps = {name: make() for name, make in makers.items()}
+        rows += measure_steps(load.case, steps, rounds=rounds, copies=copies_against(copies))
         rows += [
             noise_share(load, row.median, rounds=rounds)
             for row in rows
             if (row.case, row.variant, row.metric) == (load.case, "private", "time")
         ]
         if memory:
-            variants = protections(methods, private=private)
-            makers = {name: partial(stepper, load, variants[name]) for name in variants}
-            makers |= {name: partial(rival_step, load, name) for name in rival or []}
             rows += measure_memory(load, makers)
     Console().print(_table(rows))
     if json_file is not None:
@@ -101,10 +107,21 @@ def step(
             Console().print(_kernel_table(load))
 
 
+def _makers(
+    load: Workload, variants: Mapping[str, Protection], rivals: Sequence[str], copies: int | None
+) -> dict[str, Callable[[], Callable[[], None]]]:
+    """What makes the step of every variant, in the order of the table."""
+    makers = {name: partial(stepper, load, variant) for name, variant in variants.items()}
+    return makers | copies_makers(load, copies) | {n: partial(rival_step, load, n) for n in rivals}
+
+
 def _table(rows: list[Row]) -> Table:
     """Seconds and ratio of every variant."""
     rounds = sorted({row.n for row in rows if row.metric == "time"})
     caption = f"rounds: {' or '.join(map(str, rounds))}"
+    for row in (row for row in rows if row.metric == "copies_ratio"):
+        words = f"{row.median:.2f} ({row.low:.2f}-{row.high:.2f})"
+        caption += f"\n{row.case}: {row.variant} ÷ as many plain steps: {words}"
     table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     for column in ("case", "variant", "ms/step", "÷ plain", "95 %", "memory ÷"):
         name = column in ("case", "variant")

@@ -22,6 +22,7 @@ __all__ = [
     "INK",
     "MUTED",
     "SERIES",
+    "WIDTH",
     "Canvas",
     "css",
     "render",
@@ -33,6 +34,9 @@ INK, MUTED, HAIR, CARD = "#20242c", "#5f6671", "#dadde2", "#fffffe"
 PLAIN = "#68707c"
 # After Okabe and Ito (2008): told apart with every common colour blindness; darkened to carry text.
 SERIES = (PLAIN, "#0b62a8", "#b5510a", "#00755a", "#8b3f8f", "#806200")
+
+WIDTH = 360
+"""The width of a figure: it can be read on a phone, and two are beside one another on a desk."""
 
 _NAMES = {INK: "ink", MUTED: "muted", HAIR: "hair", CARD: "card"} | {
     color: f"series-{index}" for index, color in enumerate(SERIES)

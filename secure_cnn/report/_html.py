@@ -27,6 +27,7 @@ def _environment() -> Environment:
         loader=FunctionLoader(_source),
     )
     environment.filters |= {
+        "breakable": _words.breakable,
         "css": css,
         "date": _words.date,
         "delta": _words.delta,

@@ -12,6 +12,7 @@ from datetime import datetime
 __all__ = [
     "Fact",
     "Table",
+    "breakable",
     "date",
     "delta",
     "epsilon",
@@ -36,6 +37,11 @@ class Fact:
     name: str
     value: str
     detail: str
+
+
+def breakable(name: str) -> str:
+    """A variant's name that a narrow column may break where protections are joined."""
+    return name.replace("+", "+\N{ZERO WIDTH SPACE}")
 
 
 def share(value: float | None) -> str:
@@ -81,8 +87,15 @@ def date(created: str) -> str:
 
 
 def shown(content: Mapping[str, object]) -> list[tuple[str, str]]:
-    """Names and values of a free-form object, in words."""
-    return [(name.replace("_", " "), _show(name, value)) for name, value in content.items()]
+    """Names and values of a free-form object in words; of one inside of it `outer: inner`."""
+    found = []
+    for name, value in content.items():
+        words = name.replace("_", " ")
+        if isinstance(value, Mapping) and value:
+            found += [(f"{words}: {inner}", each) for inner, each in shown(value)]
+        else:
+            found.append((words, _show(name, value)))
+    return found
 
 
 def _show(name: str, value: object) -> str:
@@ -95,4 +108,6 @@ def _show(name: str, value: object) -> str:
         return f"{value / 2**30:.1f} GiB"
     if isinstance(value, float):
         return f"{value:.6g}"
+    if isinstance(value, (list, tuple)) and value:
+        return ", ".join(_show(name, each) for each in value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from secure_cnn.report import _document, _words
-from secure_cnn.report._canvas import HAIR, INK, MUTED, SERIES, Canvas, render
+from secure_cnn.report._canvas import HAIR, INK, MUTED, SERIES, WIDTH, Canvas, render
 from secure_cnn.report._document import conform, require
 from secure_cnn.report._html import fill
 from secure_cnn.report._words import Fact, Table
@@ -22,7 +22,7 @@ from secure_cnn.report._words import Fact, Table
 __all__ = ["AuditRecord", "audit_figure", "render_audit"]
 
 _OUT, _IN = SERIES[0], SERIES[1]
-_WIDTH, _HEIGHT = 560, 420
+_HEIGHT, _NAMES = 430, 132
 _BINS = 41
 _SHOWN = ("in_scores", "out_scores", "bounds", "checks", "claimed_epsilon", "delta", "verdict")
 
@@ -123,7 +123,7 @@ def audit_figure(record: AuditRecord) -> str:
         True
     """
     title = "Scores of canaries in and out, and lower bounds on epsilon against the claim"
-    return render("audit", title, (_WIDTH, _HEIGHT), partial(_draw, record.report))
+    return render("audit", title, (WIDTH, _HEIGHT), partial(_draw, record.report))
 
 
 def _facts(report: Mapping[str, Any]) -> list[Fact]:
@@ -178,13 +178,12 @@ def _bound_rows(report: Mapping[str, Any]) -> Table:
 def _draw(report: Mapping[str, Any], canvas: Canvas) -> None:
     """Histograms above, bounds below."""
     canvas.text(0, 12, "Scores of canaries", bold=True, size=12.5)
-    canvas.text(_WIDTH, 12, "not in the sample", color=_OUT, align="right", bold=True)
-    canvas.text(_WIDTH - 130, 12, "in the sample", color=_IN, align="right", bold=True)
-    axes = canvas.axes(16, 30, _WIDTH - 32, 190)
-    _histograms(axes, report)
-    canvas.text(_WIDTH / 2, 250, "clipping norms", color=MUTED, align="center")
-    words = f"Lower bounds on the ε of one step, at δ = {float(report['delta']):g}"
-    canvas.text(0, 284, words, bold=True, size=12.5)
+    canvas.text(0, 31, "in the sample", color=_IN, bold=True)
+    canvas.text(96, 31, "not in the sample", color=_OUT, bold=True)
+    _histograms(canvas.axes(8, 44, WIDTH - 16, 180), report)
+    canvas.text(WIDTH / 2, 252, "clipping norms", color=MUTED, align="center")
+    canvas.text(0, 290, "Lower bounds on the ε of one step", bold=True, size=12.5)
+    canvas.text(0, 308, f"at δ = {_words.delta(float(report['delta']))}", color=MUTED)
     _bounds(canvas, report)
 
 
@@ -215,19 +214,19 @@ def _bounds(canvas: Canvas, report: Mapping[str, Any]) -> None:
     claimed = float(report["claimed_epsilon"])
     bounds = [(b["method"], float(b["epsilon"]), float(b["confidence"])) for b in report["bounds"]]
     widest = 1.25 * max([claimed, *(e for _, e, _ in bounds if math.isfinite(e) and e < 9e9)])
-    left, width = 150, _WIDTH - 150 - 60
-    axes = canvas.axes(left, 300, width, 84)
+    width = WIDTH - _NAMES - 40
+    axes = canvas.axes(_NAMES, 318, width, 84)
     axes.set_xlim(0, widest or 1.0)
     axes.set_ylim(-0.6, max(1, len(bounds)) - 0.4)
     axes.invert_yaxis()
     axes.set_yticks([])
     for row, (method, epsilon, confidence) in enumerate(bounds):
-        y = 300 + 84 * (row + 0.6) / max(1, len(bounds))
+        y = 318 + 84 * (row + 0.6) / max(1, len(bounds))
         shown = min(epsilon, widest)
         axes.barh(row, shown, height=0.5, color=SERIES[1] if epsilon <= claimed else SERIES[2])
-        canvas.text(left - 8, y, f"{method}, {100 * confidence:g} %", color=INK, align="right")
-        canvas.text(_WIDTH, y, f"{epsilon:.3g}", color=INK, align="right", bold=True)
+        canvas.text(_NAMES - 8, y, f"{method}, {100 * confidence:g} %", color=INK, align="right")
+        canvas.text(WIDTH, y, f"{epsilon:.3g}", color=INK, align="right", bold=True)
     axes.axvline(claimed, color=INK, lw=1.6)
-    x = left + width * claimed / (widest or 1.0)
-    canvas.text(x, 410, f"claimed {claimed:.3g}", color=INK, align="center", bold=True)
+    x = _NAMES + width * claimed / (widest or 1.0)
+    canvas.text(x, 416, f"claimed {claimed:.3g}", color=INK, align="center", bold=True)
     axes.set_xticks([])

@@ -67,7 +67,6 @@ def render_bench(measured: Measurements) -> str:
         "axes": axes,
         "sections": [*sections, ("conditions", "Conditions")],
         "ms": _milliseconds,
-        "breakable": _breakable,
     }
     return fill("bench.html.jinja", values)
 
@@ -175,11 +174,6 @@ def _axis(measured: Measurements, axis: str) -> dict[str, Any]:
         "errors": errors,
         "figure": scaling_curves(axis, times) if times else None,
     }
-
-
-def _breakable(variant: str) -> str:
-    """A variant's name that a narrow column may break where protections are joined."""
-    return variant.replace("+", "+\N{ZERO WIDTH SPACE}")
 
 
 def _milliseconds(seconds: float) -> str:

@@ -10,14 +10,21 @@ from itertools import pairwise
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from secure_cnn.report._canvas import HAIR, INK, MUTED, SERIES, Canvas, render, short, tick_percent
+from secure_cnn.report._canvas import (
+    HAIR,
+    MUTED,
+    SERIES,
+    WIDTH,
+    Canvas,
+    render,
+    short,
+    tick_percent,
+)
 from secure_cnn.report._document import require
 
 __all__ = ["CurvePoint", "certificate_curve"]
 
-_WIDTH, _HEIGHT = 560, 250
-_LEFT, _TOP, _RIGHT, _BOTTOM = 40, 34, 112, 62
-_GAP = 15.0
+_LEFT, _TOP, _PLOT, _LINE = 40, 30, 160, 18
 
 CurvePoint = tuple[float, float, float, float]
 """Radius, certified accuracy, and the two ends of its interval."""
@@ -54,15 +61,18 @@ def certificate_curve(curves: Mapping[str, Sequence[CurvePoint]]) -> str:
             list(points)[:2],
         )
     title = "Certified accuracy by radius"
-    return render("certificate", title, (_WIDTH, _HEIGHT), partial(_draw, curves))
+    size = (WIDTH, _TOP + _PLOT + 52 + _LINE * (len(curves) + 2))
+    return render("certificate", title, size, partial(_draw, curves))
 
 
 def _draw(curves: Mapping[str, Sequence[CurvePoint]], canvas: Canvas) -> None:
-    """Lines in pale bands, their names in the order of the lines at the right."""
+    """Lines in pale bands, their names below."""
     canvas.text(0, 12, "Certified accuracy", bold=True, size=12.5)
-    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-    axes = canvas.axes(_LEFT, _TOP, width, height)
+    width, below = WIDTH - _LEFT - 14, _TOP + _PLOT + 32
+    axes = canvas.axes(_LEFT, _TOP, width, _PLOT)
     _frame(axes, max(points[-1][0] for points in curves.values()))
+    words = "l2 radius, pixels in [0, 1]"
+    canvas.text(_LEFT + width / 2, below, words, color=MUTED, align="center")
     # A single curve is the subject of the picture, not its plain baseline: skip the grey.
     colors = SERIES[1:] if len(curves) < len(SERIES) else SERIES
     for number, ((name, points), color) in enumerate(zip(curves.items(), colors, strict=False)):
@@ -70,20 +80,20 @@ def _draw(curves: Mapping[str, Sequence[CurvePoint]], canvas: Canvas) -> None:
         axes.fill_between(radii, low, high, color=color, alpha=0.16, lw=0)
         axes.plot(radii, accuracy, color=color, lw=2)
         axes.plot([radii[-1]] * 2, [accuracy[-1], 0], color=color, lw=1.2, ls=(0, (2, 2)))
-        y = _TOP + 8 + number * 2 * _GAP
-        canvas.text(_WIDTH - _RIGHT + 10, y, short(name), color=color, bold=True, size=11)
-        canvas.text(_WIDTH - _RIGHT + 10, y + _GAP, f"{accuracy[0]:.1%} at 0", color=INK, size=11)
-    middle = _LEFT + width / 2
-    canvas.text(middle, _HEIGHT - 31, "l2 radius, pixels in [0, 1]", color=MUTED, align="center")
-    note = "Share of images proven correct under every change this long; band: 95 % interval."
-    canvas.text(_LEFT, _HEIGHT - 10, note, color=MUTED, size=10.5)
+        y = below + 22 + number * _LINE
+        canvas.text(_LEFT, y, short(name, 30), color=color, bold=True)
+        canvas.text(WIDTH - 14, y, f"{accuracy[0]:.1%} at 0", align="right")
+    notes = ("Share of images proven correct under every change", "this long; band: 95 % interval.")
+    for number, note in enumerate(notes):
+        bottom = canvas.height - 8 - _LINE * (1 - number)
+        canvas.text(_LEFT, bottom, note, color=MUTED)
 
 
 def _frame(axes: Axes, largest: float) -> None:
     """From 0 to all, with hairlines across."""
     axes.set_xlim(0, 1.02 * largest or 1.0)
     axes.set_ylim(0, 1)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=6))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     axes.yaxis.set_major_formatter(FuncFormatter(tick_percent))
     axes.tick_params(axis="x", pad=8)

@@ -12,8 +12,18 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from secure_cnn.report._canvas import CARD, HAIR, INK, MUTED, Canvas, render, short, tick_percent
-from secure_cnn.report.figures import WIDTH, variant_colors
+from secure_cnn.report._canvas import (
+    CARD,
+    HAIR,
+    INK,
+    MUTED,
+    WIDTH,
+    Canvas,
+    render,
+    short,
+    tick_percent,
+)
+from secure_cnn.report.figures import variant_colors
 from secure_cnn.report.record import RunRecord
 
 __all__ = ["accuracy_curve", "epsilon_curve", "loss_curve"]

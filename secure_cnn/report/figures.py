@@ -6,6 +6,7 @@ Deliberately not here: numbers that the record does not hold.
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal
@@ -21,6 +22,7 @@ from secure_cnn.report._canvas import (
     INK,
     MUTED,
     SERIES,
+    WIDTH,
     Canvas,
     render,
     short,
@@ -40,11 +42,11 @@ __all__ = [
     "variant_colors",
 ]
 
-WIDTH = 360
 BAR = 11
 MOST_CLASSES = 24
 """With more classes, single rows and cells cannot be read: figures show a part and say so."""
 
+_PLAIN, _SHAPES = ("|", "▬"), (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"))
 _COSTS = {"time_ratio": "Time per step, against plain", "memory_ratio": "Memory, against plain"}
 
 
@@ -188,9 +190,10 @@ def _dots(
     canvas: Canvas,
 ) -> None:
     """A legend, then a row for each class."""
+    shapes = _shapes(results, colors)
     for index, name in enumerate(results):
         y = 9 + 18 * index
-        canvas.text(96, y, "▬" if name == "plain" else "●", color=colors[name])
+        canvas.text(96, y, shapes[name][1], color=colors[name])
         canvas.text(114, y, short(name, 34))
     top = 18 * len(results) + 12
     rows = ["accuracy", "macro recall", *(name for _, name in classes)]
@@ -206,10 +209,21 @@ def _dots(
         shares = [result.accuracy, result.macro_recall, *(result.recall[k] for k, _ in classes)]
         known = [(x, y) for x, y in zip(shares, at, strict=True) if not math.isnan(x)]
         xs, ys = zip(*known, strict=True)
+        marker, color = shapes[name][0], colors[name]
         if name == "plain":
-            axes.scatter(xs, ys, s=150, marker="|", c=colors[name], lw=3, zorder=2, clip_on=False)
+            axes.scatter(xs, ys, 150, color, marker=marker, lw=3, zorder=2, clip_on=False)
         else:
-            axes.scatter(xs, ys, s=52, c=colors[name], ec=CARD, lw=1, zorder=3, clip_on=False)
+            axes.scatter(xs, ys, 52, color, marker=marker, ec=CARD, lw=1, zorder=3, clip_on=False)
+
+
+def _shapes(names: Iterable[str], colors: Mapping[str, str]) -> dict[str, tuple[str, str]]:
+    """A marker and its sign for each name: another one where a colour comes again."""
+    found: dict[str, tuple[str, str]] = {}
+    seen = Counter[str]()
+    for name in names:
+        found[name] = _PLAIN if name == "plain" else _SHAPES[seen[colors[name]] % len(_SHAPES)]
+        seen[colors[name]] += 1
+    return found
 
 
 def _bars(record: RunRecord, order: Sequence[int], thickness: float, canvas: Canvas) -> None:

@@ -14,6 +14,7 @@ from secure_cnn.report._canvas import (
     INK,
     MUTED,
     SERIES,
+    WIDTH,
     Canvas,
     render,
     short,
@@ -22,8 +23,7 @@ from secure_cnn.report._canvas import (
 
 __all__ = ["eps_curve", "recall_bars", "recall_rows"]
 
-_WIDTH, _HEIGHT = 360, 236
-_ROW = 20
+_HEIGHT, _ROW = 236, 20
 _MOST_CLASSES = 24
 _CLEAN, _ATTACKED = SERIES[1], SERIES[2]
 
@@ -44,7 +44,7 @@ def eps_curve(
     """
     title = "Accuracy against the size of the perturbation"
     draw = partial(_curve, curve, float(threat["eps"]), summary)
-    return render("eps-curve", title, (_WIDTH, _HEIGHT), draw)
+    return render("eps-curve", title, (WIDTH, _HEIGHT), draw)
 
 
 def recall_rows(
@@ -76,7 +76,7 @@ def recall_bars(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
     Returns:
         One SVG string.
     """
-    size = (_WIDTH, 30 + _ROW * len(rows) + 26)
+    size = (WIDTH, 30 + _ROW * len(rows) + 26)
     return render(
         "robust-recall", "Recall by class, clean and attacked", size, partial(_bars, rows)
     )
@@ -87,7 +87,7 @@ def _curve(
 ) -> None:
     """The band, the line, and the evaluation's own figure as a diamond with its whisker."""
     canvas.text(0, 12, "Accuracy against eps", bold=True, size=12.5)
-    axes = canvas.axes(40, 34, _WIDTH - 56, 160)
+    axes = canvas.axes(40, 34, WIDTH - 56, 160)
     radii = [point["eps"] for point in curve]
     shares = [point["accuracy"] for point in curve]
     low, high = zip(*(point["interval"] for point in curve), strict=True)
@@ -104,10 +104,8 @@ def _curve(
     ticks = [radius for k, radius in enumerate(radii) if k == 0 or k > 1]
     axes.set_xticks(ticks, [f"{radius:.2g}" for radius in ticks])
     axes.minorticks_off()
-    canvas.text(40 + (_WIDTH - 56) / 2, _HEIGHT - 10, "eps", color=MUTED, align="center")
-    canvas.text(
-        _WIDTH, 12, f"◇ worst case {worst:.1%} at {eps:.3g}", color=_ATTACKED, align="right"
-    )
+    canvas.text(40 + (WIDTH - 56) / 2, _HEIGHT - 10, "eps", color=MUTED, align="center")
+    canvas.text(WIDTH, 12, f"◇ worst case {worst:.1%} at {eps:.3g}", color=_ATTACKED, align="right")
 
 
 def _bars(rows: Sequence[tuple[str, float | None, float | None]], canvas: Canvas) -> None:
@@ -116,7 +114,7 @@ def _bars(rows: Sequence[tuple[str, float | None, float | None]], canvas: Canvas
     canvas.text(110, 9, "clean", color=INK)
     canvas.text(160, 9, "◇", color=_ATTACKED)
     canvas.text(174, 9, "worst case under attack", color=INK)
-    axes = canvas.axes(96, 26, _WIDTH - 96 - 16, _ROW * len(rows))
+    axes = canvas.axes(96, 26, WIDTH - 96 - 16, _ROW * len(rows))
     axes.set(xlim=(0, 1), ylim=(len(rows), 0))
     at = [row + 0.5 for row in range(len(rows))]
     axes.barh(at, [clean or 0.0 for _, clean, _ in rows], 0.55, color=_CLEAN, alpha=0.75)

@@ -12,8 +12,7 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from secure_cnn.report._canvas import CARD, HAIR, INK, MUTED, Canvas, render, tick_percent
-from secure_cnn.report.figures import WIDTH
+from secure_cnn.report._canvas import CARD, HAIR, INK, MUTED, WIDTH, Canvas, render, tick_percent
 from secure_cnn.report.tradeoff import (
     COLUMNS,
     FRONT_RULE,
