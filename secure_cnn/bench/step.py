@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -220,8 +221,14 @@ def cost_rows(case: str, seconds: Mapping[str, Sequence[float]]) -> list[Row]:
     return rows
 
 
-def document(rows: Iterable[Row]) -> Measurements:
+def document(
+    rows: Iterable[Row], *, rivals: Mapping[str, str] = MappingProxyType({})
+) -> Measurements:
     """Rows with when, where and with what they were measured.
+
+    Args:
+        rows: What was measured.
+        rivals: Versions of those measured beside us that `versions` does not name, by name.
 
     Example:
         >>> document([]).rows
@@ -230,7 +237,7 @@ def document(rows: Iterable[Row]) -> Measurements:
     return Measurements(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware=hardware(),
-        versions=versions(),
+        versions=versions() | dict(rivals),
         rows=tuple(rows),
     )
 
