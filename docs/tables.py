@@ -58,6 +58,9 @@ GOALS = {
     "payload_vs_aesgcm": (0.9, 0.9),
 }
 AT_LEAST = ("payload_vs_aesgcm",)
+# Whose versions stand under a table, as far as its document names them.
+MADE_OF = ("torch", "opacus", "torchattacks")
+ARCHIVES_OF = ("torch", "safetensors", "cryptography", "age", "cryptotensors", "tensorizer")
 # From a row's unit to that of a table.
 SHOWN = {"s": (1000.0, " ms"), "x": (1.0, ""), "1": (100.0, " %"), "MiB": (1.0, " MiB")}
 
@@ -151,12 +154,12 @@ def conditions(measured: Measurements) -> str:
     return made_on(measured, f"medians of {rounds} rounds, ")
 
 
-def made_on(measured: Measurements, rounds: str = "") -> str:
+def made_on(measured: Measurements, rounds: str = "", *, made_of: Sequence[str] = MADE_OF) -> str:
     """On what, with what and when."""
     hardware, versions = measured.hardware, measured.versions
+    used = ", ".join(f"{name} {versions[name]}" for name in made_of if name in versions)
     return (
-        f"{hardware['cpu']}, {hardware['threads']} threads; torch {versions['torch']}, "
-        f"opacus {versions['opacus']}, torchattacks {versions['torchattacks']}; {rounds}"
+        f"{hardware['cpu']}, {hardware['threads']} threads; {used}; {rounds}"
         f"measured {measured.created[:10]}."
     )
 
@@ -219,7 +222,7 @@ def archive_tables(measured: Measurements) -> str:
             parts += ["Ours ÷ others, below 1 where ours is faster:", against_table(against)]
         if rest:
             parts += ["What else a sealed file takes:", rest_table(rest)]
-    return blocks(*parts, f"Bold: misses its goal. {made_on(measured)}")
+    return blocks(*parts, f"Bold: misses its goal. {made_on(measured, made_of=ARCHIVES_OF)}")
 
 
 def times_table(rows: Sequence[Row]) -> str:

@@ -229,3 +229,12 @@ def test_a_name_without_its_marks_is_refused(tables):
     )
     with pytest.raises(SystemExit, match="expected <!-- b -->"):
         tables.replaced("<!-- a -->\n<!-- /a -->", "b", "new")
+
+
+def test_the_versions_of_rivals_stand_under_their_table(tables):
+    """As far as the document names them; the others' tables stay as they are."""
+    measured = document(*archive_rows(1.2))
+    told = {"torch": "1", "cryptography": "5", "age": "6.7", "tensorizer": "8"}
+    text = tables.archive_tables(replace(measured, versions=told))
+    assert "2 threads; torch 1, cryptography 5, age 6.7, tensorizer 8; measured" in text
+    assert "2 threads; torch 1, opacus 2, torchattacks 3; measured" in tables.made_on(measured)

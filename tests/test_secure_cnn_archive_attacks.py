@@ -1,5 +1,6 @@
 """What every attack on a sealed file that we know of ends in: the right error, and no plaintext."""
 
+import json
 import os
 import struct
 import zipfile
@@ -513,6 +514,35 @@ def test_the_first_of_two_equal_keys_is_named():
     """The message says which key stands twice."""
     with pytest.raises(archive.Tampered, match="'b' twice"):
         claims_module.parse_json(b'{"a":{"b":1,"b":1}}', "the core")
+
+
+@pytest.mark.parametrize(
+    ("raw", "taken"),
+    [
+        (b"[" * 128 + b"]" * 128, True),
+        (b"[" * 129 + b"]" * 129, False),
+        (b"[" * 127 + b"1" + b"]" * 127, True),
+        (b"[" * 128 + b"1" + b"]" * 128, False),
+        (b'{"a":' * 127 + b"[]" + b"}" * 127, True),
+        (b'{"a":' * 128 + b"[]" + b"}" * 128, False),
+        (b"[0," + b"[" * 128 + b"]" * 128 + b"]", False),
+        (b"[" * 100_000, False),
+        (b"[%d]" % (2**1024 - 1), True),
+        (b"[%d]" % 2**1024, False),
+        (b"[%d]" % -(2**1024), False),
+        (b"[" + b"9" * 5000 + b"]", False),
+        (b"[1e400]", False),
+        (b"[NaN]", False),
+    ],
+    ids=range(14),
+)
+def test_json_has_limits(raw, taken):
+    """128 levels, 1024 bits, finite: what is beyond is an error of ours."""
+    if taken:
+        assert claims_module.parse_json(raw, "the core") == json.loads(raw)
+    else:
+        with pytest.raises(archive.Tampered, match="the core is no JSON"):
+            claims_module.parse_json(raw, "the core")
 
 
 @pytest.mark.parametrize(("part", "value"), [("version", 0), ("version", 2), ("flags", 1)])

@@ -9,10 +9,12 @@ import sys
 import pytest
 import safetensors.torch
 import torch
+from rich.console import Console
 
 from secure_cnn import archive
 from secure_cnn.cli import main
 
+SOMEBODY = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj"
 STATE = {"layer.weight": torch.arange(6.0), "layer.bias": torch.ones(2)}
 
 
@@ -263,3 +265,45 @@ def test_claims_are_told_as_a_card(cli, room, sealed):
     assert code == 0, err
     assert "epsilon" in (room / "card.md").read_text()
     assert cli("export", sealed, room / "both", "--card", "--bom")[0] == 2
+
+
+@pytest.fixture
+def watched(monkeypatch):
+    """A terminal in place of standard error for the bars, and nobody who waits for them."""
+    drawn = io.StringIO()
+    console = Console(file=drawn, force_terminal=True, width=120, legacy_windows=False)
+    monkeypatch.setattr("secure_cnn.cli.progress.Console", lambda **_: console)
+    monkeypatch.setattr("secure_cnn.cli.progress._PATIENCE", 0.0)
+    return drawn
+
+
+def test_long_work_on_a_file_shows_how_far_it_is(cli, room, watched):
+    """A bar of its own for every command that reads all of a file; none for the others."""
+    reader, out = ("--identity", room / "reader.key"), room / "out"
+    trusted = ("--trusted", cli("keygen", room / "maker2.key", "--signer")[1].strip())
+    to = ("--recipient", room / "reader.pub", "--signer", room / "maker2.key")
+    for words, shown in (
+        (("seal", room / "plain", room / "m", *to), "sealing"),
+        (("verify", room / "m", *trusted), "verifying"),
+        (("verify", room / "m", *trusted, *reader), "verifying"),
+        (("inspect", room / "m"), ""),
+        (("open", room / "m", "--out", out, *reader), "opening"),
+        (("export", room / "m", room / "e", *reader), "exporting"),
+        (("export", room / "m", room / "age", *reader, "--age", SOMEBODY), "exporting"),
+        (("export", room / "m", room / "card", "--card"), ""),
+        (("rotate", room / "m", *reader, *to), "rotating"),
+        (("import", out, room / "i", *to), "sealing"),
+    ):
+        watched.truncate(watched.seek(0))
+        code, _, err = cli(*words)
+        assert code == 0, err
+        assert shown in watched.getvalue()
+        assert ("bytes" in watched.getvalue()) == bool(shown)
+
+
+def test_a_log_file_gets_no_bar(cli, room, monkeypatch):
+    """Where standard error is no terminal it holds the messages alone, however long it takes."""
+    monkeypatch.setattr("secure_cnn.cli.progress._PATIENCE", 0.0)
+    _, out, err = cli("seal", room / "plain", room / "m", "--recipient", room / "reader.pub")
+    assert out == ""
+    assert err.splitlines() == [f"sealed file: {room / 'm'}; the plain file is still there"]

@@ -1,6 +1,7 @@
 """FLOE against its published answers, and against people who cut, swap and mix segments."""
 
 import struct
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,24 @@ def test_failed_segment_leaves_zeros():
     with pytest.raises(Tampered):
         floe.decrypt_into(0, True, memoryview(broken), [memoryview(out)])
     assert bytes(out) == bytes(len(out))
+
+
+@settings(deadline=None, derandomize=True, max_examples=80)
+@given(st.binary(max_size=40), st.lists(st.integers(0, 40), max_size=3), st.data())
+def test_however_it_is_cut_a_segment_opens_or_leaves_zeros(plaintext, cuts, data):
+    """Into one buffer, into several and into empty ones; with one bit changed, into none."""
+    header, segment = encrypt(plaintext, segment_length=80)
+    floe = stream.open_stream(KEY, b"aad", header)
+    ends = [0, *sorted(min(cut, len(plaintext)) for cut in cuts), len(plaintext)]
+    outs = [bytearray(b"\xaa" * (stop - start)) for start, stop in pairwise(ends)]
+    views = [memoryview(out) for out in outs]
+    floe.decrypt_into(0, True, memoryview(segment), views)
+    assert b"".join(outs) == plaintext
+    broken = bytearray(segment)
+    broken[data.draw(st.integers(4, len(segment) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    with pytest.raises(Tampered):
+        floe.decrypt_into(0, True, memoryview(broken), views)
+    assert not any(b"".join(outs))
 
 
 def test_nonces_are_fresh():

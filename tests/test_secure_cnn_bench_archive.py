@@ -1,18 +1,24 @@
 """What sealing costs: that the right things are timed, and that rivals give back what they took."""
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 import torch
 from typer import Typer
 from typer.testing import CliRunner
 
+from secure_cnn.bench import archive_rivals as rivals_module
 from secure_cnn.bench.archive import measure_archive
 from secure_cnn.bench.archive_parts import measure_head, measure_size, measure_stall
 from secure_cnn.bench.archive_rivals import ARCHIVE_RIVALS, ArchiveRival, archive_rivals
 from secure_cnn.bench.archive_workload import Turn, archive_workload, in_turn
 from secure_cnn.cli import bench_archive
 from secure_cnn.errors import RunError
+from secure_cnn.report import versions
+
+MADE_BY = {"torch.save": "torch", "fernet": "cryptography"}
 
 
 class Clock:
@@ -132,3 +138,38 @@ def test_the_command_prints_and_writes(tmp_path):
         *("one_tensor_vs_load", "inspect", "add_recipient", "remove_recipient", "size_overhead"),
     }
     assert [path.name for path in tmp_path.iterdir()] == ["bench.json"]
+
+
+@pytest.mark.parametrize("name", ARCHIVE_RIVALS)
+def test_the_version_of_a_rival_is_known(name):
+    """Of what does its work, under its own name where it has one."""
+    here, skipped = archive_rivals([name])
+    if name in skipped:
+        pytest.skip(f"{name}: {skipped[name]}")
+    known = versions() | here[name].versions
+    assert re.match(r"v?\d+\.\d+", known[MADE_BY.get(name, name)])
+
+
+def test_the_command_writes_the_versions_of_those_it_measured(tmp_path, monkeypatch):
+    """Beside our own; of one that is not here there is nothing to tell."""
+
+    def missing():
+        raise ImportError("no module named gone")
+
+    plain = archive_rivals(["safetensors"])[0]["safetensors"]
+    made = {
+        "age": lambda: replace(plain, versions={"age": "9.8"}),
+        "tensorizer": lambda: replace(plain, versions={"tensorizer": "7.6"}),
+        "cryptotensors": missing,
+    }
+    monkeypatch.setattr(rivals_module, "_MAKERS", made)
+    for measure in ("measure_size", "measure_stall", "measure_head", "measure_cipher"):
+        monkeypatch.setattr(bench_archive, measure, lambda *_, **__: [])
+    app = Typer()
+    app.command()(bench_archive.archive)
+    out = tmp_path / "bench.json"
+    words = ["--size", "1", "--rounds", "1", "--folder", str(tmp_path), "--json", str(out)]
+    done = CliRunner().invoke(app, [*words, *(f"--rival={name}" for name in made)])
+    assert done.exit_code == 0, done.output
+    told = json.loads(out.read_text())["versions"]
+    assert told == versions() | {"age": "9.8", "tensorizer": "7.6"}

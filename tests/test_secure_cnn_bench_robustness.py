@@ -14,7 +14,7 @@ from secure_cnn.cli import main
 from secure_cnn.data import DataSpec, load_data
 from secure_cnn.errors import RunError
 from secure_cnn.models import Architecture, build_model
-from secure_cnn.report import Measurements
+from secure_cnn.report import Measurements, version, versions
 
 SPEC = DataSpec(shape=(1, 8, 8), classes=("a", "b"))
 LINF = ThreatModel(norm="linf", eps=0.02)
@@ -125,4 +125,25 @@ def test_the_command_times_a_checkpoint(tmp_path, monkeypatch, capsys):
         main()
     assert not ended.value.code
     assert "robust_accuracy" in capsys.readouterr().out
-    assert {row["variant"] for row in json.loads(out.read_text())["rows"]} >= {"autoattack"}
+    document = json.loads(out.read_text())
+    measured = {row["variant"] for row in document["rows"]}
+    assert measured >= {"autoattack"}
+    assert document["versions"].keys() - versions().keys() == measured - {"autoattack"}
+
+
+def test_the_version_of_the_reference_is_written(tmp_path, monkeypatch):
+    """As it is installed, where it was measured."""
+    spec, ours = load_data("digits").spec, lambda model, images, labels: labels >= 0
+    path, out = tmp_path / "model.safetensors", tmp_path / "rows.json"
+    architecture = Architecture(
+        model="compact", channels=1, height=8, width=8, classes=tuple(spec.classes)
+    )
+    write_model(path, architecture.build(), architecture, claims={}, sealing=None)
+    both = {"autoattack": ours, "pyautoattack": ours}
+    monkeypatch.setattr("secure_cnn.cli.bench_robustness.judges", lambda _: both)
+    words = ["bench", "robustness", str(path), "--data", "digits", "--eps", "0.1"]
+    monkeypatch.setattr(sys, "argv", ["secure-cnn", *words, "--samples", "3", "--json", str(out)])
+    with pytest.raises(SystemExit):
+        main()
+    told = json.loads(out.read_text())["versions"]
+    assert told == versions() | {"pyautoattack": version("pyautoattack")}

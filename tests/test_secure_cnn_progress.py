@@ -1,12 +1,17 @@
 """The progress line: what a person sees, and that nothing is drawn where nobody looks."""
 
 import io
+from types import SimpleNamespace
 
 import pytest
 import torch
 from rich.console import Console
 
+from secure_cnn.cli.progress import file_progress
 from secure_cnn.progress import training_progress
+
+SHOW_CURSOR = "\x1b[?25h"
+ERASE_LINE = "\x1b[2K"
 
 
 @pytest.fixture
@@ -14,7 +19,8 @@ def terminal(monkeypatch):
     """What is drawn on a terminal in place of standard error."""
     drawn = io.StringIO()
     console = Console(file=drawn, force_terminal=True, width=160)
-    monkeypatch.setattr("secure_cnn.progress.Console", lambda **_: console)
+    for module in ("secure_cnn.progress", "secure_cnn.cli.progress"):
+        monkeypatch.setattr(f"{module}.Console", lambda **_: console)
     return drawn
 
 
@@ -42,3 +48,55 @@ def test_nothing_is_drawn_where_there_is_no_terminal(capsys):
         line.advance(torch.ones(1), step=1)
         line.tell("accuracy 50 %")
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture
+def clock():
+    """A clock that is set by hand."""
+    return SimpleNamespace(now=100.0)
+
+
+def test_a_file_shows_bytes_speed_and_time_left(terminal, clock):
+    """After a second at 10 MiB a second, 19.5 MiB are left for 2 seconds."""
+    with file_progress("sealing", clock=lambda: clock.now) as progress:
+        for second in range(11):
+            clock.now = 100 + second / 10
+            progress(second << 20, 59 << 19)
+        assert terminal.getvalue()
+    shown = terminal.getvalue()
+    for part in ("sealing", "10.0/29.5 MiB", "10.5 MB/s", "0:00:02"):
+        assert part in shown
+
+
+@pytest.mark.parametrize("seconds", [0.99, 1.0])
+def test_a_file_has_no_bar_within_a_second(terminal, clock, seconds):
+    """What is over by then draws not a byte; what is not does."""
+    with file_progress("sealing", clock=lambda: clock.now) as progress:
+        progress(1, 3)
+        clock.now += seconds
+        progress(2, 3)
+    assert bool(terminal.getvalue()) == (seconds >= 1.0)
+
+
+def test_a_file_has_no_bar_where_there_is_no_terminal(capsys, clock):
+    """However long it takes."""
+    with file_progress("sealing", clock=lambda: clock.now) as progress:
+        clock.now += 60
+        progress(1, 3)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_bar_of_a_file_goes_when_the_work_fails(terminal, clock):
+    """The line is erased and the cursor is back before the error is told."""
+
+    def work():
+        with file_progress("sealing", clock=lambda: clock.now) as progress:
+            clock.now += 2
+            progress(1, 3)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    end = terminal.getvalue()[-40:]
+    assert SHOW_CURSOR in end
+    assert ERASE_LINE in end

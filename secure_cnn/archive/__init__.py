@@ -33,6 +33,7 @@ from secure_cnn.archive.errors import (
 from secure_cnn.archive.foreign import import_
 from secure_cnn.archive.format.claims import JSON
 from secure_cnn.archive.format.core import Lineage
+from secure_cnn.archive.format.payload import Progress
 from secure_cnn.archive.format.slots import SlotReader, SlotWriter
 from secure_cnn.archive.format.state import State
 from secure_cnn.archive.info import ArchiveInfo, SlotInfo
@@ -81,6 +82,7 @@ __all__ = [
     "MissingExtra",
     "NotSealed",
     "Passphrase",
+    "Progress",
     "Recipient",
     "RolledBack",
     "ServiceKey",

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from secure_cnn.archive.errors import InvalidKey
-from secure_cnn.archive.format.payload import Payload, write_at
+from secure_cnn.archive.format.payload import Payload, Progress, write_at
 from secure_cnn.archive.format.slots import SlotReader
 from secure_cnn.archive.keys.signatures import Verifier
 from secure_cnn.archive.opening import Path, opened, unlock
@@ -24,6 +24,7 @@ from secure_cnn.archive.output import new_file
 __all__ = ["export_age"]
 
 _CHUNK = 64 << 10
+_BLOCK = 64
 _TAG = 16
 _BECH32 = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
 _GENERATOR = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
@@ -37,6 +38,7 @@ def export_age(
     recipients: Sequence[str],
     trusted: Sequence[Verifier] | None = None,
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Writes the safetensors file inside a sealed file as an age file, whole or not at all.
 
@@ -49,6 +51,7 @@ def export_age(
         recipients: One or more of age's X25519 recipients, ``age1…``.
         trusted: As for `load`.
         overwrite: Whether a file at `out` may be replaced.
+        progress: Called now and then with the bytes encrypted so far, and those there are in all.
 
     Raises:
         InvalidKey: There is no recipient, or a text is none.
@@ -78,9 +81,11 @@ def export_age(
         with new_file(out, length=total, overwrite=overwrite, mode=0o666) as sealed:
             write_at(sealed, memoryview(head), 0)
             at = len(head)
-            for chunk in _chunks(payload, ChaCha20Poly1305(key)):
+            for number, chunk in enumerate(_chunks(payload, ChaCha20Poly1305(key)), start=1):
                 write_at(sealed, memoryview(chunk), at)
                 at += len(chunk)
+                if progress is not None and (number % _BLOCK == 0 or at == total):
+                    progress(min(number * _CHUNK, length), length)
 
 
 def _header(file_key: bytes, keys: Sequence[bytes]) -> bytes:
@@ -112,7 +117,7 @@ def _chunks(payload: Payload, cipher: ChaCha20Poly1305) -> Iterator[bytes]:
         if stop > first + len(block) or index == 0:
             # Whole segments at a time: reading by chunk would decrypt each one many times.
             first = start
-            block = bytearray(min(length - start, 64 * _CHUNK))
+            block = bytearray(min(length - start, _BLOCK * _CHUNK))
             payload.read_into(memoryview(block), start)
         nonce = index.to_bytes(11, "big") + bytes([index == count - 1])
         yield cipher.encrypt(nonce, bytes(block[start - first : stop - first]), None)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from secure_cnn.archive.errors import InvalidKey, StorageError
 from secure_cnn.archive.format.core import LATEST_FILE, Core
+from secure_cnn.archive.format.payload import Progress
 from secure_cnn.archive.format.slots import SlotReader, SlotWriter
 from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.opening import Path, opened, unlock
@@ -26,6 +27,7 @@ def rotate(
     recipients: Sequence[SlotWriter],
     signer: Signer | None = None,
     trusted: Sequence[Verifier] | None = None,
+    progress: Progress | None = None,
 ) -> None:
     """Replaces a sealed file by one with the same content, a new file key and these recipients.
 
@@ -40,6 +42,7 @@ def rotate(
         recipients: Who can open it then.
         signer: Who vouches for the new file. Needed for a file that is signed.
         trusted: Whose signature the old file must have for that; the signer's own if None.
+        progress: Called now and then with the bytes encrypted anew, and those there are in all.
 
     Raises:
         InvalidKey: The file is signed and no signer was given; no recipients, or a mix.
@@ -86,6 +89,7 @@ def rotate(
             signer=signer,
             overwrite=True,
             mode=stat.S_IMODE(os.fstat(fd).st_mode),
+            progress=progress,
         )
 
 

@@ -13,7 +13,7 @@ import torch
 from secure_cnn.archive.errors import StateError, Tampered
 from secure_cnn.archive.format.claims import JSON, check_claims
 from secure_cnn.archive.format.core import Lineage
-from secure_cnn.archive.format.payload import hash_file
+from secure_cnn.archive.format.payload import Progress, hash_file
 from secure_cnn.archive.format.pieces import Pieces
 from secure_cnn.archive.format.slots import SlotReader, SlotWriter
 from secure_cnn.archive.format.state import State, build_state, decode_state, encode_state, index_of
@@ -37,7 +37,7 @@ __all__ = ["decrypt", "inspect", "load", "save", "verify"]
 _SEGMENT_LENGTH = 1 << 20
 
 
-def save(
+def save(  # noqa: PLR0913  (each is one decision of who saves)
     path: Path,
     state: State,
     *,
@@ -49,6 +49,7 @@ def save(
     lineage: Lineage | None = None,
     overwrite: bool = False,
     segment_length: int = _SEGMENT_LENGTH,
+    progress: Progress | None = None,
 ) -> None:
     """Encrypts a state to recipients, signs it, and puts it at `path` whole or not at all.
 
@@ -67,6 +68,8 @@ def save(
         lineage: Where the file stands in a sequence; everyone can read it.
         overwrite: Whether a file at `path` may be replaced.
         segment_length: Bytes of an encrypted segment, 4 KiB to 64 MiB.
+        progress: Called now and then with the bytes encrypted so far, and those there are in all.
+            What it raises ends the save, and no file is left.
 
     Raises:
         StateError: State, claims or lineage hold something that the format cannot; the message has
@@ -97,7 +100,15 @@ def save(
         plaintext_length=len(plaintext),
         segment_length=segment_length,
     )
-    write_sealed(path, core, plaintext, recipients=recipients, signer=signer, overwrite=overwrite)
+    write_sealed(
+        path,
+        core,
+        plaintext,
+        recipients=recipients,
+        signer=signer,
+        overwrite=overwrite,
+        progress=progress,
+    )
 
 
 def load(
@@ -168,6 +179,7 @@ def decrypt(
     identity: SlotReader,
     trusted: Sequence[Verifier] | None = None,
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> None:
     """Writes the plain safetensors file inside a sealed file, with mode 0600, whole or not at all.
 
@@ -177,6 +189,7 @@ def decrypt(
         identity: As for `load`.
         trusted: As for `load`.
         overwrite: Whether a file at `out` may be replaced.
+        progress: Called now and then with the bytes decrypted so far, and those there are in all.
 
     Raises:
         ArchiveError: As for `load`; `StorageError` if there is a file at `out`.
@@ -194,7 +207,7 @@ def decrypt(
         _, payload = unlock(fd, identity=identity, trusted=trusted, expect={}, core_hash=None)
         length = payload.layout.plaintext_length
         with new_file(out, length=length, overwrite=overwrite, mode=0o600) as plain:
-            payload.copy_to(plain)
+            payload.copy_to(plain, progress)
 
 
 def inspect(path: Path) -> ArchiveInfo:
@@ -218,7 +231,11 @@ def inspect(path: Path) -> ArchiveInfo:
 
 
 def verify(
-    path: Path, *, trusted: Sequence[Verifier], deep: SlotReader | None = None
+    path: Path,
+    *,
+    trusted: Sequence[Verifier],
+    deep: SlotReader | None = None,
+    progress: Progress | None = None,
 ) -> ArchiveInfo:
     """What a sealed file says, after a trusted signature held over core and payload.
 
@@ -230,6 +247,8 @@ def verify(
         trusted: The file must be signed by one of these; an empty list refuses every file.
         deep: An identity, with which the file is also decrypted, its slots' MAC checked and its
             inside read to the end, without keeping any of it.
+        progress: Called now and then with the bytes read so far, and those there are to read:
+            with `deep` each twice.
 
     Raises:
         UntrustedSigner: The file is unsigned, or signed by someone else.
@@ -246,7 +265,9 @@ def verify(
     """
     with opened(path) as fd:
         header = read_header(fd)
-        if signed_leaves(fd, header, trusted) != hash_file(fd, layout_of(header)):
+        passes = 1 if deep is None else 2
+        signed = signed_leaves(fd, header, trusted)
+        if signed != hash_file(fd, layout_of(header), _part(progress, 0, passes)):
             raise Tampered("the payload is not the one that was signed; get the file again")
         if deep is not None:
             _, payload = unlock(
@@ -256,6 +277,13 @@ def verify(
                 expect={},
                 core_hash=header.core_hash.hex(),
             )
-            payload.check()
+            payload.check(_part(progress, 1, passes))
             build_state(read_index(payload), lambda name: torch.empty(0))
         return describe(header, signer_of(fd, header), os.fstat(fd).st_size, verified=True)
+
+
+def _part(progress: Progress | None, before: int, passes: int) -> Progress | None:
+    """How one of several passes over a payload is told, after so many before it."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(before * total + done, passes * total)

@@ -12,7 +12,7 @@ from secure_cnn.archive.format.core import Core, Lineage
 from secure_cnn.archive.format.header import copy_length_for, derive_key, seal_header, seal_prefix
 from secure_cnn.archive.format.layout import Layout
 from secure_cnn.archive.format.merkle import merkle_root
-from secure_cnn.archive.format.payload import Plaintext, encrypt_file, write_at
+from secure_cnn.archive.format.payload import Plaintext, Progress, encrypt_file, write_at
 from secure_cnn.archive.format.slots import NO_KEY_ID, SlotWriter
 from secure_cnn.archive.format.stream import create_stream
 from secure_cnn.archive.keys.signatures import Signer
@@ -70,6 +70,7 @@ def write_sealed(
     signer: Signer | None,
     overwrite: bool,
     mode: int = 0o666,
+    progress: Progress | None = None,
 ) -> None:
     """Encrypts a plaintext under a fresh file key and puts the file at `path`.
 
@@ -81,6 +82,7 @@ def write_sealed(
         signer: Who signs it.
         overwrite: Whether a file at `path` may be replaced.
         mode: Permissions of the file, less the umask.
+        progress: Told how much of the plaintext is encrypted.
 
     Raises:
         InvalidKey: No recipients, or a mix.
@@ -103,7 +105,9 @@ def write_sealed(
     )
     length = layout.end + footer_length(core)
     with new_file(path, length=length, overwrite=overwrite, mode=mode) as fd:
-        leaves = encrypt_file(fd, layout, floe, plaintext, hashed=signer is not None)
+        leaves = encrypt_file(
+            fd, layout, floe, plaintext, hashed=signer is not None, progress=progress
+        )
         if signer is not None:
             root = merkle_root(leaves)
             signed = signer.verifier.public + signer.sign(core_hash, root)

@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from secure_cnn.errors import RunError
+from secure_cnn.report import version
 
 __all__ = ["ARCHIVE_RIVALS", "ArchiveRival", "Tensors", "archive_rivals", "encrypt_raw"]
 
@@ -36,6 +37,7 @@ class ArchiveRival:
         save: Writes tensors to a path, over what is there.
         load: Reads them back; None where that is not compared.
         load_into: Reads them into tensors that are there; None where that is to load and to copy.
+        versions: What it is made of, by name, beyond what `secure_cnn.report.versions` names.
 
     Example:
         >>> rival = archive_rivals(["safetensors"])[0]["safetensors"]
@@ -48,6 +50,7 @@ class ArchiveRival:
     save: Callable[[Path, Tensors], None]
     load: Callable[[Path], Tensors] | None
     load_into: Callable[[Path, Tensors], object] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def archive_rivals(names: Sequence[str]) -> tuple[dict[str, ArchiveRival], dict[str, str]]:
@@ -149,7 +152,8 @@ def _age() -> ArchiveRival:
             key.flush()
             return _read(_call([age, "--decrypt", "--identity", key.name, str(path)], b""))
 
-    return ArchiveRival(save=save, load=load)
+    told = _call([age, "--version"], b"").decode().strip()
+    return ArchiveRival(save=save, load=load, versions={"age": told})
 
 
 def _cryptotensors() -> ArchiveRival:
@@ -173,7 +177,8 @@ def _cryptotensors() -> ArchiveRival:
         with safe_open(path, framework="pt", config=config) as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  no dict
 
-    return ArchiveRival(save=save, load=load)
+    told = {"cryptotensors": version("cryptotensors")}
+    return ArchiveRival(save=save, load=load, versions=told)
 
 
 def _tensorizer() -> ArchiveRival:
@@ -194,7 +199,7 @@ def _tensorizer() -> ArchiveRival:
         with tensorizer.TensorDeserializer(str(path), device="cpu", encryption=opening) as file:
             return {name: file[name] for name in file.keys()}  # noqa: SIM118  reads on iteration
 
-    return ArchiveRival(save=save, load=load)
+    return ArchiveRival(save=save, load=load, versions={"tensorizer": version("tensorizer")})
 
 
 def _read(plain: bytes) -> Tensors:

@@ -238,8 +238,14 @@ def cost_rows(
     return rows
 
 
-def document(rows: Iterable[Row]) -> Measurements:
+def document(
+    rows: Iterable[Row], *, rivals: Mapping[str, str] = MappingProxyType({})
+) -> Measurements:
     """Rows with when, where and with what they were measured.
+
+    Args:
+        rows: What was measured.
+        rivals: Versions of those measured beside us that `versions` does not name, by name.
 
     Example:
         >>> document([]).rows
@@ -248,7 +254,7 @@ def document(rows: Iterable[Row]) -> Measurements:
     return Measurements(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware=hardware(),
-        versions=versions(),
+        versions=versions() | dict(rivals),
         rows=tuple(rows),
     )
 

@@ -26,6 +26,7 @@ from secure_cnn.cli.options import (
     message,
     needed,
 )
+from secure_cnn.cli.progress import file_progress
 
 __all__ = [
     "app",
@@ -102,15 +103,17 @@ def seal(
 ) -> None:
     """Encrypt a plain safetensors file to recipients; the plain one stays."""
     who = writers_from(recipient or [], passphrase_file, kek)
-    archive.save(
-        out,
-        archive.load_plain(plain),
-        recipients=who,
-        signer=signer_from(signer),
-        claims=_claims(claim),
-        private_claims=_claims(private_claim),
-        name=name,
-    )
+    with file_progress("sealing") as progress:
+        archive.save(
+            out,
+            archive.load_plain(plain),
+            recipients=who,
+            signer=signer_from(signer),
+            claims=_claims(claim),
+            private_claims=_claims(private_claim),
+            name=name,
+            progress=progress,
+        )
     message(f"sealed file: {out}; the plain file is still there")
 
 
@@ -127,14 +130,16 @@ def import_(
 ) -> None:
     """Seal another tool's file; of a torch file only tensors and plain data, and no code runs."""
     who = writers_from(recipient or [], passphrase_file, kek)
-    archive.save(
-        out,
-        archive.import_(source),
-        recipients=who,
-        signer=signer_from(signer),
-        claims=_claims(claim),
-        name=name,
-    )
+    with file_progress("sealing") as progress:
+        archive.save(
+            out,
+            archive.import_(source),
+            recipients=who,
+            signer=signer_from(signer),
+            claims=_claims(claim),
+            name=name,
+            progress=progress,
+        )
     message(f"sealed file: {out}; the plain file is still there")
 
 
@@ -160,7 +165,9 @@ def verify(
 ) -> None:
     """Check the signature over claims and content; with a key, that it opens as well."""
     deep = reader_from(identity, passphrase_file, kek)
-    typer.echo(str(archive.verify(file, trusted=verifiers_from(trusted), deep=deep)))
+    with file_progress("verifying") as progress:
+        info = archive.verify(file, trusted=verifiers_from(trusted), deep=deep, progress=progress)
+    typer.echo(str(info))
 
 
 @app.command("open")
@@ -176,7 +183,8 @@ def open_(
 ) -> None:
     """Decrypt a file to plain safetensors."""
     reader = needed(reader_from(identity, passphrase_file, kek))
-    archive.decrypt(file, out, identity=reader, trusted=_trusted(trusted))
+    with file_progress("opening") as progress:
+        archive.decrypt(file, out, identity=reader, trusted=_trusted(trusted), progress=progress)
     message(f"plain file: {out}")
 
 
@@ -212,14 +220,18 @@ def export(
         return
     reader = needed(reader_from(identity, passphrase_file, kek))
     if age:
-        archive.export_age(file, out, identity=reader, recipients=age, trusted=signers)
+        with file_progress("exporting") as progress:
+            archive.export_age(
+                file, out, identity=reader, recipients=age, trusted=signers, progress=progress
+            )
         message(f"age file: {out}")
     elif only:
         tensors = archive.load(file, identity=reader, trusted=signers, only=only)
         archive.save_plain(out, tensors)
         message(f"plain file: {out}")
     else:
-        archive.decrypt(file, out, identity=reader, trusted=signers)
+        with file_progress("exporting") as progress:
+            archive.decrypt(file, out, identity=reader, trusted=signers, progress=progress)
         message(f"plain file: {out}")
 
 
@@ -240,13 +252,17 @@ def rotate(
     trusted: Trusted = None,
 ) -> None:
     """Encrypt a file anew, under a new file key, to the recipients named here and no others."""
-    archive.rotate(
-        file,
-        identity=needed(reader_from(identity, passphrase_file, kek)),
-        recipients=writers_from(recipient or [], new_passphrase_file, new_kek),
-        signer=signer_from(signer),
-        trusted=_trusted(trusted),
-    )
+    reader = needed(reader_from(identity, passphrase_file, kek))
+    who = writers_from(recipient or [], new_passphrase_file, new_kek)
+    with file_progress("rotating") as progress:
+        archive.rotate(
+            file,
+            identity=reader,
+            recipients=who,
+            signer=signer_from(signer),
+            trusted=_trusted(trusted),
+            progress=progress,
+        )
     message(f"new file key: {file}; copies of the old file still open with the old one")
 
 

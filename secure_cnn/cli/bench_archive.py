@@ -54,7 +54,8 @@ def archive(
             rows += measure_cipher(load, rounds=rounds)
     Console().print(_table(rows))
     if json_file is not None:
-        document(rows).write(json_file)
+        told = {name: version for one in rivals.values() for name, version in one.versions.items()}
+        document(rows, rivals=told).write(json_file)
 
 
 def _table(rows: list[Row]) -> Table:

@@ -15,7 +15,7 @@ from secure_cnn.checkpoint import read_model
 from secure_cnn.cli.keys import unlocking_from
 from secure_cnn.cli.options import IdentityFile, PassphraseFile, message
 from secure_cnn.data import load_data
-from secure_cnn.report import Row
+from secure_cnn.report import Row, version
 
 __all__ = ["robustness_command"]
 
@@ -47,7 +47,8 @@ def robustness_command(
     rows = measure_robustness(load, variants, batch_size=batch_size)
     Console().print(_table(rows))
     if json_file is not None:
-        document(rows).write(json_file)
+        rivals = {name: version(name) for name in variants if name != "autoattack"}
+        document(rows, rivals=rivals).write(json_file)
 
 
 def _table(rows: list[Row]) -> Table:

@@ -9,7 +9,7 @@ from secure_cnn.report.examples import Examples, example_figure
 from secure_cnn.report.figures import class_recall, confusion_matrix, cost_bars, variant_colors
 from secure_cnn.report.measurements import Measurements, Row
 from secure_cnn.report.page import render_page, write_page
-from secure_cnn.report.provenance import hardware, versions
+from secure_cnn.report.provenance import hardware, version, versions
 from secure_cnn.report.record import (
     DataRecord,
     ModelRecord,
@@ -42,6 +42,7 @@ __all__ = [
     "render_page",
     "summary_table",
     "variant_colors",
+    "version",
     "versions",
     "write_page",
 ]

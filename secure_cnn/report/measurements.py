@@ -78,7 +78,7 @@ class Measurements:
     Attributes:
         created: When, as ISO 8601.
         hardware: As `secure_cnn.report.hardware` gives it.
-        versions: As `secure_cnn.report.versions` gives it.
+        versions: As `secure_cnn.report.versions` gives it, and those of the rivals measured.
         rows: The measured values.
 
     Raises:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-__all__ = ["hardware", "versions"]
+__all__ = ["hardware", "version", "versions"]
 
 _DISTRIBUTIONS = ("torch", "opacus", "torchattacks", "cryptography", "safetensors", "secure-cnn")
 
@@ -27,7 +27,20 @@ def versions() -> dict[str, str]:
         >>> sorted(versions())[:3]
         ['cryptography', 'opacus', 'python']
     """
-    return {"python": platform.python_version()} | {name: _version(name) for name in _DISTRIBUTIONS}
+    return {"python": platform.python_version()} | {name: version(name) for name in _DISTRIBUTIONS}
+
+
+def version(distribution: str) -> str:
+    """The installed version of one distribution; one that is missing says so.
+
+    Example:
+        >>> version("nobody-wrote-this")
+        'not installed'
+    """
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def hardware(device: str | torch.device = "cpu") -> dict[str, Any]:
@@ -51,14 +64,6 @@ def hardware(device: str | torch.device = "cpu") -> dict[str, Any]:
         "memory": _memory(),
         "device": _device(torch.device(device)),
     }
-
-
-def _version(name: str) -> str:
-    """The installed version of one distribution."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
 
 
 def _cpu(cpuinfo: Path) -> str:

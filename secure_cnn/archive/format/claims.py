@@ -58,8 +58,9 @@ def parse_json(raw: bytes, what: str) -> JSON:
             object_pairs_hook=_unique,
             parse_constant=_refuse_constant,
             parse_float=_finite,
+            parse_int=_bounded,
         )
-        _check(value, what, 2 * _MAX_DEPTH)
+        _check_depth(value, 2 * _MAX_DEPTH)
     except (ValueError, RecursionError, StateError) as error:
         reason = str(error) if isinstance(error, _JSONRefusedError) else type(error).__name__
         raise Tampered(f"{what} is no JSON of version 1 ({reason}); get the file again") from None
@@ -117,6 +118,24 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise _JSONRefusedError("a number is not finite")
     return value
+
+
+def _bounded(text: str) -> int:
+    """An integer of a size that this format has."""
+    value = int(text)
+    if value.bit_length() > _MAX_INTEGER_BITS:
+        raise _JSONRefusedError(f"a number has more than {_MAX_INTEGER_BITS} bits")
+    return value
+
+
+def _check_depth(value: object, depth: int) -> None:
+    """Refuses what nests deeper; only containers are visited, since an index has many values."""
+    items = value.values() if type(value) is dict else value if type(value) is list else ()
+    if items and depth <= 1:
+        raise _JSONRefusedError("it nests too deeply")
+    for item in items:
+        if type(item) in (dict, list):
+            _check_depth(item, depth - 1)
 
 
 def _check(value: object, path: str, depth: int) -> None:

@@ -8,7 +8,7 @@ knows a header or a tensor.
 import contextlib
 import os
 from collections.abc import Callable, Sequence
-from typing import Protocol, final
+from typing import Protocol, TypeAlias, final
 
 from secure_cnn.archive.errors import Tampered, Truncated
 from secure_cnn.archive.format.layout import Layout
@@ -20,6 +20,7 @@ from secure_cnn.archive.format.threads import Work, share_out
 __all__ = [
     "Payload",
     "Plaintext",
+    "Progress",
     "encrypt_file",
     "hash_file",
     "read_at",
@@ -29,6 +30,13 @@ __all__ = [
 
 _WIPE_LENGTH = 1 << 20
 _WRITE_BACK = 8 << 20
+_TOLD_EVERY = 8 << 20
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Told the bytes done so far, and those there are in all, every few MiB and at the end.
+
+The calls come from the thread that called us. What they raise ends the work as any failure does.
+"""
 
 
 class Plaintext(Protocol):
@@ -46,7 +54,13 @@ class Plaintext(Protocol):
 
 
 def encrypt_file(
-    fd: int, layout: Layout, floe: Floe, plaintext: Plaintext, *, hashed: bool
+    fd: int,
+    layout: Layout,
+    floe: Floe,
+    plaintext: Plaintext,
+    *,
+    hashed: bool,
+    progress: Progress | None = None,
 ) -> list[bytes]:
     """Writes a whole payload at its offset.
 
@@ -56,6 +70,7 @@ def encrypt_file(
         floe: A stream made by `create_stream` for this file alone.
         plaintext: Exactly `layout.plaintext_length` bytes.
         hashed: Whether to hash what is written.
+        progress: Told how much of the plaintext is done.
 
     Returns:
         The leaf hashes of header and segments in order if `hashed`, else an empty list.
@@ -98,7 +113,7 @@ def encrypt_file(
 
         return work
 
-    share_out(range(layout.segments), start)
+    share_out(range(layout.segments), start, _in_bytes(layout, progress))
     return leaves
 
 
@@ -205,7 +220,7 @@ class Payload:
         self._decrypt(index, memoryview(bytearray(self.layout.longest)), [scratch[:length]])
         return scratch[:length]
 
-    def copy_to(self, out: int) -> None:
+    def copy_to(self, out: int, progress: Progress | None = None) -> None:
         """Decrypts all into a file open for writing, which the caller throws away on failure.
 
         Raises:
@@ -215,9 +230,9 @@ class Payload:
         Example:
             See `Payload`.
         """
-        self._decrypt_each(lambda first, plain: write_at(out, plain, first))
+        self._decrypt_each(lambda first, plain: write_at(out, plain, first), progress)
 
-    def check(self) -> None:
+    def check(self, progress: Progress | None = None) -> None:
         """Decrypts all and keeps nothing.
 
         Raises:
@@ -227,9 +242,11 @@ class Payload:
         Example:
             See `verify`.
         """
-        self._decrypt_each(lambda first, plain: None)
+        self._decrypt_each(lambda first, plain: None, progress)
 
-    def _decrypt_each(self, use: Callable[[int, memoryview], None]) -> None:
+    def _decrypt_each(
+        self, use: Callable[[int, memoryview], None], progress: Progress | None
+    ) -> None:
         """Gives each segment's plaintext, with where it starts, to a function, on a few threads."""
         layout = self.layout
 
@@ -244,7 +261,7 @@ class Payload:
 
             return work
 
-        share_out(range(layout.segments), begin)
+        share_out(range(layout.segments), begin, _in_bytes(layout, progress))
 
     def _decrypt(self, index: int, scratch: memoryview, outs: Sequence[memoryview]) -> None:
         """One segment into buffers, after it was found equal to what was signed, if it was."""
@@ -254,7 +271,7 @@ class Payload:
         self._floe.decrypt_into(index, self.layout.is_last(index), segment, outs)
 
 
-def hash_file(fd: int, layout: Layout) -> list[bytes]:
+def hash_file(fd: int, layout: Layout, progress: Progress | None = None) -> list[bytes]:
     """The leaf hashes of header and segments as they are in the file; needs no key.
 
     Raises:
@@ -283,7 +300,7 @@ def hash_file(fd: int, layout: Layout) -> list[bytes]:
 
         return work
 
-    share_out(range(layout.segments), start)
+    share_out(range(layout.segments), start, _in_bytes(layout, progress))
     return leaves
 
 
@@ -333,6 +350,22 @@ def wipe(target: memoryview) -> None:
     for start in range(0, len(target), _WIPE_LENGTH):
         part = target[start : start + _WIPE_LENGTH]
         part[:] = zeros[: len(part)]
+
+
+def _in_bytes(layout: Layout, progress: Progress | None) -> Callable[[int], None] | None:
+    """What tells of segments done in bytes of plaintext, and not of every one."""
+    if progress is None:
+        return None
+    last, total = 0, layout.plaintext_length
+
+    def tell(segments: int) -> None:
+        nonlocal last
+        done = layout.plaintext(segments)[0] if segments < layout.segments else total
+        if done - last >= _TOLD_EVERY or done == total > last:
+            last = done
+            progress(done, total)
+
+    return tell
 
 
 def _begin_write_back(fd: int, offset: int, length: int) -> None:

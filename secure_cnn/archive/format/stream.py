@@ -55,7 +55,7 @@ class Floe:
         b'hello'
     """
 
-    __slots__ = ("_aad", "_iv", "_last_key", "_message_key", "header", "piece", "segment_length")
+    __slots__ = ("_aad", "_cipher", "_iv", "_message_key", "header", "piece", "segment_length")
 
     def __init__(self, key: bytes, aad: bytes, segment_length: int, iv: bytes) -> None:
         if not OVERHEAD < segment_length <= _MAX_SEGMENT:
@@ -63,7 +63,7 @@ class Floe:
                 f"segment length: expected 33 to {_MAX_SEGMENT}, got {segment_length}"
             )
         self._aad, self._iv = aad, iv
-        self._last_key: tuple[int, bytes] = 0, b""
+        self._cipher: tuple[int, bytes, AESGCM] | None = None
         self.segment_length = segment_length
         self.piece = segment_length - OVERHEAD
         self.header = _PARAMETERS.pack(0, segment_length, _IV_LENGTH) + iv
@@ -75,14 +75,13 @@ class Floe:
         info = self.header[: _PARAMETERS.size] + self._iv + purpose + self._aad
         return HKDFExpand(hashes.SHA384(), length, info).derive(key)
 
-    def _segment_key(self, position: int) -> bytes:
-        """The key of a segment; it changes every 2^20 segments."""
-        epoch = position & _ROTATION_MASK
-        known, key = self._last_key
-        if not key or known != epoch:
+    def _keyed(self, position: int) -> tuple[int, bytes, AESGCM]:
+        """Epoch, key and cipher of a segment; they change every 2^20 segments."""
+        epoch, keyed = position & _ROTATION_MASK, self._cipher
+        if keyed is None or keyed[0] != epoch:
             key = self._expand(self._message_key, b"DEK:" + struct.pack(">Q", epoch), 32)
-            self._last_key = epoch, key
-        return key
+            self._cipher = keyed = epoch, key, AESGCM(key)
+        return keyed
 
     def encrypt_into(self, position: int, last: bool, plaintext: _Bytes, out: memoryview) -> int:
         """Encrypts one segment under a fresh nonce from the operating system.
@@ -110,9 +109,8 @@ class Floe:
         nonce = os.urandom(12)
         _SEGMENT_HEAD.pack_into(out, 0, length if last else _NOT_LAST, nonce)
         body = out[_SEGMENT_HEAD.size : length]
-        AESGCM(self._segment_key(position)).encrypt_into(
-            nonce, plaintext, _segment_aad(position, last), body
-        )
+        _, _, cipher = self._keyed(position)
+        cipher.encrypt_into(nonce, plaintext, _segment_aad(position, last), body)
         return length
 
     def decrypt_into(
@@ -152,12 +150,17 @@ class Floe:
             raise Truncated(
                 f"segment {position} is not {'' if last else 'before '}the last; get the file again"
             )
-        mode = GCM(nonce, bytes(segment[-_TAG_LENGTH:]))
+        _, key, whole_cipher = self._keyed(position)
+        aad, start = _segment_aad(position, last), _SEGMENT_HEAD.size
+        used = [out for out in outs if len(out)]
         try:
-            cipher = Cipher(AES(self._segment_key(position)), mode).decryptor()
-            cipher.authenticate_additional_data(_segment_aad(position, last))
-            start = _SEGMENT_HEAD.size
-            for out in outs:
+            if len(used) == 1:
+                whole_cipher.decrypt_into(nonce, segment[start:], aad, used[0])
+                return
+            mode = GCM(nonce, bytes(segment[-_TAG_LENGTH:]))
+            cipher = Cipher(AES(key), mode).decryptor()
+            cipher.authenticate_additional_data(aad)
+            for out in used:
                 start += cipher.update_into(segment[start : start + len(out)], out)
             cipher.finalize()
         except BaseException as error:

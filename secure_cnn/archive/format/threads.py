@@ -13,7 +13,9 @@ Work: TypeAlias = Callable[[int], None]
 _MAX_THREADS = 4
 
 
-def share_out(indexes: range, start: Callable[[], Work]) -> None:
+def share_out(
+    indexes: range, start: Callable[[], Work], told: Callable[[int], None] | None = None
+) -> None:
     """Does the work of each index, in about this order; whoever is free takes the next one.
 
     When it returns or raises, no thread is at work any more. After a failure, or an interrupt, no
@@ -23,9 +25,11 @@ def share_out(indexes: range, start: Callable[[], Work]) -> None:
         indexes: What to do.
         start: Called once in each thread, for buffers that it uses again and again; gives the work
             on one index.
+        told: Called now and then, in the calling thread alone, with how many indexes are done; the
+            last time with all of them.
 
     Raises:
-        BaseException: The first failure.
+        BaseException: The first failure, of the work or of `told`.
 
     Example:
         >>> done = []
@@ -34,28 +38,36 @@ def share_out(indexes: range, start: Callable[[], Work]) -> None:
         [0, 1, 2, 3, 4]
     """
     left, taking, failures = iter(indexes), threading.Lock(), list[BaseException]()
+    finished = 0
 
-    def run() -> None:
+    def run(tell: Callable[[int], None] | None) -> None:
+        nonlocal finished
         try:
-            work = start()
+            work, done = start(), 0
             while not failures:
                 with taking:
+                    finished += done
                     index = next(left, None)
                 if index is None:
                     return
+                if tell is not None:
+                    tell(finished)
                 work(index)
+                done = 1
         except BaseException as error:
             failures.append(error)
 
     count = min(_MAX_THREADS, len(indexes), len(os.sched_getaffinity(0)))
-    others = [threading.Thread(target=run, name="segments") for _ in range(count - 1)]
+    others = [threading.Thread(target=run, args=[None], name="segments") for _ in range(count - 1)]
     try:
         # While the interpreter ends no thread can be started; then this one does all.
         with contextlib.suppress(RuntimeError):
             for thread in others:
                 thread.start()
-        run()
+        run(told)
         _join(others)
+        if told is not None and not failures:
+            told(finished)
     except BaseException as interrupt:
         failures.append(interrupt)
         _join(others)
