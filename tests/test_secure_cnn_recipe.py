@@ -23,6 +23,7 @@ from secure_cnn import (
 from secure_cnn.errors import DataError, ModelError, RunError, SecureCNNError
 from secure_cnn.evaluate import evaluate_model
 from secure_cnn.recipe import RunFolder, Variant
+from secure_cnn.recipe.guard import is_unguarded
 from secure_cnn.recipe.seams import make_plan, make_seams
 from secure_cnn.report import RunRecord
 
@@ -445,3 +446,40 @@ def test_the_global_random_state_is_neither_read_nor_moved(recipe, quick, tmp_pa
         first.model.state_dict().values(), second.model.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b)
+
+
+def test_training_that_overfits_to_one_step_is_guarded(tmp_path, quick):
+    """FGSM at a large eps on digits ends as N-FGSM, so that PGD leaves more of it; and says so."""
+    shares = {}
+    for guard in (True, False):
+        done = run(
+            Recipe(
+                out=tmp_path / str(guard),
+                **{"eps": 0.2, "attack": "fgsm", "epochs": 14, "guard": guard},
+                **{"baseline": False, "robust_samples": 4},
+            )
+        )
+        images, labels = load_data("digits").test.batch(torch.arange(300))
+        seen = defenses.OverfittingGuard(defenses.ThreatModel(norm="linf", eps=0.2)).check(
+            done.model, defenses.HeldOut(images=images, labels=labels)
+        )
+        shares[guard] = seen
+        told = [note for note in done.record.notes if "catastrophic overfitting" in note]
+        assert len(told) == guard
+        assert not told or "noise 0 -> 1 eps" in told[0]
+    assert shares[False].overfitted  # control: it does overfit
+    assert not shares[True].overfitted
+    assert shares[True].iterative > shares[False].iterative
+
+
+def test_a_private_training_has_no_guard_and_says_so(recipe, quick, monkeypatch):
+    """It would decide by private images, which epsilon would not cover."""
+    monkeypatch.setattr(
+        defenses.OverfittingGuard, "check", lambda *_, **__: pytest.fail("looked at images")
+    )
+    private = {**PRIVATE, "baseline": False}
+    done = run(recipe(**private, eps=0.05))
+    assert any("guard against it was off" in note for note in done.record.notes)
+    for settings in ({"eps": 0.05, "guard": False}, {"eps": 0.05, "attack": "pgd"}, {}):
+        assert not is_unguarded(recipe(**private, **settings))
+    assert not is_unguarded(recipe(eps=0.05))

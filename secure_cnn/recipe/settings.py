@@ -78,6 +78,10 @@ class Recipe:
             chooses `n-fgsm` when `eps` is given.
         norm: `linf` or `l2`.
         attack_steps: Steps of an iterative attack, or replays of `free`; None takes its own.
+        guard: Whether training on single steps (`n-fgsm`, `ffgsm`, `fgsm`) is watched for
+            catastrophic overfitting, after each epoch and on a few training images: then it is
+            taken back to the last good epoch, and goes on with more noise. Never in a private
+            training, whose epsilon would not cover the decision.
         robust_samples: Test images that are attacked at the end; None takes all.
         baseline: Whether a protected run also trains the same network without protections, to show
             what they cost.
@@ -114,6 +118,7 @@ class Recipe:
     attack: str | None = None
     norm: Norm = "linf"
     attack_steps: int | None = None
+    guard: bool = True
     robust_samples: int | None = 1000
     baseline: bool = True
     seed: int = 0
