@@ -67,6 +67,8 @@ def recipe(shapes, tmp_path):
         ({"eps": 0.1, "eps_warmup": 1.0}, "eps_warmup: expected a share"),
         ({"eps": 0.1, "attack": "free", "epsilon": 3.0}, "attack=free: .*carries a perturbation"),
         ({"delta": 1e-5}, "delta: expected epsilon"),
+        ({"gaussian_sigma": 0.25, "eps": 0.1}, "gaussian_sigma: expected it without eps"),
+        ({"gaussian_sigma": 0.25, "attack": "pgd"}, "attack=pgd: expected eps"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_when_the_recipe_is_made(settings, message):
@@ -124,6 +126,8 @@ def test_changed_settings_are_named_and_a_moved_folder_is_no_change():
         ({**PRIVATE, "delta": 0.0}, privacy.PlanError),
         ({**PRIVATE, "max_grad_norm": 0.0}, privacy.PlanError),
         ({**PRIVATE, "batch_size": 65}, privacy.PlanError),
+        ({"gaussian_sigma": 0.0}, defenses.AttackError),
+        ({"gaussian_sigma": math.nan}, defenses.AttackError),
         ({"eps": 8.0}, defenses.ThreatModelError),
         ({"eps": -0.1}, defenses.ThreatModelError),
         ({"eps": 0.1, "attack": "magic"}, defenses.AttackError),
@@ -483,3 +487,32 @@ def test_a_private_training_has_no_guard_and_says_so(recipe, quick, monkeypatch)
     for settings in ({"eps": 0.05, "guard": False}, {"eps": 0.05, "attack": "pgd"}, {}):
         assert not is_unguarded(recipe(**private, **settings))
     assert not is_unguarded(recipe(eps=0.05))
+
+
+def test_a_model_trained_on_noise_is_certified(tmp_path, quick):
+    """From the recipe to a radius; one that never saw noise is certified far less (control)."""
+    settings = {"epochs": 10, "baseline": False}
+    noisy = Recipe(out=tmp_path / "noisy", gaussian_sigma=0.5, **settings)
+    assert [variant.name for variant in noisy.variants] == ["gaussian"]
+    assert not is_unguarded(noisy)
+    certified = {}
+    for recipe in (noisy, Recipe(out=tmp_path / "plain", **settings)):
+        done = run(recipe)
+        assert done.record.threat is None
+        report = defenses.certify(
+            done.model,
+            load_data("digits").test,
+            defenses.Smoothing(sigma=0.5, samples=200),
+            images=60,
+            progress=False,
+        )
+        certified[done.record.results[-1].variant] = report.certified(0.25).accuracy
+    assert certified["gaussian"] > certified["plain"] + 0.15
+
+
+def test_noise_and_privacy_compose(recipe, quick):
+    """Each loss is of its own example, so a private update takes it."""
+    done = run(recipe(**PRIVATE, gaussian_sigma=0.1, baseline=False))
+    assert done.record.results[-1].variant == "private+gaussian"
+    assert done.record.claims["privacy"]["epsilon"] <= 8.0
+    assert "robustness" not in done.record.claims

@@ -74,6 +74,7 @@ def without_clocks(record):
         {"eps": 0.05, "attack": "pgd", "attack_steps": 2, "optimizer": "adamw"},
         {"eps": 0.05, "attack": "trades", "attack_steps": 2, "eps_warmup": 0.7},
         {"eps": 0.05, "attack": "free", "attack_steps": 3},
+        {"gaussian_sigma": 0.2},
         {"eps": 0.05, "attack": "n-fgsm", "baseline": True},
     ],
     ids=[
@@ -85,6 +86,7 @@ def without_clocks(record):
         "pgd-adamw",
         "trades-warmup",
         "free",
+        "gaussian",
         "with-baseline",
     ],
 )
