@@ -174,8 +174,8 @@ class Recipe:
             raise RunError("eps_warmup: expected eps with it, got none; give both or neither")
         if self.gaussian_sigma is not None and self.eps is not None:
             raise RunError(
-                "gaussian_sigma: expected it without eps, got both; attacks would be crafted on the "
-                "clean images, and noise on top of them is neither N-FGSM nor what is certified"
+                "gaussian_sigma: expected it without eps, got both; noise on top of an attack is "
+                "neither N-FGSM nor what is certified, choose one"
             )
         if self.delta is not None and self.epsilon is None:
             raise RunError("delta: expected epsilon with it, got none; give both or neither")
