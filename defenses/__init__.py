@@ -47,7 +47,12 @@ from defenses.training.by_name import OBJECTIVES, adversarial_objective
 from defenses.training.free import FreeAdversarialTraining, replayed
 from defenses.training.mart import Mart
 from defenses.training.objective import AdversarialObjective
-from defenses.training.overfitting import HeldOut, OverfittingGuard, OverfittingVerdict
+from defenses.training.overfitting import (
+    HeldOut,
+    OverfittingGuard,
+    OverfittingVerdict,
+    TrainingImages,
+)
 from defenses.training.probe import check_per_example
 from defenses.training.trades import Trades
 
@@ -82,6 +87,7 @@ __all__ = [
     "ThreatModel",
     "ThreatModelError",
     "Trades",
+    "TrainingImages",
     "Trigger",
     "Verdict",
     "adversarial_objective",

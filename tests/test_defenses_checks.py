@@ -9,7 +9,12 @@ from torch import nn
 import secure_cnn
 from defenses import AdversarialTraining, EvaluationError, ThreatModel, ThreatModelError, evaluate
 from defenses.checks.checks import CheckSettings, check
-from defenses.checks.masking import accuracy_falls, radii, twice_the_steps_change_little
+from defenses.checks.masking import (
+    accuracy_falls,
+    noise_is_weaker,
+    radii,
+    twice_the_steps_change_little,
+)
 from defenses.checks.planted import plant, random_points
 from defenses.checks.verdict import Verdict
 
@@ -172,6 +177,58 @@ def test_a_model_that_is_always_wrong_has_nothing_to_check():
     data.labels = (data.labels + 1) % 4
     found = {v.name: v.outcome for v in check(model, data, LINF, settings=QUICK, progress=False)}
     assert {found[name] for name in ALL[3:]} <= {"not checked"}
+
+
+@pytest.mark.parametrize("linear", [True, False])
+def test_noise_and_planting_are_checked_in_l1_too(linear):
+    """An honest model passes both; in one that is flat almost everywhere nothing planted is found.
+
+    Noise does not beat Auto-PGD there, whose five starts are random points too.
+    """
+    threat, work = ThreatModel(norm="l1", eps=4), {"samples": 40, "steps": 15, "planted": 20}
+    found = outcomes(Honest(linear=linear), threat, **work)
+    assert (found[NOISE], found[PLANTED]) == ("pass", "pass")
+    found = outcomes(Wrapped(before=lambda x: (x * 30).round() / 30), threat, **work)
+    assert (found[NOISE], found[PLANTED]) == ("pass", "fail")
+
+
+@pytest.mark.parametrize(("by_gradient", "outcome"), [(0, "fail"), (30, "fail"), (60, "pass")])
+def test_noise_that_finds_what_many_steps_do_not_fails_in_l1(by_gradient, outcome):
+    """There is no single step to compare one draw with, so it is compared with all of them."""
+    subject = SimpleNamespace(
+        threat=ThreatModel(norm="l1", eps=4),
+        settings=CheckSettings(draws=2),
+        images=torch.zeros(60, 1, 2, 2),
+        right=torch.ones(60, dtype=torch.bool),
+        count=60,
+        seed=0,
+        iterated=torch.arange(60) < by_gradient,
+        mistaken=lambda *_: torch.ones(60, dtype=torch.bool),
+        missed_by_gradient=lambda found: found & (torch.arange(60) >= by_gradient),
+    )
+    assert noise_is_weaker(subject).outcome == outcome
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_random_points_in_l1_lie_on_the_sphere(share):
+    """Within the bounds they only come closer; signs and pixels are treated alike."""
+    threat, images = ThreatModel(norm="l1", eps=1.0), torch.full((4000, 1, 2, 2), 0.5)
+    points = random_points(images, threat, torch.Generator().manual_seed(0), share=share)
+    change = (points - images).flatten(1)
+    length = change.abs().sum(dim=1)
+    assert length.max() <= share * (1 + 1e-6)
+    unclipped = length[change.abs().amax(1) < 0.499]
+    torch.testing.assert_close(unclipped, torch.full_like(unclipped, share))
+    assert threat.contains(images, points).all()
+    # Uniform on the simplex of four: a share is Beta(1, 3), of mean 1/4 and median 1 - 2^(-1/3).
+    whole = random_points(
+        torch.zeros(4000, 1, 2, 2),
+        ThreatModel(norm="l1", eps=1.0, bounds=(-1.0, 1.0)),
+        torch.Generator().manual_seed(1),
+    ).flatten(1)
+    assert (whole.abs().mean(0) - 0.25).abs().max() < 0.02
+    assert (whole.abs().median(0).values - (1 - 2 ** (-1 / 3))).abs().max() < 0.02
+    assert (whole.sign().mean(0)).abs().max() < 0.06
 
 
 @pytest.mark.parametrize("norm", ["l1", "l0"])

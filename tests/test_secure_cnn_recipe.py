@@ -23,6 +23,7 @@ from secure_cnn import (
 from secure_cnn.errors import DataError, ModelError, RunError, SecureCNNError
 from secure_cnn.evaluate import evaluate_model
 from secure_cnn.recipe import RunFolder, Variant
+from secure_cnn.recipe.guard import is_unguarded
 from secure_cnn.recipe.seams import make_plan, make_seams
 from secure_cnn.report import RunRecord
 
@@ -66,6 +67,8 @@ def recipe(shapes, tmp_path):
         ({"eps": 0.1, "eps_warmup": 1.0}, "eps_warmup: expected a share"),
         ({"eps": 0.1, "attack": "free", "epsilon": 3.0}, "attack=free: .*carries a perturbation"),
         ({"delta": 1e-5}, "delta: expected epsilon"),
+        ({"gaussian_sigma": 0.25, "eps": 0.1}, "gaussian_sigma: expected it without eps"),
+        ({"gaussian_sigma": 0.25, "attack": "pgd"}, "attack=pgd: expected eps"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_when_the_recipe_is_made(settings, message):
@@ -123,6 +126,8 @@ def test_changed_settings_are_named_and_a_moved_folder_is_no_change():
         ({**PRIVATE, "delta": 0.0}, privacy.PlanError),
         ({**PRIVATE, "max_grad_norm": 0.0}, privacy.PlanError),
         ({**PRIVATE, "batch_size": 65}, privacy.PlanError),
+        ({"gaussian_sigma": 0.0}, defenses.AttackError),
+        ({"gaussian_sigma": math.nan}, defenses.AttackError),
         ({"eps": 8.0}, defenses.ThreatModelError),
         ({"eps": -0.1}, defenses.ThreatModelError),
         ({"eps": 0.1, "attack": "magic"}, defenses.AttackError),
@@ -445,3 +450,69 @@ def test_the_global_random_state_is_neither_read_nor_moved(recipe, quick, tmp_pa
         first.model.state_dict().values(), second.model.state_dict().values(), strict=True
     ):
         assert torch.equal(a, b)
+
+
+def test_training_that_overfits_to_one_step_is_guarded(tmp_path, quick):
+    """FGSM at a large eps on digits ends as N-FGSM, so that PGD leaves more of it; and says so."""
+    shares = {}
+    for guard in (True, False):
+        done = run(
+            Recipe(
+                out=tmp_path / str(guard),
+                **{"eps": 0.2, "attack": "fgsm", "epochs": 14, "guard": guard},
+                **{"baseline": False, "robust_samples": 4},
+            )
+        )
+        images, labels = load_data("digits").test.batch(torch.arange(300))
+        seen = defenses.OverfittingGuard(defenses.ThreatModel(norm="linf", eps=0.2)).check(
+            done.model, defenses.HeldOut(images=images, labels=labels)
+        )
+        shares[guard] = seen
+        told = [note for note in done.record.notes if "catastrophic overfitting" in note]
+        assert len(told) == guard
+        assert not told or "noise 0 -> 1 eps" in told[0]
+    assert shares[False].overfitted  # control: it does overfit
+    assert not shares[True].overfitted
+    assert shares[True].iterative > shares[False].iterative
+
+
+def test_a_private_training_has_no_guard_and_says_so(recipe, quick, monkeypatch):
+    """It would decide by private images, which epsilon would not cover."""
+    monkeypatch.setattr(
+        defenses.OverfittingGuard, "check", lambda *_, **__: pytest.fail("looked at images")
+    )
+    private = {**PRIVATE, "baseline": False}
+    done = run(recipe(**private, eps=0.05))
+    assert any("guard against it was off" in note for note in done.record.notes)
+    for settings in ({"eps": 0.05, "guard": False}, {"eps": 0.05, "attack": "pgd"}, {}):
+        assert not is_unguarded(recipe(**private, **settings))
+    assert not is_unguarded(recipe(eps=0.05))
+
+
+def test_a_model_trained_on_noise_is_certified(tmp_path, quick):
+    """From the recipe to a radius; one that never saw noise is certified far less (control)."""
+    settings = {"epochs": 10, "baseline": False}
+    noisy = Recipe(out=tmp_path / "noisy", gaussian_sigma=0.5, **settings)
+    assert [variant.name for variant in noisy.variants] == ["gaussian"]
+    assert not is_unguarded(noisy)
+    certified = {}
+    for recipe in (noisy, Recipe(out=tmp_path / "plain", **settings)):
+        done = run(recipe)
+        assert done.record.threat is None
+        report = defenses.certify(
+            done.model,
+            load_data("digits").test,
+            defenses.Smoothing(sigma=0.5, samples=200),
+            images=60,
+            progress=False,
+        )
+        certified[done.record.results[-1].variant] = report.certified(0.25).accuracy
+    assert certified["gaussian"] > certified["plain"] + 0.15
+
+
+def test_noise_and_privacy_compose(recipe, quick):
+    """Each loss is of its own example, so a private update takes it."""
+    done = run(recipe(**PRIVATE, gaussian_sigma=0.1, baseline=False))
+    assert done.record.results[-1].variant == "private+gaussian"
+    assert done.record.claims["privacy"]["epsilon"] <= 8.0
+    assert "robustness" not in done.record.claims

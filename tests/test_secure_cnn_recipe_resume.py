@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import pytest
 import torch
 
 import privacy
+from defenses import OverfittingGuard
 from secure_cnn import Recipe, Sealing, Unlocking, archive, run
 from secure_cnn.checkpoint import read_state, write_state
 from secure_cnn.errors import RunError
@@ -73,6 +74,7 @@ def without_clocks(record):
         {"eps": 0.05, "attack": "pgd", "attack_steps": 2, "optimizer": "adamw"},
         {"eps": 0.05, "attack": "trades", "attack_steps": 2, "eps_warmup": 0.7},
         {"eps": 0.05, "attack": "free", "attack_steps": 3},
+        {"gaussian_sigma": 0.2},
         {"eps": 0.05, "attack": "n-fgsm", "baseline": True},
     ],
     ids=[
@@ -84,6 +86,7 @@ def without_clocks(record):
         "pgd-adamw",
         "trades-warmup",
         "free",
+        "gaussian",
         "with-baseline",
     ],
 )
@@ -102,6 +105,65 @@ def test_resumed_equals_uninterrupted(recipe, stopped_after, settings):
     assert weights_equal(done, whole)
     assert without_clocks(done.record) == without_clocks(whole.record)
     assert [path.name for path in done.folder.model.parent.iterdir()] == ["model.safetensors"]
+
+
+@pytest.fixture
+def touchy(monkeypatch):
+    """A guard that takes a difference of one image for a collapse, so that it acts often."""
+    module = sys.modules["secure_cnn.recipe.guard"]
+    monkeypatch.setattr(module, "OverfittingGuard", partial(OverfittingGuard, gap=0.01))
+
+
+OVERFITTING = {"eps": 0.2, "attack": "fgsm", "epochs": 8, "learning_rate": 0.3}
+IN_ITS_SIXTH_EPOCH = 22  # at whose end it is taken back
+
+
+@pytest.mark.usefixtures("touchy")
+def test_a_guarded_training_goes_on_with_its_guard(recipe, stopped_after, monkeypatch):
+    """Taken back and with its noise raised, stopped before and after: the same weights and note."""
+    whole = run(recipe("whole", **OVERFITTING))
+    (note,) = whole.record.notes
+    assert "epoch 6:" in note
+    assert "taken back to the last good epoch" in note
+    free = run(recipe("free", **OVERFITTING, guard=False))
+    assert free.record.notes == ()
+    assert not weights_equal(free, whole)  # control: it acted on the weights
+    asked = recipe("parts", **OVERFITTING)
+    for steps in (3, 6, 5, 4, 7):
+        with stopped_after(steps):
+            run(asked, resume=asked_before(asked))
+    monkeypatch.setattr(sys.modules["secure_cnn.recipe.run"], "judge", killed_once())
+    with pytest.raises(MemoryError):
+        run(asked, resume=True)
+    done = run(asked, resume=True)
+    assert weights_equal(done, whole)
+    assert without_clocks(done.record) == without_clocks(whole.record)
+
+
+@pytest.mark.usefixtures("touchy")
+@pytest.mark.parametrize("lost", ["guard", "objective"])
+def test_a_guard_that_lost_its_memory_ends_elsewhere(recipe, stopped_after, lost):
+    """Control of the comparison: without the good state, or with the noise it began with."""
+    whole, asked = run(recipe("whole", **OVERFITTING)), recipe("parts", **OVERFITTING)
+    first = read_fresh(recipe("fresh", **OVERFITTING), stopped_after)
+    with stopped_after(IN_ITS_SIXTH_EPOCH):
+        part = run(asked)
+    state = read_state(part.folder.training, unlocking=None)
+    write_state(part.folder.training, {**state, lost: first[lost]}, sealing=None)
+    assert not weights_equal(run(asked, resume=True), whole)
+
+
+def killed_once():
+    """A judge that is killed the first time, after the training was completed."""
+    module, calls = sys.modules["secure_cnn.recipe.run"], iter(range(9))
+    inner = module.judge
+
+    def judge(*args):
+        if next(calls) == 0:
+            raise MemoryError
+        return inner(*args)
+
+    return judge
 
 
 def test_the_comparison_can_fail(recipe, stopped_after):

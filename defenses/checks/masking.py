@@ -125,22 +125,28 @@ def accuracy_falls(subject: Subject) -> Finding:
 
 
 def noise_is_weaker(subject: Subject) -> Finding:
-    """Fails where random noise of the same size fools what the gradient does not."""
-    if subject.threat.norm not in ("linf", "l2"):
-        return Finding(outcome="not checked", sentence="Only for linf and l2.")
+    """Fails where random noise of the same size fools what the gradient does not.
+
+    One draw is compared with a single gradient step; in l1, where there is none, with many.
+    """
+    if subject.threat.norm == "l0":
+        return Finding(outcome="not checked", sentence="Only for linf, l2 and l1.")
+    stepwise = subject.threat.norm != "l1"
+    guided = subject.stepped if stepwise else subject.iterated
+    words = "a single gradient step" if stepwise else f"{subject.settings.steps} gradient steps"
     generator = torch.Generator().manual_seed(subject.seed)
     once = _fooled_by_noise(subject, generator)
     any_draw = once.clone()
     for _ in range(subject.settings.draws - 1):
         any_draw |= _fooled_by_noise(subject, generator)
     missed = _count(subject.missed_by_gradient(any_draw))
-    beats_step = outnumbers(*_discordant(once, subject.stepped))
+    beats_step = outnumbers(*_discordant(once, guided))
     return _compared(
         subject,
         beats_step or exceeds(missed, subject.count, _TOLERANCE),
         missed / max(1, subject.count),
-        f"One draw of noise fools {_of(once, subject)}, a single gradient step "
-        f"{_count(subject.stepped)}; {subject.settings.draws} draws fool {missed} that no "
+        f"One draw of noise fools {_of(once, subject)}, {words} "
+        f"{_count(guided)}; {subject.settings.draws} draws fool {missed} that no "
         "gradient attack does",
         "the gradient is a worse guide than chance",
     )

@@ -53,7 +53,7 @@ def plant(
     Args:
         model: Takes images in the bounds; its features are what its last linear layer is given.
         images: Clean images, [n, channels, height, width].
-        threat: The ball, linf or l2.
+        threat: The ball, linf, l2 or l1.
         search: The attack.
         seed: Of the planted points and the attack's random starts.
 
@@ -162,7 +162,8 @@ def random_points(
 
     Args:
         images: In the bounds, [n, ...].
-        threat: linf (a random corner of the cube) or l2 (a random direction).
+        threat: linf (a random corner of the cube), l2 (a random direction) or l1 (uniform on the
+            surface of the cross-polytope).
         generator: Of the draws.
         share: Of the radius, in [0, 1].
 
@@ -179,5 +180,10 @@ def random_points(
     if threat.norm == "linf":
         change = threat.eps * noise.sign()
     else:
-        change = threat.eps * noise / noise.flatten(1).norm(dim=1).view(-1, *[1] * (noise.ndim - 1))
+        order = {"l2": 2, "l1": 1}[threat.norm]
+        if order == 1:  # of Laplace's distribution, whose direction is uniform in l1
+            size = torch.empty(images.shape).exponential_(generator=generator).to(images)
+            noise = size * noise.sign()
+        lengths = noise.flatten(1).norm(p=order, dim=1).view(-1, *[1] * (noise.ndim - 1))
+        change = threat.eps * noise / lengths
     return (images + share * change).clamp(*threat.bounds)

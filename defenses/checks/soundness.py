@@ -91,8 +91,8 @@ def gradients_are_not_zero(subject: Subject) -> Finding:
 
 def planted_is_found(subject: Subject) -> Finding:
     """Fails where the iterative attack misses what was planted for it."""
-    if subject.threat.norm not in ("linf", "l2"):
-        return Finding(outcome="not checked", sentence="Only for linf and l2.")
+    if subject.threat.norm == "l0":
+        return Finding(outcome="not checked", sentence="Only for linf, l2 and l1.")
     search = subject.iterative(subject.threat, subject.settings.steps)
     chosen = subject.images[subject.right][: subject.settings.planted]
     if len(chosen) == 0:

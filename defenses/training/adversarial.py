@@ -24,6 +24,7 @@ __all__ = ["AdversarialTraining", "Method"]
 Method = Literal["n-fgsm", "ffgsm", "fgsm", "pgd"]
 
 _PGD_STEPS = 10
+_NOISE = {"fgsm": 0.0, "ffgsm": 1.0, "n-fgsm": 2.0}
 
 
 @final
@@ -81,6 +82,7 @@ class AdversarialTraining(AdversarialObjective):
         extra: dict[str, Any] = {"early_stop": True} if early_stop else {}
         super().__init__(seed=seed, label_smoothing=label_smoothing)
         self.attack: Attack = attack(method, threat, steps=steps, step_size=step_size, **extra)
+        self._first = self.attack
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -127,28 +129,49 @@ class AdversarialTraining(AdversarialObjective):
         )
 
     @property
+    def single_step(self) -> bool:
+        """Whether it takes one step, so that it has a noise and may overfit to that step.
+
+        Example:
+            >>> AdversarialTraining(ThreatModel(norm="linf", eps=0.1), "pgd").single_step
+            False
+        """
+        return self._first.name in _NOISE
+
+    @property
     def noise(self) -> float:
-        """The noise of `"n-fgsm"` in multiples of eps; more of it keeps training from collapsing.
+        """The uniform noise before the one step, in multiples of eps.
+
+        It is 2 for `"n-fgsm"`, 1 for `"ffgsm"` and 0 for `"fgsm"`. More of it keeps training from
+        collapsing: with another noise than its own each of them is an N-FGSM, with the same step.
 
         Raises:
             AttackError: The method has no noise, or on setting it to a value that cannot be.
 
         Example:
-            >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
-            >>> objective.noise = 3.0
-            >>> objective.settings["noise"]
-            3.0
+            >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1), "fgsm")
+            >>> objective.noise = 1.5
+            >>> objective.settings["method"], objective.settings["noise"]
+            ('n-fgsm', 1.5)
         """
-        if self.attack.name != "n-fgsm":
-            raise AttackError(f"noise: {self.attack.name} has none; train with n-fgsm")
-        return float(self.attack.settings["noise"])
+        return float(self.attack.settings.get("noise", self._own_noise))
 
     @noise.setter
     def noise(self, value: float) -> None:
-        settings = {key: held for key, held in self.attack.settings.items() if key != "noise"}
-        if self.attack.name != "n-fgsm":
-            raise AttackError(f"noise: {self.attack.name} has none; train with n-fgsm")
+        if value == self._own_noise:
+            self.attack = self._first
+            return
+        settings = {key: held for key, held in self._first.settings.items() if key != "noise"}
         self.attack = attack("n-fgsm", self.attack.threat, noise=value, **settings)  # type: ignore[arg-type]
+
+    @property
+    def _own_noise(self) -> float:
+        """That of the method as it was configured."""
+        if not self.single_step:
+            raise AttackError(
+                f"noise: {self._first.name} has none; train with n-fgsm, ffgsm or fgsm"
+            )
+        return float(self._first.settings.get("noise", _NOISE[self._first.name]))
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to craft what this one would have.
@@ -158,7 +181,7 @@ class AdversarialTraining(AdversarialObjective):
             >>> objective.state_dict()["noise"]
             2.0
         """
-        raised = {"noise": self.noise} if self.attack.name == "n-fgsm" else {}
+        raised = {"noise": self.noise} if self.single_step else {}
         return super().state_dict() | raised
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

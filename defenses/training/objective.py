@@ -16,7 +16,7 @@ from defenses.attacks.attack import Attack, Setting
 from defenses.errors import AttackError
 from defenses.scope import home_of
 
-__all__ = ["AdversarialObjective"]
+__all__ = ["AdversarialObjective", "scaled"]
 
 
 class AdversarialObjective(ABC):
@@ -155,11 +155,17 @@ class AdversarialObjective(ABC):
         seed = int(torch.randint(2**63 - 1, (), generator=self._generator))
         if self._strength == 0:
             return images
-        return _scaled(attack, self._strength)(model, images, labels, seed=seed)
+        return scaled(attack, self._strength)(model, images, labels, seed=seed)
 
 
-def _scaled(attack: Attack, factor: float) -> Attack:
-    """The same attack in a smaller ball, with shorter steps."""
+def scaled(attack: Attack, factor: float) -> Attack:
+    """The same attack in a ball smaller by `factor`, in (0, 1], with shorter steps.
+
+    Example:
+        >>> from defenses import ThreatModel, attack
+        >>> scaled(attack("fgsm", ThreatModel(norm="linf", eps=0.5)), 0.5)
+        Attack('fgsm', linf eps=0.25 in [0, 1])
+    """
     if factor == 1:
         return attack
     return replace(

@@ -1,14 +1,14 @@
 """Catastrophic overfitting: a model that withstands one step of FGSM and falls to PGD.
 
 Single-step training can collapse within an epoch (Wong et al. 2020, arXiv 2001.03994): the model
-learns to bend its surface so that the one step misses. The guard looks at held-out images, and
-where it finds a collapse it goes back to the last good state and trains on with more noise, which
-is what prevents it in N-FGSM (de Jorge et al. 2022, arXiv 2202.01181).
+learns to bend its surface so that the one step misses. Where the guard finds that on a few fixed
+images it goes back to the last good state and trains on with more noise, which is what prevents it
+in N-FGSM (de Jorge et al. 2022, arXiv 2202.01181).
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, final
 
 import torch
@@ -19,18 +19,39 @@ from defenses.errors import AttackError
 from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
 from defenses.training.adversarial import AdversarialTraining
+from defenses.training.objective import scaled
 
-__all__ = ["HeldOut", "OverfittingGuard", "OverfittingVerdict"]
+__all__ = ["HeldOut", "OverfittingGuard", "OverfittingVerdict", "TrainingImages"]
 
 _STEPS = 10
+_FAIR = 0.5
+"""As of the check that a single step is a fair guide."""
+_USUAL_NOISE = 2.0
+_LARGEST_NOISE = 8.0
+"""In multiples of eps, a choice: four times that of N-FGSM; it leaves little to learn from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Images:
+    """A few fixed images with their labels."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __post_init__(self) -> None:
+        if len(self.images) == 0 or self.labels.shape != self.images.shape[:1]:
+            raise AttackError(
+                f"guard: expected images [n, ...] with labels [n], n >= 1, got "
+                f"{list(self.images.shape)} and {list(self.labels.shape)}"
+            )
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """Images that are in no training set: the only ones a guard takes.
+class HeldOut(_Images):
+    """Images that are in no training set: the ones for a guard of a private training.
 
-    A decision made on training images would depend on them, and no privacy accountant would know.
+    A decision made on private images would depend on them, and no privacy accountant would know.
     By making this value you say that its images are public, or are accounted for elsewhere.
 
     Attributes:
@@ -46,26 +67,39 @@ class HeldOut:
         3
     """
 
-    images: Tensor
-    labels: Tensor
 
-    def __post_init__(self) -> None:
-        if len(self.images) == 0 or self.labels.shape != self.images.shape[:1]:
-            raise AttackError(
-                f"held-out: expected images [n, ...] with labels [n], n >= 1, got "
-                f"{list(self.images.shape)} and {list(self.labels.shape)}"
-            )
+@final
+@dataclass(frozen=True, kw_only=True)
+class TrainingImages(_Images):
+    """Some of the images that are trained on: a guard's, where the training is not private.
+
+    They tell a collapse as well as others, since it is FGSM that the model has overfitted to, and
+    leave the test images unseen. By making this value you say that no epsilon is to cover them.
+
+    Attributes:
+        images: As in `HeldOut`.
+        labels: int64, [n].
+
+    Raises:
+        AttackError: As in `HeldOut`.
+
+    Example:
+        >>> some = TrainingImages(images=torch.rand(2, 1, 2, 2), labels=torch.tensor([0, 1]))
+        >>> len(some.images)
+        2
+    """
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class OverfittingVerdict:
-    """What a guard saw.
+    """What a guard saw, and whether it went back.
 
     Attributes:
-        single_step: Share of the held-out images right under FGSM.
+        single_step: Share of the images right under FGSM.
         iterative: The same under PGD.
         overfitted: Whether the first is so much larger that it cannot be believed.
+        returned: Whether the training was taken back to the last good state.
 
     Example:
         >>> OverfittingVerdict(single_step=0.96, iterative=0.0, overfitted=True).overfitted
@@ -75,6 +109,7 @@ class OverfittingVerdict:
     single_step: float
     iterative: float
     overfitted: bool
+    returned: bool = False
 
 
 class _Stateful(Protocol):
@@ -102,9 +137,9 @@ class OverfittingGuard:
 
     Example:
         >>> guard = OverfittingGuard(ThreatModel(norm="linf", eps=0.1))
-        >>> held_out = HeldOut(images=torch.rand(8, 1, 2, 2), labels=torch.arange(8) % 2)
+        >>> images = TrainingImages(images=torch.rand(8, 1, 2, 2), labels=torch.arange(8) % 2)
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-        >>> guard.check(model, held_out).overfitted  # FGSM is exact on a linear model
+        >>> guard.check(model, images).overfitted  # FGSM is exact on a linear model
         False
     """
 
@@ -116,29 +151,33 @@ class OverfittingGuard:
         self._gap = gap
         self._good: list[dict[str, Any]] = []
 
-    def check(self, model: nn.Module, held_out: HeldOut) -> OverfittingVerdict:
-        """Attacks the held-out images once by FGSM and once by PGD; nothing is changed.
+    def check(
+        self, model: nn.Module, images: HeldOut | TrainingImages, *, strength: float = 1.0
+    ) -> OverfittingVerdict:
+        """Attacks the images once by FGSM and once by PGD; nothing is changed.
 
         Args:
             model: In any modes; they are kept.
-            held_out: Images that are in no training set.
+            images: A few hundred, in each call the same.
+            strength: By what factor the ball is smaller, in (0, 1]: that of an objective which is
+                warming up.
 
         Raises:
-            AttackError: The images are not a `HeldOut`, or unusable.
+            AttackError: The images are in neither of the two types, or unusable.
 
         Example:
             >>> guard = OverfittingGuard(ThreatModel(norm="linf", eps=0.1))
-            >>> held_out = HeldOut(images=torch.rand(8, 1, 2, 2), labels=torch.arange(8) % 2)
-            >>> guard.check(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), held_out).iterative <= 1
+            >>> images = HeldOut(images=torch.rand(8, 1, 2, 2), labels=torch.arange(8) % 2)
+            >>> guard.check(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), images).iterative <= 1
             True
         """
-        if not isinstance(held_out, HeldOut):
+        if not isinstance(images, HeldOut | TrainingImages):
             raise AttackError(
-                f"held_out: expected a HeldOut, got {type(held_out).__name__}; wrap images that "
-                "are in no training set"
+                f"images: expected a HeldOut or, of a training that is not private, "
+                f"TrainingImages, got {type(images).__name__}; wrap them in what they are"
             )
-        single = self._accuracy(self._single, model, held_out)
-        iterative = self._accuracy(self._iterative, model, held_out)
+        single = self._accuracy(scaled(self._single, strength), model, images)
+        iterative = self._accuracy(scaled(self._iterative, strength), model, images)
         return OverfittingVerdict(
             single_step=single,
             iterative=iterative,
@@ -148,7 +187,7 @@ class OverfittingGuard:
     def settle(
         self,
         model: nn.Module,
-        held_out: HeldOut,
+        images: HeldOut | TrainingImages,
         objective: AdversarialTraining,
         parts: Sequence[_Stateful] = (),
         *,
@@ -156,14 +195,20 @@ class OverfittingGuard:
     ) -> OverfittingVerdict:
         """Checks; remembers a good state, or goes back to the last good one and raises the noise.
 
-        Without an earlier good state the model stays as it is and only the noise is raised.
+        It goes back where that regains something: where the remembered state withstands PGD by more
+        than `gap` better than an overfitted one, in the ball of the objective's present strength.
+        Noise rises from none to eps, then by `factor`, up to 8 eps.
+
+        An overfitted state with nothing to regain stays. Where PGD leaves less than half of what
+        FGSM leaves, the noise rises all the same, up to N-FGSM's 2 eps: a model that is only early
+        in its training looks like that too, and more noise would cost it its accuracy.
 
         Args:
             model: The model in training.
-            held_out: Images that are in no training set.
-            objective: Of the method `n-fgsm`, whose noise can be raised.
+            images: A few hundred, in each call the same.
+            objective: Of a single step, whose noise can be raised.
             parts: What else goes back: the optimizer, an average of the weights. The same ones in
-                every call.
+                every call, and never what counts the privacy that was spent.
             factor: By how much the noise is raised, above 1.
 
         Raises:
@@ -172,30 +217,68 @@ class OverfittingGuard:
         Example:
             >>> threat = ThreatModel(norm="linf", eps=0.1)
             >>> guard, objective = OverfittingGuard(threat), AdversarialTraining(threat)
-            >>> held_out = HeldOut(images=torch.rand(8, 1, 2, 2), labels=torch.arange(8) % 2)
+            >>> images = TrainingImages(images=torch.rand(8, 1, 2, 2), labels=torch.arange(8) % 2)
             >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
             >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            >>> guard.settle(model, held_out, objective, [optimizer]).overfitted
+            >>> guard.settle(model, images, objective, [optimizer]).overfitted
             False
         """
         if not factor > 1:
             raise AttackError(f"factor: expected a number above 1, got {factor}")
-        noise = objective.noise
-        verdict = self.check(model, held_out)
+        noise, strength = objective.noise, objective.strength
+        verdict = self.check(model, images, strength=strength)
         held: list[_Stateful] = [model, *parts]
+        present = [copy.deepcopy(part.state_dict()) for part in held]
         if not verdict.overfitted:
-            self._good = [copy.deepcopy(part.state_dict()) for part in held]
+            self._good = present
             return verdict
+        returned = bool(self._good)
         if self._good:
-            for part, state in zip(held, self._good, strict=True):
-                part.load_state_dict(copy.deepcopy(state))
-        objective.noise = noise * factor
-        return verdict
+            _take_back(held, self._good)
+            before = self.check(model, images, strength=strength).iterative
+            returned = before - verdict.iterative > self._gap
+            if not returned:
+                _take_back(held, present)
+                self._good = present if before <= verdict.iterative else self._good
+        if returned or verdict.iterative < _FAIR * verdict.single_step:
+            most = _LARGEST_NOISE if returned else _USUAL_NOISE
+            objective.noise = max(noise, min(most, max(1.0, noise * factor)))
+        return replace(verdict, returned=returned)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last good state, so that a resumed training can still go back to it.
+
+        Example:
+            >>> OverfittingGuard(ThreatModel(norm="linf", eps=0.1)).state_dict()
+            {'good': []}
+        """
+        return {"good": list(self._good)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from `state_dict`, of a guard of the same parts.
+
+        Raises:
+            AttackError: The state is not one; this guard is left as it was.
+
+        Example:
+            >>> guard = OverfittingGuard(ThreatModel(norm="linf", eps=0.1))
+            >>> guard.load_state_dict(guard.state_dict())
+        """
+        good = state.get("good")
+        if not isinstance(good, list) or not all(isinstance(part, dict) for part in good):
+            raise AttackError("guard: expected its state_dict, with a list of states under 'good'")
+        self._good = copy.deepcopy(good)
 
     @staticmethod
-    def _accuracy(attacker: Attack, model: nn.Module, held_out: HeldOut) -> float:
+    def _accuracy(attacker: Attack, model: nn.Module, images: HeldOut | TrainingImages) -> float:
         """The share that is right under an attack, the same each time for the same model."""
-        found = attacker(model, held_out.images, held_out.labels, seed=0)
+        found = attacker(model, images.images, images.labels, seed=0)
         with attack_scope(model, seed=0), torch.no_grad():
             predicted = model(found).argmax(dim=1)
-        return float((predicted == held_out.labels.to(predicted.device)).float().mean())
+        return float((predicted == images.labels.to(predicted.device)).float().mean())
+
+
+def _take_back(held: Sequence[_Stateful], states: Sequence[Mapping[str, Any]]) -> None:
+    """Gives each part its state; a copy, since some parts go on with the tensors they are given."""
+    for part, state in zip(held, states, strict=True):
+        part.load_state_dict(copy.deepcopy(state))

@@ -63,6 +63,15 @@ def train(
     ] = _DEFAULT.eps_warmup,
     norm: Annotated[str, typer.Option(help="linf or l2.")] = _DEFAULT.norm,
     attack_steps: Annotated[int | None, typer.Option(help="Steps of an iterative attack.")] = None,
+    gaussian_sigma: Annotated[
+        float | None,
+        typer.Option(
+            help="Train on images with Gaussian noise, for evaluate --certify; not with --eps."
+        ),
+    ] = None,
+    guard: Annotated[
+        bool, typer.Option(help="Take single-step training back where it overfits to its own step.")
+    ] = _DEFAULT.guard,
     robust_samples: Annotated[
         int, typer.Option(help="Test images attacked at the end; 0 takes all.")
     ] = _DEFAULT.robust_samples or 0,

@@ -22,6 +22,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.interruption import StopRequest, stop_on_signals
 from secure_cnn.models import Architecture
 from secure_cnn.recipe.folder import RunFolder
+from secure_cnn.recipe.guard import UNGUARDED_NOTE, is_unguarded, make_guard
 from secure_cnn.recipe.outcome import (
     Outcome,
     claims_of,
@@ -239,13 +240,15 @@ class _Workbench:
         model = model.to(self.device).to(memory_format=_LAYOUT)
         seams = make_seams(self.recipe, variant, model, self.data, self.plan)
         decay = self.recipe.average_decay
+        average = WeightAverage(model, decay=decay) if decay else None
         training = Training(
             recipe=self.recipe,
             variant=variant,
             data=self.data,
             model=model,
             seams=seams,
-            average=WeightAverage(model, decay=decay) if decay else None,
+            average=average,
+            guard=make_guard(self.recipe, seams, model, average, self.data),
             memory_format=_LAYOUT,
         )
         resumed = self.state is not None and self.state["variant"] == variant.name
@@ -261,7 +264,12 @@ class _Workbench:
         self.model = model.eval()
         self.outcome = judge(self.recipe, variant, model, self.data, training.epsilon())
         results = tuple(r for r in self.record.results if r.variant != variant.name)
-        self.record = replace(self.record, results=(*results, self.outcome.result))
+        acted = training.guard.note if training.guard is not None else ""
+        # A training that is judged again after a kill has said this already.
+        told = dict.fromkeys((*self.record.notes, *([acted] if acted else [])))
+        self.record = replace(
+            self.record, results=(*results, self.outcome.result), notes=tuple(told)
+        )
         if variant == self.recipe.variant:
             claims = claims_of(self.recipe, seams, self.outcome, self.data, self.plan)
             self.record = replace(self.record, claims=claims)
@@ -356,4 +364,5 @@ def _device(name: str) -> torch.device:
 
 def _notes(recipe: Recipe) -> tuple[str, ...]:
     """What a reader of the record must know."""
-    return (_BASELINE_NOTE,) if len(recipe.variants) > 1 else ()
+    notes = (_BASELINE_NOTE,) if len(recipe.variants) > 1 else ()
+    return (*notes, UNGUARDED_NOTE) if is_unguarded(recipe) else notes

@@ -96,6 +96,10 @@ def objective_for(recipe: Recipe, variant: Variant) -> Objective:
         'AdversarialTraining'
     """
     threat = make_threat(recipe)
+    if variant.method is not None and recipe.gaussian_sigma is not None:
+        return defenses.GaussianAugmentation(
+            sigma=recipe.gaussian_sigma, seed=recipe.seed, label_smoothing=recipe.label_smoothing
+        )
     if variant.method is None or threat is None:
         return CrossEntropy(label_smoothing=recipe.label_smoothing)
     return defenses.adversarial_objective(

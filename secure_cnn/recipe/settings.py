@@ -78,6 +78,12 @@ class Recipe:
             chooses `n-fgsm` when `eps` is given.
         norm: `linf` or `l2`.
         attack_steps: Steps of an iterative attack, or replays of `free`; None takes its own.
+        gaussian_sigma: Trains on images with fresh Gaussian noise of this standard deviation, for a
+            certificate of the same sigma; in the units of the pixels. Not with `eps`.
+        guard: Whether training on single steps (`n-fgsm`, `ffgsm`, `fgsm`) is watched for
+            catastrophic overfitting, after each epoch and on a few training images: then it is
+            taken back to the last good epoch, and goes on with more noise. Never in a private
+            training, whose epsilon would not cover the decision.
         robust_samples: Test images that are attacked at the end; None takes all.
         baseline: Whether a protected run also trains the same network without protections, to show
             what they cost.
@@ -114,6 +120,8 @@ class Recipe:
     attack: str | None = None
     norm: Norm = "linf"
     attack_steps: int | None = None
+    gaussian_sigma: float | None = None
+    guard: bool = True
     robust_samples: int | None = 1000
     baseline: bool = True
     seed: int = 0
@@ -164,6 +172,11 @@ class Recipe:
             raise RunError(f"attack=free: not in a private training: {_FREE}")
         if self.eps_warmup and self.eps is None:
             raise RunError("eps_warmup: expected eps with it, got none; give both or neither")
+        if self.gaussian_sigma is not None and self.eps is not None:
+            raise RunError(
+                "gaussian_sigma: expected it without eps, got both; noise on top of an attack is "
+                "neither N-FGSM nor what is certified, choose one"
+            )
         if self.delta is not None and self.epsilon is None:
             raise RunError("delta: expected epsilon with it, got none; give both or neither")
 
@@ -176,6 +189,8 @@ class Recipe:
             'plain'
         """
         method = (self.attack or "n-fgsm") if self.eps is not None else None
+        if self.gaussian_sigma is not None:
+            method = "gaussian"
         return Variant(private=self.epsilon is not None, method=method)
 
     @property

@@ -22,6 +22,7 @@ from secure_cnn.errors import RunError, SecureCNNError
 from secure_cnn.evaluate import evaluate_model
 from secure_cnn.interruption import StopRequest
 from secure_cnn.progress import TrainingProgress, training_progress
+from secure_cnn.recipe.guard import EpochGuard
 from secure_cnn.recipe.seams import Seams, batches_for
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.report import EpochRecord
@@ -77,6 +78,7 @@ class Training:
         model: The network, on its device.
         seams: Objective, batches, update.
         average: The moving average of the weights, where the recipe wants one.
+        guard: Against catastrophic overfitting, where the training takes single steps.
         memory_format: Layout of the network and the images.
         epoch_loss: The losses of the epoch under way.
 
@@ -91,6 +93,7 @@ class Training:
     model: nn.Module
     seams: Seams
     average: WeightAverage | None
+    guard: EpochGuard | None
     memory_format: torch.memory_format
     epoch_loss: _EpochLoss = field(default_factory=_EpochLoss)
 
@@ -189,6 +192,7 @@ class Training:
         """The parts that have a state, by name."""
         parts = {
             "average": self.average,
+            "guard": self.guard,
             "objective": self.seams.objective,
             "private": self.seams.private,
             # Epsilon does not cover the losses of private examples: they are shown, never written.
@@ -236,8 +240,10 @@ class _Monitor:
         self._line.advance(losses, step=step)
 
     def epoch(self, epoch: int, *, step: int) -> None:
-        """Evaluates on the test images, writes the epoch down and saves the state."""
-        training, seconds = self._training, time.monotonic() - self._started
+        """Guards, evaluates on the test images, writes the epoch down and saves the state."""
+        training = self._training
+        acted = "" if training.guard is None else training.guard.settle(epoch)
+        seconds = time.monotonic() - self._started
         found = self._evaluated()
         epsilon = training.epsilon()
         self._record(
@@ -253,10 +259,10 @@ class _Monitor:
                 epsilon=epsilon,
             )
         )
-        told = f"accuracy {100 * found.accuracy:.1f} %" + (
-            "" if epsilon is None else f", ε {epsilon:.2f}"
-        )
-        self._line.tell(told)
+        told = [f"accuracy {100 * found.accuracy:.1f} %"]
+        told += [] if epsilon is None else [f"ε {epsilon:.2f}"]
+        told += [f"guard acted in {acted}"] if acted else []
+        self._line.tell(", ".join(told))
         training.epoch_loss.reset()
         self._save(training.state(step))
         self._started = time.monotonic()
