@@ -552,13 +552,22 @@ def test_peaks_are_exact_and_relative_to_plain():
 
 
 def test_the_resident_peak_sees_what_was_freed_again():
-    """64 MiB that lived for a moment are in the peak; a control without them is lower."""
+    """64 MiB that lived for a moment are in the peak; a control without them is lower.
+
+    Also where the heap holds as much that is free and resident, from work before.
+    """
+    largest = torch.ones(31 * 2**18)  # once freed, blocks up to its size come from the heap
+    del largest
+    before = [torch.ones(2**20) for _ in range(64)]
+    pin = torch.ones(2**10)
+    del before
     small, large = (
         resident_peak_bytes(lambda n=n: lambda: torch.ones(n).sum()) for n in (1000, 2**24)
     )
     if small is None or large is None:
         pytest.skip("this system does not tell its resident size")
     assert large - small > 32 * 2**20
+    assert pin.sum() == 2**10
 
 
 # --- the noise of the machine
