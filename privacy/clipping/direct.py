@@ -181,9 +181,9 @@ class _Tables:
     """Where things lie in the room of one example: its images, each with a border of zeros.
 
     Attributes:
-        line: Offset of each line of the images, int32.
-        position: Offset of the first pixel that each output position sees, int32.
-        tap: Offset of each value of a patch from its first, int32, rising.
+        line: Offset of each line of the images, int64.
+        position: Offset of the first pixel that each output position sees, int64.
+        tap: Offset of each value of a patch from its first, int64, rising.
         room: Values in the room.
     """
 
@@ -204,6 +204,7 @@ class _Layer:
         gradient: The output gradient, the same, with channels of zeros up to whole vectors.
         outputs: Output channels without these.
         examples: How many.
+        threads: How many compute; read once, for each has its place in what is laid out for them.
     """
 
     tables: _Tables
@@ -212,6 +213,7 @@ class _Layer:
     gradient: torch.Tensor
     outputs: int
     examples: int
+    threads: int
 
     @classmethod
     def of(
@@ -229,6 +231,7 @@ class _Layer:
             gradient=gradient.contiguous(),
             outputs=outputs,
             examples=len(images) // copies,
+            threads=torch.get_num_threads(),
         )
 
     @property
@@ -238,7 +241,7 @@ class _Layer:
 
     def scratch(self) -> torch.Tensor:
         """Room for one example's gradient a thread."""
-        return self.pixels.new_empty(torch.get_num_threads(), *self.gradient_shape)
+        return self.pixels.new_empty(self.threads, *self.gradient_shape)
 
     def join(self, rows: torch.Tensor) -> torch.Tensor:
         """From [..., taps, outputs] to the weight's shape."""
@@ -261,7 +264,7 @@ class _Layer:
         sums: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Squared norms, float64 [n]; the gradients go to `out`, times `factors` to `sums`."""
-        tables, pixels, threads = self.tables, self.pixels, torch.get_num_threads()
+        tables, pixels, threads = self.tables, self.pixels, self.threads
         border = any(self.geometry.padding)
         room = pixels.new_zeros(threads, tables.room) if border else pixels.new_empty(0)
         squares = pixels.new_empty(self.examples, dtype=torch.float64)
@@ -286,7 +289,7 @@ class _Layer:
             sums=None if sums is None else sums.data_ptr(),
             squares=squares.data_ptr(),
         )
-        call("convolution_gradients", work)
+        call("convolution_gradients", work, threads=threads)
         return squares
 
 
@@ -307,9 +310,9 @@ def _tables(
     assert max(first) + max(taps) < one, "the last patch lies within its image"
     starts = [copy * one for copy in range(copies)]
     return _Tables(
-        line=_int32([start + line for start in starts for line in lines]),
-        position=_int32([start + offset for start in starts for offset in first]),
-        tap=_int32(taps),
+        line=torch.tensor([start + line for start in starts for line in lines]),
+        position=torch.tensor([start + offset for start in starts for offset in first]),
+        tap=torch.tensor(taps),
         room=copies * one,
     )
 
@@ -321,7 +324,3 @@ def _offsets(
     axes = zip(counts, strides, starts, steps, strict=True)
     along = [[(start + i * by) * step for i in range(n)] for n, by, start, step in axes]
     return [sum(place) for place in itertools.product(*along)]
-
-
-def _int32(values: list[int]) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int32)

@@ -145,7 +145,7 @@ def _run(
         input_gradient=None if through is None else through.data_ptr(),
         squares=squares.data_ptr(),
     )
-    call("line_gradients", work)
+    call("line_gradients", work, threads=torch.get_num_threads())
     gains, shifts = squares
     return Lines(
         gain=Instantiated([gain], squares=gains), shift=Instantiated([shift], squares=shifts)

@@ -30,7 +30,7 @@ typedef struct {
     long outputs; /* a multiple of 16 */
     long keep;    /* whether each example has its own place in `out`, or each thread */
     long shares;  /* of the examples, each summed up by one thread, where there are factors */
-    const int *line, *position, *tap;
+    const long *line, *position, *tap;
     const float *images, *gradient, *factors; /* factors: [examples], or none */
     float *out, *room, *sums;                 /* sums: [shares], zeros, of factor times gradient */
     double *squares;
@@ -39,7 +39,7 @@ typedef struct {
 
 typedef struct {
     long positions, outputs;
-    const int *position, *tap;
+    const long *position, *tap;
     const float *image, *gradient;
     float *out;
 } tile;
@@ -50,7 +50,7 @@ typedef struct {
     {                                                                                  \
         vector sum[T][V];                                                              \
         const float *gradient = t->gradient;                                           \
-        const int *tap = t->tap;                                                       \
+        const long *tap = t->tap;                                                      \
         (void)tap;                                                                     \
         UNROLL for (int i = 0; i < T; i++)                                             \
             UNROLL for (int v = 0; v < V; v++) sum[i][v] = (vector){0};                \
@@ -109,7 +109,7 @@ RUN(1, 24) RUN(1, 12) RUN(1, 4) APART(1, 9) APART(1, 3) APART(1, 1)
 #define WIDTH(V, TILES)                                     \
     for (; o + V * LANES <= w->outputs; o += V * LANES)     \
         for (long j = 0; j < w->taps;) {                    \
-            const int *tap = w->tap + j;                    \
+            const long *tap = w->tap + j;                   \
             const long left = w->taps - j;                  \
             TILES                                           \
         }

@@ -27,17 +27,18 @@ def compiled() -> str | None:
     return _variant() if _library() is not None else None
 
 
-def call(function: str, work: ctypes.Structure) -> None:
-    """Runs a compiled function on all of torch's threads, without Python's lock.
+def call(function: str, work: ctypes.Structure, *, threads: int) -> None:
+    """Runs a compiled function on so many of torch's threads, without Python's lock.
 
     Args:
         function: Its name; `compiled()` is not None.
         work: Its arguments.
+        threads: At most so many; each takes its place in what `work` has for every thread.
 
     Example:
         >>> class Nothing(ctypes.Structure):
         ...     _fields_ = ()
-        >>> call("no such function", Nothing())
+        >>> call("no such function", Nothing(), threads=1)
         Traceback (most recent call last):
         ...
         AssertionError: no function 'no such function'
@@ -45,7 +46,7 @@ def call(function: str, work: ctypes.Structure) -> None:
     assert function in _FUNCTIONS, f"no function {function!r}"
     library = _library()
     assert library is not None, "the caller has asked `compiled`"
-    getattr(library, function)(ctypes.byref(work), _team(), torch.get_num_threads())
+    getattr(library, function)(ctypes.byref(work), _team(), threads)
 
 
 def _variant() -> str:
