@@ -12,8 +12,10 @@ import privacy
 from privacy.clipping import Kernel, Tape, Tuner, install, rule_of
 from privacy.clipping.convolution import ConvolutionRule
 from privacy.clipping.gradients import Instantiated
+from privacy.clipping.patches import CACHE
 from privacy.native.library import compiled
 from privacy.update import differentiate
+from secure_cnn.bench import peak_bytes
 
 needs_compiler = pytest.mark.skipif(
     compiled() is None, reason="no C compiler when this was installed"
@@ -93,6 +95,31 @@ def test_the_compiled_kernel_takes_the_place_of_patches() -> None:
     assert names_of(layer, images, gradient) == expected
     grouped = nn.Conv2d(4, 4, 3, groups=2)
     assert names_of(grouped, torch.zeros(2, 4, 8, 8), gradient) == {"grouped"}
+
+
+@needs_compiler
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("outputs", [250, 256])
+def test_the_compiled_kernels_take_no_more_room_than_they_say(
+    outputs: int, layout: torch.memory_format
+) -> None:
+    """The memory cap rests on it: laying out, borders, whole vectors, and each thread's own."""
+    layer = nn.Conv2d(256, outputs, 3, padding=1)
+    images, gradient = (
+        torch.zeros(8, channels, 10, 10).contiguous(memory_format=layout)
+        for channels in (256, outputs)
+    )
+    for kernel in ConvolutionRule(layer, "c", Tuner())._kernels(images, gradient, 1):
+        if not kernel.name.startswith("direct"):
+            continue
+
+        def step(kernel: Kernel = kernel) -> None:
+            part = kernel.run(images, gradient)
+            part.weighted_sum(torch.ones(len(part.squared_norms())))
+
+        sums = layer.weight.nbytes * 256 / outputs  # the result itself, of whole vectors
+        allowed = kernel.room + sums + CACHE + 2**13
+        assert peak_bytes(lambda step=step: step) <= allowed, kernel.name
 
 
 def test_patches_are_there_where_nothing_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:

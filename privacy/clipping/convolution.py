@@ -156,17 +156,18 @@ class ConvolutionRule:
         grouped, room = partial(self._grouped, copies=copies), copies * size + copied
         geometry = self._geometry()
         kernels = list[Kernel]()
-        if geometry is not None and direct.fits(inputs):
-            kept = partial(direct.instantiated, geometry, copies)
-            moved = sum(t.nbytes for t in (inputs, output_gradient) if not direct.lies_right(t))
-            kernels.append(Kernel(name="direct", run=kept, room=size + moved, work=product))
-            again = partial(direct.twice, geometry, copies)
-            kernels.append(Kernel(name="direct, twice", run=again, room=0, work=2 * product))
+        compiled = geometry is not None and direct.fits(inputs)
+        if geometry is not None and compiled:
+            once, again = direct.rooms(geometry, copies, inputs, output_gradient)
+            held = partial(direct.instantiated, geometry, copies)
+            kernels.append(Kernel(name="direct", run=held, room=once, work=product))
+            twice = partial(direct.twice, geometry, copies)
+            kernels.append(Kernel(name="direct, twice", run=twice, room=again, work=2 * product))
         kernels.append(Kernel(name="grouped", run=grouped, room=room, work=product))
         if geometry is None or len(geometry.kernel) != 2:
             return kernels
         deferring = partial(self._deferring, geometry=geometry, copies=copies)
-        layouts = {} if direct.fits(inputs) else self._layouts(geometry)
+        layouts = {} if compiled else self._layouts(geometry)
         for name, layout in layouts.items():
             kept = partial(instantiated, layout, copies)
             kernels.append(Kernel(name=name, run=kept, room=size, work=product))

@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from functools import cache
 
 import torch
-import torch.nn.functional as F
 
 from privacy.clipping.gradients import Instantiated
-from privacy.clipping.patches import Geometry
+from privacy.clipping.patches import CACHE, Geometry
 from privacy.native.library import call, compiled
 
-__all__ = ["Twice", "fits", "instantiated", "lies_right", "twice"]
+__all__ = ["Twice", "fits", "instantiated", "rooms", "twice"]
 
 _LANES = 16
 """Output channels are rounded up to whole vectors."""
@@ -35,13 +34,41 @@ def fits(inputs: torch.Tensor) -> bool:
     return inputs.dtype == torch.float32 and inputs.device.type == "cpu" and compiled() is not None
 
 
-def lies_right(tensor: torch.Tensor) -> bool:
-    """Whether the compiled code reads it where it lies: dense, with the channels last.
+def rooms(
+    geometry: Geometry, copies: int, images: torch.Tensor, output_gradient: torch.Tensor
+) -> tuple[int, int]:
+    """Bytes that `instantiated` and `twice` take at most, beyond what they are given and a cache.
+
+    What is laid out anew, and what each thread has for itself, counts as far as it exceeds `CACHE`.
+
+    Args:
+        geometry: As for `instantiated`.
+        copies: As for `instantiated`.
+        images: As for `instantiated`.
+        output_gradient: As for `instantiated`.
 
     Example:
-        >>> lies_right(torch.zeros(2, 3, 4, 4))
-        False
+        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+        >>> x, dy = torch.ones(8, 3, 1, 1), torch.ones(8, 16, 1, 1)
+        >>> rooms(geometry, 1, x, dy)[0] == 8 * 16 * 3 * 4
+        True
     """
+    (rows, channels, *sizes), outputs = images.shape, output_gradient.shape[1]
+    whole, number = outputs + -outputs % _LANES, images.element_size()
+    laid_out = 0 if _lies_right(images) else images.nbytes
+    if whole > outputs or not _lies_right(output_gradient):
+        laid_out += output_gradient.nbytes // outputs * whole
+    threads, examples = torch.get_num_threads(), rows // copies
+    padded = [size + 2 * border for size, border in zip(sizes, geometry.padding, strict=True)]
+    borders = threads * copies * channels * math.prod(padded) if any(geometry.padding) else 0
+    one = math.prod(geometry.kernel) * channels * whole
+    passing = [laid_out + number * (threads * sums * one + borders) for sums in (0, 2)]
+    beyond = [max(0, size - CACHE) for size in passing]
+    return beyond[0] + examples * one * number, beyond[1]
+
+
+def _lies_right(tensor: torch.Tensor) -> bool:
+    """Whether the compiled code reads it where it lies: dense, with the channels last."""
     return tensor.movedim(1, -1).is_contiguous()
 
 
@@ -223,7 +250,9 @@ class _Layer:
         pixels = images.movedim(1, -1).contiguous()
         gradient, outputs = output_gradient.movedim(1, -1), output_gradient.shape[1]
         if outputs % _LANES:
-            gradient = F.pad(gradient, (0, -outputs % _LANES))
+            whole = gradient.new_zeros(*gradient.shape[:-1], outputs + -outputs % _LANES)
+            whole[..., :outputs] = gradient
+            gradient = whole
         return cls(
             tables=_tables(geometry, copies, pixels.shape[1:], gradient.shape[1:-1]),
             geometry=geometry,
@@ -251,7 +280,7 @@ class _Layer:
 
     def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
         """Of all examples' gradients, [taps, outputs]; one float32 factor each."""
-        sums = torch.zeros_like(self.scratch())
+        sums = self.scratch().zero_()
         self.run(self.scratch(), keep=False, factors=factors, sums=sums)
         return sums.sum(0)
 

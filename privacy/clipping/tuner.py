@@ -32,7 +32,8 @@ class Kernel:
     Attributes:
         name: What it is called in printouts and in `Tuner(fixed=...)`.
         run: From a layer's input and output gradient to the gradients.
-        room: Bytes that it takes at most, beyond input and output gradient.
+        room: Bytes that it takes at most, beyond input and output gradient and what it has in the
+            processor's cache.
         work: Multiplications that it needs, roughly: what is hopeless need not be timed.
 
     Example:
