@@ -226,7 +226,7 @@ KERNELS = [
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_two_passes_are_one_gradient_through_any_kernel(name: str) -> None:
-    """As in TRADES, also where the gradients are formed only when the tape is read."""
+    """As in TRADES, also where a kernel keeps no gradients."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(144, 2)).double()
     images = torch.randn(3, 3, 6, 6, dtype=torch.float64)
     images = images.contiguous(memory_format=torch.channels_last)

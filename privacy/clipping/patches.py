@@ -21,10 +21,8 @@ __all__ = [
     "Geometry",
     "PatchLayout",
     "Rows",
-    "block_length",
     "chunks",
     "instantiated",
-    "pad",
     "squares",
 ]
 
@@ -134,7 +132,7 @@ class Columns:
     def patches(self, images: torch.Tensor, room: list[torch.Tensor]) -> torch.Tensor:
         """The patches in their room, [m, copies * positions, patch]."""
         padded, patches = room
-        pad(images, padded, self.geometry.padding)
+        _pad(images, padded, self.geometry.padding)
         example, copy, down, right, channel = padded.stride()
         (step_down, step_right), (apart_down, apart_right) = (
             self.geometry.stride,
@@ -266,7 +264,7 @@ def _multiplied(
     """Squared norms, chunk by chunk while the gradients are in the cache; keeps them if asked."""
     count, *shape = layout.pieces(images.shape[1], output_gradient.shape[1])
     examples, size = len(images) // copies, math.prod(shape)
-    block = block_length(size)
+    block = _block_length(size)
     norms = images.new_empty(count, examples, size // block)
     done, scratch = 0, kept
     for some, gradient, room in chunks(layout, copies, images, output_gradient):
@@ -323,24 +321,12 @@ def _padded_room(images: torch.Tensor, padding: tuple[int, ...]) -> torch.Tensor
     return images.new_zeros(examples, copies, height + 2 * down, width + 2 * right, channels)
 
 
-def pad(images: torch.Tensor, padded: torch.Tensor, padding: tuple[int, ...]) -> None:
-    """Writes [m, copies, h, w, c] into the middle of its padded room; the border stays zero.
-
-    Example:
-        >>> padded = torch.zeros(1, 1, 3, 3, 1)
-        >>> pad(torch.ones(1, 1, 1, 1, 1), padded, (1, 1))
-        >>> padded.sum()
-        tensor(1.)
-    """
+def _pad(images: torch.Tensor, padded: torch.Tensor, padding: tuple[int, ...]) -> None:
+    """Writes [m, copies, h, w, c] into the middle of its padded room; the border stays zero."""
     (down, right), (height, width) = padding, images.shape[2:4]
     padded[:, :, down : down + height, right : right + width].copy_(images)
 
 
-def block_length(size: int) -> int:
-    """Values to add up in float32 before float64 takes over: a divisor of `size`.
-
-    Example:
-        >>> block_length(2304)
-        768
-    """
+def _block_length(size: int) -> int:
+    """Values to add up in float32 before float64 takes over: a divisor of `size`."""
     return next(block for block in range(min(size, LONGEST_SUM), 0, -1) if size % block == 0)

@@ -76,8 +76,8 @@ class Tuner:
     Args:
         memory_cap: Most that a layer's kernel may take, in units of the room that its own input and
             output gradient take, > 0: kept gradients let these go.
-        fixed: Kernel names by layer, from an earlier training's choices; they are not timed. Where
-            examples have copies, a layer has fewer kernels.
+        fixed: Kernel names by layer, from an earlier training's choices; they are not timed. An
+            installation without compiled kernels has others.
         clock: Seconds, ever rising.
 
     Raises:
@@ -137,7 +137,8 @@ class Tuner:
 
         Args:
             layer: Dotted name of the layer.
-            kernels: The candidates, at least one; the first is taken where the cap allows none.
+            kernels: The candidates, at least one; where the cap allows none, that of the least room
+                is taken.
             inputs: The layer's input.
             output_gradient: The gradient at its output.
             copies: Rows an example.

@@ -39,8 +39,9 @@ class EpochGuard:
         guard: What decides.
         images: The fixed images it looks at.
         model: In training.
-        seams: Its objective, whose noise is raised, and its optimizer, which goes back.
-        average: Goes back too.
+        objective: Its noise is raised.
+        optimizer: Goes back with the model.
+        average: Goes back too, where there is one.
     """
 
     def __init__(
