@@ -1,6 +1,11 @@
 """Every kernel gives the gradients of the per-example loop; the tuner takes the fastest allowed."""
 
+import dataclasses
 import itertools
+from collections.abc import Iterator
+from functools import partial
+from types import FunctionType
+from typing import Any
 
 import pytest
 import torch
@@ -95,6 +100,40 @@ def test_the_compiled_kernel_takes_the_place_of_patches() -> None:
     assert names_of(layer, images, gradient) == expected
     grouped = nn.Conv2d(4, 4, 3, groups=2)
     assert names_of(grouped, torch.zeros(2, 4, 8, 8), gradient) == {"grouped"}
+
+
+def held(thing: Any) -> Iterator[torch.Tensor]:
+    """Every tensor that something keeps alive: in its fields, lists, arguments and closures."""
+    if isinstance(thing, torch.Tensor):
+        yield thing
+    elif isinstance(thing, list | tuple):
+        for part in thing:
+            yield from held(part)
+    elif isinstance(thing, partial):
+        yield from held((thing.func, *thing.args, *thing.keywords.values()))
+    elif isinstance(thing, FunctionType):
+        yield from held([cell.cell_contents for cell in thing.__closure__ or ()])
+    elif dataclasses.is_dataclass(thing):
+        yield from held([getattr(thing, field.name) for field in dataclasses.fields(thing)])
+
+
+@pytest.mark.parametrize("name", ["direct", "columns", "rows", "grouped"])
+def test_kept_gradients_let_the_activations_go(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory of a step rests on it: of a layer only sizes may stay."""
+    if name != "direct":
+        monkeypatch.setattr("privacy.clipping.direct.compiled", lambda: None)
+    elif compiled() is None:
+        pytest.skip("no C compiler when this was installed")
+    last = torch.channels_last
+    images, gradient = (torch.ones(2, n, 8, 8).contiguous(memory_format=last) for n in (3, 16))
+    rule = ConvolutionRule(nn.Conv2d(3, 16, 3, padding=1), "c", Tuner())
+    kernels = {kernel.name: kernel for kernel in rule._kernels(images, gradient, 1)}
+    theirs = {tensor.data_ptr() for tensor in (images, gradient)}
+    kept = {tensor.data_ptr() for tensor in held(kernels[name].run(images, gradient))}
+    assert kept
+    assert not kept & theirs
+    deferred = kernels["gram, then native"].run(images, gradient)
+    assert {tensor.data_ptr() for tensor in held(deferred)} > theirs  # control: this one needs them
 
 
 @needs_compiler

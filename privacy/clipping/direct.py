@@ -92,7 +92,13 @@ def instantiated(
     layer = _Layer.of(geometry, copies, images, output_gradient)
     kept = images.new_empty(layer.examples, *layer.gradient_shape)
     squares = layer.run(kept, keep=True)
-    return Instantiated([kept], join=lambda pieces: layer.join(pieces[0]), squares=squares)
+    # Of the layer only sizes: what is kept lets the activations go.
+    channels, outputs = images.shape[1], layer.outputs
+
+    def join(pieces: list[torch.Tensor]) -> torch.Tensor:
+        return _joined(geometry, channels, outputs, pieces[0])
+
+    return Instantiated([kept], join=join, squares=squares)
 
 
 def twice(
@@ -162,7 +168,8 @@ class Twice:
             True
         """
         layer = _Layer.of(self.geometry, self.copies, self.images, self.output_gradient)
-        return layer.join(layer.weighted_sum(factors.to(torch.float32).contiguous()))
+        total = layer.weighted_sum(factors.to(torch.float32).contiguous())
+        return _joined(self.geometry, self.images.shape[1], layer.outputs, total)
 
     def instantiate(self) -> torch.Tensor:
         """The gradients themselves, after all.
@@ -272,12 +279,6 @@ class _Layer:
         """Room for one example's gradient a thread."""
         return self.pixels.new_empty(self.threads, *self.gradient_shape)
 
-    def join(self, rows: torch.Tensor) -> torch.Tensor:
-        """From [..., taps, outputs] to the weight's shape."""
-        kernel = self.geometry.kernel
-        whole = torch.unflatten(rows, -2, (*kernel, self.pixels.shape[-1]))[..., : self.outputs]
-        return whole.movedim((-1, -2), (-len(kernel) - 2, -len(kernel) - 1))
-
     def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
         """Of all examples' gradients, [taps, outputs]; one float32 factor each."""
         sums = self.scratch().zero_()
@@ -320,6 +321,13 @@ class _Layer:
         )
         call("convolution_gradients", work, threads=threads)
         return squares
+
+
+def _joined(geometry: Geometry, channels: int, outputs: int, rows: torch.Tensor) -> torch.Tensor:
+    """From [..., taps, whole vectors of outputs] to the weight's shape."""
+    kernel = geometry.kernel
+    whole = torch.unflatten(rows, -2, (*kernel, channels))[..., :outputs]
+    return whole.movedim((-1, -2), (-len(kernel) - 2, -len(kernel) - 1))
 
 
 @cache
