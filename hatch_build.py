@@ -14,7 +14,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 _NATIVE = Path("privacy", "native")
-_COMMON = ("-std=gnu11", "-O3", "-fPIC", "-shared", "-Wall", "-Wextra")
+_COMMON = ("-std=gnu11", "-O3", "-fno-math-errno", "-fPIC", "-shared", "-Wall", "-Wextra")
 # One library for each width of vectors, under a name that Python does not take for a module; torch
 # says at run time what the processor has.
 _X86 = {

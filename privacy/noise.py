@@ -5,17 +5,22 @@ with torch's, numpy's or Python's generators, so no `manual_seed` and no attack 
 Keys are never stored, printed or saved.
 """
 
+import ctypes
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
-from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algorithms, modes
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+
+from privacy.native.library import call, compiled
 
 __all__ = ["SecureGenerator"]
 
 _KEY_BYTES = 32
 _BLOCK_BYTES = 16
+_WORDS = _BLOCK_BYTES // 8
 _MANTISSA_BITS = 53
 _HALF_A_CELL = torch.tensor(2.0 ** -(_MANTISSA_BITS + 1), dtype=torch.float64)
 _LEAST_RADIUS = torch.tensor(torch.finfo(torch.float64).tiny, dtype=torch.float64)
@@ -26,7 +31,7 @@ _ZEROS = memoryview(bytes(8 * _BLOCK))
 
 
 class SecureGenerator:
-    """An unpredictable stream of random numbers, as a class because it owns a cipher's position.
+    """An unpredictable stream of random numbers, as a class because it owns the place in it.
 
     Guarantee: the bits are the AES-256-CTR key stream of a fresh random key (NIST SP 800-38A). A
     forked process gets a fresh key on first use, so that parent and child never share noise.
@@ -70,15 +75,7 @@ class SecureGenerator:
             >>> SecureGenerator().words(3).shape
             torch.Size([3])
         """
-        if os.getpid() != self._process:
-            self._rekey(os.urandom(_KEY_BYTES))
-        # The cipher wants room for a block more than it writes.
-        words = torch.empty(count + _BLOCK_BYTES // 8, dtype=torch.int64)
-        size, room = 8 * count, words.numpy().data.cast("B")
-        # The key stream itself is the encryption of zeros.
-        for start in range(0, size, len(_ZEROS)):
-            self._cipher.update_into(_ZEROS[: size - start], room[start:])
-        return words[:count]
+        return self._stream(self._take(count), count, _room(count))
 
     def uniform(self, count: int) -> torch.Tensor:
         """Uniform numbers in the open interval (0, 1), on a grid of 2^-53 shifted by half a cell.
@@ -92,7 +89,7 @@ class SecureGenerator:
             True
         """
         # The last cell's centre rounds up to 1; the largest double below 1 keeps the interval open.
-        return self._centres(count).clamp_(max=1 - 2.0**-_MANTISSA_BITS)
+        return _centres(self.words(count)).clamp_(max=1 - 2.0**-_MANTISSA_BITS)
 
     def normal(self, count: int) -> torch.Tensor:
         """Standard normal numbers, with tails to 8.5 sigma.
@@ -106,16 +103,7 @@ class SecureGenerator:
             >>> SecureGenerator().normal(5).shape
             torch.Size([5])
         """
-        normals = torch.empty(count + count % 2, dtype=torch.float64)
-        for block in torch.split(normals, _BLOCK):
-            uniforms, pairs = self._centres(len(block)), len(block) // 2
-            logarithm, angle = uniforms[:pairs].log_(), uniforms[pairs:].mul_(2 * math.pi)
-            squared = torch.sub(_LEAST_RADIUS, logarithm, alpha=2, out=logarithm)
-            # Of a number above zero this is the root, at half the price of `sqrt`.
-            radius = torch.rsqrt(squared, out=block[pairs:]).mul_(squared)
-            torch.cos(angle, out=block[:pairs]).mul_(radius)
-            radius.mul_(angle.sin_())
-        return normals[:count]
+        return torch.cat([torch.empty(0, dtype=torch.float64), *self.normal_blocks(count)])
 
     def normal_blocks(self, count: int) -> Iterator[torch.Tensor]:
         """The same as `normal`, a piece at a time, so that what uses them finds them in the cache.
@@ -127,8 +115,50 @@ class SecureGenerator:
             >>> [len(block) for block in SecureGenerator().normal_blocks(140_000)]
             [131072, 8928]
         """
-        for start in range(0, count, _BLOCK):
-            yield self.normal(min(_BLOCK, count - start))
+        for part, place in self._parts(count):
+            size = part.stop - part.start
+            yield _normal(self._stream(place, size + size % 2, _room(size + 1)))[:size]
+
+    def perturb(self, values: list[torch.Tensor], *, deviation: float, scale: float = 1.0) -> None:
+        """Puts (values + deviation * z) * scale in the place of the values.
+
+        The z are the numbers of `normal`, one for each value. All is done in float64 and rounded
+        once, to the type of the values. Where there are compiled functions, each of torch's threads
+        makes the noise of its own parts of the stream.
+
+        Args:
+            values: Float tensors of one type, on one device, each dense in memory.
+            deviation: Standard deviation of the noise, at least 0.
+            scale: Of the result.
+
+        Example:
+            >>> values = torch.zeros(3)
+            >>> SecureGenerator().perturb([values], deviation=1.0)
+            >>> bool(values.any())
+            True
+        """
+        numbers = [in_memory_order(tensor) for tensor in values]
+        parts = list(self._parts(sum(map(len, numbers))))
+        fused = compiled() is not None and all(map(_is_plain, numbers))
+        threads = min(torch.get_num_threads(), len(parts)) if fused else 1
+
+        def add(parts: list[tuple[slice, int]]) -> None:
+            longest = max((part.stop - part.start for part, _ in parts), default=0)
+            room = _room(longest + longest % 2)
+            for part, place in parts:
+                size = part.stop - part.start
+                words = self._stream(place, size + size % 2, room)
+                pieces = _cut(numbers, part)
+                if fused:
+                    _perturb_fused(words, pieces, deviation, scale)
+                else:
+                    _perturb(_normal(words)[:size], pieces, deviation, scale)
+
+        if threads < 2:
+            add(parts)
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(add, [parts[first::threads] for first in range(threads)]))
 
     def bernoulli(self, count: int, probability: float) -> torch.Tensor:
         """Independent coins: the Poisson sample of `count` examples.
@@ -146,15 +176,138 @@ class SecureGenerator:
         """
         return self.uniform(count) < probability
 
-    def _centres(self, count: int) -> torch.Tensor:
-        """Uniform numbers as the centres of 2^53 cells, float64 in (0, 1]."""
-        words = self.words(count).bitwise_and_(2**_MANTISSA_BITS - 1)
-        # Each number takes its word's own place: fresh memory costs more than the numbers.
-        cells = words.view(torch.float64).copy_(words)
-        return torch.add(_HALF_A_CELL, cells, alpha=2.0**-_MANTISSA_BITS, out=cells)
+    def _parts(self, count: int) -> Iterator[tuple[slice, int]]:
+        """The blocks of `count` normal numbers, each with its place in the stream."""
+        place = self._take(count + count % 2)
+        for start in range(0, count, _BLOCK):
+            yield slice(start, min(start + _BLOCK, count)), place + start
+
+    def _take(self, count: int) -> int:
+        """The place of the next words, which nobody gets again."""
+        if os.getpid() != self._process:
+            self._rekey(os.urandom(_KEY_BYTES))
+        self._place += count
+        return self._place - count
 
     def _rekey(self, key: bytes) -> None:
         """Starts the key stream of `key` for this process."""
-        cipher = Cipher(algorithms.AES(key), modes.CTR(bytes(_BLOCK_BYTES)))
-        self._cipher: CipherContext = cipher.encryptor()
-        self._process = os.getpid()
+        self._stream, self._place, self._process = _key_stream(key), 0, os.getpid()
+
+
+def _room(count: int) -> torch.Tensor:
+    """Fresh memory for so many words, and the block more that the cipher wants at either end."""
+    return torch.empty(count + 2 * _WORDS, dtype=torch.int64)
+
+
+def _key_stream(key: bytes) -> Callable[[int, int, torch.Tensor], torch.Tensor]:
+    """The words of a key's stream: so many, from a place on, in a room. Only it knows the key."""
+
+    def words(place: int, count: int, room: torch.Tensor) -> torch.Tensor:
+        counter, skipped = divmod(place, _WORDS)
+        cipher = Cipher(algorithms.AES(key), modes.CTR(counter.to_bytes(_BLOCK_BYTES, "big")))
+        encryptor = cipher.encryptor()
+        size, written = 8 * (skipped + count), room.numpy().data.cast("B")
+        # The key stream itself is the encryption of zeros.
+        for start in range(0, size, len(_ZEROS)):
+            encryptor.update_into(_ZEROS[: size - start], written[start:])
+        return room[skipped : skipped + count]
+
+    return words
+
+
+def _centres(words: torch.Tensor) -> torch.Tensor:
+    """Uniform numbers as the centres of 2^53 cells, float64 in (0, 1], in the place of words."""
+    words.bitwise_and_(2**_MANTISSA_BITS - 1)
+    # Each number takes its word's own place: fresh memory costs more than the numbers.
+    cells = words.view(torch.float64).copy_(words)
+    return torch.add(_HALF_A_CELL, cells, alpha=2.0**-_MANTISSA_BITS, out=cells)
+
+
+def _normal(words: torch.Tensor) -> torch.Tensor:
+    """Normal numbers of an even number of words, in their place."""
+    pairs = len(words) // 2
+    if compiled() is not None:
+        work = _Work(pairs=pairs, numbers=words.data_ptr())
+        call("normal_numbers", work, threads=torch.get_num_threads())
+        return words.view(torch.float64)
+    normals = _centres(words)
+    logarithm, angle = normals[:pairs].log_(), normals[pairs:].mul_(2 * math.pi)
+    squared = torch.sub(_LEAST_RADIUS, logarithm, alpha=2, out=logarithm)
+    # Of a number above zero this is the root, at half the price of `sqrt`.
+    radius, sine = squared.rsqrt().mul_(squared), angle.sin()
+    torch.mul(radius, angle.cos_(), out=normals[:pairs])
+    torch.mul(radius, sine, out=normals[pairs:])
+    return normals
+
+
+def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
+    """The numbers of a dense tensor in one dimension, as they lie: a view.
+
+    Raises:
+        AssertionError: There are gaps or overlaps in it.
+
+    Example:
+        >>> in_memory_order(torch.tensor([[1, 2], [3, 4]]).t()).tolist()
+        [1, 2, 3, 4]
+    """
+    strides, sizes = tensor.stride(), tensor.shape
+    outer_first = sorted(range(tensor.dim()), key=lambda d: (strides[d], sizes[d]), reverse=True)
+    dense = tensor.permute(outer_first)
+    assert dense.is_contiguous(), f"sizes {[*sizes]} with strides {[*strides]}"
+    return dense.view(-1)
+
+
+def _is_plain(values: torch.Tensor) -> bool:
+    """Whether a compiled function may write them."""
+    return values.is_cpu and values.dtype == torch.float32
+
+
+def _cut(values: list[torch.Tensor], part: slice) -> list[torch.Tensor]:
+    """What lies in a part of all the values together, views of one dimension."""
+    found, start = [], 0
+    for of_tensor in values:
+        first, last = max(part.start - start, 0), min(part.stop - start, len(of_tensor))
+        if first < last:
+            found.append(of_tensor[first:last])
+        start += len(of_tensor)
+    return found
+
+
+def _perturb(
+    noise: torch.Tensor, pieces: list[torch.Tensor], deviation: float, scale: float
+) -> None:
+    """What `SecureGenerator.perturb` does, with noise for all pieces together."""
+    for piece, of_piece in zip(pieces, torch.split(noise, [*map(len, pieces)]), strict=True):
+        moved = of_piece.to(piece.device).mul_(deviation).add_(piece)
+        piece.copy_(moved.mul_(scale))
+
+
+def _perturb_fused(
+    words: torch.Tensor, pieces: list[torch.Tensor], deviation: float, scale: float
+) -> None:
+    """The same in one call, with normal numbers of the words."""
+    work = _Work(
+        pairs=len(words) // 2,
+        numbers=words.data_ptr(),
+        pieces=len(pieces),
+        lengths=(ctypes.c_long * len(pieces))(*map(len, pieces)),
+        values=(ctypes.c_void_p * len(pieces))(*(piece.data_ptr() for piece in pieces)),
+        deviation=deviation,
+        scale=scale,
+    )
+    call("perturb", work, threads=1)
+
+
+class _Work(ctypes.Structure):
+    """As privacy/native/noise.c declares it."""
+
+    _fields_ = (
+        ("pairs", ctypes.c_long),
+        ("numbers", ctypes.c_void_p),
+        ("next", ctypes.c_long),
+        ("pieces", ctypes.c_long),
+        ("lengths", ctypes.POINTER(ctypes.c_long)),
+        ("values", ctypes.POINTER(ctypes.c_void_p)),
+        ("deviation", ctypes.c_double),
+        ("scale", ctypes.c_double),
+    )

@@ -18,7 +18,7 @@ from privacy.clipping import PerExampleGradients
 from privacy.errors import PlanError
 from privacy.noise import SecureGenerator
 
-__all__ = ["FloatSum", "GridSum", "Summation", "grid_of", "split_like"]
+__all__ = ["FloatSum", "GridSum", "Summation", "grid_of"]
 
 _CHARGE = 2.0**-10
 """Most of the clipping norm that rounding to the grid may take."""
@@ -36,9 +36,8 @@ Factors = Mapping[nn.Parameter, torch.Tensor]
 class Summation(Protocol):
     """Adds up examples' gradients times their factors, for all parameters together."""
 
-    @property
-    def flat(self) -> torch.Tensor:
-        """What was added so far, float [d]."""
+    def sums(self) -> list[torch.Tensor]:
+        """What was added so far, one float tensor for each parameter, of its shape."""
 
     def check_range(self, *, examples: int, noise_multiplier: float) -> None:
         """Refuses what it could not hold."""
@@ -52,10 +51,21 @@ class Summation(Protocol):
     def add(self, gradients: Gradients, factors: Factors) -> None:
         """Adds all of them, or, where this raises, none; every gradient is finite."""
 
-    def noised(
-        self, generator: SecureGenerator, *, noise_multiplier: float, max_grad_norm: float
-    ) -> torch.Tensor:
-        """The sum plus noise of deviation `noise_multiplier * max_grad_norm`, flat [d]."""
+    def noised_mean(
+        self,
+        generator: SecureGenerator,
+        *,
+        noise_multiplier: float,
+        max_grad_norm: float,
+        batch_size: int,
+    ) -> list[torch.Tensor]:
+        """The sum plus noise of deviation `noise_multiplier * max_grad_norm`, over the batch size.
+
+        The sum is given away, and starts anew.
+
+        Returns:
+            One float tensor for each parameter, of its shape.
+        """
 
     def reset(self) -> None:
         """Starts at zero."""
@@ -69,18 +79,21 @@ class FloatSum:
 
     Example:
         >>> total = FloatSum([nn.Parameter(torch.ones(2))])
-        >>> total.flat, total.clip_to(1.0)
-        (tensor([0., 0.]), 1.0)
+        >>> total.sums(), total.clip_to(1.0)
+        ([tensor([0., 0.])], 1.0)
     """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         self._parameters = parameters
-        self._flat = _zeros(parameters, _float_type(parameters))
+        self._dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
+        self._sums: dict[nn.Parameter, torch.Tensor] = {}
 
-    @property
-    def flat(self) -> torch.Tensor:
-        """The buffer itself."""
-        return self._flat
+    def sums(self) -> list[torch.Tensor]:
+        """The tensors themselves, in the memory order of their parameters."""
+        for parameter in self._parameters:
+            if parameter not in self._sums:
+                self._sums[parameter] = torch.zeros_like(parameter, dtype=self._dtype)
+        return [self._sums[parameter] for parameter in self._parameters]
 
     def check_range(self, *, examples: int, noise_multiplier: float) -> None:
         """Floating-point numbers hold everything."""
@@ -93,28 +106,30 @@ class FloatSum:
         """By each layer's own weighted sum."""
         # All sums before the first addition: running out of memory must not leave half a batch.
         added = {p: of_p.weighted_sum(factors[p]) for p, of_p in gradients.items()}
-        for parameter, total in zip(
-            self._parameters, split_like(self._flat, self._parameters), strict=True
-        ):
-            if parameter in added:
-                total += added[parameter]
+        for parameter, new in added.items():
+            if parameter in self._sums:
+                self._sums[parameter] += new
+            else:
+                self._sums[parameter] = _laid_out_like(parameter, new, self._dtype)
 
-    def noised(
-        self, generator: SecureGenerator, *, noise_multiplier: float, max_grad_norm: float
-    ) -> torch.Tensor:
-        """Added in float64, rounded once to the type of the sum."""
-        released = torch.empty_like(self._flat)
-        deviation, start = noise_multiplier * max_grad_norm, 0
-        for noise in generator.normal_blocks(len(released)):
-            part = slice(start, start + len(noise))
-            noise = noise.to(released.device).mul_(deviation)
-            released[part] = noise.add_(self._flat[part])
-            start = part.stop
+    def noised_mean(
+        self,
+        generator: SecureGenerator,
+        *,
+        noise_multiplier: float,
+        max_grad_norm: float,
+        batch_size: int,
+    ) -> list[torch.Tensor]:
+        """Computed in float64, rounded once to the type of the sum, in its place."""
+        released = self.sums()
+        self.reset()
+        deviation = noise_multiplier * max_grad_norm
+        generator.perturb(released, deviation=deviation, scale=1 / batch_size)
         return released
 
     def reset(self) -> None:
-        """Zeroes the buffer."""
-        self._flat.zero_()
+        """Lets the tensors go."""
+        self._sums = {}
 
 
 @final
@@ -143,12 +158,12 @@ class GridSum:
         self._parameters = parameters
         self._examples = 0
         self._grid, self._limit = 0.0, 0.0
-        self._whole = _zeros(parameters, torch.int64)
+        coordinates, device = sum(p.numel() for p in parameters), parameters[0].device
+        self._whole = torch.zeros(coordinates, device=device, dtype=torch.int64)
 
-    @property
-    def flat(self) -> torch.Tensor:
+    def sums(self) -> list[torch.Tensor]:
         """The whole numbers times the grid, float64."""
-        return self._whole * self._grid
+        return _split_like(self._whole * self._grid, self._parameters)
 
     def check_range(self, *, examples: int, noise_multiplier: float) -> None:
         """Refuses what could leave the whole numbers that float64, and so int64, holds exactly.
@@ -194,15 +209,20 @@ class GridSum:
             shorter = torch.where(too_long, 0.99, 1.0)
             scales = {p: of_p * shorter for p, of_p in scales.items()}
             added, squares = self._rounded(gradients, scales)
-        parts = split_like(self._whole, self._parameters)
+        parts = _split_like(self._whole, self._parameters)
         for parameter, total in zip(self._parameters, parts, strict=True):
             if parameter in added:
                 total += added[parameter].view(parameter.shape)
         self._examples += len(squares)
 
-    def noised(
-        self, generator: SecureGenerator, *, noise_multiplier: float, max_grad_norm: float
-    ) -> torch.Tensor:
+    def noised_mean(
+        self,
+        generator: SecureGenerator,
+        *,
+        noise_multiplier: float,
+        max_grad_norm: float,
+        batch_size: int,
+    ) -> list[torch.Tensor]:
         """Whole numbers added to whole numbers, times the grid: exact in float64.
 
         Raises:
@@ -217,7 +237,8 @@ class GridSum:
             whole = noise.mul_(deviation).round_().to(torch.int64).to(released.device)
             released[part] = whole.add_(self._whole[part])
             start = part.stop
-        return released.mul_(self._grid)
+        self.reset()
+        return _split_like(released.mul_(self._grid).div_(batch_size), self._parameters)
 
     def reset(self) -> None:
         """Zeroes the buffer."""
@@ -269,22 +290,17 @@ def grid_of(max_grad_norm: float, *, coordinates: int) -> float:
     return math.ldexp(1.0, math.frexp(largest)[1] - 1)
 
 
-def _zeros(parameters: list[nn.Parameter], dtype: torch.dtype) -> torch.Tensor:
-    """One flat buffer for all parameters: the noise is added to all of them at once."""
-    return torch.zeros(sum(p.numel() for p in parameters), device=parameters[0].device, dtype=dtype)
+def _laid_out_like(
+    parameter: nn.Parameter, values: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """The values themselves where they lie in memory as the parameter does, or a copy that does."""
+    wanted = torch.empty_like(parameter, dtype=dtype, device="meta").stride()
+    if values.dtype == dtype and values.stride() == wanted:
+        return values
+    return torch.empty_like(parameter, dtype=dtype).copy_(values)
 
 
-def _float_type(parameters: list[nn.Parameter]) -> torch.dtype:
-    """Float32, or what holds every parameter's type."""
-    return reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
-
-
-def split_like(flat: torch.Tensor, parameters: list[nn.Parameter]) -> list[torch.Tensor]:
-    """A flat tensor as one view for each parameter, of its shape.
-
-    Example:
-        >>> split_like(torch.arange(2), [*nn.Linear(1, 1).parameters()])
-        [tensor([[0]]), tensor([1])]
-    """
+def _split_like(flat: torch.Tensor, parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+    """A flat tensor as one view for each parameter, of its shape."""
     parts = torch.split(flat, [p.numel() for p in parameters])
     return [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]

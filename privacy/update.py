@@ -13,7 +13,7 @@ from privacy.clipping import PerExampleGradients, Tape
 from privacy.clipping.factors import Clipping, FlatClipping, clip_factors
 from privacy.errors import StepError, UnsupportedLayer
 from privacy.noise import SecureGenerator
-from privacy.summation import FloatSum, GridSum, Summation, split_like
+from privacy.summation import FloatSum, GridSum, Summation
 
 __all__ = ["ClippedSum", "differentiate"]
 
@@ -73,6 +73,7 @@ class ClippedSum:
         }
         self._count = 0.0
         ordered = list(self._parameters.values())
+        self._device = ordered[0].device
         self._total: Summation = GridSum(ordered) if float_safe else FloatSum(ordered)
 
     @property
@@ -83,7 +84,7 @@ class ClippedSum:
             >>> ClippedSum({"w": nn.Parameter(torch.ones(1))}, Tape(), max_grad_norm=1.0).sums
             [tensor([0.])]
         """
-        return split_like(self._total.flat, list(self._parameters.values()))
+        return self._total.sums()
 
     def check_range(self, *, examples: int, noise_multiplier: float) -> None:
         """Refuses, before training, what the sum could not hold exactly though it should.
@@ -136,14 +137,13 @@ class ClippedSum:
             ...
             privacy.errors.StepError: losses: expected one loss an example, shape [1], got []: ...
         """
-        device = self._total.flat.device
-        if losses.device != device:
+        if losses.device != self._device:
             raise StepError(
-                f"losses: expected device {device}, got {losses.device}; move the model before "
+                f"losses: expected device {self._device}, got {losses.device}; move the model before "
                 "attach, not after it"
             )
         parts = differentiate(losses, self._parameters, self._tape, examples=len(mask))
-        return self._add_clipped(parts, mask.to(device))
+        return self._add_clipped(parts, mask.to(self._device))
 
     def noised_mean(
         self, generator: SecureGenerator, *, noise_multiplier: float, batch_size: int
@@ -162,18 +162,18 @@ class ClippedSum:
             >>> clipped.noised_mean(SecureGenerator(), noise_multiplier=1.0, batch_size=10)[0].shape
             torch.Size([3])
         """
-        released = self._total.noised(
+        means = self._total.noised_mean(
             generator,
             noise_multiplier=self._clipping.gradient_noise_multiplier(noise_multiplier),
             max_grad_norm=self.max_grad_norm,
-        ).div_(batch_size)
+            batch_size=batch_size,
+        )
         self.max_grad_norm = self._clipping.next_norm(
             self.max_grad_norm, self._count, batch_size, generator
         )
         self.reset()
-        ordered = list(self._parameters.values())
-        parts = split_like(released, ordered)
-        return [part.to(p.dtype) for part, p in zip(parts, ordered, strict=True)]
+        released = zip(means, self._parameters.values(), strict=True)
+        return [mean.to(parameter.dtype) for mean, parameter in released]
 
     @torch.no_grad()
     def _add_clipped(

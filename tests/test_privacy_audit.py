@@ -378,19 +378,30 @@ def test_a_planted_defect_is_caught(defect: type[Naive]) -> None:
     json.dumps(report.to_dict())
 
 
-def our_noise_off(private: Private, _: pytest.MonkeyPatch) -> None:
-    normal = private._generator.normal
-    private._generator.normal = lambda n: 0 * normal(n)  # type: ignore[method-assign]
+def our_noise_off(private: Private, patch: pytest.MonkeyPatch) -> None:
+    perturb = private._generator.perturb
+    patch.setattr(
+        private._generator,
+        "perturb",
+        lambda values, *, deviation, scale: perturb(values, deviation=0 * deviation, scale=scale),
+    )
 
 
-def our_noise_halved(private: Private, _: pytest.MonkeyPatch) -> None:
-    normal = private._generator.normal
-    private._generator.normal = lambda n: normal(n) / 2  # type: ignore[method-assign]
+def our_noise_halved(private: Private, patch: pytest.MonkeyPatch) -> None:
+    perturb = private._generator.perturb
+    patch.setattr(
+        private._generator,
+        "perturb",
+        lambda values, *, deviation, scale: perturb(values, deviation=deviation / 2, scale=scale),
+    )
 
 
-def our_noise_reseeded(private: Private, _: pytest.MonkeyPatch) -> None:
-    fresh = lambda n: SecureGenerator(bytes(32)).normal(n)  # noqa: E731 (a defect in one line)
-    private._generator.normal = fresh  # type: ignore[method-assign]
+def our_noise_reseeded(private: Private, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(
+        private._generator,
+        "perturb",
+        lambda values, **of_step: SecureGenerator(bytes(32)).perturb(values, **of_step),
+    )
 
 
 def our_clip_off(_: Private, patch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ def summed(gradients: torch.Tensor, bound: float, *, float_safe: bool = True) ->
     pieces = torch.split(gradients, [cut, gradients.shape[1] - cut], dim=1)
     parts = {p: Instantiated([piece]) for p, piece in zip(named.values(), pieces, strict=True)}
     clipped._add_clipped(dict(parts), torch.ones(len(gradients), dtype=torch.bool))
-    return clipped._total.flat.double().clone()
+    return torch.cat([part.double() for part in clipped.sums])
 
 
 def drawn(examples: int, size: int, seed: int, dtype: torch.dtype) -> torch.Tensor:
@@ -206,7 +206,9 @@ def test_the_same_noise_rounded_is_what_is_added() -> None:
     total = GridSum(list(parameters_of(1000).values()))
     total.clip_to(0.7)
     total._whole += torch.arange(1000) - 500
-    found = total.noised(SecureGenerator(KEY), noise_multiplier=1.3, max_grad_norm=0.7)
+    (found,) = total.noised_mean(
+        SecureGenerator(KEY), noise_multiplier=1.3, max_grad_norm=0.7, batch_size=1
+    )
     exact = (torch.arange(1000) - 500) * grid + 1.3 * 0.7 * SecureGenerator(KEY).normal(1000)
     assert float((found - exact).abs().max()) <= grid / 2 * (1 + 1e-9)
 
@@ -247,7 +249,9 @@ def test_what_could_leave_the_exact_numbers_is_refused() -> None:
     assert training(replace(PLAN, noise_multiplier=1e13, float_safe=False))
     total = GridSum(list(parameters_of(10).values()))
     with pytest.raises(PlanError, match="whole numbers that are exact"):
-        total.noised(SecureGenerator(KEY), noise_multiplier=1e13, max_grad_norm=1.0)
+        total.noised_mean(
+            SecureGenerator(KEY), noise_multiplier=1e13, max_grad_norm=1.0, batch_size=1
+        )
     total.check_range(examples=10**9, noise_multiplier=1e3)
     FloatSum(list(parameters_of(10).values())).check_range(examples=10**9, noise_multiplier=1e13)
 

@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from privacy import SecureGenerator, noise
 from privacy.clipping import direct, lines
 from privacy.clipping.normalisation import GroupNormRule, InstanceNormRule
 from privacy.clipping.patches import Geometry
@@ -222,3 +224,20 @@ def test_the_structures_are_declared_alike_on_both_sides() -> None:
             for name in names.split(",")
         ]
         assert kinds == [(name, kind.__name__) for name, kind in structure._fields_]
+
+
+def test_noise_is_the_transform_of_its_words(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the last bits, at both ends of the uniforms too, on any number of threads."""
+    words = SecureGenerator(bytes(32)).words(20_000)
+    ends = torch.tensor([0, 1, 2**53 - 1, 2**53 - 2, 2**52, 2**52 - 1, 2**51, -1, -(2**63)])
+    words[: len(ends)] = words[10_000 : 10_000 + len(ends)] = ends
+    words[100 : 100 + len(ends)], words[10_200 : 10_200 + len(ends)] = ends, ends
+    cells = (words & (2**53 - 1)).numpy().astype(np.float64)
+    uniform = ((cells + 0.5) * 2.0**-53).astype(np.longdouble)
+    radius, angle = np.sqrt(-2 * np.log(uniform[:10_000])), 2 * np.pi * uniform[10_000:]
+    expected = np.concatenate([radius * np.cos(angle), radius * np.sin(angle)])
+    for threads in (1, 2):
+        monkeypatch.setattr("torch.get_num_threads", lambda threads=threads: threads)
+        found = noise._normal(words.clone())
+        assert found.isfinite().all()
+        assert np.abs(found.numpy() - expected).max() < 2e-14, variant

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from privacy import SecureGenerator
+from privacy.noise import in_memory_order
 
 KEY = bytes(range(32))
 BLOCK = 2**17
@@ -120,7 +121,7 @@ def test_the_key_is_shown_nowhere() -> None:
 def test_the_open_interval_is_kept_at_its_ends(word: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The extreme words give neither 0 nor 1, and finite normals."""
     generator = SecureGenerator(KEY)
-    monkeypatch.setattr(generator, "words", lambda count: torch.full((count,), word))
+    monkeypatch.setattr(generator, "_stream", lambda place, count, room: torch.full((count,), word))
     assert 0 < generator.uniform(1).item() < 1
     assert generator.normal(2).isfinite().all()
     assert generator.normal(2).abs().max() < 8.7
@@ -186,6 +187,49 @@ def test_normals_are_the_same_in_blocks(count: int) -> None:
         torch.testing.assert_close(block, expected, rtol=1e-14, atol=1e-14)
 
 
+def uneven() -> list[torch.Tensor]:
+    """Tensors in several memory orders, one of them longer than a block, and an odd number."""
+    image_first = torch.arange(BLOCK * 2.0).view(2, 8, -1, 16).to(memory_format=torch.channels_last)
+    return [torch.ones(3), image_first, torch.ones(()), torch.zeros(0), torch.ones(2, 5).t()]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_perturbing_adds_the_stream_in_memory_order(dtype: torch.dtype) -> None:
+    """Each value gets a number of its own, times the deviation; the rest is arithmetic."""
+    values = [tensor.to(dtype) for tensor in uneven()]
+    before = torch.cat([in_memory_order(tensor).clone() for tensor in values])
+    strides = [tensor.stride() for tensor in values]
+    SecureGenerator(KEY).perturb(values, deviation=1.7, scale=1 / 3)
+    assert [tensor.stride() for tensor in values] == strides
+    expected = (before.double() + 1.7 * SecureGenerator(KEY).normal(len(before))) / 3
+    found = torch.cat([in_memory_order(tensor) for tensor in values])
+    torch.testing.assert_close(
+        found.double(), expected, rtol=torch.finfo(dtype).eps, atol=1e-14, check_dtype=False
+    )
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_and_compiled_functions_change_no_noise(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every part of the stream is made once, whoever makes it; the next draw goes on after it."""
+    monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+    found, twin = uneven(), uneven()
+    generator, other = SecureGenerator(KEY), SecureGenerator(KEY)
+    generator.perturb(found, deviation=1.0)
+    monkeypatch.setattr("privacy.noise.compiled", lambda: None)
+    other.perturb(twin, deviation=1.0)
+    for one, two in zip(found, twin, strict=True):
+        torch.testing.assert_close(one, two, rtol=2**-23, atol=1e-14)
+    assert torch.equal(generator.words(5), other.words(5))
+
+
+def test_values_with_gaps_are_refused() -> None:
+    """What lies between them is somebody else's."""
+    with pytest.raises(AssertionError, match="strides"):
+        SecureGenerator(KEY).perturb([torch.zeros(4, 4)[:, :2]], deviation=1.0)
+
+
 def tail(normals: torch.Tensor) -> torch.Tensor:
     """What lies beyond three deviations, as uniforms if the law is normal."""
     beyond = normals.abs()[normals.abs() > 3].numpy()
@@ -213,14 +257,14 @@ def test_the_tail_beyond_seven_deviations_is_right(monkeypatch: pytest.MonkeyPat
     """The stream is bent so that each draw lies there: 53 bits resolve it, 24 bits cannot."""
     bits, count = 40, 20_000
     generator = SecureGenerator(KEY)
-    straight = generator.words
+    straight = generator._stream
 
-    def bent(wanted: int) -> torch.Tensor:
+    def bent(place: int, wanted: int, room: torch.Tensor) -> torch.Tensor:
         # Of the 53 bits that count the first 40 are zero. The angle is as small, so that the radius
         # comes out.
-        return straight(wanted).bitwise_and(2 ** (53 - bits) - 1)
+        return straight(place, wanted, room).bitwise_and(2 ** (53 - bits) - 1)
 
-    monkeypatch.setattr(generator, "words", bent)
+    monkeypatch.setattr(generator, "_stream", bent)
     uniforms = generator.uniform(2 * count)
     assert float(uniforms.max()) < 2.0**-bits
     radii = generator.normal(2 * count)[:count]

@@ -179,7 +179,7 @@ def noise_share(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Row:
-    """What share of a private step goes into drawing its noise and its sample.
+    """What share of a private step goes into its noise, drawn and added, and into its sample.
 
     Args:
         load: The workload; the sample is drawn from as many examples as its split has.
@@ -196,11 +196,10 @@ def noise_share(
         'noise_share'
     """
     generator = privacy.SecureGenerator()
-    parameters = sum(p.numel() for p in load.model.parameters() if p.requires_grad)
+    sums = [torch.zeros_like(p) for p in load.model.parameters() if p.requires_grad]
 
     def draw() -> None:
-        for _ in generator.normal_blocks(parameters):
-            pass
+        generator.perturb(sums, deviation=1.0)
         generator.bernoulli(len(load.split), 0.5)
 
     seconds = interleave({"draw": draw}, rounds=rounds, warmup=2, clock=clock)["draw"]
