@@ -139,8 +139,8 @@ class ClippedSum:
         """
         if losses.device != self._device:
             raise StepError(
-                f"losses: expected device {self._device}, got {losses.device}; move the model before "
-                "attach, not after it"
+                f"losses: expected device {self._device}, got {losses.device}; move the model "
+                "before attach, not after it"
             )
         parts = differentiate(losses, self._parameters, self._tape, examples=len(mask))
         return self._add_clipped(parts, mask.to(self._device))
