@@ -123,8 +123,8 @@ class SecureGenerator:
         """Puts (values + deviation * z) * scale in the place of the values.
 
         The z are the numbers of `normal`, one for each value. All is done in float64 and rounded
-        once, to the type of the values. Where there are compiled functions, each of torch's threads
-        makes the noise of its own parts of the stream.
+        once, to the type of the values. Of a million numbers and more, where there are compiled
+        functions, each of torch's threads makes the noise of its own parts of the stream.
 
         Args:
             values: Float tensors of one type, on one device, each dense in memory.
@@ -140,9 +140,8 @@ class SecureGenerator:
         numbers = [in_memory_order(tensor) for tensor in values]
         parts = list(self._parts(sum(map(len, numbers))))
         fused = compiled() is not None and all(map(_is_plain, numbers))
-        threads = min(torch.get_num_threads(), len(parts)) if fused else 1
 
-        def add(parts: list[tuple[slice, int]]) -> None:
+        def add(parts: list[tuple[slice, int]], threads: int) -> None:
             longest = max((part.stop - part.start for part, _ in parts), default=0)
             room = _room(longest + longest % 2)
             for part, place in parts:
@@ -150,15 +149,19 @@ class SecureGenerator:
                 words = self._stream(place, size + size % 2, room)
                 pieces = _cut(numbers, part)
                 if fused:
-                    _perturb_fused(words, pieces, deviation, scale)
+                    _fused(words, pieces, deviation, scale, threads=threads)
                 else:
-                    _perturb(_normal(words)[:size], pieces, deviation, scale)
+                    _add(_normal(words)[:size], pieces, deviation, scale)
 
-        if threads < 2:
-            add(parts)
+        threads = torch.get_num_threads()
+        # The cipher works with one thread. Several for parts of their own pay for many parts only:
+        # they meet torch's threads, which wait for work without sleeping.
+        streams = min(threads, len(parts) // 8) if fused else 1
+        if streams < 2:
+            add(parts, threads)
             return
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(add, [parts[first::threads] for first in range(threads)]))
+        with ThreadPoolExecutor(streams) as pool:
+            list(pool.map(lambda some: add(some, 1), [parts[i::streams] for i in range(streams)]))
 
     def bernoulli(self, count: int, probability: float) -> torch.Tensor:
         """Independent coins: the Poisson sample of `count` examples.
@@ -225,12 +228,10 @@ def _centres(words: torch.Tensor) -> torch.Tensor:
 
 def _normal(words: torch.Tensor) -> torch.Tensor:
     """Normal numbers of an even number of words, in their place."""
-    pairs = len(words) // 2
     if compiled() is not None:
-        work = _Work(pairs=pairs, numbers=words.data_ptr())
-        call("normal_numbers", work, threads=torch.get_num_threads())
+        _fused(words, [], 0.0, 0.0, threads=torch.get_num_threads())
         return words.view(torch.float64)
-    normals = _centres(words)
+    pairs, normals = len(words) // 2, _centres(words)
     logarithm, angle = normals[:pairs].log_(), normals[pairs:].mul_(2 * math.pi)
     squared = torch.sub(_LEAST_RADIUS, logarithm, alpha=2, out=logarithm)
     # Of a number above zero this is the root, at half the price of `sqrt`.
@@ -273,19 +274,22 @@ def _cut(values: list[torch.Tensor], part: slice) -> list[torch.Tensor]:
     return found
 
 
-def _perturb(
-    noise: torch.Tensor, pieces: list[torch.Tensor], deviation: float, scale: float
-) -> None:
+def _add(noise: torch.Tensor, pieces: list[torch.Tensor], deviation: float, scale: float) -> None:
     """What `SecureGenerator.perturb` does, with noise for all pieces together."""
     for piece, of_piece in zip(pieces, torch.split(noise, [*map(len, pieces)]), strict=True):
         moved = of_piece.to(piece.device).mul_(deviation).add_(piece)
         piece.copy_(moved.mul_(scale))
 
 
-def _perturb_fused(
-    words: torch.Tensor, pieces: list[torch.Tensor], deviation: float, scale: float
+def _fused(
+    words: torch.Tensor,
+    pieces: list[torch.Tensor],
+    deviation: float,
+    scale: float,
+    *,
+    threads: int,
 ) -> None:
-    """The same in one call, with normal numbers of the words."""
+    """`_normal` and `_add` in one pass, compiled."""
     work = _Work(
         pairs=len(words) // 2,
         numbers=words.data_ptr(),
@@ -295,7 +299,7 @@ def _perturb_fused(
         deviation=deviation,
         scale=scale,
     )
-    call("perturb", work, threads=1)
+    call("normal_numbers", work, threads=threads)
 
 
 class _Work(ctypes.Structure):

@@ -189,7 +189,9 @@ def test_normals_are_the_same_in_blocks(count: int) -> None:
 
 def uneven() -> list[torch.Tensor]:
     """Tensors in several memory orders, one of them longer than a block, and an odd number."""
-    image_first = torch.arange(BLOCK * 2.0).view(2, 8, -1, 16).to(memory_format=torch.channels_last)
+    image_first = (
+        torch.arange(BLOCK * 16.0).view(2, 8, -1, 16).to(memory_format=torch.channels_last)
+    )
     return [torch.ones(3), image_first, torch.ones(()), torch.zeros(0), torch.ones(2, 5).t()]
 
 

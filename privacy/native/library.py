@@ -14,7 +14,7 @@ __all__ = ["call", "compiled"]
 
 _VARIANTS = {"AVX512": "avx512", "AVX2": "avx2"}
 """What torch calls the processor's abilities, and the library compiled for them."""
-_FUNCTIONS = ("convolution_gradients", "line_gradients", "normal_numbers", "perturb")
+_FUNCTIONS = ("convolution_gradients", "line_gradients", "normal_numbers")
 
 
 def compiled() -> str | None:

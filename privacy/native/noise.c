@@ -18,8 +18,7 @@ typedef struct {
     long pairs;
     double *numbers; /* [2][pairs]: words, in whose place the normal numbers come */
     long next;       /* 0 */
-    /* What `perturb` adds them to; together at most 2 pairs. */
-    long pieces;
+    long pieces; /* which the numbers are added to, one after the other; together at most 2 pairs */
     const long *lengths;
     float *const *values;
     double deviation, scale;
@@ -92,34 +91,33 @@ static inline void pair(double *first, double *second)
     *second = radius * number(bits(s) ^ (quarter & 2) << 62);
 }
 
-static void normal(const work *w, long start, long end)
+/* To the values in these places, which may lie in several pieces. */
+static void add(const work *w, long start, long end)
 {
-    double *first = w->numbers, *second = w->numbers + w->pairs;
-    for (long i = start; i < end; i++)
-        pair(first + i, second + i);
+    for (long k = 0, first = 0; k < w->pieces && first < end; first += w->lengths[k++]) {
+        const long from = start > first ? start - first : 0;
+        const long to = end - first < w->lengths[k] ? end - first : w->lengths[k];
+        const double *noise = w->numbers + first;
+        float *values = w->values[k];
+        for (long i = from; i < to; i++)
+            values[i] = (values[i] + w->deviation * noise[i]) * w->scale;
+    }
 }
 
 static void each(void *shared)
 {
     work *w = shared;
-    for (long start; (start = TAKEN * take(&w->next)) < w->pairs;)
-        normal(w, start, start + TAKEN < w->pairs ? start + TAKEN : w->pairs);
+    for (long start; (start = TAKEN * take(&w->next)) < w->pairs;) {
+        const long end = start + TAKEN < w->pairs ? start + TAKEN : w->pairs;
+        double *first = w->numbers, *second = w->numbers + w->pairs;
+        for (long i = start; i < end; i++)
+            pair(first + i, second + i);
+        add(w, start, end);
+        add(w, w->pairs + start, w->pairs + end);
+    }
 }
 
 void normal_numbers(work *shared, parallel team, unsigned threads)
 {
     together(each, shared, team, threads);
-}
-
-/* By the calling thread: the caller has a part of the stream for every other one. */
-void perturb(work *w, parallel team, unsigned threads)
-{
-    (void)team, (void)threads;
-    normal(w, 0, w->pairs);
-    const double *noise = w->numbers;
-    for (long k = 0; k < w->pieces; k++) {
-        float *values = w->values[k];
-        for (long i = 0; i < w->lengths[k]; i++)
-            values[i] = (values[i] + w->deviation * *noise++) * w->scale;
-    }
 }
