@@ -137,7 +137,7 @@ class SecureGenerator:
             >>> bool(values.any())
             True
         """
-        numbers = [in_memory_order(tensor) for tensor in values]
+        numbers = [_in_memory_order(tensor) for tensor in values]
         parts = list(self._parts(sum(map(len, numbers))))
         fused = compiled() is not None and all(map(_is_plain, numbers))
 
@@ -241,14 +241,14 @@ def _normal(words: torch.Tensor) -> torch.Tensor:
     return normals
 
 
-def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
+def _in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
     """The numbers of a dense tensor in one dimension, as they lie: a view.
 
     Raises:
         AssertionError: There are gaps or overlaps in it.
 
     Example:
-        >>> in_memory_order(torch.tensor([[1, 2], [3, 4]]).t()).tolist()
+        >>> _in_memory_order(torch.tensor([[1, 2], [3, 4]]).t()).tolist()
         [1, 2, 3, 4]
     """
     strides, sizes = tensor.stride(), tensor.shape
@@ -259,18 +259,19 @@ def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _is_plain(values: torch.Tensor) -> bool:
-    """Whether a compiled function may write them."""
-    return values.is_cpu and values.dtype == torch.float32
+    """Whether a compiled function may write them: a tensor may lie at any address."""
+    aligned = values.data_ptr() % values.element_size() == 0
+    return values.is_cpu and values.dtype == torch.float32 and aligned
 
 
 def _cut(values: list[torch.Tensor], part: slice) -> list[torch.Tensor]:
     """What lies in a part of all the values together, views of one dimension."""
-    found, start = [], 0
+    found, first = [], 0
     for of_tensor in values:
-        first, last = max(part.start - start, 0), min(part.stop - start, len(of_tensor))
-        if first < last:
-            found.append(of_tensor[first:last])
-        start += len(of_tensor)
+        last = first + of_tensor.shape[0]
+        if first < part.stop and part.start < last:
+            found.append(of_tensor[max(part.start - first, 0) : part.stop - first])
+        first = last
     return found
 
 

@@ -294,10 +294,10 @@ def _laid_out_like(
     parameter: nn.Parameter, values: torch.Tensor, dtype: torch.dtype
 ) -> torch.Tensor:
     """The values themselves where they lie in memory as the parameter does, or a copy that does."""
-    wanted = torch.empty_like(parameter, dtype=dtype, device="meta").stride()
-    if values.dtype == dtype and values.stride() == wanted:
+    laid_out = torch.empty_like(parameter, dtype=dtype)
+    if values.dtype == dtype and values.stride() == laid_out.stride():
         return values
-    return torch.empty_like(parameter, dtype=dtype).copy_(values)
+    return laid_out.copy_(values)
 
 
 def _split_like(flat: torch.Tensor, parameters: list[nn.Parameter]) -> list[torch.Tensor]:

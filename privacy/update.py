@@ -193,7 +193,8 @@ class ClippedSum:
             rows = finite.nonzero().squeeze(1)
             parts = {parameter: part.select(rows) for parameter, part in parts.items()}
             factors = factors[:, rows]
-        self._total.add(parts, {p: factors[self._part_of[p]] for p in parts})
+        of_share = factors.unbind()
+        self._total.add(parts, {p: of_share[self._part_of[p]] for p in parts})
         self._count += self._clipping.count(whole[mask].sqrt(), self.max_grad_norm)
         return int((~finite & mask).sum())
 

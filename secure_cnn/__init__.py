@@ -9,6 +9,7 @@ from secure_cnn.checkpoint import LoadedModel, Sealing, Unlocking, read_model, w
 from secure_cnn.data import DataSpec, ImageData, Split, load_data
 from secure_cnn.errors import DataError, ModelError, RunError, SecureCNNError
 from secure_cnn.evaluate import ClassificationReport, evaluate_model, predict
+from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS, Architecture, build_model
 from secure_cnn.recipe import Recipe, Run, run
 
@@ -31,6 +32,7 @@ __all__ = [
     "archive",
     "build_model",
     "evaluate_model",
+    "keep_freed_memory",
     "load_data",
     "predict",
     "read_model",

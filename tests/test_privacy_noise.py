@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from privacy import SecureGenerator
-from privacy.noise import in_memory_order
+from privacy.noise import _in_memory_order as in_memory_order
 
 KEY = bytes(range(32))
 BLOCK = 2**17
@@ -224,6 +224,13 @@ def test_threads_and_compiled_functions_change_no_noise(
     for one, two in zip(found, twin, strict=True):
         torch.testing.assert_close(one, two, rtol=2**-23, atol=1e-14)
     assert torch.equal(generator.words(5), other.words(5))
+
+
+def test_values_at_an_odd_address_are_perturbed_too() -> None:
+    """C may not write floats there."""
+    odd = torch.frombuffer(bytearray(4 * 7 + 1), dtype=torch.float32, offset=1)
+    SecureGenerator(KEY).perturb([odd], deviation=1.0)
+    assert torch.equal(odd.double(), SecureGenerator(KEY).normal(7).float().double())
 
 
 def test_values_with_gaps_are_refused() -> None:

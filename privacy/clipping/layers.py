@@ -8,8 +8,9 @@ as it was. No module hook is used: in-place operations after a layer stay allowe
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from types import MappingProxyType, MethodType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -251,8 +252,10 @@ class _RecordedLayer(torch.autograd.Function):
         input_gradient = None
         if ctx.tape.recording:
             copies = ctx.tape.copies(rows=len(output_gradient), layer=ctx.name)
-            if ctx.needs_input_grad[3] and isinstance(rule, InOnePass):
-                input_gradient, parts = rule.in_one_pass(inputs, saved, output_gradient)
+            if ctx.needs_input_grad[3] and _gives_both(type(rule)):
+                input_gradient, parts = cast(InOnePass, rule).in_one_pass(
+                    inputs, saved, output_gradient
+                )
                 parts = _folded(parts, copies)
             else:
                 parts = _gradients(rule, inputs, saved, output_gradient, copies)
@@ -263,6 +266,12 @@ class _RecordedLayer(torch.autograd.Function):
         # The parameters are inputs only so that the output depends on them; their gradients go to
         # the tape.
         return (None, None, None, input_gradient, *[None] * ctx.trainable)
+
+
+@cache
+def _gives_both(kind: type[LayerRule]) -> bool:
+    """Whether rules of this kind are `InOnePass`; to ask that of each again takes long."""
+    return issubclass(kind, InOnePass)
 
 
 def _gradients(

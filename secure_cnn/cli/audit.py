@@ -18,6 +18,7 @@ from privacy.audit import audit as audit_training
 from privacy.sampling import MapStyle
 from secure_cnn.data import DataSpec, ImageData, load_data
 from secure_cnn.errors import RunError
+from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS, build_model
 from secure_cnn.recipe import Recipe
 from secure_cnn.recipe.seams import Seams, batches_for, make_plan, make_seams
@@ -66,6 +67,7 @@ def audit(
     ] = _SETTINGS.confidence,
 ) -> None:
     """Audit a private training with canaries; exit code 4 where it is not what its plan says."""
+    keep_freed_memory()
     settings = replace(_SETTINGS, canaries=canaries, steps=steps, confidence=confidence, seed=seed)
     recipe = _recipe(context, out, delta) if run is None else _recipe_of(context, run, out)
     report = _audited(recipe, settings)

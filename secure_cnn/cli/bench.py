@@ -35,6 +35,7 @@ from secure_cnn.cli.bench_archive import archive
 from secure_cnn.cli.bench_compare import compare_command
 from secure_cnn.cli.bench_overhead import overhead_command
 from secure_cnn.cli.bench_robustness import robustness_command
+from secure_cnn.memory import keep_freed_memory
 from secure_cnn.report import Row
 
 __all__ = ["app", "group", "step"]
@@ -83,6 +84,7 @@ def step(
     ] = None,
 ) -> None:
     """Time one training step of every variant, in turn within one run."""
+    keep_freed_memory()
     threat = defenses.ThreatModel(norm="linf", eps=8 / 255)
     methods = {name: adversarial_objective(cast(Any, name), threat) for name in objective or []}
     loads = [workload(name) for name in case or ["compact"]]

@@ -29,6 +29,7 @@ from secure_cnn.bench.trained import TrainedSettings, measure_trained
 from secure_cnn.bench.variant import PLAIN, Variant, combinations
 from secure_cnn.cli.network import network
 from secure_cnn.data import load_data
+from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS
 from secure_cnn.report import Row
 from secure_cnn.report.bench import write_bench
@@ -90,6 +91,7 @@ def overhead_command(
     page: Annotated[Path | None, typer.Option("--html", help="Write a page here.")] = None,
 ) -> None:
     """Time, memory and disk of each protection against plain training, all in one run."""
+    keep_freed_memory()
     settings = OverheadSettings(batch_size=batch, steps=save_every, rounds=rounds, memory=memory)
     threat = defenses.ThreatModel(norm="linf", eps=eps)
     names = objective or ["n-fgsm"]

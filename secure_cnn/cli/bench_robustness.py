@@ -15,6 +15,7 @@ from secure_cnn.checkpoint import read_model
 from secure_cnn.cli.keys import unlocking_from
 from secure_cnn.cli.options import IdentityFile, PassphraseFile, message
 from secure_cnn.data import load_data
+from secure_cnn.memory import keep_freed_memory
 from secure_cnn.report import Row, version
 
 __all__ = ["robustness_command"]
@@ -35,6 +36,7 @@ def robustness_command(
     ] = None,
 ) -> None:
     """Time AutoAttack on a checkpoint, and pyautoattack in turn with it where it is installed."""
+    keep_freed_memory()
     loaded = read_model(checkpoint, unlocking=unlocking_from(identity, passphrase_file, []))
     variants = judges(defenses.ThreatModel(norm=cast(Norm, norm), eps=eps))
     if "pyautoattack" not in variants:

@@ -22,6 +22,7 @@ from secure_cnn.data import ImageData, load_data
 from secure_cnn.data.named import NAMES
 from secure_cnn.errors import ModelError, RunError
 from secure_cnn.evaluate import ClassificationReport, evaluate_model
+from secure_cnn.memory import keep_freed_memory
 from secure_cnn.report import Examples, hardware, versions
 from secure_cnn.report.robustness import RobustnessRecord
 
@@ -86,6 +87,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Evaluate a checkpoint on test images, under attack too where it claims to be robust."""
+    keep_freed_memory()
     requirements = read_requirements(require or [])
     unlocking = unlocking_from(identity, passphrase_file, trusted or [])
     loaded = read_model(checkpoint, unlocking=unlocking)

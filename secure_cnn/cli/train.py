@@ -9,6 +9,7 @@ from rich.console import Console
 from defenses import OBJECTIVES
 from secure_cnn.cli.keys import sealing_from, unlocking_from
 from secure_cnn.errors import RunError
+from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS
 from secure_cnn.recipe import Recipe, Run, run
 from secure_cnn.report import RunRecord, summary_table
@@ -100,6 +101,7 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is in --out.")] = False,
 ) -> None:
     """Train a network; each protection is off unless asked for."""
+    keep_freed_memory()
     if resume:
         _refuse_settings(context)
         recipe = Recipe.from_dict({**RunRecord.read(out / "run.json").settings, "out": str(out)})
