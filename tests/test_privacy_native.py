@@ -1,5 +1,6 @@
 """The compiled functions give what float64 autograd gives, whatever the shape and the processor."""
 
+import ctypes
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -208,6 +209,59 @@ def test_line_and_input_gradients_are_those_of_autograd(
         assert torch.equal(part.instantiate(), other.instantiate())
         exact = part.instantiate().double().square().sum(1)
         torch.testing.assert_close(part.squared_norms(), exact, rtol=1e-6, atol=1e-30)
+
+
+def misaligned(values: torch.Tensor) -> torch.Tensor:
+    """The same values where no float may lie: what `torch.frombuffer` makes of any offset."""
+    buffer = bytearray(values.nbytes + 1)
+    odd = torch.frombuffer(buffer, dtype=torch.float32, offset=1, count=values.numel())
+    return odd.view(values.shape).copy_(values)
+
+
+def test_floats_are_read_only_where_floats_may_lie(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere C says nothing about a read, and a compiler may make one that crashes."""
+    seen = list[int]()
+
+    def watched(function: str, work: Any, *, threads: int) -> None:
+        names = [name for name, kind in work._fields_ if kind is ctypes.c_void_p]
+        seen.extend(getattr(work, name) or 0 for name in names)
+        library.call(function, work, threads=threads)
+
+    for module in (direct, lines):
+        monkeypatch.setattr(module, "call", watched)
+    generator = torch.Generator().manual_seed(0)
+    right = [torch.randn(3, 5, 5, 16, generator=generator) for _ in range(2)]
+    x, dy = (misaligned(values).movedim(-1, 1) for values in right)
+    geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+    one, factors = misaligned(torch.ones(3, 1)), misaligned(torch.ones(3))
+    weight = misaligned(torch.ones(16))
+    found = direct.twice(geometry, 1, x, dy).weighted_sum(factors)
+    _, line = lines.input_gradient_and_lines(x, dy, one, one, weight)
+    assert seen
+    assert not any(address % 4 for address in seen)
+    expected = torch.einsum("nhwi,nhwo->oi", *right)
+    torch.testing.assert_close(found[..., 0, 0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(line.shift.instantiate(), right[1].sum((1, 2)))
+
+
+def test_a_weight_of_another_dtype_is_not_read_as_floats(variant: str) -> None:
+    """Half as many bytes as are read would be one thing, garbage as a gradient another."""
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(2, 5, 5, 8, generator=generator).movedim(-1, 1) for _ in range(2))
+    zero, one, weight = torch.zeros(2, 2), torch.ones(2, 2), torch.rand(8, generator=generator)
+    expected, _ = lines.input_gradient_and_lines(x, dy, zero, one, weight)
+    found, _ = lines.input_gradient_and_lines(x, dy, zero, one, weight.double())
+    assert torch.equal(found, expected)
+
+
+def test_the_tables_lie_on_the_cpu_whatever_the_default_device() -> None:
+    """The compiled code follows their addresses."""
+    geometry = Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
+    with torch.device("meta"):
+        tables = direct._tables.__wrapped__(geometry, 1, (5, 5, 3), (5, 5))
+    assert {part.device.type for part in (tables.line, tables.position, tables.tap)} == {"cpu"}
 
 
 def test_the_structures_are_declared_alike_on_both_sides() -> None:

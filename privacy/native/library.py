@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["call", "compiled"]
+__all__ = ["call", "compiled", "floats"]
 
 _VARIANTS = {"AVX512": "avx512", "AVX2": "avx2"}
 """What torch calls the processor's abilities, and the library compiled for them."""
@@ -47,6 +47,19 @@ def call(function: str, work: ctypes.Structure, *, threads: int) -> None:
     library = _library()
     assert library is not None, "the caller has asked `compiled`"
     getattr(library, function)(ctypes.byref(work), _team(), threads)
+
+
+def floats(values: torch.Tensor) -> torch.Tensor:
+    """The values as compiled code reads them: float32, dense, at an address that C allows for them.
+
+    A tensor may lie at any address: `torch.frombuffer` takes any offset.
+
+    Example:
+        >>> floats(torch.ones(2, 3, dtype=torch.float64).T).is_contiguous()
+        True
+    """
+    dense = values.detach().to(torch.float32).contiguous()
+    return dense if dense.data_ptr() % dense.element_size() == 0 else dense.clone()
 
 
 def _variant() -> str:
