@@ -1,9 +1,12 @@
 """The compiled functions give what float64 autograd gives, whatever the shape and the processor."""
 
 import ctypes
+import importlib.util
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,7 @@ pytestmark = pytest.mark.skipif(
     library.compiled() is None, reason="no C compiler when this was installed"
 )
 NATIVE = Path(library.__file__).parent
+HOOK = Path(__file__).parents[1] / "hatch_build.py"
 VARIANTS = [
     name
     for name, abilities in (("avx512", {"AVX512"}), ("avx2", {"AVX512", "AVX2"}), ("plain", None))
@@ -41,13 +45,98 @@ quick = settings(
 )
 
 
+def compile_into(root: Path) -> list[str]:
+    """Compiles a copy of the sources as an installation does; the warnings that it shows."""
+    folder = root / "privacy" / "native"
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in NATIVE.glob("*.[ch]"):
+        shutil.copy(source, folder)
+    specification = importlib.util.spec_from_file_location("hook", HOOK)
+    assert specification is not None
+    assert specification.loader is not None
+    hook = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(hook)
+    shown = list[str]()
+    app = SimpleNamespace(display_warning=shown.append)
+    build: Any = hook.NativeBuildHook(str(root), {}, None, None, str(root), "wheel", app)
+    build.initialize("standard", {"artifacts": []})
+    return shown
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of an installation of its own, with the one library that every processor has."""
+    monkeypatch.setattr("platform.machine", lambda: "any")
+    monkeypatch.setenv("CC", "")  # as good as not set
+    assert compile_into(tmp_path) == []
+    monkeypatch.setattr(library, "_FOLDER", tmp_path / "privacy" / "native")
+    monkeypatch.setattr(library, "_variant", lambda: "plain")
+    library._library.cache_clear()
+    yield library._FOLDER
+    library._library.cache_clear()
+
+
+def test_a_library_of_other_sources_is_not_loaded(installed: Path) -> None:
+    """Its structures may be others: after an update without an installation it writes anywhere."""
+    assert library.compiled() == "plain"
+    library._library.cache_clear()
+    with (installed / "team.h").open("a") as header:
+        header.write("\n")
+    with pytest.warns(RuntimeWarning, match="install the project again"):
+        assert library.compiled() is None
+
+
+def test_a_library_that_does_not_load_is_as_good_as_none(installed: Path) -> None:
+    """It may be another machine's, or of another C library; training goes on without."""
+    library._path().write_bytes(b"not a library")
+    with pytest.warns(RuntimeWarning, match="install the project again"):
+        assert library.compiled() is None
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        'case "$*" in *-mavx512f*) exit 0;; esac; echo "\\377" >&2; exit 1',
+        "exit 0",
+    ],
+    ids=["one of several fails, in no encoding", "nothing is written"],
+)
+def test_an_installation_goes_on_without_a_compiler_that_works(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing half made stays behind."""
+    compiler = tmp_path / "cc"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    (shown,) = compile_into(tmp_path)
+    assert shown.startswith("installing without compiled kernels")
+    assert not list(tmp_path.rglob("*.so.1"))
+
+
+def test_an_installation_goes_on_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout of somebody else's, with what they compiled in it."""
+
+    def refused(path: Path) -> None:
+        raise PermissionError(f"read-only: {path}")
+
+    monkeypatch.setenv("CC", "no such compiler")
+    (tmp_path / "privacy" / "native").mkdir(parents=True)
+    (tmp_path / "privacy" / "native" / "privacy-plain.so.1").touch()
+    monkeypatch.setattr(Path, "unlink", refused)
+    (shown,) = compile_into(tmp_path)
+    assert "read-only" in shown
+
+
 @pytest.fixture(params=VARIANTS)
 def variant(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each library that this processor can run."""
-    if not (NATIVE / f"privacy-{request.param}.so.1").exists():
-        pytest.skip(f"the {request.param} library is not there on this kind of machine")
     library._library.cache_clear()
     monkeypatch.setattr(library, "_variant", lambda: request.param)
+    if not library._path().exists():
+        pytest.skip(f"the {request.param} library is not there on this kind of machine")
     yield request.param
     library._library.cache_clear()
 
