@@ -4,6 +4,8 @@ Where there is no C compiler, or it fails, the installation goes on without: the
 takes kernels made of torch's operations, which give the same gradients and are slower.
 """
 
+import contextlib
+import hashlib
 import os
 import platform
 import subprocess
@@ -35,15 +37,14 @@ class NativeBuildHook(BuildHookInterface):
         if self.target_name != "wheel":
             return
         folder = Path(self.root) / _NATIVE
-        for made in folder.glob("*.so.1"):
-            made.unlink()
         variants = _X86 if platform.machine() in ("x86_64", "AMD64") else {}
         try:
+            _clear(folder)
             for name, flags in {**variants, **_ANY}.items():
                 self._compile(folder, name, flags)
         except (OSError, subprocess.CalledProcessError) as error:
-            for made in folder.glob("*.so.1"):
-                made.unlink()
+            with contextlib.suppress(OSError):  # somebody else's folder
+                _clear(folder)
             why = getattr(error, "stderr", None) or error
             self.app.display_warning(f"installing without compiled kernels: {why}")
             return
@@ -54,11 +55,21 @@ class NativeBuildHook(BuildHookInterface):
 
     def _compile(self, folder: Path, name: str, flags: tuple[str, ...]) -> None:
         """One variant."""
-        compiler = os.environ.get("CC", "cc").split()
+        compiler = (os.environ.get("CC") or "cc").split()
         sources = sorted(str(path) for path in folder.glob("*.c"))
-        target = str(folder / f"privacy-{name}.so.1")
-        command = [*compiler, *_COMMON, *flags, *sources, "-o", target]
-        subprocess.run(command, check=True, capture_output=True, text=True)
+        unfinished = folder / "unfinished.so.1"
+        command = [*compiler, *_COMMON, *flags, *sources, "-o", str(unfinished)]
+        subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
+        # As `privacy.native.library` looks for it: a library of other sources is never loaded.
+        text = b"".join(path.read_bytes() for path in sorted(folder.glob("*.[ch]")))
+        digest = hashlib.sha256(text).hexdigest()[:16]
+        unfinished.replace(folder / f"privacy-{name}-{digest}.so.1")
+
+
+def _clear(folder: Path) -> None:
+    """Removes what was compiled before, finished or not."""
+    for made in folder.glob("*.so.1"):
+        made.unlink()
 
 
 _TAG = str.maketrans("-.", "__")

@@ -102,6 +102,16 @@ def test_the_compiled_kernel_takes_the_place_of_patches() -> None:
     assert names_of(grouped, torch.zeros(2, 4, 8, 8), gradient) == {"grouped"}
 
 
+@needs_compiler
+def test_another_device_is_offered_its_own_kernels() -> None:
+    """A model that moves keeps its rules; compiled code would follow an address of the GPU's."""
+    rule = ConvolutionRule(nn.Conv2d(3, 4, 3), "c", Tuner())
+    images, gradient = torch.zeros(2, 3, 8, 8), torch.zeros(2, 4, 6, 6)
+    assert "direct" in {k.name for k in rule._kernels(images, gradient, 1)}
+    elsewhere = rule._kernels(images.to("meta"), gradient.to("meta"), 1)
+    assert not {"direct", "direct, twice"} & {k.name for k in elsewhere}
+
+
 def held(thing: Any) -> Iterator[torch.Tensor]:
     """Every tensor that something keeps alive: in its fields, lists, arguments and closures."""
     if isinstance(thing, torch.Tensor):

@@ -1,8 +1,12 @@
 """The compiled functions give what float64 autograd gives, whatever the shape and the processor."""
 
+import ctypes
+import importlib.util
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +26,7 @@ pytestmark = pytest.mark.skipif(
     library.compiled() is None, reason="no C compiler when this was installed"
 )
 NATIVE = Path(library.__file__).parent
+HOOK = Path(__file__).parents[1] / "hatch_build.py"
 VARIANTS = [
     name
     for name, abilities in (("avx512", {"AVX512"}), ("avx2", {"AVX512", "AVX2"}), ("plain", None))
@@ -40,13 +45,98 @@ quick = settings(
 )
 
 
+def compile_into(root: Path) -> list[str]:
+    """Compiles a copy of the sources as an installation does; the warnings that it shows."""
+    folder = root / "privacy" / "native"
+    folder.mkdir(parents=True, exist_ok=True)
+    for source in NATIVE.glob("*.[ch]"):
+        shutil.copy(source, folder)
+    specification = importlib.util.spec_from_file_location("hook", HOOK)
+    assert specification is not None
+    assert specification.loader is not None
+    hook = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(hook)
+    shown = list[str]()
+    app = SimpleNamespace(display_warning=shown.append)
+    build: Any = hook.NativeBuildHook(str(root), {}, None, None, str(root), "wheel", app)
+    build.initialize("standard", {"artifacts": []})
+    return shown
+
+
+@pytest.fixture
+def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of an installation of its own, with the one library that every processor has."""
+    monkeypatch.setattr("platform.machine", lambda: "any")
+    monkeypatch.setenv("CC", "")  # as good as not set
+    assert compile_into(tmp_path) == []
+    monkeypatch.setattr(library, "_FOLDER", tmp_path / "privacy" / "native")
+    monkeypatch.setattr(library, "_variant", lambda: "plain")
+    library._library.cache_clear()
+    yield library._FOLDER
+    library._library.cache_clear()
+
+
+def test_a_library_of_other_sources_is_not_loaded(installed: Path) -> None:
+    """Its structures may be others: after an update without an installation it writes anywhere."""
+    assert library.compiled() == "plain"
+    library._library.cache_clear()
+    with (installed / "team.h").open("a") as header:
+        header.write("\n")
+    with pytest.warns(RuntimeWarning, match="install the project again"):
+        assert library.compiled() is None
+
+
+def test_a_library_that_does_not_load_is_as_good_as_none(installed: Path) -> None:
+    """It may be another machine's, or of another C library; training goes on without."""
+    library._path().write_bytes(b"not a library")
+    with pytest.warns(RuntimeWarning, match="install the project again"):
+        assert library.compiled() is None
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        'case "$*" in *-mavx512f*) exit 0;; esac; echo "\\377" >&2; exit 1',
+        "exit 0",
+    ],
+    ids=["one of several fails, in no encoding", "nothing is written"],
+)
+def test_an_installation_goes_on_without_a_compiler_that_works(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing half made stays behind."""
+    compiler = tmp_path / "cc"
+    compiler.write_text(f"#!/bin/sh\n{script}\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CC", str(compiler))
+    (shown,) = compile_into(tmp_path)
+    assert shown.startswith("installing without compiled kernels")
+    assert not list(tmp_path.rglob("*.so.1"))
+
+
+def test_an_installation_goes_on_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout of somebody else's, with what they compiled in it."""
+
+    def refused(path: Path) -> None:
+        raise PermissionError(f"read-only: {path}")
+
+    monkeypatch.setenv("CC", "no such compiler")
+    (tmp_path / "privacy" / "native").mkdir(parents=True)
+    (tmp_path / "privacy" / "native" / "privacy-plain.so.1").touch()
+    monkeypatch.setattr(Path, "unlink", refused)
+    (shown,) = compile_into(tmp_path)
+    assert "read-only" in shown
+
+
 @pytest.fixture(params=VARIANTS)
 def variant(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each library that this processor can run."""
-    if not (NATIVE / f"privacy-{request.param}.so.1").exists():
-        pytest.skip(f"the {request.param} library is not there on this kind of machine")
     library._library.cache_clear()
     monkeypatch.setattr(library, "_variant", lambda: request.param)
+    if not library._path().exists():
+        pytest.skip(f"the {request.param} library is not there on this kind of machine")
     yield request.param
     library._library.cache_clear()
 
@@ -208,6 +298,59 @@ def test_line_and_input_gradients_are_those_of_autograd(
         assert torch.equal(part.instantiate(), other.instantiate())
         exact = part.instantiate().double().square().sum(1)
         torch.testing.assert_close(part.squared_norms(), exact, rtol=1e-6, atol=1e-30)
+
+
+def misaligned(values: torch.Tensor) -> torch.Tensor:
+    """The same values where no float may lie: what `torch.frombuffer` makes of any offset."""
+    buffer = bytearray(values.nbytes + 1)
+    odd = torch.frombuffer(buffer, dtype=torch.float32, offset=1, count=values.numel())
+    return odd.view(values.shape).copy_(values)
+
+
+def test_floats_are_read_only_where_floats_may_lie(
+    variant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Elsewhere C says nothing about a read, and a compiler may make one that crashes."""
+    seen = list[int]()
+
+    def watched(function: str, work: Any, *, threads: int) -> None:
+        names = [name for name, kind in work._fields_ if kind is ctypes.c_void_p]
+        seen.extend(getattr(work, name) or 0 for name in names)
+        library.call(function, work, threads=threads)
+
+    for module in (direct, lines):
+        monkeypatch.setattr(module, "call", watched)
+    generator = torch.Generator().manual_seed(0)
+    right = [torch.randn(3, 5, 5, 16, generator=generator) for _ in range(2)]
+    x, dy = (misaligned(values).movedim(-1, 1) for values in right)
+    geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
+    one, factors = misaligned(torch.ones(3, 1)), misaligned(torch.ones(3))
+    weight = misaligned(torch.ones(16))
+    found = direct.twice(geometry, 1, x, dy).weighted_sum(factors)
+    _, line = lines.input_gradient_and_lines(x, dy, one, one, weight)
+    assert seen
+    assert not any(address % 4 for address in seen)
+    expected = torch.einsum("nhwi,nhwo->oi", *right)
+    torch.testing.assert_close(found[..., 0, 0], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(line.shift.instantiate(), right[1].sum((1, 2)))
+
+
+def test_a_weight_of_another_dtype_is_not_read_as_floats(variant: str) -> None:
+    """Half as many bytes as are read would be one thing, garbage as a gradient another."""
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(2, 5, 5, 8, generator=generator).movedim(-1, 1) for _ in range(2))
+    zero, one, weight = torch.zeros(2, 2), torch.ones(2, 2), torch.rand(8, generator=generator)
+    expected, _ = lines.input_gradient_and_lines(x, dy, zero, one, weight)
+    found, _ = lines.input_gradient_and_lines(x, dy, zero, one, weight.double())
+    assert torch.equal(found, expected)
+
+
+def test_the_tables_lie_on_the_cpu_whatever_the_default_device() -> None:
+    """The compiled code follows their addresses."""
+    geometry = Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
+    with torch.device("meta"):
+        tables = direct._tables.__wrapped__(geometry, 1, (5, 5, 3), (5, 5))
+    assert {part.device.type for part in (tables.line, tables.position, tables.tap)} == {"cpu"}
 
 
 def test_the_structures_are_declared_alike_on_both_sides() -> None:

@@ -139,7 +139,7 @@ class ConvolutionRule:
     ) -> list[Kernel]:
         """Every way to the weight's gradients that is exact for this layer, likely ones first."""
         layouts = (inputs.stride(), output_gradient.stride())
-        key = (inputs.shape, output_gradient.shape, *layouts, inputs.element_size(), copies)
+        key = (inputs.shape, output_gradient.shape, *layouts, inputs.dtype, inputs.device, copies)
         if key not in self._known:
             self._known[key] = self._candidates(inputs, output_gradient, copies)
         return self._known[key]

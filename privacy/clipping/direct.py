@@ -10,13 +10,13 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import torch
 
 from privacy.clipping.gradients import Instantiated
 from privacy.clipping.patches import CACHE, Geometry
-from privacy.native.library import call, compiled
+from privacy.native.library import call, compiled, floats
 
 __all__ = ["Twice", "fits", "instantiated", "rooms", "twice"]
 
@@ -168,7 +168,7 @@ class Twice:
             True
         """
         layer = _Layer.of(self.geometry, self.copies, self.images, self.output_gradient)
-        total = layer.weighted_sum(factors.to(torch.float32).contiguous())
+        total = layer.weighted_sum(floats(factors))
         return _joined(self.geometry, self.images.shape[1], layer.outputs, total)
 
     def instantiate(self) -> torch.Tensor:
@@ -254,7 +254,7 @@ class _Layer:
         cls, geometry: Geometry, copies: int, images: torch.Tensor, output_gradient: torch.Tensor
     ) -> "_Layer":
         """Lays out what does not lie right, and finds the tables."""
-        pixels = images.movedim(1, -1).contiguous()
+        pixels = floats(images.movedim(1, -1))
         gradient, outputs = output_gradient.movedim(1, -1), output_gradient.shape[1]
         if outputs % _LANES:
             whole = gradient.new_zeros(*gradient.shape[:-1], outputs + -outputs % _LANES)
@@ -264,7 +264,7 @@ class _Layer:
             tables=_tables(geometry, copies, pixels.shape[1:], gradient.shape[1:-1]),
             geometry=geometry,
             pixels=pixels,
-            gradient=gradient.contiguous(),
+            gradient=floats(gradient),
             outputs=outputs,
             examples=len(images) // copies,
             threads=torch.get_num_threads(),
@@ -346,10 +346,12 @@ def _tables(
     taps = [offset + channel for offset in window for channel in range(channels)]
     assert max(first) + max(taps) < one, "the last patch lies within its image"
     starts = [copy * one for copy in range(copies)]
+    # Whatever the default device: compiled code reads them.
+    table = partial(torch.tensor, dtype=torch.int64, device="cpu")
     return _Tables(
-        line=torch.tensor([start + line for start in starts for line in lines]),
-        position=torch.tensor([start + offset for start in starts for offset in first]),
-        tap=torch.tensor(taps),
+        line=table([start + line for start in starts for line in lines]),
+        position=table([start + offset for start in starts for offset in first]),
+        tap=table(taps),
         room=copies * one,
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from privacy.clipping.gradients import Instantiated
-from privacy.native.library import call, compiled
+from privacy.native.library import call, compiled, floats
 
 __all__ = ["Lines", "fits", "input_gradient_and_lines", "lines"]
 
@@ -124,9 +124,9 @@ def _run(
 ) -> Lines:
     """The gradients; the input gradient goes to `through`."""
     examples, channels = inputs.shape[:2]
-    gradient = output_gradient.movedim(1, -1).contiguous()
-    statistics = [part.to(torch.float32).contiguous() for part in (mean, inverse)]
-    slope = None if weight is None else weight.detach().contiguous()
+    images, gradient = (floats(t.movedim(1, -1)) for t in (inputs, output_gradient))
+    statistics = [floats(part) for part in (mean, inverse)]
+    slope = None if weight is None else floats(weight)
     gain, shift = inputs.new_empty(2, examples, channels)
     squares = inputs.new_empty(2, examples, dtype=torch.float64)
     work = _Work(
@@ -135,7 +135,7 @@ def _run(
         channels=channels,
         groups=mean.shape[1],
         fixed=len(mean) != examples,
-        images=inputs.data_ptr(),
+        images=images.data_ptr(),
         gradient=gradient.data_ptr(),
         mean=statistics[0].data_ptr(),
         inverse=statistics[1].data_ptr(),

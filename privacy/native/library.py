@@ -5,13 +5,16 @@ for every address and size in it: nothing is checked on the other side.
 """
 
 import ctypes
+import hashlib
+import warnings
 from functools import cache
 from pathlib import Path
 
 import torch
 
-__all__ = ["call", "compiled"]
+__all__ = ["call", "compiled", "floats"]
 
+_FOLDER = Path(__file__).parent
 _VARIANTS = {"AVX512": "avx512", "AVX2": "avx2"}
 """What torch calls the processor's abilities, and the library compiled for them."""
 _FUNCTIONS = ("convolution_gradients", "line_gradients", "normal_numbers")
@@ -49,17 +52,48 @@ def call(function: str, work: ctypes.Structure, *, threads: int) -> None:
     getattr(library, function)(ctypes.byref(work), _team(), threads)
 
 
+def floats(values: torch.Tensor) -> torch.Tensor:
+    """The values as compiled code reads them: float32, dense, at an address that C allows for them.
+
+    A tensor may lie at any address: `torch.frombuffer` takes any offset.
+
+    Example:
+        >>> floats(torch.ones(2, 3, dtype=torch.float64).T).is_contiguous()
+        True
+    """
+    dense = values.detach().to(torch.float32).contiguous()
+    return dense if dense.data_ptr() % dense.element_size() == 0 else dense.clone()
+
+
 def _variant() -> str:
     return _VARIANTS.get(torch.backends.cpu.get_cpu_capability(), "plain")
+
+
+def _path() -> Path:
+    """Where `hatch_build.py` puts it: the name says of which sources, for they declare structures.
+
+    One of older sources would take a size for an address.
+    """
+    sources = b"".join(path.read_bytes() for path in sorted(_FOLDER.glob("*.[ch]")))
+    return _FOLDER / f"privacy-{_variant()}-{hashlib.sha256(sources).hexdigest()[:16]}.so.1"
 
 
 @cache
 def _library() -> ctypes.CDLL | None:
     """The library for this processor."""
-    path = Path(__file__).with_name(f"privacy-{_variant()}.so.1")
-    if not path.exists():
+    path = _path()
+    if not any(_FOLDER.glob("privacy-*.so.1")):
         return None
-    library = ctypes.CDLL(str(path))
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        warnings.warn(
+            f"expected kernels compiled of this version's sources for this machine, got {error}; "
+            "private steps are slower without; install the project again",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        return None
     for name in _FUNCTIONS:
         function = getattr(library, name)
         function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint)
