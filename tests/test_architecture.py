@@ -18,6 +18,7 @@ ARROWS = {
     "errors": set(),
     "progress": set(),
     "interruption": set(),
+    "memory": set(),
     "data": {"errors"},
     "engine": {"errors", "interruption"},
     "archive": {"errors"},
@@ -34,8 +35,8 @@ ARROWS = {
         *("interruption", "progress", "report", "defenses", "privacy"),
     },
     "cli": {
-        *("errors", "archive", "bench", "checkpoint", "data", "evaluate", "models", "recipe"),
-        *("report", "defenses", "privacy"),
+        *("errors", "archive", "bench", "checkpoint", "data", "evaluate", "memory", "models"),
+        *("recipe", "report", "defenses", "privacy"),
     },
 }
 # Inside of the archive, lowest first: each may import itself and what stands before it. Actions,

@@ -74,7 +74,7 @@ def test_a_value_out_of_range_is_refused(name, value):
         GaussianAugmentation(**{"sigma": 0.5, name: value})
 
 
-def trained(objective, data, steps=250):
+def trained(objective, data, steps=800):
     """A small network after a few passes with this objective."""
     model = build_model("compact", data.spec).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)

@@ -64,8 +64,14 @@ def test_an_honest_recipe_passes(shapes, tmp_path, monkeypatch, capsys):
 
 def test_a_recipe_whose_noise_is_off_fails_with_exit_code_4(shapes, tmp_path, monkeypatch, capsys):
     """And the files say so."""
-    normal = SecureGenerator.normal
-    monkeypatch.setattr(SecureGenerator, "normal", lambda self, n: 0.5 * normal(self, n))
+    perturb = SecureGenerator.perturb
+    monkeypatch.setattr(
+        SecureGenerator,
+        "perturb",
+        lambda self, values, *, deviation, scale: perturb(
+            self, values, deviation=deviation / 2, scale=scale
+        ),
+    )
     code = run(monkeypatch, "--data", shapes, "--out", tmp_path, *QUICK)
     assert code == 4
     assert "FAILED: " in capsys.readouterr().err
