@@ -307,6 +307,7 @@ def test_evaluation_attacks_as_claimed_or_as_told(cli, model, tmp_path):
 
 BAD_EVALUATION = {
     ("--eps", "0.1", "--norm", "l3"): (5, "norm: expected one of "),
+    ("--norm", "l2"): (3, "--norm: expected --eps with it"),
     ("--eps", "9"): (5, "eps"),
     ("--attack", "magic"): (5, "magic"),
     ("--data", "digits"): (3, "expected images of the classes 0, 1, 2, 3"),

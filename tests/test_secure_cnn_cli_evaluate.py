@@ -170,7 +170,18 @@ def test_a_demand_that_says_nothing_is_wrong_usage(cli, model, demand):
     assert (code, "--require" in err) == (2, True)
 
 
-@pytest.mark.parametrize("option", [("--state", "s"), ("--out", "o"), ("--require", "robust>=0")])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--state", "s"),
+        ("--out", "o"),
+        ("--require", "robust>=0"),
+        ("--attack", "autoattack"),
+        ("--norm", "l2"),
+        ("--surrogate", "m"),
+        ("--exhaustive",),
+    ],
+)
 def test_what_needs_an_attack_asks_for_eps(cli, model, option, tmp_path, monkeypatch):
     """Where the checkpoint claims no robustness."""
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """The images of an evaluation: by index, checked, whatever kind of data set they come from."""
 
+import operator
 from typing import Any, Protocol, final
 
 import torch
@@ -139,14 +140,20 @@ class ImageSource:
 
     def _example(self, index: int) -> tuple[Tensor, int]:
         """One example of a map-style data set."""
-        image, label = self._data[index]  # type: ignore[index]  # then it is a MapDataset
+        example = self._data[index]  # type: ignore[index]  # then it is a MapDataset
+        if not isinstance(example, tuple | list) or len(example) != 2:
+            raise EvaluationError(
+                f"data[{index}]: expected an image and its label, got {type(example).__name__}; "
+                "make two tensors one data set with torch.utils.data.TensorDataset"
+            )
+        image, label = example
         if not isinstance(image, Tensor):
             raise EvaluationError(
                 f"data[{index}]: expected a tensor, got {type(image).__name__}; convert it first"
             )
         try:
-            return image, int(label)
-        except (TypeError, ValueError) as error:
+            return image, operator.index(label)  # where int() would cut off a fraction
+        except TypeError as error:
             raise EvaluationError(
                 f"data[{index}]: expected an integer label, got {label!r}"
             ) from error

@@ -40,7 +40,9 @@ def evaluate(
     eps: Annotated[
         float | None, typer.Option(help="Attack with perturbations of this size.")
     ] = None,
-    norm: Annotated[str, typer.Option(help="linf, l2, l1 or l0.")] = "linf",
+    norm: Annotated[
+        str | None, typer.Option(help="linf (the default), l2, l1 or l0; with --eps.")
+    ] = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(help="Attacks in turn; pgd and apgd by default. autoattack is the ensemble."),
@@ -94,10 +96,11 @@ def evaluate(
     images = _images(loaded, data, checkpoint)
     threat = _threat(loaded, eps, norm)
     kept = state is not None and certify is None
-    if threat is None and (kept or out or any(each.attacked for each in requirements)):
+    demanded = any(each.attacked for each in requirements)
+    if threat is None and (kept or out or demanded or attack or surrogate or exhaustive):
         raise RunError(
-            "--state, --out and --require robust: the checkpoint claims no robustness; say how "
-            "large the perturbations are with --eps"
+            "--attack, --surrogate, --exhaustive, --state, --out and --require robust: the "
+            "checkpoint claims no robustness; say how large the perturbations are with --eps"
         )
     found = evaluate_model(loaded.model, images.test, images.spec.classes)
     robust = None
@@ -126,12 +129,18 @@ def evaluate(
         raise typer.Exit(_MISSED)
 
 
-def _threat(loaded: LoadedModel, eps: float | None, norm: str) -> defenses.ThreatModel | None:
+def _threat(
+    loaded: LoadedModel, eps: float | None, norm: str | None
+) -> defenses.ThreatModel | None:
     """The threat model given, or the one that the checkpoint claims to be robust in."""
+    if norm is not None and eps is None:
+        raise RunError(f"--norm: expected --eps with it, the size in {norm}; give both or neither")
     claimed = loaded.claims.get("robustness")
     if eps is None and isinstance(claimed, dict):
-        eps, norm = claimed.get("eps"), claimed.get("norm", norm)
-    return None if eps is None else defenses.ThreatModel(norm=cast(Norm, norm), eps=eps)
+        eps, norm = claimed.get("eps"), claimed.get("norm")
+    if eps is None:
+        return None
+    return defenses.ThreatModel(norm=cast(Norm, norm or "linf"), eps=eps)
 
 
 def _check_settings(surrogate: Path | None, unlocking: Unlocking | None) -> CheckSettings:

@@ -71,8 +71,11 @@ def train(
         ),
     ] = None,
     guard: Annotated[
-        bool, typer.Option(help="Take single-step training back where it overfits to its own step.")
-    ] = _DEFAULT.guard,
+        bool,
+        typer.Option(
+            "--guard", help="Take single-step training back where it overfits to its own step."
+        ),
+    ] = False,
     robust_samples: Annotated[
         int, typer.Option(help="Test images attacked at the end; 0 takes all.")
     ] = _DEFAULT.robust_samples or 0,

@@ -1,8 +1,7 @@
-"""The guard of a run's single-step training, at the end of each epoch.
+"""The guard of a run's single-step training, at the end of each epoch, where it is asked for.
 
-A private training has none: what it decides would depend on private images, and epsilon would not
-cover that. Deliberately not here: what a collapse is, and how one goes back
-(`defenses.OverfittingGuard`).
+It costs a share of the epoch, and what it takes for a collapse was tuned on digits. Deliberately
+not here: what a collapse is, and how one goes back (`defenses.OverfittingGuard`).
 """
 
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from defenses import AdversarialTraining, OverfittingGuard, TrainingImages
 from secure_cnn.data import ImageData
 from secure_cnn.engine import WeightAverage
 from secure_cnn.errors import RunError
-from secure_cnn.recipe.seams import Seams, objective_for
+from secure_cnn.recipe.seams import Seams
 from secure_cnn.recipe.settings import Recipe
 
 __all__ = ["UNGUARDED_NOTE", "EpochGuard", "is_unguarded", "make_guard"]
@@ -26,9 +25,8 @@ N-FGSM on 60 000 images, but a quarter of the short ones on the digits; twice th
 """
 _TOLD = 5
 UNGUARDED_NOTE = (
-    "Training on single steps can overfit to them (catastrophic overfitting). The guard against it "
-    "was off: it would decide by private images, which epsilon would not cover. The robust "
-    "accuracy shows whether it happened."
+    "Training on single steps can overfit to them (catastrophic overfitting), and no guard watched "
+    "for it. The robust accuracy shows whether it happened."
 )
 
 
@@ -111,22 +109,20 @@ class EpochGuard:
 def make_guard(
     recipe: Recipe, seams: Seams, model: nn.Module, average: WeightAverage | None, data: ImageData
 ) -> EpochGuard | None:
-    """The guard of a training that takes single steps and is not private; None for others.
+    """The guard of a training on single steps, where the recipe asks for it; None for others.
 
     Example:
         >>> from secure_cnn.data import load_data
         >>> from secure_cnn.models import build_model
         >>> from secure_cnn.recipe.seams import make_seams
-        >>> data, recipe = load_data("digits"), Recipe(out="runs/1", eps=0.1, attack="pgd")
+        >>> data, recipe = load_data("digits"), Recipe(out="runs/1", eps=0.1)
         >>> model = build_model("compact", data.spec)
         >>> seams = make_seams(recipe, recipe.variant, model, data, None)
-        >>> make_guard(recipe, seams, model, None, data) is None  # PGD takes many steps
+        >>> make_guard(recipe, seams, model, None, data) is None  # not asked for
         True
     """
     objective = seams.objective
-    if seams.private is not None or not recipe.guard:
-        return None
-    if not isinstance(objective, AdversarialTraining) or not objective.single_step:
+    if not recipe.guard or not isinstance(objective, AdversarialTraining):
         return None
     count = min(len(data.train), max(_FEWEST, min(_MOST, len(data.train) // _SHARE)))
     draw = torch.Generator().manual_seed(recipe.seed)
@@ -142,12 +138,10 @@ def make_guard(
 
 
 def is_unguarded(recipe: Recipe) -> bool:
-    """Whether the recipe's own training would have a guard, were it not private.
+    """Whether the recipe's own training takes single steps, and nothing watches over it.
 
     Example:
         >>> is_unguarded(Recipe(out="runs/1", eps=0.1, epsilon=3.0))
         True
     """
-    objective = objective_for(recipe, recipe.variant)
-    single = isinstance(objective, AdversarialTraining) and objective.single_step
-    return recipe.guard and recipe.variant.private and single
+    return recipe.variant.single_step and not recipe.guard

@@ -18,6 +18,7 @@ Optimizer = Literal["sgd", "adamw"]
 Norm = Literal["linf", "l2"]
 
 _FREE = FreeAdversarialTraining.reason
+_SINGLE_STEPS = ("n-fgsm", "ffgsm", "fgsm")
 _LARGEST_PRIVATE_BATCH = 2048
 _PLAIN_BATCH = 128
 _LARGEST_DELTA = 1e-5
@@ -47,6 +48,16 @@ class Variant:
         """
         parts = ["private"] * self.private + ([self.method] if self.method else [])
         return "+".join(parts) or "plain"
+
+    @property
+    def single_step(self) -> bool:
+        """Whether it trains on single steps, and so may overfit to them.
+
+        Example:
+            >>> Variant(private=True, method="fgsm").single_step
+            True
+        """
+        return self.method in _SINGLE_STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +93,9 @@ class Recipe:
             certificate of the same sigma; in the units of the pixels. Not with `eps`.
         guard: Whether training on single steps (`n-fgsm`, `ffgsm`, `fgsm`) is watched for
             catastrophic overfitting, after each epoch and on a few training images: then it is
-            taken back to the last good epoch, and goes on with more noise. Never in a private
-            training, whose epsilon would not cover the decision.
+            taken back to the last good epoch, and goes on with more noise. It was tuned on digits
+            and can cost accuracy elsewhere. Not in a private training, whose epsilon would not
+            cover the decision.
         robust_samples: Test images that are attacked at the end; None takes all.
         baseline: Whether a protected run also trains the same network without protections, to show
             what they cost.
@@ -121,7 +133,7 @@ class Recipe:
     norm: Norm = "linf"
     attack_steps: int | None = None
     gaussian_sigma: float | None = None
-    guard: bool = True
+    guard: bool = False
     robust_samples: int | None = 1000
     baseline: bool = True
     seed: int = 0
@@ -176,6 +188,16 @@ class Recipe:
             raise RunError(
                 "gaussian_sigma: expected it without eps, got both; noise on top of an attack is "
                 "neither N-FGSM nor what is certified, choose one"
+            )
+        if self.guard and self.epsilon is not None:
+            raise RunError(
+                "guard: not in a private training: it would decide by private images, which "
+                "epsilon would not cover"
+            )
+        if self.guard and not self.variant.single_step:
+            raise RunError(
+                f"guard: expected training on single steps ({', '.join(_SINGLE_STEPS)}), got "
+                f"{self.variant.name}; leave it off"
             )
         if self.delta is not None and self.epsilon is None:
             raise RunError("delta: expected epsilon with it, got none; give both or neither")

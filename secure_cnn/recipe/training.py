@@ -78,7 +78,7 @@ class Training:
         model: The network, on its device.
         seams: Objective, batches, update.
         average: The moving average of the weights, where the recipe wants one.
-        guard: Against catastrophic overfitting, where the training takes single steps.
+        guard: Against catastrophic overfitting, where it was asked for.
         memory_format: Layout of the network and the images.
         epoch_loss: The losses of the epoch under way.
 
