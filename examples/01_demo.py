@@ -32,6 +32,9 @@ def main() -> None:
 
     console.print("training plain, then with DP-SGD and adversarial examples; sealing ...")
     run = secure_cnn.run(recipe, sealing=sealing)
+    if run.model is None:
+        console.print("interrupted; run it again from the start: its keys were in memory only")
+        raise SystemExit(130)
     console.print(summary_table(run.record))
 
     sealed = run.folder.model

@@ -84,7 +84,8 @@ function measure(frame) {
     if (ratio(color, behind) < LEAST) found.pale.push(each.textContent.trim().slice(0, 40) +
       " " + ratio(color, behind).toFixed(2));
   }
-  for (const each of doc.querySelectorAll(".scroll:has(svg, .stacked)"))
+  const narrow = root.clientWidth < 480;
+  for (const each of doc.querySelectorAll(narrow ? ".scroll" : ".scroll:has(svg, .stacked)"))
     if (each.scrollWidth > each.clientWidth) found.cut.push(each.getAttribute("aria-label"));
   for (const each of doc.querySelectorAll(".scroll:has(table)")) {
     const edge = each.getBoundingClientRect().right + 1;
@@ -190,10 +191,10 @@ def measured(pages, folder, width, *options):
 DARK = "--blink-settings=preferredColorScheme=0"
 
 
-@pytest.mark.parametrize("width", [390, 1200])
+@pytest.mark.parametrize("width", [360, 1200])
 @pytest.mark.parametrize("options", [(), (DARK,)], ids=["light", "dark"])
 def test_pages_can_be_read(pages, tmp_path, width, options):
-    """Nothing wider than the screen, no words on words, enough contrast, all within reach."""
+    """Nothing wider than the screen, on a phone not even in a box; all legible and in reach."""
     found = measured(pages, tmp_path, width, *options)
     assert list(found) == KINDS
     for kind, page in found.items():
@@ -230,7 +231,7 @@ def test_bad_pages_are_caught(tmp_path):
     assert found["small"] == ["null: x"]
     assert found["unreachable"] == ["hidden"]
     assert found["hidden"] == ["table"]
-    assert found["cut"] == ["broad", "long"]
+    assert found["cut"] == ["broad", "long", "table"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

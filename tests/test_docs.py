@@ -5,7 +5,9 @@ import contextlib
 import io
 import os
 import re
+import runpy
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from secure_cnn import cli
+from secure_cnn.interruption import stop_on_signals
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -224,6 +227,25 @@ def test_an_example_runs(example, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_an_interrupted_demo_says_how_to_go_on(tmp_path, monkeypatch, capsys):
+    """One plain line and 130, no traceback: a checkpoint without its key cannot be resumed."""
+
+    @contextlib.contextmanager
+    def signalled():
+        with stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            yield stop
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["secure_cnn.recipe.run"], "stop_on_signals", signalled)
+    with pytest.raises(SystemExit) as left:
+        runpy.run_path(str(ROOT / "examples" / "01_demo.py"), run_name="__main__")
+    assert left.value.code == 130
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "interrupted; run it again from the start: its keys were in memory only"
+    ]
 
 
 def test_blocks_are_found():

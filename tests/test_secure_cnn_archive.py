@@ -260,7 +260,7 @@ def test_nothing_is_overwritten_unasked(tmp_path):
     """A file that is there stays, byte for byte, unless overwrite is asked for."""
     path = seal(tmp_path / "a")
     before = path.read_bytes()
-    with pytest.raises(archive.StorageError, match="overwrite=True"):
+    with pytest.raises(archive.StorageError, match="already there; choose another path"):
         seal(path)
     with pytest.raises(archive.StorageError):
         archive.decrypt(path, path, identity=ME)

@@ -187,7 +187,7 @@ def test_shredding_asks_first(cli, room, sealed, monkeypatch):
     for answer in ("n\n", ""):
         monkeypatch.setattr(sys, "stdin", io.StringIO(answer))
         code, out, err = cli("shred", sealed)
-        assert (code, out.strip(), "for everyone?" in err) == (1, "", True)
+        assert (code, out, "for everyone?" in err, "hint: " in err) == (1, "", True, True)
         assert opens(room)
     words = ("--certificate", room / "c", "--signer", room / "maker.key", "--yes")
     code, out, _ = cli("shred", sealed, *words)
@@ -244,11 +244,85 @@ def test_a_folder_of_checkpoints_is_listed_and_pruned(cli, room):
 def test_bad_words_are_wrong_usage(cli, room):
     """A claim without a name, and a command without its options, end in 2 with no file."""
     words = ("seal", room / "plain", room / "x", "--recipient", room / "reader.pub")
-    for bad in ("epsilon", "=3"):
-        assert cli(*words, "--claim", bad)[0] == 2
+    for bad in (("epsilon",), ("=3",), ("epsilon=3", "epsilon=30")):
+        options = [word for claim in bad for word in ("--claim", claim)]
+        assert cli(*words, *options)[0] == 2
     assert cli("seal", room / "plain", room / "x")[0] == 6
     assert cli("verify", room / "plain")[0] == 2
     assert not (room / "x").exists()
+
+
+def test_key_options_that_do_not_go_together_make_no_key(cli, tmp_path):
+    """A flag that would be passed over in silence is wrong usage."""
+    for options in (
+        ("--signer", "--kek"),
+        ("--classical", "--signer"),
+        ("--classical", "--kek"),
+        ("--post-quantum",),
+        ("--post-quantum", "--kek"),
+    ):
+        assert cli("keygen", tmp_path / "key", *options)[:2] == (2, "")
+    assert not (tmp_path / "key").exists()
+
+
+def test_who_can_open_it_is_named_well_or_refused(cli, room):
+    """A missing file, a folder, another kind of key: each is said, no secret is repeated."""
+    (room / "folder").mkdir()
+    secret = (room / "reader.key").read_text().splitlines()[-1]
+    for given, said in (
+        (room / "nowhere.pub", "no such file"),
+        (room / "folder", "folder"),
+        (room / "maker.pub", "got a secure-cnn-verifier-1"),
+        (room / "reader.key", "got a secure-cnn-identity-secret-1"),
+        (secret, "got a secure-cnn-identity-secret-1"),
+    ):
+        code, out, err = cli("seal", room / "plain", room / "x", "--recipient", given)
+        assert (code, out, said in err, "hint: " in err) == (6, "", True, True), err
+        assert secret not in err
+    assert not (room / "x").exists()
+
+
+def test_what_opens_is_one_thing(cli, room, sealed):
+    """Two keys where one is needed are refused, rather than one passed over."""
+    words = ("--identity", room / "reader.key", "--kek", room / "shared.key")
+    code, out, err = cli("open", sealed, "--out", room / "x", *words)
+    assert (code, out, "hint: " in err) == (6, "", True)
+    assert not (room / "x").exists()
+
+
+def test_hints_are_for_the_command_line(cli, room, sealed):
+    """What to do next can be done here: no Python, and no option that the verb does not have."""
+    reader, to = ("--identity", room / "reader.key"), ("--recipient", room / "reader.pub")
+    assert cli("seal", room / "plain", room / "unsigned", *to)[0] == 0
+    torch.save(STATE, room / "torch.pt")
+    passphrase = room / "passphrase"
+    passphrase.write_text("secret\n")
+    for words, said in (
+        (("open", sealed, "--out", room / "plain", *reader), "choose another path"),
+        (("verify", room / "unsigned", "--trusted", room / "maker.pub"), "is not signed"),
+        (("export", sealed, room / "x", "--only", "layer.wieght", *reader), "'layer.weight'"),
+        (("seal", room / "torch.pt", room / "x", *to), "import"),
+        (("seal", sealed, room / "x", *to), "open it first"),
+        (("open", sealed, "--out", room / "x", "--passphrase-file", passphrase), "no passphrase"),
+        (("open", sealed, "--out", room / "x", "--passphrase-file", room), "Is a directory"),
+    ):
+        code, out, err = cli(*words)
+        assert (code, out, said in err, "hint: " in err) == (6, "", True, True), err
+        assert "=True" not in err
+        assert "=None" not in err
+        assert "Errno" not in err
+
+
+def test_a_folder_without_checkpoints_is_an_error(cli, room):
+    """A missing sequence is not a whole one, and looking for it makes nothing."""
+    (room / "empty").mkdir()
+    for folder in (room / "nowhere", room / "empty"):
+        listed = cli("ls", folder, "--trusted", room / "maker.pub")
+        pruned = cli("prune", folder, "--signer", room / "maker.key", "--keep-last", "1")
+        for code, out, err in (listed, pruned):
+            assert (code, out, "hint: " in err) == (6, "", True), err
+    assert not (room / "nowhere").exists()
+    assert not list((room / "empty").iterdir())
 
 
 def test_a_recipient_may_be_given_as_text(cli, room):

@@ -1,8 +1,13 @@
 """The vectors of every version of the format end in what their index says, for ever."""
 
 import base64
+import contextlib
 import hashlib
+import io
 import json
+import re
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +16,7 @@ import torch
 from forging import Parts
 
 from secure_cnn import archive
+from secure_cnn.archive.format.core import Core
 
 FOLDER = Path(__file__).parent / "vectors" / "v1"
 INDEX = json.loads((FOLDER / "index.json").read_text(encoding="utf-8"))
@@ -102,3 +108,30 @@ def test_there_are_enough_and_each_is_small():
         *("opens", "ClaimMismatch", "LimitExceeded", "NotSealed", "RolledBack", "StateError"),
         *("Tampered", "Truncated", "UnsupportedVersion", "UntrustedSigner", "WrongKey"),
     }
+
+
+EXAMPLE = (Path(__file__).parent.parent / "docs" / "format.md").read_text(encoding="utf-8")
+EXAMPLE = EXAMPLE.partition("\n## 14. Example\n")[2].partition("\n## 15.")[0]
+BYTES = re.compile(r"`((?:[0-9A-F]{2} ?)+)`")
+
+
+def test_the_worked_example_of_the_text_is_what_its_code_makes(tmp_path, monkeypatch):
+    """Every offset, length and byte of its table, and its core, save what is drawn anew."""
+    code = re.search(r"```python\n(.*?)```", EXAMPLE, re.S)[1]
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda: contextlib.nullcontext(tmp_path))
+    with contextlib.redirect_stdout(io.StringIO()):
+        exec(code, {})
+    made, at = (tmp_path / "model.sealed").read_bytes(), 0
+    for row in re.findall(r"^\| (\d+) \| (\d+) \| (.+) \|$", EXAMPLE, re.M):
+        assert int(row[0]) == at
+        part, at = made[at : at + int(row[1])], at + int(row[1])
+        found = 0
+        for literal in BYTES.findall(row[2]):
+            found = part.index(bytes.fromhex(literal), found) + len(bytes.fromhex(literal))
+        assert not row[2].startswith("`") or part.startswith(bytes.fromhex(BYTES.match(row[2])[1]))
+    assert at == len(made) == int(re.search(r"has (\d+) bytes", EXAMPLE)[1])
+    text = re.search(r"```json\n(.*?)\n```", EXAMPLE, re.S)[1].encode()
+    core, shown = Core.from_bytes(made[20 : 20 + len(text)]), Core.from_bytes(text)
+    drawn = {name: getattr(core, name) for name in ("audience", "created", "file_id", "signer")}
+    assert shown.to_bytes() == text
+    assert replace(shown, **drawn) == core

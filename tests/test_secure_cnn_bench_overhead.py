@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -744,6 +745,26 @@ def test_the_command_writes_table_json_and_page(tmp_path):
     assert "compact, digits, batch 8" in page
     assert "plain against plain gave" in done.output
     assert "standard error" in done.stdout
+
+
+def test_the_version_of_who_saves_is_recorded(monkeypatch, tmp_path):
+    """Of a rival that is none of our own libraries, as of those."""
+    alike = archive_rivals(["safetensors"])[0]["safetensors"]
+    here = {"age": replace(alike, versions={"age": "v1.2.3"})}
+    monkeypatch.setattr("secure_cnn.cli.bench_overhead.archive_rivals", lambda names: (here, {}))
+    app = typer.Typer()
+    app.command()(overhead_command)
+    done = CliRunner().invoke(
+        app,
+        [
+            *("--batch", "4", "--rounds", "1", "--save-every", "1", "--no-memory"),
+            *("--no-private", "--no-average", "--no-sealed", "--rival", "age"),
+            *("--json", str(tmp_path / "m.json")),
+        ],
+        catch_exceptions=False,
+    )
+    assert done.exit_code == 0
+    assert Measurements.read(tmp_path / "m.json").versions["age"] == "v1.2.3"
 
 
 def test_a_rival_that_cannot_run_is_skipped_with_the_reason(monkeypatch):

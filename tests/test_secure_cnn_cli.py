@@ -250,6 +250,24 @@ def test_an_interrupted_run_says_how_to_go_on(cli, quick, stopped_after, shapes,
     assert len(RunRecord.read(tmp_path / "run" / "run.json").epochs) == 2
 
 
+def test_an_interrupted_sealed_run_says_which_keys_it_needs(
+    cli, quick, stopped_after, shapes, tmp_path
+):
+    """The line that it prints goes on, once the keys that it names are filled in."""
+    keys = {name: tmp_path / name for name in ("reader.key", "maker.key")}
+    public = cli("archive", "keygen", keys["reader.key"])[1].strip()
+    assert cli("archive", "keygen", "--signer", keys["maker.key"])[0] == 0
+    sealing = ("--recipient", public, "--signer", keys["maker.key"])
+    words = ("train", "--data", shapes, "--epochs", "2", "--batch-size", "16", "--no-baseline")
+    with stopped_after(5):
+        code, out, err = cli(*words, "--out", tmp_path / "run", *sealing)
+    assert (code, out) == (130, "")
+    assert "Traceback" not in err
+    assert "--resume, with its recipients and signer again and --identity" in err
+    go_on = ("train", "--out", tmp_path / "run", "--resume", *sealing)
+    assert cli(*go_on, "--identity", keys["reader.key"])[0] == 0
+
+
 def test_a_run_is_replaced_by_force_only(cli, quick, shapes, tmp_path):
     """Refused, with the way out; then done."""
     words = ("train", "--data", shapes, "--epochs", "1", "--out", tmp_path / "run")

@@ -13,13 +13,11 @@ import torch
 
 from secure_cnn.archive.errors import StateError, StorageError
 from secure_cnn.archive.format.state import State, encode_state
-from secure_cnn.archive.plain import load_plain
+from secure_cnn.archive.plain import TORCH, load_plain
 
 __all__ = ["import_"]
 
 _Path: TypeAlias = "str | Path"
-# What `torch.save` writes today, a zip file, and what it wrote until 2020, a bare pickle.
-_TORCH = (b"PK\x03\x04", b"\x80\x02")
 
 
 def import_(path: _Path) -> State:
@@ -45,7 +43,7 @@ def import_(path: _Path) -> State:
             first = file.read(4)
     except OSError as error:
         raise StorageError(f"{path}: cannot read: {error.strerror}") from error
-    state = _load_torch(path) if first.startswith(_TORCH) else load_plain(path)
+    state = _load_torch(path) if first.startswith(TORCH) else load_plain(path)
     encode_state(state)  # refuses here, with the path of what cannot be sealed
     return state
 

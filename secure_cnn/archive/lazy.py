@@ -4,6 +4,7 @@ Everything that `load` checks before decrypting is checked on opening; then each
 its signed hash and its tag, at each read.
 """
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -99,8 +100,10 @@ class LazyArchive:
     def _span(self, name: str) -> Span:
         """Where a tensor lies."""
         if name not in self._names:
+            near = difflib.get_close_matches(name, self._names, cutoff=0.0)
             raise StateError(
-                f"{self._path}: has no tensor {name!r}; `names` lists the {len(self._names)} it has"
+                f"{self._path}: expected one of its {len(self._names)} tensors, got {name!r}; "
+                f"the nearest are {', '.join(map(repr, near)) or 'none'}"
             )
         return self._index.spans[self._names[name]]
 

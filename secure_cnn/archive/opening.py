@@ -174,10 +174,13 @@ def check_trust(signer: Verifier | None, trusted: Sequence[Verifier]) -> None:
         >>> check_trust(None, [])
         Traceback (most recent call last):
         ...
-        secure_cnn.archive.errors.UntrustedSigner: the file is not signed; ...
+        secure_cnn.archive.errors.UntrustedSigner: the file is not signed, ...
     """
     if signer is None:
-        raise UntrustedSigner("the file is not signed; pass trusted=None to accept that")
+        raise UntrustedSigner(
+            "the file is not signed, expected a signature of someone trusted; get a signed one, or "
+            "name nobody to trust if who made it does not matter"
+        )
     if signer not in trusted:
         raise UntrustedSigner(
             f"signed by {signer!r}, who is not among the {len(trusted)} trusted; "

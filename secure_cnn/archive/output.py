@@ -70,7 +70,7 @@ def _check_target(target: Path, overwrite: bool) -> None:
         raise StorageError(f"{target}: is a folder; give the path of a file")
     if not overwrite and target.exists():
         raise StorageError(
-            f"{target}: a file is already there; choose another path or pass overwrite=True"
+            f"{target}: a file is already there; choose another path, or remove it first"
         )
 
 

@@ -16,7 +16,10 @@ from secure_cnn.archive.format.payload import write_at
 from secure_cnn.archive.format.state import State, decode_state, encode_state
 from secure_cnn.archive.output import new_file
 
-__all__ = ["load_plain", "save_plain"]
+__all__ = ["TORCH", "load_plain", "save_plain"]
+
+# What `torch.save` writes today, a zip file, and what it wrote until 2020, a bare pickle.
+TORCH = (b"PK\x03\x04", b"\x80\x02")
 
 _Path: TypeAlias = str | os.PathLike[str]
 
@@ -73,7 +76,11 @@ def load_plain(path: _Path) -> State:
     if not data:
         raise StateError(f"{path}: expected a safetensors file, got an empty one")
     if data.startswith(MAGIC):
-        raise StateError(f"{path}: is sealed; give the identity or passphrase that opens it")
+        raise StateError(
+            f"{path}: is sealed; open it first, or give the identity or passphrase that opens it"
+        )
+    if data.startswith(TORCH):
+        raise StateError(f"{path}: expected a safetensors file, got one of torch.save; import it")
     try:
         return decode_state(torch.frombuffer(data, dtype=torch.uint8))
     except StateError as error:

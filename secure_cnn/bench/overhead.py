@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from torch import nn
@@ -210,8 +211,15 @@ def take_turns(
     return {name: own[_WARMUP:] for name, own in found.items()}
 
 
-def on_this_machine(rows: Iterable[Row], model: nn.Module) -> Measurements:
+def on_this_machine(
+    rows: Iterable[Row], model: nn.Module, *, rivals: Mapping[str, str] = MappingProxyType({})
+) -> Measurements:
     """A document of the rows that says on which device, cores and threads they were measured.
+
+    Args:
+        rows: What was measured.
+        model: On the device where it was.
+        rivals: As for `document`.
 
     Example:
         >>> "affinity" in on_this_machine([], nn.Linear(1, 1)).hardware
@@ -220,7 +228,7 @@ def on_this_machine(rows: Iterable[Row], model: nn.Module) -> Measurements:
     device = next(model.parameters()).device
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     told = {"affinity": affinity, "interop_threads": torch.get_num_interop_threads()}
-    return replace(document(rows), hardware=hardware(device) | told)
+    return replace(document(rows, rivals=rivals), hardware=hardware(device) | told)
 
 
 def _training(load: Workload, variant: Variant, folder: Path, marks: Marks) -> TimedTraining:

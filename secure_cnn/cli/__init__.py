@@ -1,9 +1,9 @@
 """The command line: parse, call, print. Data goes to stdout, messages to stderr.
 
-Exit codes: 0 done; 1 an error we did not foresee; 2 wrong usage; 3 data, model, settings or folder;
-4 privacy; 5 attacks and robustness; 6 archives and keys; 7 an evaluation misses what `--require`
-demands, no run keeps the limits of `compare`, or a benchmark got worse
-than `bench compare` tolerates; 130 interrupted, with a checkpoint to resume from.
+Exit codes: 0 done; 1 an error we did not foresee, or a question answered with no; 2 wrong usage;
+3 data, model, settings or folder; 4 privacy; 5 attacks and robustness; 6 archives and keys; 7 an
+evaluation misses what `--require` demands, no run keeps the limits of `compare`, or a benchmark got
+worse than `bench compare` tolerates; 130 interrupted, with a checkpoint to resume from.
 """
 
 import sys

@@ -5,6 +5,8 @@ are in `recipients`, folders of checkpoints in `sequence`.
 """
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -74,6 +76,10 @@ def keygen(
     ] = False,
 ) -> None:
     """Make a key; the public half is printed."""
+    if signer + kek + classical > 1 or (post_quantum and not signer):
+        raise typer.BadParameter(
+            "expected one of --signer, --kek and --classical, and --post-quantum with --signer only"
+        )
     key: archive.Signer | archive.KeyEncryptionKey | archive.Identity
     if signer:
         key = archive.generate_signer(post_quantum=post_quantum)
@@ -103,18 +109,7 @@ def seal(
 ) -> None:
     """Encrypt a plain safetensors file to recipients; the plain one stays."""
     who = writers_from(recipient or [], passphrase_file, kek)
-    with file_progress("sealing") as progress:
-        archive.save(
-            out,
-            archive.load_plain(plain),
-            recipients=who,
-            signer=signer_from(signer),
-            claims=_claims(claim),
-            private_claims=_claims(private_claim),
-            name=name,
-            progress=progress,
-        )
-    message(f"sealed file: {out}; the plain file is still there")
+    _seal(archive.load_plain, plain, out, who, signer, claim, private_claim, name)
 
 
 @app.command("import")
@@ -126,21 +121,12 @@ def import_(
     kek: Kek = None,
     signer: SignerFile = None,
     claim: _Claims = None,
+    private_claim: _PrivateClaims = None,
     name: _Name = "",
 ) -> None:
     """Seal another tool's file; of a torch file only tensors and plain data, and no code runs."""
     who = writers_from(recipient or [], passphrase_file, kek)
-    with file_progress("sealing") as progress:
-        archive.save(
-            out,
-            archive.import_(source),
-            recipients=who,
-            signer=signer_from(signer),
-            claims=_claims(claim),
-            name=name,
-            progress=progress,
-        )
-    message(f"sealed file: {out}; the plain file is still there")
+    _seal(archive.import_, source, out, who, signer, claim, private_claim, name)
 
 
 @app.command()
@@ -277,8 +263,37 @@ def shred(
 ) -> None:
     """Destroy the keys of a file and remove it. This cannot be undone."""
     if not yes:
-        typer.confirm(f"destroy {file} for everyone?", abort=True, err=True)
+        # Not typer's own question, which prints a space to standard output.
+        typer.echo(f"destroy {file} for everyone? [y/N]: ", err=True, nl=False)
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            message("\nnothing was destroyed\nhint: with --yes it does not ask")
+            raise typer.Exit(1)
     typer.echo(str(archive.shred(file, certificate=certificate, signer=signer_from(signer))))
+
+
+def _seal(
+    read: Callable[[Path], archive.State],
+    plain: Path,
+    out: Path,
+    who: list[archive.SlotWriter],
+    signer: Path | None,
+    claim: list[str] | None,
+    private_claim: list[str] | None,
+    name: str,
+) -> None:
+    """Seals what is read of a plain file."""
+    with file_progress("sealing") as progress:
+        archive.save(
+            out,
+            read(plain),
+            recipients=who,
+            signer=signer_from(signer),
+            claims=_claims(claim),
+            private_claims=_claims(private_claim),
+            name=name,
+            progress=progress,
+        )
+    message(f"sealed file: {out}; the plain file is still there")
 
 
 def _trusted(trusted: list[str] | None) -> list[archive.Verifier] | None:
@@ -293,6 +308,8 @@ def _claims(given: list[str] | None) -> dict[str, archive.JSON]:
         name, separator, value = text.partition("=")
         if not separator or not name:
             raise typer.BadParameter(f"expected a claim as NAME=JSON, got {text!r}")
+        if name in claims:
+            raise typer.BadParameter(f"expected one claim {name!r}, got two")
         try:
             claims[name] = cast(archive.JSON, json.loads(value))
         except ValueError:

@@ -100,7 +100,7 @@ def overhead_command(
     images = load_data(data)
     measured = network(model, images.spec)
     load = overhead_workload(measured, images, settings)
-    steps, savers = _rivals(load, rival or [], variants[PLAIN])
+    steps, savers, told = _rivals(load, rival or [], variants[PLAIN])
     found = overhead(
         measured, images, variants | savers, settings=settings, rivals=steps, folder=folder
     )
@@ -121,7 +121,7 @@ def overhead_command(
             lambda size: made(_methods(names, threat, steps=size.attack_steps), sealed=False),
             rounds=rounds,
         )
-    document = on_this_machine(rows, measured)
+    document = on_this_machine(rows, measured, rivals=told)
     _tell(rows)
     if json_file is not None:
         document.write(json_file)
@@ -143,8 +143,8 @@ def _methods(
 
 def _rivals(
     load: Workload, names: Sequence[str], plain: Variant
-) -> tuple[dict[str, MakeStep], dict[str, Variant]]:
-    """Others' steps, and the plain training saved by others; who is skipped is named with why."""
+) -> tuple[dict[str, MakeStep], dict[str, Variant], dict[str, str]]:
+    """Others' steps, the plain training saved by others, and versions; prints who is skipped."""
     steps: dict[str, MakeStep] = {}
     skipped: dict[str, str] = {}
     for name in (name for name in names if name in RIVALS):
@@ -162,7 +162,8 @@ def _rivals(
         f"saved-{name}": replace(plain, saver=partial(RivalSaver, each))
         for name, each in here.items()
     }
-    return steps, savers
+    told = {name: version for one in here.values() for name, version in one.versions.items()}
+    return steps, savers, told
 
 
 def _shown(axes: list[str]) -> Iterator[str]:

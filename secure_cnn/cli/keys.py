@@ -104,15 +104,20 @@ def writers_from(
 def reader_from(
     identity: Path | None, passphrase_file: Path | None, kek: str | None
 ) -> archive.SlotReader | None:
-    """What opens a file, the first that is named; None where nothing is.
+    """What opens a file, which one of these names; None where none does.
 
     Raises:
-        ArchiveError: A key cannot be read.
+        ArchiveError: A key cannot be read, or more than one is named.
 
     Example:
         >>> reader_from(None, None, None) is None
         True
     """
+    named = sum(given is not None for given in (identity, passphrase_file, kek))
+    if named > 1:
+        raise archive.InvalidKey(
+            f"expected one of --identity, --passphrase-file and --kek, got {named}; one opens it"
+        )
     if identity is not None:
         return archive.read_identity(identity)
     if passphrase_file is not None:
@@ -202,19 +207,34 @@ def passphrase_from(path: Path, *, twice: bool = False) -> archive.Passphrase:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise archive.KeyFileError(f"{path}: expected a file with a passphrase: {error}") from error
-    return archive.Passphrase(lines[0] if lines else "")
+        raise archive.KeyFileError(
+            f"{path}: expected a file with a passphrase: {_reason(error)}; put it on the first line"
+        ) from error
+    if not any(lines[:1]):
+        raise archive.KeyFileError(
+            f"{path}: expected a passphrase, got an empty line; put it on the first line"
+        )
+    return archive.Passphrase(lines[0])
 
 
 def _texts(given: str) -> list[str]:
     """The public texts in a file, or the text itself."""
     if given.startswith("secure-cnn-"):  # a hybrid key is longer than a file's name may be
         return [given]
-    path = Path(given)
     try:
-        if not path.is_file():
-            return [given]
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = Path(given).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise archive.KeyFileError(
+            f"{given}: expected a public key or a file of them, found no such file; "
+            "archive keygen prints the public key of a new pair"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise archive.KeyFileError(f"{given}: expected a file of public keys: {error}") from error
+        raise archive.KeyFileError(
+            f"{given}: expected a file of public keys: {_reason(error)}; one a line"
+        ) from error
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    """Why a text file could not be read, without its path."""
+    return error.strerror or "unknown" if isinstance(error, OSError) else "it is no UTF-8 text"

@@ -1,12 +1,13 @@
 """`secure-cnn archive ls` and `prune`: a folder of checkpoints."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from secure_cnn import archive
-from secure_cnn.cli.keys import signer_from, verifiers_from
+from secure_cnn.cli.keys import verifiers_from
 from secure_cnn.cli.options import message
 
 __all__ = ["ls", "prune"]
@@ -30,7 +31,7 @@ def ls(
 ) -> None:
     """Print the checkpoints of a folder, oldest first, after all of them were found there."""
     store = archive.CheckpointStore(folder, trusted=verifiers_from(trusted), high_water=high_water)
-    for one in store.verify(deep=deep):
+    for one in _there(folder, store.verify(deep=deep)):
         metric = "" if one.metric is None else f"  metric {one.metric:g}"
         typer.echo(f"{one.generation:>8}  step {one.step}  {one.created}  {one.name}{metric}")
 
@@ -46,9 +47,12 @@ def prune(
     """Remove the checkpoints that no rule given here keeps; the newest always stays."""
     if keep_last is None and keep_best is None and every is None:
         raise typer.BadParameter("expected --keep-last, --keep-best or --every, got none")
+    key = archive.read_signer(signer)
+    # To write would make the folder; to read does not.
+    _there(folder, archive.CheckpointStore(folder, trusted=[key.verifier]).list())
     with archive.CheckpointStore(
         folder,
-        signer=signer_from(signer),
+        signer=key,
         keep_last=keep_last,
         keep_best=keep_best,
         every=every,
@@ -57,3 +61,12 @@ def prune(
         before = len(store.list())
         kept = store.prune()
     message(f"removed {before - len(kept)}, kept {len(kept)} in {folder}")
+
+
+def _there(folder: Path, checkpoints: Sequence[archive.Checkpoint]) -> Sequence[archive.Checkpoint]:
+    """The checkpoints of a folder, of which there must be one: an emptied folder is not whole."""
+    if not checkpoints:
+        raise archive.StorageError(
+            f"{folder}: expected checkpoints, found none; give the folder of a store"
+        )
+    return checkpoints

@@ -142,8 +142,10 @@ def _tell(done: Run) -> None:
     """The table on stdout, the places on stderr."""
     messages = Console(stderr=True, highlight=False, soft_wrap=True)
     if done.record.status == "interrupted":
+        keys = ", with its recipients and signer again and --identity" if done.folder.sealed else ""
         messages.print(
-            f"interrupted; hint: go on with secure-cnn train --out {done.folder.root} --resume"
+            "interrupted; hint: go on with secure-cnn train "
+            f"--out {done.folder.root} --resume{keys}"
         )
         raise typer.Exit(_INTERRUPTED)
     Console().print(summary_table(done.record))

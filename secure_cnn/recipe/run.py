@@ -122,7 +122,7 @@ def run(
                 continue
             if not bench.train(variant, stop):
                 return bench.interrupted()
-    return bench.finish()
+        return bench.finish()
 
 
 @dataclass(kw_only=True)

@@ -1,10 +1,12 @@
 """One design for every page: the templates of this room, and how numbers are written in them."""
 
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
 from jinja2 import Environment, FunctionLoader, StrictUndefined
+from markupsafe import Markup
 
 from secure_cnn.report import _words
 from secure_cnn.report._canvas import css
@@ -33,6 +35,7 @@ def _environment() -> Environment:
         "delta": _words.delta,
         "epsilon": _words.epsilon,
         "figure": _words.figure,
+        "labelled": _labelled,
         "number": _words.number,
         "share": _words.share,
         "shown": _words.shown,
@@ -43,3 +46,28 @@ def _environment() -> Environment:
 def _source(name: str) -> str:
     """A template's text, wherever the package is installed."""
     return files("secure_cnn.report").joinpath(name).read_text(encoding="utf-8")
+
+
+_FEW = 2
+_HEAD = re.compile(r'<th scope="col"[^>]*>(.*?)</th>', re.DOTALL)
+_ROW = re.compile(r"<tr.*?</tr>", re.DOTALL)
+_CELL = re.compile(r'<(?:td|th scope="row")(?=[ >])')
+
+
+def _labelled(html: Markup) -> Markup:
+    """A table of ours whose cells carry the name of their column, if it has more than a few.
+
+    On a phone, where it is too wide, each row then stands alone with every figure named.
+    """
+    text = str(html)  # markup escapes whatever is joined to it
+    names = [re.sub(r"<[^>]*>", "", name) for name in _HEAD.findall(text)]
+    start = text.find("<tbody>")
+    if len(names) <= _FEW or 'class="stacked"' in text[:start]:
+        return html
+
+    def row(match: re.Match[str]) -> str:
+        columns = iter(names)
+        return _CELL.sub(lambda cell: f'{cell[0]} data-name="{next(columns)}"', match[0])
+
+    body = _ROW.sub(row, text[start:])
+    return Markup(f'<div class="labelled">{text[:start]}{body}</div>')  # noqa: S704 - ours, escaped

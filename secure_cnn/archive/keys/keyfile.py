@@ -10,6 +10,7 @@ import binascii
 import contextlib
 import hashlib
 import os
+import re
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,8 @@ __all__ = ["SecretKey", "decode_key", "encode_key", "fingerprint", "read_key", "
 _Key = TypeVar("_Key")
 
 _CHECKSUM = 4
+# Of a key's text only what it is, in words of its own: what follows may be a secret.
+_PREFIX = re.compile(r"secure-cnn-(recipient|verifier|(identity|signer|kek)-secret)-1")
 _MAX_FILE = 64 * 1024
 
 
@@ -69,7 +72,12 @@ def decode_key(prefix: str, text: str) -> tuple[int, bytes]:
     """
     line = text.strip()
     if not line.startswith(f"{prefix}-"):
-        raise InvalidKey(f"expected a key that starts with {prefix}-, got another text")
+        known = _PREFIX.match(line)
+        raise InvalidKey(
+            f"expected a key that starts with {prefix}-, "
+            f"got {f'a {known[0]}' if known else 'another text'}; "
+            "the file of a secret key has its public half in a comment"
+        )
     encoded = line[len(prefix) + 1 :]
     try:
         raw = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)

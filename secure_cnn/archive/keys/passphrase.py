@@ -127,9 +127,14 @@ class Passphrase:
             >>> Passphrase("example").unwrap([], bytes(32))
             Traceback (most recent call last):
             ...
-            secure_cnn.archive.errors.WrongKey: the passphrase opens none of 0 passphrase slots: ...
+            secure_cnn.archive.errors.WrongKey: expected a file sealed with a passphrase, ...
         """
         found = [slot for slot in slots if slot.kind == self.kind]
+        if not found:
+            raise WrongKey(
+                "expected a file sealed with a passphrase, got one that no passphrase opens; "
+                "inspect it to see what does"
+            )
         if len(found) > MAX_PASSPHRASE_SLOTS:
             raise LimitExceeded(
                 f"expected at most {MAX_PASSPHRASE_SLOTS} passphrase slots, got {len(found)}"
@@ -143,7 +148,7 @@ class Passphrase:
                 return file_key
         raise WrongKey(
             f"the passphrase opens none of {len(found)} passphrase slots: "
-            "it is wrong, or the header was changed"
+            "it is wrong, or the header was changed; try again"
         )
 
     def _derive(self, cost: Argon2Cost, salt: bytes) -> bytes:
