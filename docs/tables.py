@@ -1,7 +1,8 @@
 """Puts measured figures into README.md and docs/benchmarks.md: the demo's output and the tables.
 
 Run by `make docs`; a figure in README is never typed. Text between `<!-- NAME -->` and
-`<!-- /NAME -->` is replaced. `docs/overhead*.json` are tables of their own, once they are there.
+`<!-- /NAME -->` is replaced. Files other than `docs/benchmarks*.json` are tables of their own, once
+they are there.
 """
 
 import re
@@ -210,6 +211,26 @@ def noise_table(measured: Measurements) -> str:
     return table(["network", "share of the private step", "95 % interval"], lines)
 
 
+def robustness_table(measured: Measurements) -> str:
+    """Our evaluation and its reference: the time of a batch, what they find, where they agree."""
+    figures, parts = index(measured.rows), []
+    for case in cases_of(measured, "robust_accuracy"):
+        variants = [row.variant for row in measured.rows if row.metric == "robust_accuracy"]
+        lines = [
+            [
+                variant,
+                spread(figures[case, variant, "time"]),
+                spread(figures[case, variant, "robust_accuracy"], scale=100, unit=" %"),
+                spread(figures.get((case, variant, "time_ratio"))),
+                spread(figures.get((case, variant, "agreement")), scale=100, unit=" %"),
+            ]
+            for variant in variants
+        ]
+        heads = ["evaluation", "seconds a batch", "withstand", "ours ÷ its time", "same verdict"]
+        parts += [f"**{case}**", table(heads, lines)]
+    return blocks(*parts, made_on(measured, made_of=("torch", "pyautoattack")))
+
+
 def archive_tables(measured: Measurements) -> str:
     """For each size the times of all, ours against the others, and what else ours takes."""
     parts = []
@@ -338,6 +359,8 @@ def main() -> None:
     if costs:
         tables["overhead"] = blocks(*map(overhead_tables, costs))
         tables["scaling"] = blocks(*map(exponent_table, costs))
+    if (DOCS / "robustness.json").exists():
+        tables["robustness"] = robustness_table(Measurements.read(DOCS / "robustness.json"))
     if (DOCS / "archive.json").exists():
         tables["archive"] = archive_tables(Measurements.read(DOCS / "archive.json"))
     rewrite(DOCS / "benchmarks.md", tables)

@@ -94,8 +94,8 @@ def random_start(clean: Tensor, threat: ThreatModel, *, reach: float) -> Tensor:
 
     Example:
         >>> threat = ThreatModel(norm="linf", eps=0.1)
-        >>> start = random_start(torch.zeros(2, 1, 4, 4), threat, reach=0.2)
-        >>> 0.1 < start.max().item() <= 0.2, start.min().item()
+        >>> start = random_start(torch.zeros(2, 1, 32, 32), threat, reach=0.2)
+        >>> 0.1 < start.max().item() < 0.21, start.min().item()
         (True, 0.0)
     """
     noise = torch.empty_like(clean)
