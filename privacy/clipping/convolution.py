@@ -16,7 +16,7 @@ from torch import nn
 
 from privacy.clipping import direct
 from privacy.clipping.copies import OfCopies, of_copies
-from privacy.clipping.gradients import Deferred, Instantiated, PerExampleGradients
+from privacy.clipping.gradients import Deferred, Instantiated, PerExampleGradients, Postponed
 from privacy.clipping.gram import gram_squares, rounded_up
 from privacy.clipping.grouped import grouped_gradients
 from privacy.clipping.patches import (
@@ -80,6 +80,7 @@ class ConvolutionRule:
         if layer.transposed:
             convolve = partial(convolve, output_padding=layer.output_padding)
         output = convolve(padded, layer.weight, layer.bias)
+        self.tuner.expect(self.name, padded, output)
         return output, (() if padded is inputs else (padded,))
 
     def input_gradient(
@@ -161,6 +162,10 @@ class ConvolutionRule:
             once, again = direct.rooms(geometry, copies, inputs, output_gradient)
             held = partial(direct.instantiated, geometry, copies)
             kernels.append(Kernel(name="direct", run=held, room=once, work=product))
+            later = partial(Postponed, form=held)
+            kernels.append(
+                Kernel(name="direct, postponed", run=later, room=0, work=product, later=once)
+            )
             twice = partial(direct.twice, geometry, copies)
             kernels.append(Kernel(name="direct, twice", run=twice, room=again, work=2 * product))
         kernels.append(Kernel(name="grouped", run=grouped, room=room, work=product))

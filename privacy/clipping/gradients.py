@@ -1,6 +1,6 @@
 """Per-example gradients of one parameter, in the forms that a clipped sum can be made from.
 
-`Instantiated` holds them; `Deferred` knows only their norms and makes the
+`Instantiated` holds them, `Postponed` will; `Deferred` knows only their norms and makes the
 weighted sum from the layer's input and output gradient.
 """
 
@@ -15,6 +15,7 @@ __all__ = [
     "Deferred",
     "Instantiated",
     "PerExampleGradients",
+    "Postponed",
     "combine",
     "row_squared_norms",
 ]
@@ -188,6 +189,82 @@ class Deferred:
             self.weight_gradient,
             self.instantiation,
         )
+
+
+class Postponed:
+    """Per-example gradients that are formed once the backward pass has let its activations go.
+
+    A class because it forms them at the first question, and then lets go what it made them from.
+
+    Args:
+        inputs: The layer's input [n, ...].
+        output_gradient: The gradient at the layer's output [n, ...].
+        form: Makes the gradients of them.
+
+    Example:
+        >>> def form(x, dy): return Instantiated([x * dy])
+        >>> Postponed(torch.ones(2, 3), torch.ones(2, 3), form).squared_norms().round()
+        tensor([3., 3.], dtype=torch.float64)
+    """
+
+    def __init__(
+        self,
+        inputs: torch.Tensor,
+        output_gradient: torch.Tensor,
+        form: Callable[[torch.Tensor, torch.Tensor], PerExampleGradients],
+    ) -> None:
+        self._source: tuple[torch.Tensor, torch.Tensor] | None = (inputs, output_gradient)
+        self._form = form
+        self._formed: PerExampleGradients | None = None
+
+    def squared_norms(self) -> torch.Tensor:
+        """Of the gradients, formed now if not before.
+
+        Example:
+            >>> def form(x, dy): return Instantiated([x * dy])
+            >>> Postponed(torch.ones(1, 2), torch.ones(1, 2), form).squared_norms().round()
+            tensor([2.], dtype=torch.float64)
+        """
+        return self._now().squared_norms()
+
+    def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
+        """Of the gradients, formed now if not before.
+
+        Example:
+            >>> def form(x, dy): return Instantiated([x * dy])
+            >>> Postponed(torch.ones(1, 2), torch.ones(1, 2), form).weighted_sum(torch.ones(1))
+            tensor([1., 1.])
+        """
+        return self._now().weighted_sum(factors)
+
+    def instantiate(self) -> torch.Tensor:
+        """The gradients, formed now if not before.
+
+        Example:
+            >>> def form(x, dy): return Instantiated([x * dy])
+            >>> Postponed(torch.ones(1, 2), torch.ones(1, 2), form).instantiate()
+            tensor([[1., 1.]])
+        """
+        return self._now().instantiate()
+
+    def select(self, rows: torch.Tensor) -> PerExampleGradients:
+        """The gradients of the examples in `rows`, formed now if not before.
+
+        Example:
+            >>> def form(x, dy): return Instantiated([x * dy])
+            >>> both = Postponed(torch.ones(2, 1), torch.ones(2, 1), form)
+            >>> both.select(torch.tensor([0])).instantiate()
+            tensor([[1.]])
+        """
+        return self._now().select(rows)
+
+    def _now(self) -> PerExampleGradients:
+        """The gradients."""
+        if self._formed is None:
+            assert self._source is not None, "it is kept until the gradients are formed"
+            self._formed = self._form(*self._source)
+            self._source = None
+        return self._formed
 
 
 def combine(parts: list[PerExampleGradients]) -> PerExampleGradients:

@@ -35,6 +35,7 @@ class Kernel:
         room: Bytes that it takes at most, beyond input and output gradient and what it has in the
             processor's cache.
         work: Multiplications that it needs, roughly: what is hopeless need not be timed.
+        later: Bytes that its result takes once the backward pass is over, and not before.
 
     Example:
         >>> from privacy.clipping.gradients import Instantiated
@@ -47,6 +48,7 @@ class Kernel:
     run: Callable[[torch.Tensor, torch.Tensor], PerExampleGradients]
     room: int
     work: float
+    later: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +76,9 @@ class Tuner:
     """Times kernels and remembers the fastest; a class because it remembers.
 
     Args:
-        memory_cap: Most that a layer's kernel may take, in units of the room that its own input and
-            output gradient take, > 0: kept gradients let these go.
+        memory_cap: Most that kernels may take, in units of the room that inputs and output
+            gradients take, > 0: during the backward pass each layer's own, which kept gradients
+            let go, and after it, when all are let go, all convolutions' together.
         fixed: Kernel names by layer, from an earlier training's choices; they are not timed. An
             installation without compiled kernels has others.
         clock: Seconds, ever rising.
@@ -102,6 +105,9 @@ class Tuner:
         self._fixed = dict(fixed or {})
         self._clock = clock
         self._choices: dict[tuple[object, ...], Choice] = {}
+        # Bytes a row: what layers hold during the backward pass, and what is formed after it.
+        self._rooms: dict[str, float] = {}
+        self._later: dict[str, float] = {}
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -123,6 +129,19 @@ class Tuner:
         """
         by_size = sorted(self._choices.values(), key=lambda choice: choice.inputs[0])
         return {choice.layer: choice.kernel for choice in by_size}
+
+    def expect(self, layer: str, inputs: torch.Tensor, output: torch.Tensor) -> None:
+        """Notes in the forward pass what the layer holds until its backward pass.
+
+        Args:
+            layer: Dotted name of the layer.
+            inputs: Its input, [rows, ...].
+            output: Its output, whose gradient is as large.
+
+        Example:
+            >>> Tuner().expect("fc", torch.ones(2, 3), torch.ones(2, 1))
+        """
+        self._rooms[layer] = _bytes(inputs, output) / max(1, len(inputs))
 
     def run(
         self,
@@ -169,9 +188,9 @@ class Tuner:
         if key not in self._choices:
             self._choices[key] = self._choose(layer, kernels, inputs, output_gradient)
         name = self._choices[key].kernel
-        return next(kernel for kernel in kernels if kernel.name == name).run(
-            inputs, output_gradient
-        )
+        chosen = next(kernel for kernel in kernels if kernel.name == name)
+        self._later[layer] = chosen.later / len(inputs)
+        return chosen.run(inputs, output_gradient)
 
     def _choose(
         self,
@@ -191,8 +210,12 @@ class Tuner:
                 )
             return Choice(layer=layer, inputs=shape, kernel=self._fixed[layer], seconds={})
         room = self._memory_cap * _bytes(inputs, output_gradient)
-        allowed = [k for k in kernels if k.room <= room] or [
-            min(kernels, key=lambda kernel: kernel.room)
+        others = sum(size for name, size in self._later.items() if name != layer)
+        left = len(inputs) * (self._memory_cap * sum(self._rooms.values()) - others)
+        # What fits now need not be postponed.
+        allowed = [k for k in kernels if k.room <= room and (not k.later or room < k.later <= left)]
+        allowed = allowed or [
+            min((k for k in kernels if not k.later), key=lambda kernel: kernel.room)
         ]
         least = min(kernel.work for kernel in allowed)
         candidates = [kernel for kernel in allowed if kernel.work <= _TOO_MUCH * least]
