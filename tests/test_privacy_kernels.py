@@ -220,16 +220,21 @@ def test_the_memory_cap_excludes_a_faster_kernel() -> None:
 
 
 def test_what_is_postponed_fits_into_what_the_whole_pass_lets_go() -> None:
-    """Two layers of 128 bytes make 256 bytes of room: one may postpone 200 bytes, not both."""
+    """Two layers of 128 bytes make 256 bytes of room.
+
+    Where the other layer keeps 4 bytes a row, 32 in all, one may postpone 200 bytes, not both;
+    where it keeps 8, none.
+    """
     clock, batch = [0.0], torch.ones(8, 2)
-    tuner = Tuner(clock=lambda: clock[0])
     slow = fake("slow", 2.0, 0, clock)
     postponed = dataclasses.replace(fake("postponed", 1.0, 0, clock), later=200)
-    for layer in ("first", "second"):
-        tuner.expect(layer, batch, batch)
-    for layer in ("second", "first"):
-        tuner.run(layer, [slow, postponed], batch, batch)
-    assert [choice.kernel for choice in tuner.choices] == ["postponed", "slow"]
+    for weight, expected in ((1, ["postponed", "slow"]), (2, ["slow", "slow"])):
+        tuner = Tuner(clock=lambda: clock[0])
+        for layer in ("first", "second"):
+            tuner.expect(layer, batch, batch, torch.ones(weight))
+        for layer in ("second", "first"):
+            tuner.run(layer, [slow, postponed], batch, batch)
+        assert [choice.kernel for choice in tuner.choices] == expected
 
 
 def test_what_fits_at_once_is_not_postponed() -> None:
@@ -240,7 +245,7 @@ def test_what_fits_at_once_is_not_postponed() -> None:
         fake("kept", 2.0, 128, clock),
         dataclasses.replace(fake("postponed", 1.0, 0, clock), later=128),
     ]
-    tuner.expect("fc", batch, batch)
+    tuner.expect("fc", batch, batch, torch.ones(1))
     tuner.run("fc", kernels, batch, batch)
     assert tuner.choices[0].kernel == "kept"
 

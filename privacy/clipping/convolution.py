@@ -80,7 +80,7 @@ class ConvolutionRule:
         if layer.transposed:
             convolve = partial(convolve, output_padding=layer.output_padding)
         output = convolve(padded, layer.weight, layer.bias)
-        self.tuner.expect(self.name, padded, output)
+        self.tuner.expect(self.name, padded, output, layer.weight)
         return output, (() if padded is inputs else (padded,))
 
     def input_gradient(

@@ -105,9 +105,9 @@ class Tuner:
         self._fixed = dict(fixed or {})
         self._clock = clock
         self._choices: dict[tuple[object, ...], Choice] = {}
-        # Bytes a row: what layers hold during the backward pass, and what is formed after it.
+        # Bytes a row: what layers hold until the backward pass is there, and after it.
         self._rooms: dict[str, float] = {}
-        self._later: dict[str, float] = {}
+        self._after: dict[str, float] = {}
 
     @property
     def choices(self) -> tuple[Choice, ...]:
@@ -130,18 +130,24 @@ class Tuner:
         by_size = sorted(self._choices.values(), key=lambda choice: choice.inputs[0])
         return {choice.layer: choice.kernel for choice in by_size}
 
-    def expect(self, layer: str, inputs: torch.Tensor, output: torch.Tensor) -> None:
-        """Notes in the forward pass what the layer holds until its backward pass.
+    def expect(
+        self, layer: str, inputs: torch.Tensor, output: torch.Tensor, weight: torch.Tensor
+    ) -> None:
+        """Notes in the forward pass what the layer will hold during the backward pass and after it.
 
         Args:
             layer: Dotted name of the layer.
             inputs: Its input, [rows, ...].
             output: Its output, whose gradient is as large.
+            weight: Whose gradients are wanted.
 
         Example:
-            >>> Tuner().expect("fc", torch.ones(2, 3), torch.ones(2, 1))
+            >>> Tuner().expect("fc", torch.ones(2, 3), torch.ones(2, 1), torch.ones(1, 3))
         """
-        self._rooms[layer] = _bytes(inputs, output) / max(1, len(inputs))
+        room = _bytes(inputs, output) / max(1, len(inputs))
+        self._rooms[layer] = room
+        # Gradients that fit are kept; of others the layer's input and output gradient are.
+        self._after.setdefault(layer, min(room, _bytes(weight)))
 
     def run(
         self,
@@ -189,7 +195,8 @@ class Tuner:
             self._choices[key] = self._choose(layer, kernels, inputs, output_gradient)
         name = self._choices[key].kernel
         chosen = next(kernel for kernel in kernels if kernel.name == name)
-        self._later[layer] = chosen.later / len(inputs)
+        if chosen.later:
+            self._after[layer] = chosen.later / len(inputs)
         return chosen.run(inputs, output_gradient)
 
     def _choose(
@@ -210,7 +217,7 @@ class Tuner:
                 )
             return Choice(layer=layer, inputs=shape, kernel=self._fixed[layer], seconds={})
         room = self._memory_cap * _bytes(inputs, output_gradient)
-        others = sum(size for name, size in self._later.items() if name != layer)
+        others = sum(size for name, size in self._after.items() if name != layer)
         left = len(inputs) * (self._memory_cap * sum(self._rooms.values()) - others)
         # What fits now need not be postponed.
         allowed = [k for k in kernels if k.room <= room and (not k.later or room < k.later <= left)]
