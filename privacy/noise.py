@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -54,6 +55,7 @@ class SecureGenerator:
     def __init__(self, key: bytes | None = None) -> None:
         if key is not None and len(key) != _KEY_BYTES:
             raise ValueError(f"key: expected {_KEY_BYTES} bytes, got {len(key)}")
+        self._place, self._taking = 0, Lock()
         self._rekey(os.urandom(_KEY_BYTES) if key is None else key)
 
     def __repr__(self) -> str:
@@ -75,7 +77,7 @@ class SecureGenerator:
             >>> SecureGenerator().words(3).shape
             torch.Size([3])
         """
-        return self._stream(self._take(count), count, _room(count))
+        return self._words(self._take(count), count, _room(count))
 
     def uniform(self, count: int) -> torch.Tensor:
         """Uniform numbers in the open interval (0, 1), on a grid of 2^-53 shifted by half a cell.
@@ -117,7 +119,7 @@ class SecureGenerator:
         """
         for part, place in self._parts(count):
             size = part.stop - part.start
-            yield _normal(self._stream(place, size + size % 2, _room(size + 1)))[:size]
+            yield _normal(self._words(place, size + size % 2, _room(size + 1)))[:size]
 
     def perturb(self, values: list[torch.Tensor], *, deviation: float, scale: float = 1.0) -> None:
         """Puts (values + deviation * z) * scale in the place of the values.
@@ -146,7 +148,7 @@ class SecureGenerator:
             room = _room(longest + longest % 2)
             for part, place in parts:
                 size = part.stop - part.start
-                words = self._stream(place, size + size % 2, room)
+                words = self._words(place, size + size % 2, room)
                 pieces = _cut(numbers, part)
                 if fused:
                     _fused(words, pieces, deviation, scale, threads=threads)
@@ -186,15 +188,20 @@ class SecureGenerator:
             yield slice(start, min(start + _BLOCK, count)), place + start
 
     def _take(self, count: int) -> int:
-        """The place of the next words, which nobody gets again."""
+        """The place of the next words, which nobody gets again, not even another thread."""
+        with self._taking:
+            self._place += count
+            return self._place - count
+
+    def _words(self, place: int, count: int, room: torch.Tensor) -> torch.Tensor:
+        """Words from a place that was taken."""
         if os.getpid() != self._process:
             self._rekey(os.urandom(_KEY_BYTES))
-        self._place += count
-        return self._place - count
+        return self._stream(place, count, room)
 
     def _rekey(self, key: bytes) -> None:
-        """Starts the key stream of `key` for this process."""
-        self._stream, self._place, self._process = _key_stream(key), 0, os.getpid()
+        """Lets the key stream of `key` go on from the same place in this process."""
+        self._stream, self._process = _key_stream(key), os.getpid()
 
 
 def _room(count: int) -> torch.Tensor:

@@ -83,21 +83,32 @@ def test_no_seed_moves_the_noise_and_the_noise_moves_no_generator() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_a_forked_process_gets_a_stream_of_its_own() -> None:
-    """Parent and child never share noise, even where a test fixed the key."""
+@pytest.mark.parametrize("taken_before", [False, True])
+def test_a_forked_process_gets_a_stream_of_its_own(taken_before: bool) -> None:
+    """Parent and child never share noise, even where a test fixed the key.
+
+    Nor do they in the midst of a draw, whose place in the stream was taken before the fork.
+    """
     generator = SecureGenerator(KEY)
     generator.words(1)
+    place = generator._take(4)
+
+    def draw() -> torch.Tensor:
+        if taken_before:
+            return generator._words(place, 4, torch.empty(8, dtype=torch.int64))
+        return generator.words(4)
+
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(writing, raw(generator.words(4)))
+        os.write(writing, raw(draw()))
         os._exit(0)
     os.waitpid(child, 0)
     theirs = os.read(reading, 32)
     os.close(reading)
     os.close(writing)
     assert len(theirs) == 32
-    assert theirs != raw(generator.words(4))
+    assert theirs != raw(draw())
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
