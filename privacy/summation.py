@@ -106,11 +106,14 @@ class FloatSum:
         """By each layer's own weighted sum."""
         # All sums before the first addition: running out of memory must not leave half a batch.
         added = {p: of_p.weighted_sum(factors[p]) for p, of_p in gradients.items()}
-        for parameter, new in added.items():
-            if parameter in self._sums:
-                self._sums[parameter] += new
-            else:
-                self._sums[parameter] = _laid_out_like(parameter, new, self._dtype)
+        first = {
+            p: _laid_out_like(p, of_p, self._dtype)
+            for p, of_p in added.items()
+            if p not in self._sums
+        }
+        for parameter in added.keys() - first.keys():
+            self._sums[parameter] += added[parameter]
+        self._sums |= first
 
     def noised_mean(
         self,

@@ -186,6 +186,23 @@ def test_the_noised_mean_has_the_promised_noise() -> None:
     assert rejected(noise, deviation / 1.05)
 
 
+def test_no_half_of_a_batch_is_added_where_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second gradient finds no room: the first one is not in the sum either."""
+    named = {name: nn.Parameter(torch.zeros(2)) for name in ("a", "b")}
+    clipped = ClippedSum(named, Tape(), max_grad_norm=1.0)
+    parts = {p: Instantiated([torch.ones(1, 2)]) for p in named.values()}
+
+    def full(parameter: nn.Parameter, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if parameter is named["b"]:
+            raise MemoryError
+        return values
+
+    monkeypatch.setattr("privacy.summation._laid_out_like", full)
+    with pytest.raises(MemoryError):
+        clipped._add_clipped(dict(parts), torch.ones(1, dtype=torch.bool))
+    assert not any(bool(total.any()) for total in clipped.sums)
+
+
 def test_noise_is_independent_of_the_sum_and_drawn_anew() -> None:
     """Two releases of the same sum differ by fresh noise, and the sum starts at zero again."""
     clipped = ClippedSum({"w": nn.Parameter(torch.zeros(1000))}, Tape(), max_grad_norm=1.0)

@@ -33,7 +33,10 @@ class PerExampleGradients(Protocol):
         """Squared L2 norm of each example's gradient, float64 [n]."""
 
     def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
-        """Sum over examples of factor times gradient, of the parameter's shape; factors are [n]."""
+        """Sum over examples of factor times gradient, of the parameter's shape; factors are [n].
+
+        A tensor of its own: the noise is added in its place.
+        """
 
     def instantiate(self) -> torch.Tensor:
         """The gradients themselves, [n, *parameter.shape]."""
