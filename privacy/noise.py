@@ -125,8 +125,8 @@ class SecureGenerator:
         """Puts (values + deviation * z) * scale in the place of the values.
 
         The z are the numbers of `normal`, one for each value. All is done in float64 and rounded
-        once, to the type of the values. Of a million numbers and more, where there are compiled
-        functions, each of torch's threads makes the noise of its own parts of the stream.
+        once, to the type of the values. Where there are compiled functions and a million numbers
+        and more a thread, each of torch's threads makes the noise of its own parts of the stream.
 
         Args:
             values: Float tensors of one type, on one device, each dense in memory.
