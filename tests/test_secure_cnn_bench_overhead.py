@@ -747,23 +747,28 @@ def test_the_command_writes_table_json_and_page(tmp_path):
     assert "standard error" in done.stdout
 
 
-def test_the_version_of_who_saves_is_recorded(monkeypatch, tmp_path):
-    """Of a rival that is none of our own libraries, as of those."""
-    alike = archive_rivals(["safetensors"])[0]["safetensors"]
-    here = {"age": replace(alike, versions={"age": "v1.2.3"})}
-    monkeypatch.setattr("secure_cnn.cli.bench_overhead.archive_rivals", lambda names: (here, {}))
+def plain_and(*options):
+    """The command on plain training and what the options add to it."""
     app = typer.Typer()
     app.command()(overhead_command)
     done = CliRunner().invoke(
         app,
         [
             *("--batch", "4", "--rounds", "1", "--save-every", "1", "--no-memory"),
-            *("--no-private", "--no-average", "--no-sealed", "--rival", "age"),
-            *("--json", str(tmp_path / "m.json")),
+            *("--no-private", "--no-average", "--no-sealed", *options),
         ],
         catch_exceptions=False,
     )
     assert done.exit_code == 0
+    return done
+
+
+def test_the_version_of_who_saves_is_recorded(monkeypatch, tmp_path):
+    """Of a rival that is none of our own libraries, as of those."""
+    alike = archive_rivals(["safetensors"])[0]["safetensors"]
+    here = {"age": replace(alike, versions={"age": "v1.2.3"})}
+    monkeypatch.setattr("secure_cnn.cli.bench_overhead.archive_rivals", lambda names: (here, {}))
+    plain_and("--rival", "age", "--json", str(tmp_path / "m.json"))
     assert Measurements.read(tmp_path / "m.json").versions["age"] == "v1.2.3"
 
 
@@ -774,17 +779,7 @@ def test_a_rival_that_cannot_run_is_skipped_with_the_reason(monkeypatch):
         raise ImportError("no module named opacus")
 
     monkeypatch.setattr("secure_cnn.cli.bench_overhead.rival_step", broken)
-    app = typer.Typer()
-    app.command()(overhead_command)
-    done = CliRunner().invoke(
-        app,
-        [
-            *("--batch", "4", "--rounds", "1", "--save-every", "1", "--no-memory"),
-            *("--no-private", "--no-average", "--no-sealed", "--rival", "opacus-hooks"),
-        ],
-        catch_exceptions=False,
-    )
-    assert done.exit_code == 0
+    done = plain_and("--rival", "opacus-hooks")
     assert "skipped opacus-hooks: ImportError: no module named opacus" in done.stderr
     assert "opacus" not in done.stdout
     assert "n-fgsm" in done.stdout
