@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from defenses import AdversarialTraining, AttackError, ThreatModel, attack, attack_scope
+from defenses.attacks import oracle
 from defenses.attacks.apgd import _Climb, _random_start
 from defenses.attacks.dlr import dlr, lead, likeliest_wrong, targeted_dlr
 from defenses.attacks.oracle import Oracle, until_fooled
@@ -136,8 +137,9 @@ def test_a_search_that_stalls_goes_back_and_halves_its_step(rises, best, halved,
 
 @pytest.mark.parametrize("name", ["apgd", "apgdt"])
 @pytest.mark.parametrize("threat", [LINF, L2])
-def test_what_is_fooled_is_not_asked_about_again(name, threat):
+def test_what_is_fooled_is_not_asked_about_again(name, threat, monkeypatch):
     """The model sees fewer images from call to call, and those that left are really fooled."""
+    monkeypatch.setattr(oracle, "_PIXELS", 1)  # no searches side by side
     model, images, labels = digits()
     counting = Counting(model)
     found = attack(name, threat, steps=20)(counting, images, labels, seed=0)
@@ -179,15 +181,16 @@ def test_any_number_of_classes_has_targeted_searches(classes, threat):
     gap = logits.gather(1, labels[:, None]) - logits - threat.eps * dual
     fallible = (gap.scatter(1, labels[:, None], 1.0) < -1e-4).any(1)
     safe = (gap.scatter(1, labels[:, None], 1.0) > 1e-4).all(1)
-    counting = Counting(model)
-    found = attack("apgdt", threat)(counting, images, labels, seed=0)
+    found = attack("apgdt", threat)(model, images, labels, seed=0)
     fooled = ~right(model, found, labels)
     assert fallible.any()
     assert fooled[fallible].all()
     assert not fooled[safe].any()
     # One look before all searches, and in each a look at the start and after every step.
-    if safe.any():
-        assert len(counting.seen) == 1 + 101 * min(classes - 1, 9)
+    counting, count = Counting(model), int(safe.sum())
+    if count > 0:
+        attack("apgdt", threat)(counting, images[safe], labels[safe], seed=0)
+        assert sum(counting.seen) == count * (1 + 101 * min(classes - 1, 9))
 
 
 def test_a_ratio_that_cannot_be_formed_is_refused():
@@ -309,22 +312,38 @@ def test_the_oracle_shows_the_pixels_where_they_are(channels, contiguous):
     assert torch.equal(gradient, given)
 
 
-def test_runs_go_on_with_what_still_stands():
-    """In order, and no longer than anything stands."""
+@pytest.mark.parametrize(
+    ("at_once", "expected"),
+    [
+        (4, [[(0, 2), (2, 2), (3, 2)], [(0, 0), (3, 0), (0, 3), (3, 3)]]),
+        (3, [[(0, 2), (2, 2), (3, 2)], [(0, 0), (3, 0)], [(3, 3), (3, 9)]]),
+    ],
+)
+def test_searches_go_on_with_what_still_stands(at_once, expected):
+    """In order, no longer than anything stands, and side by side where there is room for them."""
     asked = []
 
-    def winning(which):
-        def run(rows):
-            asked.append(rows.tolist())
-            return torch.full((len(rows), 1), float(which)), rows == which
-
-        return run
+    def search(rows, aims):
+        asked.append(list(zip(rows.tolist(), aims.tolist(), strict=True)))
+        return aims[:, None].float(), rows == aims
 
     standing = torch.tensor([True, False, True, True])
-    runs = [winning(each) for each in (2, 0, 3, 9)]
-    found = until_fooled(torch.full((4, 1), -1.0), standing, runs)
-    assert asked == [[0, 2, 3], [0, 3], [3]]
+    aims = torch.tensor([2, 0, 3, 9]).expand(4, 4)
+    found = until_fooled(torch.full((4, 1), -1.0), standing, aims, search, at_once=at_once)
+    assert asked == expected
     assert found.flatten().tolist() == [0, -1, 2, 3]
+
+
+def test_the_first_search_that_wins_gives_the_image():
+    """Side by side too; where none wins it is the last one's."""
+    aims = torch.arange(6).expand(2, 6)
+
+    def search(rows, aims):
+        return aims[:, None].float(), (rows == 0) & (aims >= 2)
+
+    standing = torch.tensor([True, True])
+    found = until_fooled(torch.zeros(2, 1), standing, aims, search, at_once=100)
+    assert found.flatten().tolist() == [2, 5]
 
 
 def test_a_model_without_slope_gives_finite_images():

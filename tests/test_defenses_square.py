@@ -1,6 +1,8 @@
 """Square: the paper's schedule, and a search that never asks for a gradient or asks twice."""
 
+import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -8,6 +10,7 @@ from test_defenses_apgd import LINF, Counting, digits, linear, right
 
 from defenses import ThreatModel, attack, attack_scope
 from defenses.attacks import square as room
+from defenses.attacks import square_bumps as bumps
 from defenses.attacks.shortest import margin
 from defenses.attacks.square import square_share
 
@@ -42,21 +45,50 @@ def test_a_query_is_an_image_and_needs_no_gradient(threat):
         assert asked == 3 * 200
 
 
-def test_what_is_not_asked_would_have_changed_nothing(monkeypatch):
-    """With every proposal put to the model the images are the same."""
+def one_by_one(model, image, label, start, table, threat):
+    """The loop of the paper for one image, written out: every query is put to the model."""
+    best, loss = start, math.inf
+    for query, (down, across, sign) in enumerate([(0, 0, 0), *table.tolist()]):
+        trial = best.clone()
+        if query > 0:
+            side = max(round(math.sqrt(square_share(query - 1, 0.8) * 64)), 1)
+            top, left = (int(share * (8 - side + 1)) for share in (down, across))
+            window = slice(top, top + side), slice(left, left + side)
+            sign = 1 if sign < 0.5 else -1
+            trial[0, 0][window] = (image[0, 0][window] + sign * threat.eps).clamp(0, 1)
+        with torch.no_grad():
+            now = margin(model(trial), label, targeted=False).item()
+        if now < loss:
+            best, loss = trial, now
+        if now < 0:
+            break
+    return best
+
+
+@pytest.mark.parametrize("eps", [0.1, 0.2])
+def test_what_is_asked_ahead_or_not_at_all_changes_nothing(eps, monkeypatch):
+    """The same images as by asking for each about every proposal, one after the other."""
     model, images, labels = digits()
-    attacker = attack("square", LINF, queries=150)
-    found = attacker(model, images, labels, seed=0)
-    original = room._one_square
+    model, images = copy.deepcopy(model).double(), images.double()
+    threat = ThreatModel(norm="linf", eps=eps)
+    standing = right(model, images, labels)
+    images, labels = images[standing], labels[standing]
+    table = torch.rand(len(images), 150, 3, generator=torch.Generator().manual_seed(1))
 
-    def thorough(best, clean, threat, side):
-        touched, trial = original(best, clean, threat, side)
-        every = best.clone()
-        every[touched] = trial
-        return torch.arange(len(best)), every
+    def drawn(self, rows, query, numbers):
+        return table[rows.expand_as(query), query.clamp_max(149)].double()
 
-    monkeypatch.setattr(room, "_one_square", thorough)
-    assert torch.equal(attacker(model, images, labels, seed=0), found)
+    monkeypatch.setattr(room._Squares, "_drawn", drawn)
+    counting = Counting(model)
+    found = attack("square", threat, queries=150)(counting, images, labels, seed=0)
+    assert max(counting.seen) > len(images)  # some were asked ahead
+    with attack_scope(model, seed=0):
+        stripes = torch.rand_like(images[:, :, :1, :])
+    start = (images + eps * ((stripes < 0.5).double() * 2 - 1)).clamp(0, 1)
+    for row in range(len(images)):
+        one = slice(row, row + 1)
+        expected = one_by_one(model, images[one], labels[one], start[one], table[row], threat)
+        torch.testing.assert_close(found[one], expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("threat", [LINF, L2, L1])
@@ -113,14 +145,23 @@ def test_every_shape_of_image_is_searched(shape, threat):
 
 
 def test_windows_reach_every_border():
-    """From the first to the last place, edges included."""
+    """From the first to the last place, edges included, in linf as in l2 and l1."""
     places = set()
     with attack_scope(torch.nn.Flatten(), seed=0):
         for _ in range(300):
-            _, _, rows, columns = room._window(torch.zeros(1, 1, 6, 5), 3)
+            _, _, rows, columns = bumps._window(torch.zeros(1, 1, 6, 5), 3)
             places.add((rows.start, columns.start))
             assert rows.stop - rows.start == columns.stop - columns.start == 3
     assert places == set(itertools.product(range(4), range(3)))
+    share = torch.linspace(0, 1 - 2**-24, 1000)  # the largest that is drawn
+    covered = room._covered(share, torch.tensor(3).expand(1000), 6)
+    assert covered.unique(dim=0).tolist() == [[first + i for i in range(3)] for first in range(4)]
+
+
+def test_a_smaller_window_covers_no_more_than_its_own():
+    """Beside a larger one its last place is there more than once."""
+    covered = room._covered(torch.tensor([0.0, 0.999]), torch.tensor([3, 1]), 4)
+    assert covered.tolist() == [[0, 1, 2], [3, 3, 3]]
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -128,10 +169,10 @@ def test_windows_reach_every_border():
 def test_a_bump_has_two_hills_of_opposite_sign_and_length_one(side, order):
     """In either direction, highest in the middle of a hill."""
     with attack_scope(torch.nn.Flatten(), seed=0):
-        drawn = [room._bump(side, torch.zeros(1), order) for _ in range(20)]
-    bumps = {tuple(each.flatten().tolist()) for each in drawn}
-    assert len(bumps) == (1 if side == 1 else 2)
-    for bump in bumps:
+        drawn = [bumps._bump(side, torch.zeros(1), order) for _ in range(20)]
+    seen = {tuple(each.flatten().tolist()) for each in drawn}
+    assert len(seen) == (1 if side == 1 else 2)
+    for bump in seen:
         values = torch.tensor(bump)
         assert values.norm(p=order).item() == pytest.approx(1, abs=1e-5)
         if side > 1:
@@ -147,5 +188,5 @@ def test_a_bump_is_that_of_the_reference(norm, side):
     reference = pytest.importorskip("pyautoattack.square", reason="pyautoattack is not installed")
     with attack_scope(torch.nn.Flatten(), seed=0):
         expected = reference.SquareAttack(None, norm=norm, device="cpu").eta(side)
-        drawn = [room._bump(side, torch.zeros(1), int(norm[1])) for _ in range(20)]
+        drawn = [bumps._bump(side, torch.zeros(1), int(norm[1])) for _ in range(20)]
     assert any(torch.allclose(each, expected, atol=1e-6) for each in drawn)

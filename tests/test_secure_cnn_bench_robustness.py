@@ -89,7 +89,12 @@ def test_the_reference_is_left_out_where_it_is_not_installed(monkeypatch):
     assert list(judges(LINF)) == ["autoattack"]
     with pytest.raises(RunError, match="not installed"):
         pyautoattack(
-            torch.nn.Flatten(), torch.rand(1, 1, 1, 2), torch.tensor([0]), threat=LINF, seed=0
+            torch.nn.Flatten(),
+            torch.rand(1, 1, 1, 2),
+            torch.tensor([0]),
+            threat=LINF,
+            seed=0,
+            memory_format=torch.contiguous_format,
         )
 
 
@@ -128,7 +133,8 @@ def test_the_command_times_a_checkpoint(tmp_path, monkeypatch, capsys):
     document = json.loads(out.read_text())
     measured = {row["variant"] for row in document["rows"]}
     assert measured >= {"autoattack"}
-    assert document["versions"].keys() - versions().keys() == measured - {"autoattack"}
+    rivals = {variant.removesuffix("-channels-last") for variant in measured - {"autoattack"}}
+    assert document["versions"].keys() - versions().keys() == rivals
 
 
 def test_the_version_of_the_reference_is_written(tmp_path, monkeypatch):
@@ -139,8 +145,8 @@ def test_the_version_of_the_reference_is_written(tmp_path, monkeypatch):
         model="compact", channels=1, height=8, width=8, classes=tuple(spec.classes)
     )
     write_model(path, architecture.build(), architecture, claims={}, sealing=None)
-    both = {"autoattack": ours, "pyautoattack": ours}
-    monkeypatch.setattr("secure_cnn.cli.bench_robustness.judges", lambda _: both)
+    three = {"autoattack": ours, "pyautoattack": ours, "pyautoattack-channels-last": ours}
+    monkeypatch.setattr("secure_cnn.cli.bench_robustness.judges", lambda _: three)
     words = ["bench", "robustness", str(path), "--data", "digits", "--eps", "0.1"]
     monkeypatch.setattr(sys, "argv", ["secure-cnn", *words, "--samples", "3", "--json", str(out)])
     with pytest.raises(SystemExit):

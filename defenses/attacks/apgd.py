@@ -10,7 +10,6 @@ Deliberately not here: expectation over a model that is random.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -79,12 +78,12 @@ def search(
     logits, steps = oracle.logits(clean), int(attack.settings["steps"])
     loss = _loss(str(attack.settings["loss"]), logits.shape[1], targeted=targets is not None)
 
-    def run(rows: Tensor) -> tuple[Tensor, Tensor]:
-        batch = clean[rows], labels[rows], wanted[rows]
-        return _ascend(oracle, *batch, attack.threat, loss, won, steps)
+    def run(rows: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
+        return _ascend(oracle, clean[rows], labels[rows], aim, attack.threat, loss, won, steps)
 
     standing = ~won(logits, labels, wanted)
-    return until_fooled(clean, standing, [run] * int(attack.settings["restarts"]))
+    aims = wanted[:, None].expand(-1, int(attack.settings["restarts"]))
+    return until_fooled(clean, standing, aims, run, at_once=oracle.at_once)
 
 
 def settle_targets(
@@ -130,13 +129,13 @@ def search_targets(
     clean = images.to(torch.promote_types(images.dtype, torch.float32))
     logits, steps = oracle.logits(clean), int(attack.settings["steps"])
 
-    def run(target: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        batch = clean[rows], labels[rows], target[rows]
+    def run(rows: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
+        batch = clean[rows], labels[rows], aim
         return _ascend(oracle, *batch, attack.threat, targeted_dlr, _is_wrong, steps)
 
     order = likeliest_wrong(logits, labels, int(attack.settings["target_classes"]))
-    runs = [partial(run, target) for target in order.unbind(1)]
-    return until_fooled(clean, logits.argmax(1) == labels, runs)
+    standing = logits.argmax(1) == labels
+    return until_fooled(clean, standing, order, run, at_once=oracle.at_once)
 
 
 def _is_wrong(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:

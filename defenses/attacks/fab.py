@@ -9,7 +9,6 @@ bisection; the standard has neither.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,12 +70,12 @@ def search(
     clean = images.to(torch.promote_types(images.dtype, torch.float32))
     logits, steps = oracle.logits(clean), int(attack.settings["steps"])
 
-    def run(target: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return _approach(oracle, clean[rows], labels[rows], target[rows], attack.threat, steps)
+    def run(rows: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
+        return _approach(oracle, clean[rows], labels[rows], aim, attack.threat, steps)
 
     order = likeliest_wrong(logits, labels, int(attack.settings["target_classes"]))
-    runs = [partial(run, target) for target in order.unbind(1)]
-    return until_fooled(clean, logits.argmax(1) == labels, runs)
+    standing = logits.argmax(1) == labels
+    return until_fooled(clean, standing, order, run, at_once=oracle.at_once)
 
 
 def _approach(

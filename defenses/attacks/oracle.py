@@ -6,7 +6,7 @@ graph where no gradient is asked for, one check of the answers and not one a ste
 Deliberately not here: any search. To be used within an `attack_scope`.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from defenses.errors import AttackError
 from defenses.scope import check_logits
 
-__all__ = ["Oracle", "Run", "until_fooled"]
+__all__ = ["Oracle", "Search", "until_fooled"]
 
-Run = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""From the rows to search (int64, [k]) to their images, [k, ...], and which are won, [k]."""
+Search = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+"""From rows and classes (int64, [k] each) to their images, [k, ...], and which are won, [k]."""
+
+_PIXELS = 2**17  # at once: a network is hardly faster on more, and needs little memory for them
 
 
 @final
@@ -34,6 +36,10 @@ class Oracle:
         images: A batch as the model expects it, in its dtype and on its device, n >= 1.
         classes: Labels or targets that the model must have a logit for, int64, not empty.
 
+    Attributes:
+        at_once: How many images to ask about together where that can be chosen: more would hardly
+            be faster. No fewer than the batch has.
+
     Example:
         >>> images = torch.tensor([[[[0.6, 0.5]]]])
         >>> oracle = Oracle(nn.Flatten(), images, torch.tensor([0]))
@@ -43,6 +49,7 @@ class Oracle:
 
     def __init__(self, model: nn.Module, images: Tensor, classes: Tensor) -> None:
         self._model, self._dtype = model, images.dtype
+        self.at_once = max(_PIXELS // images[0].numel(), len(images))
         self._largest_class = int(classes.max())
         self._channels_last = images.device.type == "cpu"
         self._checked: set[bool] = set()
@@ -132,28 +139,39 @@ class Oracle:
             )
 
 
-def until_fooled(images: Tensor, standing: Tensor, runs: Iterable[Run]) -> Tensor:
-    """Runs one search after the other, each on the images that stood up to those before.
+def until_fooled(
+    images: Tensor, standing: Tensor, aims: Tensor, search: Search, *, at_once: int
+) -> Tensor:
+    """Searches again and again, each time for the images that stood up to the searches before.
+
+    The first search finds most of what is found. Of the others several run side by side where few
+    images stand, the more the fewer.
 
     Args:
         images: Clean images, [n, ...].
         standing: Which to search, booleans, [n].
-        runs: In their order.
+        aims: Of each search the class that it is given for each image, int64, [n, searches].
+        search: One search.
+        at_once: How many images to search side by side.
 
     Returns:
-        The image that won, or that the last run gave; the clean one where nothing was searched.
+        The image that won, or that the last search gave; the clean one where nothing was searched.
 
     Example:
-        >>> def darken(rows):
+        >>> def darken(rows, aims):
         ...     return torch.zeros(len(rows), 1), rows != 1
-        >>> until_fooled(torch.ones(3, 1), torch.tensor([True, True, False]), [darken]).flatten()
+        >>> standing, aims = torch.tensor([True, True, False]), torch.zeros(3, 2, dtype=torch.int64)
+        >>> until_fooled(torch.ones(3, 1), standing, aims, darken, at_once=3).flatten()
         tensor([0., 0., 1.])
     """
-    found, rows = images.clone(), standing.nonzero().flatten()
-    for run in runs:
-        if len(rows) == 0:
-            break
-        candidates, won = run(rows)
-        found[rows] = candidates
-        rows = rows[~won]
+    found, rows, done = images.clone(), standing.nonzero().flatten(), 0
+    while len(rows) > 0 and done < aims.shape[1]:
+        together = min(max(at_once // len(rows), 1), aims.shape[1] - done) if done else 1
+        aim = aims[rows, done : done + together].T.flatten()
+        candidates, won = search(rows.repeat(together), aim)
+        won = won.view(together, len(rows))
+        fooled = won.any(0)
+        number = torch.where(fooled, won.int().argmax(0), together - 1)
+        found[rows] = candidates[number * len(rows) + torch.arange(len(rows), device=rows.device)]
+        rows, done = rows[~fooled], done + together
     return found

@@ -1,8 +1,12 @@
 """Square attack: random search with squares, without any gradient (Andriushchenko et al. 2020).
 
 After arXiv 1912.00049, and 2103.01208 for l1: a change of one square is kept when it lowers the
-margin of the label; the squares shrink as the search goes on. Nothing is asked twice: where the
-proposal leaves an image as it is, its margin is known and the model is not asked (the query
+margin of the label; the squares shrink as the search goes on. What is proposed, in linf with
+squares and in l2 and l1 with bumps (`square_bumps`), is apart from what is kept.
+
+Nearly every proposal is refused. So where few images stand, the model is asked about several
+proposals for each at once, and the first that is kept makes void those after it: they are drawn
+anew, and count once. Nothing is asked where the proposal leaves an image as it is (the query
 counts).
 
 Deliberately not here: non-square windows; an image that is not square is searched with squares
@@ -11,7 +15,7 @@ up to its shorter side.
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +23,15 @@ from torch import Tensor, nn
 from defenses.attacks.oracle import Oracle, until_fooled
 from defenses.attacks.settings import Setting, settled
 from defenses.attacks.shortest import margin
-from defenses.threat import Norm, ThreatModel
+from defenses.attacks.square_bumps import Bumps
+from defenses.threat import ThreatModel
 
 if TYPE_CHECKING:
     from defenses.attacks.attack import Attack
 
 __all__ = ["search", "settle", "square_share"]
 
-_TINY = 1e-12
-_ORDER: Mapping[Norm, int] = {"l2": 2, "l1": 1}
-_STEEPNESS: Mapping[int, int] = {2: 2, 1: 4}  # of a bump, by the order of the norm
+_FARTHEST = 32  # queries ahead; about one in fifty is kept
 
 
 def settle(threat: ThreatModel, given: Mapping[str, Setting]) -> tuple[dict[str, Setting], float]:
@@ -72,11 +75,12 @@ def search(
     clean = images.to(torch.promote_types(images.dtype, torch.float32))
     chase = _Search(oracle, attack, targeted=targeted)
 
-    def run(rows: Tensor) -> tuple[Tensor, Tensor]:
-        return chase.run(clean[rows], classes[rows])
+    def run(rows: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
+        return chase.run(clean[rows], aim)
 
     standing = ~chase.won(oracle.logits(clean), classes)
-    return until_fooled(clean, standing, [run] * int(attack.settings["restarts"]))
+    aims = classes[:, None].expand(-1, int(attack.settings["restarts"]))
+    return until_fooled(clean, standing, aims, run, at_once=oracle.at_once)
 
 
 def square_share(query: int, largest: float) -> float:
@@ -90,6 +94,22 @@ def square_share(query: int, largest: float) -> float:
     return float(largest / 2**halvings)
 
 
+_Proposed = tuple[Tensor, Tensor, Tensor]
+"""How far ahead, [m], for which row, [m], and the changed image, [m, ...]; the nearest first."""
+
+
+class _Proposals(Protocol):
+    """What is tried next; made for the images of one run."""
+
+    farthest: int  # how many queries ahead it can be asked for
+
+    def start(self) -> Tensor:
+        """Where the search begins, [n, ...]."""
+
+    def propose(self, best: Tensor, rows: Tensor, query: Tensor) -> _Proposed:
+        """What the queries, [ahead, k], change in the best images of the rows, [k, ...]."""
+
+
 class _Search:
     """One search, the same for every run."""
 
@@ -98,8 +118,6 @@ class _Search:
         self._oracle, self._threat, self._targeted = oracle, threat, targeted
         self._queries = int(settings["queries"])
         self._largest_share = float(settings["largest_share"])
-        linf = threat.norm == "linf"  # l1 differs from l2 in how a length is taken
-        self._start, self._propose = (_stripes, _one_square) if linf else (_tiles, _two_squares)
 
     def won(self, logits: Tensor, aim: Tensor) -> Tensor:
         """Which rows of logits end the search."""
@@ -107,40 +125,43 @@ class _Search:
 
     def run(self, clean: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
         """From one random start: the images it gives, and which of them won."""
-        best = self._start(clean, self._threat)
-        found = best.clone()
-        over = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
-        rows = torch.arange(len(clean), device=clean.device)
-        loss = torch.full_like(aim, math.inf, dtype=clean.dtype)
-        touched, trial = rows, best
-        for query in range(self._queries + 1):
-            wins = self._judge(touched, trial, best, loss, aim)
-            if wins.any():
-                found[rows], over[rows[wins]] = best, True
-                rows, best, clean, aim, loss = (
-                    each[~wins] for each in (rows, best, clean, aim, loss)
-                )
-                if len(rows) == 0:
-                    break
-            touched, trial = self._propose(best, clean, self._threat, self._side(query, best))
-        found[rows] = best
+        proposals = self._proposals(clean)
+        best = proposals.start()
+        loss, over = self._ask(best, aim)
+        found, rows = best.clone(), (~over).nonzero().flatten()
+        best, loss, asked = best[rows], loss[rows], torch.zeros_like(rows)
+        while len(rows) > 0:
+            # Rounded up: up to twice as many images, which without a graph take no more memory.
+            ahead = min(-(-self._oracle.at_once // len(rows)), proposals.farthest)
+            query = asked + torch.arange(ahead, device=rows.device)[:, None]
+            step, row, trial = proposals.propose(best, rows, query)
+            margins, wins = self._ask(trial, aim[rows[row]])
+            better = (wins | (margins < loss[row])).nonzero().flatten()
+            first = torch.full_like(rows, len(trial))
+            first.scatter_reduce_(0, row[better], better, "amin")
+            kept = (first < len(trial)).nonzero().flatten()
+            first = first[kept]
+            best[kept], loss[kept], over[rows[kept]] = trial[first], margins[first], wins[first]
+            asked += ahead
+            asked[kept] += step[first] + 1 - ahead
+            leaving = over[rows] | (asked >= self._queries)
+            if leaving.any():
+                found[rows[leaving]] = best[leaving]
+                rows, best, loss, asked = (each[~leaving] for each in (rows, best, loss, asked))
         return found, over
 
-    def _judge(
-        self, touched: Tensor, trial: Tensor, best: Tensor, loss: Tensor, aim: Tensor
-    ) -> Tensor:
-        """Takes over, in place, what is better; says which rows have won, of all."""
-        wins = torch.zeros(len(best), dtype=torch.bool, device=best.device)
-        if len(touched) == 0:
-            return wins
-        logits, aim = self._oracle.logits(trial), aim[touched]
-        resistance, won = margin(logits, aim, targeted=self._targeted), self.won(logits, aim)
-        better = (resistance < loss[touched]) | won
-        if better.any():
-            rows = touched[better]
-            loss[rows], best[rows] = resistance[better], trial[better]
-        wins[touched] = won
-        return wins
+    def _ask(self, images: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
+        """The margins that are left, and what has won, [n] each; n may be 0."""
+        if len(images) == 0:
+            return images.new_zeros(0), torch.zeros_like(aim, dtype=torch.bool)
+        logits = self._oracle.logits(images)
+        return margin(logits, aim, targeted=self._targeted), self.won(logits, aim)
+
+    def _proposals(self, clean: Tensor) -> _Proposals:
+        """Those of the norm."""
+        sides = [self._side(query, clean) for query in range(self._queries)]
+        kind = _Squares if self._threat.norm == "linf" else Bumps
+        return kind(clean, self._threat, torch.tensor(sides, device=clean.device))
 
     def _side(self, query: int, images: Tensor) -> int:
         """Of the square of a query, in pixels; odd in l2 and l1, so that it has a centre."""
@@ -152,103 +173,54 @@ class _Search:
         return min(side, height, width)
 
 
-def _signs(count: int, like: Tensor) -> Tensor:
-    """Of each image and channel, [count, channels, 1, 1]."""
-    return torch.randint_like(like[:1, :, :1, :1].expand(count, -1, -1, -1), 2) * 2 - 1
+@final
+class _Squares:
+    """In linf: squares that are all plus or all minus eps a channel."""
+
+    farthest = _FARTHEST
+
+    def __init__(self, clean: Tensor, threat: ThreatModel, sides: Tensor) -> None:
+        self._clean, self._threat, self._sides = clean.contiguous(), threat, sides
+
+    def start(self) -> Tensor:
+        """Vertical stripes."""
+        return self._pushed(self._clean, torch.rand_like(self._clean[:, :, :1, :]))
+
+    def propose(self, best: Tensor, rows: Tensor, query: Tensor) -> _Proposed:
+        """A square anywhere for each; not where it changes nothing or is beyond the last query."""
+        channels, height, width = best.shape[1:]
+        drawn = self._drawn(rows, query, 2 + channels)
+        side = self._sides[query.clamp_max(len(self._sides) - 1)]
+        lines = _covered(drawn[..., 0], side, height) * width
+        columns = _covered(drawn[..., 1], side, width)
+        places = (lines[..., None] + columns[..., None, :]).flatten(2)[:, :, None]
+        own = torch.arange(len(rows), device=rows.device)[:, None, None]
+        channel = torch.arange(channels, device=rows.device)[:, None]
+        clean = self._clean.flatten(2)[rows[:, None, None], channel, places]
+        pushed = self._pushed(clean, drawn[..., 2:, None])
+        differs = pushed != best.flatten(2)[own, channel, places]
+        changes = differs.flatten(2).any(2) & (query < len(self._sides))
+        step, row = changes.nonzero().unbind(1)
+        trial = best[row].flatten(2)
+        trial.scatter_(2, places.expand_as(pushed)[step, row], pushed[step, row])
+        return step, row, trial.view(-1, channels, height, width)
+
+    def _drawn(self, rows: Tensor, query: Tensor, numbers: int) -> Tensor:
+        """For each row and query, from [0, 1)."""
+        return torch.rand(*query.shape, numbers, device=query.device)
+
+    def _pushed(self, pixels: Tensor, share: Tensor) -> Tensor:
+        """Up where the share is under a half, else down."""
+        signs = (share < 0.5).to(pixels.dtype) * 2 - 1
+        return (pixels + self._threat.eps * signs).clamp(*self._threat.bounds)
 
 
-def _window(images: Tensor, side: int) -> tuple[slice, ...]:
-    """A square at a random place, the same for all images."""
-    top, left = (int(torch.randint(size - side + 1, ())) for size in images.shape[2:])
-    every = slice(None)
-    return every, every, slice(top, top + side), slice(left, left + side)
+def _covered(share: Tensor, side: Tensor, size: int) -> Tensor:
+    """Which of `size` places a window covers that begins at a share of the room it has.
 
-
-def _stripes(clean: Tensor, threat: ThreatModel) -> Tensor:
-    """The start in linf: vertical stripes of plus or minus eps."""
-    signs = torch.randint_like(clean[:, :, :1, :], 2) * 2 - 1
-    return (clean + threat.eps * signs).clamp(*threat.bounds)
-
-
-def _one_square(
-    best: Tensor, clean: Tensor, threat: ThreatModel, side: int
-) -> tuple[Tensor, Tensor]:
-    """In linf: a square all plus or all minus eps a channel, where that changes anything."""
-    window = _window(best, side)
-    inside = (clean[window] + threat.eps * _signs(len(best), best)).clamp(*threat.bounds)
-    touched = (inside != best[window]).flatten(1).any(1).nonzero().flatten()
-    trial = best[touched]
-    trial[window] = inside[touched]
-    return touched, trial
-
-
-def _tiles(clean: Tensor, threat: ThreatModel) -> Tensor:
-    """The start in l2 and l1: five by five bumps with random signs."""
-    height, width = clean.shape[2:]
-    tiles = min(5, height, width)
-    side = min(height, width) // tiles
-    change = torch.zeros_like(clean)
-    top, left = (height - tiles * side) // 2, (width - tiles * side) // 2
-    for row in range(top, top + tiles * side, side):
-        for column in range(left, left + tiles * side, side):
-            bump = _bump(side, clean, _ORDER[threat.norm]) * _signs(len(clean), clean)
-            change[:, :, row : row + side, column : column + side] = bump
-    return _on_the_surface(change, clean, threat)
-
-
-def _two_squares(
-    best: Tensor, clean: Tensor, threat: ThreatModel, side: int
-) -> tuple[Tensor, Tensor]:
-    """In l2 and l1: what the change spends on two squares, and has left, goes into a bump."""
-    order = _ORDER[threat.norm]
-    change = best - clean
-    first, second = _window(best, side), _window(best, side)
-    left = (threat.eps**order - _size(change, (1, 2, 3), order) ** order).clamp_min(0)
-    budget = torch.zeros_like(change)
-    budget[first], budget[second] = change[first], change[second]
-    spent = _size(budget, (2, 3), order) ** order
-    channels = best.shape[1]
-    length = (spent + left / channels) ** (1 / order) * (channels if order == 1 else 1)
-    bump = _bump(side, best, order) * _signs(len(best), best)
-    bump = bump + change[first] / (_size(change[first], (2, 3), order) + _TINY)
-    change[second] = 0
-    change[first] = bump / (_size(bump, (2, 3), order) + _TINY) * length
-    return torch.arange(len(best), device=best.device), _on_the_surface(change, clean, threat)
-
-
-def _on_the_surface(change: Tensor, clean: Tensor, threat: ThreatModel) -> Tensor:
-    """The images within the bounds; in l2 the change gets its full length first."""
-    if threat.norm == "l1":
-        return threat.project(clean, clean + change)
-    longest = threat.eps / (_size(change, (1, 2, 3), 2) + _TINY)
-    return (clean + change * longest).clamp(*threat.bounds)
-
-
-def _size(change: Tensor, dims: tuple[int, ...], order: int) -> Tensor:
-    """The length over some dimensions, which are kept."""
-    length: Tensor = torch.linalg.vector_norm(change, ord=order, dim=dims, keepdim=True)
-    return length
-
-
-def _bump(side: int, like: Tensor, order: int) -> Tensor:
-    """A positive and a negative hill beside or above each other, of length 1, [side, side]."""
-    top = side // 2
-    bump = torch.cat([_hill(top, side, order), -_hill(side - top, side, order)])
-    bump = bump if float(torch.rand(())) < 0.5 else bump.T
-    return _scaled(bump, order).to(like)
-
-
-def _hill(height: int, width: int, order: int) -> Tensor:
-    """Falls off in square rings around its centre (equation 2 of the paper), of length 1."""
-    rings = max(height, width) // 2 + 1
-    steps = 1 / torch.arange(rings, 0, -1, dtype=torch.float64) ** _STEEPNESS[order]
-    by_ring = steps.cumsum(0).flip(0)
-    rows = (torch.arange(height) - height // 2).abs()
-    columns = (torch.arange(width) - width // 2).abs()
-    return _scaled(by_ring[torch.maximum(rows[:, None], columns[None, :])], order)
-
-
-def _scaled(pattern: Tensor, order: int) -> Tensor:
-    """To length 1; what is empty stays so."""
-    length: Tensor = torch.linalg.vector_norm(pattern, ord=order)
-    return pattern / length.clamp_min(_TINY)
+    As many as the largest side: a smaller window covers its last place again.
+    """
+    room = size - side
+    first = torch.minimum((share * (room + 1)).long(), room)
+    further = torch.arange(int(side.max()), device=side.device)
+    return first[..., None] + torch.minimum(further, side[..., None] - 1)

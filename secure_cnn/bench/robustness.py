@@ -31,6 +31,9 @@ Judge = Callable[[nn.Module, Tensor, Tensor], Tensor]
 def judges(threat: ThreatModel, *, seed: int = 0) -> dict[str, Judge]:
     """Our AutoAttack, and the reference where it is installed, by variant.
 
+    The reference gets the model in torch's own memory format, as its users have it, and once more
+    channels-last, which is the format that ours asks in.
+
     Args:
         threat: In `linf`, `l2` or `l1`.
         seed: Of every random start.
@@ -42,7 +45,11 @@ def judges(threat: ThreatModel, *, seed: int = 0) -> dict[str, Judge]:
     found: dict[str, Judge] = {"autoattack": partial(autoattack, threat=threat, seed=seed)}
     if find_spec("pyautoattack") is None:
         return found
-    return found | {"pyautoattack": partial(pyautoattack, threat=threat, seed=seed)}
+    reference = partial(pyautoattack, threat=threat, seed=seed)
+    return found | {
+        "pyautoattack": partial(reference, memory_format=torch.contiguous_format),
+        "pyautoattack-channels-last": partial(reference, memory_format=torch.channels_last),
+    }
 
 
 def autoattack(
@@ -67,9 +74,15 @@ def autoattack(
 
 
 def pyautoattack(
-    model: nn.Module, images: Tensor, labels: Tensor, *, threat: ThreatModel, seed: int
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    threat: ThreatModel,
+    seed: int,
+    memory_format: torch.memory_format,
 ) -> Tensor:
-    """The same by the reference, in one batch.
+    """The same by the reference, in one batch, with a copy of the model in a memory format.
 
     Its parameters need no gradients here, which spares it work, and the global random states that
     it seeds are put back.
@@ -83,6 +96,7 @@ def pyautoattack(
         raise RunError("pyautoattack is not installed; `pip install pyautoattack`") from error
     if threat.bounds != (0.0, 1.0):
         raise RunError(f"pyautoattack: expected pixels in [0, 1], got {threat.bounds}")
+    model = copy.deepcopy(model).to(memory_format=memory_format)
     norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
     with defenses.attack_scope(model, seed=seed):
         judge = reference.AutoAttack(model, norm=norm, eps=threat.eps, seed=seed)

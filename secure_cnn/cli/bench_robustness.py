@@ -49,7 +49,7 @@ def robustness_command(
     rows = measure_robustness(load, variants, batch_size=batch_size)
     Console().print(_table(rows))
     if json_file is not None:
-        rivals = {name: version(name) for name in variants if name != "autoattack"}
+        rivals = {"pyautoattack": version("pyautoattack")} if len(variants) > 1 else {}
         document(rows, rivals=rivals).write(json_file)
 
 
