@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from defenses import AdversarialTraining, AttackError, ThreatModel, attack, attack_scope
-from defenses.attacks import oracle
 from defenses.attacks.apgd import _Climb, _random_start
 from defenses.attacks.dlr import dlr, lead, likeliest_wrong, targeted_dlr
 from defenses.attacks.oracle import Oracle, until_fooled
@@ -139,7 +138,7 @@ def test_a_search_that_stalls_goes_back_and_halves_its_step(rises, best, halved,
 @pytest.mark.parametrize("threat", [LINF, L2])
 def test_what_is_fooled_is_not_asked_about_again(name, threat, monkeypatch):
     """The model sees fewer images from call to call, and those that left are really fooled."""
-    monkeypatch.setattr(oracle, "_PIXELS", 1)  # no searches side by side
+    monkeypatch.setattr(Oracle, "at_once", 1)  # no searches side by side
     model, images, labels = digits()
     counting = Counting(model)
     found = attack(name, threat, steps=20)(counting, images, labels, seed=0)

@@ -11,8 +11,8 @@ from scipy.optimize import linprog
 from test_defenses_apgd import LINF, Counting, digits, linear, right
 
 from defenses import ThreatModel, attack
-from defenses.attacks import oracle
 from defenses.attacks.fab import step_onto_hyperplane
+from defenses.attacks.oracle import Oracle
 
 L2, L1 = ThreatModel(norm="l2", eps=0.5), ThreatModel(norm="l1", eps=2.0)
 
@@ -150,7 +150,7 @@ def test_what_is_fooled_leaves_and_nothing_is_left_to_chance(threat, monkeypatch
     counting = Counting(model)
     attacker = attack("fab", threat, steps=20)
     together = attacker(model, images, labels, seed=1)
-    monkeypatch.setattr(oracle, "_PIXELS", 1)
+    monkeypatch.setattr(Oracle, "at_once", 1)
     found = attacker(counting, images, labels, seed=0)
     torch.testing.assert_close(together, found, rtol=0, atol=1e-4)
     assert threat.contains(images, found).all()

@@ -36,10 +36,6 @@ class Oracle:
         images: A batch as the model expects it, in its dtype and on its device, n >= 1.
         classes: Labels or targets that the model must have a logit for, int64, not empty.
 
-    Attributes:
-        at_once: How many images to ask about together where that can be chosen: more would hardly
-            be faster. No fewer than the batch has.
-
     Example:
         >>> images = torch.tensor([[[[0.6, 0.5]]]])
         >>> oracle = Oracle(nn.Flatten(), images, torch.tensor([0]))
@@ -49,10 +45,22 @@ class Oracle:
 
     def __init__(self, model: nn.Module, images: Tensor, classes: Tensor) -> None:
         self._model, self._dtype = model, images.dtype
-        self.at_once = max(_PIXELS // images[0].numel(), len(images))
+        self._at_once = max(_PIXELS // images[0].numel(), len(images))
         self._largest_class = int(classes.max())
         self._channels_last = images.device.type == "cpu"
         self._checked: set[bool] = set()
+
+    @property
+    def at_once(self) -> int:
+        """How many images to ask about together where that can be chosen: more is hardly faster.
+
+        No fewer than the batch has.
+
+        Example:
+            >>> Oracle(nn.Flatten(), torch.zeros(2, 1, 28, 28), torch.tensor([0])).at_once
+            167
+        """
+        return self._at_once
 
     def logits(self, images: Tensor) -> Tensor:
         """What the model says, without a graph.
