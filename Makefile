@@ -37,6 +37,7 @@ fmt: $(VENV)/.installed  ## Format and fix what can be fixed
 bench: $(VENV)/.installed  ## Measure the cost of each protection and regenerate the tables
 	$(VENV)/bin/secure-cnn bench step --case compact --case resnet20 \
 	  --objective n-fgsm --objective pgd --objective trades \
+	  --objective n-fgsm-bfloat16 --objective pgd-bfloat16 \
 	  --rival opacus-hooks --rival opacus-functorch --rival opacus-ew --rival opacus-ghost \
 	  --rival torchattacks-ffgsm --rival torchattacks-pgd --rival torchattacks-trades \
 	  --copies 4 --rounds 11 --memory --kernels --json docs/benchmarks.json

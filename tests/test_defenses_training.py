@@ -191,6 +191,7 @@ def test_settings_name_everything_for_the_record():
     assert settings == {
         "method": "pgd",
         "label_smoothing": 0.1,
+        "precision": "float32",
         "steps": 10,
         "step_size": 0.025,
         "random_start": True,

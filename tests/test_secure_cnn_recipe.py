@@ -63,6 +63,8 @@ def recipe(shapes, tmp_path):
         ({"norm": "l3"}, "norm: expected linf or l2"),
         ({"attack": "pgd"}, "attack=pgd: expected eps"),
         ({"attack_steps": 3}, "attack_steps: expected eps"),
+        ({"attack_precision": "bfloat16"}, "attack_precision=bfloat16: expected eps"),
+        ({"eps": 0.1, "attack_precision": "half"}, "attack_precision: expected float32 or bfloat"),
         ({"eps_warmup": 0.5}, "eps_warmup: expected eps"),
         ({"eps": 0.1, "eps_warmup": 1.0}, "eps_warmup: expected a share"),
         ({"eps": 0.1, "attack": "free", "epsilon": 3.0}, "attack=free: .*carries a perturbation"),
@@ -137,6 +139,7 @@ def test_changed_settings_are_named_and_a_moved_folder_is_no_change():
         ({"eps": 0.1, "attack": "n-fgsm", "norm": "l2"}, defenses.AttackError),
         ({"eps": 0.1, "attack": "n-fgsm", "attack_steps": 3}, defenses.AttackError),
         ({"eps": 0.1, "attack": "pgd", "attack_steps": 0}, defenses.AttackError),
+        ({"eps": 0.1, "attack": "free", "attack_precision": "bfloat16"}, defenses.AttackError),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_touched(recipe, tmp_path, settings, kind):

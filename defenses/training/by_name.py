@@ -8,6 +8,7 @@ from defenses.training.adversarial import AdversarialTraining, Method
 from defenses.training.free import FreeAdversarialTraining
 from defenses.training.mart import Mart
 from defenses.training.objective import AdversarialObjective
+from defenses.training.precision import Precision
 from defenses.training.trades import Trades
 
 __all__ = ["OBJECTIVES", "ObjectiveName", "adversarial_objective"]
@@ -25,6 +26,7 @@ def adversarial_objective(
     steps: int | None = None,
     seed: int = 0,
     label_smoothing: float = 0.0,
+    precision: Precision = "float32",
 ) -> AdversarialObjective:
     """Makes an objective with its usual settings; nothing runs yet.
 
@@ -35,6 +37,8 @@ def adversarial_objective(
             replays. Single-step methods take none.
         seed: Of the objective's generator, 0 <= seed < 2**63.
         label_smoothing: In [0, 1).
+        precision: Of the attack's convolutions. Not of `free`, whose passes are those of training,
+            nor of `trades`, whose first step starts where the divergence is all rounding.
 
     Raises:
         AttackError: An unknown name, or a value that cannot be.
@@ -52,7 +56,10 @@ def adversarial_objective(
             steps=steps,
             seed=seed,
             label_smoothing=label_smoothing,
+            precision=precision,
         )
+    if name in ("free", "trades") and precision != "float32":
+        raise AttackError(f"precision: {name} takes float32 only, got {precision!r}")
     if name == "free":
         return FreeAdversarialTraining(
             threat,
@@ -60,10 +67,9 @@ def adversarial_objective(
             seed=seed,
             label_smoothing=label_smoothing,
         )
-    make = {"trades": Trades, "mart": Mart}[name]
-    return make(
-        threat,
-        steps=10 if steps is None else steps,
-        seed=seed,
-        label_smoothing=label_smoothing,
+    steps = 10 if steps is None else steps
+    if name == "trades":
+        return Trades(threat, steps=steps, seed=seed, label_smoothing=label_smoothing)
+    return Mart(
+        threat, steps=steps, seed=seed, label_smoothing=label_smoothing, precision=precision
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from defenses.attacks.attack import Attack, Setting
 from defenses.errors import AttackError
 from defenses.scope import home_of
+from defenses.training.precision import Precision, check_precision, convolutions_in
 
 __all__ = ["AdversarialObjective", "scaled"]
 
@@ -28,6 +29,7 @@ class AdversarialObjective(ABC):
     Args:
         seed: Of the generator, 0 <= seed < 2**63.
         label_smoothing: Of the cross-entropy, in [0, 1); attacks always use the hard labels.
+        precision: Of the attacks' convolutions.
 
     Attributes:
         per_example: Whether each loss depends on its own example only, now and in later calls.
@@ -46,14 +48,17 @@ class AdversarialObjective(ABC):
     per_example: ClassVar[bool] = True
     reason: ClassVar[str] = ""
 
-    def __init__(self, *, seed: int, label_smoothing: float) -> None:
+    def __init__(
+        self, *, seed: int, label_smoothing: float, precision: Precision = "float32"
+    ) -> None:
+        check_precision(precision)
         if not 0 <= label_smoothing < 1:
             raise AttackError(
                 f"label_smoothing: expected a number in [0, 1), got {label_smoothing}"
             )
         if not 0 <= seed < 2**63:
             raise AttackError(f"seed: expected an integer in [0, 2**63), got {seed}")
-        self._label_smoothing = label_smoothing
+        self._label_smoothing, self._precision = label_smoothing, precision
         self._strength = 1.0
         self._generator = torch.Generator().manual_seed(seed)
 
@@ -155,7 +160,8 @@ class AdversarialObjective(ABC):
         seed = int(torch.randint(2**63 - 1, (), generator=self._generator))
         if self._strength == 0:
             return images
-        return scaled(attack, self._strength)(model, images, labels, seed=seed)
+        with convolutions_in(self._precision):
+            return scaled(attack, self._strength)(model, images, labels, seed=seed)
 
 
 def scaled(attack: Attack, factor: float) -> Attack:

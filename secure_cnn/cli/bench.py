@@ -13,7 +13,8 @@ from rich.progress import track
 from rich.table import Table
 
 import defenses
-from defenses import OBJECTIVES, adversarial_objective
+from defenses import OBJECTIVES, AdversarialObjective, adversarial_objective
+from defenses.training.precision import Precision
 from secure_cnn.bench import (
     CASES,
     RIVALS,
@@ -40,6 +41,8 @@ from secure_cnn.report import Row
 
 __all__ = ["app", "group", "step"]
 
+_BFLOAT16 = "-bfloat16"
+
 app = typer.Typer(help="What each protection costs against plain training.", no_args_is_help=True)
 app.command("overhead")(overhead_command)
 app.command("robustness")(robustness_command)
@@ -60,7 +63,10 @@ def step(
     case: Annotated[list[str] | None, typer.Option(help=f"Any of {', '.join(CASES)}.")] = None,
     objective: Annotated[
         list[str] | None,
-        typer.Option(help=f"Time adversarial training too: {', '.join(OBJECTIVES)}."),
+        typer.Option(
+            help=f"Time adversarial training too: {', '.join(OBJECTIVES)}; with {_BFLOAT16} behind "
+            "the name with the attack's convolutions in bfloat16."
+        ),
     ] = None,
     rival: Annotated[
         list[str] | None, typer.Option(help=f"Time others too: {', '.join(RIVALS)}.")
@@ -86,7 +92,7 @@ def step(
     """Time one training step of every variant, in turn within one run."""
     keep_freed_memory()
     threat = defenses.ThreatModel(norm="linf", eps=8 / 255)
-    methods = {name: adversarial_objective(cast(Any, name), threat) for name in objective or []}
+    methods = {name: _objective(name, threat) for name in objective or []}
     loads = [workload(name) for name in case or ["compact"]]
     rows: list[Row] = []
     console = Console(stderr=True)
@@ -107,6 +113,14 @@ def step(
     if kernels:
         for load in loads:
             Console().print(_kernel_table(load))
+
+
+def _objective(name: str, threat: defenses.ThreatModel) -> AdversarialObjective:
+    """Of that name, with the attack's convolutions in the precision that it ends in."""
+    precision: Precision = "bfloat16" if name.endswith(_BFLOAT16) else "float32"
+    return adversarial_objective(
+        cast(Any, name.removesuffix(_BFLOAT16)), threat, precision=precision
+    )
 
 
 def _makers(

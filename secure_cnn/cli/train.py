@@ -64,6 +64,10 @@ def train(
     ] = _DEFAULT.eps_warmup,
     norm: Annotated[str, typer.Option(help="linf or l2.")] = _DEFAULT.norm,
     attack_steps: Annotated[int | None, typer.Option(help="Steps of an iterative attack.")] = None,
+    attack_precision: Annotated[
+        str,
+        typer.Option(help="Of its convolutions; bfloat16 is faster on processors made for it."),
+    ] = _DEFAULT.attack_precision,
     gaussian_sigma: Annotated[
         float | None,
         typer.Option(

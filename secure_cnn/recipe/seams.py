@@ -106,6 +106,7 @@ def objective_for(recipe: Recipe, variant: Variant) -> Objective:
         cast(ObjectiveName, variant.method),
         threat,
         steps=recipe.attack_steps,
+        precision=recipe.attack_precision,
         seed=recipe.seed,
         label_smoothing=recipe.label_smoothing,
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from defenses import FreeAdversarialTraining
+from defenses.training.precision import Precision
 from secure_cnn.errors import RunError
 
 __all__ = ["Recipe", "Variant"]
@@ -89,6 +90,8 @@ class Recipe:
             chooses `n-fgsm` when `eps` is given.
         norm: `linf` or `l2`.
         attack_steps: Steps of an iterative attack, or replays of `free`; None takes its own.
+        attack_precision: Of the convolutions within the attack, `float32` or `bfloat16`, which is
+            faster where the processor has matrix units for it. Not of `free` and `trades`.
         gaussian_sigma: Trains on images with fresh Gaussian noise of this standard deviation, for a
             certificate of the same sigma; in the units of the pixels. Not with `eps`.
         guard: Whether training on single steps (`n-fgsm`, `ffgsm`, `fgsm`) is watched for
@@ -132,6 +135,7 @@ class Recipe:
     attack: str | None = None
     norm: Norm = "linf"
     attack_steps: int | None = None
+    attack_precision: Precision = "float32"
     gaussian_sigma: float | None = None
     guard: bool = False
     robust_samples: int | None = 1000
@@ -145,6 +149,12 @@ class Recipe:
         self._check_companions()
         _check(self.optimizer in get_args(Optimizer), "optimizer", "sgd or adamw", self.optimizer)
         _check(self.norm in get_args(Norm), "norm", "linf or l2", self.norm)
+        _check(
+            self.attack_precision in get_args(Precision),
+            "attack_precision",
+            "float32 or bfloat16",
+            self.attack_precision,
+        )
         _check(self.epochs >= 1, "epochs", "at least 1", self.epochs)
         _check(
             self.batch_size is None or self.batch_size >= 1,
@@ -180,6 +190,11 @@ class Recipe:
             )
         if self.attack_steps is not None and self.eps is None:
             raise RunError("attack_steps: expected eps with it, got none; give both or neither")
+        if self.attack_precision != "float32" and self.eps is None:
+            raise RunError(
+                f"attack_precision={self.attack_precision}: expected eps with it, got none; leave "
+                "it out"
+            )
         if self.attack == "free" and self.epsilon is not None:
             raise RunError(f"attack=free: not in a private training: {_FREE}")
         if self.eps_warmup and self.eps is None:
