@@ -6,9 +6,9 @@ checked once.
 
 Deliberately not here: which loss, which start and how many steps make which attack. Tried and left
 out, since they gained nothing on a CPU: pieces of a batch that fit its cache, bfloat16 without
-AMX, torch.compile, and convolutions' input gradients as forward convolutions of turned weights.
-What is left is the model's own forward pass and its gradient to the images: 0.7 to 0.9 of a plain
-step.
+AMX (with it, for convolutions alone, training has `precision`), torch.compile, and convolutions'
+input gradients as forward convolutions of turned weights. What is left is the model's own forward
+pass and its gradient to the images: 0.7 to 0.9 of a plain step.
 """
 
 from collections.abc import Callable, Iterator

@@ -66,7 +66,7 @@ def train(
     attack_steps: Annotated[int | None, typer.Option(help="Steps of an iterative attack.")] = None,
     attack_precision: Annotated[
         str,
-        typer.Option(help="Of its convolutions; bfloat16 is faster on processors made for it."),
+        typer.Option(help="float32 or bfloat16: of its convolutions; see docs/benchmarks.md."),
     ] = _DEFAULT.attack_precision,
     gaussian_sigma: Annotated[
         float | None,
