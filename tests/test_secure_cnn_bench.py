@@ -35,6 +35,7 @@ from secure_cnn.bench import (
     subset,
     synthetic,
 )
+from secure_cnn.cli.bench import _objective
 from secure_cnn.data import DataSpec
 from secure_cnn.engine import CrossEntropy
 from secure_cnn.errors import RunError
@@ -366,3 +367,10 @@ def test_a_private_step_takes_little_more_memory_than_a_plain_one():
 def test_every_rival_takes_a_step_on_the_same_images(rival: str):
     """Each of Opacus' modes runs on our networks, whose activations are in place."""
     rival_step(workload(memory_format=torch.channels_last), rival)()
+
+
+@pytest.mark.parametrize(("name", "precision"), [("pgd", "float32"), ("pgd-bfloat16", "bfloat16")])
+def test_the_name_of_an_objective_says_its_precision(name, precision):
+    """Of the attack's convolutions; the method is the same."""
+    said = _objective(name, defenses.ThreatModel(norm="linf", eps=0.1)).settings
+    assert (said["method"], said["precision"]) == ("pgd", precision)
