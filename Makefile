@@ -4,10 +4,10 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt bench docs wheel clean
+.PHONY: help demo test test-all check fmt bench docs wheel clean
 
 help:  ## Show the verbs
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 # A stamp, so that a half-made environment is made again and a changed pyproject or C file installs anew.
 # torchattacks pins an old `requests` that it never imports; the last line lifts it (see SECURITY.md).
@@ -21,7 +21,10 @@ $(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard privacy/native/*.[c
 demo: $(VENV)/.installed  ## Train, attack, seal, open and price a private and robust CNN
 	@$(RUN) examples/01_demo.py
 
-test: $(VENV)/.installed  ## Run every test, doctest, README block and example
+test: $(VENV)/.installed  ## Run the tests, doctests, README blocks and examples, but for the slow ones
+	$(RUN) -m pytest -m "not slow"
+
+test-all: $(VENV)/.installed  ## Run every test, the slow ones too
 	$(RUN) -m pytest
 
 check: $(VENV)/.installed  ## Formatting, lint, strict types, architecture and public names
