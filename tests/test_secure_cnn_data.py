@@ -149,10 +149,12 @@ class TestImageData:
             },
             {"classes": ("a", "a")},
             {"classes": ("a",)},
+            {"classes": ("a", "\udce9")},
+            {"name": "caf\udce9"},
         ],
     )
     def test_contradictions_are_refused(self, changes):
-        """Labels outside the classes, other shapes, no images, one class or the same name twice."""
+        """Labels outside the classes, other shapes, no images, one class, names twice or no UTF-8."""
         with pytest.raises(DataError, match="expected"):
             self.data(**changes)
 

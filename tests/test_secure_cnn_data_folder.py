@@ -1,7 +1,9 @@
 """`secure_cnn.data.folder`: class folders of images, in memory or mapped, and how to spoil one."""
 
 import contextlib
+import os
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -57,6 +59,73 @@ def test_jpeg_is_read(tmp_path):
     assert len(load_data(str(tmp_path)).train) == 8
 
 
+# Each value of the tag, and what a camera does to a scene that it then undoes (Exif 2.32, 4.6.4).
+CAMERA = {
+    1: lambda scene: scene,
+    2: lambda scene: scene[:, ::-1],
+    3: lambda scene: scene[::-1, ::-1],
+    4: lambda scene: scene[::-1],
+    5: lambda scene: scene.swapaxes(0, 1),
+    6: lambda scene: np.rot90(scene, 1),
+    7: lambda scene: scene.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda scene: np.rot90(scene, 3),
+    9: lambda scene: scene,
+}
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("tag", CAMERA)
+def test_every_orientation_is_turned_upright(tmp_path, tag, suffix):
+    """A scene that is not square comes out as it was, however the camera was held."""
+    scene = np.zeros((24, 16, 3), np.uint8)
+    scene[:8] += np.uint8([200, 0, 0])
+    scene[:, :8] += np.uint8([0, 0, 200])
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(2):
+            taken = Image.fromarray(np.ascontiguousarray(CAMERA[tag](scene)))
+            exif = taken.getexif()
+            exif[0x0112] = tag
+            taken.save(tmp_path / "pets" / name / f"{number}.{suffix}", exif=exif, quality=95)
+    for cap in (1 << 30, 0):
+        data = load_data(tmp_path / "pets", cache=tmp_path / "cache", memory_cap=cap)
+        seen = data.train.images[0].permute(1, 2, 0).numpy().astype(int)
+        assert data.spec.shape == (3, 24, 16)
+        assert np.abs(seen - scene).mean() < (0.1 if suffix == "png" else 12)
+
+
+def test_a_broken_orientation_tag_is_an_error_or_harmless(tmp_path):
+    """Whatever the bytes of the tags are, they end in pixels or in our own error."""
+    random = np.random.default_rng(0)
+    write_images(tmp_path, size=(8, 9), suffix="jpg", count=2)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    sound = exif.tobytes()
+    victim = tmp_path / "cat/0.jpg"
+    image = Image.open(victim).copy()
+    for _ in range(200):
+        broken = bytearray(sound)
+        for place in random.integers(6, len(broken), 3):
+            broken[place] = random.integers(256)
+        image.save(victim, exif=bytes(broken))
+        with contextlib.suppress(DataError):
+            assert len(load_data(tmp_path).train) == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names of files are text")
+def test_a_name_that_no_file_can_hold_is_refused_before_any_image(tmp_path, monkeypatch):
+    """A class folder or a data folder named in Latin-1, as an old zip leaves it, names itself."""
+    write_images(tmp_path / "pets")
+    monkeypatch.setattr("secure_cnn.data.folder.Image.open", None)
+    latin = os.fsdecode(b"caf\xe9")
+    (tmp_path / "pets/cat").rename(tmp_path / "pets" / latin)
+    with pytest.raises(DataError, match=r"the class folder: expected UTF-8.*rename it"):
+        load_data(tmp_path / "pets")
+    (tmp_path / "pets").rename(tmp_path / latin)
+    with pytest.raises(DataError, match=r"the folder: expected UTF-8.*rename it"):
+        load_data(tmp_path / latin)
+
+
 def test_beyond_the_cap_it_is_decoded_once(tmp_path, capsys, monkeypatch):
     """A mapped data set equals the one in memory, and a second load decodes nothing."""
     write_images(tmp_path / "pets")
@@ -94,7 +163,7 @@ def test_a_changed_file_is_decoded_anew(tmp_path):
 
 def test_a_failed_decoding_leaves_nothing_behind(tmp_path):
     """A broken image behind a good header is found while decoding; the cache stays clean."""
-    path = list(write_images(tmp_path / "pets"))[-1]
+    path = list(write_images(tmp_path / "pets", size=(8, 8)))[-1]
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(DataError, match=path.name):
         load_data(tmp_path / "pets", cache=tmp_path / "cache", memory_cap=0)

@@ -179,6 +179,27 @@ def test_the_cache_folder_follows_the_environment(tmp_path, closed_network, monk
     assert load_data("mnist").name == "mnist"
 
 
+def test_without_a_home_only_what_is_kept_needs_a_folder(tmp_path, closed_network, monkeypatch):
+    """A container's user has no HOME and no entry: digits load, and the rest say what to set."""
+
+    def nobody(_uid):
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("SECURE_CNN_CACHE", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", nobody)
+    monkeypatch.setattr(named, "_SYSTEM", tmp_path / "system")
+    assert len(load_data("digits").train) == 1438
+    for name, cap in (("mnist", 2 << 30), ("digits", 0)):
+        with pytest.raises(DataError, match="no home directory; set SECURE_CNN_CACHE"):
+            load_data(name, memory_cap=cap)
+    with pytest.raises(DataError, match="write the whole path"):
+        load_data("~/pets")
+    monkeypatch.setenv("SECURE_CNN_CACHE", str(tmp_path))
+    write_mnist(tmp_path / "mnist")
+    assert load_data("mnist").name == "mnist"
+
+
 @pytest.mark.skipif(not FASHION.is_dir(), reason="needs Debian's dataset-fashion-mnist")
 def test_fashion_mnist_of_the_system_is_whole(tmp_path):
     """The installed files are the 60 000 and 10 000 published images, ten equal classes."""

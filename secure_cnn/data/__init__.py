@@ -40,6 +40,7 @@ def load_data(
             `.npz` file with `images` and `labels`, and perhaps `test_images` and `test_labels`
             (`secure_cnn.data.npz` says in which form). A name wins over a path: write `./digits`.
         cache: Where downloads and decoded pixels go; `$SECURE_CNN_CACHE` or `~/.cache/secure-cnn`.
+            Asked for only when there is something to keep.
         memory_cap: Bytes of pixels, of both splits together, that are kept in memory.
         test_fraction: Share of each class to test on, in (0, 1), where the source has no test set.
         seed: Decides that split, at least 0.
@@ -65,7 +66,7 @@ def _describe(source: str | Path, *, cache: Path, test_fraction: float, seed: in
     """Everything about `source` but its pixels."""
     if isinstance(source, str) and source in NAMES:
         return named_source(source, cache=cache, test_fraction=test_fraction, seed=seed)
-    path = Path(source).expanduser()
+    path = _expanded(source)
     if path.is_dir():
         return folder_source(path, cache=cache, test_fraction=test_fraction, seed=seed)
     if path.is_file() and path.suffix.lower() == ".npz":
@@ -74,3 +75,14 @@ def _describe(source: str | Path, *, cache: Path, test_fraction: float, seed: in
         f"{source}: expected one of {', '.join(NAMES)}, a folder of class folders, or a .npz file, "
         f"got {'another kind of file' if path.exists() else 'a path where nothing is'}"
     )
+
+
+def _expanded(source: str | Path) -> Path:
+    """The path, with `~` as the home directory that it stands for."""
+    try:
+        return Path(source).expanduser()
+    except RuntimeError as error:
+        raise DataError(
+            f"{source}: expected a path, got one in a home directory that nobody has ({error}); "
+            "write the whole path"
+        ) from error

@@ -4,7 +4,8 @@
     pets/train/cat/1.png, …, pets/test/cat/9.png, …            split as it is
 
 Every image has the same size. They are grey if each of them is, else all are read as colour.
-Transparency is dropped and the orientation tag of a camera is not applied.
+Transparency is dropped. Each is turned as its camera's orientation tag says, as every viewer does.
+The names of the folders must be UTF-8: they are written into the model's file.
 """
 
 import struct
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from secure_cnn.data.labels import Labels, stratified_split
+from secure_cnn.data.labels import Labels, check_name, stratified_split
 from secure_cnn.data.source import CHUNK_BYTES, Chunk, Pixels, Source, key_of
 from secure_cnn.data.store import stored_shape
 from secure_cnn.errors import DataError
@@ -29,6 +30,18 @@ __all__ = ["folder_source"]
 _SUFFIXES = (".png", ".jpg", ".jpeg")
 _GREY = ("1", "L", "LA")
 _COLOUR = ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
+_ORIENTATION = 0x0112
+# What undoes each value of the orientation tag (Exif 2.32, 4.6.4); 1 and unknown ones turn nothing.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ON_THEIR_SIDE = (5, 6, 7, 8)
 _MOST_PIXELS = 1 << 24  # 4096x4096: far above what is trained on, far below what exhausts memory
 
 
@@ -41,16 +54,18 @@ class _Listing:
     labels: Labels
 
 
-def folder_source(root: Path, *, cache: Path, test_fraction: float, seed: int) -> Source:
+def folder_source(root: Path, *, cache: Path | None, test_fraction: float, seed: int) -> Source:
     """The images below `root`, of which `cache` may already hold the pixels."""
+    name = root.resolve().name
+    check_name(name, f"{root}: the name of the folder")
     split = (root / "train").is_dir() and (root / "test").is_dir()
     train, test = _listed_split(root) if split else _seeded_split(root, test_fraction, seed)
     files, labels = train.files + test.files, np.concatenate([train.labels, test.labels])
     with _readable(root):
-        key = key_of(files, train.classes, len(train.files))
+        key = key_of(files, train.classes, len(train.files), "upright")
     shape = stored_shape(cache, key, len(files)) or _common_shape(files)
     return Source(
-        name=root.resolve().name,
+        name=name,
         key=key,
         classes=train.classes,
         labels=labels,
@@ -92,6 +107,8 @@ def _list(root: Path) -> _Listing:
     with _readable(root):
         entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
         folders = [entry for entry in entries if entry.is_dir()]
+        for folder in folders:
+            check_name(folder.name, f"{folder}: the name of the class folder")
         stray = [entry for entry in entries if entry.suffix.lower() in _SUFFIXES]
         if stray:
             raise DataError(f"{stray[0]}: expected images inside class folders; move it into one")
@@ -127,15 +144,24 @@ def _common_shape(files: list[Path]) -> tuple[int, int, int]:
     grey, size = True, None
     for file in files:
         with _opened(file) as image:
-            size = size or image.size
-            if image.size != size:
+            found = _size(image)
+            size = size or found
+            if found != size:
                 raise DataError(
                     f"{file}: expected {size[0]}x{size[1]} pixels like {files[0]}, "
-                    f"got {image.width}x{image.height}; bring all images to one size"
+                    f"got {found[0]}x{found[1]}; bring all images to one size"
                 )
             grey = grey and image.mode in _GREY
     assert size is not None  # a listing has files
     return (1 if grey else 3, size[1], size[0])
+
+
+def _size(image: Image.Image) -> tuple[int, int]:
+    """Width and height once it stands upright; a square has the same either way, unread."""
+    width, height = image.size
+    if width != height and image.getexif().get(_ORIENTATION) in _ON_THEIR_SIDE:
+        return height, width
+    return width, height
 
 
 def _decode(files: list[Path], shape: tuple[int, int, int]) -> Iterator[Chunk]:
@@ -148,7 +174,9 @@ def _decode(files: list[Path], shape: tuple[int, int, int]) -> Iterator[Chunk]:
 def _pixels(file: Path, shape: tuple[int, int, int]) -> Pixels:
     """One image as uint8 `[channels, height, width]`."""
     with _opened(file) as image:
-        pixels = np.asarray(image.convert("L" if shape[0] == 1 else "RGB"))
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION))
+        upright = image if turn is None else image.transpose(turn)
+        pixels = np.asarray(upright.convert("L" if shape[0] == 1 else "RGB"))
     pixels = pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
     if pixels.shape != shape:
         raise DataError(f"{file}: expected an image of {shape}, got {pixels.shape}: it has changed")
@@ -161,6 +189,8 @@ def _opened(file: Path) -> Iterator[Image.Image]:
     with _readable(file), warnings.catch_warnings():
         # Above its own limit Pillow only warns; ours is lower and final.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # A damaged tag says nothing about the pixels; what is sound of the tags is kept.
+        warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
         with Image.open(file, formats=("PNG", "JPEG")) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise DataError(

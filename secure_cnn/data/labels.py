@@ -5,9 +5,20 @@ from numpy.typing import NDArray
 
 from secure_cnn.errors import DataError
 
-__all__ = ["Labels", "check_labels", "check_range", "stratified_split"]
+__all__ = ["Labels", "check_labels", "check_name", "check_range", "stratified_split"]
 
 Labels = NDArray[np.int64]
+
+
+def check_name(name: str, what: str) -> None:
+    """A name can be written into a file, as UTF-8; else a `DataError` that says `what` it names."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what}: expected UTF-8, since it is written into the model's file, got {name!a}; "
+            "rename it"
+        ) from error
 
 
 def check_range(labels: Labels, classes: tuple[str, ...], source: object) -> None:

@@ -16,6 +16,7 @@ from secure_cnn.data import cifar, idx
 from secure_cnn.data.download import RemoteFile, download
 from secure_cnn.data.labels import Labels, check_labels, check_range, stratified_split
 from secure_cnn.data.source import Chunk, Source, key_of
+from secure_cnn.data.store import needed
 from secure_cnn.errors import DataError
 
 __all__ = ["NAMES", "named_source"]
@@ -123,7 +124,7 @@ _REMOTE = {
 NAMES = ("digits", *_REMOTE)
 
 
-def named_source(name: str, *, cache: Path, test_fraction: float, seed: int) -> Source:
+def named_source(name: str, *, cache: Path | None, test_fraction: float, seed: int) -> Source:
     """The data set called `name`, one of `NAMES`; only `digits` is split here, by `seed`."""
     if name == "digits":
         return _digits(test_fraction, seed)
@@ -150,13 +151,16 @@ def _digits(test_fraction: float, seed: int) -> Source:
     )
 
 
-def _locate(name: str, cache: Path) -> list[Path]:
+def _locate(name: str, cache: Path | None) -> list[Path]:
     """Each file of `name`, in the order of its table; downloaded if it is nowhere."""
     remote = _REMOTE[name]
-    folders = ([_SYSTEM / name] if remote.package else []) + [cache / name]
+    folders = [_SYSTEM / name] if remote.package else []
+    folders += [cache / name] if cache is not None else []
     paths = []
     for file in remote.files:
         present = [folder / file.name for folder in folders if (folder / file.name).is_file()]
+        if not present:
+            needed(cache, name)
         paths.append(present[0] if present else _obtain(name, file, folders))
     return paths
 

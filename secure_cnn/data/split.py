@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from secure_cnn.data.labels import check_name
 from secure_cnn.errors import DataError
 
 __all__ = ["DataSpec", "ImageData", "Split"]
@@ -27,7 +28,7 @@ class DataSpec:
 
     Args:
         shape: `(channels, height, width)`, each at least 1.
-        classes: At least two distinct names; label `i` means `classes[i]`.
+        classes: At least two distinct names that UTF-8 can hold; label `i` means `classes[i]`.
 
     Raises:
         DataError: The shape or the class names are not of this form.
@@ -51,6 +52,8 @@ class DataSpec:
                 f"classes: expected at least two, got {list(self.classes)}; "
                 "a classifier of one class has nothing to learn"
             )
+        for name in self.classes:
+            check_name(name, "classes: the name of one")
         if len(set(self.classes)) != len(self.classes):
             raise DataError(f"classes: expected distinct names, got {list(self.classes)}")
 
@@ -165,7 +168,8 @@ class ImageData:
         spec: What both have in common.
 
     Raises:
-        DataError: A split is empty, has images of another shape, or labels outside the classes.
+        DataError: The name is no UTF-8; a split is empty, has images of another shape, or labels
+            outside the classes.
 
     Example:
         >>> split = Split(images=torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
@@ -181,6 +185,7 @@ class ImageData:
     spec: DataSpec
 
     def __post_init__(self) -> None:
+        check_name(self.name, "data: its name")
         for part, split in (("train", self.train), ("test", self.test)):
             if len(split) == 0:
                 raise DataError(f"{self.name}: expected at least one {part} image, got none")

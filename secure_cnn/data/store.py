@@ -24,21 +24,35 @@ from secure_cnn.data.source import Source
 from secure_cnn.data.split import DataSpec, ImageData, Split
 from secure_cnn.errors import DataError
 
-__all__ = ["decode", "default_cache", "stored_shape"]
+__all__ = ["decode", "default_cache", "needed", "stored_shape"]
 
 # A private mapping of a file larger than memory is refused by Linux unless no swap is reserved for
 # it. Python names the flag from 3.13 on.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
 
 
-def default_cache() -> Path:
-    """`$SECURE_CNN_CACHE`, or `~/.cache/secure-cnn`."""
-    named = os.environ.get("SECURE_CNN_CACHE")
-    return Path(named).expanduser() if named else Path.home() / ".cache" / "secure-cnn"
+def default_cache() -> Path | None:
+    """`$SECURE_CNN_CACHE`, or `~/.cache/secure-cnn`; None where nobody says where home is."""
+    try:
+        return Path(os.environ.get("SECURE_CNN_CACHE") or "~/.cache/secure-cnn").expanduser()
+    except RuntimeError:  # no HOME, and no entry among the users: a container's nobody
+        return None
 
 
-def stored_shape(cache: Path, key: str, count: int) -> tuple[int, int, int] | None:
+def needed(cache: Path | None, what: str) -> Path:
+    """The cache folder, once there is one; `what` is to be kept there."""
+    if cache is None:
+        raise DataError(
+            f"{what}: expected a cache folder to keep it in, got none, and this user has no home "
+            "directory; set SECURE_CNN_CACHE to a folder that can be written"
+        )
+    return cache
+
+
+def stored_shape(cache: Path | None, key: str, count: int) -> tuple[int, int, int] | None:
     """The shape of the images that an earlier call decoded into `cache`, if they are there."""
+    if cache is None:
+        return None
     for path in sorted(cache.glob(f"decoded-{key}-*x*x*.u8")):
         channels, height, width = map(int, path.stem.split("-")[2].split("x"))
         if path.stat().st_size == count * channels * height * width:
@@ -46,12 +60,15 @@ def stored_shape(cache: Path, key: str, count: int) -> tuple[int, int, int] | No
     return None
 
 
-def decode(source: Source, cache: Path, memory_cap: int) -> ImageData:
+def decode(source: Source, cache: Path | None, memory_cap: int) -> ImageData:
     """Decode every pixel of `source`: into memory up to `memory_cap` bytes, else into the cache."""
     if source.size <= memory_cap:
         images = _decode_to_memory(source)
     else:
-        path = cache / f"decoded-{source.key}-{'x'.join(map(str, source.shape))}.u8"
+        path = (
+            needed(cache, source.name)
+            / f"decoded-{source.key}-{'x'.join(map(str, source.shape))}.u8"
+        )
         if stored_shape(cache, source.key, len(source.labels)) != source.shape:
             _decode_to_file(source, path)
         images = _map(path, (len(source.labels), *source.shape))
