@@ -154,7 +154,7 @@ class TestImageData:
         ],
     )
     def test_contradictions_are_refused(self, changes):
-        """Labels outside the classes, other shapes, no images, one class, names twice or no UTF-8."""
+        """Labels outside the classes, other shapes, no images, one class, and wrong names."""
         with pytest.raises(DataError, match="expected"):
             self.data(**changes)
 
