@@ -62,7 +62,7 @@ def load_data(
     return decode(described, cache, memory_cap)
 
 
-def _describe(source: str | Path, *, cache: Path, test_fraction: float, seed: int) -> Source:
+def _describe(source: str | Path, *, cache: Path | None, test_fraction: float, seed: int) -> Source:
     """Everything about `source` but its pixels."""
     if isinstance(source, str) and source in NAMES:
         return named_source(source, cache=cache, test_fraction=test_fraction, seed=seed)
