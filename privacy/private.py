@@ -64,6 +64,7 @@ class Private:
         self._generator = generator
         self._ledger = Ledger()
         self._pending: PhysicalBatch | None = None
+        self._stepping = False
         self._sampling = object()
 
     def __repr__(self) -> str:
@@ -178,6 +179,7 @@ class Private:
             True
         """
         batch = self._pending
+        self._refuse_interrupted()
         if batch is None:
             raise StepError(
                 "there is no batch to step on: take one from private.batches and call step once "
@@ -189,10 +191,16 @@ class Private:
             )
         check_layers(self.model)
         check_trainable(self.model, self._parameters)
-        self.non_finite += self._clipped.add(losses, batch.mask())
+        mask = batch.mask()
+        parts = self._clipped.prepare(losses, mask)
+        # From here to the end the sample is lost if anything interrupts: what was added, or
+        # released, must not be added again.
+        self._stepping = True
+        self.non_finite += self._clipped.keep(parts, mask)
         self._pending = None
         if batch.last:
             self._release()
+        self._stepping = False
         return batch.last
 
     def spent(self, delta: float | None = None) -> float:
@@ -330,21 +338,34 @@ class Private:
                         "another iteration of private.batches was begun, or a state loaded: the "
                         "samples of two iterations must not mix; go on with the newer one"
                     )
+                self._refuse_interrupted()
                 if self._pending is batch:
                     raise StepError(
                         "the last batch was not given to private.step: a sample counts whole or "
                         "not at all"
                     )
 
+    def _refuse_interrupted(self) -> None:
+        """Refuses to go on with a sample of which a part may have been added, or all released."""
+        if self._stepping:
+            raise StepError(
+                "the last step was interrupted, so its sample is lost: an example must not be "
+                "added twice; begin the next one with a new iteration of private.batches"
+            )
+
     def _release(self) -> None:
-        """Adds the noise, writes it down, and only then lets the optimizer see the gradient."""
+        """Writes the step down, adds the noise, and only then lets the optimizer see it.
+
+        Written first: an adaptive clipping norm moves with the noise, and an interruption between
+        the two must not make a release free.
+        """
         assert self.plan.noise_multiplier is not None, "attach refuses a plan without noise"
+        self._ledger.record(self.plan.event(steps=1))
         gradients = self._clipped.noised_mean(
             self._generator,
             noise_multiplier=self.plan.noise_multiplier,
             batch_size=self.plan.batch_size,
         )
-        self._ledger.record(self.plan.event(steps=1))
         # A frozen parameter may hold a raw gradient from before: the optimizer must not see it.
         self.optimizer.zero_grad()
         for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
@@ -357,3 +378,4 @@ class Private:
         self._pending = None
         self._sampling = object()
         self._clipped.reset()
+        self._stepping = False

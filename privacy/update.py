@@ -15,7 +15,10 @@ from privacy.errors import StepError, UnsupportedLayer
 from privacy.noise import SecureGenerator
 from privacy.summation import FloatSum, GridSum, Summation
 
-__all__ = ["ClippedSum", "differentiate"]
+__all__ = ["ClippedSum", "Parts", "differentiate"]
+
+Parts = dict[nn.Parameter, PerExampleGradients]
+"""Per-example gradients of every parameter that a batch's losses depend on."""
 
 
 class ClippedSum:
@@ -72,6 +75,8 @@ class ClippedSum:
             for name, parameter in self._parameters.items()
         }
         self._count = 0.0
+        # Not an except clause: a second Ctrl-C would interrupt that too.
+        self._interrupted = False
         ordered = list(self._parameters.values())
         self._device = ordered[0].device
         self._total: Summation = GridSum(ordered) if float_safe else FloatSum(ordered)
@@ -110,13 +115,16 @@ class ClippedSum:
             >>> clipped = ClippedSum({"w": nn.Parameter(torch.ones(1))}, Tape(), max_grad_norm=1.0)
             >>> clipped.reset()
         """
+        self._interrupted = True
+        self._tape.reset()
         self._total.reset()
         self._count = 0.0
+        self._interrupted = False
 
     def add(self, losses: torch.Tensor, mask: torch.Tensor) -> int:
-        """Runs backward from `losses` and adds each example's clipped gradient.
+        """Runs backward from `losses` and adds each example's clipped gradient: `prepare`, `keep`.
 
-        Guarantee: the batch is added whole, or, where this raises, not at all.
+        Guarantee: the batch is added whole, or not at all, or the sample cannot be released.
 
         Args:
             losses: One loss an example, float [rows], or one for each of K copies of it, float
@@ -137,13 +145,67 @@ class ClippedSum:
             ...
             privacy.errors.StepError: losses: expected one loss an example, shape [1], got []: ...
         """
+        return self.keep(self.prepare(losses, mask), mask)
+
+    def prepare(self, losses: torch.Tensor, mask: torch.Tensor) -> Parts:
+        """The gradients of a batch that may be added; the sum stays as it was.
+
+        Every refusal is here: after one, or after an interruption, the same batch may be tried
+        again.
+
+        Args:
+            losses: As of `add`.
+            mask: Which rows are examples, bool [rows].
+
+        Raises:
+            StepError: As of `add`, or an addition to this sample was interrupted.
+            UnsupportedLayer: As of `add`.
+
+        Example:
+            >>> clipped = ClippedSum({"w": nn.Parameter(torch.ones(1))}, Tape(), max_grad_norm=1.0)
+            >>> clipped.prepare(torch.ones(2), torch.tensor([True]))
+            Traceback (most recent call last):
+            ...
+            privacy.errors.StepError: losses: expected one loss an example, shape [1], got [2]: ...
+        """
+        self._refuse_interrupted()
+        if not isinstance(losses, torch.Tensor):
+            raise StepError(
+                f"losses: expected a tensor with one loss an example, got {type(losses).__name__}"
+            )
         if losses.device != self._device:
             raise StepError(
                 f"losses: expected device {self._device}, got {losses.device}; move the model "
                 "before attach, not after it"
             )
-        parts = differentiate(losses, self._parameters, self._tape, examples=len(mask))
-        return self._add_clipped(parts, mask.to(self._device))
+        return differentiate(losses, self._parameters, self._tape, examples=len(mask))
+
+    def keep(self, parts: Parts, mask: torch.Tensor) -> int:
+        """Clips what `prepare` gave and adds it; rows that are not finite are left out.
+
+        Whatever interrupts it, a Ctrl-C among other things, may leave half a batch in the sum: the
+        sample is then lost, and only `reset` goes on.
+
+        Returns:
+            How many examples had a gradient that is not finite.
+
+        Raises:
+            StepError: An earlier addition to this sample was interrupted.
+
+        Example:
+            >>> clipped = ClippedSum({"w": nn.Parameter(torch.ones(1))}, Tape(), max_grad_norm=1.0)
+            >>> clipped.keep({}, torch.tensor([True]))
+            Traceback (most recent call last):
+            ...
+            privacy.errors.StepError: losses: expected a gradient of some parameter, got none
+        """
+        self._refuse_interrupted()
+        if not parts:
+            raise StepError("losses: expected a gradient of some parameter, got none")
+        self._interrupted = True
+        non_finite = self._add_clipped(parts, mask.to(self._device))
+        self._interrupted = False
+        return non_finite
 
     def noised_mean(
         self, generator: SecureGenerator, *, noise_multiplier: float, batch_size: int
@@ -162,6 +224,8 @@ class ClippedSum:
             >>> clipped.noised_mean(SecureGenerator(), noise_multiplier=1.0, batch_size=10)[0].shape
             torch.Size([3])
         """
+        self._refuse_interrupted()
+        self._interrupted = True
         means = self._total.noised_mean(
             generator,
             noise_multiplier=self._clipping.gradient_noise_multiplier(noise_multiplier),
@@ -175,10 +239,16 @@ class ClippedSum:
         released = zip(means, self._parameters.values(), strict=True)
         return [mean.to(parameter.dtype) for mean, parameter in released]
 
+    def _refuse_interrupted(self) -> None:
+        """Refuses a sample in which something may have been added by half, or noised."""
+        if self._interrupted:
+            raise StepError(
+                "the sample was interrupted while it was added up or released, so it is lost; "
+                "begin the next one: iterate private.batches anew"
+            )
+
     @torch.no_grad()
-    def _add_clipped(
-        self, parts: dict[nn.Parameter, PerExampleGradients], mask: torch.Tensor
-    ) -> int:
+    def _add_clipped(self, parts: Parts, mask: torch.Tensor) -> int:
         """Clips what the tape took and adds it; rows that are not finite are left out."""
         squares = self._squared_norms(parts)
         whole = squares.sum(0)
@@ -198,7 +268,7 @@ class ClippedSum:
         self._count += self._clipping.count(whole[mask].sqrt(), self.max_grad_norm)
         return int((~finite & mask).sum())
 
-    def _squared_norms(self, parts: dict[nn.Parameter, PerExampleGradients]) -> torch.Tensor:
+    def _squared_norms(self, parts: Parts) -> torch.Tensor:
         """Squared norms of what is clipped apart, float64 [shares, n]."""
         of_parameters = torch.stack([part.squared_norms() for part in parts.values()])
         if len(self._shares) == 1:
@@ -215,7 +285,7 @@ def _layer_of(name: str) -> str:
 
 def differentiate(
     losses: torch.Tensor, parameters: Mapping[str, nn.Parameter], tape: Tape, *, examples: int
-) -> dict[nn.Parameter, PerExampleGradients]:
+) -> Parts:
     """Runs backward from `losses`; every `.grad` stays as it was.
 
     Where each example has K losses, its gradient is that of their mean: the copies are averaged

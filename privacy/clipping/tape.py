@@ -69,6 +69,14 @@ class Tape:
         finally:
             self._examples = None
 
+    def reset(self) -> None:
+        """Forgets a recording that something interrupted before it could end.
+
+        Example:
+            >>> Tape().reset()
+        """
+        self._examples, self._parts = None, {}
+
     def copies(self, *, rows: int, layer: str) -> int:
         """How many adjacent rows are one example, where `layer` saw so many rows.
 
