@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -17,6 +16,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from secure_cnn.printable import Terminal
 
 __all__ = ["TrainingProgress", "training_progress"]
 
@@ -76,14 +77,14 @@ def training_progress(
         >>> with training_progress("plain", steps=3, done=0, shown=False) as line:
         ...     line.advance(torch.ones(2), step=3)
     """
-    console = Console(stderr=True)
+    console = Terminal(stderr=True, wrap=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TextColumn("{task.fields[speed]}"),
-        TextColumn("{task.fields[told]}"),
+        TextColumn("{task.fields[loss]}", markup=False),
+        TextColumn("{task.fields[speed]}", markup=False),
+        TextColumn("{task.fields[told]}", markup=False),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:

@@ -297,6 +297,7 @@ def test_hints_are_for_the_command_line(cli, room, sealed):
     torch.save(STATE, room / "torch.pt")
     passphrase = room / "passphrase"
     passphrase.write_text("secret\n")
+    passphrase.chmod(0o600)
     for words, said in (
         (("open", sealed, "--out", room / "plain", *reader), "choose another path"),
         (("verify", room / "unsigned", "--trusted", room / "maker.pub"), "is not signed"),
@@ -304,7 +305,7 @@ def test_hints_are_for_the_command_line(cli, room, sealed):
         (("seal", room / "torch.pt", room / "x", *to), "import"),
         (("seal", sealed, room / "x", *to), "open it first"),
         (("open", sealed, "--out", room / "x", "--passphrase-file", passphrase), "no passphrase"),
-        (("open", sealed, "--out", room / "x", "--passphrase-file", room), "Is a directory"),
+        (("open", sealed, "--out", room / "x", "--passphrase-file", room), "got a folder"),
     ):
         code, out, err = cli(*words)
         assert (code, out, said in err, "hint: " in err) == (6, "", True, True), err
@@ -346,7 +347,7 @@ def watched(monkeypatch):
     """A terminal in place of standard error for the bars, and nobody who waits for them."""
     drawn = io.StringIO()
     console = Console(file=drawn, force_terminal=True, width=120, legacy_windows=False)
-    monkeypatch.setattr("secure_cnn.cli.progress.Console", lambda **_: console)
+    monkeypatch.setattr("secure_cnn.cli.progress.Terminal", lambda **_: console)
     monkeypatch.setattr("secure_cnn.cli.progress._PATIENCE", 0.0)
     return drawn
 

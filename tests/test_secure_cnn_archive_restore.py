@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secure_cnn import archive
-from secure_cnn.archive import output
 from secure_cnn.archive.format.pieces import Pieces
 from secure_cnn.archive.format.threads import share_out
 
@@ -206,7 +205,7 @@ def test_the_replaced_file_is_let_go(tmp_path, monkeypatch, threads):
         def refuse(thread):
             raise RuntimeError("can't start new thread")
 
-        monkeypatch.setattr(output.threading.Thread, "start", refuse)
+        monkeypatch.setattr(threading.Thread, "start", refuse)
     seal(path, {"a": torch.zeros(9)})
     for _ in range(100):
         if not any("deleted" in name and str(tmp_path) in name for name in held()):

@@ -13,7 +13,8 @@ import torch
 
 from secure_cnn.archive.errors import StateError, StorageError
 from secure_cnn.archive.format.state import State, encode_state
-from secure_cnn.archive.plain import TORCH, load_plain
+from secure_cnn.archive.plain import is_torch, load_plain
+from secure_cnn.files import reading
 
 __all__ = ["import_"]
 
@@ -39,11 +40,11 @@ def import_(path: _Path) -> State:
         {'w': tensor([1., 1.])}
     """
     try:
-        with Path(path).open("rb") as file:
-            first = file.read(4)
+        with reading(path) as file:
+            first = file.read(16)
     except OSError as error:
         raise StorageError(f"{path}: cannot read: {error.strerror}") from error
-    state = _load_torch(path) if first.startswith(TORCH) else load_plain(path)
+    state = _load_torch(path) if is_torch(first) else load_plain(path)
     encode_state(state)  # refuses here, with the path of what cannot be sealed
     return state
 

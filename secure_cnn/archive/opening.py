@@ -6,7 +6,6 @@ trust; file key and MAC; public claims; the stream's header. Nothing is skipped 
 
 import contextlib
 import os
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
@@ -34,6 +33,7 @@ from secure_cnn.archive.format.payload import Payload, read_at
 from secure_cnn.archive.format.slots import SlotReader
 from secure_cnn.archive.format.stream import HEADER_LENGTH, open_stream
 from secure_cnn.archive.keys.signatures import Verifier, footer_lengths
+from secure_cnn.files import open_regular
 
 __all__ = [
     "Path",
@@ -70,10 +70,8 @@ def opened(path: Path, *, flags: int = os.O_RDONLY) -> Iterator[int]:
     """
     verb = "read" if flags == os.O_RDONLY else "change"
     try:
-        fd = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = open_regular(path, flags)
         try:
-            if not stat.S_ISREG(os.fstat(fd).st_mode):
-                raise StorageError(f"{path}: expected a regular file")
             yield fd
         finally:
             os.close(fd)

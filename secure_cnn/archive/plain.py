@@ -5,7 +5,6 @@ file ever takes a plain one.
 """
 
 import os
-from pathlib import Path
 from typing import TypeAlias
 
 import torch
@@ -15,13 +14,31 @@ from secure_cnn.archive.format.header import MAGIC
 from secure_cnn.archive.format.payload import write_at
 from secure_cnn.archive.format.state import State, decode_state, encode_state
 from secure_cnn.archive.output import new_file
+from secure_cnn.files import reading
 
-__all__ = ["TORCH", "load_plain", "save_plain"]
+__all__ = ["is_torch", "load_plain", "save_plain"]
 
 # What `torch.save` writes today, a zip file, and what it wrote until 2020, a bare pickle.
-TORCH = (b"PK\x03\x04", b"\x80\x02")
+_TORCH = (b"PK\x03\x04", b"\x80\x02")
 
 _Path: TypeAlias = str | os.PathLike[str]
+
+
+def is_torch(first: bytes) -> bool:
+    """Whether a file that begins so was written by `torch.save`.
+
+    A safetensors file may begin with the same two bytes, if its header is 640 bytes long; but then
+    a number that small stands before the brace of its JSON, and in neither of the others.
+
+    Args:
+        first: Its first bytes, 9 or more of them.
+
+    Example:
+        >>> is_torch(bytes([0x80, 2, 0x8A])), is_torch(bytes([0x80, 2, 0, 0, 0, 0, 0, 0]) + b"{")
+        (True, False)
+    """
+    is_safetensors = first[8:9] == b"{" and not any(first[4:8])
+    return first.startswith(_TORCH) and not is_safetensors
 
 
 def save_plain(path: _Path, state: State, *, overwrite: bool = False) -> None:
@@ -70,7 +87,8 @@ def load_plain(path: _Path) -> State:
         secure_cnn.archive.errors.StorageError: nowhere.safetensors: cannot read: ...
     """
     try:
-        data = bytearray(Path(path).read_bytes())
+        with reading(path) as file:
+            data = bytearray(file.read())
     except OSError as error:
         raise StorageError(f"{path}: cannot read: {error.strerror}") from error
     if not data:
@@ -79,7 +97,7 @@ def load_plain(path: _Path) -> State:
         raise StateError(
             f"{path}: is sealed; open it first, or give the identity or passphrase that opens it"
         )
-    if data.startswith(TORCH):
+    if is_torch(bytes(data[:16])):
         raise StateError(f"{path}: expected a safetensors file, got one of torch.save; import it")
     try:
         return decode_state(torch.frombuffer(data, dtype=torch.uint8))

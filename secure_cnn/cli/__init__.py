@@ -9,13 +9,13 @@ worse than `bench compare` tolerates; 130 interrupted, with a checkpoint to resu
 import sys
 
 import typer
-from rich.console import Console
 
 from defenses import DefenseError
 from privacy import PrivacyError
 from secure_cnn.archive import ArchiveError
 from secure_cnn.cli import archive, audit, bench, compare, evaluate, train
 from secure_cnn.errors import SecureCNNError
+from secure_cnn.printable import Terminal
 
 __all__ = ["app", "main"]
 
@@ -52,8 +52,8 @@ def main() -> None:
         app()
     except (ArchiveError, DefenseError, PrivacyError, SecureCNNError) as error:
         message, _, hint = " ".join(str(error).split()).partition("; ")
-        console = Console(stderr=True, highlight=False, soft_wrap=True)
-        console.print(f"error: {message}", style="bold red", markup=False)
+        console = Terminal(stderr=True)
+        console.print(f"error: {message}", style="bold red")
         if hint:
-            console.print(f"hint: {hint}", markup=False)
+            console.print(f"hint: {hint}")
         sys.exit(next(code for kind, code in _EXIT_CODES if isinstance(error, kind)))

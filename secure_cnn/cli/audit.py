@@ -8,7 +8,6 @@ from typing import Annotated, Any, cast
 
 import torch
 import typer
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
@@ -20,6 +19,7 @@ from secure_cnn.data import DataSpec, ImageData, load_data
 from secure_cnn.errors import RunError
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS, build_model
+from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe
 from secure_cnn.recipe.seams import Seams, batches_for, make_plan, make_seams
 from secure_cnn.report import RunRecord, hardware, versions
@@ -83,10 +83,10 @@ def audit(
     except OSError as error:
         raise RunError(f"{out}: expected a folder that can be made: {error}") from error
     record.write(out)
-    Console().print(_table(report))
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
-    messages.print(report.verdict, style="" if report.passed else "bold red", markup=False)
-    messages.print(f"report: {out / 'audit.html'}", markup=False)
+    Terminal().print(_table(report))
+    messages = Terminal(stderr=True)
+    messages.print(report.verdict, style="" if report.passed else "bold red")
+    messages.print(f"report: {out / 'audit.html'}")
     if not report.passed:
         raise typer.Exit(_FAILED)
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any, cast
 
 import typer
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -37,6 +36,7 @@ from secure_cnn.cli.bench_compare import compare_command
 from secure_cnn.cli.bench_overhead import overhead_command
 from secure_cnn.cli.bench_robustness import robustness_command
 from secure_cnn.memory import keep_freed_memory
+from secure_cnn.printable import Terminal
 from secure_cnn.report import Row
 
 __all__ = ["app", "group", "step"]
@@ -95,7 +95,7 @@ def step(
     methods = {name: _objective(name, threat) for name in objective or []}
     loads = [workload(name) for name in case or ["compact"]]
     rows: list[Row] = []
-    console = Console(stderr=True)
+    console = Terminal(stderr=True, wrap=True)
     for load in track(loads, "timing", console=console, disable=not console.is_terminal):
         makers = _makers(load, protections(methods, private=private), rival or [], copies)
         steps = {name: make() for name, make in makers.items()}
@@ -107,12 +107,12 @@ def step(
         ]
         if memory:
             rows += measure_memory(load, makers)
-    Console().print(_table(rows))
+    Terminal().print(_table(rows))
     if json_file is not None:
         document(rows).write(json_file)
     if kernels:
         for load in loads:
-            Console().print(_kernel_table(load))
+            Terminal().print(_kernel_table(load))
 
 
 def _objective(name: str, threat: defenses.ThreatModel) -> AdversarialObjective:

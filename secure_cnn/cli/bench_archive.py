@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from secure_cnn.bench.archive import measure_archive
@@ -19,6 +18,7 @@ from secure_cnn.bench.archive_rivals import ARCHIVE_RIVALS, archive_rivals
 from secure_cnn.bench.archive_workload import archive_workload
 from secure_cnn.bench.step import document
 from secure_cnn.cli.options import message
+from secure_cnn.printable import Terminal
 from secure_cnn.report import Row
 
 __all__ = ["archive"]
@@ -52,7 +52,7 @@ def archive(
             rows += measure_stall(load, rounds=rounds)
             rows += measure_head(load, rounds=rounds)
             rows += measure_cipher(load, rounds=rounds)
-    Console().print(_table(rows))
+    Terminal().print(_table(rows))
     if json_file is not None:
         told = {name: version for one in rivals.values() for name, version in one.versions.items()}
         document(rows, rivals=told).write(json_file)

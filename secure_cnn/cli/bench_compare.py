@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from secure_cnn.bench.comparison import Change, Comparison, compare
+from secure_cnn.printable import Terminal
 from secure_cnn.report import Measurements
 
 __all__ = ["compare_command"]
@@ -31,15 +31,15 @@ def compare_command(
     """
     found = compare(Measurements.read(before), Measurements.read(after), metrics=metric or [])
     worse = found.worse(tolerance)
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Terminal(stderr=True)
     for warning in found.warnings:
-        console.print(f"warning: {warning}", markup=False)
-    Console().print(_table(found, worse))
+        console.print(f"warning: {warning}")
+    Terminal().print(_table(found, worse))
     for title, rows in (("before", found.only_before), ("after", found.only_after)):
         for row in rows:
             told = f"only {title}: {row.case}, {row.variant}, {row.metric}"
-            console.print(told, markup=False)
-    console.print(_summary(found, worse, tolerance), markup=False)
+            console.print(told)
+    console.print(_summary(found, worse, tolerance))
     if worse:
         raise typer.Exit(_WORSE)
 

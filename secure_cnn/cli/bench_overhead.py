@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -31,6 +30,7 @@ from secure_cnn.cli.network import network
 from secure_cnn.data import load_data
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS
+from secure_cnn.printable import Terminal
 from secure_cnn.report import Row
 from secure_cnn.report.bench import write_bench
 from secure_cnn.report.bench_noise import noise_checks
@@ -157,7 +157,7 @@ def _rivals(
             steps[name] = make
     here, missing = archive_rivals([name for name in names if name not in RIVALS])
     for name, reason in (skipped | missing).items():
-        Console(stderr=True).print(f"skipped {name}: {reason}", markup=False, highlight=False)
+        Terminal(stderr=True).print(f"skipped {name}: {reason}")
     savers = {
         f"saved-{name}": replace(plain, saver=partial(RivalSaver, each))
         for name, each in here.items()
@@ -168,22 +168,22 @@ def _rivals(
 
 def _shown(axes: list[str]) -> Iterator[str]:
     """The axes, with a bar on a terminal."""
-    console = Console(stderr=True)
+    console = Terminal(stderr=True, wrap=True)
     yield from track(axes, "scaling", console=console, disable=not console.is_terminal)
 
 
 def _tell(rows: list[Row]) -> None:
     """The tables on stdout, what to think of them on stderr."""
     # A file or a pipe has no width: nothing is cut there.
-    console = Console(width=None if Console().is_terminal else _WIDEST)
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    console = Terminal(width=None if Terminal().is_terminal else _WIDEST)
+    messages = Terminal(stderr=True)
     console.print(_cost_table(rows))
     console.print(_parts_table(rows))
     for table in (_exponent_table(rows), _trained_table(rows)):
         if table.row_count:
             console.print(table)
     for check in noise_checks(rows):
-        messages.print(check.verdict, style="" if check.quiet else "bold red", markup=False)
+        messages.print(check.verdict, style="" if check.quiet else "bold red")
 
 
 def _cost_table(rows: list[Row]) -> Table:

@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Annotated, cast
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 import defenses
@@ -16,6 +15,7 @@ from secure_cnn.cli.keys import unlocking_from
 from secure_cnn.cli.options import IdentityFile, PassphraseFile, message
 from secure_cnn.data import load_data
 from secure_cnn.memory import keep_freed_memory
+from secure_cnn.printable import Terminal
 from secure_cnn.report import Row, version
 
 __all__ = ["robustness_command"]
@@ -47,7 +47,7 @@ def robustness_command(
         split=subset(load_data(data).test, samples),
     )
     rows = measure_robustness(load, variants, batch_size=batch_size)
-    Console().print(_table(rows))
+    Terminal().print(_table(rows))
     if json_file is not None:
         rivals = {"pyautoattack": version("pyautoattack")} if len(variants) > 1 else {}
         document(rows, rivals=rivals).write(json_file)

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from secure_cnn.errors import RunError
+from secure_cnn.printable import Terminal
 from secure_cnn.report.runs import SavedRun, compare_runs, comparison_table
 from secure_cnn.report.tradeoff import FRONT_RULE, Needs, choose
 
@@ -35,24 +35,24 @@ def compare(
     needs = Needs(epsilon=max_epsilon, robust_accuracy=min_robust, time=max_time)
     comparison = compare_runs([SavedRun.read(*each) for each in _named(runs)])
     chosen = choose(comparison.points, needs) if needs.words else None
-    Console().print(comparison_table(comparison, chosen))
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    Terminal().print(comparison_table(comparison, chosen))
+    messages = Terminal(stderr=True)
     for warning in comparison.warnings:
-        messages.print(warning, style="bold red", markup=False)
+        messages.print(warning, style="bold red")
     for note in (FRONT_RULE, *comparison.notes):
-        messages.print(note, markup=False)
+        messages.print(note)
     if out is not None:
         try:
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{out}: expected a folder that can be made: {error}") from error
         comparison.write(out, needs)
-        messages.print(f"report: {out / 'compare.html'}", markup=False)
+        messages.print(f"report: {out / 'compare.html'}")
     if needs.words and chosen is None:
         messages.print(f"no variant keeps the limits: {needs.words}", style="bold red")
         raise typer.Exit(_NONE_FITS)
     if chosen is not None:
-        messages.print(f"chosen under {needs.words}: {chosen.name}", markup=False)
+        messages.print(f"chosen under {needs.words}: {chosen.name}")
 
 
 def _named(folders: list[Path]) -> list[tuple[Path, str]]:

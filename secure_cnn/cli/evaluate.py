@@ -7,9 +7,8 @@ from typing import Annotated, cast
 
 import torch
 import typer
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 import defenses
 from defenses.checks.checks import CheckSettings
@@ -23,6 +22,7 @@ from secure_cnn.data.named import NAMES
 from secure_cnn.errors import ModelError, RunError
 from secure_cnn.evaluate import ClassificationReport, evaluate_model
 from secure_cnn.memory import keep_freed_memory
+from secure_cnn.printable import Terminal
 from secure_cnn.report import Examples, hardware, versions
 from secure_cnn.report.robustness import RobustnessRecord
 
@@ -124,8 +124,8 @@ def evaluate(
         _write_page(out, loaded, images, robust, proven)
     missed = [words for each in requirements if (words := each.missed(found.accuracy, robust))]
     if missed:
-        errors = Console(stderr=True, highlight=False, soft_wrap=True)
-        errors.print("\n".join(missed), style="bold red", markup=False)
+        errors = Terminal(stderr=True)
+        errors.print("\n".join(missed), style="bold red")
         raise typer.Exit(_MISSED)
 
 
@@ -177,7 +177,7 @@ def _show(
     proven: defenses.CertificationReport | None,
 ) -> None:
     """Prints the figures, then each attack's and the verdicts, then what was proven."""
-    console = Console()
+    console = Terminal()
     console.print(_table(found, robust))
     if robust is not None:
         console.print(_attacks(robust))
@@ -338,7 +338,7 @@ def _verdicts(robust: defenses.RobustnessReport) -> Table:
     styles = {"pass": "green", "fail": "bold red", "not checked": "dim"}
     for each in robust.verdicts:
         words = "FAIL" if each.outcome == "fail" else each.outcome
-        table.add_row(each.name, f"[{styles[each.outcome]}]{words}[/]", escape(each.sentence))
+        table.add_row(each.name, Text(words, styles[each.outcome]), each.sentence)
     return table
 
 

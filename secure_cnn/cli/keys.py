@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from secure_cnn import archive
+from secure_cnn.archive.keys.keyfile import read_private
 from secure_cnn.checkpoint import Sealing, Unlocking
+from secure_cnn.files import reading
 
 __all__ = [
     "kek_from",
@@ -20,6 +22,7 @@ __all__ = [
     "writers_from",
 ]
 
+_MAX_TEXTS = 1 << 20
 _ENVIRONMENT = "SECURE_CNN_PASSPHRASE"
 
 
@@ -185,7 +188,7 @@ def passphrase_from(path: Path, *, twice: bool = False) -> archive.Passphrase:
     """A passphrase from a file's first line, or, for `-`, from the environment or a prompt.
 
     Args:
-        path: The file, or `-`.
+        path: The file, which its owner alone may touch, as a key file; or `-`.
         twice: Whether a prompt asks again, since a typing error would shut everybody out.
 
     Raises:
@@ -195,7 +198,7 @@ def passphrase_from(path: Path, *, twice: bool = False) -> archive.Passphrase:
         >>> passphrase_from(Path("nowhere"))
         Traceback (most recent call last):
         ...
-        secure_cnn.archive.errors.KeyFileError: nowhere: expected a file with a passphrase: ...
+        secure_cnn.archive.errors.KeyFileError: nowhere: cannot read the key file: ...
     """
     if str(path) == "-":
         text = os.environ.get(_ENVIRONMENT)
@@ -204,12 +207,7 @@ def passphrase_from(path: Path, *, twice: bool = False) -> archive.Passphrase:
             if twice and getpass.getpass("Again: ") != text:
                 raise archive.InvalidKey("expected the same passphrase twice, got two; try again")
         return archive.Passphrase(text)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise archive.KeyFileError(
-            f"{path}: expected a file with a passphrase: {_reason(error)}; put it on the first line"
-        ) from error
+    lines = read_private(path).splitlines()
     if not any(lines[:1]):
         raise archive.KeyFileError(
             f"{path}: expected a passphrase, got an empty line; put it on the first line"
@@ -222,7 +220,8 @@ def _texts(given: str) -> list[str]:
     if given.startswith("secure-cnn-"):  # a hybrid key is longer than a file's name may be
         return [given]
     try:
-        lines = Path(given).read_text(encoding="utf-8").splitlines()
+        with reading(given) as file:
+            lines = file.read(_MAX_TEXTS).decode("utf-8").splitlines()
     except FileNotFoundError:
         raise archive.KeyFileError(
             f"{given}: expected a public key or a file of them, found no such file; "

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
-from rich.console import Console
 
 from secure_cnn import archive
+from secure_cnn.printable import Terminal
 
 __all__ = [
     "File",
@@ -54,7 +54,7 @@ def message(text: str) -> None:
     Example:
         >>> message("sealed file: model.sealed")
     """
-    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)
+    Terminal(stderr=True).print(text)
 
 
 def needed(reader: archive.SlotReader | None) -> archive.SlotReader:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -13,6 +12,8 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+
+from secure_cnn.printable import Terminal
 
 __all__ = ["file_progress"]
 
@@ -39,9 +40,9 @@ def file_progress(
         >>> with file_progress("sealing") as progress:
         ...     progress(1 << 20, 2 << 20)
     """
-    console = Console(stderr=True)
+    console = Terminal(stderr=True, wrap=True)
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
         DownloadColumn(binary_units=True),
         TransferSpeedColumn(),

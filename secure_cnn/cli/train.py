@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from defenses import OBJECTIVES
 from secure_cnn.cli.keys import sealing_from, unlocking_from
 from secure_cnn.errors import RunError
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS
+from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe, Run, run
 from secure_cnn.report import RunRecord, summary_table
 
@@ -144,7 +144,7 @@ def _refuse_settings(context: typer.Context) -> None:
 
 def _tell(done: Run) -> None:
     """The table on stdout, the places on stderr."""
-    messages = Console(stderr=True, highlight=False, soft_wrap=True)
+    messages = Terminal(stderr=True)
     if done.record.status == "interrupted":
         keys = ", with its recipients and signer again and --identity" if done.folder.sealed else ""
         messages.print(
@@ -152,7 +152,7 @@ def _tell(done: Run) -> None:
             f"--out {done.folder.root} --resume{keys}"
         )
         raise typer.Exit(_INTERRUPTED)
-    Console().print(summary_table(done.record))
+    Terminal().print(summary_table(done.record))
     for note in done.record.notes:
         messages.print(note)
     messages.print(f"checkpoint: {done.folder.model}")

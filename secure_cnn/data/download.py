@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from rich.console import Console
 from rich.progress import DownloadColumn, Progress
 
 from secure_cnn.errors import DataError
+from secure_cnn.printable import Terminal
 
 __all__ = ["RemoteFile", "download"]
 
@@ -70,7 +70,7 @@ def _copy(response: http.client.HTTPResponse, target: IO[bytes], file: RemoteFil
     """Copy at most one byte more than is expected; the SHA-256 of what came."""
     digest, left = hashlib.sha256(), file.size + 1
     columns = (*Progress.get_default_columns(), DownloadColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=Terminal(stderr=True, wrap=True)) as progress:
         task = progress.add_task(f"downloading {file.name}", total=file.size)
         while left and (data := response.read(min(_CHUNK, left))):
             target.write(data)

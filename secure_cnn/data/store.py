@@ -16,13 +16,14 @@ from typing import IO
 
 import numpy as np
 import torch
-from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from torch import Tensor
 
 from secure_cnn.data.source import Source
 from secure_cnn.data.split import DataSpec, ImageData, Split
 from secure_cnn.errors import DataError
+from secure_cnn.printable import Terminal, printable
 
 __all__ = ["decode", "default_cache", "needed", "stored_shape"]
 
@@ -130,8 +131,10 @@ def _check_room(source: Source, cache: Path) -> None:
 def _write(source: Source, file: IO[bytes]) -> None:
     """Write every chunk at its place, showing progress on standard error."""
     stride = prod(source.shape)
-    with Progress(console=Console(stderr=True)) as progress:
-        task = progress.add_task(f"decoding {source.name}", total=len(source.labels))
+    with Progress(console=Terminal(stderr=True, wrap=True)) as progress:
+        task = progress.add_task(
+            f"decoding {escape(printable(source.name))}", total=len(source.labels)
+        )
         for start, images in source.chunks():
             file.seek(start * stride)
             file.write(images.tobytes())

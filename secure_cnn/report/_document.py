@@ -5,11 +5,9 @@ object is made and when a file is read. Deliberately not here: migration between
 class looked up by a name that a file holds.
 """
 
-import contextlib
 import json
 import math
 import os
-import secrets
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
@@ -28,6 +26,7 @@ from typing import (
 )
 
 from secure_cnn.errors import RunError
+from secure_cnn.files import new_file, reading
 
 __all__ = [
     "conform",
@@ -101,15 +100,18 @@ def require_share(where: str, value: float | None) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` so that `path` holds either its old content or all of the new."""
-    part = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    # A folder name that is no UTF-8 reaches us as lone surrogates; written as `\udc..` they are
+    # a JSON escape that reads back equal, where an encoding error would lose the record.
+    raw = memoryview(text.encode("utf-8", errors="backslashreplace"))
     try:
-        _write_then_rename(part, path, text)
+        with new_file(path, overwrite=True) as fd:
+            while raw:
+                raw = raw[os.write(fd, raw) :]
     except OSError as error:
         raise RunError(
             f"{path}: expected a place to write to, got {error.strerror or error}; nothing was "
             "overwritten. Choose a folder that exists, is writable and has space"
         ) from error
-    _sync_folder(path.parent)
 
 
 def write_document(path: Path, kind: str | None, document: object) -> None:
@@ -122,7 +124,7 @@ def write_document(path: Path, kind: str | None, document: object) -> None:
 def read_document(path: Path, kind: str | None, cls: type[_Document]) -> _Document:
     """Read one document, or raise a RunError that names the file and what is wrong in it."""
     try:
-        with path.open("rb") as file:
+        with reading(path) as file:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise RunError(f"expected at most {MAX_BYTES} bytes, got more; is this the right file?")
@@ -250,29 +252,3 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise RunError(f"expected each name once, got {twice!r} twice; the file is damaged")
     return dict(pairs)
-
-
-def _write_then_rename(part: Path, path: Path, text: str) -> None:
-    """Write all of `part` to the disk before it takes the place of `path`; leave no part behind."""
-    # A folder name that is no UTF-8 reaches us as lone surrogates; written as `\udc..` they are
-    # a JSON escape that reads back equal, where an encoding error would lose the record.
-    file = part.open("x", encoding="utf-8", errors="backslashreplace", newline="\n")
-    try:
-        with file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename durable where the system can; elsewhere the file is written too."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

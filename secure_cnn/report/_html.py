@@ -8,6 +8,7 @@ from importlib.resources import files
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from secure_cnn.printable import printable
 from secure_cnn.report import _words
 from secure_cnn.report._canvas import css
 
@@ -26,6 +27,7 @@ def _environment() -> Environment:
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
+        finalize=_shown,
         loader=FunctionLoader(_source),
     )
     environment.filters |= {
@@ -41,6 +43,13 @@ def _environment() -> Environment:
         "shown": _words.shown,
     }
     return environment
+
+
+def _shown(value: object) -> object:
+    """A value as a page may show it; what is HTML already was made of such values."""
+    if isinstance(value, str) and not isinstance(value, Markup):
+        return printable(value, layout=True)
+    return value
 
 
 def _source(name: str) -> str:

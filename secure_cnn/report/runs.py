@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from secure_cnn.errors import RunError
+from secure_cnn.printable import printable
 from secure_cnn.report import _document, _words
 from secure_cnn.report._classes import recall_table
 from secure_cnn.report._document import conform
@@ -231,7 +232,7 @@ def comparison_table(comparison: Comparison, chosen: TradeoffPoint | None) -> Ta
         star = "★ " if point is chosen else ""
         brief = [each.partition("\n")[0] for each in (accuracy, time)]
         figures = (brief[0], recall, robust, epsilon, audited, brief[1])
-        table.add_row(Text(star + name), *figures, "●" if on_front else "")
+        table.add_row(Text(star + printable(name)), *figures, "●" if on_front else "")
     return table
 
 

@@ -17,8 +17,17 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from secure_cnn.archive.errors import InvalidKey, KeyFileError
+from secure_cnn.files import reading
 
-__all__ = ["SecretKey", "decode_key", "encode_key", "fingerprint", "read_key", "write_key"]
+__all__ = [
+    "SecretKey",
+    "decode_key",
+    "encode_key",
+    "fingerprint",
+    "read_key",
+    "read_private",
+    "write_key",
+]
 
 _Key = TypeVar("_Key")
 
@@ -168,17 +177,7 @@ def read_key(path: str | os.PathLike[str], parse: Callable[[str], _Key]) -> _Key
         ...
         secure_cnn.archive.errors.KeyFileError: no-such-file: cannot read the key file: ...
     """
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
-            _check_private(path, os.fstat(file.fileno()))
-            raw = file.read(_MAX_FILE + 1)
-    except OSError as error:
-        raise KeyFileError(f"{path}: cannot read the key file: {error.strerror}") from error
-    if len(raw) > _MAX_FILE:
-        raise KeyFileError(
-            f"{path}: expected a key file of a few lines, got more than {_MAX_FILE} bytes"
-        )
-    lines = [line.strip() for line in raw.decode("utf-8", errors="replace").splitlines()]
+    lines = [line.strip() for line in read_private(path).splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
     if len(keys) != 1:
         raise KeyFileError(
@@ -190,12 +189,39 @@ def read_key(path: str | os.PathLike[str], parse: Callable[[str], _Key]) -> _Key
         raise KeyFileError(f"{path}: {error}") from None
 
 
-def _check_private(path: str | os.PathLike[str], status: os.stat_result) -> None:
-    """Refuses what is not a regular file that its owner alone may touch."""
-    if not stat.S_ISREG(status.st_mode):
-        raise KeyFileError(f"{path}: expected a regular file")
-    if status.st_mode & 0o077:
-        mode = stat.S_IMODE(status.st_mode)
+def read_private(path: str | os.PathLike[str]) -> str:
+    """The text of a file that holds a secret, a key or a passphrase: one rule for both.
+
+    Args:
+        path: A file of up to 64 KiB that its owner alone may touch.
+
+    Raises:
+        KeyFileError: The file is missing, not a regular file, readable or writable by group or
+            others, too large, or no text.
+
+    Example:
+        >>> read_private("no-such-file")
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.KeyFileError: no-such-file: cannot read the key file: ...
+    """
+    try:
+        with reading(path) as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            raw = b"" if mode & 0o077 else file.read(_MAX_FILE + 1)
+    except OSError as error:
         raise KeyFileError(
-            f"{path}: others can reach this secret key (mode {mode:04o}); run: chmod 600 {path}"
+            f"{path}: cannot read the key file: {error.strerror}; give its own file"
+        ) from error
+    if mode & 0o077:
+        raise KeyFileError(
+            f"{path}: others can reach this secret (mode {mode:04o}); run: chmod 600 {path}"
         )
+    if len(raw) > _MAX_FILE:
+        raise KeyFileError(
+            f"{path}: expected a key file of a few lines, got more than {_MAX_FILE} bytes"
+        )
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError:
+        raise KeyFileError(f"{path}: expected text in UTF-8, got other bytes") from None

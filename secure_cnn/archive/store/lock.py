@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import final
 
 from secure_cnn.archive.errors import StorageError
+from secure_cnn.files import open_regular
 
 __all__ = ["FolderLock", "lock_folder"]
 
@@ -49,9 +50,8 @@ class FolderLock:
     def __init__(self, path: Path, *, owner: str) -> None:
         self._path = path
         self._fd: int | None = None
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
-            self._fd = os.open(path, flags, 0o666)
+            self._fd = open_regular(path, os.O_RDWR | os.O_CREAT, follow=False)
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, owner.encode()[:_MAX_OWNER] + b"\n", 0)

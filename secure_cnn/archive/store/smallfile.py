@@ -4,12 +4,12 @@ A symbolic link is never followed: what is written must be where the store is.
 """
 
 import os
-import stat
 from pathlib import Path
 
 from secure_cnn.archive.errors import LimitExceeded, StorageError
 from secure_cnn.archive.format.payload import read_at, write_at
 from secure_cnn.archive.output import new_file
+from secure_cnn.files import open_regular
 
 __all__ = ["append_at", "read_small", "replace_small"]
 
@@ -25,9 +25,8 @@ def read_small(path: Path, limit: int) -> bytes | None:
         >>> read_small(Path("no-such-file"), 10) is None
         True
     """
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        fd = os.open(path, flags)
+        fd = open_regular(path, follow=False)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -35,12 +34,10 @@ def read_small(path: Path, limit: int) -> bytes | None:
             f"{path}: cannot read: {error.strerror}; it must be a file, not a link"
         ) from error
     try:
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
-            raise StorageError(f"{path}: expected a regular file; move away what is there")
-        if status.st_size > limit:
-            raise LimitExceeded(f"{path}: expected at most {limit} bytes, got {status.st_size}")
-        return read_at(fd, status.st_size, 0)
+        size = os.fstat(fd).st_size
+        if size > limit:
+            raise LimitExceeded(f"{path}: expected at most {limit} bytes, got {size}")
+        return read_at(fd, size, 0)
     except OSError as error:
         raise StorageError(f"{path}: cannot read: {error.strerror}; try again") from error
     finally:
@@ -81,9 +78,8 @@ def append_at(path: Path, data: bytes, offset: int) -> None:
         ...     read_small(Path(folder, "a"), 10)
         b'one two'
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     try:
-        fd = os.open(path, flags, 0o666)
+        fd = open_regular(path, os.O_WRONLY | os.O_CREAT, follow=False)
         try:
             write_at(fd, memoryview(data), offset)
             os.ftruncate(fd, offset + len(data))

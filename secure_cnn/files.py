@@ -1,0 +1,287 @@
+"""The one place that decides what may be read and written: regular files, and nothing else.
+
+A pipe would block for ever, a device may act on being opened, and neither is replaced by a rename
+without somebody missing it. Errors are `OSError`, so that each room says them in its own words.
+"""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+__all__ = ["AnyPath", "IrregularFileError", "check_target", "new_file", "open_regular", "reading"]
+
+AnyPath: TypeAlias = str | os.PathLike[str]
+
+_KINDS = {
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFLNK: "a symbolic link",
+}
+_STEM = 100
+_RANDOM = 8
+
+
+class IrregularFileError(OSError):
+    """A path leads to something that is no regular file; `strerror` says what it is.
+
+    Example:
+        >>> IrregularFileError(errno.EINVAL, "expected a regular file, got a pipe").strerror
+        'expected a regular file, got a pipe'
+    """
+
+
+def open_regular(
+    path: AnyPath, flags: int = os.O_RDONLY, *, mode: int = 0o666, follow: bool = True
+) -> int:
+    """A descriptor of a regular file; what is something else is not even opened.
+
+    Args:
+        path: The file.
+        flags: As for `os.open`; with `os.O_CREAT` the file may be missing.
+        mode: Permissions of a file that is made, less the umask.
+        follow: Whether a symbolic link is followed.
+
+    Raises:
+        IrregularFileError: It is a pipe, a device, a folder or, without `follow`, a link.
+        OSError: The operating system refuses.
+
+    Example:
+        >>> open_regular("/dev/null")
+        Traceback (most recent call last):
+        ...
+        secure_cnn.files.IrregularFileError: [Errno 22] expected a regular file, got a device: ...
+    """
+    _check_path(path)
+    # Looked at first: to open some devices is to use them.
+    with contextlib.suppress(FileNotFoundError):
+        _check(path, os.stat(path, follow_symlinks=follow))
+    nofollow = 0 if follow else os.O_NOFOLLOW
+    fd = os.open(path, flags | nofollow | os.O_CLOEXEC | os.O_NONBLOCK, mode)
+    try:
+        _check(path, os.fstat(fd))
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def reading(path: AnyPath) -> BinaryIO:
+    """A regular file, open for reading.
+
+    Raises:
+        OSError: As for `open_regular`.
+
+    Example:
+        >>> reading("no-such-file")
+        Traceback (most recent call last):
+        ...
+        FileNotFoundError: [Errno 2] No such file or directory: 'no-such-file'
+    """
+    return open(open_regular(path), "rb")
+
+
+def check_target(path: AnyPath) -> None:
+    """Passes if nothing is at a path, or a regular file, which may then be replaced.
+
+    Raises:
+        IrregularFileError: There is something else: a link, a folder, a pipe, a device.
+        OSError: The operating system refuses.
+
+    Example:
+        >>> check_target("/dev/null")
+        Traceback (most recent call last):
+        ...
+        secure_cnn.files.IrregularFileError: [Errno 22] expected a regular file, got a device: ...
+    """
+    _check_path(path)
+    with contextlib.suppress(FileNotFoundError):
+        _check(path, os.stat(path, follow_symlinks=False))
+
+
+@contextlib.contextmanager
+def new_file(
+    path: AnyPath, *, overwrite: bool, mode: int = 0o666, length: int = 0
+) -> Iterator[int]:
+    """A descriptor to write to; on leaving the block the file is at `path`, whole.
+
+    Until then it has no name where the system can do that (Linux, most file systems), so that
+    nothing is left whatever ends the process. Elsewhere it has a temporary name in the same folder,
+    goes on any failure, and if the process was killed when the next file is written there.
+
+    Args:
+        path: Where the file goes. Its folder must exist.
+        overwrite: Whether a regular file at `path` may be replaced.
+        mode: Permissions of the new file, less the umask.
+        length: Bytes to reserve before anything is written, so that a full disk shows at once.
+
+    Raises:
+        FileExistsError: There is a file already, and `overwrite` is False.
+        IrregularFileError: There is something that is no regular file.
+        OSError: The operating system refuses.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with new_file(f"{folder}/x", overwrite=False) as fd:
+        ...         written, before = os.write(fd, b"hello"), os.path.exists(f"{folder}/x")
+        ...     before, os.listdir(folder)
+        (False, ['x'])
+    """
+    check_target(path)
+    target = Path(path)
+    if not overwrite and target.exists():
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+    _remove_stale(target)
+    temporary = _temporary(target)
+    fd, named = _open_new(temporary, mode)
+    try:
+        _reserve(fd, length)
+        yield fd
+        os.fsync(fd)
+        _publish(fd, temporary, target, named=named, overwrite=overwrite)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+        os.close(fd)
+
+
+def _check_path(path: AnyPath) -> None:
+    """Refuses what no system takes as a path, such as one with a zero byte in it."""
+    try:
+        raw = os.fsencode(path)
+    except (TypeError, UnicodeEncodeError):
+        raise OSError(errno.EINVAL, "expected a path", repr(path)) from None
+    if b"\0" in raw:
+        raise OSError(errno.EINVAL, "expected a path without zero bytes", repr(path))
+
+
+def _check(path: AnyPath, status: os.stat_result) -> None:
+    """Refuses what is no regular file."""
+    if not stat.S_ISREG(status.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+        raise IrregularFileError(
+            errno.EINVAL, f"expected a regular file, got {kind}", os.fsdecode(path)
+        )
+
+
+def _stem(target: Path) -> str:
+    """What the temporary names of a target begin with; short enough for every file system."""
+    stem = target.name
+    while len(os.fsencode(stem)) > _STEM:
+        stem = stem[:-1]
+    return f".{stem}."
+
+
+def _temporary(target: Path) -> Path:
+    """A new name beside the target."""
+    return target.with_name(f"{_stem(target)}{os.urandom(_RANDOM).hex()}.tmp")
+
+
+def _open_new(temporary: Path, mode: int) -> tuple[int, bool]:
+    """A new file, and whether it has a name already."""
+    if hasattr(os, "O_TMPFILE") and os.path.isdir("/proc/self/fd"):
+        try:
+            flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC
+            return os.open(temporary.parent, flags, mode), False
+        except OSError as error:
+            # What file systems say that cannot; kernels that do not know the flag see a folder.
+            if error.errno not in (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL):
+                raise
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    while True:
+        fd = os.open(temporary, flags, mode)
+        with contextlib.suppress(OSError):
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Between the two calls another writer may have taken it for one left behind.
+        if os.path.exists(temporary) and os.path.samestat(os.stat(temporary), os.fstat(fd)):
+            return fd, True
+        os.close(fd)
+
+
+def _remove_stale(target: Path) -> None:
+    """Removes what writers of this target left when they were killed; a living one holds a lock."""
+    pattern = re.compile(rf"{re.escape(_stem(target))}[0-9a-f]{{{2 * _RANDOM}}}\.tmp")
+    with contextlib.suppress(OSError):
+        for name in filter(pattern.fullmatch, os.listdir(target.parent)):
+            with contextlib.suppress(OSError):
+                stale = target.with_name(name)
+                fd = open_regular(stale, follow=False)
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    stale.unlink()
+                finally:
+                    os.close(fd)
+
+
+def _reserve(fd: int, length: int) -> None:
+    """Reserves the space of a file where the file system can."""
+    if length == 0:
+        return
+    try:
+        os.posix_fallocate(fd, 0, length)
+    except OSError as error:
+        if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.ENODEV):
+            raise
+
+
+def _publish(fd: int, temporary: Path, target: Path, *, named: bool, overwrite: bool) -> None:
+    """Gives a finished file its name; without `overwrite` never over a file that came meanwhile."""
+    if not named:
+        _link(fd, temporary if overwrite else target)
+    if overwrite:
+        check_target(target)
+        _replace(temporary, target)
+    elif named:
+        try:
+            target.hardlink_to(temporary)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            if os.path.lexists(target):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+            temporary.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _link(fd: int, path: Path) -> None:
+    """Gives a file without a name its first one."""
+    # With a folder named, Python asks the system to follow the link that stands for the file.
+    descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.link(str(fd), path, src_dir_fd=descriptors)
+    finally:
+        os.close(descriptors)
+
+
+def _replace(temporary: Path, target: Path) -> None:
+    """Puts a file in the place of another, whose blocks are given back in the background.
+
+    To give back those of a large file takes longer than to encrypt its successor, and nobody has to
+    wait for it.
+    """
+    try:
+        old = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        temporary.replace(target)
+        return
+    try:
+        temporary.replace(target)
+    finally:
+        try:
+            threading.Thread(target=os.close, args=(old,), name="old file", daemon=True).start()
+        except RuntimeError:
+            os.close(old)

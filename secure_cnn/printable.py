@@ -1,0 +1,85 @@
+"""Text from elsewhere, as it may be shown: the one place that decides what a name may do to a page.
+
+A name out of a file can move the cursor, turn the reading direction round, or look like markup of
+the library that prints it. Here it becomes text that only says what it holds.
+"""
+
+import unicodedata
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+__all__ = ["Terminal", "printable"]
+
+# Cc: terminals obey them. Cf: unseen, and some reverse the text behind them. Cs: no encoding has
+# them. Zl and Zp: some programs begin a new line there.
+_ESCAPED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+# Joiners are letters' business in Persian, in Indic scripts and in emoji, and move nothing.
+_JOINERS = "\u200c\u200d"
+_LAYOUT = "\n\t\N{ZERO WIDTH SPACE}"
+
+
+def printable(text: object, *, layout: bool = False) -> str:
+    r"""The text with everything unseen written out, as Python writes it: `\x1b`, `\u202e`.
+
+    Args:
+        text: What to show; `str` is taken of it.
+        layout: Whether line ends, tabs and places to break a word stay: for whole messages and
+            pages of ours, not for a name.
+
+    Example:
+        >>> printable("cat\x1b[2J\u202edog\n")
+        'cat\\x1b[2J\\u202edog\\n'
+    """
+    kept = _JOINERS + _LAYOUT if layout else _JOINERS
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(
+        mark
+        if mark in kept or unicodedata.category(mark) not in _ESCAPED
+        else mark.encode("unicode_escape").decode("ascii")
+        for mark in text
+    )
+
+
+class Terminal(Console):
+    r"""A console that obeys no text: what it is given to print, in tables too, is printed as it is.
+
+    No markup, no names of emoji, no highlighting, and `printable`. Where a style is wanted, print a
+    `rich.text.Text`, whose content is then the caller's to make `printable`.
+
+    Args:
+        stderr: Whether to print to standard error, where messages for people go, unwrapped.
+        wrap: Whether to wrap there all the same, as progress bars need it.
+        width: Columns; None takes those of the terminal.
+
+    Example:
+        >>> with (console := Terminal()).capture() as shown:
+        ...     console.print("[bold]cat[/] :cat: \x1b[2J")
+        >>> shown.get()
+        '[bold]cat[/] :cat: \\x1b[2J\n'
+    """
+
+    def __init__(
+        self, *, stderr: bool = False, wrap: bool = False, width: int | None = None
+    ) -> None:
+        super().__init__(
+            stderr=stderr,
+            width=width,
+            soft_wrap=stderr and not wrap,
+            markup=False,
+            emoji=False,
+            highlight=False,
+        )
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        r"""Every text that is printed passes here, cells and titles of tables as well.
+
+        Example:
+            >>> Terminal().render_str("[b]\x07").plain
+            '[b]\\x07'
+        """
+        plain = {"markup": False, "emoji": False, "highlight": False}
+        return super().render_str(printable(text, layout=True), **{**options, **plain})
