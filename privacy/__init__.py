@@ -15,6 +15,7 @@ from privacy.clipping.factors import (
 from privacy.errors import (
     AccountingError,
     BudgetExceeded,
+    LedgerError,
     PlanError,
     PrivacyError,
     StepError,
@@ -37,6 +38,7 @@ __all__ = [
     "FlatClipping",
     "GaussianSteps",
     "Ledger",
+    "LedgerError",
     "PerLayerClipping",
     "PhysicalBatches",
     "PlanError",

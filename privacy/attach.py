@@ -12,6 +12,7 @@ from torch import nn
 
 from privacy.clipping import Tape, Tuner, install, rule_of
 from privacy.errors import PlanError
+from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
 from privacy.private import Private
@@ -32,6 +33,7 @@ def attach(
     *,
     physical_batches: PhysicalBatches | None = None,
     tuner: Tuner | None = None,
+    ledger: Ledger | None = None,
 ) -> Private:
     """Makes the training of `model` on `dataset` follow `plan`.
 
@@ -48,6 +50,8 @@ def attach(
         dataset: A map-style data set of (image, label).
         physical_batches: How samples are cut; speed and memory only.
         tuner: Chooses the layers' kernels, or holds a choice made before; speed and memory only.
+        ledger: What was spent before, and where it is written down before each release: see
+            `Ledger.open`. By default an empty one in memory.
 
     Returns:
         The private training.
@@ -59,6 +63,7 @@ def attach(
             the message.
         StepError: The optimizer does not hold exactly the trainable parameters, they lie on several
             devices, or the model is attached already.
+        LedgerError: The ledger's file cannot be made.
 
     Example:
         >>> data = [(torch.rand(4), i % 2) for i in range(64)]
@@ -92,20 +97,21 @@ def attach(
     installation = install(model, tape, partial(rule_of, tuner=tuner))
     try:
         rehearse(model, images, parameters, tape)
+        return Private(
+            plan,
+            model,
+            optimizer,
+            dataset,
+            clipped,
+            parameters,
+            installation,
+            physical_batches or PhysicalBatches(),
+            SecureGenerator(),
+            Ledger() if ledger is None else ledger,
+        )
     except BaseException:
         installation.remove()
         raise
-    return Private(
-        plan,
-        model,
-        optimizer,
-        dataset,
-        clipped,
-        parameters,
-        installation,
-        physical_batches or PhysicalBatches(),
-        SecureGenerator(),
-    )
 
 
 def _check_plan(plan: DPPlan, samples: int) -> None:

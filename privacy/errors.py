@@ -3,6 +3,7 @@
 __all__ = [
     "AccountingError",
     "BudgetExceeded",
+    "LedgerError",
     "PlanError",
     "PrivacyError",
     "StepError",
@@ -60,5 +61,14 @@ class BudgetExceeded(PrivacyError, RuntimeError):
 
     Example:
         >>> issubclass(BudgetExceeded, PrivacyError)
+        True
+    """
+
+
+class LedgerError(PrivacyError, RuntimeError):
+    """A ledger's file cannot be read or written, or is in use; nothing was spent or released.
+
+    Example:
+        >>> issubclass(LedgerError, PrivacyError)
         True
     """

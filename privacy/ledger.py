@@ -1,17 +1,50 @@
 """The ledger: every noised step ever taken, append-only, in plain values for every checkpoint."""
 
-import operator
+import os
+import secrets
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
 
+from privacy._ledger_file import LedgerFile
 from privacy.accounting import GaussianSteps, epsilon_of
-from privacy.errors import PlanError
+from privacy.errors import LedgerError, PlanError
+from privacy.plan import DPPlan
 
 __all__ = ["Ledger"]
 
 
+@dataclass(frozen=True)
+class _Entry:
+    """What one session spent in a row; entries of unbound ledgers have no session."""
+
+    event: GaussianSteps
+    session: str = ""
+
+    @property
+    def kind(self) -> tuple[str, float, float]:
+        """What may be joined with its neighbour."""
+        return self.session, self.event.noise_multiplier, self.event.sampling_rate
+
+    def with_steps(self, steps: int) -> "_Entry":
+        return replace(self, event=replace(self.event, steps=steps))
+
+
 class Ledger:
     """What has been spent so far, as a class because it grows with training and never shrinks.
+
+    A training binds its ledger to its plan: from then on every step must be the plan's. It counts
+    its own steps under a session of its own, so that `resume` can tell a state from before (the
+    larger count holds) from the state of a training that ran beside it (both counts add up).
+
+    A ledger that is opened from a file is written, and on the disk, before each release: a training
+    that is killed, or goes back to an earlier state, has spent what it had spent. Keep the file
+    outside of the folder of the states, so that nobody puts both back together:
+
+        ledger = privacy.Ledger.open("spent.jsonl")
+        private = privacy.attach(plan, model, optimizer, data, ledger=ledger)
+        private.load_state_dict(state)  # where the training goes on
 
     Args:
         events: What had been spent before, for a training that goes on.
@@ -27,9 +60,58 @@ class Ledger:
     """
 
     def __init__(self, events: Sequence[GaussianSteps] = ()) -> None:
-        self._events: list[GaussianSteps] = []
+        self._entries: list[_Entry] = []
+        self._session = ""
+        self._plan: DPPlan | None = None
+        self._file: LedgerFile | None = None
         for event in events:
             self.record(event)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """A ledger kept in a file, which is made when a training binds it.
+
+        Guarantee: a step is on the disk before `record` returns, and so before it is released. A
+        last line that was cut off counts as a step. One training at a time has the file.
+
+        Args:
+            path: A ledger's file, or where there is none yet.
+
+        Raises:
+            LedgerError: It is no regular file or no ledger, is damaged, or another training has it.
+
+        Example:
+            >>> import tempfile
+            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     ledger = Ledger.open(f"{folder}/spent.jsonl")
+            ...     ledger.bind(plan)
+            ...     ledger.record(plan.event(steps=1))
+            ...     ledger.close()
+            ...     Ledger.open(f"{folder}/spent.jsonl").steps
+            1
+        """
+        ledger = cls()
+        ledger._file = file = LedgerFile(path)
+        if file.terms is not None:
+            try:
+                ledger._entries = [
+                    _entry({**file.terms, "steps": steps, "session": session})
+                    for session, steps in file.sessions.items()
+                ]
+            except (KeyError, TypeError, ValueError) as error:
+                raise LedgerError(f"{path}: its first line binds it to no plan: {error}") from error
+        return ledger
+
+    @property
+    def path(self) -> Path | None:
+        """The file it is kept in, if it is.
+
+        Example:
+            >>> Ledger().path is None
+            True
+        """
+        return None if self._file is None else self._file.path
 
     @property
     def events(self) -> tuple[GaussianSteps, ...]:
@@ -39,7 +121,10 @@ class Ledger:
             >>> Ledger().events
             ()
         """
-        return tuple(self._events)
+        joined: list[_Entry] = []
+        for entry in self._entries:
+            _append(joined, replace(entry, session=""))
+        return tuple(entry.event for entry in joined)
 
     @property
     def steps(self) -> int:
@@ -49,10 +134,47 @@ class Ledger:
             >>> Ledger([GaussianSteps(noise_multiplier=1.0, sampling_rate=0.1, steps=7)]).steps
             7
         """
-        return sum(event.steps for event in self._events)
+        return sum(entry.event.steps for entry in self._entries)
+
+    def bind(self, plan: DPPlan) -> None:
+        """Begins a session of `plan`: from now on every step must be the plan's.
+
+        Raises:
+            PlanError: The plan has no noise, or the ledger holds steps of another noise multiplier
+                or sampling rate, or its file is of another clipping norm.
+            LedgerError: The file cannot be made.
+
+        Example:
+            >>> ledger = Ledger()
+            >>> ledger.bind(DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0))
+            >>> ledger.record(GaussianSteps(noise_multiplier=1e6, sampling_rate=0.5, steps=1))
+            Traceback (most recent call last):
+            ...
+            privacy.errors.PlanError: ledger: expected steps of noise multiplier 1.0 and ...
+        """
+        for entry in self._entries:
+            _check_kind(entry.event, plan)
+        step = plan.event(steps=1)
+        terms = {
+            "noise_multiplier": step.noise_multiplier,
+            "sampling_rate": step.sampling_rate,
+            "max_grad_norm": float(plan.max_grad_norm),
+        }
+        if self._file is not None and self._file.terms is None:
+            self._file.create(terms)
+        elif self._file is not None and self._file.terms != terms:
+            raise PlanError(
+                f"ledger: {self.path} is bound to {self._file.terms}, the plan has {terms}; give "
+                "each plan a ledger of its own"
+            )
+        self._plan, self._session = plan, secrets.token_hex(8)
 
     def record(self, event: GaussianSteps) -> None:
-        """Appends what was just spent.
+        """Appends what is about to be spent; to the file first, where there is one.
+
+        Raises:
+            PlanError: The ledger is bound, and this is no step of its plan.
+            LedgerError: The file cannot be written; nothing was spent.
 
         Example:
             >>> ledger = Ledger()
@@ -60,18 +182,61 @@ class Ledger:
             >>> ledger.steps
             1
         """
-        last = self._events[-1] if self._events else None
-        if last and (last.noise_multiplier, last.sampling_rate) == (
-            event.noise_multiplier,
-            event.sampling_rate,
-        ):
-            self._events[-1] = GaussianSteps(
-                noise_multiplier=event.noise_multiplier,
-                sampling_rate=event.sampling_rate,
-                steps=last.steps + event.steps,
+        if self._plan is not None:
+            _check_kind(event, self._plan)
+        if self._file is not None:
+            if self._plan is None:
+                raise LedgerError(f"{self.path}: expected bind(plan) before the first step")
+            own = sum(e.event.steps for e in self._entries if e.session == self._session)
+            self._file.append(self._session, own + event.steps)
+        _append(self._entries, _Entry(event, self._session))
+
+    def resume(self, rows: object, *, most: int | None = None) -> None:
+        """Takes in what a state has spent, as its `to_list` said: of each session the larger count.
+
+        Guarantee: where this raises, nothing changed; what was spent never falls.
+
+        Args:
+            rows: What `to_list` gave when the state was taken.
+            most: Steps that may be spent in all, for instance the plan's.
+
+        Raises:
+            PlanError: These are no rows of a ledger, or of another noise multiplier or sampling
+                rate than the plan's, or more steps than `most` in all; or the ledger has no file,
+                and fewer steps than were taken here.
+            LedgerError: The ledger is not bound, or its file cannot be written.
+
+        Example:
+            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
+            >>> ledger = Ledger([plan.event(steps=2)])
+            >>> resumed = Ledger()
+            >>> resumed.bind(plan)
+            >>> resumed.resume(ledger.to_list(), most=plan.steps)
+            >>> resumed.steps
+            2
+        """
+        if self._plan is None:
+            raise LedgerError("ledger: expected bind(plan) before resume")
+        state = Ledger.from_list(rows)
+        for event in state.events:
+            _check_kind(event, self._plan)
+        if self._file is None and state.steps < self.steps:
+            raise PlanError(
+                f"ledger: {self.steps} steps were taken here, the checkpoint knows {state.steps}: "
+                "epsilon never falls"
             )
-        else:
-            self._events.append(event)
+        mine, theirs = self._by_session(), state._by_session()
+        merged = {name: max(mine.get(name, 0), theirs.get(name, 0)) for name in {**theirs, **mine}}
+        if most is not None and sum(merged.values()) > most:
+            raise PlanError(
+                f"ledger: the checkpoint knows {state.steps} steps, {self.steps} were taken here, "
+                f"together {sum(merged.values())}, and the plan has {most}; this is no state of it"
+            )
+        if self._file is not None:
+            for name in theirs:
+                if merged[name] > mine.get(name, 0):
+                    self._file.append(name, merged[name])
+        self._entries = [_Entry(self._plan.event(steps), name) for name, steps in merged.items()]
 
     def epsilon(self, delta: float) -> float:
         """What everything recorded costs together, at `delta`.
@@ -80,10 +245,10 @@ class Ledger:
             >>> Ledger().epsilon(1e-5)
             0.0
         """
-        return epsilon_of(self._events, delta)
+        return epsilon_of(self.events, delta)
 
     def to_list(self) -> list[dict[str, Any]]:
-        """The events as plain JSON values.
+        """The events as plain JSON values, for a checkpoint.
 
         Example:
             >>> Ledger().to_list()
@@ -91,15 +256,16 @@ class Ledger:
         """
         return [
             {
-                "noise_multiplier": e.noise_multiplier,
-                "sampling_rate": e.sampling_rate,
-                "steps": e.steps,
+                "noise_multiplier": entry.event.noise_multiplier,
+                "sampling_rate": entry.event.sampling_rate,
+                "steps": entry.event.steps,
+                **({"session": entry.session} if entry.session else {}),
             }
-            for e in self._events
+            for entry in self._entries
         ]
 
     @classmethod
-    def from_list(cls, rows: Sequence[Mapping[str, Any]]) -> "Ledger":
+    def from_list(cls, rows: object) -> "Ledger":
         """Reads back what `to_list` wrote.
 
         Raises:
@@ -110,18 +276,65 @@ class Ledger:
             >>> Ledger.from_list([row]).steps
             2
         """
+        ledger = cls()
         try:
-            return cls(
-                [
-                    GaussianSteps(
-                        noise_multiplier=float(row["noise_multiplier"]),
-                        sampling_rate=float(row["sampling_rate"]),
-                        steps=operator.index(row["steps"]),
-                    )
-                    for row in rows
-                ]
-            )
+            if not isinstance(rows, list | tuple):
+                raise TypeError(f"got {type(rows).__name__} in the place of the rows")
+            for row in rows:
+                _append(ledger._entries, _entry(row))
         except (KeyError, TypeError, ValueError) as error:
             raise PlanError(
                 f"ledger: expected noise_multiplier, sampling_rate and steps in each row: {error}"
             ) from error
+        return ledger
+
+    def close(self) -> None:
+        """Gives the file free for another training; this one cannot spend any more.
+
+        Example:
+            >>> Ledger().close()
+        """
+        if self._file is not None:
+            self._file.close()
+
+    def _by_session(self) -> dict[str, int]:
+        """Steps by session, in the order in which they began."""
+        steps: dict[str, int] = {}
+        for entry in self._entries:
+            steps[entry.session] = steps.get(entry.session, 0) + entry.event.steps
+        return steps
+
+
+def _append(entries: list[_Entry], entry: _Entry) -> None:
+    """Adds an entry, joined with the last one where both are of one kind."""
+    if entries and entries[-1].kind == entry.kind:
+        entries[-1] = entries[-1].with_steps(entries[-1].event.steps + entry.event.steps)
+    else:
+        entries.append(entry)
+
+
+def _entry(row: Mapping[str, Any]) -> _Entry:
+    """A row of `to_list`; exact types, since True is no step and "1" no noise."""
+    numbers = row["noise_multiplier"], row["sampling_rate"]
+    steps, session = row["steps"], row.get("session", "")
+    if type(steps) is not int or any(type(number) not in (int, float) for number in numbers):
+        raise TypeError(f"got {dict(row)}")
+    if not isinstance(session, str):
+        raise TypeError(f"got the session {session!r}")
+    return _Entry(
+        GaussianSteps(
+            noise_multiplier=float(numbers[0]), sampling_rate=float(numbers[1]), steps=steps
+        ),
+        session,
+    )
+
+
+def _check_kind(event: GaussianSteps, plan: DPPlan) -> None:
+    """Refuses steps that the plan does not take."""
+    own = plan.event(steps=1)
+    if (event.noise_multiplier, event.sampling_rate) != (own.noise_multiplier, own.sampling_rate):
+        raise PlanError(
+            f"ledger: expected steps of noise multiplier {own.noise_multiplier!r} and sampling "
+            f"rate {own.sampling_rate!r}, the plan's, got {event.noise_multiplier!r} and "
+            f"{event.sampling_rate!r}: what such steps cost is not what this plan's did"
+        )

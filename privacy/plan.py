@@ -7,6 +7,7 @@ by construction. What only changes speed (physical batch size, kernels) is delib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 from privacy.accounting import GaussianSteps, epsilon_of, noise_multiplier_for
@@ -14,6 +15,8 @@ from privacy.clipping.factors import Clipping, FlatClipping, clipping_of
 from privacy.errors import PlanError
 
 __all__ = ["DPPlan"]
+
+_OPTIONAL = ("noise_multiplier", "delta", "target_epsilon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +70,7 @@ class DPPlan:
     float_safe: bool = False
 
     def __post_init__(self) -> None:
+        self._check_types()
         if self.samples < 1:
             raise PlanError(f"samples: expected at least 1, got {self.samples}")
         if not 1 <= self.batch_size <= self.samples:
@@ -215,6 +219,20 @@ class DPPlan:
             return cls(**values)
         except TypeError as error:
             raise PlanError(f"plan: expected the values of plan.to_dict(): {error}") from error
+
+    def _check_types(self) -> None:
+        """Refuses what is no number, and whole numbers that are none: a file may hold anything."""
+        for name in ("samples", "batch_size"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Integral):
+                raise PlanError(f"{name}: expected a whole number, got {value!r}")
+        for name in ("epochs", "max_grad_norm", "noise_multiplier", "delta", "target_epsilon"):
+            value, optional = getattr(self, name), name in _OPTIONAL
+            fine = isinstance(value, Real) and not isinstance(value, bool)
+            if not fine and not (optional and value is None):
+                raise PlanError(f"{name}: expected a number, got {value!r}")
+        if not isinstance(self.float_safe, bool):
+            raise PlanError(f"float_safe: expected True or False, got {self.float_safe!r}")
 
     def _check_delta(self, delta: float) -> None:
         """Refuses a delta that would allow publishing somebody's record outright."""

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from privacy.clipping import Installation, describe
-from privacy.clipping.factors import AdaptiveClipping
+from privacy.clipping.factors import LARGEST_NORM, SMALLEST_NORM, AdaptiveClipping
 from privacy.errors import BudgetExceeded, PlanError, StepError
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
@@ -56,13 +56,15 @@ class Private:
         installation: Installation,
         physical_batches: PhysicalBatches,
         generator: SecureGenerator,
+        ledger: Ledger,
     ) -> None:
         self.plan, self.model, self.optimizer = plan, model, optimizer
         self.non_finite = 0
         self._dataset, self._physical_batches = dataset, physical_batches
         self._clipped, self._parameters, self._installation = clipped, parameters, installation
         self._generator = generator
-        self._ledger = Ledger()
+        self._ledger = ledger
+        ledger.bind(plan)
         self._pending: PhysicalBatch | None = None
         self._stepping = False
         self._sampling = object()
@@ -268,9 +270,14 @@ class Private:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state_dict` was taken: epsilon never falls, noise and sampling are fresh.
 
+        What was spent afterwards is the state's or what was spent here, whichever is more, and both
+        where neither came from the other: see `Ledger.resume`. Where this raises, nothing changed.
+
         Raises:
-            PlanError: The state is not one, is of another plan, or of fewer steps than were taken
-                here already.
+            PlanError: The state is not one, is of another plan, holds steps that the plan does not
+                take, or more of them than it has; or the ledger has no file, and the state is of
+                fewer steps than were taken here already.
+            LedgerError: The ledger's file cannot be written.
 
         Example:
             >>> from privacy import attach
@@ -285,18 +292,13 @@ class Private:
                 f"plan: the checkpoint was trained under {plan.to_dict()}, this training plans "
                 f"{self.plan.to_dict()}; resume with the checkpoint's own settings"
             )
-        ledger = Ledger.from_list(state.get("ledger", None))
-        if ledger.steps < self.steps:
-            raise PlanError(
-                f"ledger: {self.steps} steps were taken here, the checkpoint knows {ledger.steps}: "
-                "epsilon never falls"
-            )
-        self._clipped.max_grad_norm = self._norm_of(state)
-        self._ledger = ledger
+        norm = self._norm_of(state)
+        self._ledger.resume(state.get("ledger"), most=self.plan.steps)
+        self._clipped.max_grad_norm = norm
         self._drop_sample()
 
     def detach(self) -> None:
-        """Gives every layer its own forward back; the private training cannot go on.
+        """Gives every layer its own forward back, and the ledger's file; no step can follow.
 
         Example:
             >>> from privacy import attach
@@ -308,13 +310,18 @@ class Private:
             False
         """
         self._installation.remove()
+        self._ledger.close()
 
     def _norm_of(self, state: Mapping[str, Any]) -> float:
         """The clipping norm of a state; one that never changes may be missing in an old one."""
-        fixed = not isinstance(self.plan.clipping, AdaptiveClipping)
-        norm = state.get("max_grad_norm", self.plan.max_grad_norm if fixed else None)
-        valid = isinstance(norm, (int, float)) and math.isfinite(norm) and norm > 0
-        if not valid or (fixed and norm != self.plan.max_grad_norm):
+        adaptive = isinstance(self.plan.clipping, AdaptiveClipping)
+        norm = state.get("max_grad_norm", None if adaptive else self.plan.max_grad_norm)
+        valid = type(norm) in (int, float) and math.isfinite(norm) and norm > 0
+        if valid and not (adaptive and state.get("ledger")):
+            valid = norm == self.plan.max_grad_norm
+        elif valid:
+            valid = SMALLEST_NORM <= norm <= LARGEST_NORM
+        if not valid:
             raise PlanError(
                 f"max_grad_norm: expected the clipping norm that the plan had come to, got {norm!r}"
             )

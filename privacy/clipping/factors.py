@@ -31,7 +31,7 @@ _ROUNDING = 1e-5
 _COUNT_GRID = 2.0**-20
 """The noise of a count is a multiple of this: a count of halves and such a number add exactly."""
 
-_SMALLEST_NORM, _LARGEST_NORM = 1e-12, 1e12
+SMALLEST_NORM, LARGEST_NORM = 1e-12, 1e12
 """An adaptive clipping norm stays in here, so that float32 can hold a clipped gradient."""
 
 
@@ -326,7 +326,7 @@ class AdaptiveClipping(Clipping):
         noised = count + round(noise / _COUNT_GRID) * _COUNT_GRID
         fraction = noised / batch_size + 0.5
         followed = max_grad_norm * math.exp(-self.learning_rate * (fraction - self.quantile))
-        return min(max(followed, _SMALLEST_NORM), _LARGEST_NORM)
+        return min(max(followed, SMALLEST_NORM), LARGEST_NORM)
 
 
 _KINDS: Mapping[str, type[Clipping]] = {
