@@ -1,4 +1,4 @@
-"""The adapter to Opacus' accountants; with `privacy/opacus.py` the only importer of Opacus."""
+"""The adapter to Opacus' accountants; with `privacy/opacus/` the only importer of Opacus."""
 
 import warnings
 

@@ -814,8 +814,6 @@ def test_a_schedule_of_the_learning_rate_works():
     published_epoch(model, loader, optimizer)
     schedule.step()
     assert optimizer.original_optimizer.param_groups[0]["lr"] == pytest.approx(0.05)
-    with pytest.raises(AttributeError):
-        optimizer.noise_multiplier = 0.1
     with pytest.raises(StepError, match="cannot join"):
         optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
 

@@ -13,8 +13,10 @@ from torch.utils.data import DataLoader
 
 from privacy._fused.loader import Samples, first_images, plan_for, poisson_loader
 from privacy._fused.module import FusedModule, Outputs
+from privacy._fused.offers import check_settings, refuse_adaptive
 from privacy._fused.optimizer import FusedOptimizer
-from privacy._fused.settings import check_settings, refuse_adaptive
+from privacy._fused.settings import Account
+from privacy._fused.writes import ENGINE, RefusedAttribute, refusal
 from privacy.clipping import Tape, install, rule_of
 from privacy.errors import PlanError, StepError
 from privacy.plan import DPPlan
@@ -22,11 +24,15 @@ from privacy.update import ClippedSum
 from privacy.validate import check_layers, probe, rehearse, trainable_parameters
 
 __all__ = [
+    "ENGINE",
+    "Account",
     "FusedModule",
     "FusedOptimizer",
+    "RefusedAttribute",
     "check_settings",
     "fuse",
     "plan_for",
+    "refusal",
     "refuse_adaptive",
 ]
 
@@ -38,11 +44,13 @@ def fuse(
     loader: DataLoader[Any],
     *,
     loss_reduction: str,
+    account: Account,
 ) -> tuple[FusedModule, FusedOptimizer, DataLoader[Any]]:
     """The private three; module and optimizer stay as they were where this raises.
 
     Raises:
-        PlanError: The plan has no noise, or the loader's batches have no tensor of inputs.
+        PlanError: The plan has no noise, the account holds what does not fit it, or the loader's
+            batches have no tensor of inputs.
         StepError: The optimizer does not fit the module, or the module is private already.
         UnsupportedLayer: A layer mixes examples or cannot be recorded.
     """
@@ -57,6 +65,8 @@ def fuse(
     check_layers(module)
     images = first_images(loader).to(next(iter(parameters.values())).device)
     probe(module, images)
+    event = plan.event(steps=1)
+    account.expect(noise_multiplier=event.noise_multiplier, sampling_rate=event.sampling_rate)
     tape, outputs = Tape(), Outputs()
     installation = install(module, tape, rule_of)
     try:
@@ -75,6 +85,7 @@ def fuse(
         clipped=ClippedSum(parameters, tape, max_grad_norm=plan.max_grad_norm),
         outputs=outputs,
         samples=samples,
+        account=account,
     )
     batches = poisson_loader(loader, samples, rate=plan.sampling_rate)
     return FusedModule(module, outputs, installation), private, batches

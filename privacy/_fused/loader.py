@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
 
+from privacy._fused.writes import LOADER, refusal
 from privacy.errors import PlanError, StepError
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
@@ -19,6 +20,10 @@ from privacy.sampling import sample_indices
 __all__ = ["Samples", "first_images", "plan_for", "poisson_loader"]
 
 _PROBED_EXAMPLES = 3
+_READING = frozenset(
+    {"pin_memory", "pin_memory_device", "timeout", "worker_init_fn", "multiprocessing_context"}
+)
+"""What of a loader may be written later."""
 
 
 class Samples:
@@ -101,6 +106,11 @@ class Samples:
 class _PoissonSampler(Sampler[list[int]]):
     """Draws each step's sample, as indices; a step an original batch."""
 
+    def __setattr__(self, name: str, value: object) -> None:
+        if not name.startswith("_"):
+            raise refusal(self, name, LOADER)
+        super().__setattr__(name, value)
+
     def __init__(self, samples: Samples, *, population: int, rate: float, steps: int) -> None:
         self._samples, self._generator = samples, SecureGenerator()
         self._population, self._rate, self._steps = population, rate, steps
@@ -144,6 +154,24 @@ def _zeros_like(batch: Any) -> Any:
     )
 
 
+class _PoissonLoader(DataLoader[Any]):
+    """A loader whose samples and settings stay; how examples are read and stacked may change."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        made = vars(self).get("_made", False)
+        if made and name == "collate_fn":
+            value = _Collate(value, self.dataset)  # type: ignore[arg-type]
+        elif made and not (name.startswith("_") or name in _READING):
+            raise refusal(self, name, LOADER)
+        super().__setattr__(name, value)
+
+    @property
+    def sample_rate(self) -> float:
+        """The probability of each example to be in a batch."""
+        sampler: Any = self.batch_sampler
+        return float(sampler._rate)
+
+
 def poisson_loader(loader: DataLoader[Any], samples: Samples, *, rate: float) -> DataLoader[Any]:
     """The loader with Poisson samples for batches: as many a pass as it had batches.
 
@@ -160,7 +188,7 @@ def poisson_loader(loader: DataLoader[Any], samples: Samples, *, rate: float) ->
         4
     """
     dataset: Any = loader.dataset
-    return DataLoader(
+    private = _PoissonLoader(
         dataset,
         batch_sampler=_PoissonSampler(
             samples, population=len(dataset), rate=rate, steps=len(loader)
@@ -174,6 +202,8 @@ def poisson_loader(loader: DataLoader[Any], samples: Samples, *, rate: float) ->
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,
     )
+    private._made = True
+    return private
 
 
 def plan_for(loader: DataLoader[Any], max_grad_norm: Any, *, epochs: int) -> DPPlan:

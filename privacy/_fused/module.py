@@ -1,11 +1,12 @@
 """The user's module, and the cut between its outputs and the user's loss."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
+from privacy._fused.writes import MODULE, refusal
 from privacy.clipping import Installation
 from privacy.errors import StepError, UnsupportedLayer
 
@@ -121,15 +122,31 @@ class FusedModule(nn.Module):
         self, module: nn.Module, outputs: Outputs, installation: Installation | None = None
     ) -> None:
         super().__init__()
-        self._module = module
         self._outputs: Outputs | None = outputs
         self._installation = installation
+        # Last: from here on a write is followed or refused.
+        self._module = module
 
     def __getattr__(self, name: str) -> Any:
         try:
             return super().__getattr__(name)
         except AttributeError:
-            return getattr(super().__getattr__("_module"), name)
+            module = super().__getattr__("_module")
+            if name in MODULE and not hasattr(module, name):
+                raise refusal(self, name, MODULE) from None
+            return getattr(module, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        module = vars(self).get("_modules", {}).get("_module")
+        if module is None or name == "training" or (name.startswith("_") and name in vars(self)):
+            super().__setattr__(name, value)
+        elif hasattr(module, name) and not hasattr(nn.Module, name):
+            setattr(module, name, value)
+        else:
+            raise refusal(self, name, MODULE)
+
+    def __delattr__(self, name: str) -> None:
+        delattr(self._module, name)
 
     def forward(self, *inputs: Any, **settings: Any) -> Any:
         """The module's outputs.
@@ -156,6 +173,43 @@ class FusedModule(nn.Module):
         if self._outputs is not None:
             self._outputs.forget()
         super().zero_grad(set_to_none)
+
+    def set_grad_sample_to_none(self) -> None:
+        """As in Opacus; there is nothing to drop but the backward pass under way."""
+        self.zero_grad()
+
+    def del_grad_sample(self) -> None:
+        """As `set_grad_sample_to_none`."""
+        self.zero_grad()
+
+    def forbid_grad_accumulation(self) -> None:
+        """It is forbidden always."""
+
+    def cleanup(self) -> None:
+        """Ends the private training, as `to_standard_module`."""
+        self.to_standard_module()
+
+    def add_module(self, name: str, module: nn.Module | None) -> NoReturn:
+        """Refused: it would be put on the wrapper."""
+        raise refusal(self, "add_module", MODULE)
+
+    def register_module(self, name: str, module: nn.Module | None) -> NoReturn:
+        """Refused: it would be put on the wrapper."""
+        raise refusal(self, "register_module", MODULE)
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> NoReturn:
+        """Refused: it would be put on the wrapper."""
+        raise refusal(self, "register_parameter", MODULE)
+
+    def register_buffer(
+        self, name: str, tensor: torch.Tensor | None, persistent: bool = True
+    ) -> NoReturn:
+        """Refused: it would be put on the wrapper."""
+        raise refusal(self, "register_buffer", MODULE)
+
+    def compile(self, *args: Any, **settings: Any) -> NoReturn:
+        """Refused: a compiled module cannot be recorded."""
+        raise refusal(self, "compile", MODULE)
 
     def to_standard_module(self) -> nn.Module:
         """The module itself, plain again; the private training cannot go on.

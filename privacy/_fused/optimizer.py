@@ -1,14 +1,18 @@
 """The user's optimizer, fed with clipped and noised gradients."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
 from privacy._fused.loader import Samples
 from privacy._fused.module import Outputs
-from privacy.errors import BudgetExceeded, PlanError, StepError
+from privacy._fused.resumption import checked_ledger
+from privacy._fused.settings import Account, Settings
+from privacy._fused.writes import OPTIMIZER, Followed, refusal
+from privacy.accounting import GaussianSteps, epsilon_of
+from privacy.errors import BudgetExceeded, StepError
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
@@ -18,19 +22,29 @@ from privacy.validate import check_layers, check_trainable
 __all__ = ["FusedOptimizer"]
 
 
-class FusedOptimizer(torch.optim.Optimizer):
+class FusedOptimizer(Followed, Settings, torch.optim.Optimizer):
     """The user's optimizer, which `step` gives a clipped and noised gradient.
 
-    Guarantee: one noised step for each Poisson sample, written down before the optimizer sees its
-    gradient; never more steps than the target epsilon allows.
+    Guarantee: one noised step for each Poisson sample, written down with its own noise before the
+    optimizer sees its gradient; never more than the target epsilon allows.
 
     Attributes:
         original_optimizer: The optimizer that was given.
-        plan: What the training follows.
+        plan: What the training began with.
         ledger: What it has spent.
         non_finite: Examples whose gradient was not finite and counted as zero. Not covered by
             epsilon: do not publish.
     """
+
+    followed = frozenset(
+        {
+            *("noise_multiplier", "max_grad_norm", "expected_batch_size", "loss_reduction"),
+            *("step_hook", "generator", "secure_mode", "param_groups", "state", "defaults"),
+            # What torch's schedulers of the learning rate put on an optimizer.
+            *("step", "_opt_called"),
+        }
+    )
+    refused = OPTIMIZER
 
     def __init__(
         self,
@@ -43,40 +57,48 @@ class FusedOptimizer(torch.optim.Optimizer):
         clipped: ClippedSum,
         outputs: Outputs,
         samples: Samples,
+        account: Account,
     ) -> None:
-        # Not `super().__init__`: state and groups stay the original's, by `__getattr__`.
-        self.original_optimizer, self.plan = optimizer, plan
-        self.loss_reduction = loss_reduction
-        self.ledger = Ledger()
-        self.non_finite = 0
-        self._module, self._parameters = module, dict(parameters)
-        self._clipped, self._outputs, self._samples = clipped, outputs, samples
-        self._generator = SecureGenerator()
-        self._noised: dict[str, torch.Tensor] = {}
+        # Not `super().__init__`: state and groups stay the original's.
+        assert plan.noise_multiplier is not None, "the engine makes plans with their noise"
+        vars(self).update(
+            original_optimizer=optimizer,
+            plan=plan,
+            ledger=Ledger(),
+            non_finite=0,
+            _module=module,
+            _parameters=dict(parameters),
+            _clipped=clipped,
+            _outputs=outputs,
+            _samples=samples,
+            _account=account,
+            _generator=SecureGenerator(),
+            _noised={},
+            _noise_multiplier=plan.noise_multiplier,
+            _batch_size=plan.batch_size,
+            _loss_reduction=loss_reduction,
+            _step_hook=None,
+        )
 
     def __getattr__(self, name: str) -> Any:
         if name == "original_optimizer":
             raise AttributeError(name)
+        if name in self.refused:
+            raise refusal(self, name, self.refused)
         return getattr(self.original_optimizer, name)
+
+    def __getstate__(self) -> NoReturn:
+        raise StepError(
+            "a private optimizer is not copied or pickled: two would step on one sample; save "
+            "its state_dict() and load that after make_private"
+        )
 
     def __repr__(self) -> str:
         return f"FusedOptimizer({self.original_optimizer!r})"
 
-    @property
-    def noise_multiplier(self) -> float:
-        """Noise over C; fixed."""
-        assert self.plan.noise_multiplier is not None, "the engine makes plans with their noise"
-        return self.plan.noise_multiplier
-
-    @property
-    def max_grad_norm(self) -> float:
-        """C; fixed."""
-        return self.plan.max_grad_norm
-
-    @property
-    def expected_batch_size(self) -> int:
-        """Expected examples in a Poisson sample."""
-        return self.plan.batch_size
+    def attach_step_hook(self, fn: Callable[[Settings], None]) -> None:
+        """Sets `step_hook`; Opacus loses its account by that, this one does not."""
+        self.step_hook = fn
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Clips each example of the batch; adds noise and steps when the sample is complete.
@@ -89,12 +111,9 @@ class FusedOptimizer(torch.optim.Optimizer):
                 elsewhere than the module's outputs.
             UnsupportedLayer: A layer mixes examples.
             BudgetExceeded: The steps that the target epsilon allows are spent.
+            PlanError: The account holds what is not a history.
         """
-        if self.plan.target_epsilon is not None and self.ledger.steps >= self.plan.steps:
-            raise BudgetExceeded(
-                f"the {self.plan.steps} steps that target_epsilon={self.plan.target_epsilon:g} "
-                "allows are spent; the next one was not taken"
-            )
+        self._check_budget()
         result = None
         if closure is not None:
             with torch.enable_grad():
@@ -107,7 +126,7 @@ class FusedOptimizer(torch.optim.Optimizer):
         if self._samples.seen == 0:
             self._clipped.reset()
         losses = self._outputs.losses(loss_reduction=self.loss_reduction)
-        self.non_finite += self._clipped.add(losses, mask)
+        vars(self)["non_finite"] += self._clipped.add(losses, mask)
         last = self._samples.last
         self._samples.advance(rows)
         self._outputs.step()
@@ -134,8 +153,8 @@ class FusedOptimizer(torch.optim.Optimizer):
             StepError: Always.
         """
         raise StepError(
-            "parameters cannot join a private training under way: give the optimizer all of them "
-            "before make_private"
+            "add_param_group: parameters cannot join a private training under way: give the "
+            "optimizer all of them before make_private"
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,26 +166,47 @@ class FusedOptimizer(torch.optim.Optimizer):
         """Goes on where `state_dict` was taken: epsilon never falls, noise and sampling are fresh.
 
         Raises:
-            PlanError: The state has no ledger, is of another plan, or of fewer steps than here.
+            PlanError: The state has no ledger, is of another plan, of fewer steps than here, or
+                holds steps that a training with this plan did not take.
         """
-        privacy = state_dict.get("privacy")
-        if not isinstance(privacy, Mapping) or privacy.get("plan") != self.plan.to_dict():
-            raise PlanError(
-                'optimizer state: expected the plan of this training under "privacy", got '
-                f"{privacy if privacy is None else dict(privacy).get('plan')}; resume from the "
-                "state_dict() of this optimizer, with the settings it was made with"
-            )
-        ledger = Ledger.from_list(privacy.get("ledger", None))
-        if ledger.steps < self.ledger.steps:
-            raise PlanError(
-                f"ledger: {self.ledger.steps} steps were taken here, the state knows "
-                f"{ledger.steps}: epsilon never falls"
-            )
+        least = self.plan.noise_multiplier or 0.0
+        ledger = checked_ledger(
+            state_dict,
+            plan=self.plan,
+            noise_multiplier=max(least, self.noise_multiplier),
+            spent=self.ledger,
+        )
         own = {key: value for key, value in state_dict.items() if key != "privacy"}
         self.original_optimizer.load_state_dict(own)
-        self.ledger = ledger
+        vars(self)["ledger"] = ledger
         self._samples.begin()
         self._outputs.step()
+        self._account.cover(ledger.events)
+
+    def _check_budget(self) -> None:
+        """Refuses the step that would exceed the target."""
+        target, plan = self.plan.target_epsilon, self.plan
+        if target is None:
+            return
+        spent = self._account.events
+        steps = max(self.ledger.steps, sum(event.steps for event in spent))
+        planned = all(
+            event.noise_multiplier >= (plan.noise_multiplier or 0.0)
+            and event.sampling_rate <= plan.sampling_rate
+            for event in spent
+        )
+        if planned:
+            exceeded = steps >= plan.steps
+        else:
+            event = GaussianSteps(
+                noise_multiplier=self.noise_multiplier, sampling_rate=plan.sampling_rate, steps=1
+            )
+            exceeded = epsilon_of([*spent, event], plan.delta_or_own(None)) > target
+        if exceeded:
+            raise BudgetExceeded(
+                f"the {plan.steps} steps that target_epsilon={target:g} allows are spent; the next "
+                "one was not taken"
+            )
 
     def _check_gradients(self) -> None:
         """Refuses gradients that did not come through the module's outputs."""
@@ -181,18 +221,33 @@ class FusedOptimizer(torch.optim.Optimizer):
                 "module that make_private returned, so it is not clipped; leave penalties on "
                 "parameters to the optimizer's weight_decay, and call the returned module"
             )
+        written = [
+            f"{name}.{kept}"
+            for name, p in self._parameters.items()
+            for kept in ("grad_sample", "summed_grad")
+            if getattr(p, kept, None) is not None
+        ]
+        if written:
+            raise StepError(
+                f"{', '.join(written)}: nothing here reads it, and no gradient of an example is "
+                'kept; change the loss instead, or choose grad_sample_mode="hooks"'
+            )
 
     def _release(self) -> None:
         """Adds the noise, writes it down, and only then lets the optimizer see the gradient."""
+        noise, rate = self.noise_multiplier, self.plan.sampling_rate
         gradients = self._clipped.noised_mean(
             self._generator,
-            noise_multiplier=self.noise_multiplier,
-            batch_size=self.plan.batch_size if self.loss_reduction == "mean" else 1,
+            noise_multiplier=noise,
+            batch_size=self.expected_batch_size if self.loss_reduction == "mean" else 1,
         )
-        self.ledger.record(self.plan.event(steps=1))
+        self.ledger.record(GaussianSteps(noise_multiplier=noise, sampling_rate=rate, steps=1))
+        self._account.step(noise_multiplier=noise, sample_rate=rate)
         # A frozen parameter may hold a raw gradient from before: the optimizer must not see it.
         self.original_optimizer.zero_grad()
         self._noised = dict(zip(self._parameters, gradients, strict=True))
         for name, gradient in self._noised.items():
             self._parameters[name].grad = gradient
+        if self._step_hook is not None:
+            self._step_hook(self)
         self.original_optimizer.step()

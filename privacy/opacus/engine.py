@@ -1,8 +1,6 @@
-"""Drop-in for people who use Opacus: the same interface, with our private step behind it.
+"""The engine: what Opacus' users call, and what has become of it.
 
-Switching is one import: `from privacy.opacus import PrivacyEngine`. In the mode "fused", the
-default, step, sampling, noise and accounting are those of `privacy`; every other `grad_sample_mode`
-is Opacus' own engine, unchanged.
+Every attribute that they write is followed, or refused by name: see `privacy._fused.writes`.
 """
 
 import dataclasses
@@ -16,18 +14,28 @@ from opacus.validators import ModuleValidator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from privacy._fused import FusedOptimizer, check_settings, fuse, plan_for, refuse_adaptive
-from privacy.accounting import GaussianSteps, epsilon_of
+from privacy._fused import (
+    ENGINE,
+    FusedOptimizer,
+    check_settings,
+    fuse,
+    plan_for,
+    refusal,
+    refuse_adaptive,
+)
 from privacy.errors import PlanError, PrivacyError, UnsupportedLayer
+from privacy.opacus._account import Account, PRVAccount, RDPAccount
+from privacy.opacus._checkpoint import Checkpoints
+from privacy.plan import DPPlan
 from privacy.validate import check_layers, fix, mixing_layers
 
 __all__ = ["PrivacyEngine"]
 
 _FUSED = "fused"
-_ACCOUNTANTS = ("prv", "rdp")
+_ACCOUNTANTS: dict[str, type[Account]] = {"prv": PRVAccount, "rdp": RDPAccount}
 
 
-class PrivacyEngine:
+class PrivacyEngine(Checkpoints):
     """Opacus' `PrivacyEngine` with `grad_sample_mode="fused"` added, and that the default.
 
     Guarantee, in the fused mode: what `optimizer.step()` writes to the parameters is
@@ -67,21 +75,44 @@ class PrivacyEngine:
         0.8
     """
 
+    _account: Any
+    _mechanism: str
+    _secure_mode: bool
+    _trainings: list[FusedOptimizer]
+
     def __init__(self, *, accountant: str = "prv", secure_mode: bool = False) -> None:
-        self._mechanism, self.secure_mode = accountant, secure_mode
-        self._trainings: list[FusedOptimizer] = []
-        self._original: Any = None
+        account = _ACCOUNTANTS.get(accountant)
+        # Opacus' own, where it has one of another name: for its own modes only.
+        made = account() if account is not None else create_accountant(mechanism=accountant)
+        vars(self).update(_mechanism=accountant, _secure_mode=secure_mode, _account=made)
+        vars(self).update(_trainings=[], _original=None)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name not in vars(self) or not name.startswith("_"):
+            raise refusal(self, name, ENGINE)
+        super().__setattr__(name, value)
 
     @property
     def accountant(self) -> Any:
-        """One of Opacus' accountants, with all that was spent in its history."""
-        if self._original is not None:
-            return self._original.accountant
-        accountant = create_accountant(mechanism=self._mechanism)
-        accountant.history = [
-            (event.noise_multiplier, event.sampling_rate, event.steps) for event in self._events()
-        ]
-        return accountant
+        """The engine's account, one of Opacus' accountants: what is written to it counts.
+
+        Example:
+            >>> engine = PrivacyEngine()
+            >>> engine.accountant.step(noise_multiplier=1.0, sample_rate=0.1)
+            >>> round(engine.get_epsilon(1e-3), 2)
+            0.78
+        """
+        return self._account
+
+    @property
+    def secure_mode(self) -> bool:
+        """As it was given; the fused mode's noise is cryptographic in any case.
+
+        Example:
+            >>> PrivacyEngine().secure_mode
+            False
+        """
+        return self._secure_mode
 
     def make_private(  # noqa: PLR0913  (Opacus' interface)
         self,
@@ -147,7 +178,7 @@ class PrivacyEngine:
         }
         given = {name: value for name, value in adaptive.items() if value is not None}
         if grad_sample_mode != _FUSED:
-            return self._opacus().make_private(
+            made = self._opacus().make_private(
                 module=module,
                 optimizer=optimizer,
                 criterion=nn.CrossEntropyLoss() if criterion is None else criterion,
@@ -164,14 +195,13 @@ class PrivacyEngine:
                 rand_on_empty=rand_on_empty,
                 **given,
             )
+            return self._noted(made, data_loader)
         refuse_adaptive(given)
         check_settings(batch_first, poisson_sampling, clipping, noise_generator, wrap_model)
         self._check_engine(target=False)
         plan = plan_for(data_loader, max_grad_norm, epochs=1)
         plan = dataclasses.replace(plan, noise_multiplier=noise_multiplier)
-        three = fuse(plan, module, optimizer, data_loader, loss_reduction=loss_reduction)
-        self._trainings.append(three[1])
-        return three
+        return self._fuse(plan, module, optimizer, data_loader, loss_reduction)
 
     def make_private_with_epsilon(  # noqa: PLR0913  (Opacus' interface)
         self,
@@ -205,7 +235,7 @@ class PrivacyEngine:
             UnsupportedLayer: As for `make_private`.
         """
         if grad_sample_mode != _FUSED:
-            return self._opacus().make_private_with_epsilon(
+            made = self._opacus().make_private_with_epsilon(
                 module=module,
                 optimizer=optimizer,
                 criterion=nn.CrossEntropyLoss() if criterion is None else criterion,
@@ -222,13 +252,12 @@ class PrivacyEngine:
                 grad_sample_mode=grad_sample_mode,
                 wrap_model=wrap_model,
             )
+            return self._noted(made, data_loader)
         check_settings(batch_first, poisson_sampling, clipping, noise_generator, wrap_model)
         self._check_engine(target=True)
         plan = plan_for(data_loader, max_grad_norm, epochs=epochs)
         plan = plan.calibrate(epsilon=target_epsilon, delta=target_delta)
-        three = fuse(plan, module, optimizer, data_loader, loss_reduction=loss_reduction)
-        self._trainings.append(three[1])
-        return three
+        return self._fuse(plan, module, optimizer, data_loader, loss_reduction)
 
     def get_epsilon(self, delta: float) -> float:
         """Epsilon of everything spent so far, at `delta` in (0, 1).
@@ -237,9 +266,7 @@ class PrivacyEngine:
             >>> PrivacyEngine().get_epsilon(1e-5)
             0.0
         """
-        if self._original is not None:
-            return float(self._original.get_epsilon(delta))
-        return epsilon_of(self._events(), delta)
+        return float(self._account.get_epsilon(delta))
 
     def is_compatible(
         self, *, module: nn.Module, optimizer: Any = None, data_loader: Any = None
@@ -292,69 +319,34 @@ class PrivacyEngine:
         cls().validate(module=module)
         return module
 
-    def save_checkpoint(
+    def _fuse(
         self,
-        *,
-        path: Any,
+        plan: DPPlan,
         module: nn.Module,
-        optimizer: Any = None,
-        noise_scheduler: Any = None,
-        grad_clip_scheduler: Any = None,
-        checkpoint_dict: dict[str, Any] | None = None,
-        module_state_dict_kwargs: dict[str, Any] | None = None,
-        torch_save_kwargs: dict[str, Any] | None = None,
-    ) -> None:
-        """Opacus' own in its modes; refused in the fused mode, for it is a pickle.
-
-        Raises:
-            PlanError: No training of this engine is in one of Opacus' modes.
-
-        Example:
-            >>> PrivacyEngine().save_checkpoint(path="model.pt", module=nn.Linear(4, 2))
-            Traceback (most recent call last):
-            ...
-            privacy.errors.PlanError: checkpoint: Opacus' format is a pickle, which runs code ...
-        """
-        self._pickling().save_checkpoint(
-            path=path,
-            module=module,
-            optimizer=optimizer,
-            noise_scheduler=noise_scheduler,
-            grad_clip_scheduler=grad_clip_scheduler,
-            checkpoint_dict=checkpoint_dict,
-            module_state_dict_kwargs=module_state_dict_kwargs,
-            torch_save_kwargs=torch_save_kwargs,
-        )
-
-    def load_checkpoint(
-        self,
-        *,
-        path: Any,
-        module: nn.Module,
-        optimizer: Any = None,
-        noise_scheduler: Any = None,
-        grad_clip_scheduler: Any = None,
-        module_load_dict_kwargs: dict[str, Any] | None = None,
-        torch_load_kwargs: dict[str, Any] | None = None,
+        optimizer: torch.optim.Optimizer,
+        data_loader: DataLoader[Any],
+        loss_reduction: str,
     ) -> Any:
-        """Opacus' own in its modes, as `save_checkpoint`; it trusts the file with running code.
-
-        Raises:
-            PlanError: No training of this engine is in one of Opacus' modes.
-        """
-        return self._pickling().load_checkpoint(
-            path=path,
-            module=module,
-            optimizer=optimizer,
-            noise_scheduler=noise_scheduler,
-            grad_clip_scheduler=grad_clip_scheduler,
-            module_load_dict_kwargs=module_load_dict_kwargs,
-            torch_load_kwargs=torch_load_kwargs,
+        """The private three, on this engine's account."""
+        three = fuse(
+            plan,
+            module,
+            optimizer,
+            data_loader,
+            loss_reduction=loss_reduction,
+            account=self._account,
         )
+        self._trainings.append(three[1])
+        return three
 
-    def _events(self) -> list[GaussianSteps]:
-        """Everything spent in the fused mode."""
-        return [event for training in self._trainings for event in training.ledger.events]
+    def _noted(self, made: Any, data_loader: DataLoader[Any]) -> Any:
+        """What Opacus made, after the account has heard with what it trains."""
+        if isinstance(self._account, Account):
+            self._account.expect(
+                noise_multiplier=float(made[1].noise_multiplier),
+                sampling_rate=1 / len(data_loader),
+            )
+        return made
 
     def _opacus(self) -> Any:
         """Opacus' engine, made when one of its modes is first asked for: it warns, or refuses."""
@@ -367,17 +359,7 @@ class PrivacyEngine:
             self._original = opacus.PrivacyEngine(
                 accountant=self._mechanism, secure_mode=self.secure_mode
             )
-        return self._original
-
-    def _pickling(self) -> Any:
-        """Opacus' engine where one of its modes is in use."""
-        if self._original is None:
-            raise PlanError(
-                "checkpoint: Opacus' format is a pickle, which runs code when it is loaded; save "
-                "module.state_dict() and optimizer.state_dict(), which holds plan and ledger too, "
-                "in a format that does not (secure_cnn.archive.save seals them), and give them to "
-                "load_state_dict() after make_private with the same settings"
-            )
+            self._original.accountant = self._account
         return self._original
 
     def _check_engine(self, *, target: bool) -> None:

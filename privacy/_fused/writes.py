@@ -1,0 +1,132 @@
+"""What Opacus' users write to its objects or call on them: followed, or refused by name."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from privacy.errors import StepError
+
+__all__ = ["ENGINE", "LOADER", "MODULE", "OPTIMIZER", "Followed", "RefusedAttribute", "refusal"]
+
+_STEP = "clipping and noise are one step here and no gradient of an example is kept; call step()"
+_AGAIN = "it is fixed by make_private; call that again, on a new engine, with other settings"
+_CRYPTOGRAPHIC = (
+    "the noise and the samples come from a cryptographic generator always, for who knows a seed "
+    "can take the noise off again; leave it out"
+)
+_ADAPTIVE = 'it belongs to adaptive clipping; choose grad_sample_mode="hooks" for that'
+_QUEUE = "say with signal_skip_step() whether a batch completes its sample"
+_RECORDED = (
+    "no hooks hang on this module: take gradients of your own in eval mode or with inputs that "
+    "require a gradient, and get the plain module back with to_standard_module()"
+)
+_LOADED = (
+    "it is fixed by make_private; give the DataLoader that goes into make_private this setting"
+)
+
+OPTIMIZER: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("grad_samples", "clip_and_accumulate", "add_noise", "scale_grad", "pre_step"), _STEP
+    ),
+    **dict.fromkeys(("original_optimizer", "plan", "ledger", "non_finite", "params"), _AGAIN),
+    **dict.fromkeys(("generator", "secure_mode"), _CRYPTOGRAPHIC),
+    **dict.fromkeys(("_step_skip_queue", "_is_last_step_skipped", "skip_next_step"), _QUEUE),
+    "accumulated_iterations": "each batch is one backward pass; a loop has nothing to accumulate",
+    **dict.fromkeys(
+        (
+            *("target_unclipped_quantile", "clipbound_learning_rate", "max_clipbound"),
+            *("min_clipbound", "unclipped_num_std", "sample_size", "unclipped_num"),
+            "max_grad_norms",
+        ),
+        _ADAPTIVE,
+    ),
+}  # fmt: skip
+MODULE: Mapping[str, str] = {
+    **dict.fromkeys(
+        (
+            *("add_hooks", "remove_hooks", "disable_hooks", "enable_hooks", "hooks_enabled"),
+            *("autograd_grad_sample_hooks", "capture_activations_hook", "iterate_submodules"),
+            *("capture_backprops_hook", "rearrange_grad_samples", "grad_accumulation_hook"),
+        ),
+        _RECORDED,
+    ),
+    **dict.fromkeys(
+        ("grad_accumulation_allowed", "allow_grad_accumulation"),
+        "a second backward pass before the step is refused always, for an example would count "
+        "more than once; add the losses up and call backward() once",
+    ),
+    **dict.fromkeys(
+        ("batch_first", "loss_reduction", "force_functorch", "strict"),
+        "it is fixed by make_private; the optimizer's loss_reduction may be written",
+    ),
+    **dict.fromkeys(
+        ("GRAD_SAMPLERS", "is_supported", "max_grad_norm", "use_ghost_clipping"),
+        "every layer has its own rule here or takes the general one; write the optimizer's "
+        "max_grad_norm for another C",
+    ),
+    **dict.fromkeys(
+        ("add_module", "register_module", "register_parameter", "register_buffer"),
+        "it would be put on the wrapper and not used; change the module before make_private",
+    ),
+    "compile": "a compiled module cannot be recorded; train it uncompiled, and compile the result "
+    "of to_standard_module()",
+}
+LOADER: Mapping[str, str] = {
+    **dict.fromkeys(("generator", "sample_rate", "distributed"), _CRYPTOGRAPHIC),
+    **dict.fromkeys(
+        (
+            *("dataset", "batch_size", "batch_sampler", "sampler", "drop_last"),
+            *("num_workers", "persistent_workers", "prefetch_factor", "rand_on_empty"),
+        ),
+        _LOADED,
+    ),
+}  # fmt: skip
+ENGINE: Mapping[str, str] = {
+    "accountant": "an engine has one account from its first step to its last; give it what was "
+    "spent elsewhere with accountant.load_state_dict(other.state_dict()), or make both trainings "
+    "private by one engine",
+    "secure_mode": "noise of the fused mode is cryptographic always, and Opacus' own modes take "
+    "it when the engine is made: PrivacyEngine(secure_mode=...)",
+    "secure_rng": _CRYPTOGRAPHIC,
+    "dataset": "a data set comes with the data_loader of make_private",
+}
+
+
+class RefusedAttribute(StepError, AttributeError):
+    """An attribute of Opacus' that the fused mode does not follow; for `hasattr` it is not there.
+
+    Example:
+        >>> issubclass(RefusedAttribute, StepError)
+        True
+    """
+
+
+def refusal(owner: object, name: str, reasons: Mapping[str, str]) -> RefusedAttribute:
+    """The error that names an attribute, and what to do instead.
+
+    Example:
+        >>> refusal(object(), "dataset", ENGINE)
+        RefusedAttribute('object.dataset: not followed in the fused mode: a data set comes with ...
+    """
+    reason = reasons.get(
+        name, "nothing here reads it; keep values of your own in an object of your own"
+    )
+    return RefusedAttribute(
+        f"{type(owner).__name__}.{name}: not followed in the fused mode: {reason}"
+    )
+
+
+class Followed:
+    """A wrapper that keeps no write unseen.
+
+    Attributes:
+        followed: Names that may be written, each of which has its effect.
+        refused: Of the others, why and what to do.
+    """
+
+    followed: ClassVar[frozenset[str]] = frozenset()
+    refused: ClassVar[Mapping[str, str]] = {}
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in self.followed or (name.startswith("_") and name in vars(self))):
+            raise refusal(self, name, self.refused)
+        super().__setattr__(name, value)

@@ -1,0 +1,224 @@
+"""The engine's account: one of Opacus' accountants whose history is believed only upwards."""
+
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from opacus.accountants import PRVAccountant, RDPAccountant
+
+from privacy._opacus import Event
+from privacy.accounting import GaussianSteps, epsilon_of
+from privacy.errors import PlanError
+
+__all__ = ["Account", "PRVAccount", "RDPAccount"]
+
+_Settings = tuple[float, float]
+"""noise multiplier, sampling rate"""
+
+
+class Account:
+    """What an engine has spent: Opacus' interface, over a history that only grows.
+
+    Guarantee: for each noise multiplier and sampling rate, the steps in `history` never become
+    fewer, whatever is assigned, loaded, or done to the list itself; the larger number is charged.
+    A class because a training writes to it while its user does.
+
+    Attributes:
+        history: (noise multiplier, sampling rate, steps) of everything spent, a list; assigned or
+            changed in place, it is read again at the next look.
+    """
+
+    def __init__(self) -> None:
+        self._history: list[Event] = []
+        self._floor: dict[_Settings, int] = {}
+        self._engine: list[_Settings] = []
+        self._unfitted: list[Event] = []
+        super().__init__()
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name != "history" and not name.startswith("_"):
+            raise PlanError(
+                f"accountant.{name}: nothing here follows it; write to `history`, or call step() "
+                "and load_state_dict()"
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def history(self) -> list[Event]:
+        """Everything spent, after whatever was done to it was checked."""
+        self._settle()
+        return self._history
+
+    @history.setter
+    def history(self, history: Iterable[Event]) -> None:
+        before = self._history
+        self._history = history if isinstance(history, list) else list(history)
+        try:
+            self._settle()
+        except PlanError:
+            self._history = before
+            raise
+
+    @property
+    def events(self) -> list[GaussianSteps]:
+        """The history in the words of `privacy`."""
+        return [
+            GaussianSteps(noise_multiplier=noise, sampling_rate=rate, steps=steps)
+            for noise, rate, steps in self.history
+        ]
+
+    def step(self, *, noise_multiplier: float, sample_rate: float) -> None:
+        """Writes one noised step down."""
+        history = self.history
+        new = _checked((noise_multiplier, sample_rate, 1))
+        if history and history[-1][:2] == new[:2]:
+            history[-1] = (*new[:2], history[-1][2] + 1)
+        else:
+            history.append(new)
+        self._settle()
+
+    def cover(self, events: Iterable[GaussianSteps]) -> None:
+        """Charges at least these, where fewer are written down."""
+        for event in events:
+            key = (event.noise_multiplier, event.sampling_rate)
+            self._floor[key] = max(self._floor.get(key, 0), event.steps)
+        self._settle()
+
+    def expect(self, *, noise_multiplier: float, sampling_rate: float) -> None:
+        """The engine trains with these: what is loaded, or was, must fit one such pair.
+
+        Raises:
+            PlanError: What was loaded does not.
+        """
+        self._engine.append((noise_multiplier, sampling_rate))
+        try:
+            self._check_fit(self._unfitted)
+        except PlanError:
+            self._engine.pop()
+            raise
+        self._unfitted = []
+
+    def get_epsilon(self, delta: float, *args: Any, **settings: Any) -> float:
+        """The tighter of the accountants' bounds at `delta`; it has no further settings."""
+        if args or settings:
+            raise PlanError(
+                f"accountant.get_epsilon: {', '.join(settings) or 'a second argument'}: settings "
+                "of one accountant, and the tighter of two is reported here; give delta only"
+            )
+        return epsilon_of(self.events, delta)
+
+    def state_dict(self, destination: Any = None) -> Any:
+        """Opacus' own: history and mechanism."""
+        self._settle()
+        inherited: Any = super()
+        return inherited.state_dict(destination)
+
+    def load_state_dict(self, state_dict: Any) -> None:
+        """Takes a history in; where it says less than what was spent here, the larger is charged.
+
+        Raises:
+            PlanError: It is not an accountant's state, of another mechanism, or of other settings
+                than this engine trains with.
+        """
+        ours: Any = self
+        mechanism = ours.mechanism()
+        if not isinstance(state_dict, Mapping) or not {"history", "mechanism"} <= set(state_dict):
+            raise PlanError(
+                "accountant state: expected history and mechanism, as state_dict() gives them, got "
+                f"{sorted(state_dict) if isinstance(state_dict, Mapping) else state_dict!r}"
+            )
+        if state_dict["mechanism"] != mechanism:
+            raise PlanError(
+                f"accountant state: expected mechanism {mechanism!r}, got "
+                f"{state_dict['mechanism']!r}; make the engine with accountant="
+                f"{state_dict['mechanism']!r}"
+            )
+        rows = _rows(state_dict["history"])
+        if self._engine:
+            self._check_fit(rows)
+        else:
+            self._unfitted = rows
+        self.history = rows
+
+    def _check_fit(self, rows: list[Event]) -> None:
+        """Refuses steps that the trainings of this engine cannot have taken."""
+        for noise, rate, steps in rows:
+            if not any(
+                math.isclose(rate, own_rate, rel_tol=1e-9) and noise <= own_noise * (1 + 1e-9)
+                for own_noise, own_rate in self._engine
+            ):
+                own = ", ".join(f"noise {n:g} at rate {r:g}" for n, r in self._engine)
+                raise PlanError(
+                    f"accountant state: {steps} steps with noise {noise:g} at sampling rate "
+                    f"{rate:g}, and this engine trains with {own}: a state that claims more noise "
+                    "or another rate would be charged too little; resume with the settings of the "
+                    "run that saved it (of a noise schedule the largest), and add what other runs "
+                    "spent to accountant.history"
+                )
+
+    def _settle(self) -> None:
+        """Checks the list, and lifts it to what has been in it before."""
+        rows = _rows(self._history)
+        totals: dict[_Settings, int] = {}
+        for noise, rate, steps in rows:
+            totals[noise, rate] = totals.get((noise, rate), 0) + steps
+        for (noise, rate), steps in self._floor.items():
+            missing = steps - totals.get((noise, rate), 0)
+            if missing > 0:
+                rows.append((noise, rate, missing))
+                totals[noise, rate] = steps
+        self._floor = totals
+        if rows != self._history:
+            self._history[:] = _joined(rows)
+
+
+class PRVAccount(Account, PRVAccountant):  # type: ignore[misc]
+    """An account that Opacus' users know as a PRVAccountant."""
+
+
+class RDPAccount(Account, RDPAccountant):  # type: ignore[misc]
+    """An account that Opacus' users know as an RDPAccountant."""
+
+
+def _rows(history: object) -> list[Event]:
+    """A history whose every entry was checked."""
+    if not isinstance(history, list | tuple):
+        raise PlanError(
+            "accountant.history: expected a list of (noise multiplier, sampling rate, steps), got "
+            f"{type(history).__name__}"
+        )
+    return [_checked(entry) for entry in history]
+
+
+def _checked(entry: object) -> Event:
+    """One entry in plain numbers.
+
+    Raises:
+        PlanError: A value is missing, of another type, or out of range.
+    """
+    try:
+        values: Any = entry
+        noise, rate, steps = values
+        if isinstance(noise, str) or isinstance(rate, str):
+            raise TypeError("text is no number")
+        event = GaussianSteps(
+            noise_multiplier=float(noise), sampling_rate=float(rate), steps=operator.index(steps)
+        )
+    except (TypeError, ValueError) as error:
+        raise PlanError(
+            "accountant.history: expected (noise multiplier >= 0, sampling rate in (0, 1], whole "
+            f"number of steps) in each entry, got {entry!r}: {error}"
+        ) from error
+    return event.noise_multiplier, event.sampling_rate, event.steps
+
+
+def _joined(rows: list[Event]) -> list[Event]:
+    """The same history with equal neighbours joined."""
+    joined: list[Event] = []
+    for noise, rate, steps in rows:
+        if joined and joined[-1][:2] == (noise, rate):
+            joined[-1] = (noise, rate, joined[-1][2] + steps)
+        else:
+            joined.append((noise, rate, steps))
+    return joined
