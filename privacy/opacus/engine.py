@@ -82,9 +82,11 @@ class PrivacyEngine(Checkpoints):
 
     def __init__(self, *, accountant: str = "prv", secure_mode: bool = False) -> None:
         account = _ACCOUNTANTS.get(accountant)
-        # Opacus' own, where it has one of another name: for its own modes only.
-        made = account() if account is not None else create_accountant(mechanism=accountant)
-        vars(self).update(_mechanism=accountant, _secure_mode=secure_mode, _account=made)
+        vars(self).update(
+            _mechanism=accountant,
+            _secure_mode=secure_mode,
+            _account=None if account is None else account(),
+        )
         vars(self).update(_trainings=[], _original=None)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -102,6 +104,9 @@ class PrivacyEngine(Checkpoints):
             >>> round(engine.get_epsilon(1e-3), 2)
             0.78
         """
+        if self._account is None:
+            # Of Opacus' own modes only: it warns of this one.
+            self._account = create_accountant(mechanism=self._mechanism)
         return self._account
 
     @property
@@ -266,7 +271,7 @@ class PrivacyEngine(Checkpoints):
             >>> PrivacyEngine().get_epsilon(1e-5)
             0.0
         """
-        return float(self._account.get_epsilon(delta))
+        return float(self.accountant.get_epsilon(delta))
 
     def is_compatible(
         self, *, module: nn.Module, optimizer: Any = None, data_loader: Any = None
@@ -359,7 +364,7 @@ class PrivacyEngine(Checkpoints):
             self._original = opacus.PrivacyEngine(
                 accountant=self._mechanism, secure_mode=self.secure_mode
             )
-            self._original.accountant = self._account
+            self._original.accountant = self.accountant
         return self._original
 
     def _check_engine(self, *, target: bool) -> None:
