@@ -166,7 +166,7 @@ def browse(folder, *options):
         *("--enable-logging=stderr", "--v=0", "--allow-file-access-from-files"),
         f"--user-data-dir={folder / 'profile'}",
     ]
-    run = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([*command, *options], capture_output=True, text=True, timeout=600)
     assert run.returncode == 0, run.stderr[-2000:]
     return run.stdout, re.findall(r".*CONSOLE.*", run.stderr)
 

@@ -92,7 +92,12 @@ def trained(split, spec, epsilon=None):
 
 
 def test_differential_privacy_takes_most_of_a_small_backdoors_success():
-    """A trigger on one image in a hundred works without it and hardly with it, at epsilon 3."""
+    """A trigger on one image in a hundred works without it and hardly with it, at epsilon 3.
+
+    What a private training makes of it depends on its noise: from 0.003 to 0.57 in forty of them.
+    Here the noise is known (conftest.py): 0.02, which neither two threads nor a relative change of
+    1e-5 of every weight, a hundred roundings, moves by 0.01. So another machine is no chance.
+    """
     data, trigger = load_data("digits"), Trigger(target=0)
     poisoned = plant_trigger(data.train.images, data.train.labels, trigger, fraction=0.01)
     split = Split(images=poisoned.images, labels=poisoned.labels)
@@ -103,7 +108,7 @@ def test_differential_privacy_takes_most_of_a_small_backdoors_success():
         for epsilon in (None, 3.0)
     )
     assert plain.success_interval[0] > 0.6
-    assert private.success_rate < 0.4  # 0 to 0.17 in twelve trainings
+    assert private.success_rate < 0.4
     assert plain.base_rate < 0.02
     assert private.clean_accuracy > 0.7
 

@@ -53,6 +53,7 @@ def test_a_key_fixes_the_noise() -> None:
     assert torch.equal(SecureGenerator(KEY).normal(100), SecureGenerator(KEY).normal(100))
 
 
+@pytest.mark.secret
 def test_without_a_key_every_generator_differs() -> None:
     """The key comes from the operating system."""
     assert not torch.equal(SecureGenerator().words(4), SecureGenerator().words(4))
@@ -82,6 +83,7 @@ def test_no_seed_moves_the_noise_and_the_noise_moves_no_generator() -> None:
     assert torch.equal(torch.cat([first, second]).view(2, 10), twice(undisturbed))
 
 
+@pytest.mark.secret
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 @pytest.mark.parametrize("taken_before", [False, True])
 def test_a_forked_process_gets_a_stream_of_its_own(taken_before: bool) -> None:

@@ -106,13 +106,13 @@ def test_a_short_guided_run_finds_nothing(name, tmp_path):
     run = subprocess.run(
         [
             *(sys.executable, "-W", "ignore", str(FOLDER / "run.py"), name),
-            *("-max_total_time=1", "-timeout=10", "-rss_limit_mb=3000", "-max_len=16384"),
+            *("-max_total_time=1", "-timeout=120", "-rss_limit_mb=3000", "-max_len=16384"),
             *(f"-artifact_prefix={tmp_path}/", f"-dict={FOLDER / 'tokens.dict'}", str(tmp_path)),
         ],
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert run.returncode == 0, run.stderr[-2000:]

@@ -175,22 +175,22 @@ def test_a_file_opens_while_its_recipients_change(tmp_path):
     path, key = seal(tmp_path / "a"), tmp_path / "key"
     archive.write_key(key, ME)
     script = (
-        "import sys\n"
+        "import sys, threading\n"
         "from secure_cnn import archive\n"
-        "me = archive.read_identity(sys.argv[2])\n"
-        "print('ready', flush=True)\n"
-        "for _ in range(200):\n"
+        "me, told = archive.read_identity(sys.argv[2]), threading.Event()\n"
+        "threading.Thread(target=lambda: (sys.stdin.read(), told.set())).start()\n"
+        "while not told.is_set():\n"
         "    archive.change_recipients(sys.argv[1], identity=me, add=[me.recipient])\n"
     )
     command = [sys.executable, "-c", script, str(path), str(key)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as writer:
-        assert writer.stdout.readline() == "ready\n"
-        reads = 0
-        while writer.poll() is None:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as writer:
+        seen = {path.read_bytes()}
+        while len(seen) < 20:  # reads and changes alternate, however slow either of them is
+            assert writer.poll() is None
             assert opens(path, ME)
-            reads += 1
+            seen.add(path.read_bytes())
+        writer.stdin.close()
     assert writer.returncode == 0
-    assert reads > 3
 
 
 def recorded(path, monkeypatch):

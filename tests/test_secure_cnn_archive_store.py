@@ -247,7 +247,7 @@ def gate(monkeypatch):
     event, save = threading.Event(), store_module.save
 
     def waiting(*arguments, **settings):
-        assert event.wait(20)
+        assert event.wait(600)
         save(*arguments, **settings)
 
     monkeypatch.setattr(store_module, "save", waiting)
@@ -612,7 +612,7 @@ folder = sys.argv[1]
 me, signer = archive.generate_identity(post_quantum=False), archive.generate_signer()
 gate, save = threading.Event(), module.save
 def waiting(*arguments, **settings):
-    gate.wait(20)
+    assert gate.wait(600)
     save(*arguments, **settings)
 module.save = waiting
 def opened():
@@ -641,7 +641,7 @@ store = opened()
 sleeper = os.fork()
 if sleeper == 0:
     import time
-    time.sleep(20)
+    time.sleep(600)
     os._exit(0)
 store.close()
 store = opened()  # the sleeping child does not hold the lock
@@ -660,7 +660,7 @@ def run(script, *arguments):
         [sys.executable, "-c", script, *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -258,7 +258,7 @@ def test_a_program_that_ends_without_closing_loses_nothing_in_silence(tmp_path):
         [sys.executable, "-c", EXIT, tmp_path / "s"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0

@@ -801,7 +801,7 @@ def test_the_profiler_keeps_quiet_unless_asked(asked):
         env=environment | ({"KINETO_LOG_LEVEL": asked} if asked else {}),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=True,
     )
     assert "MiB" in done.stdout

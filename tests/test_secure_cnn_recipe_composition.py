@@ -169,6 +169,7 @@ def test_no_attack_moves_the_noise_stream():
     assert not torch.equal(noises[0], noises[1])
 
 
+@pytest.mark.secret
 def test_noise_after_the_same_attack_is_never_the_same():
     """The fault that this design answers: an attack that re-seeds torch repeats torch's noise."""
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))

@@ -454,7 +454,7 @@ def test_a_signal_to_the_program_is_a_clean_end(shapes, tmp_path):
     while not training.exists() and running.poll() is None:
         time.sleep(0.05)
     running.send_signal(signal.SIGTERM)
-    _, told = running.communicate(timeout=60)
+    _, told = running.communicate(timeout=600)
     assert running.returncode == 130, told
     assert "--resume" in told
     record = json.loads((tmp_path / "run" / "run.json").read_text())
