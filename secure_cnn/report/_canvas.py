@@ -16,6 +16,8 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from secure_cnn.printable import printable
+
 __all__ = [
     "CARD",
     "HAIR",
@@ -139,7 +141,7 @@ def _inline(svg: str, title: str) -> str:
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[\w.]+"', "<g", svg)
     svg = re.sub(r'style="[^"]*"', _theme, svg)
-    label = html.escape(title)
+    label = html.escape(printable(title))
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
 
 

@@ -1,0 +1,70 @@
+"""Names from elsewhere, from the first step to the last page: text that only says what it holds."""
+
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from secure_cnn.cli import main
+from secure_cnn.printable import printable
+
+# Markup, an unknown style, an emoji's name; a screen wiped and a line turned round; mathematics,
+# HTML, and white space that is no space. None of them is a closing tag: a name has no slash.
+CLASSES = ("[cat]", "[red]dog :smile: [[", "a\tb\nc \x1b[2J\u202e$x$ <b>&amp;")
+ODD = "[bold]\x1b[31m\u202e:cat:"
+RAW = ("\x1b", "\u202e")
+
+
+@pytest.fixture
+def cli(monkeypatch, capfd):
+    """Runs the command as its console script does; exit code and all that it printed."""
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["secure-cnn", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "200")
+        with pytest.raises(SystemExit) as left:
+            main()
+        printed = capfd.readouterr()
+        return left.value.code or 0, printed.out + printed.err
+
+    return call
+
+
+def photographs(folder):
+    """Eight small images of each class, under its name."""
+    random = np.random.default_rng(0)
+    for number, name in enumerate(CLASSES):
+        (folder / name).mkdir(parents=True)
+        for index in range(8):
+            pixels = random.integers(0, 60, (8, 8)) + 60 * number
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{index}.png")
+    return folder
+
+
+def test_names_pass_through_all_commands_as_text(cli, tmp_path):
+    """Train, evaluate, compare, and refuse, in a folder and on classes of the worst names."""
+    root = tmp_path / ODD
+    data, first = photographs(root / "[x]data"), root / "run[1]"
+    model = first / "checkpoints" / "model.safetensors"
+    quick = ("--data", data, "--epochs", "1", "--eps", "0.1", "--robust-samples", "4")
+    several = (
+        (0, ("train", *quick, "--out", first)),
+        (0, ("train", "--data", data, "--epochs", "1", "--no-baseline", "--out", root / "two]")),
+        (0, ("evaluate", model, "--data", data, "--out", root / "[ev", "--samples", "4")),
+        (3, ("evaluate", model)),  # a data set of that name is known to nobody
+        (0, ("compare", first, root / "two]", "--out", root / "[compared]")),
+        (3, ("train", *quick, "--out", first)),
+    )
+    for code, words in several:
+        found, told = cli(*words)
+        assert (found, words[0]) == (code, words[0]), told
+        assert not any(mark in told for mark in RAW)
+        assert printable(ODD) in told or words[0] == "evaluate"
+    pages = {page.name: page.read_text() for page in root.rglob("*.html")}
+    assert set(pages) == {"report.html", "robustness.html", "compare.html"}
+    for page in pages.values():
+        assert not any(mark in page for mark in RAW)
+        assert "<b>&amp;amp;" not in page
+        assert "&lt;b&gt;&amp;amp;" in page
+        assert "[red]dog :smile: [[" in page
