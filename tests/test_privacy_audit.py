@@ -10,6 +10,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from audit_plants import (
+    HONEST,
+    KINDS,
+    PLAN,
+    PLANTS,
+    SIGMA,
+    Naive,
+    audited,
+    data_of,
+    honest,
+    losses_of,
+    network,
+    ours,
+    planted,
+)
 from torch import nn
 
 from privacy import (
@@ -21,109 +36,51 @@ from privacy import (
     SecureGenerator,
     StepError,
     UnsupportedLayer,
-    attach,
 )
 from privacy.audit import AuditReport, AuditSettings, audit, gdp_epsilon
-from privacy.sampling import sample_indices
 
 # The module: the package has a function of the same name.
 ATTACH = importlib.import_module("privacy.attach")
 PRIVATE = importlib.import_module("privacy.private")
-KEY = bytes(range(32))
-SAMPLES, CLASSES = 96, 8
-SIGMA, CLIP = 1.0, 0.5
-PLAN = DPPlan(
-    samples=SAMPLES,
-    batch_size=24,
-    epochs=2,
-    max_grad_norm=CLIP,
-    noise_multiplier=SIGMA,
-    delta=1e-3,
-)
-SETTINGS = AuditSettings(canaries=8, steps=50, largest_batch=16)
-
-Losses = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def data_of(samples: int = SAMPLES) -> list[tuple[torch.Tensor, int]]:
-    """A data set of drawn images."""
-    generator = torch.Generator().manual_seed(0)
-    return [(torch.rand(1, 6, 6, generator=generator), i % CLASSES) for i in range(samples)]
-
-
-def network(norm: nn.Module | None = None) -> nn.Module:
-    """A small network with an in-place operation, the same every time."""
-    norm = nn.GroupNorm(2, 4) if norm is None else norm
-    layers = nn.Conv2d(1, 4, 3), norm, nn.ReLU(inplace=True)
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, CLASSES))
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model
-
-
-def losses_of(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """One loss an example."""
-    return F.cross_entropy(model(images), labels, reduction="none")
-
-
-def ours(
-    plan: DPPlan,
-    dataset: Any,
-    *,
-    model: nn.Module | None = None,
-    key: bytes = KEY,
-    batches: PhysicalBatches | None = None,
-) -> Private:
-    """Our own private training, with a secret that the test knows."""
-    model = network() if model is None else model
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    private = attach(plan, model, optimizer, dataset, physical_batches=batches)
-    private._generator = SecureGenerator(key)
-    return private
-
-
-def audited(make: Callable[[DPPlan, Any], Any], objective: Losses = losses_of) -> AuditReport:
-    """An audit of what `make` puts together."""
-    return audit(lambda p, d: (make(p, d), objective), PLAN, data_of(), settings=SETTINGS)
+GATE = importlib.import_module("privacy.audit.gate")
 
 
 @pytest.fixture(scope="module")
-def honest() -> AuditReport:
+def report() -> AuditReport:
     """The report of our step."""
     return audited(ours)
 
 
-def test_our_step_passes(honest: AuditReport) -> None:
+def test_our_step_passes(report: AuditReport) -> None:
     """Every check, and the noise is measured to a percent."""
-    assert honest.passed, honest.verdict
-    assert honest.verdict.startswith("passed")
-    assert honest.failed == ()
-    checks = {check.name: check for check in honest.checks}
+    assert report.passed, report.verdict
+    assert report.verdict.startswith("passed")
+    assert report.failed == ()
+    checks = {check.name: check for check in report.checks}
     assert checks["noise"].measured == pytest.approx(SIGMA, rel=0.01)
-    assert honest.steps == 50
-    assert len(honest.in_scores) + len(honest.out_scores) == 50 * 8
+    assert report.steps == 50
+    assert len(report.in_scores) + len(report.out_scores) == 50 * 8
 
 
-def test_the_claim_is_that_of_one_step_with_its_coin_opened(honest: AuditReport) -> None:
+def test_the_claim_is_that_of_one_step_with_its_coin_opened(report: AuditReport) -> None:
     """1/sigma-GDP at the plan's delta; bounds lie below it and are not vacuous."""
-    assert honest.claimed_epsilon == gdp_epsilon(1 / SIGMA, 1e-3)
-    bounds = {bound.method: bound for bound in honest.bounds}
+    assert report.claimed_epsilon == gdp_epsilon(1 / SIGMA, 1e-3)
+    bounds = {bound.method: bound for bound in report.bounds}
     assert set(bounds) == {"gdp", "clopper-pearson", "one run"}
-    assert all(b.epsilon <= honest.claimed_epsilon for b in honest.bounds)
-    assert all(b.confidence == 0.95 for b in honest.bounds)
-    assert bounds["gdp"].epsilon > 0.5 * honest.claimed_epsilon
+    assert all(b.epsilon <= report.claimed_epsilon for b in report.bounds)
+    assert all(b.confidence == 0.95 for b in report.bounds)
+    assert bounds["gdp"].epsilon > 0.5 * report.claimed_epsilon
     assert bounds["one run"].epsilon >= 0
 
 
-def test_the_report_is_plain_json(honest: AuditReport) -> None:
+def test_the_report_is_plain_json(report: AuditReport) -> None:
     """With the verdict in it."""
-    report = json.loads(json.dumps(honest.to_dict()))
-    assert report["passed"] is True
-    assert [check["name"] for check in report["checks"]][:1] == ["epsilon (gdp)"]
+    values = json.loads(json.dumps(report.to_dict()))
+    assert values["passed"] is True
+    assert len(values["unseen"]) >= 10
+    assert [check["name"] for check in values["checks"]][:1] == ["epsilon (gdp)"]
     with pytest.raises(dataclasses.FrozenInstanceError):
-        honest.steps = 1  # type: ignore[misc]
+        report.steps = 1  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("key", [bytes([n]) * 32 for n in range(1, 7)])
@@ -147,68 +104,6 @@ def test_physical_batches_and_attacked_images_pass() -> None:
     cut = PhysicalBatches(size=5, multiple=5)
     report = audited(lambda plan, data: ours(plan, data, batches=cut), objective)
     assert report.passed, report.verdict
-
-
-class Naive:
-    """Textbook DP-SGD, one example at a time; subclasses have one line wrong."""
-
-    def __init__(self, plan: DPPlan, dataset: Any, model: nn.Module | None = None) -> None:
-        self.model = network() if model is None else model
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05)
-        self.plan, self.dataset = plan, dataset
-        self.generator = SecureGenerator(KEY)
-        self.parameters = list(self.model.parameters())
-        self.size = sum(p.numel() for p in self.parameters)
-        self.total = torch.zeros(self.size)
-        self.last = True
-
-    @property
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Each sample in two physical batches."""
-        for _ in range(self.plan.steps):
-            sample = sample_indices(
-                self.generator, samples=self.plan.samples, sampling_rate=self.plan.sampling_rate
-            )
-            for self.last, indices in zip((False, True), sample.tensor_split(2), strict=True):
-                self.rows = len(indices)
-                yield self.dataset.batch(indices)
-
-    def step(self, losses: torch.Tensor) -> bool:
-        """Clips and adds up; noise and a step when the sample is complete."""
-        self.total += self.sum_of(losses)
-        if self.last:
-            noised = (self.total + self.noise()) / self.divisor()
-            for p, g in zip(
-                self.parameters, noised.split([p.numel() for p in self.parameters]), strict=True
-            ):
-                p.grad = g.view_as(p)
-            self.optimizer.step()
-            self.total = torch.zeros(self.size)
-        return self.last
-
-    def gradients(self, losses: torch.Tensor) -> torch.Tensor:
-        """Per-example gradients [n, d]."""
-        rows = [torch.autograd.grad(loss, self.parameters, retain_graph=True) for loss in losses]
-        return torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
-
-    def clipped(self, gradients: torch.Tensor) -> torch.Tensor:
-        """Each row to at most C."""
-        norms = gradients.norm(dim=1, keepdim=True)
-        return gradients * (self.plan.max_grad_norm / norms).clamp(max=1)
-
-    def sum_of(self, losses: torch.Tensor) -> torch.Tensor:
-        """The clipped sum of one physical batch."""
-        return self.clipped(self.gradients(losses)).sum(0)
-
-    def noise(self) -> torch.Tensor:
-        """Of the plan."""
-        sigma = self.plan.noise_multiplier
-        assert sigma is not None
-        return sigma * self.plan.max_grad_norm * self.generator.normal(self.size).float()
-
-    def divisor(self) -> float:
-        """The logical batch size."""
-        return self.plan.batch_size
 
 
 class NoiseOff(Naive):
@@ -376,6 +271,85 @@ def test_a_planted_defect_is_caught(defect: type[Naive]) -> None:
     assert report.verdict.startswith("FAILED")
     assert DEFECTS[defect] <= set(report.failed)
     json.dumps(report.to_dict())
+
+
+# Those that were reported, and of clipping and release what the checks beside the canaries see.
+QUICK = {
+    "FixedSize": "sample sizes",
+    "ShuffledEpochs": "samples apart",
+    "TakesTurns": "rows together",
+    "WithReplacement": "rows once",
+    "NoNoiseOnLastBias": "noise by tensor",
+    "HalfOnFirstConvolution": "noise by tensor",
+    "Uniform": "noise law",
+    "NoneInOneStepOf25": "noise by step",
+    "OneBatchIn20Unclipped": "clipped sum",
+    "SecondGroupRaw": "release",
+    "OneStepMore": "steps",
+}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_defect_beside_the_canaries_is_caught(name: str) -> None:
+    """The gate fails, and by the check that names the defect; the secret is fixed, so is chance."""
+    assert QUICK[name] in planted(name, 0).failed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(PLANTS.keys() - QUICK.keys()))
+def test_every_other_defect_is_caught_too(name: str) -> None:
+    """In all kinds; docs/audit-plants.json counts ten secrets of each."""
+    assert not planted(name, 0).passed
+
+
+def test_there_are_defects_of_every_kind() -> None:
+    """The seven that were reported and at least twenty more, in all kinds."""
+    assert set(KINDS) == {"sampling", "noise", "clipping", "release"}
+    assert len(PLANTS) >= 27
+    assert min(len(plants) for plants in KINDS.values()) >= 6
+
+
+@pytest.mark.parametrize("name", sorted(HONEST.keys() - {"SGD with momentum", "textbook"}))
+def test_other_honest_trainings_pass(name: str) -> None:
+    """Control: other optimizers, batches and networks."""
+    report = honest(name, 1)
+    assert report.passed, report.verdict
+
+
+def test_checks_that_chance_can_fail_share_the_false_alarms(report: AuditReport) -> None:
+    """Each has its part of the gate's level; the others are facts."""
+    facts = {"clipped sum", "release", "rows once", "steps"}
+    assert len({check.name for check in report.checks}) == len(report.checks)
+    assert len({check.name for check in report.checks} - facts) == GATE._CHECKS
+
+
+def test_what_diverges_fails_instead_of_raising() -> None:
+    """A gradient that is not finite ends the audit with a report."""
+
+    class Diverges(Naive):
+        def noise(self) -> torch.Tensor:
+            return super().noise() / (0.0 if self.number == 5 else 1.0)
+
+    report = audited(Diverges)
+    assert report.failed
+    assert report.steps == 5
+
+
+def test_an_optimizer_that_cannot_be_repeated_is_told() -> None:
+    """Nothing is held against it, and the report says what was not looked at."""
+
+    class Foreign(torch.optim.SGD):
+        def __deepcopy__(self, memo: Any) -> Any:
+            raise TypeError("no copies")
+
+    def make(plan: DPPlan, dataset: Any) -> Naive:
+        training = Naive(plan, dataset)
+        training.optimizer = Foreign(training.model.parameters(), lr=0.05)
+        return training
+
+    report = audited(make)
+    assert report.passed, report.verdict
+    assert "could not be repeated" in report.unseen[-1]
 
 
 def our_noise_off(private: Private, patch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Canaries: rows of the training data whose gradient the auditor knows, and makes large.
 
 A canary is an example with a loss of the auditor's own: its logits along a fixed direction, scaled
-so that the gradient is ten times the clipping norm. It goes through every layer of the model like
+so that the gradient is many times the clipping norm. It goes through every layer of the model like
 any other row. Gradients are computed here by plain `torch.func` on a plain copy of the model; no
 code of the private step is used, so that a defect there cannot hide itself.
 """
@@ -18,12 +18,19 @@ from torch.utils.data import default_collate
 from privacy.errors import StepError
 from privacy.sampling import MapStyle
 
-__all__ = ["Canaries", "CanaryDataset", "PlainGradients", "orthonormal"]
+__all__ = ["Canaries", "CanaryDataset", "Diverged", "PlainGradients", "orthonormal"]
 
-_OVERSIZE = 10.0
-"""How many times the clipping norm a canary's own gradient has."""
 _CHUNK = 2**24
 """Numbers of per-example gradients held at a time."""
+
+
+class Diverged(StepError):
+    """A canary has no gradient to look at, or one that is not finite.
+
+    Example:
+        >>> issubclass(Diverged, StepError)
+        True
+    """
 
 
 @final
@@ -40,8 +47,8 @@ class CanaryDataset:
     Example:
         >>> data = CanaryDataset([(torch.rand(2), 0)] * 9, torch.arange(6), canaries=2)
         >>> images, labels = data.batch(torch.tensor([0, 5]))
-        >>> len(data), data.taken()
-        (6, tensor([-1,  1]))
+        >>> len(data), data.read()
+        (6, tensor([0, 5]))
     """
 
     def __init__(self, dataset: MapStyle, indices: torch.Tensor, *, canaries: int) -> None:
@@ -77,15 +84,25 @@ class CanaryDataset:
         """
         return _rows(self._dataset, self._indices[self._first :])[0]
 
-    def taken(self) -> torch.Tensor:
-        """For each row read since the last call its canary's number, or -1; int64 [k].
+    def read(self) -> torch.Tensor:
+        """The rows that were read since the last call, in order; int64 [k].
 
         Example:
-            >>> CanaryDataset([(torch.rand(2), 0)], torch.arange(1), canaries=0).taken()
+            >>> CanaryDataset([(torch.rand(2), 0)], torch.arange(1), canaries=0).read()
             tensor([], dtype=torch.int64)
         """
         read, self._read = torch.tensor(self._read, dtype=torch.int64), []
-        return torch.where(read >= self._first, read - self._first, -1)
+        return read
+
+    def numbers(self, rows: torch.Tensor) -> torch.Tensor:
+        """For each row its canary's number, or -1; int64 [k].
+
+        Example:
+            >>> data = CanaryDataset([(torch.rand(2), 0)] * 9, torch.arange(6), canaries=2)
+            >>> data.numbers(torch.tensor([3, 5]))
+            tensor([-1,  1])
+        """
+        return torch.where(rows >= self._first, rows - self._first, -1)
 
 
 @final
@@ -99,6 +116,7 @@ class PlainGradients:
 
     Attributes:
         rows_at_once: How many rows' gradients are held in memory together.
+        shapes: Of each parameter, in the order of a gradient.
 
     Raises:
         StepError: The model draws random numbers, so that a copy gives other gradients.
@@ -122,6 +140,7 @@ class PlainGradients:
         self._plain = copy.deepcopy(model).eval()
         trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._names = list(trainable)
+        self.shapes = [parameter.shape for parameter in trainable.values()]
         self.rows_at_once = max(1, _CHUNK // sum(p.numel() for p in trainable.values()))
 
     def __call__(self, images: torch.Tensor, output_gradients: torch.Tensor) -> torch.Tensor:
@@ -172,10 +191,12 @@ class Canaries:
     Args:
         images: The canaries' images [k, ...].
         outputs: Numbers in one output of the model.
+        oversize: How many times the clipping norm each one's own gradient has; float [k].
         generator: Draws the directions of the logits.
 
     Attributes:
         images: The images [k, ...].
+        oversize: How many times the clipping norm each one's own gradient has; float [k].
         weights: A canary's loss is <its output, its weights>; [k, outputs].
         clipped: Their gradients after clipping, in units of the clipping norm: unit vectors [k, d].
         directions: The orthonormal vectors nearest to `clipped`, [k, d]. They do not depend on
@@ -183,17 +204,29 @@ class Canaries:
 
     Example:
         >>> model = nn.Linear(4, 3)
-        >>> canaries = Canaries(torch.rand(2, 4), outputs=3, generator=torch.Generator())
+        >>> canaries = Canaries(
+        ...     torch.rand(2, 4),
+        ...     outputs=3,
+        ...     oversize=torch.tensor([10.0, 2.0]),
+        ...     generator=torch.Generator(),
+        ... )
         >>> canaries.aim(PlainGradients(model), max_grad_norm=1.0)
         >>> gradients = PlainGradients(model)(canaries.images, canaries.weights)
         >>> [round(norm, 3) for norm in gradients.norm(dim=1).tolist()]
-        [10.0, 10.0]
+        [10.0, 2.0]
         >>> canaries.directions.shape
         torch.Size([2, 15])
     """
 
-    def __init__(self, images: torch.Tensor, *, outputs: int, generator: torch.Generator) -> None:
-        self.images = images
+    def __init__(
+        self,
+        images: torch.Tensor,
+        *,
+        outputs: int,
+        oversize: torch.Tensor,
+        generator: torch.Generator,
+    ) -> None:
+        self.images, self.oversize = images, oversize.to(images.device)
         self._logits = _orthonormal_blocks(len(images), outputs, generator).to(images.device)
         self.weights = self._logits
         self.clipped = self.directions = torch.empty(0)
@@ -202,17 +235,17 @@ class Canaries:
         """Looks at the present parameters: scales the losses anew and turns the directions.
 
         Raises:
-            StepError: A canary has no gradient: nothing can be seen of it.
+            Diverged: A canary has no gradient: nothing can be seen of it.
         """
         raw = gradients(self.images, self._logits)
         norms = raw.norm(dim=1, keepdim=True)
         if not bool((norms.isfinite() & (norms > 0)).all()):
-            raise StepError(
+            raise Diverged(
                 "canaries: expected a finite gradient above zero of each, got norms "
                 f"{sorted(norms.flatten().tolist())[:3]}...; the model's outputs do not depend on "
                 "its parameters, or it has diverged"
             )
-        self.weights = self._logits * (_OVERSIZE * max_grad_norm / norms)
+        self.weights = self._logits * (self.oversize[:, None] * max_grad_norm / norms)
         self.clipped = raw / norms
         self.directions = orthonormal(self.clipped)
 

@@ -1,109 +1,40 @@
 """`audit`: runs a real private training with canaries in it and holds it against its plan."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from privacy.audit.bounds import gdp_epsilon
-from privacy.audit.canaries import Canaries, CanaryDataset, PlainGradients
 from privacy.audit.checks import (
     Check,
-    check_clipped_sum,
-    check_contribution,
     check_epsilon,
     check_freshness,
     check_noise,
     check_nothing_else,
-    check_sampling,
+)
+from privacy.audit.contributions import (
+    check_clipped_sum,
+    check_contribution,
+    check_largest,
+    check_release,
     check_sum,
 )
-from privacy.audit.observer import Objective, Observation, Observer
-from privacy.audit.report import AuditReport, Bound
+from privacy.audit.noise import Noise, check_noise_battery
+from privacy.audit.report import AuditReport, Bound, unseen
+from privacy.audit.sampling import Samples, check_sampling_battery
 from privacy.audit.scores import CanaryScoreAuditor
+from privacy.audit.settings import AuditSettings
+from privacy.audit.watch import MakeTraining, Watched, half, watch, watch_quietly, watch_samples
 from privacy.clipping.factors import FlatClipping
 from privacy.errors import PlanError, StepError
 from privacy.plan import DPPlan
 from privacy.sampling import MapStyle
 
-__all__ = ["AuditSettings", "PrivateTraining", "audit"]
+__all__ = ["audit"]
 
 _DEFAULT_DELTA = 1e-5
-_CHECKS = 9
-_QUIET = 1e-4
-"""Noise multiplier of the few steps in which the sum itself is looked at."""
-_QUIET_STEPS = 6
-_SMALLEST_BATCH = 16
-"""Of at least twice as many fair coins practically never none is heads: an empty sample would look
-like one with the first example in it."""
-_KEPT = 2**16
-"""Coordinates of each step's residual that are kept to compare the noise of steps."""
-
-
-class PrivateTraining(Protocol):
-    """What can be audited: ours, or anybody's that has these four."""
-
-    @property
-    def model(self) -> nn.Module:
-        """The model under training."""
-
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """Steps on the released gradients: their noised sum divided by the plan's batch size."""
-
-    @property
-    def batches(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
-        """Physical batches of Poisson samples, examples first and filling after them."""
-
-    def step(self, losses: torch.Tensor, /) -> bool:
-        """Takes the losses of the last batch; True once the optimizer has stepped."""
-
-
-MakeTraining = Callable[[DPPlan, MapStyle], tuple[PrivateTraining, Objective]]
-"""Puts together the training of a plan on a data set, and what it minimises: one loss a row."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AuditSettings:
-    """How much is looked at, and how sure the result is.
-
-    Attributes:
-        canaries: Canaries in the data, at least 2.
-        steps: Steps to watch, at least 2.
-        largest_batch: The audited sample is no larger than this, for speed: a step's privacy does
-            not depend on it.
-        confidence: Of each bound that is reported, in (0, 1).
-        false_alarm: Chance that the gate fails an honest training, shared by all its checks.
-        seed: Chooses the rows and the directions of the canaries; no secret.
-
-    Raises:
-        PlanError: A value is out of its range.
-
-    Example:
-        >>> AuditSettings(steps=20).canaries
-        32
-    """
-
-    canaries: int = 32
-    steps: int = 100
-    largest_batch: int = 64
-    confidence: float = 0.95
-    false_alarm: float = 1e-4
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.canaries < 2 or self.steps < 2 or self.largest_batch < 2:
-            raise PlanError(
-                "audit: expected canaries, steps and largest_batch of at least 2, got "
-                f"{self.canaries}, {self.steps} and {self.largest_batch}"
-            )
-        if not (0 < self.confidence < 1 and 0 < self.false_alarm < 1):
-            raise PlanError(
-                "audit: expected confidence and false_alarm in (0, 1), got "
-                f"{self.confidence} and {self.false_alarm}"
-            )
+_CHECKS = 22
+"""Checks that chance can fail: they share the gate's false alarms equally."""
 
 
 def audit(
@@ -161,112 +92,81 @@ def audit(
             f"clipping: expected FlatClipping, got {type(plan.clipping).__name__}: the audit knows "
             "no other rule yet; audit the same training with flat clipping"
         )
-    data, audited = _audited(plan, dataset, settings)
-    quiet_plan = replace(audited, noise_multiplier=_QUIET, epochs=_QUIET_STEPS / 2)
-    quiet = _watched(make_training, quiet_plan, data, settings)
-    found = _watched(make_training, audited, data, settings)
-    clipped_sum = check_clipped_sum(
-        [o.residual for o in quiet], [o.total for o in quiet], noise_multiplier=_QUIET
-    )
+    data, audited = half(plan, dataset, settings)
+    quiet = watch_quietly(make_training, audited, data, settings)
+    found = watch(make_training, audited, data, settings)
+    if len(found.steps) < 2:
+        raise StepError(f"audit: expected at least 2 steps, saw {len(found.steps)}")
+    own = watch_samples(make_training, plan, dataset, settings)
     if delta is None:
         delta = plan.delta or _DEFAULT_DELTA
-    return _report(found, clipped_sum, audited, delta, settings)
+    return _report(_Seen(found, quiet, own), audited, delta, settings, population=len(dataset))
 
 
-def _audited(
-    plan: DPPlan, dataset: MapStyle, settings: AuditSettings
-) -> tuple[CanaryDataset, DPPlan]:
-    """The audited data, and the plan on it: a fair coin for each row, the plan's noise and C."""
-    canaries = settings.canaries
-    batch_size = min(plan.batch_size, settings.largest_batch, len(dataset) // 2)
-    batch_size = max(batch_size, canaries, _SMALLEST_BATCH)
-    if 2 * batch_size > len(dataset):
-        raise PlanError(
-            f"dataset: expected at least {2 * batch_size} examples for {canaries} canaries, got "
-            f"{len(dataset)}; ask for fewer canaries"
-        )
-    generator = torch.Generator().manual_seed(settings.seed)
-    rows = torch.randperm(len(dataset), generator=generator)[: 2 * batch_size]
-    audited = replace(
-        plan,
-        samples=2 * batch_size,
-        batch_size=batch_size,
-        epochs=settings.steps / 2,
-        delta=None,
-        target_epsilon=None,
-    )
-    return CanaryDataset(dataset, rows, canaries=canaries), audited
+@dataclass(frozen=True)
+class _Seen:
+    """The three trainings: with the plan's noise, with hardly any, and for its samples."""
 
+    loud: Watched
+    quiet: Watched
+    own: Samples
 
-def _watched(
-    make_training: MakeTraining, plan: DPPlan, data: CanaryDataset, settings: AuditSettings
-) -> list[Observation]:
-    """Trains, and gives back what was seen of each step."""
-    training, objective = make_training(plan, data)
-    gradients = PlainGradients(training.model)
-    observer = Observer(
-        training.model,
-        training.optimizer,
-        _canaries(training.model, data, settings),
-        gradients,
-        max_grad_norm=plan.max_grad_norm,
-        batch_size=plan.batch_size,
-    )
-    data.taken()
-    found = []
-    try:
-        for images, labels in training.batches:
-            losses = observer.losses(objective, images, labels, data.taken())
-            if training.step(losses):
-                found.append(observer.observation())
-    finally:
-        observer.close()
-    return found
+    @property
+    def scores(self) -> torch.Tensor:
+        """Of every canary in every step, [steps, k]."""
+        return torch.stack([step.scores for step in self.loud.steps]).double().cpu()
 
+    @property
+    def were_in(self) -> torch.Tensor:
+        """Which canaries were in which sample, [steps, k]."""
+        return torch.stack([step.was_in for step in self.loud.steps])
 
-def _canaries(model: nn.Module, data: CanaryDataset, settings: AuditSettings) -> Canaries:
-    """The canaries on the model's device."""
-    device = next(model.parameters()).device
-    images = data.canary_images().to(device)
-    with torch.no_grad():
-        outputs = model(images)
-    generator = torch.Generator().manual_seed(settings.seed)
-    return Canaries(images, outputs=outputs[0].numel(), generator=generator)
+    @property
+    def samples(self) -> dict[str, Samples]:
+        """By their rate."""
+        # Never put together: trainings whose secret a test has fixed draw the same coins.
+        rate = self.loud.samples.rate
+        return {
+            f"rate {rate:.3g}": self.loud.samples,
+            f"rate {rate:.3g} without noise": self.quiet.samples,
+            f"rate {self.own.rate:.3g}": self.own,
+        }
 
 
 def _report(
-    found: list[Observation],
-    clipped_sum: Check,
-    plan: DPPlan,
-    delta: float,
-    settings: AuditSettings,
+    seen: _Seen, plan: DPPlan, delta: float, settings: AuditSettings, *, population: int
 ) -> AuditReport:
     """Scores of all steps and canaries together, their bounds, and the checks."""
-    if len(found) < 2:
-        raise StepError(f"audit: expected at least 2 steps, saw {len(found)}")
-    scores = torch.stack([o.scores for o in found]).double().cpu()
-    were_in = torch.stack([o.was_in for o in found])
+    scores, were_in = seen.scores, seen.were_in
     auditor = CanaryScoreAuditor(scores[were_in].numpy(), scores[~were_in].numpy())
     assert plan.noise_multiplier is not None, "the plan has its noise"
-    claimed = gdp_epsilon(1 / plan.noise_multiplier, delta)
     confidence = settings.confidence
+    rows, kept = seen.own.table.shape[1], seen.loud.steps[0].residual.numel()
     return AuditReport(
-        claimed_epsilon=claimed,
+        claimed_epsilon=gdp_epsilon(1 / plan.noise_multiplier, delta),
         delta=delta,
         bounds=tuple(
             Bound(method=method, epsilon=epsilon, confidence=confidence)
             for method, epsilon in _bounds(auditor, delta, confidence).items()
         ),
-        checks=(
-            *_checks(found, auditor, were_in, plan, delta, settings.false_alarm / _CHECKS),
-            clipped_sum,
+        checks=_checks(seen, auditor, plan, delta, settings),
+        unseen=unseen(
+            steps=settings.steps,
+            rows=max(plan.samples, rows),
+            population=population,
+            kept=kept,
+            parameters=sum(seen.loud.sizes),
+            rate=seen.own.rate,
+            replayed=seen.loud.replayed,
         ),
         false_alarm=settings.false_alarm,
         noise_multiplier=plan.noise_multiplier,
         max_grad_norm=plan.max_grad_norm,
         batch_size=plan.batch_size,
         samples=plan.samples,
-        steps=len(found),
+        steps=len(seen.loud.steps),
+        quiet_steps=len(seen.quiet.mismatches),
+        sampling_rates=(seen.loud.samples.rate, seen.own.rate),
         canaries=settings.canaries,
         attack_auroc=auditor.attack_auroc,
         in_scores=tuple(scores[were_in].tolist()),
@@ -284,35 +184,40 @@ def _bounds(auditor: CanaryScoreAuditor, delta: float, confidence: float) -> dic
 
 
 def _checks(
-    found: list[Observation],
-    auditor: CanaryScoreAuditor,
-    were_in: torch.Tensor,
-    plan: DPPlan,
-    delta: float,
-    error: float,
+    seen: _Seen, auditor: CanaryScoreAuditor, plan: DPPlan, delta: float, settings: AuditSettings
 ) -> tuple[Check, ...]:
-    """All checks, each failing an honest training with probability at most `error`."""
+    """All checks; those that chance can fail share the gate's false alarms."""
     assert plan.noise_multiplier is not None, "the plan has its noise"
-    sigma = plan.noise_multiplier
-    claimed = gdp_epsilon(1 / sigma, delta)
-    residuals = torch.stack([_thinned(o.residual) for o in found]).cpu()
-    bounds = _bounds(auditor, delta, 1 - error)
+    sigma, error = plan.noise_multiplier, settings.false_alarm / _CHECKS
+    steps = seen.loud.steps
+    residuals = torch.stack([step.residual for step in steps])
+    noise = Noise(residuals.double().numpy() / sigma, seen.loud.tensors, seen.loud.rows)
+    bounds, claimed = _bounds(auditor, delta, 1 - error), gdp_epsilon(1 / sigma, delta)
+    taken = max(len(seen.loud.samples.table), len(seen.own.table))
     return (
         *(check_epsilon(method, bound, claimed=claimed) for method, bound in bounds.items()),
         check_contribution(auditor, error=error),
+        check_largest(
+            torch.cat([step.beyond for step in steps]).cpu(), noise_multiplier=sigma, error=error
+        ),
         check_sum(
-            torch.stack([o.sums for o in found]).cpu(),
-            torch.stack([o.excess for o in found]).cpu(),
+            torch.stack([step.sums for step in steps]).cpu(),
+            torch.stack([step.excess for step in steps]).cpu(),
             noise_multiplier=sigma,
             error=error,
         ),
+        check_clipped_sum(seen.quiet.mismatches),
+        check_release(max(seen.quiet.unexplained, seen.loud.unexplained)),
         check_noise(residuals, noise_multiplier=sigma, error=error),
         check_nothing_else(residuals, noise_multiplier=sigma, error=error),
+        *check_noise_battery(noise, error=error),
         check_freshness(residuals, error=error),
-        check_sampling(were_in.flatten().tolist(), sampling_rate=plan.sampling_rate, error=error),
+        *check_sampling_battery(seen.samples, error=error, seed=settings.seed),
+        Check(
+            name="steps",
+            passed=len(steps) == taken <= plan.steps,
+            measured=float(taken if len(steps) == taken else len(steps)),
+            limit=float(plan.steps),
+            says="steps with finite gradients, all that were taken and no more than were planned",
+        ),
     )
-
-
-def _thinned(residual: torch.Tensor) -> torch.Tensor:
-    """Evenly spaced coordinates, few enough to keep those of all steps."""
-    return residual[:: -(-len(residual) // _KEPT)]

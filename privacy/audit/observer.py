@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from privacy.audit.canaries import Canaries, PlainGradients
+from privacy.audit.release import Release
 from privacy.errors import StepError
 
 __all__ = ["Observation", "Observer"]
@@ -33,10 +34,13 @@ class Observation:
         sums: Norms of what the definition adds up of the other examples and of the canaries [2].
         excess: By how much more than that was added up, along each of the two; noise apart [2].
         total: What the definition adds up of all, float [d].
+        beyond: What was added in directions of its own, noise apart nothing: towards what is
+            clipped off of each physical batch, and of each canary beyond its share; float [b + k].
+        examples: How many examples were in the sample.
 
     Example:
         >>> zeros = torch.zeros(2)
-        >>> Observation(zeros, zeros, zeros > 0, zeros, zeros, zeros).was_in.sum()
+        >>> Observation(zeros, zeros, zeros > 0, zeros, zeros, zeros, zeros, 0).was_in.sum()
         tensor(0)
     """
 
@@ -46,6 +50,8 @@ class Observation:
     sums: torch.Tensor
     excess: torch.Tensor
     total: torch.Tensor
+    beyond: torch.Tensor
+    examples: int
 
 
 @final
@@ -59,6 +65,9 @@ class Observer:
         gradients: The oracle of plain gradients.
         max_grad_norm: C of the plan.
         batch_size: The plan's expected batch size, by which the gradient was divided.
+
+    Attributes:
+        release: What it saw of everything but the gradients.
 
     Example:
         >>> sorted(name for name in vars(Observer) if not name.startswith("_"))
@@ -82,6 +91,9 @@ class Observer:
         self._others: torch.Tensor | None = None
         self._was_in = torch.zeros(0, dtype=torch.bool)
         self._seen: list[torch.Tensor] = []
+        self._escapes: list[torch.Tensor] = []
+        self._examples = 0
+        self.release = Release(model, optimizer)
         self._handles = [
             model.register_forward_pre_hook(self._put_canaries_back),
             model.register_forward_hook(self._remember_call),
@@ -90,6 +102,7 @@ class Observer:
 
     def close(self) -> None:
         """Takes every hook off again."""
+        self.release.close()
         for handle in self._handles:
             handle.remove()
 
@@ -145,16 +158,20 @@ class Observer:
         scores = directions @ residual + (directions * own).sum(1)
         expected = torch.stack([self._others, own.sum(0)])
         excess = nn.functional.normalize(expected, dim=1) @ residual
+        towards = nn.functional.normalize(torch.stack(self._escapes), dim=1)
+        beyond = torch.cat([towards @ residual, scores - self._was_in.to(scores)])
         self._others, self._seen = None, []
-        sums = expected.norm(dim=1)
-        return Observation(residual, scores, self._was_in, sums, excess, expected.sum(0))
+        sums, total = expected.norm(dim=1), expected.sum(0)
+        return Observation(
+            residual, scores, self._was_in, sums, excess, total, beyond, self._examples
+        )
 
     def _begin(self) -> None:
         """A step's first batch: canaries are aimed at the present parameters."""
         self._canaries.aim(self._gradients, max_grad_norm=self._max_grad_norm)
         self._others = torch.zeros_like(self._canaries.clipped[0])
         self._was_in = torch.zeros(len(self._canaries.clipped), dtype=torch.bool)
-        self._seen = []
+        self._seen, self._escapes, self._examples = [], [], 0
 
     def _account(
         self,
@@ -169,18 +186,30 @@ class Observer:
         pairs = [(images, g) for (images, _), g in zip(calls, found, strict=True) if g is not None]
         assert self._others is not None, "the step was begun"
         numbers = self._rows[:examples]
-        self._was_in[numbers[numbers >= 0].cpu()] = True
+        own = numbers[numbers >= 0]
+        self._was_in[own.cpu()] = True
+        self._examples += examples
+        # What an unclipped batch would add beyond the clipped one.
+        oversize = self._canaries.oversize[own] - 1
+        escape = (self._canaries.clipped[own] * oversize[:, None]).sum(0)
         others = (numbers < 0).nonzero().squeeze(1)
         # A split of nothing would be one empty part, and nothing can be vectorised over none.
         for rows in torch.split(others, self._gradients.rows_at_once) if len(others) else ():
-            self._others += self._clipped_sum([(x[rows], g[rows]) for x, g in pairs])
+            clipped, off = self._sums([(x[rows], g[rows]) for x, g in pairs])
+            self._others += clipped
+            escape += off
+        self._escapes.append(escape)
 
-    def _clipped_sum(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-        """The sum of some examples' clipped gradients, by the definition; in units of C."""
+    def _sums(
+        self, pairs: list[tuple[torch.Tensor, torch.Tensor]]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums of some examples' clipped gradients by the definition and of what is clipped off."""
         total = torch.stack([self._gradients(x, g) for x, g in pairs]).sum(0)
         norms = total.norm(dim=1, keepdim=True) / self._max_grad_norm
         clipped = total / norms.clamp(min=1.0) / self._max_grad_norm
-        return torch.where(norms.isfinite(), clipped, torch.zeros_like(clipped)).sum(0)
+        clipped = torch.where(norms.isfinite(), clipped, torch.zeros_like(clipped))
+        off = torch.where(norms.isfinite(), total / self._max_grad_norm - clipped, 0.0)
+        return clipped.sum(0), off.sum(0)
 
     def _of_rows(self, of_canaries: torch.Tensor) -> torch.Tensor:
         """A canary's value in its row, zeros in all others."""
@@ -208,3 +237,4 @@ class Observer:
             for name, p in self._model.named_parameters()
         }
         self._seen.append(self._gradients.flattened(found))
+        self.release.before()

@@ -5,7 +5,7 @@ from typing import Any
 
 from privacy.audit.checks import Check
 
-__all__ = ["AuditReport", "Bound"]
+__all__ = ["AuditReport", "Bound", "unseen"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +42,15 @@ class AuditReport:
         delta: In (0, 1).
         bounds: Lower bounds on it from the scores.
         checks: The tests that the gate consists of.
+        unseen: What none of them can see, a sentence each.
         false_alarm: Chance with which the gate fails an honest training, at most.
         noise_multiplier: The plan's.
         max_grad_norm: The plan's.
         batch_size: Expected size of the audited samples.
         samples: Rows of the audited data, canaries among them.
-        steps: Steps that were watched.
+        steps: Steps that were watched with the plan's noise.
+        quiet_steps: Steps that were watched with hardly any noise, to see the sum itself.
+        sampling_rates: At which samples were watched.
         canaries: Canaries in the data.
         attack_auroc: Of guessing from its score whether a canary was in.
         in_scores: Of canaries that were in; near 1 plus noise, in units of the clipping norm.
@@ -63,12 +66,15 @@ class AuditReport:
     delta: float
     bounds: tuple[Bound, ...]
     checks: tuple[Check, ...]
+    unseen: tuple[str, ...]
     false_alarm: float
     noise_multiplier: float
     max_grad_norm: float
     batch_size: int
     samples: int
     steps: int
+    quiet_steps: int
+    sampling_rates: tuple[float, ...]
     canaries: int
     attack_auroc: float
     in_scores: tuple[float, ...]
@@ -117,3 +123,55 @@ class AuditReport:
             True
         """
         return {**asdict(self), "passed": self.passed, "verdict": self.verdict}
+
+
+def unseen(
+    *,
+    steps: int,
+    rows: int,
+    population: int,
+    kept: int,
+    parameters: int,
+    rate: float,
+    replayed: bool,
+) -> tuple[str, ...]:
+    """What an audit of this size cannot see, a sentence each.
+
+    Args:
+        steps: Steps of each training that was watched.
+        rows: Rows of the data that were in it, at most.
+        population: Rows that the data set has.
+        kept: Coordinates of each step's noise that were looked at.
+        parameters: Coordinates that it has.
+        rate: Lowest sampling rate at which samples were watched.
+        replayed: Whether the optimizer's steps could be taken once more.
+
+    Example:
+        >>> sentences = unseen(steps=50, rows=64, population=96, kept=568, parameters=568,
+        ...                    rate=0.25, replayed=True)
+        >>> sentences[0]
+        'What happens less often than about once in 50 steps, or only after them.'
+    """
+    some = [
+        f"What happens less often than about once in {steps} steps, or only after them.",
+        f"What only some examples do: {rows} of {population} were in the audited trainings; in "
+        "samples of other sizes, and at sampling rates other than 1/2 and "
+        f"{rate:.3g}.",
+        "Where noise and coins come from: numbers that somebody can predict look like chance.",
+        f"Tails of the noise beyond what {steps * kept:,} numbers reach, and deviations from the "
+        "plan's within a percent.",
+        "Dependence that shows in no two parameters, rows or steps, but only in three or more "
+        "together.",
+        "Small favours: a row whose chance differs from others' by less than about "
+        f"{4 / (2 * steps) ** 0.5:.2g} at a rate of 1/2.",
+        "Examples whose gradient is not finite: there is none in the audit.",
+        "What leaves the training elsewhere: printed losses, files, running times, settings chosen "
+        "by looking at the data; and changes of a parameter as small as its rounding.",
+        "A training that knows that it is audited, and behaves.",
+        "Accounting: the epsilon of many steps is computed, never measured.",
+    ]
+    if kept < parameters:
+        some.append(f"The noise of {parameters - kept:,} of {parameters:,} parameters.")
+    if not replayed:
+        some.append("What the optimizer does with the gradient: its step could not be repeated.")
+    return tuple(some)

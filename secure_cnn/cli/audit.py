@@ -61,12 +61,15 @@ def audit(
     seed: Annotated[int, typer.Option(help="Of everything that is not secret.")] = _DEFAULT.seed,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     canaries: Annotated[int, typer.Option(help="Canaries in the data.")] = _SETTINGS.canaries,
-    steps: Annotated[int, typer.Option(help="Steps to watch.")] = _SETTINGS.steps,
+    steps: Annotated[
+        int,
+        typer.Option(help="Steps to watch, three times; what happens seldomer is not seen."),
+    ] = _SETTINGS.steps,
     confidence: Annotated[
         float, typer.Option(help="Of each lower bound; the gate has its own.")
     ] = _SETTINGS.confidence,
 ) -> None:
-    """Audit a private training with canaries; exit code 4 where it is not what its plan says."""
+    """Audit a private training; exit code 4 where noise, samples or clipping are not the plan's."""
     keep_freed_memory()
     settings = replace(_SETTINGS, canaries=canaries, steps=steps, confidence=confidence, seed=seed)
     recipe = _recipe(context, out, delta) if run is None else _recipe_of(context, run, out)
@@ -86,6 +89,7 @@ def audit(
     Terminal().print(_table(report))
     messages = Terminal(stderr=True)
     messages.print(report.verdict, style="" if report.passed else "bold red")
+    messages.print("what no check can see is listed in the report")
     messages.print(f"report: {out / 'audit.html'}")
     if not report.passed:
         raise typer.Exit(_FAILED)

@@ -1,0 +1,345 @@
+"""Is what is left of the released gradients fresh, independent Gaussian noise of one deviation?
+
+The clipped sums are taken off already, so that in an honest training every number here is an
+independent standard normal one, whatever was clipped and sampled. Each check asks one thing of
+them, by its exact law. Small tensors are kept whole, large ones in runs of neighbours.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from scipy import special, stats
+
+from privacy.audit.checks import Check
+from privacy.audit.laws import (
+    Numbers,
+    deviations,
+    extreme,
+    joint,
+    lean,
+    likeness,
+    magnitudes,
+    odds,
+    scatter,
+    smallest,
+    squares,
+)
+
+__all__ = ["Noise", "check_noise_battery", "kept_coordinates"]
+
+_KEPT = 2**16
+"""About so many coordinates of each step are kept."""
+_RUN = 2048
+"""Neighbours that stay together in a tensor of which not all is kept."""
+_SPREADS = (0.02, 0.1, 0.3, 0.7, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
+"""How many numbers lie within so many deviations is counted."""
+_TOGETHER = 2**13
+"""Numbers whose nearest neighbours are looked at: more would show the rounding of float32."""
+_NEAR = 0.1
+"""Two neighbours closer than this part of their mean distance are near."""
+_LAGS = (*range(1, 17), *(2**k for k in range(5, 17)))
+_FEWEST = 1000
+"""Products whose sum counts as normal; its p-values are doubled all the same."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The noise of all steps, in its planned deviations, and where its tensors begin and end.
+
+    Attributes:
+        values: One step a row, [steps, d]; independent standard normal numbers if all is well.
+        tensors: For each parameter tensor its columns.
+        rows: How long a row of each tensor is: numbers that share an output.
+
+    Example:
+        >>> Noise(np.zeros((2, 3)), (slice(0, 2), slice(2, 3)), (1, 1)).values.shape
+        (2, 3)
+    """
+
+    values: Numbers
+    tensors: tuple[slice, ...]
+    rows: tuple[int, ...]
+
+
+def kept_coordinates(sizes: list[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
+    """Which coordinates of a gradient are kept, int64 [k], and each tensor's columns among them.
+
+    Example:
+        >>> indices, tensors = kept_coordinates([3, 2])
+        >>> indices.tolist(), tensors
+        ([0, 1, 2, 3, 4], (slice(0, 3, None), slice(3, 5, None)))
+    """
+    share = min(1.0, _KEPT / max(1, sum(sizes)))
+    parts, tensors, first, begin = [], [], 0, 0
+    for size in sizes:
+        runs = max(1, round(size * share / _RUN))
+        part = torch.arange(first, first + size)
+        if size > _RUN and share < 1:
+            starts = np.unique(np.linspace(0, size - _RUN, runs).astype(int))
+            part = torch.from_numpy(np.unique(first + starts[:, None] + np.arange(_RUN)))
+        parts.append(part)
+        tensors.append(slice(begin, begin + len(part)))
+        first, begin = first + size, begin + len(part)
+    return torch.cat(parts), tuple(tensors)
+
+
+def check_noise_battery(noise: Noise, *, error: float) -> tuple[Check, ...]:
+    """Every check of the noise, each failing an honest one with probability at most `error`.
+
+    Example:
+        >>> values = np.random.default_rng(0).standard_normal((10, 200))
+        >>> halved = np.concatenate([values[:, :100], values[:, 100:] / 2], axis=1)
+        >>> tensors = (slice(0, 100), slice(100, 200))
+        >>> checks = check_noise_battery(Noise(halved, tensors, (1, 1)), error=1e-6)
+        >>> [check.name for check in checks if not check.passed][:1]
+        ['noise by tensor']
+    """
+    checks = (
+        _by_tensor,
+        _by_step,
+        _by_tensor_and_step,
+        _by_coordinate,
+        _law,
+        _grain,
+        _within_a_step,
+        _between_steps,
+    )
+    return tuple(check(noise, error) for check in checks)
+
+
+def _by_tensor(noise: Noise, error: float) -> Check:
+    """Every tensor has the plan's noise."""
+    sums = np.array([np.square(noise.values[:, part]).sum() for part in noise.tensors])
+    degrees = np.array([noise.values[:, part].size for part in noise.tensors])
+    one, together = deviations(sums, degrees)
+    return joint(
+        "noise by tensor",
+        {"one tensor": one, "all tensors": together},
+        error=error,
+        says="p-value of the deviations of each tensor's noise",
+    )
+
+
+def _by_step(noise: Noise, error: float) -> Check:
+    """Every step has the plan's noise, without a trend or a rhythm."""
+    steps, size = noise.values.shape
+    sums = np.square(noise.values).sum(1)
+    one, together = deviations(sums, size)
+    scores = squares(sums, size)
+    return joint(
+        "noise by step",
+        {
+            "one step": one,
+            "all steps": together,
+            "a trend": lean(scores, np.arange(steps) - (steps - 1) / 2),
+            "every other step": lean(scores, (-1.0) ** np.arange(steps)),
+        },
+        error=error,
+        says="p-value of the deviations of each step's noise",
+    )
+
+
+def _by_tensor_and_step(noise: Noise, error: float) -> Check:
+    """Every tensor has it in every step."""
+    sums = np.stack([np.square(noise.values[:, part]).sum(1) for part in noise.tensors])
+    one, together = deviations(sums, [[part.stop - part.start] for part in noise.tensors])
+    return joint(
+        "noise by tensor and step",
+        {"one tensor in one step": one, "all of them": together},
+        error=error,
+        says="p-value of the deviations of each tensor's noise in each step",
+    )
+
+
+def _by_coordinate(noise: Noise, error: float) -> Check:
+    """Every single parameter has it, and with mean zero."""
+    steps = len(noise.values)
+    one, together = deviations(np.square(noise.values).sum(0), steps)
+    means = noise.values.sum(0) / np.sqrt(steps)
+    return joint(
+        "noise by parameter",
+        {
+            "one parameter": one,
+            "all parameters": together,
+            "one parameter's mean": extreme(means),
+            "all means": scatter(means),
+            "the mean of all": lean(means),
+        },
+        error=error,
+        says="p-value of deviation and mean of each parameter's noise",
+    )
+
+
+def _law(noise: Noise, error: float) -> Check:
+    """The numbers are Gaussian, in the middle and in the tails: all, by tensor, by step."""
+    groups = {
+        "all": [noise.values],
+        "one tensor": [noise.values[:, part] for part in noise.tensors],
+        "one step": list(noise.values),
+    }
+    tests = {f"counts of {name}": _spread_odds(parts) for name, parts in groups.items()}
+    uniform = np.sort(special.ndtr(noise.values), axis=None)
+    ranks = np.arange(len(uniform) + 1) / len(uniform)
+    farthest = max(float((ranks[1:] - uniform).max()), float((uniform - ranks[:-1]).max()))
+    tests["Kolmogorov-Smirnov"] = float(stats.kstwo.sf(farthest, len(uniform)))
+    return joint(
+        "noise law",
+        tests,
+        error=error,
+        says="p-value of the noise being Gaussian, from its middle into its tails",
+    )
+
+
+def _spread_odds(parts: list[Numbers]) -> float:
+    """P-value of how many numbers lie within each spread, above zero, and far on each side."""
+    spreads = np.array(_SPREADS)
+    inside = 2 * special.ndtr(spreads) - 1
+    p_values = []
+    for part in parts:
+        sizes = np.sort(np.abs(part), axis=None)
+        within = np.searchsorted(sizes, spreads)
+        sides = [(part > 0).sum(), (part > 2).sum(), (part < -2).sum()]
+        chances = [0.5, special.ndtr(-2.0), special.ndtr(-2.0)]
+        p_values.append(odds([*within, *sides], part.size, [*inside, *chances]))
+    return smallest(np.concatenate(p_values))
+
+
+def _grain(noise: Noise, error: float) -> Check:
+    """No number comes twice, not even up to its sign or in another place: no grid, no copies."""
+    step = max(1, noise.values.size // _TOGETHER)
+    groups = {
+        "numbers of all steps": noise.values.ravel()[::step],
+        "numbers of the first steps": noise.values.ravel()[:_TOGETHER],
+    }
+    tests = {}
+    for name, values in groups.items():
+        tests[name] = _coincidences(values)
+        tests[f"magnitudes, {name}"] = _coincidences(magnitudes(values))
+    tests["numbers of one tensor"] = smallest(
+        [
+            _coincidences(values.ravel()[:: max(1, values.size // _TOGETHER)])
+            for values in (noise.values[:, part] for part in noise.tensors)
+        ]
+    )
+    return joint(
+        "noise grain",
+        tests,
+        error=error,
+        says="p-value of as many numbers that are nearly the same",
+    )
+
+
+def _coincidences(values: Numbers) -> float:
+    """P-value of so many neighbours that are near; spacings scatter less than independent ones."""
+    uniform = np.sort(special.ndtr(values[:_TOGETHER]))
+    near = int((np.diff(uniform) * len(uniform) < _NEAR).sum())
+    # Each spacing of n uniform numbers exceeds x / n with probability (1 - x / n)^n.
+    chance = 1 - (1 - _NEAR / len(uniform)) ** len(uniform)
+    return float(stats.binom.sf(near - 1, len(uniform) - 1, chance)) if near else 1.0
+
+
+def _within_a_step(noise: Noise, error: float) -> Check:
+    """Nothing in a step's noise is like anything else in it: neighbours, tensors, mirror images."""
+    tests = {}
+    for what, values in (("", noise.values), ("magnitudes, ", magnitudes(noise.values))):
+        tests[f"{what}every distance"] = _by_distance(values)
+        scores: dict[str, list[Numbers]] = {"parameters": [], "tensors": []}
+        for name, one, other in _pairs(noise, values):
+            scores[name].append(_cosines(one, other))
+        for name, found in scores.items():
+            if found:
+                tests[f"{what}{name}, alike"] = smallest([lean(each) for each in found])
+                tests[f"{what}{name}, in one step"] = extreme(np.stack(found))
+                tests[f"{what}{name}, up to sign"] = smallest([scatter(each) for each in found])
+    return joint(
+        "noise within a step",
+        tests,
+        error=error,
+        says="p-value of likenesses between a step's parameters and between its tensors",
+    )
+
+
+def _pairs(noise: Noise, values: Numbers) -> Iterator[tuple[str, Numbers, Numbers]]:
+    """Pairs of parts that have no coordinate in common, so that they are independent."""
+    size = values.shape[1]
+    for lag in sorted({*_LAGS, *noise.rows}):
+        positions = np.arange(size - lag) if lag < size else np.arange(0)
+        for turn in (0, 1):
+            chosen = positions[positions // lag % 2 == turn]
+            if len(chosen) > 2:
+                yield "parameters", values[:, chosen], values[:, chosen + lag]
+    half = size // 2
+    yield "parameters", values[:, :half], values[:, half : 2 * half]
+    yield "parameters", values[:, :half], values[:, ::-1][:, :half]
+    for one, other in combinations(noise.tensors, 2):
+        length = min(one.stop - one.start, other.stop - other.start)
+        if length > 2:
+            first, second = values[:, one][:, :length], values[:, other][:, :length]
+            yield "tensors", first, second
+
+
+def _by_distance(values: Numbers) -> float:
+    """P-value of the largest sum of products at any one distance, over all steps."""
+    steps, size = values.shape
+    spectrum = np.fft.rfft(values, 2 * size, axis=1)
+    products = np.fft.irfft(np.square(np.abs(spectrum)).sum(0), 2 * size)[1:size]
+    numbers = steps * (size - np.arange(1, size))
+    enough = numbers >= _FEWEST
+    return min(1.0, 2 * extreme(products[enough] / np.sqrt(numbers[enough])))
+
+
+def _between_steps(noise: Noise, error: float) -> Check:
+    """No step's noise is like another's: at no distance in time, in no tensor, not moved along."""
+    tests = {}
+    for what, values in (("", noise.values), ("magnitudes, ", magnitudes(noise.values))):
+        alike = _all_pairs(values)
+        steps = len(alike)
+        leans, scatters = [], []
+        for lag in range(1, steps // 2 + 1):
+            first = np.arange(steps - lag)
+            for turn in (0, 1):
+                chosen = first[first // lag % 2 == turn]
+                leans.append(lean(alike[chosen, chosen + lag]))
+                scatters.append(scatter(alike[chosen, chosen + lag]))
+        tests[f"{what}at one distance"] = smallest(leans)
+        tests[f"{what}at one distance, up to sign"] = smallest(scatters)
+        parts = [values[:, part] for part in noise.tensors if part.stop - part.start > 2]
+        upper = np.triu_indices(steps, 1)
+        tests[f"{what}one tensor"] = smallest([extreme(_all_pairs(p)[upper]) for p in parts] or 1.0)
+    tests["moved along or turned round"] = _moved(noise.values)
+    return joint(
+        "noise between steps",
+        tests,
+        error=error,
+        says="p-value of likenesses between the noise of two steps",
+    )
+
+
+def _moved(values: Numbers) -> float:
+    """P-value of one step's noise being the last one's, shifted in a circle or read backwards."""
+    size = values.shape[1]
+    spectrum = np.fft.rfft(values, axis=1)
+    sizes = np.linalg.norm(values, axis=1)
+    found = []
+    for other in (np.conj(spectrum[1:]), spectrum[1:]):
+        products = np.fft.irfft(spectrum[:-1] * other, size, axis=1)
+        cosines = products / np.maximum(sizes[:-1] * sizes[1:], np.finfo(float).tiny)[:, None]
+        found.append(likeness(cosines, size))
+    return extreme(np.stack(found))
+
+
+def _all_pairs(values: Numbers) -> Numbers:
+    """Normal scores of the likeness of every two steps, [steps, steps]."""
+    rows = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), np.finfo(float).tiny)
+    return likeness(rows @ rows.T, values.shape[1])
+
+
+def _cosines(one: Numbers, other: Numbers) -> npt.NDArray[np.float64]:
+    """Normal scores of the likeness of two parts, a step each."""
+    sizes = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
+    products = np.einsum("td,td->t", one, other) / np.maximum(sizes, np.finfo(float).tiny)
+    return likeness(products, one.shape[1])

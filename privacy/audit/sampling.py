@@ -1,0 +1,195 @@
+"""Are the samples those of one independent secret coin a row and a step, of the planned chance?
+
+The audit sees every row of every sample, canary or not. Each check asks one thing of that table of
+zeros and ones, by exact binomial laws.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from privacy.audit.checks import Check
+from privacy.audit.laws import (
+    Numbers,
+    counts,
+    extreme,
+    joint,
+    lean,
+    odds,
+    scatter,
+    smallest,
+)
+
+__all__ = ["Samples", "check_sampling_battery"]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Which rows were in which sample.
+
+    Attributes:
+        table: How often each row was read in each step, whole numbers [steps, rows].
+        rate: The chance of every coin.
+
+    Example:
+        >>> Samples(np.zeros((3, 8)), 0.5).coins.shape
+        (3, 8)
+    """
+
+    table: Numbers
+    rate: float
+
+    @property
+    def coins(self) -> Numbers:
+        """Which rows were in, zeros and ones [steps, rows].
+
+        Example:
+            >>> Samples(np.array([[0.0, 2.0]]), 0.5).coins.tolist()
+            [[0.0, 1.0]]
+        """
+        return np.minimum(self.table, 1.0)
+
+    @property
+    def both(self) -> float:
+        """Chance that two independent coins are both heads.
+
+        Example:
+            >>> Samples(np.zeros((1, 1)), 0.5).both
+            0.25
+        """
+        return self.rate**2
+
+    @property
+    def same(self) -> float:
+        """Chance that two independent coins fall alike.
+
+        Example:
+            >>> Samples(np.zeros((1, 1)), 0.5).same
+            0.5
+        """
+        return self.rate**2 + (1 - self.rate) ** 2
+
+
+def check_sampling_battery(
+    runs: dict[str, Samples], *, error: float, seed: int
+) -> tuple[Check, ...]:
+    """Every check of the sampler, each failing an honest one with probability at most `error`.
+
+    Args:
+        runs: Samples by the run's name; a check covers all of them.
+        error: Of each check.
+        seed: Spreads counts evenly over their own probability, so that their laws are exact.
+
+    Example:
+        >>> fixed = np.stack([np.random.default_rng(k).permutation(32) < 16 for k in range(60)])
+        >>> checks = check_sampling_battery({"1/2": Samples(1.0 * fixed, 0.5)}, error=1e-6, seed=0)
+        >>> [check.name for check in checks if not check.passed]
+        ['sample sizes']
+    """
+    random = np.random.default_rng(seed)
+
+    def of_all(
+        tests: Callable[[Samples, np.random.Generator], dict[str, float]],
+    ) -> dict[str, float]:
+        found = {name: tests(samples, random) for name, samples in runs.items()}
+        return {f"{test}, {name}": p for name, of in found.items() for test, p in of.items()}
+
+    repeats = max(float(samples.table.max(initial=0.0)) for samples in runs.values())
+    once = Check(
+        name="rows once",
+        passed=repeats <= 1,
+        measured=repeats,
+        limit=1.0,
+        says="how often one row is in one sample, at most once",
+    )
+    says = {
+        "sampling": (_rate, "p-value of the share of all rows that were in the samples"),
+        "sample sizes": (_sizes, "p-value of the samples' sizes, as those of independent coins"),
+        "rows": (_rows, "p-value of how often each row was in, as all others"),
+        "rows together": (_together, "p-value of how often two rows were in together"),
+        "samples apart": (_apart, "p-value of how often a row was in two samples"),
+    }
+    checks = [
+        joint(name, of_all(tests), error=error, says=words) for name, (tests, words) in says.items()
+    ]
+    return (once, *checks)
+
+
+def _rate(samples: Samples, _: np.random.Generator) -> dict[str, float]:
+    """All coins together."""
+    coins = samples.coins
+    return {"all coins": float(odds(coins.sum(), coins.size, samples.rate))}
+
+
+def _sizes(samples: Samples, random: np.random.Generator) -> dict[str, float]:
+    """Sizes scatter as a binomial, no less, and without a trend or a rhythm."""
+    steps, rows = samples.coins.shape
+    scores = counts(samples.coins.sum(1), rows, samples.rate, random)
+    return {
+        "one size": extreme(scores),
+        "all sizes": scatter(scores),
+        "a trend": lean(scores, np.arange(steps) - (steps - 1) / 2),
+        "every other size": lean(scores, (-1.0) ** np.arange(steps)),
+    }
+
+
+def _rows(samples: Samples, random: np.random.Generator) -> dict[str, float]:
+    """No row is in more often than others; nor do they take turns."""
+    steps, rows = samples.coins.shape
+    scores = counts(samples.coins.sum(0), steps, samples.rate, random)
+    return {
+        "one row": extreme(scores),
+        "all rows": scatter(scores),
+        "first rows": lean(scores, np.arange(rows) - (rows - 1) / 2),
+        "every other row": lean(scores, (-1.0) ** np.arange(rows)),
+    }
+
+
+def _together(samples: Samples, _: np.random.Generator) -> dict[str, float]:
+    """No two rows share a coin, or exclude each other; nor do neighbours."""
+    coins = samples.coins
+    return {
+        "two rows": _any_two(coins.T, samples),
+        "rows so far apart": smallest(_at_distances(coins.T, samples)),
+    }
+
+
+def _apart(samples: Samples, _: np.random.Generator) -> dict[str, float]:
+    """No sample depends on another one: not on the last, nor on any at a fixed distance."""
+    coins = samples.coins
+    return {
+        "two samples": _any_two(coins, samples),
+        "samples so far apart": smallest(_at_distances(coins, samples)),
+    }
+
+
+def _any_two(lines: Numbers, samples: Samples) -> float:
+    """P-value of the two lines of coins that are least as independent ones would be."""
+    number, length = lines.shape
+    if number < 2:
+        return 1.0
+    pairs = np.triu_indices(number, 1)
+    heads = (lines @ lines.T)[pairs]
+    each = lines.sum(1)
+    alike = length - each[pairs[0]] - each[pairs[1]] + 2 * heads
+    # Few different counts occur: each one's odds are computed once.
+    least = []
+    for found, chance in ((heads, samples.both), (alike, samples.same)):
+        least.append(float(odds(np.unique(found), length, chance).min()))
+    return min(1.0, min(least) * 2 * len(heads))
+
+
+def _at_distances(lines: Numbers, samples: Samples) -> list[float]:
+    """P-values of lines at every distance, in disjoint pairs, being alike or heads together."""
+    number, length = lines.shape
+    p_values = [1.0]
+    for lag in range(1, min(number // 2, 64) + 1):
+        first = np.arange(number - lag)
+        for turn in (0, 1):
+            chosen = first[first // lag % 2 == turn]
+            one, other = lines[chosen], lines[chosen + lag]
+            trials = len(chosen) * length
+            p_values.append(float(odds((one * other).sum(), trials, samples.both)))
+            p_values.append(float(odds((one == other).sum(), trials, samples.same)))
+    return p_values

@@ -1,0 +1,272 @@
+"""The trainings that an audit watches: with the plan's noise, with hardly any, and for its samples.
+
+Here a training is put together, run and looked at step by step. What the numbers mean is not here.
+"""
+
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from privacy.audit.canaries import Canaries, CanaryDataset, Diverged, PlainGradients
+from privacy.audit.contributions import MISMATCH, mismatch
+from privacy.audit.noise import kept_coordinates
+from privacy.audit.observer import Objective, Observation, Observer
+from privacy.audit.release import Release
+from privacy.audit.sampling import Samples
+from privacy.audit.settings import AuditSettings
+from privacy.errors import PlanError
+from privacy.plan import DPPlan
+from privacy.sampling import MapStyle
+
+__all__ = ["MakeTraining", "PrivateTraining", "Watched", "half", "watch", "watch_quietly"]
+__all__ += ["watch_samples"]
+
+_QUIET = 1e-4
+"""Noise multiplier of the steps in which the sum itself is looked at."""
+_OVERSIZE = (10.0,)
+_QUIET_OVERSIZE = (10.0, 1.5, 100.0, 1000.0, 3.0)
+"""How many times the clipping norm a canary's own gradient has, in turn. Where noise does not hide
+what escapes, a step is the last one if it is too large: nothing can diverge."""
+_SMALLEST_BATCH = 16
+"""Of so many expected rows practically never none is there: an empty sample would look like one
+with the first example in it."""
+_MOST_ROWS = 2048
+"""Most rows of which every two are compared."""
+
+
+class PrivateTraining(Protocol):
+    """What can be audited: ours, or anybody's that has these four."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model under training."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Steps on the released gradients: their noised sum divided by the plan's batch size."""
+
+    @property
+    def batches(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+        """Physical batches of Poisson samples, examples first and filling after them."""
+
+    def step(self, losses: torch.Tensor, /) -> bool:
+        """Takes the losses of the last batch; True once the optimizer has stepped."""
+
+
+MakeTraining = Callable[[DPPlan, MapStyle], tuple[PrivateTraining, Objective]]
+"""Puts together the training of a plan on a data set, and what it minimises: one loss a row."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What was seen of one training.
+
+    Attributes:
+        steps: Each step; of its residual what is kept.
+        samples: Which rows were in which sample.
+        sizes: How many numbers each parameter tensor has.
+        tensors: Each tensor's columns in what is kept of a residual.
+        rows: How long a row of each tensor is.
+        unexplained: Largest change that no released gradient explains, as a part of what changed.
+        replayed: Whether the optimizer's steps could be taken once more.
+        mismatches: Of quiet steps, what is not the definition's sum.
+
+    Example:
+        >>> "samples" in Watched.__dataclass_fields__
+        True
+    """
+
+    steps: tuple[Observation, ...]
+    samples: Samples
+    sizes: tuple[int, ...]
+    tensors: tuple[slice, ...]
+    rows: tuple[int, ...]
+    unexplained: float
+    replayed: bool
+    mismatches: tuple[float, ...] = ()
+
+
+def half(plan: DPPlan, dataset: MapStyle, settings: AuditSettings) -> tuple[CanaryDataset, DPPlan]:
+    """The audited data, and the plan on it: a fair coin for each row, the plan's noise and C.
+
+    Raises:
+        PlanError: The data set is too small for the canaries.
+    """
+    canaries = settings.canaries
+    batch_size = min(plan.batch_size, settings.largest_batch, len(dataset) // 2)
+    batch_size = max(batch_size, canaries, _SMALLEST_BATCH)
+    if 2 * batch_size > len(dataset):
+        raise PlanError(
+            f"dataset: expected at least {2 * batch_size} examples for {canaries} canaries, got "
+            f"{len(dataset)}; ask for fewer canaries"
+        )
+    rows = _chosen(dataset, 2 * batch_size, settings)
+    audited = _planned(plan, 2 * batch_size, batch_size, settings)
+    return CanaryDataset(dataset, rows, canaries=canaries), audited
+
+
+def watch(
+    make_training: MakeTraining, plan: DPPlan, data: CanaryDataset, settings: AuditSettings
+) -> Watched:
+    """Trains with the plan's noise until its steps are taken or numbers are no longer finite."""
+    watching = _Watching(make_training, plan, data, settings, oversize=_OVERSIZE)
+    found = []
+    with closing(watching.steps()) as steps:
+        try:
+            for step in steps:
+                if not bool(step.residual.isfinite().all()):
+                    break
+                found.append(replace(step, residual=step.residual[watching.kept].cpu()))
+        except Diverged:
+            if not found:
+                raise
+    return watching.seen(found)
+
+
+def watch_quietly(
+    make_training: MakeTraining, plan: DPPlan, data: CanaryDataset, settings: AuditSettings
+) -> Watched:
+    """Trains with hardly any noise, until a step is not what the definition says."""
+    quiet = replace(plan, noise_multiplier=_QUIET)
+    watching = _Watching(make_training, quiet, data, settings, oversize=_QUIET_OVERSIZE)
+    found: list[float] = []
+    with closing(watching.steps()) as steps:
+        try:
+            for step in steps:
+                found.append(
+                    mismatch(
+                        step.residual, step.total, examples=step.examples, noise_multiplier=_QUIET
+                    )
+                )
+                if not found[-1] <= MISMATCH:
+                    break
+        except Diverged:
+            if not found:
+                raise
+    return replace(watching.seen([]), mismatches=tuple(found))
+
+
+def watch_samples(
+    make_training: MakeTraining, plan: DPPlan, dataset: MapStyle, settings: AuditSettings
+) -> Samples:
+    """Trains at about the plan's own sampling rate, and looks at the samples alone."""
+    batch_size = min(_SMALLEST_BATCH, len(dataset))
+    samples = min(max(round(batch_size / plan.sampling_rate), batch_size), len(dataset), _MOST_ROWS)
+    data = CanaryDataset(dataset, _chosen(dataset, samples, settings), canaries=0)
+    audited = _planned(plan, samples, batch_size, settings)
+    training, objective = make_training(audited, data)
+    data.read()
+    table = []
+    read = torch.zeros(samples)
+    for images, labels in training.batches:
+        read = read + data.read().bincount(minlength=samples)
+        if training.step(objective(training.model, images, labels)):
+            table.append(read)
+            read = torch.zeros(samples)
+        if len(table) == audited.steps:
+            break
+    return _samples(table, audited)
+
+
+class _Watching:
+    """One training under watch; a class because its samples are put together batch by batch."""
+
+    def __init__(
+        self,
+        make_training: MakeTraining,
+        plan: DPPlan,
+        data: CanaryDataset,
+        settings: AuditSettings,
+        *,
+        oversize: tuple[float, ...],
+    ) -> None:
+        self._plan, self._data = plan, data
+        self._training, self._objective = make_training(plan, data)
+        model = self._training.model
+        gradients = PlainGradients(model)
+        self.sizes = tuple(shape.numel() for shape in gradients.shapes)
+        self.kept, self._tensors = kept_coordinates(list(self.sizes))
+        self._rows = tuple(shape[1:].numel() for shape in gradients.shapes)
+        self._observer = Observer(
+            model,
+            self._training.optimizer,
+            _canaries(model, data, settings, oversize),
+            gradients,
+            max_grad_norm=plan.max_grad_norm,
+            batch_size=plan.batch_size,
+        )
+        self._table: list[torch.Tensor] = []
+        data.read()
+
+    def steps(self) -> Generator[Observation, None, None]:
+        """Trains, and gives what was seen of each step; one more than planned, if it comes."""
+        read = torch.zeros(len(self._data))
+        try:
+            for images, labels in self._training.batches:
+                rows = self._data.read()
+                read = read + rows.bincount(minlength=len(self._data))
+                losses = self._observer.losses(
+                    self._objective, images, labels, self._data.numbers(rows)
+                )
+                if self._training.step(losses):
+                    self._table.append(read)
+                    read = torch.zeros(len(self._data))
+                    yield self._observer.observation()
+                if len(self._table) > self._plan.steps:
+                    return
+        finally:
+            self._observer.close()
+
+    def seen(self, steps: list[Observation]) -> Watched:
+        """Everything together."""
+        release: Release = self._observer.release
+        return Watched(
+            steps=tuple(steps),
+            samples=_samples(self._table, self._plan),
+            sizes=self.sizes,
+            tensors=self._tensors,
+            rows=self._rows,
+            unexplained=release.unexplained,
+            replayed=release.replayed,
+        )
+
+
+def _planned(plan: DPPlan, samples: int, batch_size: int, settings: AuditSettings) -> DPPlan:
+    """The plan for other samples, for as many steps as are watched."""
+    return replace(
+        plan,
+        samples=samples,
+        batch_size=batch_size,
+        epochs=settings.steps * batch_size / samples,
+        delta=None,
+        target_epsilon=None,
+    )
+
+
+def _chosen(dataset: MapStyle, samples: int, settings: AuditSettings) -> torch.Tensor:
+    """Rows of the data set, by the settings' seed."""
+    generator = torch.Generator().manual_seed(settings.seed)
+    return torch.randperm(len(dataset), generator=generator)[:samples]
+
+
+def _samples(table: list[torch.Tensor], plan: DPPlan) -> Samples:
+    """The samples of a plan."""
+    read = torch.stack(table) if table else torch.zeros(0, plan.samples)
+    return Samples(read.double().numpy(), plan.sampling_rate)
+
+
+def _canaries(
+    model: nn.Module, data: CanaryDataset, settings: AuditSettings, oversize: tuple[float, ...]
+) -> Canaries:
+    """The canaries on the model's device."""
+    device = next(model.parameters()).device
+    images = data.canary_images().to(device)
+    with torch.no_grad():
+        outputs = model(images)
+    generator = torch.Generator().manual_seed(settings.seed)
+    sizes = torch.tensor(oversize).repeat(-(-len(images) // len(oversize)))[: len(images)]
+    return Canaries(images, outputs=outputs[0].numel(), oversize=sizes, generator=generator)
