@@ -1,4 +1,4 @@
-"""Puts measured figures into README.md and docs/benchmarks.md: the demo's output and the tables.
+"""Puts measured figures into README.md and pages of docs: the demo's output and the tables.
 
 Run by `make docs`; a figure in README is never typed. Text between `<!-- NAME -->` and
 `<!-- /NAME -->` is replaced. Files other than `docs/benchmarks*.json` are tables of their own, once
@@ -231,6 +231,19 @@ def robustness_table(measured: Measurements) -> str:
     return blocks(*parts, made_on(measured, made_of=("torch", "pyautoattack")))
 
 
+def audit_tables(measured: Measurements) -> str:
+    """Every defect that was planted and how often the audit found it; honest trainings below."""
+    caught = [row for row in measured.rows if row.metric == "caught"]
+    alarms = [row for row in measured.rows if row.metric == "false_alarm"]
+    lines = [[row.variant, row.case, f"{round(row.median * row.n)} of {row.n}"] for row in caught]
+    honest = [[row.variant, f"{round(row.median * row.n)} of {row.n}"] for row in alarms]
+    return blocks(
+        table(["planted", "in", "caught"], lines),
+        table(["honest training", "failed"], honest),
+        made_on(measured),
+    )
+
+
 def archive_tables(measured: Measurements) -> str:
     """For each size the times of all, ours against the others, and what else ours takes."""
     parts = []
@@ -348,7 +361,7 @@ def rewrite(path: Path, contents: dict[str, str]) -> None:
 
 
 def main() -> None:
-    """Rewrites README.md and docs/benchmarks.md."""
+    """Rewrites README.md, docs/benchmarks.md and docs/pitfalls.md."""
     demo = (DOCS / "demo.txt").read_text(encoding="utf-8").rstrip()
     parts = [Measurements.read(path) for path in sorted(DOCS.glob("benchmarks*.json"))[::-1]]
     measured = replace(parts[0], rows=tuple(row for part in parts for row in part.rows))
@@ -364,6 +377,9 @@ def main() -> None:
     if (DOCS / "archive.json").exists():
         tables["archive"] = archive_tables(Measurements.read(DOCS / "archive.json"))
     rewrite(DOCS / "benchmarks.md", tables)
+    if (DOCS / "audit-plants.json").exists():
+        plants = Measurements.read(DOCS / "audit-plants.json")
+        rewrite(DOCS / "pitfalls.md", {"audit-plants": audit_tables(plants)})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import argparse
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from datetime import UTC, datetime
@@ -889,6 +890,13 @@ def tried(task: tuple[str, int]) -> dict[str, Any]:
     return {"name": name, "seed": seed, "failed": report.failed}
 
 
+def words_of(name: str) -> str:
+    """A class's name in words."""
+    return re.sub(
+        "(?<=[a-z])(?=[A-Z0-9])|(?<=[0-9A-Z])(?=[A-Z][a-z])|(?<=[0-9])(?=[A-Z])", " ", name
+    ).capitalize()
+
+
 def rows_of(found: dict[tuple[str, int], Any]) -> Iterator[Row]:
     """How many of each defect, and of each honest training, failed."""
     kinds = {plant.__name__: kind for kind, plants in KINDS.items() for plant in plants}
@@ -898,7 +906,7 @@ def rows_of(found: dict[tuple[str, int], Any]) -> Iterator[Row]:
             interval = stats.binomtest(sum(own), len(own)).proportion_ci(0.95, "exact")
             yield Row(
                 case=kinds.get(name, "honest"),
-                variant=name,
+                variant=words_of(name) if name in PLANTS else name,
                 metric="caught" if name in PLANTS else "false_alarm",
                 median=sum(own) / len(own),
                 low=float(interval.low),

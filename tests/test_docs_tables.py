@@ -54,11 +54,11 @@ def test_the_documents_show_what_was_measured(tables, tmp_path, monkeypatch):
     """Made anew from the JSON files, README and the page of measurements stay as they are."""
     (tmp_path / "docs").mkdir()
     names = [path.relative_to(ROOT) for path in DOCS.glob("*.json")]
-    for name in [*names, "README.md", "docs/benchmarks.md", "docs/demo.txt"]:
+    for name in [*names, "README.md", "docs/benchmarks.md", "docs/pitfalls.md", "docs/demo.txt"]:
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.setattr(tables, "DOCS", tmp_path / "docs")
     tables.main()
-    for name in ("README.md", "docs/benchmarks.md"):
+    for name in ("README.md", "docs/benchmarks.md", "docs/pitfalls.md"):
         assert (tmp_path / name).read_text("utf-8") == (ROOT / name).read_text("utf-8"), (
             f"{name}: `make docs` was not run after a measurement, or a figure was typed"
         )
@@ -168,6 +168,26 @@ def archive_rows(load):
         row("sealed", "inspect", 0.001, "s", **size),
         row("sealed+signed", "size_overhead", load / 15000, "1", **size),
     ]
+
+
+def test_every_planted_defect_is_told(tables):
+    """Where it was planted and how often it was found; honest trainings have their own table."""
+    planted = Row(
+        case="noise",
+        variant="halved",
+        metric="caught",
+        median=0.9,
+        low=0.6,
+        high=1.0,
+        unit="1",
+        n=10,
+    )
+    honest = replace(
+        planted, case="honest", variant="adam", metric="false_alarm", median=0.0, low=0.0
+    )
+    defects, trainings = grids(tables.audit_tables(document(planted, honest)))
+    assert defects["halved"] == {"planted": "halved", "in": "noise", "caught": "9 of 10"}
+    assert trainings["adam"]["failed"] == "0 of 10"
 
 
 def test_a_sealed_file_is_told_in_three_tables(tables):

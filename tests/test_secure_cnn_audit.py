@@ -119,3 +119,10 @@ def test_a_report_without_scores_is_refused():
     del values["in_scores"]
     with pytest.raises(RunError, match=r"audit\.report: expected entries in_scores"):
         AuditRecord(created="", hardware={}, versions={}, settings={}, report=values)
+
+
+def test_the_page_says_what_cannot_be_seen():
+    """Every sentence, as text; a record of an older audit has none and is shown all the same."""
+    page = render_audit(record_of(unseen=["Nothing <b>rare</b>."], false_alarm=1e-4))
+    assert "<li>Nothing &lt;b&gt;rare&lt;/b&gt;.</li>" in page
+    assert "of an older audit" in render_audit(record_of())

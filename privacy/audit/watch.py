@@ -120,7 +120,8 @@ def watch(
             for step in steps:
                 if not bool(step.residual.isfinite().all()):
                     break
-                found.append(replace(step, residual=step.residual[watching.kept].cpu()))
+                kept = step.residual[watching.kept].cpu()
+                found.append(replace(step, residual=kept, total=kept[:0]))
         except Diverged:
             if not found:
                 raise
@@ -167,7 +168,7 @@ def watch_samples(
         if training.step(objective(training.model, images, labels)):
             table.append(read)
             read = torch.zeros(samples)
-        if len(table) == audited.steps:
+        if len(table) > audited.steps:
             break
     return _samples(table, audited)
 
