@@ -55,7 +55,7 @@ def test_a_key_fixes_the_noise() -> None:
 
 @pytest.mark.secret
 def test_without_a_key_every_generator_differs() -> None:
-    """The key comes from the operating system."""
+    """The key comes from the operating system; two are alike with a probability of 2^-256."""
     assert not torch.equal(SecureGenerator().words(4), SecureGenerator().words(4))
 
 
@@ -89,7 +89,8 @@ def test_no_seed_moves_the_noise_and_the_noise_moves_no_generator() -> None:
 def test_a_forked_process_gets_a_stream_of_its_own(taken_before: bool) -> None:
     """Parent and child never share noise, even where a test fixed the key.
 
-    Nor do they in the midst of a draw, whose place in the stream was taken before the fork.
+    Nor do they in the midst of a draw, whose place in the stream was taken before the fork. Four
+    words of two keys are alike by chance with a probability of 2^-256.
     """
     generator = SecureGenerator(KEY)
     generator.words(1)

@@ -171,7 +171,10 @@ def test_no_attack_moves_the_noise_stream():
 
 @pytest.mark.secret
 def test_noise_after_the_same_attack_is_never_the_same():
-    """The fault that this design answers: an attack that re-seeds torch repeats torch's noise."""
+    """The fault that this design answers: an attack that re-seeds torch repeats torch's noise.
+
+    A hundred normals of 53 bits each are alike by chance with a probability below 2^-1000.
+    """
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     images, labels = split(4).batch(torch.arange(4))
     secure = privacy.SecureGenerator()
