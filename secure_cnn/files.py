@@ -15,7 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
 
-__all__ = ["AnyPath", "IrregularFileError", "check_target", "new_file", "open_regular", "reading"]
+__all__ = [
+    "AnyPath",
+    "IrregularFileError",
+    "check_path",
+    "check_target",
+    "new_file",
+    "open_regular",
+    "reading",
+]
 
 AnyPath: TypeAlias = str | os.PathLike[str]
 
@@ -61,7 +69,7 @@ def open_regular(
         ...
         secure_cnn.files.IrregularFileError: [Errno 22] expected a regular file, got a device: ...
     """
-    _check_path(path)
+    check_path(path)
     # Looked at first: to open some devices is to use them.
     with contextlib.suppress(FileNotFoundError):
         _check(path, os.stat(path, follow_symlinks=follow))
@@ -103,7 +111,7 @@ def check_target(path: AnyPath) -> None:
         ...
         secure_cnn.files.IrregularFileError: [Errno 22] expected a regular file, got a device: ...
     """
-    _check_path(path)
+    check_path(path)
     with contextlib.suppress(FileNotFoundError):
         _check(path, os.stat(path, follow_symlinks=False))
 
@@ -155,8 +163,18 @@ def new_file(
         os.close(fd)
 
 
-def _check_path(path: AnyPath) -> None:
-    """Refuses what no system takes as a path, such as one with a zero byte in it."""
+def check_path(path: AnyPath) -> None:
+    r"""Refuses what no system takes as a path, such as one with a zero byte in it.
+
+    Raises:
+        OSError: It is none.
+
+    Example:
+        >>> check_path("a\0b")
+        Traceback (most recent call last):
+        ...
+        OSError: [Errno 22] expected a path without zero bytes: "'a\\x00b'"
+    """
     try:
         raw = os.fsencode(path)
     except (TypeError, UnicodeEncodeError):

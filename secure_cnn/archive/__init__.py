@@ -22,6 +22,7 @@ from secure_cnn.archive.errors import (
     MissingExtra,
     NotSealed,
     RolledBack,
+    SecretKeptError,
     StateError,
     StorageError,
     Tampered,
@@ -55,7 +56,7 @@ from secure_cnn.archive.plain import load_plain, save_plain
 from secure_cnn.archive.recipients import change_recipients
 from secure_cnn.archive.restore import load_into
 from secure_cnn.archive.rotation import rotate
-from secure_cnn.archive.sealed import decrypt, inspect, load, save, verify
+from secure_cnn.archive.sealed import check, decrypt, inspect, load, save, verify
 from secure_cnn.archive.shredding import Certificate, read_certificate, shred
 from secure_cnn.archive.store.log import Checkpoint
 from secure_cnn.archive.store.store import CheckpointStore
@@ -85,6 +86,7 @@ __all__ = [
     "Progress",
     "Recipient",
     "RolledBack",
+    "SecretKeptError",
     "ServiceKey",
     "Signer",
     "SlotInfo",
@@ -101,6 +103,7 @@ __all__ = [
     "WrongKey",
     "bill_of_materials",
     "change_recipients",
+    "check",
     "decrypt",
     "export_age",
     "export_bill_of_materials",

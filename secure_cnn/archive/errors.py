@@ -15,6 +15,7 @@ __all__ = [
     "MissingExtra",
     "NotSealed",
     "RolledBack",
+    "SecretKeptError",
     "StateError",
     "StorageError",
     "Tampered",
@@ -150,6 +151,15 @@ class KeyFileError(ArchiveError):
 
     Example:
         >>> issubclass(KeyFileError, ArchiveError)
+        True
+    """
+
+
+class SecretKeptError(ArchiveError, TypeError):
+    """Something that holds a secret was to be copied or pickled.
+
+    Example:
+        >>> issubclass(SecretKeptError, TypeError)
         True
     """
 

@@ -8,6 +8,7 @@ from secure_cnn.archive.format.claims import JSON
 from secure_cnn.archive.format.core import Lineage
 from secure_cnn.archive.format.header import VERSION, Header
 from secure_cnn.archive.keys.signatures import Verifier
+from secure_cnn.printable import printable
 
 __all__ = ["ArchiveInfo", "SlotInfo", "describe"]
 
@@ -100,7 +101,7 @@ class ArchiveInfo:
                 for key, value in self.claims.items()
             ),
         ]
-        return "\n".join(lines)
+        return printable("\n".join(lines), layout=True)
 
     def _lineage_lines(self) -> list[str]:
         """The place in a sequence, in words."""

@@ -15,6 +15,7 @@ import torch
 from secure_cnn.archive.errors import LimitExceeded, StateError, StorageError
 from secure_cnn.archive.format.claims import JSON, check_claims
 from secure_cnn.archive.format.payload import Payload
+from secure_cnn.archive.format.secret import Secret
 from secure_cnn.archive.format.slots import SlotReader
 from secure_cnn.archive.format.state import tensor_names
 from secure_cnn.archive.format.tensors import Index, Span, header_end, parse_index
@@ -25,7 +26,7 @@ __all__ = ["LazyArchive", "empty_bytes", "open_lazy", "read_index", "read_tensor
 
 
 @final
-class LazyArchive:
+class LazyArchive(Secret):
     """A sealed file held open, after everything about it but its segments was checked.
 
     Made by `open_lazy`; close it, or use it in a `with` block. Safe to share between threads.

@@ -13,6 +13,7 @@ from secure_cnn.archive.errors import InvalidKey, StorageError
 from secure_cnn.archive.format.header import SECTOR, Header, derive_key, seal_copy
 from secure_cnn.archive.format.payload import write_at
 from secure_cnn.archive.format.slots import Slot, SlotReader, SlotWriter, check_mix
+from secure_cnn.archive.keys.passphrase import check_costs
 from secure_cnn.archive.opening import Path, opened, read_header
 
 __all__ = ["change_recipients", "lock"]
@@ -63,6 +64,7 @@ def change_recipients(
         replaced = {(slot.kind, slot.key_id) for slot in added}
         after = [slot for slot in kept if (slot.kind, slot.key_id) not in replaced] + added
         check_mix(slot.kind for slot in after)
+        check_costs(after)
         _write(fd, header, after, file_key)
 
 

@@ -10,6 +10,7 @@ import torch
 
 from secure_cnn.archive.errors import StateError
 from secure_cnn.archive.format.claims import check_claims
+from secure_cnn.archive.format.payload import wipe
 from secure_cnn.archive.format.pieces import Pieces
 from secure_cnn.archive.format.slots import SlotReader
 from secure_cnn.archive.format.state import State, build_state, named_tensors
@@ -33,9 +34,9 @@ def load_into(
     """Decrypts a sealed file straight into the tensors of a state, such as a `model.state_dict()`.
 
     Everything that `load` checks before decrypting holds before a tensor is changed. If a segment
-    of the payload then turns out to be damaged, all the tensors are zero: build the model anew, or
-    load another file. Do not call it between a forward pass and its backward pass, which would not
-    notice that tensors changed.
+    of the payload then turns out to be damaged, or what is in it no bool, all the tensors are zero:
+    build the model anew, or load another file. Do not call it between a forward pass and its
+    backward pass, which would not notice that tensors changed.
 
     Args:
         state: A tree with the tensors of the file: the same names, shapes and dtypes, contiguous,
@@ -74,6 +75,13 @@ def load_into(
         built = build_state(index, tensors.__getitem__)
         if len(targets):
             payload.scatter_into(targets, index.data_start)
+    try:
+        for name, span in index.spans.items():
+            span.check(tensors[name].reshape(-1).view(torch.uint8))
+    except StateError:
+        for buffer in targets.buffers:
+            wipe(buffer)
+        raise
     return built
 
 

@@ -11,15 +11,23 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from secure_cnn.archive.errors import StateError, Tampered
-from secure_cnn.archive.format.claims import JSON, check_claims
+from secure_cnn.archive.format.claims import JSON, canonical_json, check_claims
 from secure_cnn.archive.format.core import Lineage
-from secure_cnn.archive.format.payload import Progress, hash_file
+from secure_cnn.archive.format.header import copy_length_for, seal_prefix
+from secure_cnn.archive.format.payload import Payload, Progress, hash_file
 from secure_cnn.archive.format.pieces import Pieces
-from secure_cnn.archive.format.slots import SlotReader, SlotWriter
-from secure_cnn.archive.format.state import State, build_state, decode_state, encode_state, index_of
+from secure_cnn.archive.format.slots import SlotKind, SlotReader, SlotWriter
+from secure_cnn.archive.format.state import (
+    State,
+    build_state,
+    check_state,
+    decode_state,
+    encode_state,
+    index_of,
+)
 from secure_cnn.archive.info import ArchiveInfo, describe
 from secure_cnn.archive.keys.signatures import Signer, Verifier
-from secure_cnn.archive.lazy import empty_bytes, open_lazy, read_index
+from secure_cnn.archive.lazy import empty_bytes, open_lazy, read_index, read_tensor
 from secure_cnn.archive.opening import (
     Path,
     layout_of,
@@ -32,7 +40,7 @@ from secure_cnn.archive.opening import (
 from secure_cnn.archive.output import new_file
 from secure_cnn.archive.sealing import new_core, write_sealed
 
-__all__ = ["decrypt", "inspect", "load", "save", "verify"]
+__all__ = ["check", "decrypt", "inspect", "load", "save", "verify"]
 
 _SEGMENT_LENGTH = 1 << 20
 
@@ -87,9 +95,7 @@ def save(  # noqa: PLR0913  (each is one decision of who saves)
         ...     archive.load(f"{folder}/m.sealed", identity=me)
         {'weight': tensor([1., 1.])}
     """
-    public, private = dict(claims or {}), dict(private_claims or {})
-    if twice := public.keys() & private.keys():
-        raise StateError(f"claims: expected {sorted(twice)} to be public or private, got both")
+    public, private = _apart(claims, private_claims)
     plaintext = Pieces(encode_state(state, private))
     core = new_core(
         name=name,
@@ -109,6 +115,52 @@ def save(  # noqa: PLR0913  (each is one decision of who saves)
         overwrite=overwrite,
         progress=progress,
     )
+
+
+def check(
+    state: State = None,
+    *,
+    claims: Mapping[str, JSON] | None = None,
+    private_claims: Mapping[str, JSON] | None = None,
+    name: str = "",
+    recipients: Sequence[SlotWriter] = (),
+) -> None:
+    """Passes if `save`, and `save_plain`, will take these: to be asked before hours of work.
+
+    Cheap: the bytes of tensors are not looked at, and nothing is written. What remains for `save`
+    to refuse is the disk, and a bool tensor with bytes that are none.
+
+    Args:
+        state: As for `save`; with tensors of the types that it will have.
+        claims: As for `save`.
+        private_claims: As for `save`.
+        name: As for `save`.
+        recipients: As for `save`; with none, one is thought of.
+
+    Raises:
+        InvalidKey: The recipients do not mix.
+        StateError: State, claims or name hold something that the format cannot.
+        LimitExceeded: The claims are too long.
+
+    Example:
+        >>> check({"weight": torch.ones(2)}, claims={"epsilon": float("nan")})
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.StateError: claims.epsilon: expected plain JSON ...
+    """
+    check_state(state)
+    public, private = _apart(claims, private_claims)
+    canonical_json(private, "private_claims")
+    core = new_core(
+        name=name,
+        lineage=None,
+        claims=public,
+        recipients=recipients,
+        signer=None,
+        plaintext_length=0,
+        segment_length=_SEGMENT_LENGTH,
+    )
+    seal_prefix(core, copy_length_for([who.kind for who in recipients] or [SlotKind.HYBRID]))
 
 
 def load(
@@ -278,8 +330,27 @@ def verify(
                 core_hash=header.core_hash.hex(),
             )
             payload.check(_part(progress, 1, passes))
-            build_state(read_index(payload), lambda name: torch.empty(0))
+            _check_inside(payload)
         return describe(header, signer_of(fd, header), os.fstat(fd).st_size, verified=True)
+
+
+def _apart(
+    claims: Mapping[str, JSON] | None, private_claims: Mapping[str, JSON] | None
+) -> tuple[dict[str, JSON], dict[str, JSON]]:
+    """Public and private claims, which have no key in common."""
+    public, private = dict(claims or {}), dict(private_claims or {})
+    if twice := public.keys() & private.keys():
+        raise StateError(f"claims: expected {sorted(twice)} to be public or private, got both")
+    return public, private
+
+
+def _check_inside(payload: Payload) -> None:
+    """Passes if the plaintext is a state; its segments were checked, and only bools are read."""
+    index = read_index(payload)
+    for span in index.spans.values():
+        if span.dtype is torch.bool:
+            read_tensor(payload, index, span)
+    build_state(index, lambda name: torch.empty(0))
 
 
 def _part(progress: Progress | None, before: int, passes: int) -> Progress | None:

@@ -15,6 +15,7 @@ from secure_cnn.archive.format.merkle import merkle_root
 from secure_cnn.archive.format.payload import Plaintext, Progress, encrypt_file, write_at
 from secure_cnn.archive.format.slots import NO_KEY_ID, SlotWriter
 from secure_cnn.archive.format.stream import create_stream
+from secure_cnn.archive.keys.passphrase import check_costs
 from secure_cnn.archive.keys.signatures import Signer
 from secure_cnn.archive.opening import Path, footer_length
 from secure_cnn.archive.output import new_file
@@ -86,7 +87,7 @@ def write_sealed(
 
     Raises:
         InvalidKey: No recipients, or a mix.
-        LimitExceeded: Too many recipients or claims.
+        LimitExceeded: Too many recipients or claims, or passphrases that cost too much to try.
         StorageError: There is a file already, or the operating system refuses.
 
     Example:
@@ -96,6 +97,7 @@ def write_sealed(
     core_hash = hashlib.sha256(seal_prefix(core, copy_length)).digest()
     file_key = os.urandom(32)
     slots = [who.wrap(file_key, core_hash) for who in recipients]
+    check_costs(slots)
     head = seal_header(core, slots, file_key, copy_length)
     floe = create_stream(derive_key(file_key, b"payload"), core_hash, core.segment_length)
     layout = Layout(

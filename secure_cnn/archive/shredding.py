@@ -22,6 +22,7 @@ from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.opening import Path, opened, read_header
 from secure_cnn.archive.output import new_file
 from secure_cnn.archive.recipients import lock
+from secure_cnn.files import check_target
 
 __all__ = ["Certificate", "read_certificate", "shred"]
 
@@ -99,9 +100,11 @@ def shred(
     """
     if signer is not None and certificate is None:
         raise InvalidKey("expected a path for the certificate that the signer signs, got none")
+    try:
+        check_target(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot shred: {error.strerror}; give a file itself") from None
     target = pathlib.Path(path)
-    if target.is_symlink():
-        raise StorageError(f"{path}: is a symbolic link; give the path it leads to")
     with opened(path, flags=os.O_RDWR) as fd:
         lock(fd, path)
         header = read_header(fd)

@@ -8,12 +8,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
 from secure_cnn import archive
 from secure_cnn.archive.card import export_bill_of_materials, export_card
+from secure_cnn.archive.format.claims import parse_json
 from secure_cnn.cli import recipients, sequence
 from secure_cnn.cli.keys import reader_from, signer_from, verifiers_from, writers_from
 from secure_cnn.cli.options import (
@@ -29,6 +30,7 @@ from secure_cnn.cli.options import (
     needed,
 )
 from secure_cnn.cli.progress import file_progress
+from secure_cnn.printable import printable
 
 __all__ = [
     "app",
@@ -264,7 +266,7 @@ def shred(
     """Destroy the keys of a file and remove it. This cannot be undone."""
     if not yes:
         # Not typer's own question, which prints a space to standard output.
-        typer.echo(f"destroy {file} for everyone? [y/N]: ", err=True, nl=False)
+        typer.echo(f"destroy {printable(file)} for everyone? [y/N]: ", err=True, nl=False)
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
             message("\nnothing was destroyed\nhint: with --yes it does not ask")
             raise typer.Exit(1)
@@ -311,7 +313,14 @@ def _claims(given: list[str] | None) -> dict[str, archive.JSON]:
         if name in claims:
             raise typer.BadParameter(f"expected one claim {name!r}, got two")
         try:
-            claims[name] = cast(archive.JSON, json.loads(value))
-        except ValueError:
-            claims[name] = value
+            json.loads(value)
+        except (ValueError, RecursionError) as error:
+            if isinstance(error, json.JSONDecodeError):
+                claims[name] = value
+                continue
+        try:
+            claims[name] = parse_json(value.encode(), f"claim {name}")
+        except (archive.Tampered, UnicodeEncodeError) as error:
+            reason = str(error).partition("; ")[0]
+            raise typer.BadParameter(f"{printable(reason)}; give plain JSON") from None
     return claims

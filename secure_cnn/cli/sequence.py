@@ -9,6 +9,7 @@ import typer
 from secure_cnn import archive
 from secure_cnn.cli.keys import verifiers_from
 from secure_cnn.cli.options import message
+from secure_cnn.printable import printable
 
 __all__ = ["ls", "prune"]
 
@@ -19,6 +20,13 @@ _HighWater = Annotated[
         help="A file elsewhere that remembers the newest: shows that the whole folder is older."
     ),
 ]
+_AcceptMissingMark = Annotated[
+    bool,
+    typer.Option(
+        "--accept-missing-mark",
+        help="Open a folder without its mark, if you know otherwise that the newest is the newest.",
+    ),
+]
 
 
 def ls(
@@ -27,13 +35,20 @@ def ls(
         list[str], typer.Option(help="A verifier's public text, or a file of them.")
     ],
     high_water: _HighWater = None,
+    accept_missing_mark: _AcceptMissingMark = False,
     deep: Annotated[bool, typer.Option("--deep", help="Read and check every file whole.")] = False,
 ) -> None:
     """Print the checkpoints of a folder, oldest first, after all of them were found there."""
-    store = archive.CheckpointStore(folder, trusted=verifiers_from(trusted), high_water=high_water)
+    store = archive.CheckpointStore(
+        folder,
+        trusted=verifiers_from(trusted),
+        high_water=high_water,
+        accept_missing_mark=accept_missing_mark,
+    )
     for one in _there(folder, store.verify(deep=deep)):
         metric = "" if one.metric is None else f"  metric {one.metric:g}"
-        typer.echo(f"{one.generation:>8}  step {one.step}  {one.created}  {one.name}{metric}")
+        created = printable(one.created)
+        typer.echo(f"{one.generation:>8}  step {one.step}  {created}  {one.name}{metric}")
 
 
 def prune(
@@ -43,13 +58,17 @@ def prune(
     keep_best: Annotated[int | None, typer.Option(help="So many of the best stay.")] = None,
     every: Annotated[int | None, typer.Option(help="Each so-many-th stays.")] = None,
     high_water: _HighWater = None,
+    accept_missing_mark: _AcceptMissingMark = False,
 ) -> None:
     """Remove the checkpoints that no rule given here keeps; the newest always stays."""
     if keep_last is None and keep_best is None and every is None:
         raise typer.BadParameter("expected --keep-last, --keep-best or --every, got none")
     key = archive.read_signer(signer)
     # To write would make the folder; to read does not.
-    _there(folder, archive.CheckpointStore(folder, trusted=[key.verifier]).list())
+    before = archive.CheckpointStore(
+        folder, trusted=[key.verifier], accept_missing_mark=accept_missing_mark
+    )
+    _there(folder, before.list())
     with archive.CheckpointStore(
         folder,
         signer=key,
@@ -57,10 +76,11 @@ def prune(
         keep_best=keep_best,
         every=every,
         high_water=high_water,
+        accept_missing_mark=accept_missing_mark,
     ) as store:
-        before = len(store.list())
+        count = len(store.list())
         kept = store.prune()
-    message(f"removed {before - len(kept)}, kept {len(kept)} in {folder}")
+    message(f"removed {count - len(kept)}, kept {len(kept)} in {folder}")
 
 
 def _there(folder: Path, checkpoints: Sequence[archive.Checkpoint]) -> Sequence[archive.Checkpoint]:

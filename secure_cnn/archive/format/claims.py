@@ -29,7 +29,8 @@ def canonical_json(value: object, path: str) -> bytes:
         path: What the value is, for messages.
 
     Raises:
-        StateError: A value is anything else, or nests deeper than 64.
+        StateError: A value is anything else, holds text that UTF-8 does not, or nests deeper than
+            64.
 
     Example:
         >>> canonical_json({"b": [1, 2.5], "a": None}, "claims")
@@ -70,6 +71,8 @@ def parse_json(raw: bytes, what: str) -> JSON:
 def check_claims(claims: Mapping[str, JSON], expect: Mapping[str, object]) -> None:
     """Passes if each expected claim is there with the expected value.
 
+    Values are compared as JSON has them: true is no number, at any depth, and 3 is 3.0.
+
     Raises:
         ClaimMismatch: One is missing or differs.
         StateError: An expected value is no JSON.
@@ -86,11 +89,20 @@ def check_claims(claims: Mapping[str, JSON], expect: Mapping[str, object]) -> No
                 f"claim {name}: expected {wanted!r}, the file does not say; nothing was loaded"
             )
         normal = json.loads(canonical_json(wanted, f"expect.{name}"))
-        if claims[name] != normal:
+        if not _same(claims[name], normal):
             raise ClaimMismatch(
                 f"claim {name}: expected {wanted!r}, the file says {claims[name]!r}; "
                 "nothing was loaded"
             )
+
+
+def _same(one: JSON, other: JSON) -> bool:
+    """Whether two JSON values are equal, where Python's own comparison takes true for 1."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and one == other
 
 
 class _JSONRefusedError(ValueError):
@@ -144,17 +156,30 @@ def _check(value: object, path: str, depth: int) -> None:
         raise StateError(f"{path}: nests deeper than {_MAX_DEPTH} levels")
     if type(value) is dict:
         for key, item in value.items():
-            if type(key) is not str:
-                raise StateError(f"{path}: expected keys that are text, got {key!r}")
+            if type(key) is not str or not _encodes(key):
+                raise StateError(
+                    f"{path}: expected keys that are text that UTF-8 can hold, got {key!r}"
+                )
             _check(item, f"{path}.{key}", depth - 1)
     elif isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         for index, item in enumerate(value):
             _check(item, f"{path}.{index}", depth - 1)
+    elif type(value) is str and not _encodes(value):
+        raise StateError(f"{path}: expected text that UTF-8 can hold, got {value[:40]!r}")
     elif not _is_scalar(value):
         raise StateError(
             f"{path}: expected plain JSON (finite numbers of up to {_MAX_INTEGER_BITS} bits), "
             f"got {type(value).__name__}; convert it"
         )
+
+
+def _encodes(text: str) -> bool:
+    """Whether UTF-8 has a text: not one of a file name that was no UTF-8 itself."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_scalar(value: object) -> bool:

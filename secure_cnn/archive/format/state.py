@@ -30,6 +30,8 @@ from secure_cnn.archive.format.tensors import (
 __all__ = [
     "State",
     "build_state",
+    "check_state",
+    "check_tensor",
     "decode_state",
     "encode_state",
     "index_of",
@@ -78,7 +80,7 @@ def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list
     buffers = []
     end = 0
     for name, tensor in tensors:
-        buffers.append(_bytes_of(tensor))
+        buffers.append(_bytes_of(tensor, name))
         start, end = end, end + len(buffers[-1])
         entries[name] = {
             "dtype": DTYPES[tensor.dtype],
@@ -92,6 +94,21 @@ def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list
             f"the names of the tensors take {len(header)} bytes; expected at most {_MAX_HEADER}"
         )
     return [memoryview(len(header).to_bytes(8, "little") + header), *buffers]
+
+
+def check_state(state: State) -> None:
+    r"""Passes if a state can be saved, as far as that shows without its tensors' bytes; cheap.
+
+    Raises:
+        StateError: It holds what `encode_state` refuses; the message has its dotted path.
+
+    Example:
+        >>> check_state({"classes": ["caf\\udce9"]})
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.StateError: state.classes.0: expected text that UTF-8 can hold
+    """
+    _Encoder().node(state, ())
 
 
 def decode_state(data: torch.Tensor) -> State:
@@ -246,7 +263,7 @@ class _Encoder:
 
     def _tensor(self, tensor: torch.Tensor, path: tuple[str, ...]) -> str:
         """The name a tensor is stored under; the same one for the same memory seen the same way."""
-        _check_tensor(tensor, _dotted(path))
+        check_tensor(tensor, _dotted(path))
         place = (
             tensor.data_ptr(),
             tensor.device,
@@ -294,25 +311,55 @@ def _scalar(value: object, path: tuple[str, ...]) -> object:
     )
 
 
-def _check_tensor(tensor: torch.Tensor, path: str) -> None:
-    """Refuses tensors whose bytes are not the whole story."""
+def check_tensor(tensor: torch.Tensor, path: str) -> None:
+    """Refuses tensors whose bytes are not the whole story, without looking at them.
+
+    Raises:
+        StateError: It is of a class of its own, not dense, without data, or of a type that
+            safetensors has not.
+
+    Example:
+        >>> check_tensor(torch.ones(1), "state.weight")
+    """
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         raise StateError(
             f"{path}: expected a plain tensor, got {type(tensor).__name__}; convert it"
         )
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
+    if not _is_dense(tensor):
+        kind = "nested" if tensor.is_nested else str(tensor.layout)
         raise StateError(
-            f"{path}: expected a dense tensor with data, "
-            f"got {tensor.layout} on {tensor.device}; convert it"
+            f"{path}: expected a dense tensor with data, got {kind} on {tensor.device}; convert it"
         )
     if tensor.dtype not in DTYPES:
         raise StateError(f"{path}: safetensors has no {tensor.dtype}; convert it")
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether all elements of a tensor are in its memory, one behind the other or strided."""
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
+        return False
+    # Memory that was given back, as sharding libraries do, cannot be read.
+    try:
+        return tensor.numel() == 0 or tensor.untyped_storage().nbytes() > 0
+    except (NotImplementedError, RuntimeError):  # within a transform there is none
+        return False
+
+
+def _bytes_of(tensor: torch.Tensor, name: str) -> memoryview:
     """The bytes of a tensor in row-major order; its own memory where that is so already."""
-    plain = tensor.resolve_conj().resolve_neg().cpu().contiguous()
-    return plain.reshape(-1).view(torch.uint8).numpy().data
+    try:
+        plain = tensor.resolve_conj().resolve_neg().cpu().contiguous()
+        raw = plain.reshape(-1).view(torch.uint8)
+        memory: memoryview = raw.numpy().data
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise StateError(
+            f"{name}: expected a tensor whose bytes can be read, got one of which torch says: "
+            f"{reason}; save a plain tensor in main memory"
+        ) from None
+    if tensor.dtype is torch.bool and len(memory) and int(raw.max()) > 1:
+        raise StateError(f"{name}: expected a bool tensor of bytes 0 and 1, got another byte")
+    return memory
 
 
 def _build(node: Any, tensors: dict[str, torch.Tensor]) -> State:

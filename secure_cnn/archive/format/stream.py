@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.ciphers.modes import GCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from secure_cnn.archive.errors import LimitExceeded, Tampered, Truncated
+from secure_cnn.archive.format.secret import Secret
 
 __all__ = ["HEADER_LENGTH", "OVERHEAD", "Floe", "create_stream", "open_stream"]
 
@@ -38,7 +39,7 @@ _Bytes: TypeAlias = bytes | bytearray | memoryview
 
 
 @final
-class Floe:
+class Floe(Secret):
     """One message: its parameters, header and keys. Made by `create_stream` or `open_stream`.
 
     Safe to share between threads. Attributes are public facts: `header` (74 bytes) and

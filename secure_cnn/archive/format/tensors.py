@@ -39,7 +39,9 @@ DTYPES = {
     torch.uint64: "U64",
     torch.int64: "I64",
     torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
     torch.float8_e5m2: "F8_E5M2",
+    torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.float32: "F32",
@@ -79,14 +81,41 @@ class Span:
         Args:
             data: uint8 [stop - start].
 
+        Raises:
+            StateError: It is a bool tensor with a byte other than 0 and 1.
+
         Example:
             See `Span`.
         """
+        self.check(data)
         if self.start == self.stop:
             return torch.empty(0, dtype=self.dtype).reshape(self.shape)
         if data.data_ptr() % self.dtype.itemsize:
             data = data.clone()
         return torch.frombuffer(data.numpy(), dtype=self.dtype).reshape(self.shape)
+
+    def check(self, data: torch.Tensor) -> None:
+        """Passes if the bytes are ones that a tensor of this type can have.
+
+        Torch takes any byte for a bool and computes with it what no bool gives.
+
+        Args:
+            data: uint8 [stop - start].
+
+        Raises:
+            StateError: It is a bool tensor with a byte other than 0 and 1.
+
+        Example:
+            >>> Span(dtype=torch.bool, shape=(1,), start=0, stop=1).check(torch.full([1], 2).byte())
+            Traceback (most recent call last):
+            ...
+            secure_cnn.archive.errors.StateError: a bool tensor (1,): expected bytes 0 and 1, ...
+        """
+        if self.dtype is torch.bool and len(data) and (most := int(data.max())) > 1:
+            raise StateError(
+                f"a bool tensor {self.shape}: expected bytes 0 and 1, got {most}; the file was "
+                "made by something else than a tensor library, or damaged: get it again"
+            )
 
 
 @final

@@ -26,6 +26,7 @@ from cryptography.hazmat.primitives.hpke import (
 )
 
 from secure_cnn.archive.errors import InvalidKey, Tampered, WrongKey
+from secure_cnn.archive.format.secret import Secret
 from secure_cnn.archive.format.slots import Slot, SlotKind, slot_info
 from secure_cnn.archive.keys.keyfile import decode_key, encode_key, fingerprint, read_key
 
@@ -117,7 +118,7 @@ class Recipient:
 
 
 @final
-class Identity:
+class Identity(Secret):
     """The secret half of a key pair: opens what was sealed for its `recipient`.
 
     Made by `generate_identity` or `read_identity`. The repr shows the public id only.

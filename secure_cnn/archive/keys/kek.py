@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from secure_cnn.archive.errors import InvalidKey, KeyServiceError, Tampered, WrongKey
+from secure_cnn.archive.format.secret import Secret
 from secure_cnn.archive.format.slots import Slot, SlotKind, slot_info
 from secure_cnn.archive.keys.keyfile import decode_key, encode_key, read_key
 from secure_cnn.archive.keys.wrap import unwrap_key, wrap_key
@@ -33,7 +34,7 @@ _COMMAND_SECONDS = 60
 
 
 @final
-class KeyEncryptionKey:
+class KeyEncryptionKey(Secret):
     """A shared secret key, as recipient and as identity; its repr shows the public id only.
 
     Args:

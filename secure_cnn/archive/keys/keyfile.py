@@ -7,17 +7,15 @@ bytes mean is in `identity`, `kek` and `signatures`.
 
 import base64
 import binascii
-import contextlib
 import hashlib
 import os
 import re
 import stat
 from collections.abc import Callable
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 from secure_cnn.archive.errors import InvalidKey, KeyFileError
-from secure_cnn.files import reading
+from secure_cnn.files import new_file, reading
 
 __all__ = [
     "SecretKey",
@@ -137,27 +135,16 @@ def write_key(path: str | os.PathLike[str], key: SecretKey) -> None:
         ...     archive.read_identity(f"{folder}/me.key").recipient == me.recipient
         True
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     text = "".join(f"# {comment}\n" for comment in key.comments) + key.to_text() + "\n"
     try:
-        fd = os.open(path, flags, 0o600)
+        with new_file(path, overwrite=False, mode=0o600) as fd:
+            os.write(fd, text.encode())
     except FileExistsError:
         raise KeyFileError(
             f"{path}: a file is already there; choose another path, keys are never overwritten"
         ) from None
     except OSError as error:
         raise KeyFileError(f"{path}: cannot make a key file: {error.strerror}") from error
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            Path(path).unlink()
-        if isinstance(error, OSError):
-            raise KeyFileError(f"{path}: cannot write the key: {error.strerror}") from error
-        raise
 
 
 def read_key(path: str | os.PathLike[str], parse: Callable[[str], _Key]) -> _Key:

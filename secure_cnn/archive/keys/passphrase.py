@@ -6,13 +6,14 @@ The slow hash is salted anew for each file; how it wraps the file key is in `wra
 import os
 import struct
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from secure_cnn.archive.errors import InvalidKey, LimitExceeded, WrongKey
+from secure_cnn.archive.format.secret import Secret
 from secure_cnn.archive.format.slots import (
     MAX_PASSPHRASE_SLOTS,
     NO_KEY_ID,
@@ -22,9 +23,10 @@ from secure_cnn.archive.format.slots import (
 )
 from secure_cnn.archive.keys.wrap import unwrap_key, wrap_key
 
-__all__ = ["INSECURE_TEST_COST", "Argon2Cost", "Passphrase"]
+__all__ = ["INSECURE_TEST_COST", "Argon2Cost", "Passphrase", "check_costs"]
 
 _COST = struct.Struct(">III")
+_MAX_TOTAL = (1 << 20) * 16  # of one slot: memory in KiB times iterations
 
 
 @final
@@ -66,7 +68,7 @@ INSECURE_TEST_COST = Argon2Cost(memory_kib=8, iterations=1, lanes=1)
 
 
 @final
-class Passphrase:
+class Passphrase(Secret):
     """A passphrase, as recipient and as identity; its repr hides it.
 
     The text is put into Unicode form NFC, so that keyboards agree. Each file gets a salt of its
@@ -121,7 +123,8 @@ class Passphrase:
 
         Raises:
             WrongKey: No passphrase slot opens. A changed header looks the same.
-            LimitExceeded: A slot asks for more than `Argon2Cost` allows, or there are more than 8.
+            LimitExceeded: A slot asks for more than `Argon2Cost` allows, all together for more
+                than one may, or there are more than 8.
 
         Example:
             >>> Passphrase("example").unwrap([], bytes(32))
@@ -139,6 +142,7 @@ class Passphrase:
             raise LimitExceeded(
                 f"expected at most {MAX_PASSPHRASE_SLOTS} passphrase slots, got {len(found)}"
             )
+        check_costs(found)
         costs = [_read_cost(slot.body) for slot in found]
         info = slot_info(self.kind, core_hash)
         for cost, slot in zip(costs, found, strict=True):
@@ -163,6 +167,26 @@ class Passphrase:
 
     def __repr__(self) -> str:
         return "Passphrase(…)"
+
+
+def check_costs(slots: Iterable[Slot]) -> None:
+    """Passes if to try the passphrase slots among these, all of them, costs no more than one may.
+
+    Raises:
+        LimitExceeded: Memory times iterations, summed, is more than the largest `Argon2Cost`; or
+            one slot alone is outside of its limits.
+
+    Example:
+        >>> check_costs([])
+    """
+    costs = [_read_cost(slot.body) for slot in slots if slot.kind == SlotKind.ARGON2ID]
+    total = sum(cost.memory_kib * cost.iterations for cost in costs)
+    if total > _MAX_TOTAL:
+        raise LimitExceeded(
+            f"expected passphrases that together cost at most {_MAX_TOTAL} KiB times iterations "
+            f"to try, got {len(costs)} of {total}: whoever has the wrong one would pay for all; "
+            "use cheaper ones, or fewer"
+        )
 
 
 def _read_cost(body: bytes) -> Argon2Cost:

@@ -17,6 +17,7 @@ from secure_cnn.archive.errors import (
     Tampered,
     WrongKey,
 )
+from secure_cnn.archive.format.secret import Secret
 from secure_cnn.archive.format.slots import Slot, SlotKind, slot_info
 from secure_cnn.archive.keys.wrap import WRAP_LENGTH, unwrap_key, wrap_key
 
@@ -45,7 +46,7 @@ class KeyService(Protocol):
 
 
 @final
-class ServiceKey:
+class ServiceKey(Secret):
     """A key that a service keeps, as recipient and as identity.
 
     Args:

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey, MLDSA65PublicKey
 
 from secure_cnn.archive.errors import InvalidKey, Tampered
+from secure_cnn.archive.format.secret import Secret
 from secure_cnn.archive.keys.keyfile import decode_key, encode_key, fingerprint, read_key
 
 __all__ = [
@@ -160,7 +161,7 @@ class Verifier:
 
 
 @final
-class Signer:
+class Signer(Secret):
     """The secret half of a signing key pair. The repr shows the public id only.
 
     Made by `generate_signer` or `read_signer`.

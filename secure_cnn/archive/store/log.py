@@ -67,6 +67,11 @@ class Checkpoint:
         """The name of its file."""
         return f"checkpoint-{self.generation:08}.sealed"
 
+    @property
+    def pending(self) -> str:
+        """The name of its file until it is committed."""
+        return f"{self.name}.pending"
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +142,11 @@ class Log:
         )
 
     @property
+    def _start(self) -> str:
+        """The head of the empty log of this run."""
+        return type(self).empty(self.run).head
+
+    @property
     def kept(self) -> tuple[Checkpoint, ...]:
         """The checkpoints whose files must be there, oldest first."""
         return tuple(it for it in self.history if it.generation not in self.gone)
@@ -183,6 +193,34 @@ class Log:
         generations = [it.generation for it in checkpoints]
         line = self._line({"pruned": generations})
         return line, self._after(line, history=self.history, gone=self.gone | set(generations))
+
+    def announced(self, tail: bytes) -> Checkpoint | None:
+        """The checkpoint that the first line behind the end of this log tells of.
+
+        Such a line was written and never committed, or what committed it was taken away since.
+
+        Args:
+            tail: The bytes behind the log. What a crash left half-written tells nothing.
+
+        Example:
+            >>> log = Log.empty("00" * 16)
+            >>> first = Checkpoint(
+            ...     generation=1, step=5, metric=None, created="", core_hash="1" * 64)
+            >>> log.announced(log.saved(first)[0]) == first, log.announced(b"{}")
+            (True, None)
+        """
+        line, ended, _ = tail.partition(b"\n")
+        try:
+            entry = parse_json(line + ended, "the log")
+            # Before the first checkpoint nobody but its line tells which run it is.
+            follows = isinstance(entry, dict) and self.head in (entry.get("previous"), self._start)
+            if ended and isinstance(entry, dict) and follows:
+                told: list[Checkpoint] = list(self.history)
+                _take(entry, told, set(self.gone))
+                return told[-1] if len(told) > len(self.history) else None
+        except (Tampered, StateError, TypeError, ValueError):
+            pass
+        return None
 
     def _line(self, entry: Mapping[str, object]) -> bytes:
         """The bytes of the next line."""

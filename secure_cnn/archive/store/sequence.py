@@ -2,17 +2,19 @@
 
 At any time there are the sealed files, the log, and `latest`, which names the newest file and the
 end of the log. Whatever a crash leaves behind those two counts for nothing: replacing `latest` is
-the one moment at which something happens. No thread, no tensor and no secret key is here.
+the one moment at which something happens. Only then a file gets its name, and a line of the log
+that was not committed has its file still waiting: so file, log and mark each tell, alone, of a
+`latest` that was put back. No thread, no tensor and no secret key is here.
 """
 
 import contextlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import final
 
-from secure_cnn.archive.errors import RolledBack, StorageError, Tampered
+from secure_cnn.archive.errors import ArchiveError, RolledBack, StorageError, Tampered
 from secure_cnn.archive.format.core import LATEST_FILE as _LATEST
 from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.sealed import inspect
@@ -20,14 +22,16 @@ from secure_cnn.archive.store.latest import Latest
 from secure_cnn.archive.store.log import Checkpoint, Log
 from secure_cnn.archive.store.mark import HighWaterMark
 from secure_cnn.archive.store.smallfile import append_at, read_small, replace_small
+from secure_cnn.files import check_path
 
 __all__ = ["SequenceFolder"]
 
 _LOG, _MARK = "log.jsonl", "high-water.json"
 _MAX_LATEST, _MAX_LOG = 64 << 10, 1 << 30
 _NAME = re.compile(r"checkpoint-(\d{8,})\.sealed")
+_PENDING = re.compile(r"checkpoint-(\d{8,})\.sealed\.pending")
 _TEMPORARY = re.compile(
-    r"\.(checkpoint-\d{8,}\.sealed|latest\.json|high-water\.json)\.[0-9a-f]+\.tmp"
+    r"\.(checkpoint-\d{8,}\.sealed(\.pending)?|latest\.json|high-water\.json)\.[0-9a-f]+\.tmp"
 )
 
 
@@ -38,16 +42,19 @@ class SequenceFolder:
     Args:
         folder: Where the files are.
         trusted: Whose signatures count.
-        high_water: Where the high-water mark is; None keeps it in the folder, where only the writer
-            raises it.
+        high_water: Where a high-water mark is beside the one in the folder, which the writer keeps.
         exclusive: Whether nobody else can write, so that the folder must be as we left it.
+        unmarked: Whether the mark in the folder may be missing.
 
     Example:
         >>> SequenceFolder(Path("no-such-folder"), [], high_water=None, exclusive=False).read().kept
         ()
     """
 
-    __slots__ = ("_attempted", "_empty", "_exclusive", "_high_water", "_seen", "_trusted", "folder")
+    __slots__ = (
+        *("_attempted", "_empty", "_exclusive", "_high_water", "_seen", "_trusted", "_unmarked"),
+        "folder",
+    )
 
     def __init__(
         self,
@@ -56,15 +63,22 @@ class SequenceFolder:
         *,
         high_water: Path | None,
         exclusive: bool,
+        unmarked: bool = False,
     ) -> None:
-        self.folder, self._trusted = folder, tuple(trusted)
+        try:
+            check_path(folder)
+        except OSError as error:
+            raise StorageError(
+                f"{folder!r}: {error.strerror}; give the folder of a store"
+            ) from None
+        self.folder, self._trusted, self._unmarked = folder, tuple(trusted), unmarked
         self._high_water, self._exclusive = high_water, exclusive
         self._empty = Log.empty(os.urandom(16).hex())
         self._seen: Latest | None = None
         self._attempted: Latest | None = None
 
     def path(self, checkpoint: Checkpoint) -> Path:
-        """Where the file of a checkpoint is.
+        """Where the file of a checkpoint is: under its first name until its writer renamed it.
 
         Example:
             >>> folder = SequenceFolder(Path("runs"), [], high_water=None, exclusive=False)
@@ -72,13 +86,15 @@ class SequenceFolder:
             ...     generation=1, step=0, metric=None, created="", core_hash="00" * 32)).as_posix()
             'runs/checkpoint-00000001.sealed'
         """
-        return self.folder / checkpoint.name
+        path, pending = self.folder / checkpoint.name, self.folder / checkpoint.pending
+        return pending if not path.exists() and pending.exists() else path
 
     def read(self) -> Log:
         """The log, after its signature, its chain and its age held.
 
         Raises:
-            RolledBack: It ends earlier than the files, the mark, or this object saw before.
+            RolledBack: It ends earlier than the files, the lines, the mark, or this object saw
+                before; or there is no mark.
             Tampered: It was cut, edited, or is of another run.
             UntrustedSigner: Somebody else signed it.
             StorageError: The operating system refuses.
@@ -86,25 +102,40 @@ class SequenceFolder:
         Example:
             See `SequenceFolder`.
         """
-        # What a writer moves on last is read first: a reader must not take its work for a rollback.
+        while True:
+            before = read_small(self.folder / _LATEST, _MAX_LATEST)
+            try:
+                return self._read()
+            except RolledBack:
+                # A reader must not take the work of a writer for a rollback: that moves it on.
+                if read_small(self.folder / _LATEST, _MAX_LATEST) == before:
+                    raise
+
+    def _read(self) -> Log:
+        """As `read`, which asks again if a writer came between."""
+        # What a writer moves on last is read first.
         highest = max(map(_generation, self._files(_NAME)), default=0)
-        mark = HighWaterMark.read(self._mark_path)
+        marks = {path: HighWaterMark.read(path) for path in self._mark_paths}
         raw = read_small(self.folder / _LATEST, _MAX_LATEST)
         latest = None if raw is None else Latest.from_bytes(raw, self._trusted)
-        mark.check(latest, self._trusted)
+        for mark in marks.values():
+            mark.check(latest, self._trusted)
         self._compare(latest)
         newest = 0 if latest is None else latest.generation
-        if highest > newest + 1:
+        if highest > newest:
             raise RolledBack(
                 f"{self.folder}: {_LATEST} ends at generation {newest}, but a file of generation "
-                f"{highest} is there; put back the newer {_LATEST} and {_LOG}"
+                f"{highest} is there; put back the newer {_LATEST} and {_LOG}, or, if a writer of "
+                "an older version died there, remove that file"
             )
         if latest is None:
+            self._check_tail(self._empty, read_small(self.folder / _LOG, _MAX_LOG) or b"")
             return self._empty
+        self._check_marked(latest, marks)
         log = self._log_of(latest)
         self._seen = latest
         if self._high_water is not None:
-            self._raise(mark, latest)
+            self._raise(self._high_water, latest)
         return log
 
     def check(self, checkpoint: Checkpoint, log: Log) -> None:
@@ -133,17 +164,6 @@ class SequenceFolder:
             )
         raise Tampered(f"{path}: is not the file that was saved; get the right one from a copy")
 
-    def discard(self, checkpoint: Checkpoint) -> None:
-        """Removes a file that was sealed but never committed, so that its space is free.
-
-        Example:
-            See `CheckpointStore`.
-        """
-        path = self.path(checkpoint)
-        if path.is_file() and not path.is_symlink():
-            with contextlib.suppress(OSError):
-                path.unlink()
-
     def commit(self, lines: bytes, log: Log, signer: Signer) -> None:
         """Makes lines and the log that ends with them count; on a crash all of it or nothing does.
 
@@ -167,15 +187,19 @@ class SequenceFolder:
             log_length=log.length,
             log_head=log.head,
         )
+        inside = self.folder / _MARK
+        if not inside.exists():  # before the first `latest`, which without one is refused
+            HighWaterMark(run=log.run).write(inside)
         append_at(self.folder / _LOG, lines, log.length - len(lines))
         # If replacing fails halfway, either of the two may be there afterwards.
         self._attempted = latest
         replace_small(self.folder / _LATEST, latest.to_bytes(signer))
         self._seen = latest
-        self._raise(HighWaterMark.read(self._mark_path), latest)
+        for path in self._mark_paths:
+            self._raise(path, latest)
 
     def clear(self, log: Log) -> None:
-        """Removes the files of pruned checkpoints, and what a writer that died left half-written.
+        """Names the newest file, removes those pruned, and what a writer that died left half-done.
 
         Raises:
             StorageError: The operating system refuses.
@@ -183,13 +207,24 @@ class SequenceFolder:
         Example:
             See `CheckpointStore.prune`.
         """
-        pruned = [name for name in self._files(_NAME) if _generation(name) in log.gone]
+        name = _LOG
         try:
-            for name in (*pruned, *self._files(_TEMPORARY)):
+            if (newest := log.newest) and self.path(newest).name == newest.pending:
+                name = newest.pending
+                (self.folder / name).replace(self.folder / newest.name)
+            # The line first: alone it would look like a rollback.
+            path = self.folder / _LOG
+            if path.exists() and path.stat().st_size > log.length:
+                append_at(path, b"", log.length)
+            pruned = [name for name in self._files(_NAME) if _generation(name) in log.gone]
+            waiting = [
+                name for name in self._files(_PENDING) if not (self.folder / name).is_symlink()
+            ]
+            for name in (*pruned, *waiting, *self._files(_TEMPORARY)):
                 (self.folder / name).unlink(missing_ok=True)
         except OSError as error:
             raise StorageError(
-                f"{self.folder}: cannot remove {name}: {error.strerror}; remove it by hand"
+                f"{self.folder}: cannot clear {name}: {error.strerror}; see to it by hand"
             ) from error
 
     def _files(self, pattern: re.Pattern[str]) -> list[str]:
@@ -233,18 +268,46 @@ class SequenceFolder:
                 f"{self.folder / _LOG}: is not the log that was signed; "
                 "get the folder again from where it is whole"
             )
+        self._check_tail(log, raw[latest.log_length :])
         return log
 
-    @property
-    def _mark_path(self) -> Path:
-        """Where the high-water mark is."""
-        return self._high_water or self.folder / _MARK
+    def _check_tail(self, log: Log, tail: bytes) -> None:
+        """Passes if a checkpoint that was logged and not committed is still waiting for it."""
+        told = log.announced(tail)
+        if told is None:
+            return
+        found = None
+        with contextlib.suppress(ArchiveError):
+            found = inspect(self.folder / told.pending).core_hash
+        if found != told.core_hash:
+            raise RolledBack(
+                f"{self.folder}: {_LATEST} ends at generation {len(log.history)}, but {_LOG} tells "
+                f"of generation {told.generation}; put back the newer {_LATEST}"
+            )
 
-    def _raise(self, mark: HighWaterMark, latest: Latest) -> None:
+    def _check_marked(self, latest: Latest, marks: Mapping[Path, HighWaterMark]) -> None:
+        """Passes if a mark that saw this run is there, as its writer left one."""
+        elsewhere = any(mark.run == latest.run for mark in marks.values())
+        if self._unmarked or elsewhere or (self.folder / _MARK).exists():
+            return
+        raise RolledBack(
+            f"{self.folder}: {_MARK} is missing, which every writer leaves, so that an older "
+            f"{_LATEST} would not be noticed; put it back, or, if generation {latest.generation} "
+            "is known to be the newest, open the store with accept_missing_mark=True "
+            "(--accept-missing-mark)"
+        )
+
+    @property
+    def _mark_paths(self) -> tuple[Path, ...]:
+        """Where the high-water marks are."""
+        return tuple(filter(None, (self.folder / _MARK, self._high_water)))
+
+    def _raise(self, path: Path, latest: Latest) -> None:
         """Remembers that `latest` was seen."""
+        mark = HighWaterMark.read(path)
         raised = mark.raised_to(latest)
         if raised != mark:
-            raised.write(self._mark_path)
+            raised.write(path)
 
 
 def _generation(name: str) -> int:

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias, cast, final
 import torch
 
 from secure_cnn.archive.errors import StateError
-from secure_cnn.archive.format.state import State
+from secure_cnn.archive.format.state import State, check_tensor
 
 __all__ = ["HostBuffer"]
 
@@ -133,7 +133,7 @@ def _are_one(one: torch.Tensor, other: torch.Tensor) -> bool:
 def _collect(value: Any, leaves: list[torch.Tensor], depth: int) -> None:
     """Finds the tensors of a tree, in its order."""
     if isinstance(value, torch.Tensor):
-        _check_tensor(value)
+        check_tensor(value, "the state")
         leaves.append(value)
     elif isinstance(value, dict | list | tuple):
         if depth > _MAX_DEPTH:
@@ -144,15 +144,6 @@ def _collect(value: Any, leaves: list[torch.Tensor], depth: int) -> None:
         raise StateError(
             f"the state holds a {type(value).__name__}; "
             "convert it to a tensor, number, text, list or dict"
-        )
-
-
-def _check_tensor(tensor: torch.Tensor) -> None:
-    """Refuses tensors that have no dense data to copy."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_meta:
-        raise StateError(
-            f"the state holds a tensor that is not dense or has no data ({tensor.layout} on "
-            f"{tensor.device}); convert it"
         )
 
 

@@ -40,11 +40,12 @@ class CheckpointStore:
     store is for one thread of one process: after a `fork`, the child opens its own. Close a writer,
     or use `with`: a save still under way when the program ends may be lost, which stderr then says.
 
-    Every call notices a log that was cut or edited, and a `latest` older than the files around it,
-    than what this object saw before, or than the high-water mark; `load` and `verify` also a
-    checkpoint that is missing, changed, or another than was saved. Unseen remains a folder put back
-    as a whole, with a mark inside, and what is withheld from a reader who never saw it. Everyone
-    can read generations, steps, metrics, times and sizes.
+    Every call notices a log that was cut or edited, a mark that is missing, and a `latest` older
+    than any file, line of the log or mark around it, or than this object saw before; `load` and
+    `verify` also a checkpoint that is missing, changed, or another than was saved. Without a mark
+    outside of the folder nobody can notice a folder put back as a whole, all four together, nor
+    what is withheld from a reader who never saw it. Everyone can read generations, steps, metrics,
+    times and sizes.
 
     Args:
         folder: Where the files are; made for a writer if it is missing.
@@ -56,8 +57,10 @@ class CheckpointStore:
         keep_last: See `Retention`, also for the next two; with none of the three all stay.
         keep_best: So many with the largest metric stay.
         every: Each whose generation is a multiple of this stays.
-        high_water: A file that remembers the highest generation seen, better outside of the folder.
-            Each process that opens the store should have its own.
+        high_water: A file outside of the folder that remembers the highest generation seen, beside
+            the one inside. Each process that opens the store should have its own.
+        accept_missing_mark: Whether the mark inside may be missing, as where an older version
+            wrote; whoever says so knows otherwise that the newest generation is the newest.
         clock: The time in UTC, for people who read the log.
 
     Raises:
@@ -80,7 +83,7 @@ class CheckpointStore:
         ([2, 3], {'weight': tensor([1, 1])}, {'weight': tensor([2, 2])})
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  (each is one decision of who keeps checkpoints)
         self,
         folder: str | os.PathLike[str],
         *,
@@ -92,6 +95,7 @@ class CheckpointStore:
         keep_best: int | None = None,
         every: int | None = None,
         high_water: str | os.PathLike[str] | None = None,
+        accept_missing_mark: bool = False,
         clock: Callable[[], datetime] = _now,
     ) -> None:
         self._retention = Retention(keep_last=keep_last, keep_best=keep_best, every=every)
@@ -104,6 +108,7 @@ class CheckpointStore:
             self._trusted,
             high_water=None if high_water is None else Path(high_water),
             exclusive=signer is not None,
+            unmarked=accept_missing_mark,
         )
         self._lock: FolderLock | None = None
         if signer is not None:
@@ -286,14 +291,7 @@ class CheckpointStore:
             ArchiveError: As for `save`.
 
         Example:
-            >>> import tempfile, secure_cnn.archive as archive
-            >>> me, signer = archive.generate_identity(), archive.generate_signer()
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     with CheckpointStore(
-            ...         folder, recipients=[me.recipient], signer=signer, keep_last=1
-            ...     ) as store:
-            ...         store.prune()
-            ()
+            See `CheckpointStore`.
         """
         self._settle()
         signer = self._writing()
@@ -334,8 +332,8 @@ class CheckpointStore:
         """Seals a copy and makes it count; runs beside the training loop."""
         signer = self._writing()
         self._log, log = None, self._files.read()
-        path = self._files.path(checkpoint)
-        self._files.discard(checkpoint)
+        self._files.clear(log)
+        path = self._files.folder / checkpoint.pending
         save(
             path,
             copy,
@@ -363,12 +361,13 @@ class CheckpointStore:
             raise WrongKey("the store was opened without an identity; give one to load from it")
         read = partial(read, identity=self._identity, trusted=self._trusted)
         checkpoint = self.find(which)
+        place = self._files.path(checkpoint)
         try:
             return self._open(checkpoint, read)
         except (StorageError, Tampered):
-            # A writer may have pruned it meanwhile; then there is another by that name.
-            again = self.find(which)
-            if again == checkpoint:
+            # A writer may have pruned it meanwhile, then there is another; or have renamed it.
+            again, after = self.find(which), self._files.path(checkpoint)
+            if (again, after) == (checkpoint, place):
                 raise
             return self._open(again, read)
 

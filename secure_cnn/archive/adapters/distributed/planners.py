@@ -1,6 +1,7 @@
 """Torch's planners without their pickles: what is no tensor is plain data, or is refused."""
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -73,9 +74,9 @@ class SealedLoadPlanner(DefaultLoadPlanner):
             return
         *path, last = self.mappings[name]
         place: Any = self.original_state_dict
-        for key in path:
-            place = place[key]
-        place[last] = plain
+        for part in path:
+            place = place[_key(place, part)]
+        place[_key(place, last)] = plain
 
 
 def resolve(item: WriteItem, planner: SavePlanner) -> torch.Tensor:
@@ -125,6 +126,13 @@ def hand_over(item: ReadItem, tensor: torch.Tensor, planner: LoadPlanner) -> Non
         )
     target.copy_(part)
     planner.commit_tensor(item, target)
+
+
+def _key(place: Any, part: str | int) -> Any:
+    """The key in a container that torch's path names; of a dict it keeps the text of the key."""
+    if isinstance(place, Mapping) and part not in place:
+        return next((key for key in place if str(key) == part), part)
+    return part
 
 
 def _bytes(data: io.BytesIO) -> torch.Tensor:
