@@ -192,3 +192,50 @@ def test_a_file_system_without_unnamed_files_is_written_to(tmp_path, monkeypatch
         os.write(fd, b"one")
         assert len(os.listdir(tmp_path)) == 1
     assert Path(tmp_path, "a").read_bytes() == b"one"
+
+
+def test_every_reader_of_data_and_records_refuses_a_pipe(tmp_path):
+    """At once, and in the words of its room; what writes a page or a state leaves it a pipe."""
+    import defenses
+    from defenses.evaluation.journal import Journal
+    from defenses.evaluation.writing import write_text as write_state
+    from secure_cnn.data import cifar, idx, load_data
+    from secure_cnn.errors import DataError, RunError
+    from secure_cnn.report import RunRecord
+    from secure_cnn.report._document import write_text
+
+    (tmp_path / "classes" / "a").mkdir(parents=True)
+    (tmp_path / "classes" / "b").mkdir()
+    pipes = [tmp_path / name for name in ("a.npz", "classes/a/1.png", "classes/b/1.png", "a.gz")]
+    for pipe in (*pipes, tmp_path / "classes/a/2.png", tmp_path / "classes/b/2.png"):
+        os.mkfifo(pipe)
+    for read, error in (
+        (lambda: load_data(str(pipes[0])), DataError),
+        (lambda: load_data(str(tmp_path / "classes")), DataError),
+        (lambda: idx.read_labels(pipes[3]), DataError),
+        (lambda: cifar.read_labels(pipes[3]), DataError),
+        (lambda: RunRecord.read(pipes[3]), RunError),
+        (lambda: write_text(pipes[3], "text"), RunError),
+        (lambda: write_state(pipes[3], "text"), OSError),
+        (lambda: Journal(pipes[3], {}), defenses.EvaluationError),
+    ):
+        with pytest.raises(error, match=r"regular file|another kind"):
+            read()
+    assert all(stat.S_ISFIFO(os.lstat(pipe).st_mode) for pipe in pipes)
+
+
+def test_the_commands_on_sealed_files_clean_up_when_they_are_ended(tmp_path):
+    """SIGTERM where files need a name: the half-written plain file goes."""
+    code = KILLED.replace('print("writing", flush=True)\n    time.sleep(60)', "work()").replace(
+        "from secure_cnn import files",
+        "import signal, typer\nfrom secure_cnn import files\nfrom secure_cnn.cli import archive\n"
+        "def work():\n    print('writing', flush=True)\n    time.sleep(60)\n"
+        "archive._tidy(typer.Context(typer.main.get_command(archive.app)))",
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "a"), "named"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"writing\n"
+        assert len(os.listdir(tmp_path)) == 1
+        child.send_signal(signal.SIGTERM)
+        assert child.wait(60) == 128 + signal.SIGTERM
+    assert os.listdir(tmp_path) == []

@@ -47,6 +47,8 @@ class Journal:
         self._identity = dict(identity)
         self.found: dict[str, Any] = {}
         if self._path is not None and self._path.exists():
+            if not self._path.is_file():
+                raise EvaluationError(f"state: expected a regular file, got another at {path}")
             self.found = self._read(self._path)
         if self._path is not None and not self._path.parent.is_dir():
             raise EvaluationError(

@@ -1,5 +1,6 @@
 """Writes a text file whole or not at all: temporary name, sync, rename."""
 
+import errno
 import os
 import tempfile
 from pathlib import Path
@@ -11,7 +12,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes `text` so that `path` holds either what it held before or all of the new.
 
     Raises:
-        OSError: The folder cannot be written to; a file already there is left as it was.
+        OSError: The folder cannot be written to, or a pipe or device is there; what is already
+            there is left as it was.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -20,6 +22,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         'text'
     """
     target = Path(path)
+    if target.exists() and not target.is_file():
+        raise OSError(errno.EINVAL, "expected a regular file, and what is there is none", str(path))
     descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:

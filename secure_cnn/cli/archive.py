@@ -5,10 +5,12 @@ are in `recipients`, folders of checkpoints in `sequence`.
 """
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from types import FrameType
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -46,6 +48,20 @@ __all__ = [
 ]
 
 app = typer.Typer(help="Keys, sealed files, and who can open them.", no_args_is_help=True)
+
+
+@app.callback()
+def _tidy(context: typer.Context) -> None:
+    """Keys, sealed files, and who can open them."""
+
+    def stop(number: int, _: FrameType | None) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    # Where files cannot be without a name, what was half written must not stay.
+    before = signal.signal(signal.SIGTERM, stop)
+    context.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
+
+
 app.add_typer(recipients.app, name="recipients")
 app.command("ls")(sequence.ls)
 app.command("prune")(sequence.prune)

@@ -1,6 +1,7 @@
 """`secure-cnn evaluate`: accuracy, recall and robust accuracy of a checkpoint, and its verdicts."""
 
 import json
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, cast
@@ -21,6 +22,7 @@ from secure_cnn.data import ImageData, load_data
 from secure_cnn.data.named import NAMES
 from secure_cnn.errors import ModelError, RunError
 from secure_cnn.evaluate import ClassificationReport, evaluate_model
+from secure_cnn.files import new_file
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.printable import Terminal
 from secure_cnn.report import Examples, hardware, versions
@@ -200,7 +202,8 @@ def _write_json(
         "certified": proven.to_dict() if proven else None,
     }
     try:
-        path.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        with new_file(path, overwrite=True) as fd, os.fdopen(os.dup(fd), "wb") as file:
+            file.write((json.dumps(figures, indent=1) + "\n").encode())
     except OSError as error:
         raise RunError(f"{path}: expected a place to write to: {error.strerror}") from error
 

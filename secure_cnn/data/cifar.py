@@ -15,6 +15,7 @@ import numpy as np
 from secure_cnn.data.labels import Labels
 from secure_cnn.data.source import Chunk, Pixels
 from secure_cnn.errors import DataError
+from secure_cnn.files import reading
 
 __all__ = ["SHAPE", "TEST_FILES", "TRAIN_FILES", "read_images", "read_labels"]
 
@@ -41,7 +42,7 @@ def _records(path: Path) -> Iterator[tuple[str, Pixels]]:
     """Each of the six files once, as records uint8 `[n, 3073]`, in one pass over the archive."""
     missing = {*TRAIN_FILES, *TEST_FILES}
     try:
-        with tarfile.open(path, "r|gz") as archive:
+        with reading(path) as raw, tarfile.open(fileobj=raw, mode="r|gz") as archive:
             for member in archive:
                 if member.name in missing and member.isfile():
                     missing.remove(member.name)

@@ -24,6 +24,7 @@ from secure_cnn.data.labels import Labels, check_name, stratified_split
 from secure_cnn.data.source import CHUNK_BYTES, Chunk, Pixels, Source, key_of
 from secure_cnn.data.store import stored_shape
 from secure_cnn.errors import DataError
+from secure_cnn.files import reading
 
 __all__ = ["folder_source"]
 
@@ -191,7 +192,7 @@ def _opened(file: Path) -> Iterator[Image.Image]:
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         # A damaged tag says nothing about the pixels; what is sound of the tags is kept.
         warnings.filterwarnings("ignore", module=r"PIL\.TiffImagePlugin")
-        with Image.open(file, formats=("PNG", "JPEG")) as image:
+        with reading(file) as raw, Image.open(raw, formats=("PNG", "JPEG")) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise DataError(
                     f"{file}: expected at most {_MOST_PIXELS} pixels, "

@@ -16,6 +16,7 @@ import numpy as np
 from secure_cnn.data.labels import Labels
 from secure_cnn.data.source import CHUNK_BYTES, Pixels
 from secure_cnn.errors import DataError
+from secure_cnn.files import reading
 
 __all__ = ["read_images", "read_labels", "read_shape"]
 
@@ -58,7 +59,7 @@ def read_images(path: Path) -> Iterator[Pixels]:
 def _open(path: Path) -> Iterator[gzip.GzipFile]:
     """The unpacked bytes of `path`; every way in which they can be unreadable is a `DataError`."""
     try:
-        with gzip.open(path, "rb") as file:
+        with reading(path) as raw, gzip.open(raw, "rb") as file:
             yield file
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(

@@ -26,6 +26,7 @@ from numpy.lib import format as npy
 from secure_cnn.data.labels import Labels, check_labels, check_range, stratified_split
 from secure_cnn.data.source import CHUNK_BYTES, Chunk, Pixels, Source, key_of
 from secure_cnn.errors import DataError
+from secure_cnn.files import reading
 
 __all__ = ["npz_source"]
 
@@ -211,7 +212,7 @@ def _exactly(file: IO[bytes], size: int, path: Path, name: str) -> bytes:
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """The archive; every way in which it can be unreadable is a `DataError`."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with reading(path) as raw, zipfile.ZipFile(raw) as archive:
             yield archive
     except DataError:
         raise

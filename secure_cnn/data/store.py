@@ -23,6 +23,7 @@ from torch import Tensor
 from secure_cnn.data.source import Source
 from secure_cnn.data.split import DataSpec, ImageData, Split
 from secure_cnn.errors import DataError
+from secure_cnn.files import reading
 from secure_cnn.printable import Terminal, printable
 
 __all__ = ["decode", "default_cache", "needed", "stored_shape"]
@@ -145,7 +146,7 @@ def _write(source: Source, file: IO[bytes]) -> None:
 
 def _map(path: Path, shape: tuple[int, int, int, int]) -> Tensor:
     """Map a file of pixels copy-on-write: nothing done to the tensor reaches the file."""
-    with path.open("rb") as file:
+    with reading(path) as file:
         mapped = mmap.mmap(
             file.fileno(),
             0,
