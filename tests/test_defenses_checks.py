@@ -20,7 +20,7 @@ from defenses.checks.verdict import Verdict
 
 LINF = ThreatModel(norm="linf", eps=0.05)
 L2 = ThreatModel(norm="l2", eps=0.5)
-QUICK = CheckSettings(samples=120, steps=15, queries=150, draws=5, planted=24)
+QUICK = CheckSettings(samples=120, steps=15, queries=150, draws=5, planted=24, spot=30)
 
 LOGITS = "the outputs are logits"
 SAME = "the model is deterministic"
@@ -33,9 +33,11 @@ FALLS = "accuracy falls to zero as eps grows"
 NOISE = "random noise is weaker"
 BLACK_BOX = "black-box does not beat white-box"
 TRANSFER = "transfer does not beat white-box"
+RESCALED = "rescaled logits change nothing"
+STANDARD = "the standard finds little more"
 ALL = (
     *(LOGITS, SAME, GRADIENT, PLANTED, ITERATIVE, FAIR),
-    *(TWICE, FALLS, NOISE, BLACK_BOX, TRANSFER),
+    *(TWICE, FALLS, NOISE, BLACK_BOX, TRANSFER, RESCALED, STANDARD),
 )
 
 
@@ -269,7 +271,7 @@ def test_unusable_images_raise():
         check(Honest(), data, LINF, progress=False)
 
 
-@pytest.mark.parametrize("name", ["samples", "steps", "queries", "draws", "planted"])
+@pytest.mark.parametrize("name", ["samples", "steps", "queries", "draws", "planted", "spot"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, None])
 def test_wrong_settings_are_refused(name, value):
     """By name."""

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_defenses_checks import ALL
 from test_defenses_scope import Net, assert_same, disturbed_net, snapshot
 from torch import nn
 
@@ -109,12 +110,20 @@ def test_each_attack_sees_only_what_still_stands():
     )
 
 
-def test_the_standard_attacks_run_a_hundred_steps():
-    """By default, and by the settings in the report."""
-    report = evaluate(Net(), tensors(4), LINF, progress=False)
-    assert list(report.robust) == ["pgd", "apgd"]
-    assert report.settings["pgd"]["steps"] == report.settings["apgd"]["steps"] == 100
-    assert report.settings["pgd"]["step_size"] == pytest.approx(2.5 * 0.1 / 100)
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.1), ("l2", 0.5), ("l1", 2.0)])
+def test_the_default_is_the_quick_ensemble(norm, eps):
+    """By the settings in the report."""
+    report = evaluate(Net(), tensors(4), ThreatModel(norm=norm, eps=eps), progress=False)
+    assert report.settings == {
+        "apgd": {"steps": 50, "loss": "scaled-ce", "restarts": 1},
+        "apgdt": {"steps": 50, "target_classes": 3},
+    }
+
+
+def test_there_are_default_attacks_in_l0_too():
+    """Which has no gradient steps."""
+    report = evaluate(Net(), tensors(4), ThreatModel(norm="l0", eps=3), progress=False)
+    assert list(report.robust) == ["sparsefool", "onepixel"]
 
 
 def test_figures_follow_from_the_matrix():
@@ -163,11 +172,11 @@ def test_wilson_interval_solves_its_equation(trials, data):
 
 def test_the_report_survives_json_and_disk(tmp_path):
     """Everything but the example images comes back, and the file is plain JSON."""
-    few = CheckSettings(samples=4, steps=1, queries=1, draws=1, planted=1)
+    few = CheckSettings(samples=4, steps=1, queries=1, draws=1, planted=1, spot=2)
     report = evaluate(
         Net(), tensors(), LINF, attacks=FAST, samples=20, verdicts=few, progress=False
     )
-    assert len(report.verdicts) == 11
+    assert tuple(verdict.name for verdict in report.verdicts) == ALL
     path = tmp_path / "robustness.json"
     report.save(path)
     values = json.loads(path.read_text())

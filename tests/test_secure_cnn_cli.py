@@ -316,7 +316,7 @@ def test_evaluation_attacks_as_claimed_or_as_told(cli, model, tmp_path):
     """The checkpoint's threat model by default; another, and other attacks, on request."""
     path, data = model
     words = ("evaluate", path, "--data", data, "--json", tmp_path / "f.json", "--samples", "4")
-    assert "pgd and apgd, linf 0.05" in cli(*words)[1]
+    assert "apgd and apgdt, linf 0.05" in cli(*words)[1]
     told = cli(*words, "--eps", "0.5", "--norm", "l2", "--attack", "pgd")
     assert "pgd, l2 0.5, 4 images" in told[1]
     figures = json.loads((tmp_path / "f.json").read_text())
@@ -393,6 +393,6 @@ def test_the_own_loop_runs(shapes):
     assert names["private"].steps == names["plan"].steps == 4
     assert 0 < names["private"].spent() <= 8.0
     report = names["report"]
-    assert set(report.attack_accuracy) == {"pgd", "apgd"}
+    assert set(report.attack_accuracy) == {"apgd", "apgdt"}
     assert report.worst_case_accuracy <= report.clean_accuracy
     assert all(torch.isfinite(p).all() for p in names["model"].parameters())

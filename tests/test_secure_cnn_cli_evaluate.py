@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from test_defenses_checks import ALL
 
 from secure_cnn.checkpoint import read_model, write_model
 from secure_cnn.cli import main
@@ -70,7 +71,7 @@ def test_figures_verdicts_and_page(cli, model, tmp_path):
         *("robustness", "compact"),
         0.3,
     )
-    assert len(found["report"]["verdicts"]) == 11
+    assert len(found["report"]["verdicts"]) == len(ALL)
     page = (out / "robustness.html").read_text()
     assert page.count("<svg") >= 3
     assert "default-src 'none'" in page

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from defenses.attacks.apgd_l1 import ascend_sparsely
 from defenses.attacks.climb import Climb, PerRow
-from defenses.attacks.dlr import dlr, likeliest_wrong, targeted_dlr
+from defenses.attacks.dlr import dlr, likeliest_wrong, scaled_cross_entropy, targeted_dlr
 from defenses.attacks.oracle import Oracle, until_fooled
 from defenses.attacks.settings import Setting, settled
 from defenses.errors import AttackError
@@ -32,13 +32,15 @@ __all__ = ["search", "search_targets", "settle", "settle_targets"]
 _MOMENTUM = 0.75  # alpha in the paper
 _RISING = 0.75  # rho: the share of steps that must rise for the step to stay as long as it is
 _TINY = 1e-12
+_LOSSES = ("ce", "scaled-ce", "dlr")
 
 
 def settle(threat: ThreatModel, given: Mapping[str, Setting]) -> tuple[dict[str, Setting], float]:
     """APGD's settings, the standard's unless given, and its reach.
 
-    The loss is `"ce"` (cross-entropy) or `"dlr"` (difference of logits ratio). In l1 five restarts
-    are standard.
+    The loss is `"ce"` (cross-entropy), `"scaled-ce"` (of logits brought to one range, which no
+    factor on them changes) or `"dlr"` (difference of logits ratio). In l1 five restarts are
+    standard.
 
     Raises:
         AttackError: A setting that is unknown, or a value that cannot be.
@@ -49,7 +51,7 @@ def settle(threat: ThreatModel, given: Mapping[str, Setting]) -> tuple[dict[str,
     """
     restarts = 5 if threat.norm == "l1" else 1
     defaults: dict[str, Setting] = {"steps": 100, "loss": "ce", "restarts": restarts}
-    return settled("apgd", given, defaults, {"loss": ("ce", "dlr")}), threat.eps
+    return settled("apgd", given, defaults, {"loss": _LOSSES}), threat.eps
 
 
 def search(
@@ -148,12 +150,18 @@ def _is_target(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     return logits.argmax(1) == targets
 
 
+def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of each row."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
 def _loss(name: str, classes: int, *, targeted: bool) -> PerRow:
     """The loss to climb."""
-    if name == "ce" and targeted:
-        return lambda logits, _, targets: -F.cross_entropy(logits, targets, reduction="none")
-    if name == "ce":
-        return lambda logits, labels, _: F.cross_entropy(logits, labels, reduction="none")
+    if name != "dlr":
+        entropy = _cross_entropy if name == "ce" else scaled_cross_entropy
+        if targeted:
+            return lambda logits, _, targets: -entropy(logits, targets)
+        return lambda logits, labels, _: entropy(logits, labels)
     if targeted:
         return targeted_dlr
     if classes < 3:

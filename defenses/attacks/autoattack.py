@@ -29,11 +29,14 @@ def ensemble(threat: ThreatModel, preset: Preset = "standard") -> tuple[Attack, 
     APGD-T is the difference of two logits, since its ratio compares four. In l1 (Croce & Hein
     2021, arXiv 2103.01208) APGD has five starts and APGD-T five wrong classes.
 
-    `"quick"` is no AutoAttack: APGD and APGD-T with 50 steps and 3 wrong classes. Its robust
-    accuracy is an upper bound, usually close.
+    `"quick"` is no AutoAttack: APGD on the cross-entropy of logits brought to one range, and
+    APGD-T towards 3 wrong classes, 50 steps each. A factor on the logits changes nothing of it. An
+    image that withstands it costs 204 forward and backward passes, where the standard costs some
+    1,900 and 5,000 queries. Its robust accuracy is an upper bound, usually within a point or two of
+    the standard's. In l0, which has no standard, it is SparseFool and One Pixel.
 
     Args:
-        threat: In `linf`, `l2` or `l1`.
+        threat: In `linf`, `l2` or `l1`; for `"quick"` in `l0` too.
         preset: Which ensemble.
 
     Raises:
@@ -46,7 +49,7 @@ def ensemble(threat: ThreatModel, preset: Preset = "standard") -> tuple[Attack, 
     if preset not in get_args(Preset):
         known = ", ".join(get_args(Preset))
         raise AttackError(f"preset: expected one of {known}; got {preset!r}")
-    if threat.norm == "l0":
+    if threat.norm == "l0" and preset != "quick":
         raise AttackError("autoattack: expected a threat model in linf, l2 or l1, got l0")
     return _PRESETS[preset](threat)
 
@@ -64,8 +67,10 @@ def _standard(threat: ThreatModel) -> tuple[Attack, ...]:
 
 def _quick(threat: ThreatModel) -> tuple[Attack, ...]:
     """Two attacks that find most of what the standard finds."""
+    if threat.norm == "l0":
+        return (attack("sparsefool", threat), attack("onepixel", threat))
     return (
-        attack("apgd", threat, steps=50, loss="ce", restarts=1),
+        attack("apgd", threat, steps=50, loss="scaled-ce", restarts=1),
         attack("apgdt", threat, steps=50, target_classes=3),
     )
 

@@ -1,19 +1,47 @@
-"""The difference of logits ratio (Croce & Hein 2020, arXiv 2003.01690, equations 6 and 7).
+"""Losses that do not change when the logits are scaled or shifted.
 
 Cross-entropy vanishes where a model is sure of itself, and a large factor on the logits makes it
-sure everywhere. The ratio does not change when the logits are scaled or shifted.
+sure everywhere; a small factor makes it mind the unlikely classes as much as the likely ones. The
+difference of logits ratio (Croce & Hein 2020, arXiv 2003.01690, equations 6 and 7) knows no factor,
+nor does the cross-entropy of logits that are first brought to one range.
 """
 
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from defenses.attacks.shortest import margin
 
-__all__ = ["dlr", "lead", "likeliest_wrong", "targeted_dlr"]
+__all__ = ["dlr", "lead", "likeliest_wrong", "scaled_cross_entropy", "targeted_dlr"]
 
 _TINY = 1e-12
+_RANGE = 10.0  # 3, 10 and 30 tried on five networks: 10 finds as much as the logits as they are
+
+
+def scaled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """The cross-entropy of the logits, each row brought to one range, whatever it was.
+
+    The range is taken as a constant: the gradient has the direction that the cross-entropy of the
+    scaled logits has. No factor can saturate it.
+
+    Args:
+        logits: [n, classes].
+        labels: Classes, int64, [n].
+
+    Returns:
+        Losses, [n].
+
+    Example:
+        >>> logits, labels = torch.tensor([[2.0, 1.0, 1.0]]), torch.tensor([1])
+        >>> scaled_cross_entropy(logits, labels), scaled_cross_entropy(1e6 * logits, labels)
+        (tensor([10.0001]), tensor([10.0001]))
+    """
+    high, low = logits.detach().amax(1, keepdim=True), logits.detach().amin(1, keepdim=True)
+    # Shifted first: a large common part would cost the division its digits.
+    level = (logits - high) / (high - low).clamp_min(torch.finfo(logits.dtype).tiny)
+    return F.cross_entropy(_RANGE * level, labels, reduction="none")
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:

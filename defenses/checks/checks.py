@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import nn
 
-from defenses.checks import masking, soundness
+from defenses.attacks.autoattack import ensemble
+from defenses.checks import masking, soundness, strength
 from defenses.checks.soundness import Finding
 from defenses.checks.subject import CheckSettings, Subject
 from defenses.checks.verdict import Verdict
@@ -40,6 +41,8 @@ _CHECKS: Mapping[str, Callable[[Subject], Finding]] = {
     "random noise is weaker": masking.noise_is_weaker,
     "black-box does not beat white-box": masking.black_box_does_not_beat_white_box,
     "transfer does not beat white-box": masking.transfer_does_not_beat_white_box,
+    "rescaled logits change nothing": strength.rescaled_logits_change_nothing,
+    "the standard finds little more": strength.standard_finds_little_more,
 }
 
 
@@ -55,7 +58,8 @@ def check(
 ) -> tuple[Verdict, ...]:
     """Checks whether what gradient attacks find on this model can be believed.
 
-    The model and the global random states are left as they were.
+    Where a check is of attacks, it is of those that `evaluate` runs by default. The model and the
+    global random states are left as they were.
 
     Args:
         model: Takes images in the threat model's bounds, returns logits [n, classes].
@@ -78,8 +82,8 @@ def check(
         >>> images, labels = torch.rand(32, 1, 2, 2), torch.zeros(32, dtype=torch.int64)
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         >>> verdicts = check(model, list(zip(images, labels)), ThreatModel(norm="linf", eps=0.1))
-        >>> len(verdicts), verdicts[0].name
-        (11, 'the outputs are logits')
+        >>> verdicts[0].name
+        'the outputs are logits'
     """
     chosen = settings or CheckSettings()
     if batch_size < 1 or not 0 <= seed < 2**63:
@@ -90,7 +94,15 @@ def check(
     indices = choose_images(len(source), None, torch.Generator())
     with progress_bar(shown=progress) as bar:
         subject = Subject(
-            model, source, indices, threat, chosen, batch_size=batch_size, seed=seed, bar=bar
+            model,
+            source,
+            indices,
+            threat,
+            chosen,
+            attacks=ensemble(threat, "quick"),
+            batch_size=batch_size,
+            seed=seed,
+            bar=bar,
         )
         return tuple(judge(subject))
 

@@ -3,6 +3,7 @@
 What several checks need is attacked once and kept. Deliberately not here: any judgement.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -22,6 +23,8 @@ from defenses.threat import ThreatModel
 
 __all__ = ["CheckSettings", "Subject"]
 
+_BY_GRADIENT = frozenset({"pgd", "apgd", "apgdt", "fab"})
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +37,8 @@ class CheckSettings:
         queries: Of the black-box attack for each image, at least 1.
         draws: Of random noise for each image, at least 1.
         planted: Vulnerabilities to plant, at least 1.
+        spot: Images on which the standard AutoAttack, and rescaled logits, are tried after the
+            evaluation's own attacks, at least 1; fewer where there are fewer.
         surrogate: Another model of the same task, plainly trained, for the transfer attack.
 
     Raises:
@@ -51,10 +56,11 @@ class CheckSettings:
     queries: int = 500
     draws: int = 20
     planted: int = 32
+    spot: int = 128
     surrogate: nn.Module | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples", "steps", "queries", "draws", "planted"):
+        for name in ("samples", "steps", "queries", "draws", "planted", "spot"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise EvaluationError(f"{name}: expected a whole number, at least 1, got {value!r}")
@@ -75,6 +81,7 @@ class Subject:
         images: Clean images where the model is, [n, channels, height, width].
         labels: Their true classes, [n].
         threat: The ball.
+        attacks: Those that the robust accuracy rests on.
         settings: How thoroughly it is checked.
         seed: Of every random choice.
     """
@@ -87,6 +94,7 @@ class Subject:
         threat: ThreatModel,
         settings: CheckSettings,
         *,
+        attacks: Sequence[Attack],
         batch_size: int,
         seed: int,
         bar: Progress,
@@ -99,6 +107,7 @@ class Subject:
         self.model, self.threat, self.settings, self.seed = model, threat, settings, seed
         self.images = images.to(device=device, dtype=dtype)
         self.labels = source.labels(few).to(device)
+        self.attacks = tuple(attacks)
         self._batch_size, self._bar = batch_size, bar
 
     @cached_property
@@ -140,16 +149,25 @@ class Subject:
         """What a single step of full length fools, [n]."""
         return self.fooled_by(self.single_step(1.0))
 
-    def missed_by_gradient(self, found: Tensor) -> Tensor:
-        """Which of these images no gradient attack fools, one with a margin loss included, [n].
+    @cached_property
+    def spot(self) -> Tensor:
+        """Which images the evaluation's attacks are tried on once more, [n]."""
+        return torch.arange(len(self.images), device=self.images.device) < self.settings.spot
 
-        The cross-entropy alone leaves a few that another loss finds: that is no masking.
-        """
+    @cached_property
+    def attacked(self) -> Tensor:
+        """Which of those the evaluation's attacks fool, [n]."""
+        fooled = torch.zeros_like(self.right)
+        for each in self.attacks:
+            fooled |= self.fooled_by(each, among=self.spot & ~fooled)
+        return fooled
+
+    def missed_by_gradient(self, found: Tensor) -> Tensor:
+        """Which of these images no gradient attack fools, the evaluation's own included, [n]."""
         missed = found & ~self.white_box
-        known = "apgd" in attack_names(self.threat.norm)
-        if bool(missed.any()) and self.logits.shape[1] >= 3 and known:
-            margin = attack("apgd", self.threat, steps=2 * self.settings.steps, loss="dlr")
-            missed &= ~self.fooled_by(margin, among=missed)
+        for each in self.attacks:
+            if each.name in _BY_GRADIENT and bool(missed.any()):
+                missed &= ~self.fooled_by(each, among=missed)
         return missed
 
     def iterative(self, threat: ThreatModel, steps: int) -> Attack:

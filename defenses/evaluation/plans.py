@@ -15,12 +15,12 @@ Crafter = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def named_attacks(
-    attacks: Sequence[str | Attack | Crafter], threat: ThreatModel
+    attacks: Sequence[str | Attack | Crafter] | None, threat: ThreatModel
 ) -> dict[str, Attack]:
     """The attacks in order by the name that they have in a report.
 
-    The name `"autoattack"` becomes the members of the ensemble; the second attack of one name is
-    numbered.
+    The name `"autoattack"` becomes the members of the ensemble, None those of the quick one; the
+    second attack of one name is numbered.
 
     Raises:
         AttackError: There is no attack of that name.
@@ -30,6 +30,8 @@ def named_attacks(
         >>> list(named_attacks(["fgsm", "pgd", "fgsm"], ThreatModel(norm="linf", eps=0.1)))
         ['fgsm', 'pgd', 'fgsm #2']
     """
+    if attacks is None:
+        attacks = ensemble(threat, "quick")
     if isinstance(attacks, str) or not attacks:
         raise EvaluationError(f"attacks: expected a sequence of at least one, got {attacks!r}")
     named: dict[str, Attack] = {}

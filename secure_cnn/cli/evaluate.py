@@ -47,7 +47,9 @@ def evaluate(
     ] = None,
     attack: Annotated[
         list[str] | None,
-        typer.Option(help="Attacks in turn; pgd and apgd by default. autoattack is the ensemble."),
+        typer.Option(
+            help="Attacks in turn; apgd and apgdt by default. autoattack is the ensemble."
+        ),
     ] = None,
     samples: Annotated[int, typer.Option(help="Test images to attack; 0 takes all.")] = 1000,
     seed: Annotated[
@@ -111,7 +113,7 @@ def evaluate(
             loaded.model,
             images.test,
             threat,
-            attacks=attack or ["pgd", "apgd"],
+            attacks=attack or None,
             samples=min(samples, len(images.test)) if samples else None,
             seed=seed,
             exhaustive=exhaustive,

@@ -150,7 +150,7 @@ def claims_of(
 def _robustness(
     recipe: Recipe, model: nn.Module, data: ImageData, threat: defenses.ThreatModel
 ) -> defenses.RobustnessReport:
-    """PGD and APGD at the standard 100 steps, on the recipe's number of test images."""
+    """The default attacks of `defenses.evaluate`, on the recipe's number of test images."""
     samples = recipe.robust_samples
     chosen = None if samples is None else min(samples, len(data.test))
     return defenses.evaluate(model, data.test, threat, samples=chosen, seed=recipe.seed)
