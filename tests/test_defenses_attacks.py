@@ -292,11 +292,12 @@ def test_apgdt_targets_every_wrong_class_up_to_nine(monkeypatch):
 
 
 def test_vanished_gradients_are_named_and_not_returned_as_nan():
-    """DeepFool divides by the gradient's norm; a saturated model has none."""
+    """MI-FGSM divides by the gradient's size; a saturated model has none. DeepFool stays put."""
     logits = torch.tensor([1e4, 0.0, 0.0, 0.0])
     model = Answering(lambda images: logits + 0 * images.flatten(1)[:, :4])
     with pytest.raises(AttackError, match="not finite for 3 of 3"):
-        attack("deepfool", L2)(model, IMAGES, torch.zeros_like(LABELS))
+        attack("mifgsm", LINF)(model, IMAGES, torch.zeros_like(LABELS))
+    assert torch.equal(attack("deepfool", L2)(model, IMAGES, torch.zeros_like(LABELS)), IMAGES)
 
 
 def test_a_model_of_torchattacks_special_name_is_not_special():

@@ -15,7 +15,16 @@ from typing import final, get_args
 import torch
 from torch import Tensor, nn
 
-from defenses.attacks import _torchattacks, apgd, carlini_wagner, elastic_net, fab, pgd, square
+from defenses.attacks import (
+    _torchattacks,
+    apgd,
+    carlini_wagner,
+    deepfool,
+    elastic_net,
+    fab,
+    pgd,
+    square,
+)
 from defenses.attacks.settings import Setting
 from defenses.errors import AttackError
 from defenses.scope import attack_scope, home_of
@@ -336,6 +345,9 @@ _OWN: Mapping[str, _Own] = {
     ),
     "cw": _Own(
         norms=("l2",), settle=carlini_wagner.settle, search=carlini_wagner.search, targeted=True
+    ),
+    "deepfool": _Own(
+        norms=("linf", "l2"), settle=deepfool.settle, search=deepfool.search, targeted=False
     ),
     "eaden": _Own(
         norms=("l1",),
