@@ -55,7 +55,7 @@ def settle_elastic_net(
 
     Example:
         >>> settle_elastic_net(ThreatModel(norm="l1", eps=5.0), {})[0]["beta"]
-        0.001
+        0.01
     """
     return settled("eaden", given, _DEFAULTS), threat.eps
 
