@@ -6,6 +6,7 @@ is longer than eps is shortened.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -87,9 +88,7 @@ def _onto_nearest(
     nearest = torch.full_like(point[:, 0, 0, 0], torch.inf)
     step = torch.zeros_like(point)
     for aim in aims.unbind(1):
-        _, height, normal = oracle.gradient(
-            point, lambda logits, aim=aim: lead(logits, labels, aim)
-        )
+        _, height, normal = oracle.gradient(point, partial(lead, labels=labels, targets=aim))
         flat = normal.flatten(1)
         # The distance in a norm is the height over the dual norm of the slope.
         slope = flat.norm(p=1 if threat.norm == "linf" else 2, dim=1)
