@@ -25,8 +25,9 @@ from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
 from privacy.private import Private
+from privacy.replacement import fix
 from privacy.sampling import PhysicalBatches
-from privacy.validate import check_layers, fix, mixing_layers
+from privacy.validate import check_layers, mixing_layers
 
 __all__ = [
     "AccountingError",

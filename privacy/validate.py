@@ -20,14 +20,12 @@ from privacy.update import differentiate
 __all__ = [
     "check_layers",
     "check_trainable",
-    "fix",
     "mixing_layers",
     "probe",
     "rehearse",
     "trainable_parameters",
 ]
 
-_GROUPS = 32
 _PROBE_TOLERANCE = 1e-4
 
 
@@ -136,35 +134,6 @@ def check_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
         )
 
 
-def fix(model: nn.Module) -> nn.Module:
-    """Puts a GroupNorm of the same channels in the place of every BatchNorm; weights are kept.
-
-    The number of groups is the largest divisor of the channels up to 32, and one where a
-    BatchNorm1d stood, whose rows may have no positions to average over. Statistics that the
-    BatchNorm had gathered are dropped. A layer that stood in two places stands in both again.
-
-    Args:
-        model: A module; a BatchNorm that is the model itself comes back as a new layer.
-
-    Returns:
-        The model.
-
-    Example:
-        >>> model = fix(nn.Sequential(nn.BatchNorm2d(6)))
-        >>> type(model[0]).__name__, model[0].num_groups
-        ('GroupNorm', 6)
-    """
-    if isinstance(model, _BatchNorm):
-        return _group_norm(model)
-    new: dict[int, nn.GroupNorm] = {}
-    for name, layer in list(model.named_modules(remove_duplicate=False)):
-        if isinstance(layer, _BatchNorm):
-            if id(layer) not in new:
-                new[id(layer)] = _group_norm(layer)
-            model.set_submodule(name, new[id(layer)])
-    return model
-
-
 def probe(model: nn.Module, images: torch.Tensor) -> None:
     """Changes one example and looks whether the others' outputs move, or the model itself.
 
@@ -237,19 +206,6 @@ def rehearse(
             f"{', '.join(unused)}: trainable, but not used in the model's forward through the "
             "layer that owns it; freeze it with requires_grad_(False), or call that layer"
         )
-
-
-def _group_norm(layer: _BatchNorm) -> nn.GroupNorm:
-    """The GroupNorm in a BatchNorm's place."""
-    most = 1 if isinstance(layer, nn.BatchNorm1d) else _GROUPS
-    groups = max(g for g in range(1, most + 1) if layer.num_features % g == 0)
-    new = nn.GroupNorm(groups, layer.num_features, eps=layer.eps, affine=layer.affine)
-    if layer.affine:
-        new.load_state_dict({"weight": layer.weight.detach(), "bias": layer.bias.detach()})
-        new.to(device=layer.weight.device, dtype=layer.weight.dtype)
-        new.weight.requires_grad_(layer.weight.requires_grad)
-        new.bias.requires_grad_(layer.bias.requires_grad)
-    return new.train(layer.training)
 
 
 def _run(model: nn.Module, images: torch.Tensor) -> torch.Tensor:

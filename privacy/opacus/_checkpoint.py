@@ -32,6 +32,7 @@ class Checkpoints:
             PlanError: No training of this engine is in one of Opacus' modes.
 
         Example:
+            >>> from privacy.opacus import PrivacyEngine
             >>> PrivacyEngine().save_checkpoint(path="model.pt", module=nn.Linear(4, 2))
             Traceback (most recent call last):
             ...
