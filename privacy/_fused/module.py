@@ -1,11 +1,14 @@
 """The user's module, and the cut between its outputs and the user's loss."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
 from torch import nn
 
+from privacy._fused.traced import traced
+from privacy._fused.traces import Mixed, Setting, Total, Trace
 from privacy._fused.writes import MODULE, refusal
 from privacy.clipping import Installation
 from privacy.errors import StepError, UnsupportedLayer
@@ -20,6 +23,7 @@ class _Cut:
     outputs: torch.Tensor
     leaf: torch.Tensor
     after: tuple[int, int]
+    loss: Trace | None
 
 
 class Outputs:
@@ -29,16 +33,18 @@ class Outputs:
 
     Example:
         >>> outputs = Outputs()
-        >>> outputs.cut(torch.ones(2, 3, requires_grad=True) * 2).mean().backward()
+        >>> outputs.cut(torch.ones(2, 3, requires_grad=True) * 2).sum(1).mean().backward()
         >>> outputs.rows()
         2
         >>> outputs.losses(loss_reduction="mean")
-        tensor([2., 2.], grad_fn=<SumBackward1>)
+        tensor([6., 6.], grad_fn=<SumBackward1>)
     """
 
     def __init__(self) -> None:
         self._steps = 0
         self._reached: list[_Cut] = []
+        self._loss: Trace | None = None
+        self._settings: dict[tuple[str, ...], tuple[Setting, ...]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied module trains nobody privately: it is plain again."""
@@ -48,9 +54,9 @@ class Outputs:
         leaf = outputs.detach().requires_grad_()
         after = (self._steps, len(self._reached))
         register: Any = leaf.register_post_accumulate_grad_hook
-        register(lambda reached: self._reached.append(_Cut(outputs, reached, after)))
-        # A leaf would refuse in-place operations.
-        return leaf.clone()
+        register(lambda reached: self._reached.append(_Cut(outputs, reached, after, self._loss)))
+        # A leaf would refuse in-place operations. One row alone has no others to depend on.
+        return traced(leaf.clone(), self._backward) if len(outputs) > 1 else leaf.clone()
 
     def rows(self) -> int:
         """Rows of the one backward pass since the last step.
@@ -80,9 +86,59 @@ class Outputs:
         return rows[0]
 
     def losses(self, *, loss_reduction: str) -> torch.Tensor:
-        """One loss an example, whose gradient is that of the user's loss before its reduction."""
+        """One loss an example, whose gradient is that of the user's loss before its reduction.
+
+        Raises:
+            StepError: The loss is not the mean or sum of its rows, or it was not seen.
+        """
+        for cut in self._reached:
+            if len(cut.outputs) > 1:
+                self._check(cut.loss, loss_reduction)
         with torch.enable_grad():
             return torch.stack([_losses(cut, loss_reduction) for cut in self._reached]).sum(0)
+
+    def _backward(self, loss: Trace, run: Callable[[], Any]) -> Any:
+        """The user's backward pass, while it is known from which loss."""
+        self._loss = loss
+        try:
+            return run()
+        finally:
+            self._loss = None
+
+    def _check(self, loss: Trace | None, loss_reduction: str) -> None:
+        """Refuses a loss by which examples depend on each other."""
+        if loss is None:
+            raise StepError(
+                "the loss could not be followed from the module's outputs: compute it by functions "
+                "of torch on them, neither compiled nor in NumPy, and call loss.backward()"
+            )
+        if not isinstance(loss, Total):
+            reason = loss.reason if isinstance(loss, Mixed) else "it is one value a row, not joined"
+            raise StepError(
+                f"the loss is not the {loss_reduction} of one loss an example: {reason}. One "
+                "example would move the others' gradients, and clipping would not bound it"
+            )
+        if loss.divided is (loss_reduction == "sum"):
+            raise StepError(
+                f"the loss is the {'mean' if loss.divided else 'sum'} over its rows, and "
+                f"loss_reduction is {loss_reduction!r}: every gradient would be scaled by the "
+                "number of examples in the sample; make them agree"
+            )
+        names = tuple(setting.name for setting in loss.settings)
+        before = self._settings.get(names)
+        changed = [
+            new.name
+            for new, old in zip(loss.settings, before or loss.settings, strict=True)
+            if (new.doubtful if before is None else not new.stayed(old))
+        ]
+        if changed:
+            raise StepError(
+                f"the loss calls {', '.join(dict.fromkeys(changed))} with a value beside the rows "
+                "that is not the one of the step before, or has a value an example: it can have "
+                "been computed from the other examples of the batch; take the mean over the rows, "
+                "or change the learning rate instead"
+            )
+        self._settings[names] = loss.settings
 
     def forget(self) -> None:
         """Backward passes so far do not count."""
@@ -111,7 +167,7 @@ class FusedModule(nn.Module):
     Example:
         >>> module = FusedModule(nn.Linear(4, 2), Outputs())
         >>> module(torch.ones(3, 4)).grad_fn
-        <CloneBackward0 object at ...>
+        <AliasBackward0 object at ...>
         >>> module.eval()(torch.ones(3, 4)).grad_fn
         <AddmmBackward0 object at ...>
         >>> sorted(module.state_dict()), module.in_features
