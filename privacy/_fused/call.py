@@ -196,13 +196,23 @@ class Call:
         """The arguments with one example's rows; the tensors that stay whole are noted."""
         assert isinstance(self.known, Rows), "only rows are cut"
         examples = self.known.examples
+        # The rows' own numbers, as an index before the labels; labels can look like them.
+        counting = next(
+            (
+                id(value)
+                for value in leaves(self.args[1:])
+                if isinstance(value, torch.Tensor) and _counts(value, examples)
+            ),
+            None,
+        )
+        counting = counting if counted and self.name == "getitem" else None
 
         def one(value: Any) -> Any:
             if isinstance(value, Traced) and isinstance(value.known, Rows):
                 return convert(_block(_plain(value), value.known.dim, example, examples))
+            if isinstance(value, torch.Tensor) and id(value) == counting:
+                return torch.arange(1, device=value.device)
             if isinstance(value, torch.Tensor) and id(value) in cut:
-                if _counts(value, examples):
-                    return torch.arange(1, device=value.device)
                 return convert(_block(value, 0, example, examples))
             if isinstance(value, torch.Tensor):
                 constants.append(value)

@@ -42,8 +42,9 @@ class PrivacyEngine(Checkpoints):
 
     Guarantee, in the fused mode: what `optimizer.step()` writes to the parameters is
     (`get_epsilon(delta)`, delta)-differentially private in the loader's data set under adding or
-    removing one example, given that row i of the loss depends on example i only. (A mean weighted
-    by class, or one that leaves out labels, does not: its denominator is the other examples'.)
+    removing one example, given that what the loss takes from labels alone keeps examples apart.
+    (The loss is followed from the module's outputs on, and refused where rows meet there; weights
+    that were normalised over the labels of a batch before are not seen.)
     Differences from Opacus that a loop can notice:
 
     - The sampling rate is exactly batch_size / len(dataset), from a cryptographic generator.
