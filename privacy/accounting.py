@@ -68,7 +68,10 @@ def epsilon_of(events: Sequence[GaussianSteps], delta: float) -> float:
         delta: Failure probability, in (0, 1).
 
     Returns:
-        An upper bound; 0 where nothing was taken, `inf` where a step carried no noise.
+        An upper bound, at least 0; 0 where nothing was taken, `inf` where a step carried no noise.
+        Accountants give a negative one where `delta` is larger than what the steps need at epsilon
+        0. It would be true, and read as less than nothing spent: (0, delta) holds there, and is
+        said.
 
     Raises:
         PlanError: `delta` is not in (0, 1).
@@ -103,7 +106,7 @@ def _tightest(events: tuple[_opacus.Event, ...], delta: float) -> float:
             f"expected an accountant to bound {history} at delta={delta}, none could; use more "
             "noise or fewer steps"
         )
-    return min(finite)
+    return max(0.0, min(finite))
 
 
 def noise_multiplier_for(

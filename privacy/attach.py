@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from privacy.clipping import Tape, Tuner, install, rule_of
-from privacy.errors import PlanError
+from privacy.errors import PlanError, PrivacyError
+from privacy.inputs import check_dataset
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
@@ -46,8 +47,9 @@ def attach(
         plan: A plan with its noise, for exactly `len(dataset)` samples.
         model: Any module with the batch in dimension 0, on one device; its layers' forward is
             replaced until `detach`.
-        optimizer: Any optimizer that holds exactly the model's trainable parameters.
-        dataset: A map-style data set of (image, label).
+        optimizer: Any optimizer that holds exactly the model's trainable parameters and steps on
+            one gradient: not LBFGS, nor another one that calls a closure.
+        dataset: A map-style data set of (image, label); see `privacy.sampling.read`.
         physical_batches: How samples are cut; speed and memory only.
         tuner: Chooses the layers' kernels, or holds a choice made before; speed and memory only.
         ledger: What was spent before, and where it is written down before each release: see
@@ -58,11 +60,12 @@ def attach(
 
     Raises:
         PlanError: The plan has no noise, is for another number of samples, costs more than its own
-            target, or clips other layers than these.
+            target, or clips other layers than these; or the data set is none, or cannot be read.
         UnsupportedLayer: A layer mixes examples or cannot be recorded; its name and the cure are in
             the message.
-        StepError: The optimizer does not hold exactly the trainable parameters, they lie on several
-            devices, or the model is attached already.
+        StepError: The optimizer does not hold exactly the trainable parameters or needs more than
+            their gradients, they lie on several devices, or the model is attached already, compiled
+            or wrapped.
         LedgerError: The ledger's file cannot be made.
 
     Example:
@@ -77,12 +80,12 @@ def attach(
         >>> private.steps, private.spent() == plan.epsilon()
         (4, True)
     """
-    _check_plan(plan, len(dataset))
+    _check_plan(plan, check_dataset(dataset))
+    _check_settings(physical_batches, tuner, ledger)
     parameters = trainable_parameters(model, optimizer)
     check_layers(model)
-    indices = torch.arange(min(_PROBED_EXAMPLES, len(dataset)))
-    images, _ = read(dataset, PhysicalBatch(indices, rows=len(indices), last=True))
-    images = images.to(next(iter(parameters.values())).device)
+    device = next(iter(parameters.values())).device
+    images = _first_images(dataset, plan.samples).to(device)
     probe(model, images)
     tape = Tape()
     clipped = ClippedSum(
@@ -114,8 +117,37 @@ def attach(
         raise
 
 
+def _first_images(dataset: MapStyle, samples: int) -> torch.Tensor:
+    """A few images to try the model on; a data set that cannot be read is told from the model."""
+    indices = torch.arange(min(_PROBED_EXAMPLES, samples))
+    try:
+        return read(dataset, PhysicalBatch(indices, rows=len(indices), last=True))[0]
+    except PrivacyError:
+        raise
+    except Exception as error:
+        raise PlanError(
+            f"dataset: its examples 0 to {len(indices) - 1} could not be read: "
+            f"{type(error).__name__}: {error}; expected pairs (image, label) by index"
+        ) from error
+
+
+def _check_settings(physical_batches: object, tuner: object, ledger: object) -> None:
+    """Refuses what is no setting, before it is used in the middle of a training."""
+    if not isinstance(physical_batches, PhysicalBatches | None):
+        raise PlanError(
+            "physical_batches: expected privacy.PhysicalBatches(size=...), got "
+            f"{type(physical_batches).__name__}"
+        )
+    if not isinstance(tuner, Tuner | None):
+        raise PlanError(f"tuner: expected privacy.Tuner(), got {type(tuner).__name__}")
+    if not isinstance(ledger, Ledger | None):
+        raise PlanError(f"ledger: expected privacy.Ledger(), got {type(ledger).__name__}")
+
+
 def _check_plan(plan: DPPlan, samples: int) -> None:
     """Refuses a plan without noise, for another data set, or that costs more than its target."""
+    if not isinstance(plan, DPPlan):
+        raise PlanError(f"plan: expected a privacy.DPPlan, got {type(plan).__name__}")
     plan.event()
     if samples != plan.samples:
         raise PlanError(

@@ -4,19 +4,18 @@ The sampler, the clipping, the noise and the accountant all read the same plan, 
 by construction. What only changes speed (physical batch size, kernels) is deliberately not here.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral, Real
 from typing import Any
 
 from privacy.accounting import GaussianSteps, epsilon_of, noise_multiplier_for
 from privacy.clipping.factors import Clipping, FlatClipping, clipping_of
 from privacy.errors import PlanError
+from privacy.quantities import positive, real, whole
 
 __all__ = ["DPPlan"]
 
-_OPTIONAL = ("noise_multiplier", "delta", "target_epsilon")
+_MOST_STEPS = 1e12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,24 +69,43 @@ class DPPlan:
     float_safe: bool = False
 
     def __post_init__(self) -> None:
-        self._check_types()
-        if self.samples < 1:
-            raise PlanError(f"samples: expected at least 1, got {self.samples}")
-        if not 1 <= self.batch_size <= self.samples:
+        samples = whole("samples", self.samples)
+        self._set(samples=samples)
+        self._set(batch_size=self._checked_batch_size(samples))
+        self._set(
+            epochs=positive("epochs", self.epochs),
+            max_grad_norm=positive("max_grad_norm", self.max_grad_norm),
+            clipping=clipping_of(self.clipping),
+        )
+        if not isinstance(self.float_safe, bool):
+            raise PlanError(f"float_safe: expected True or False, got {self.float_safe!r}")
+        if not self.epochs * samples / self.batch_size <= _MOST_STEPS:
             raise PlanError(
-                f"batch_size: expected 1 to {self.samples} (the number of samples), got "
-                f"{self.batch_size}: a sampling rate above 1 has no meaning"
+                f"epochs: expected at most {_MOST_STEPS:g} steps, got {self.epochs:g} epochs of "
+                f"{samples / self.batch_size:g} steps"
             )
-        _require_positive("epochs", self.epochs)
-        _require_positive("max_grad_norm", self.max_grad_norm)
-        object.__setattr__(self, "clipping", clipping_of(self.clipping))
         if self.noise_multiplier is not None:
-            _require_positive("noise_multiplier", self.noise_multiplier)
+            self._set(noise_multiplier=positive("noise_multiplier", self.noise_multiplier))
             self.clipping.gradient_noise_multiplier(self.noise_multiplier)
         if self.delta is not None:
-            self._check_delta(self.delta)
+            self._set(delta=self._checked_delta(self.delta))
         if self.target_epsilon is not None:
-            _require_positive("target_epsilon", self.target_epsilon)
+            self._set(target_epsilon=positive("target_epsilon", self.target_epsilon))
+
+    def _set(self, **values: object) -> None:
+        """Sets fields of the value that is being made: numpy's numbers become Python's."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    def _checked_batch_size(self, samples: int) -> int:
+        """A batch size from 1 to the number of samples."""
+        try:
+            return whole("batch_size", self.batch_size, most=samples)
+        except PlanError as error:
+            raise PlanError(
+                f"batch_size: expected 1 to {samples} (the number of samples), got "
+                f"{self.batch_size}: a sampling rate above 1 has no meaning"
+            ) from error
 
     @property
     def sampling_rate(self) -> float:
@@ -134,7 +152,7 @@ class DPPlan:
             >>> plan.calibrate(epsilon=8, delta=1e-4).epsilon() <= 8
             True
         """
-        self._check_delta(delta)
+        epsilon, delta = positive("epsilon", epsilon), self._checked_delta(delta)
         noise_multiplier = noise_multiplier_for(
             epsilon=epsilon, delta=delta, sampling_rate=self.sampling_rate, steps=self.steps
         )
@@ -187,8 +205,7 @@ class DPPlan:
         chosen = self.delta if delta is None else delta
         if chosen is None:
             raise PlanError("delta: the plan has none; give one, at most 1 / samples")
-        self._check_delta(chosen)
-        return chosen
+        return self._checked_delta(chosen)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values.
@@ -220,29 +237,12 @@ class DPPlan:
         except TypeError as error:
             raise PlanError(f"plan: expected the values of plan.to_dict(): {error}") from error
 
-    def _check_types(self) -> None:
-        """Refuses what is no number, and whole numbers that are none: a file may hold anything."""
-        for name in ("samples", "batch_size"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral):
-                raise PlanError(f"{name}: expected a whole number, got {value!r}")
-        for name in ("epochs", "max_grad_norm", "noise_multiplier", "delta", "target_epsilon"):
-            value, optional = getattr(self, name), name in _OPTIONAL
-            fine = isinstance(value, Real) and not isinstance(value, bool)
-            if not fine and not (optional and value is None):
-                raise PlanError(f"{name}: expected a number, got {value!r}")
-        if not isinstance(self.float_safe, bool):
-            raise PlanError(f"float_safe: expected True or False, got {self.float_safe!r}")
-
-    def _check_delta(self, delta: float) -> None:
-        """Refuses a delta that would allow publishing somebody's record outright."""
-        if not 0 < delta < 1 / self.samples:
+    def _checked_delta(self, delta: float) -> float:
+        """A delta that would not allow publishing somebody's record outright."""
+        number = real("delta", delta)
+        if not 0 < number < 1 / self.samples:
             raise PlanError(
                 f"delta: expected a probability below 1 / samples = {1 / self.samples:.3g}, got "
                 f"{delta}: a larger delta would permit publishing one example in the clear"
             )
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise PlanError(f"{name}: expected a finite number > 0, got {value}")
+        return number

@@ -14,6 +14,7 @@ from torch.utils.data import default_collate
 
 from privacy.errors import PlanError
 from privacy.noise import SecureGenerator
+from privacy.quantities import whole
 
 __all__ = ["MapStyle", "PhysicalBatch", "PhysicalBatches", "cut", "read", "sample_indices"]
 
@@ -49,11 +50,14 @@ class PhysicalBatches:
     multiple: int = 8
 
     def __post_init__(self) -> None:
-        if self.size < 1 or not 1 <= self.multiple <= self.size:
+        try:
+            size = whole("size", self.size)
+            whole("multiple", self.multiple, most=size)
+        except PlanError as error:
             raise PlanError(
                 "physical batches: expected size >= 1 and multiple in [1, size], got "
                 f"size={self.size}, multiple={self.multiple}"
-            )
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,9 @@ def cut(indices: torch.Tensor, batches: PhysicalBatches) -> list[PhysicalBatch]:
 def read(dataset: MapStyle, batch: PhysicalBatch) -> tuple[torch.Tensor, torch.Tensor]:
     """Reads a physical batch, with zeros in the rows that are filling.
 
-    A data set with a method `batch(indices) -> (images, labels)` is read whole; any other one
-    example at a time.
+    A data set whose class says `batch_by_indices = True` is read whole, by its method
+    `batch(indices) -> (images, labels)`; any other one example at a time. A method of that name
+    alone may be something else (a batch size, in other libraries).
 
     Raises:
         PlanError: The data set does not give pairs of images and labels.
@@ -147,10 +152,11 @@ def read(dataset: MapStyle, batch: PhysicalBatch) -> tuple[torch.Tensor, torch.T
 
 def _pairs(dataset: MapStyle, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The pairs at `indices`, stacked."""
-    whole = getattr(dataset, "batch", None)
-    pairs = whole(indices) if callable(whole) else [dataset[i] for i in indices.tolist()]
+    by_indices = _reads_whole(type(dataset))
+    several: Any = dataset
+    pairs = several.batch(indices) if by_indices else [dataset[i] for i in indices.tolist()]
     try:
-        images, labels = _unpacked(pairs if callable(whole) else default_collate(pairs))
+        images, labels = _unpacked(pairs if by_indices else default_collate(pairs))
     except (TypeError, ValueError, RuntimeError) as error:
         raise PlanError(
             "dataset: expected pairs (image, label) of tensors or numbers, all of one shape; the "
@@ -161,12 +167,30 @@ def _pairs(dataset: MapStyle, indices: torch.Tensor) -> tuple[torch.Tensor, torc
             "dataset: expected pairs (image, label) of tensors or numbers, got "
             f"({type(images).__name__}, {type(labels).__name__})"
         )
-    if len(images) != len(indices) or len(labels) != len(indices):
+    if any(values.is_nested or values.layout != torch.strided for values in (images, labels)):
+        raise PlanError("dataset: expected dense images and labels, all of one shape; convert them")
+    if not images.dim() or len(images) != len(indices) or len(labels) != len(indices):
         raise PlanError(
             f"dataset: expected {len(indices)} images and labels for {len(indices)} indices, got "
             f"{len(images)} and {len(labels)}"
         )
     return images, labels
+
+
+def _reads_whole(kind: type) -> bool:
+    """Whether `batch(indices)` of this class gives what its `__getitem__` would.
+
+    Asked of the class: a wrapper that passes unknown names on to the data set inside would
+    otherwise be read past, and so would a subclass with a `__getitem__` of its own.
+    """
+    owners = [
+        next((index for index, owner in enumerate(kind.__mro__) if name in vars(owner)), None)
+        for name in ("batch_by_indices", "batch", "__getitem__")
+    ]
+    marked, batch, item = owners
+    if marked is None or batch is None or item is None or item < batch:
+        return False
+    return getattr(kind, "batch_by_indices", None) is True
 
 
 def _unpacked(pairs: Any) -> tuple[Any, Any]:

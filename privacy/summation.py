@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from privacy.clipping import PerExampleGradients
+from privacy.clipping.gradients import in_rows
 from privacy.errors import PlanError
 from privacy.noise import SecureGenerator
 
@@ -269,7 +270,7 @@ def _rounded(
     squares = torch.zeros(len(scales), dtype=torch.float64, device=scales.device)
     rows = torch.arange(len(scales), device=scales.device)
     for some in torch.split(rows, max(1, _AT_A_TIME // size)) if len(rows) else ():
-        formed = gradients.select(some).instantiate().flatten(1)
+        formed = in_rows(gradients.select(some).instantiate())
         formed = formed.to(torch.promote_types(formed.dtype, torch.float32))
         whole = (formed * scales[some].to(formed.dtype)[:, None]).round_()
         squares[some] = torch.linalg.vector_norm(whole, dim=1, dtype=torch.float64).square()

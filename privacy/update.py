@@ -4,7 +4,8 @@ Source: Abadi et al. 2016, arXiv 1607.00133. What is done with the noised gradie
 is post-processing, and not here.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from privacy.clipping import PerExampleGradients, Tape
 from privacy.clipping.factors import Clipping, FlatClipping, clip_factors
 from privacy.errors import StepError, UnsupportedLayer
 from privacy.noise import SecureGenerator
+from privacy.rows import check_rows, some_of
 from privacy.summation import FloatSum, GridSum, Summation
 
 __all__ = ["ClippedSum", "Parts", "differentiate"]
@@ -317,17 +319,22 @@ def differentiate(
         torch.Size([3, 1, 2])
     """
     _check_losses(losses, examples)
+    tape.check()
+    copies = losses.numel() // examples
     kept = [(parameter, parameter.grad) for parameter in parameters.values()]
     for parameter, _ in kept:
         parameter.grad = None
     try:
-        with tape.record(examples=examples, copies=losses.numel() // examples):
+        if times := tape.due(examples=examples, copies=copies):
+            _check_order(losses, tape, times)
+        with tape.record(examples=examples, copies=copies):
             _run_backward(losses)
         bypassed = [name for name, p in parameters.items() if p.grad is not None]
     finally:
         parts = tape.take()
         for parameter, gradient in kept:
             parameter.grad = gradient
+    tape.prove()
     if bypassed:
         raise UnsupportedLayer(
             f"{', '.join(bypassed)}: the gradient did not come through the forward of the layer "
@@ -342,11 +349,27 @@ def differentiate(
     return parts
 
 
+def _check_order(losses: torch.Tensor, tape: Tape, times: int) -> None:
+    """Looks once whose rows are whose; where they are not, it is asked again the next time."""
+    try:
+        with _graph_used():
+            check_rows(losses, tape, some_of(len(losses), seed=times))
+    except BaseException:
+        tape.ask_again(examples=len(losses), copies=losses.numel() // len(losses))
+        raise
+
+
 def _run_backward(losses: torch.Tensor) -> None:
     """One backward pass from every example's loss, or the mean over its copies, at once."""
-    each = torch.full_like(losses, len(losses) / losses.numel())
+    with _graph_used():
+        torch.autograd.backward(losses, torch.full_like(losses, len(losses) / losses.numel()))
+
+
+@contextmanager
+def _graph_used() -> Iterator[None]:
+    """Says what it means that the graph of the losses is gone."""
     try:
-        torch.autograd.backward(losses, each)
+        yield
     except RuntimeError as error:
         if "second time" not in str(error):
             raise
@@ -364,6 +387,12 @@ def _check_losses(losses: torch.Tensor, rows: int) -> None:
             'do not average them (reduction="none"), and give the losses of the batch that '
             f"private.batches gave last; with K copies of each example, shape [{rows}, K]"
         )
+    if not losses.is_floating_point() or losses.layout != torch.strided:
+        raise StepError(
+            f"losses: expected real numbers in a dense tensor, got {losses.dtype}, {losses.layout}"
+        )
+    if torch.is_inference_mode_enabled():
+        raise StepError("private.step cannot run under torch.inference_mode(); call it outside")
     if not losses.requires_grad:
         raise StepError(
             "losses: they carry no graph; compute them with private.model, outside torch.no_grad()"

@@ -14,7 +14,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from privacy.clipping import Tape
+from privacy.clipping.watch import Watch
 from privacy.errors import PrivacyError, StepError, UnsupportedLayer
+from privacy.inputs import check_model, check_optimizer
+from privacy.rows import check_rows, halves
 from privacy.update import differentiate
 
 __all__ = [
@@ -27,6 +30,7 @@ __all__ = [
 ]
 
 _PROBE_TOLERANCE = 1e-4
+_ROWS = (2, 3, 5)
 
 
 def mixing_layers(model: nn.Module) -> dict[str, str]:
@@ -81,14 +85,17 @@ def trainable_parameters(
     """The model's trainable parameters by dotted name, given that the optimizer steps all of them.
 
     Raises:
-        StepError: There is none, the optimizer lacks some or holds others, or they lie on several
-            devices.
+        StepError: There is none, the optimizer lacks some or holds others or cannot step on
+            gradients alone, they lie on several devices, or the model is not the module itself.
+        UnsupportedLayer: A parameter has no values yet, or other ones than real numbers.
 
     Example:
         >>> model = nn.Linear(4, 2)
         >>> sorted(trainable_parameters(model, torch.optim.SGD(model.parameters())))
         ['bias', 'weight']
     """
+    check_model(model)
+    check_optimizer(optimizer)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise StepError("the model has no trainable parameter: there is nothing to train")
@@ -181,6 +188,9 @@ def rehearse(
 ) -> None:
     """Runs one backward pass as training will, and throws its gradients away.
 
+    Then whose rows are whose is asked with 2, 3 and 5 rows. From here on the tape's watch holds the
+    model against what it is now.
+
     Args:
         model: A model whose layers write on `tape`.
         images: An example or more, [n, ...].
@@ -188,8 +198,8 @@ def rehearse(
         tape: The tape.
 
     Raises:
-        UnsupportedLayer: A layer cannot be recorded, or a trainable parameter is not used: it would
-            be trained on noise alone.
+        UnsupportedLayer: A layer cannot be recorded, or sees rows that are not examples, or a
+            trainable parameter is not used: it would be trained on noise alone.
 
     Example:
         >>> from privacy.clipping import install, rule_of
@@ -200,12 +210,35 @@ def rehearse(
     with torch.enable_grad():
         losses = _run(model, images.nan_to_num()).reshape(len(images), -1).sum(1)
         reached = differentiate(losses, parameters, tape, examples=len(images))
+    _check_rows(model, images, tape)
     unused = [name for name, parameter in parameters.items() if parameter not in reached]
     if unused:
         raise UnsupportedLayer(
             f"{', '.join(unused)}: trainable, but not used in the model's forward through the "
             "layer that owns it; freeze it with requires_grad_(False), or call that layer"
         )
+
+    def prove() -> None:
+        check_layers(model)
+        probe(model, images)
+        _check_rows(model, images, tape)
+
+    tape.watched(Watch(model, refuse=lambda: check_layers(model), prove=prove))
+
+
+def _check_rows(model: nn.Module, images: torch.Tensor, tape: Tape) -> None:
+    """Asks with several numbers of rows: one of them may be that of a layer's tokens or channels.
+
+    The outputs are weighted, for a sum of probabilities has no gradient.
+    """
+    for rows in _ROWS:
+        repeated = images.nan_to_num()[torch.arange(rows, device=images.device) % len(images)]
+        with torch.enable_grad():
+            outputs = _run(model, repeated).reshape(rows, -1)
+            weights = torch.linspace(0.5, 1.5, outputs.shape[1], device=outputs.device)
+            losses = (outputs * weights).sum(1)
+        for chosen in halves(rows):
+            check_rows(losses, tape, chosen)
 
 
 def _run(model: nn.Module, images: torch.Tensor) -> torch.Tensor:

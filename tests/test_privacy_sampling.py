@@ -1,7 +1,9 @@
 """Poisson sampling against its laws, with fixed-size batches as the control to reject."""
 
+import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -114,6 +116,8 @@ class Whole:
     def __init__(self) -> None:
         self.asked: list[list[int]] = []
 
+    batch_by_indices = True
+
     def __len__(self) -> int:
         return 10
 
@@ -186,3 +190,67 @@ def test_a_data_sets_own_error_passes_unchanged() -> None:
     """The data set knows better which file is broken."""
     with pytest.raises(ValueError, match=r"^img_7\.png: truncated$"):
         read(Failing(), PhysicalBatch(torch.tensor([0, 1]), rows=2, last=True))
+
+
+class Unmarked(Whole):
+    """Has a `batch` of another meaning."""
+
+    batch_by_indices = None  # type: ignore[assignment]
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((1, 2, 2), float(index)), index
+
+
+class Augmented(Whole):
+    """Inherits `batch`, which does not know what was done to an example here."""
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((1, 2, 2), float(index)), index
+
+
+class Wrapper:
+    """Passes every name on to another data set, and changes the order."""
+
+    def __init__(self, inside: Any) -> None:
+        self.inside = inside
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inside, name)
+
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Any:
+        return torch.full((1, 2, 2), float(index)), index
+
+
+@pytest.mark.parametrize("data", [Unmarked(), Augmented(), Wrapper(Whole())])
+def test_a_batch_of_another_meaning_is_not_called(data: Any) -> None:
+    """Only a class that says so, and gives by `batch` what it gives one by one."""
+    images, labels = read(data, PhysicalBatch(torch.tensor([7, 3]), rows=2, last=True))
+    assert images[:, 0, 0, 0].tolist() == labels.tolist() == [7, 3]
+    assert data.asked == []
+
+
+class SparseWhole(Whole):
+    """Gives what has no rows that could be filled up."""
+
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.eye(len(indices)).to_sparse(), indices
+
+
+def test_sparse_images_are_refused() -> None:
+    """They have no rows that could be filled up."""
+    sparse = SparseWhole()
+    with pytest.raises(PlanError, match=r"^dataset: expected dense images and labels"):
+        read(sparse, PhysicalBatch(torch.tensor([0, 1]), rows=2, last=True))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 2.5, True, math.nan, "8", None])
+def test_physical_batches_are_whole_numbers(wrong: Any) -> None:
+    """Not a float, not a flag; numpy's are taken."""
+    with pytest.raises(PlanError, match=r"^physical batches: expected size >= 1"):
+        PhysicalBatches(size=wrong)
+    with pytest.raises(PlanError, match=r"^physical batches: expected size >= 1"):
+        PhysicalBatches(multiple=wrong)
+    assert PhysicalBatches(size=np.int64(16)).size == 16

@@ -8,7 +8,7 @@ code of the private step is used, so that a defect there cannot hide itself.
 
 import copy
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import nn
@@ -50,6 +50,8 @@ class CanaryDataset:
         >>> len(data), data.read()
         (6, tensor([0, 5]))
     """
+
+    batch_by_indices: ClassVar[bool] = True
 
     def __init__(self, dataset: MapStyle, indices: torch.Tensor, *, canaries: int) -> None:
         self._dataset, self._indices = dataset, indices

@@ -14,6 +14,7 @@ from torch import nn
 
 from privacy.audit.canaries import Canaries, PlainGradients
 from privacy.audit.release import Release
+from privacy.clipping.watch import admitted
 from privacy.errors import StepError
 
 __all__ = ["Observation", "Observer"]
@@ -55,6 +56,7 @@ class Observation:
 
 
 @final
+@admitted
 class Observer:
     """Watches the steps of one training; a class because a step is put together from its batches.
 

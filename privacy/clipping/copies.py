@@ -9,7 +9,12 @@ from dataclasses import dataclass
 
 import torch
 
-from privacy.clipping.gradients import Instantiated, PerExampleGradients, row_squared_norms
+from privacy.clipping.gradients import (
+    Instantiated,
+    PerExampleGradients,
+    in_rows,
+    row_squared_norms,
+)
 
 __all__ = ["OfCopies", "of_copies"]
 
@@ -109,7 +114,7 @@ def _squared_norms(part: PerExampleGradients, copies: int, size: int) -> torch.T
     few = max(1, _AT_A_TIME // (copies * size)) * copies
     return torch.cat(
         [
-            row_squared_norms(_added(part.select(some).instantiate(), copies).flatten(1))
+            row_squared_norms(in_rows(_added(part.select(some).instantiate(), copies)))
             for some in torch.split(rows, few)
         ]
     )

@@ -15,6 +15,7 @@ import torch
 
 from privacy.errors import PlanError
 from privacy.noise import SecureGenerator
+from privacy.quantities import positive, real
 
 __all__ = [
     "AdaptiveClipping",
@@ -174,7 +175,7 @@ class AutomaticClipping(Clipping):
     gamma: float = 0.01
 
     def __post_init__(self) -> None:
-        _require_positive("gamma", self.gamma)
+        positive("gamma", self.gamma)
 
     def factors(self, norms: torch.Tensor, max_grad_norm: torch.Tensor | float) -> torch.Tensor:
         """C / (norm + gamma).
@@ -213,9 +214,14 @@ class PerLayerClipping(Clipping):
 
     def __post_init__(self) -> None:
         # JSON has lists where this value has tuples.
-        object.__setattr__(self, "weights", tuple((str(n), float(w)) for n, w in self.weights))
-        for name, weight in self.weights:
-            _require_positive(f"weight of {name}", weight)
+        try:
+            pairs = [(str(name), weight) for name, weight in self.weights]
+        except (TypeError, ValueError) as error:
+            raise PlanError(
+                f"weights: expected pairs of a layer's name and its weight: {error}"
+            ) from error
+        checked = tuple((name, positive(f"weight of {name}", weight)) for name, weight in pairs)
+        object.__setattr__(self, "weights", checked)
         if len(dict(self.weights)) != len(self.weights):
             raise PlanError("weights: expected each layer once; a name occurs twice")
 
@@ -281,10 +287,10 @@ class AdaptiveClipping(Clipping):
     count_noise_multiplier: float = 10.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.quantile < 1:
+        if not 0 < real("quantile", self.quantile) < 1:
             raise PlanError(f"quantile: expected a number in (0, 1), got {self.quantile}")
-        _require_positive("learning_rate", self.learning_rate)
-        _require_positive("count_noise_multiplier", self.count_noise_multiplier)
+        positive("learning_rate", self.learning_rate)
+        positive("count_noise_multiplier", self.count_noise_multiplier)
 
     def gradient_noise_multiplier(self, noise_multiplier: float) -> float:
         """The z that makes gradients and count together cost `noise_multiplier`.
@@ -386,8 +392,3 @@ def clip_factors(
     norms = squared_norms.sqrt() * (1 + _ROUNDING)
     factors = (clipping or FlatClipping()).factors(norms, max_grad_norm)
     return torch.where(norms.isfinite(), factors, torch.zeros_like(factors))
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not (math.isfinite(value) and value > 0):
-        raise PlanError(f"{name}: expected a finite number > 0, got {value}")

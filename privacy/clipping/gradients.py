@@ -17,6 +17,7 @@ __all__ = [
     "PerExampleGradients",
     "Postponed",
     "combine",
+    "in_rows",
     "row_squared_norms",
 ]
 
@@ -77,7 +78,7 @@ class Instantiated:
         """
         if self.squares is not None:
             return self.squares
-        norms = [row_squared_norms(piece.flatten(1)) for piece in self.pieces]
+        norms = [row_squared_norms(in_rows(piece)) for piece in self.pieces]
         return torch.stack(norms).sum(0)
 
     def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
@@ -89,7 +90,7 @@ class Instantiated:
         """
         sums = []
         for piece in self.pieces:
-            flat = piece.flatten(1)
+            flat = in_rows(piece)
             dtype = torch.promote_types(flat.dtype, torch.float32)
             total = torch.mv(flat.to(dtype).t(), factors.to(dtype))
             sums.append(total.view(piece.shape[1:]))
@@ -287,6 +288,16 @@ def combine(parts: list[PerExampleGradients]) -> PerExampleGradients:
     for part in parts[1:]:
         total += part.instantiate()
     return Instantiated([total])
+
+
+def in_rows(gradients: torch.Tensor) -> torch.Tensor:
+    """Per-example gradients as rows, [n, m]: those of a scalar have no other dimension.
+
+    Example:
+        >>> in_rows(torch.ones(3)).shape, in_rows(torch.ones(3, 2, 2)).shape
+        (torch.Size([3, 1]), torch.Size([3, 4]))
+    """
+    return gradients.flatten(1) if gradients.dim() > 1 else gradients.unsqueeze(1)
 
 
 def row_squared_norms(rows: torch.Tensor) -> torch.Tensor:

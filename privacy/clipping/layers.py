@@ -14,14 +14,21 @@ from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
-from torch.autograd.function import once_differentiable
 
 from privacy.clipping.copies import of_copies
 from privacy.clipping.gradients import PerExampleGradients
 from privacy.clipping.tape import Tape
 from privacy.errors import StepError, UnsupportedLayer
 
-__all__ = ["AddsCopies", "InOnePass", "Installation", "LayerRule", "Rules", "install"]
+__all__ = [
+    "AddsCopies",
+    "InOnePass",
+    "Installation",
+    "LayerRule",
+    "Rules",
+    "install",
+    "recorded_name",
+]
 
 
 class LayerRule(Protocol):
@@ -163,6 +170,16 @@ def install(model: nn.Module, tape: Tape, rule_of: Rules) -> Installation:
     return Installation(dict(layers), rules)
 
 
+def recorded_name(module: nn.Module) -> str | None:
+    """The dotted name under which a layer is recorded; None if it is not.
+
+    Example:
+        >>> recorded_name(nn.Linear(2, 1))
+    """
+    forward = vars(module).get("forward")
+    return forward.name if isinstance(forward, _RecordedForward) else None
+
+
 def _refuse_replaced(name: str, layer: nn.Module) -> None:
     """Refuses a layer whose forward is not its class's own; a deep copy's is."""
     forward = vars(layer).get("forward")
@@ -207,21 +224,22 @@ class _RecordedForward:
     """The replacement for one layer's forward; a class because a copy writes nothing."""
 
     def __init__(self, layer: nn.Module, rule: LayerRule, tape: Tape, name: str) -> None:
-        self._layer, self._rule, self._tape, self._name = layer, rule, tape, name
+        self._layer, self._rule, self._tape, self.name = layer, rule, tape, name
         self._plain_forward = layer.forward
 
     def __call__(self, *inputs: Any, **settings: Any) -> Any:
         trainable = [p for p in self._rule.parameters if p.requires_grad]
         if not trainable or not torch.is_grad_enabled():
             return self._plain_forward(*inputs, **settings)
+        modes = self._tape.enter(self.name)
         if settings or len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
             raise UnsupportedLayer(
-                f"{self._name}: expected {type(self._layer).__name__} to be called with one "
+                f"{self.name}: expected {type(self._layer).__name__} to be called with one "
                 f"tensor, got {len(inputs)} positional and {len(settings)} named arguments; only "
                 "layers that map one tensor to one tensor can be clipped: replace it, or freeze "
                 "its parameters"
             )
-        return _apply(self._rule, self._tape, self._name, inputs[0], *trainable)
+        return _apply(self._rule, self._tape, self.name, modes, inputs[0], *trainable)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         return MethodType(type(self._layer).forward, copy.deepcopy(self._layer, memo))
@@ -236,36 +254,64 @@ class _RecordedLayer(torch.autograd.Function):
         rule: LayerRule,
         tape: Tape,
         name: str,
+        modes: tuple[bool, ...] | None,
         inputs: torch.Tensor,
         *trainable: nn.Parameter,
     ) -> torch.Tensor:
         output, saved = rule.forward(inputs)
         ctx.rule, ctx.tape, ctx.name, ctx.trainable = rule, tape, name, len(trainable)
+        ctx.modes = modes
         ctx.save_for_backward(inputs, *saved)
         return output
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, output_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        inputs, *saved = ctx.saved_tensors
-        rule: LayerRule = ctx.rule
-        input_gradient = None
-        if ctx.tape.recording:
-            copies = ctx.tape.copies(rows=len(output_gradient), layer=ctx.name)
-            if ctx.needs_input_grad[3] and _gives_both(type(rule)):
-                input_gradient, parts = cast(InOnePass, rule).in_one_pass(
-                    inputs, saved, output_gradient
-                )
-                parts = _folded(parts, copies)
-            else:
-                parts = _gradients(rule, inputs, saved, output_gradient, copies)
-            for parameter, part in parts:
-                ctx.tape.add(parameter, part)
-        if ctx.needs_input_grad[3] and input_gradient is None:
-            input_gradient = rule.input_gradient(inputs, saved, output_gradient)
+        with torch.no_grad():
+            input_gradient = _input_gradient_recorded(ctx, output_gradient)
+        # With create_graph; it would otherwise pass for a constant where the loss is linear.
+        if torch.is_grad_enabled() and input_gradient is not None:
+            input_gradient = _Once.apply(input_gradient, torch.zeros((), requires_grad=True))
         # The parameters are inputs only so that the output depends on them; their gradients go to
         # the tape.
-        return (None, None, None, input_gradient, *[None] * ctx.trainable)
+        return (None, None, None, None, input_gradient, *[None] * ctx.trainable)
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that refuses to be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, gradient: torch.Tensor, marker: torch.Tensor) -> torch.Tensor:
+        return gradient.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        raise UnsupportedLayer(
+            "losses: they contain a gradient of the model (a gradient penalty, say), and what an "
+            "example contributes through it cannot be clipped; leave the penalty out, or compute "
+            "it without create_graph=True, as a constant"
+        )
+
+
+def _input_gradient_recorded(ctx: Any, output_gradient: torch.Tensor) -> torch.Tensor | None:
+    """The gradient at a layer's input; the rest is written on the tape while it records."""
+    inputs, *saved = ctx.saved_tensors
+    rule: LayerRule = ctx.rule
+    tape: Tape = ctx.tape
+    if tape.tracing:
+        tape.note(ctx.name, output_gradient)
+    elif tape.recording:
+        tape.passed(ctx.modes)
+        copies = tape.copies(rows=len(output_gradient), layer=ctx.name)
+        if ctx.needs_input_grad[4] and _gives_both(type(rule)):
+            gradient, parts = cast(InOnePass, rule).in_one_pass(inputs, saved, output_gradient)
+            for parameter, part in _folded(parts, copies):
+                tape.add(parameter, part)
+            return gradient
+        for parameter, part in _gradients(rule, inputs, saved, output_gradient, copies):
+            tape.add(parameter, part)
+    if not ctx.needs_input_grad[4]:
+        return None
+    return rule.input_gradient(inputs, saved, output_gradient)
 
 
 @cache

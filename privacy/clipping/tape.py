@@ -4,8 +4,10 @@ Layers write on it only while the private step runs its own backward pass. A for
 attack's gradients and an evaluation write nothing, so nothing of them can reach the clipped sum.
 """
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -14,6 +16,18 @@ from privacy.clipping.gradients import PerExampleGradients, combine
 from privacy.errors import StepError, UnsupportedLayer
 
 __all__ = ["Tape"]
+
+_RARELY = 8
+
+
+class _Watch(Protocol):
+    """Knows what the model was when its rows were proved to be examples."""
+
+    def enter(self, layer: str) -> tuple[bool, ...]: ...
+
+    def check(self) -> None: ...
+
+    def prove(self, seen: Iterable[tuple[bool, ...]]) -> None: ...
 
 
 class Tape:
@@ -32,6 +46,96 @@ class Tape:
         self._examples: int | None = None
         self._copies = 1
         self._parts: dict[nn.Parameter, list[PerExampleGradients]] = {}
+        self._chosen: torch.Tensor | None = None
+        self._strayed: list[tuple[str, torch.Tensor]] = []
+        self._watch: _Watch | None = None
+        self._seen: set[tuple[bool, ...]] = set()
+        self._asked: Counter[tuple[int, int]] = Counter()
+
+    def watched(self, watch: _Watch) -> None:
+        """From now on the model is held against what it was.
+
+        Example:
+            >>> from privacy.clipping.watch import Watch
+            >>> Tape().watched(Watch(nn.Linear(2, 1)))
+        """
+        self._watch = watch
+        self._asked.clear()
+
+    def enter(self, layer: str) -> tuple[bool, ...] | None:
+        """The modes in which a recorded layer is called, for `passed`.
+
+        Raises:
+            UnsupportedLayer: The model changed, or mixes examples in these modes.
+
+        Example:
+            >>> Tape().enter("fc")
+        """
+        return None if self._watch is None else self._watch.enter(layer)
+
+    def passed(self, modes: tuple[bool, ...] | None) -> None:
+        """Notes in which modes a layer was called that a recording came through.
+
+        Example:
+            >>> Tape().passed(None)
+        """
+        if modes is not None:
+            self._seen.add(modes)
+
+    def check(self) -> None:
+        """Refuses a model that is not what it was.
+
+        Raises:
+            UnsupportedLayer: It is not.
+
+        Example:
+            >>> Tape().check()
+        """
+        if self._watch is not None:
+            self._watch.check()
+
+    def prove(self) -> None:
+        """Refuses a recording of layers in modes in which examples mix.
+
+        Raises:
+            UnsupportedLayer: They do.
+
+        Example:
+            >>> Tape().prove()
+        """
+        seen, self._seen = self._seen, set()
+        if self._watch is not None:
+            self._watch.prove(seen)
+
+    def due(self, *, examples: int, copies: int) -> int:
+        """Whether the order of rows is to be asked for now: at the first of a kind, then rarely.
+
+        Returns:
+            How often batches of this kind came; 0 where nothing is to be asked.
+
+        Example:
+            >>> tape = Tape()
+            >>> [tape.due(examples=4, copies=2) for _ in range(9)]
+            [1, 0, 0, 0, 0, 0, 0, 8, 0]
+        """
+        kind = (examples if copies > 1 else 0, copies)
+        self._asked[kind] += 1
+        times = self._asked[kind]
+        while times % _RARELY == 0:
+            times //= _RARELY
+        return self._asked[kind] if times == 1 else 0
+
+    def ask_again(self, *, examples: int, copies: int) -> None:
+        """Takes back a `due` whose question was not answered well.
+
+        Example:
+            >>> tape = Tape()
+            >>> tape.due(examples=4, copies=2), tape.ask_again(examples=4, copies=2)
+            (1, None)
+            >>> tape.due(examples=4, copies=2)
+            1
+        """
+        self._asked[(examples if copies > 1 else 0, copies)] -= 1
 
     @property
     def recording(self) -> bool:
@@ -63,11 +167,69 @@ class Tape:
         if self.recording:
             raise StepError("a private backward pass is already running on this model")
         self._parts = {}
+        self._seen = set()
         self._examples, self._copies = examples, copies
         try:
             yield
         finally:
             self._examples = None
+
+    @contextmanager
+    def trace(
+        self, *, examples: int, copies: int, chosen: torch.Tensor
+    ) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        """Looks whose rows a backward pass from some examples reaches, and writes nothing else.
+
+        Args:
+            examples: As of `record`.
+            copies: As of `record`.
+            chosen: The examples that the backward pass begins at, bool [examples].
+
+        Yields:
+            The layers in the order of the pass, each with whether others' rows were reached.
+
+        Example:
+            >>> tape = Tape()
+            >>> with tape.trace(examples=2, copies=1, chosen=torch.tensor([True, False])) as found:
+            ...     tape.note("fc", torch.ones(2, 3))
+            >>> found
+            [('fc', tensor(True))]
+        """
+        with self.record(examples=examples, copies=copies):
+            self._chosen, self._strayed = chosen, []
+            try:
+                yield self._strayed
+            finally:
+                self._chosen = None
+
+    @property
+    def tracing(self) -> bool:
+        """Whether the rows are looked at that a backward pass reaches.
+
+        Example:
+            >>> Tape().tracing
+            False
+        """
+        return self._chosen is not None
+
+    @torch.no_grad()
+    def note(self, layer: str, output_gradient: torch.Tensor) -> None:
+        """Notes whether a layer's gradient lies in other rows than those of the chosen examples.
+
+        What is not finite proves nothing: a broken row times zero is broken too.
+
+        Example:
+            >>> tape = Tape()
+            >>> with tape.trace(examples=2, copies=1, chosen=torch.tensor([True, False])) as found:
+            ...     tape.note("fc", torch.tensor([[1.0], [0.0]]))
+            >>> found
+            [('fc', tensor(False))]
+        """
+        assert self._chosen is not None, "a trace is under way"
+        rows = output_gradient.detach().reshape(len(output_gradient), -1)
+        reached = ((rows != 0) & rows.isfinite()).any(1)
+        own = self._chosen.repeat_interleave(self.copies(rows=len(rows), layer=layer))
+        self._strayed.append((layer, (reached & ~own).any()))
 
     def reset(self) -> None:
         """Forgets a recording that something interrupted before it could end.
@@ -75,7 +237,7 @@ class Tape:
         Example:
             >>> Tape().reset()
         """
-        self._examples, self._parts = None, {}
+        self._examples, self._parts, self._chosen = None, {}, None
 
     def copies(self, *, rows: int, layer: str) -> int:
         """How many adjacent rows are one example, where `layer` saw so many rows.

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 import privacy
+from privacy.clipping.watch import admitted
 from secure_cnn.bench.parts import Marks, Stopwatch
 from secure_cnn.bench.savers import Saver
 from secure_cnn.bench.step import NOISE_MULTIPLIER, Workload
@@ -29,6 +30,7 @@ ENDLESS = 1_000_000
 
 
 @final
+@admitted
 class TimedTraining:
     """Trains a copy of the model; a class because it holds the training.
 
@@ -198,7 +200,7 @@ class TimedTraining:
         watch.wrap(self._optimizer, "step", "optimizer")
         if self.private is not None:
             clipped = self.private._clipped
-            watch.wrap(clipped, "add", "backward")
+            watch.wrap(clipped, "prepare", "backward")
             watch.wrap(clipped, "_add_clipped", "clipping")
             watch.wrap(clipped, "noised_mean", "noise")
 

@@ -7,7 +7,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from functools import cached_property
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -132,6 +132,9 @@ class Split(Dataset[tuple[Tensor, int]]):
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    # What reads many examples may call `batch` with their indices.
+    batch_by_indices: ClassVar[bool] = True
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index].float().div_(255), int(self.labels[index])

@@ -1,0 +1,301 @@
+"""The watch: a model must be at each step what it was when its rows were proved to be examples.
+
+`attach` proves that no layer mixes examples, for the modules, hooks and modes that it finds. Here
+those are remembered, and compared where layers are recorded and again at each step; a forward pass
+in modes that were not seen yet is proved once more, in them. Values that code outside of a module
+holds are deliberately not watched: a function that was replaced in torch, say.
+"""
+
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules import module as of_all_modules
+from torch.nn.modules.dropout import _DropoutNd
+
+from privacy.clipping.layers import recorded_name
+from privacy.errors import UnsupportedLayer
+
+__all__ = ["Modes", "Watch", "admitted"]
+
+Modes = tuple[bool, ...]
+"""Every module's training flag, in the model's order."""
+
+_Observer = TypeVar("_Observer", bound=type)
+
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+_GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
+_CODE = ("forward", "__call__", "_call_impl")
+_OF_TORCH = (bool, int, float, str, tuple, type(None))
+_OF_OTHERS = (bool, str, type(len), type(lambda: None))
+_OBSERVERS: set[type] = set()
+
+
+def admitted(observer: _Observer) -> _Observer:
+    """Lets hooks that are methods of this very class come and go: they leave rows as they are.
+
+    Example:
+        >>> @admitted
+        ... class Listener:
+        ...     def hear(self, module, inputs, output): ...
+        >>> Watch(model := nn.Linear(2, 1)).check() is None
+        True
+    """
+    _OBSERVERS.add(observer)
+    return observer
+
+
+class Watch:
+    """What a model was made of; a class because it remembers, and learns modes.
+
+    Guarantee: between `attach` and a step no module, hook, `forward` or setting that is watched has
+    changed, neither now nor when the layers of a recorded forward pass were called, and no buffer
+    has other bytes. Of torch's own modules all plain settings are watched (a dropout's probability
+    apart), of others flags, names and functions.
+
+    Args:
+        model: The model, its layers recorded.
+        refuse: Raises where a layer is known to mix examples in the present modes.
+        prove: Raises where examples mix in the present modes.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Identity())
+        >>> watch = Watch(model)
+        >>> watch.check()
+        >>> model[1] = nn.BatchNorm1d(2, affine=False)
+        >>> watch.check()
+        Traceback (most recent call last):
+        ...
+        privacy.errors.UnsupportedLayer: Sequential: its submodules changed since the model was ...
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        refuse: Callable[[], None] = lambda: None,
+        prove: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._refuse, self._prove = refuse, prove
+        named = list(model.named_modules())
+        self._parts = [_Part(name or type(module).__name__, module) for name, module in named]
+        self._passed = _shared_out(self._parts)
+        self._global_hooks = _global_hooks()
+        self._buffers = _Buffers(self._parts)
+        self._modes = self.modes()
+        self._proved = {self._modes}
+
+    def modes(self) -> Modes:
+        """The present modes.
+
+        Example:
+            >>> Watch(nn.Linear(2, 1).eval()).modes()
+            (False,)
+        """
+        return tuple([part.values["training"] for part in self._parts])
+
+    def enter(self, layer: str) -> Modes:
+        """The modes in which a recorded layer is called.
+
+        The modules between it and the recorded layer before it are compared: a whole forward pass
+        compares every one.
+
+        Raises:
+            UnsupportedLayer: Something changed, or a layer mixes examples in these modes.
+
+        Example:
+            >>> Watch(nn.Linear(2, 1)).enter("fc")
+            (True,)
+        """
+        self._compare(self._passed.get(layer, ()))
+        modes = self.modes()
+        if modes != self._modes:
+            self._refuse()
+            self._modes = modes
+        return self._modes
+
+    def check(self) -> None:
+        """Compares everything.
+
+        Raises:
+            UnsupportedLayer: Something changed.
+
+        Example:
+            >>> Watch(nn.Linear(2, 1)).check()
+        """
+        self._compare(self._parts)
+        self._buffers.check()
+
+    def prove(self, seen: Iterable[Modes]) -> None:
+        """Proves that examples do not mix in modes that were not seen before.
+
+        Raises:
+            UnsupportedLayer: In some, they do.
+
+        Example:
+            >>> Watch(nn.Linear(2, 1)).prove([(True,), (False,)])
+        """
+        for modes in set(seen) - self._proved:
+            before = self.modes()
+            try:
+                self._set(modes)
+                self._prove()
+            finally:
+                self._set(before)
+            self._proved.add(modes)
+
+    def _set(self, modes: Modes) -> None:
+        """By the flag: `eval()` may be overridden to do more than that."""
+        for part, training in zip(self._parts, modes, strict=True):
+            part.values["training"] = training
+
+    def _compare(self, parts: Sequence["_Part"]) -> None:
+        """Refuses what changed among some modules, or for all of them."""
+        for part in parts:
+            if what := part.changed():
+                raise UnsupportedLayer(
+                    f"{part.name}: its {what} changed since the model was attached, when its rows "
+                    "were proved to be examples; undo the change, or make it and then attach a "
+                    "model that was detached again"
+                )
+        if _global_hooks() != self._global_hooks:
+            raise UnsupportedLayer(
+                "hooks on all modules were registered or removed since the model was attached; "
+                "register them before attach, or remove them before private.step"
+            )
+
+
+class _Part:
+    """One module as it was; a class for speed: it is compared at every step."""
+
+    def __init__(self, name: str, module: nn.Module) -> None:
+        self.name, self.module, self.values = name, module, vars(module)
+        self._kind = type(module)
+        self._code = _code(self._kind)
+        self._own = tuple(map(self.values.get, (*_CODE, "_compiled_call_impl")))
+        self._modules = tuple(self.values["_modules"].items())
+        self._hooks = _hooks(self.values)
+        of_torch = self._kind.__module__.startswith("torch.nn.")
+        plain: tuple[type, ...] = _OF_TORCH if of_torch else _OF_OTHERS
+        if isinstance(module, _DropoutNd):
+            plain = ()
+        self._keys = [
+            key
+            for key, value in self.values.items()
+            if isinstance(value, plain) and key != "training" and not key.startswith("_")
+        ]
+        self._settings = tuple(map(self.values.get, self._keys))
+
+    def changed(self) -> str:
+        """What changed, or nothing."""
+        values = self.values
+        if type(self.module) is not self._kind:
+            return "class"
+        if _code(self._kind) != self._code:
+            return f"class {self._kind.__name__}"
+        if not _same(map(values.get, (*_CODE, "_compiled_call_impl")), self._own):
+            return "forward"
+        if tuple(values["_modules"].items()) != self._modules:
+            return "submodules"
+        if _hooks(values) != self._hooks:
+            return "hooks"
+        if not _same(map(values.get, self._keys), self._settings):
+            now = dict(zip(self._keys, self._settings, strict=True))
+            changed = (key for key, was in now.items() if not _same([values.get(key)], [was]))
+            return f"setting {', '.join(changed)}"
+        return ""
+
+
+class _Buffers:
+    """The bytes of all buffers; a class because it remembers them.
+
+    The version that torch counts is not asked: writes through `.data` or numpy leave it as it was,
+    and buffers are small beside the parameters.
+    """
+
+    def __init__(self, parts: Sequence[_Part]) -> None:
+        self._parts = parts
+        self._described, self._bytes = self._now()
+
+    def check(self) -> None:
+        """Refuses buffers with other bytes than before."""
+        described, now = self._now()
+        same = described == self._described
+        if same and all(torch.equal(now[d], was) for d, was in self._bytes.items()):
+            return
+        raise UnsupportedLayer(
+            f"{self._names(described, now)}: a buffer was written since the model was attached. A "
+            "forward pass that writes statistics of the examples releases them without noise; "
+            "keep such layers in eval mode. To change or load buffers yourself, do so and then "
+            "attach a model that was detached again"
+        )
+
+    def _now(self) -> tuple[list[tuple[Any, ...]], dict[torch.device, torch.Tensor]]:
+        """Name, dtype and shape of each buffer, and all their bytes on each device."""
+        described: list[tuple[Any, ...]] = []
+        raw: dict[torch.device, list[torch.Tensor]] = {}
+        for part in self._parts:
+            for name, buffer in part.values["_buffers"].items():
+                if buffer is not None:
+                    place = (f"{part.name}.{name}", buffer.device, buffer.dtype, buffer.shape)
+                    flat = buffer.detach().reshape(-1).view(torch.uint8)
+                    raw.setdefault(buffer.device, []).append(flat)
+                    described.append((*place, len(flat)))
+        return described, {device: torch.cat(each) for device, each in raw.items()}
+
+    def _names(
+        self, described: list[tuple[Any, ...]], now: Mapping[torch.device, torch.Tensor]
+    ) -> str:
+        """The buffers that changed."""
+        if described != self._described:
+            return ", ".join(sorted({row[0] for row in {*described} ^ {*self._described}}))
+        found, starts = [], dict.fromkeys(now, 0)
+        for name, device, _, _, size in described:
+            where = slice(starts[device], starts[device] + size)
+            starts[device] += size
+            if not torch.equal(now[device][where], self._bytes[device][where]):
+                found.append(name)
+        return ", ".join(found)
+
+
+def _shared_out(parts: Sequence[_Part]) -> dict[str, list[_Part]]:
+    """For each recorded layer the modules from the last one before it up to itself."""
+    passed: dict[str, list[_Part]] = {}
+    since: list[_Part] = []
+    for part in parts:
+        since.append(part)
+        name = recorded_name(part.module)
+        if name is not None:
+            passed[name], since = since, []
+    if passed:
+        passed[next(reversed(passed))].extend(since)
+    return passed
+
+
+def _code(kind: type[nn.Module]) -> tuple[Any, ...]:
+    """What a class runs when a module of it is called."""
+    return (kind.forward, kind.__call__, kind._call_impl)
+
+
+def _hooks(values: Mapping[str, Any]) -> tuple[Any, ...]:
+    """A module's hooks, those of observers apart."""
+    if not (values[_HOOKS[0]] or values[_HOOKS[1]] or values[_HOOKS[2]] or values[_HOOKS[3]]):
+        return ()
+    hooks = [hook for name in _HOOKS for hook in values[name].values()]
+    return tuple(hook for hook in hooks if type(getattr(hook, "__self__", None)) not in _OBSERVERS)
+
+
+def _global_hooks() -> tuple[Any, ...]:
+    """Hooks that torch calls for every module."""
+    return tuple(hook for name in _GLOBAL_HOOKS for hook in getattr(of_all_modules, name).values())
+
+
+def _same(now: Iterable[Any], before: Sequence[Any]) -> bool:
+    """Whether these are the same objects, or plain values that are equal."""
+    pairs = list(zip(now, before, strict=True))
+    return all(a is b for a, b in pairs) or all(
+        a is b or (type(a) is type(b) and isinstance(a, _OF_TORCH) and operator.eq(a, b))
+        for a, b in pairs
+    )

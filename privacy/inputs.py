@@ -1,0 +1,185 @@
+"""What may be attached: a module as it is, an optimizer that needs gradients only, a data set.
+
+Everything that cannot be trained privately, or only by accident, is refused here with its cure,
+before anything is changed or spent. Which layers mix examples is `privacy.validate`'s.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.utils.data import DataLoader
+
+from privacy.errors import PlanError, StepError, UnsupportedLayer
+
+__all__ = ["check_dataset", "check_model", "check_optimizer"]
+
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def check_dataset(dataset: object) -> int:
+    """The number of examples of a map-style data set.
+
+    Raises:
+        PlanError: It is none: a data loader, something to iterate over only, arrays.
+
+    Example:
+        >>> check_dataset([(torch.rand(2), 0)] * 3)
+        3
+    """
+    if isinstance(dataset, DataLoader):
+        raise PlanError(
+            "dataset: expected a data set of examples, got a DataLoader; give its data set, "
+            "loader.dataset: private.batches draws and cuts the samples"
+        )
+    arrays = isinstance(dataset, tuple) and [hasattr(each, "shape") for each in dataset]
+    if isinstance(dataset, (str, bytes, dict)) or hasattr(dataset, "shape") or arrays == [True] * 2:
+        raise PlanError(
+            "dataset: expected a map-style data set of pairs (image, label), got "
+            f"{type(dataset).__name__}; give torch.utils.data.TensorDataset(images, labels), of "
+            "tensors, or a list of pairs"
+        )
+    if not hasattr(type(dataset), "__getitem__") or not hasattr(type(dataset), "__len__"):
+        raise PlanError(
+            f"dataset: expected one that has a length and is read by index, got "
+            f"{type(dataset).__name__}: Poisson sampling draws examples by index; put its examples "
+            "into a list first"
+        )
+    try:
+        return len(dataset)  # type: ignore[arg-type]
+    except (TypeError, NotImplementedError) as error:
+        raise PlanError(
+            f"dataset: expected one that knows its length, got {type(dataset).__name__}: {error}; "
+            "put its examples into a list first"
+        ) from error
+
+
+def check_model(model: object) -> None:
+    """Refuses what is no module, or not yet, or not the module itself.
+
+    Raises:
+        StepError: It is no module, or wraps one in something that trains it in another way.
+        UnsupportedLayer: Parameters without values, or that are not real numbers in plain memory.
+
+    Example:
+        >>> check_model(nn.Sequential(nn.LazyLinear(2)))
+        Traceback (most recent call last):
+        ...
+        privacy.errors.UnsupportedLayer: 0.weight: the layer does not know its shape yet; run the...
+    """
+    if not isinstance(model, nn.Module):
+        raise StepError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    for name, module in model.named_modules():
+        label = name or type(module).__name__
+        own = vars(module).get("forward")
+        if (
+            type(module).__module__.startswith("torch._dynamo")
+            or isinstance(module, torch.jit.ScriptModule)
+            or vars(module).get("_compiled_call_impl") is not None
+            or hasattr(own, "_torchdynamo_orig_callable")
+            or hasattr(type(module).forward, "_torchdynamo_orig_callable")
+        ):
+            raise StepError(
+                f"{label}: the model is compiled: attach and train the module itself, and compile "
+                "or script a copy of it afterwards"
+            )
+        if isinstance(module, _WRAPPERS):
+            raise StepError(
+                f"{label}: {type(module).__name__} splits the batch or averages gradients by "
+                "itself; attach and train the module inside, model.module, on one device"
+            )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        _check_tensor(name, tensor)
+
+
+def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+    """Refuses a parameter or buffer that holds nothing, or no plain numbers."""
+    if is_lazy(tensor):
+        raise UnsupportedLayer(
+            f"{name}: the layer does not know its shape yet; run the model once on an example, "
+            "and make the optimizer after that"
+        )
+    if tensor.is_meta:
+        raise UnsupportedLayer(
+            f"{name}: it is on the meta device, which holds no values; load the weights, or "
+            "call model.to_empty(device=...) and initialise them"
+        )
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        raise UnsupportedLayer(
+            f"{name}: expected a dense tensor, got {tensor.layout}, {tensor.dtype}; convert it, "
+            "or replace the layer"
+        )
+    if tensor.requires_grad and not tensor.is_floating_point():
+        raise UnsupportedLayer(
+            f"{name}: expected real numbers, got {tensor.dtype}: clipping and noise are for real "
+            "gradients; hold real and imaginary part as two parameters, or freeze it"
+        )
+
+
+def check_optimizer(optimizer: object) -> None:
+    """Refuses an optimizer that cannot step on gradients alone, by letting a copy of it do so.
+
+    Raises:
+        StepError: It is no optimizer, or wants a closure, or fails otherwise.
+
+    Example:
+        >>> check_optimizer(torch.optim.LBFGS(nn.Linear(2, 1).parameters()))
+        Traceback (most recent call last):
+        ...
+        privacy.errors.StepError: optimizer: LBFGS cannot step on a noised gradient alone: ...
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise StepError(
+            f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    kind = type(optimizer).__name__
+    cure = "choose one that takes one gradient a step, torch.optim.SGD or Adam"
+    # Its default means a closure that is called several times; it would otherwise be the trial's.
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise StepError(
+            f"optimizer: {kind} cannot step on a noised gradient alone: it calls a closure for "
+            f"several raw gradients a step; {cure}"
+        )
+    trial = _copy_of(optimizer)
+    if trial is None:
+        return
+    devices = {p.device for group in trial.param_groups for p in group["params"] if p.is_cuda}
+    try:
+        with torch.random.fork_rng(devices=devices):
+            # Not trial.step(): a schedule of the learning rate puts a bound method of the original
+            # in its place.
+            type(trial).step(trial)
+    except AttributeError:
+        # Perhaps of the copy alone.
+        return
+    except Exception as error:
+        raise StepError(
+            f"optimizer: {kind} cannot step on a noised gradient alone: {type(error).__name__}: "
+            f"{error}; {cure}"
+        ) from error
+
+
+def _copy_of(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
+    """A copy with parameters of its own, their gradients zero; None where it cannot be copied.
+
+    Attribute by attribute: torch's own copy leaves out what a subclass has besides. Hooks stay
+    behind, for nobody else is to hear of a step that is none.
+    """
+    trial: torch.optim.Optimizer = object.__new__(type(optimizer))
+    memo: dict[int, Any] = {id(optimizer): trial}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            own = nn.Parameter(torch.zeros_like(parameter, requires_grad=False))
+            own.grad = torch.zeros_like(own)
+            memo[id(parameter)] = own
+    try:
+        for name, value in vars(optimizer).items():
+            if name != "step":
+                hooks = name.endswith("_hooks")
+                vars(trial)[name] = type(value)() if hooks else copy.deepcopy(value, memo)
+    except Exception:
+        # It holds something that cannot be copied: the first step will tell.
+        return None
+    return trial

@@ -1,0 +1,365 @@
+"""What changes between `attach` and a step: what mixes examples is refused, what does not works."""
+
+import types
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrize
+
+import defenses
+from privacy import DPPlan, PrivacyError, Private, UnsupportedLayer, attach
+from privacy.clipping.watch import admitted
+
+
+class Activation(nn.Module):
+    """A user's module without parameters; one of its flags makes it mix."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mixes, self.calls = False, 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return mixed(inputs) if self.mixes else inputs
+
+
+class InTraining(nn.Module):
+    """Mixes examples in train mode and keeps no statistics: unknown to any list of types."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return mixed(inputs) if self.training else inputs
+
+
+def mixed(values: torch.Tensor) -> torch.Tensor:
+    """Rows that know each other."""
+    return values - 0.5 * values.mean(0)
+
+
+def network() -> nn.Module:
+    """One of each kind of place that can change."""
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.Identity(),
+        nn.Dropout(0.1),
+        Activation(),
+        InTraining(),
+        nn.Flatten(),
+        nn.Linear(144, 3),
+        nn.Softmax(dim=1),
+    )
+    for place in (1, 5):
+        model[place].eval().requires_grad_(False)
+    return model
+
+
+def attached(model: nn.Module) -> Private:
+    """A training with no noise to speak of."""
+    data = [(torch.rand(1, 6, 6), i % 3) for i in range(16)]
+    plan = DPPlan(samples=16, batch_size=8, epochs=4, noise_multiplier=1e-6)
+    return attach(plan, model, torch.optim.SGD(model.parameters(), lr=0.1), data)
+
+
+def losses_of(private: Private, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return F.cross_entropy(private.model(images), labels, reduction="none")
+
+
+Change = Callable[[nn.Module], Callable[[], Any]]
+
+
+def trained(model: nn.Module) -> Callable[[], Any]:
+    model.train()
+    return lambda: [model[place].eval() for place in (1, 5)]
+
+
+def batch_norm_trained(model: nn.Module) -> Callable[[], Any]:
+    model[1].train()
+    return lambda: model[1].eval()
+
+
+def batch_norm_without_momentum(model: nn.Module) -> Callable[[], Any]:
+    model[1].train().momentum = 0.0
+    return lambda: setattr(model[1].eval(), "momentum", 0.1)
+
+
+def statistics_forgotten(model: nn.Module) -> Callable[[], Any]:
+    kept = model[1].running_mean, model[1].running_var
+    model[1].running_mean = model[1].running_var = None
+
+    def undo() -> None:
+        model[1].running_mean, model[1].running_var = kept
+
+    return undo
+
+
+def unknown_layer_trained(model: nn.Module) -> Callable[[], Any]:
+    model[5].training = True
+    return lambda: setattr(model[5], "training", False)
+
+
+def hooked(register: str, hook: Callable[..., Any], place: int = 2) -> Change:
+    def change(model: nn.Module) -> Callable[[], Any]:
+        handle = getattr(model[place], register)(hook)
+        return handle.remove
+
+    return change
+
+
+def hooked_on_all(model: nn.Module) -> Callable[[], Any]:
+    hook = nn.modules.module.register_module_forward_hook
+    handle = hook(lambda module, _, output: mixed(output) if module is model[2] else None)
+    return handle.remove
+
+
+def swapped(model: nn.Module) -> Callable[[], Any]:
+    before, model[2] = model[2], nn.BatchNorm2d(4, affine=False, track_running_stats=False)
+    return lambda: model.__setitem__(2, before)
+
+
+def added(model: nn.Module) -> Callable[[], Any]:
+    model.append(InTraining().train())
+    return lambda: model.__delitem__(9)
+
+
+def forward_replaced(model: nn.Module) -> Callable[[], Any]:
+    model[2].forward = mixed
+    return lambda: vars(model[2]).pop("forward")
+
+
+def recorded_forward_wrapped(model: nn.Module) -> Callable[[], Any]:
+    recorded = model[7].forward
+    model[7].forward = lambda inputs: recorded(mixed(inputs))
+    return lambda: setattr(model[7], "forward", recorded)
+
+
+def forward_of_the_class(model: nn.Module) -> Callable[[], Any]:
+    before = nn.Identity.forward
+    nn.Identity.forward = lambda self, inputs: mixed(inputs)  # type: ignore[method-assign]
+    return lambda: setattr(nn.Identity, "forward", before)
+
+
+def call_replaced(model: nn.Module) -> Callable[[], Any]:
+    model[2]._call_impl = mixed
+    return lambda: vars(model[2]).pop("_call_impl")
+
+
+def class_replaced(model: nn.Module) -> Callable[[], Any]:
+    model[2].__class__ = types.new_class("Other", (InTraining,))
+    return lambda: setattr(model[2], "__class__", nn.Identity)
+
+
+def parametrized(model: nn.Module) -> Callable[[], Any]:
+    parametrize.register_parametrization(model[7], "bias", nn.Identity())
+    return lambda: parametrize.remove_parametrizations(model[7], "bias")
+
+
+def dimension(model: nn.Module) -> Callable[[], Any]:
+    model[8].dim = 0
+    return lambda: setattr(model[8], "dim", 1)
+
+
+def flag(model: nn.Module) -> Callable[[], Any]:
+    model[4].mixes = True
+    return lambda: setattr(model[4], "mixes", False)
+
+
+def compiled(model: nn.Module) -> Callable[[], Any]:
+    model[2]._compiled_call_impl = mixed
+    return lambda: setattr(model[2], "_compiled_call_impl", None)
+
+
+CHANGES: dict[str, Change] = {
+    "train mode of the whole model": trained,
+    "train mode of a BatchNorm": batch_norm_trained,
+    "train mode of a BatchNorm that writes nothing": batch_norm_without_momentum,
+    "statistics taken from a BatchNorm": statistics_forgotten,
+    "train mode of an unknown layer": unknown_layer_trained,
+    "forward hook": hooked("register_forward_hook", lambda m, i, o: mixed(o)),
+    "forward pre-hook": hooked("register_forward_pre_hook", lambda m, i: (mixed(i[0]),)),
+    "backward hook": hooked(
+        "register_full_backward_hook", lambda m, given, out: (mixed(given[0]),)
+    ),
+    "backward pre-hook": hooked("register_full_backward_pre_hook", lambda m, g: (mixed(g[0]),)),
+    "hook on a recorded layer": hooked("register_forward_hook", lambda m, i, o: mixed(o), 7),
+    "hook on all modules": hooked_on_all,
+    "module swapped": swapped,
+    "module added": added,
+    "forward replaced": forward_replaced,
+    "forward of a recorded layer wrapped": recorded_forward_wrapped,
+    "forward of the class replaced": forward_of_the_class,
+    "_call_impl replaced": call_replaced,
+    "class replaced": class_replaced,
+    "parametrization": parametrized,
+    "dimension of a Softmax": dimension,
+    "flag of a user's module": flag,
+    "compiled": compiled,
+}
+each_change = pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+
+
+@contextmanager
+def undone(undo: Callable[[], Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        undo()
+
+
+@each_change
+def test_what_mixes_in_the_forward_pass_and_is_put_back_before_the_step_is_refused(
+    change: Change,
+) -> None:
+    """Forward in one state and step in another; nothing is spent."""
+    model = network()
+    private = attached(model)
+    images, labels = next(private.batches)
+
+    def forward_and_step() -> None:
+        with undone(change(model)):
+            losses = losses_of(private, images, labels)
+        private.step(losses)
+
+    with pytest.raises(PrivacyError):
+        forward_and_step()
+    assert private.steps == 0
+
+
+@each_change
+def test_what_changed_and_stays_is_refused_at_the_step(change: Change) -> None:
+    """Though the forward pass ran before; a mode that no forward pass saw changes nothing."""
+    model = network()
+    private = attached(model)
+    images, labels = next(private.batches)
+    losses = losses_of(private, images, labels)
+    with undone(change(model)):
+        if change is unknown_layer_trained:
+            assert private.step(losses)
+            return
+        with pytest.raises(PrivacyError):
+            private.step(losses)
+    assert private.steps == 0
+
+
+def test_a_change_that_is_undone_costs_nothing() -> None:
+    """Control: the same model, changed and put back before the forward pass, trains."""
+    model = network()
+    private = attached(model)
+    batches = private.batches
+    for change in CHANGES.values():
+        if change is parametrized:  # It replaces the parameter for good.
+            continue
+        change(model)()
+    for step, (images, labels) in zip(range(4), batches, strict=False):
+        private.step(losses_of(private, images, labels))
+        assert private.steps == step + 1
+
+
+@pytest.mark.parametrize("write", ["train mode", "data", "numpy", "new object", "counter"])
+def test_a_buffer_that_was_written_between_steps_is_refused(write: str) -> None:
+    """However it was written: counters of versions see only some of these."""
+    model = network()
+    private = attached(model)
+    images, labels = next(private.batches)
+    norm = model[1]
+    if write == "train mode":
+        with torch.no_grad():
+            norm.train()(torch.rand(4, 4, 6, 6))
+        norm.eval()
+    elif write == "data":
+        norm.running_mean.data.add_(1)
+    elif write == "numpy":
+        norm.running_mean.numpy()[1] = 7
+    elif write == "new object":
+        norm.running_var = norm.running_var + 1
+    else:
+        norm.num_batches_tracked = torch.tensor(3)
+    losses = losses_of(private, images, labels)
+    with pytest.raises(UnsupportedLayer, match=r"^1\.(running|num).*a buffer was written since"):
+        private.step(losses)
+    assert private.steps == 0
+
+
+def test_a_buffer_that_was_put_back_is_not() -> None:
+    """As an attack's scope does it: other versions, the same bytes; NaN is equal to itself."""
+    model = network()
+    model[4].register_buffer("unused", torch.tensor([float("nan")]))
+    private = attached(model)
+    images, labels = next(private.batches)
+    with defenses.scope.attack_scope(model):
+        model[1].running_mean.add_(1)
+    assert private.step(losses_of(private, images, labels))
+
+
+def test_dropout_may_come_and_go_and_attacks_may_use_eval_mode() -> None:
+    """Modes that do not mix are proved once each; the forward pass of an attack is not stepped."""
+    model = network()
+    private = attached(model)
+    proofs = []
+    watch: Any = private._clipped._tape._watch
+    prove = watch._prove
+    watch._prove = lambda: (proofs.append(1), prove())
+    for step, (images, labels) in enumerate(private.batches):
+        model[3].train(step % 2 == 0)
+        model[3].p = 0.1 * (step % 3)
+        perturbed = images.clone().requires_grad_()
+        before = [module.training for module in model.modules()]
+        model.eval()
+        losses_of(private, perturbed, labels).sum().backward()
+        for module, mode in zip(model.modules(), before, strict=True):
+            module.training = mode
+        private.step(losses_of(private, images, labels))
+    assert private.steps == private.plan.steps
+    assert len(proofs) == 1
+
+
+def test_a_forward_pass_that_is_not_stepped_may_run_in_any_mode_that_is_not_known_to_mix() -> None:
+    """A diagnosis with gradients, a layer in train mode: only its losses would be refused."""
+    model = network()
+    private = attached(model)
+    images, labels = next(private.batches)
+    model[5].train()
+    diagnosis = losses_of(private, images, labels)
+    model[5].eval()
+    private.step(losses_of(private, images, labels))
+    next(private.batches)
+    with pytest.raises(UnsupportedLayer, match="moved the output"):
+        private._clipped.prepare(diagnosis, torch.ones(len(diagnosis), dtype=torch.bool))
+    assert not model[5].training
+
+
+def test_an_admitted_observer_may_hook() -> None:
+    """By its exact type: a subclass may do something else."""
+
+    @admitted
+    class Listener:
+        def hear(self, *_: object) -> None: ...
+
+    class Louder(Listener): ...
+
+    model = network()
+    private = attached(model)
+    batches = private.batches
+    for listener in (Listener(), Louder()):
+        handle = model.register_forward_hook(listener.hear)
+        images, labels = next(batches)
+        if type(listener) is Listener:
+            private.step(losses_of(private, images, labels))
+            handle.remove()
+        else:
+            with pytest.raises(UnsupportedLayer, match=r"^Sequential: its hooks changed since"):
+                losses_of(private, images, labels)
+
+
+def test_hooks_from_before_attach_stay() -> None:
+    """They were there when the model was probed."""
+    model, heard = network(), []
+    model[2].register_forward_hook(lambda module, inputs, output: heard.append(1))
+    private = attached(model)
+    for images, labels in private.batches:
+        private.step(losses_of(private, images, labels))
+    assert heard
