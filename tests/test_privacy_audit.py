@@ -383,12 +383,25 @@ def our_clip_off(_: Private, patch: pytest.MonkeyPatch) -> None:
 
 
 def our_threshold_forgotten(private: Private, _: pytest.MonkeyPatch) -> None:
-    plan = dataclasses.replace(private.plan, noise_multiplier=SIGMA / 3)
-    private.plan = plan
+    release_by(private, noise=1 / 3)
 
 
 def our_batch_size_physical(private: Private, _: pytest.MonkeyPatch) -> None:
-    private.plan = dataclasses.replace(private.plan, batch_size=private.plan.batch_size // 3)
+    release_by(private, size=1 / 3)
+
+
+def release_by(private: Private, *, noise: float = 1, size: float = 1) -> None:
+    """Another noise and batch size where they are used: the ledger refuses them in the plan."""
+    noised = private._clipped.noised_mean
+
+    def wrong(generator: Any, *, noise_multiplier: float, batch_size: int) -> Any:
+        return noised(
+            generator,
+            noise_multiplier=noise * noise_multiplier,
+            batch_size=round(size * batch_size),
+        )
+
+    private._clipped.noised_mean = wrong  # type: ignore[method-assign]
 
 
 def our_batches_counted_twice(private: Private, _: pytest.MonkeyPatch) -> None:
