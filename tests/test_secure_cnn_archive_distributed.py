@@ -423,3 +423,22 @@ def test_two_processes_save_and_load_across_shards(tmp_path):
     two.write_bytes(first)
     call = lambda: dcp.load(target, storage_reader=reader, planner=SealedLoadPlanner())  # noqa: E731
     assert type(failure(call)) is archive.RolledBack
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda v: {"w": torch.ones(1) * v, "milestones": {2: v}},
+        lambda v: {"w": torch.ones(1) * v, "state": {0: {"n_iter": v, "m": torch.ones(2) * v}}},
+        lambda v: {"w": torch.ones(1) * v, "groups": [{7: (v, 1)}, {-1: [v, {3: "a"}]}]},
+    ],
+    ids=["one level", "two levels", "in lists"],
+)
+def test_whole_number_keys_come_back(tmp_path, make):
+    """As optimizers and schedulers have them; torch's own paths keep only their text."""
+    target = make(0)
+    writer = SealedWriter(tmp_path / "c", recipients=[ME.recipient])
+    dcp.save(make(7), storage_writer=writer, planner=SealedSavePlanner())
+    reader = SealedReader(tmp_path / "c", identity=ME)
+    dcp.load(target, storage_reader=reader, planner=SealedLoadPlanner())
+    assert same(target, make(7))
