@@ -240,7 +240,7 @@ def audit_tables(measured: Measurements) -> str:
     return blocks(
         table(["planted", "in", "caught"], lines),
         table(["honest training", "failed"], honest),
-        made_on(measured),
+        made_on(measured, made_of=("torch",)),
     )
 
 
