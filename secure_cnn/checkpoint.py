@@ -6,7 +6,7 @@ file other than one of `MODELS`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -82,15 +82,17 @@ class LoadedModel:
         model: In evaluation mode, on the CPU.
         architecture: How it is built.
         claims: What its maker says of it; bound into the file when that is sealed.
+        private_claims: What only they could read to whom it is sealed.
 
     Example:
         >>> sorted(LoadedModel.__dataclass_fields__)
-        ['architecture', 'claims', 'model']
+        ['architecture', 'claims', 'model', 'private_claims']
     """
 
     model: nn.Module
     architecture: Architecture
     claims: Mapping[str, Any]
+    private_claims: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
 def write_model(
@@ -100,9 +102,12 @@ def write_model(
     *,
     claims: Mapping[str, archive.JSON],
     sealing: Sealing | None,
+    private_claims: Mapping[str, archive.JSON] | None = None,
     overwrite: bool = False,
 ) -> None:
     """Writes a model's state dict with its claims; sealed where `sealing` is given, else plain.
+
+    Private claims are for the recipients of a sealed file; a plain one is written without them.
 
     Raises:
         ArchiveError: The file exists, or cannot be written.
@@ -131,6 +136,7 @@ def write_model(
             recipients=sealing.recipients,
             signer=sealing.signer,
             claims=cast(Mapping[str, archive.JSON], bound),
+            private_claims=private_claims,
             name=path.name,
             overwrite=overwrite,
         )
@@ -156,6 +162,7 @@ def read_model(path: Path, *, unlocking: Unlocking | None) -> LoadedModel:
         ...
         secure_cnn.archive.errors.StorageError: nowhere.safetensors: cannot read: ...
     """
+    secret: Mapping[str, Any] = {}
     if unlocking is None:
         state = read_state(path, unlocking=None)
         claims = state.pop(_CLAIMS, None)
@@ -163,6 +170,11 @@ def read_model(path: Path, *, unlocking: Unlocking | None) -> LoadedModel:
         # The claims are read first and then demanded: a file swapped in between is refused.
         claims = archive.inspect(path).claims
         state = read_state(path, unlocking=unlocking, expect=claims)
+        if "privacy" in claims:  # only such a model has any, and a passphrase takes its time
+            with archive.open_lazy(
+                path, identity=unlocking.identity, trusted=unlocking.trusted, expect=claims
+            ) as lazy:
+                secret = lazy.private_claims
     if not isinstance(claims, dict) or not isinstance(claims.get("architecture"), dict):
         raise ModelError(
             f"{path}: expected a model of ours, got a file whose claims name no architecture; "
@@ -171,7 +183,9 @@ def read_model(path: Path, *, unlocking: Unlocking | None) -> LoadedModel:
     architecture = Architecture.from_dict(cast(dict[str, Any], claims["architecture"]))
     model = architecture.build()
     load_weights(model, cast(dict[str, torch.Tensor], state))
-    return LoadedModel(model=model.eval(), architecture=architecture, claims=claims)
+    return LoadedModel(
+        model=model.eval(), architecture=architecture, claims=claims, private_claims=secret
+    )
 
 
 def write_state(path: Path, state: Mapping[str, Any], *, sealing: Sealing | None) -> None:

@@ -1,4 +1,4 @@
-"""Interruption: a signal becomes a wish that the training loop looks at after every step.
+"""Interruption: a signal becomes a wish that every loop of a run looks at after every step.
 
 What is done about it (saving, leaving) is not here.
 """
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-__all__ = ["StopRequest", "stop_on_signals"]
+__all__ = ["StopRequest", "Stopped", "stop_here", "stop_on_signals"]
 
 
 class StopRequest:
@@ -32,6 +32,28 @@ class StopRequest:
             >>> StopRequest().set()
         """
         self.requested = True
+
+
+class Stopped(BaseException):
+    """Work ended because it was asked to; like KeyboardInterrupt no error, so that none hides it.
+
+    Example:
+        >>> issubclass(Stopped, Exception)
+        False
+    """
+
+
+def stop_here(stop: StopRequest) -> None:
+    """Ends the work where it was asked to end.
+
+    Raises:
+        Stopped: It was.
+
+    Example:
+        >>> stop_here(StopRequest())
+    """
+    if stop.requested:
+        raise Stopped
 
 
 @contextmanager

@@ -54,9 +54,9 @@ def weights_equal(first, second):
 
 
 def without_clocks(record):
-    """A record without what depends on how long something took, and on where it is."""
+    """A record without what depends on how long something took, where it is, and which run."""
     plain = record.to_dict()
-    for key in ("seconds", "created", "hardware", "settings"):
+    for key in ("seconds", "created", "hardware", "settings", "run_id"):
         plain.pop(key)
     for epoch in plain["epochs"]:
         epoch.pop("seconds")

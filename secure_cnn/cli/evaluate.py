@@ -25,6 +25,7 @@ from secure_cnn.evaluate import ClassificationReport, evaluate_model
 from secure_cnn.files import new_file
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.printable import Terminal
+from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
 from secure_cnn.report import Examples, hardware, versions
 from secure_cnn.report.robustness import RobustnessRecord
 
@@ -269,7 +270,14 @@ def _images(loaded: LoadedModel, data: str | None, checkpoint: Path) -> ImageDat
         )
     seed = split_seed if type(split_seed) is int and split_seed >= 0 else 0
     images = load_data(str(name), seed=seed)
-    if claimed.get("fingerprint") != images.fingerprint:
+    key = loaded.private_claims.get("data_fingerprint_key")
+    fingerprint = keyed_fingerprint(images, key) if isinstance(key, str) else images.fingerprint
+    if str(claimed.get("fingerprint")).startswith(KEYED) and not isinstance(key, str):
+        message(
+            f"note: whether {name} is what the checkpoint was trained on cannot be told: its "
+            "fingerprint is keyed, and the key is among the private claims of a sealed file only"
+        )
+    elif claimed.get("fingerprint") != fingerprint:
         message(
             f"note: {name} is not the data that the checkpoint names: its training images may be "
             "among these test images"

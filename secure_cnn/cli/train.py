@@ -80,6 +80,10 @@ def train(
             "--guard", help="Take single-step training back where it overfits to its own step."
         ),
     ] = False,
+    trials: Annotated[
+        int | None,
+        typer.Option(help="Settings tried on these private data so far; stated beside epsilon."),
+    ] = None,
     robust_samples: Annotated[
         int, typer.Option(help="Test images attacked at the end; 0 takes all.")
     ] = _DEFAULT.robust_samples or 0,
@@ -102,6 +106,13 @@ def train(
     identity: Annotated[
         Path | None, typer.Option(help="Opens the sealed checkpoint to resume from.")
     ] = None,
+    trusted: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="With --resume: a public key whose states count, or a file of them; by default "
+            "that of --signer."
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run in --out, with its own settings.")
     ] = False,
@@ -119,7 +130,7 @@ def train(
     done = run(
         recipe,
         sealing=sealing_from(recipient or [], passphrase_file, signer),
-        unlocking=unlocking_from(identity, passphrase_file, []) if resume else None,
+        unlocking=unlocking_from(identity, passphrase_file, trusted or []) if resume else None,
         resume=resume,
         force=force,
     )

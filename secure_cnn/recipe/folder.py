@@ -6,8 +6,12 @@ checkpoints/model.*             the finished model, `.sealed` or `.safetensors`
 checkpoints/training.*          the training under way, gone once it is complete
 """
 
+import fcntl
 import os
-import shutil
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +19,12 @@ from secure_cnn.errors import RunError
 
 __all__ = ["RunFolder"]
 
-_AUDIT = ("audit.json", "audit.html")
-"""What an audit adds to a run's folder."""
+_OWN = ("run.json", "report.html", "audit.json", "audit.html")
+"""What a run writes into its folder, and what an audit adds."""
+_OWN_CHECKPOINTS = tuple(
+    f"{stem}.{end}" for stem in ("model", "training") for end in ("sealed", "safetensors")
+)
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.(?:tmp|part)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +84,7 @@ class RunFolder:
         return self._checkpoint("training")
 
     def create(self, *, force: bool) -> None:
-        """Makes the folder; with `force` an earlier run in it goes first, and nothing but a run.
+        """Makes the folder; with `force` the files of an earlier run in it go first, and no other.
 
         Raises:
             RunError: It exists, holds something else than a run, or cannot be written to.
@@ -100,6 +108,35 @@ class RunFolder:
         if not os.access(self.root, os.W_OK):
             raise RunError(f"{self.root}: expected a folder that can be written to")
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps every other run out of the folder in the block.
+
+        Raises:
+            RunError: There is one in it, or no folder.
+
+        Example:
+            >>> import tempfile
+            >>> with tempfile.TemporaryDirectory() as parent:
+            ...     with RunFolder(root=Path(parent), sealed=False).locked():
+            ...         pass
+        """
+        try:
+            fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise RunError(f"{self.root}: expected a run's folder: {error}") from error
+        try:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise RunError(
+                    f"{self.root}: a run is under way in it; wait for its end, or interrupt it: "
+                    f"{error}"
+                ) from error
+            yield
+        finally:
+            os.close(fd)
+
     def _clear(self, *, force: bool) -> None:
         """Removes an earlier run, if that is what the folder holds and it may go."""
         if self.root.is_dir() and not any(self.root.iterdir()):
@@ -109,18 +146,45 @@ class RunFolder:
                 f"{self.root}: exists already, and a run is never overwritten; choose another "
                 "folder, go on with --resume, or replace it with --force"
             )
+        if self.root.is_symlink():
+            raise RunError(
+                f"{self.root}: expected a folder that can be made and written to, got a link; give "
+                "the path it leads to"
+            )
         if not self.record.is_file():
             raise RunError(
                 f"{self.root}: holds no run, so it is not replaced; choose another folder"
             )
-        own = {self.record.name, self.page.name, self.model.parent.name, *_AUDIT}
-        strangers = sorted(entry.name for entry in self.root.iterdir() if entry.name not in own)
-        if strangers:
-            raise RunError(
-                f"{self.root}: holds more than a run, so it is not replaced: "
-                f"{', '.join(strangers[:8])}; move that elsewhere, or choose another folder"
-            )
-        shutil.rmtree(self.root)
+        with self.locked():
+            own, strangers = self._sorted()
+            if strangers:
+                raise RunError(
+                    f"{self.root}: holds more than a run, so it is not replaced: "
+                    f"{', '.join(strangers[:8])}; move that elsewhere, or choose another folder"
+                )
+            for path in own:
+                path.unlink()
+
+    def _sorted(self) -> tuple[list[Path], list[str]]:
+        """The files that runs write here, and the names of everything else."""
+        checkpoints = self.model.parent
+        own, strangers = [], []
+        places = {self.root: _OWN, checkpoints: _OWN_CHECKPOINTS}
+        if checkpoints.is_symlink() or not checkpoints.is_dir():
+            del places[checkpoints]
+        for place, names in places.items():
+            for path in place.iterdir():
+                if path in places:
+                    continue
+                # Of a name with what a killed writer adds to it, its temporary file.
+                left_behind = _TEMPORARY.fullmatch(path.name)
+                written = left_behind[1] if left_behind else path.name
+                regular = stat.S_ISREG(path.stat(follow_symlinks=False).st_mode)
+                if regular and written in names:
+                    own.append(path)
+                else:
+                    strangers.append(path.relative_to(self.root).as_posix())
+        return own, sorted(strangers)
 
     def _checkpoint(self, stem: str) -> Path:
         return self.root / "checkpoints" / f"{stem}.{'sealed' if self.sealed else 'safetensors'}"

@@ -1,6 +1,8 @@
 """What a finished training can do: its figures, its robustness and what it may claim."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +13,8 @@ import privacy
 from secure_cnn.bench import Workload, measure_steps, protections, steppers, subset
 from secure_cnn.data import ImageData
 from secure_cnn.evaluate import evaluate_model
+from secure_cnn.interruption import StopRequest, stop_here
+from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.seams import Seams, make_threat, objective_for
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.report import (
@@ -22,7 +26,15 @@ from secure_cnn.report import (
     versions,
 )
 
-__all__ = ["Outcome", "claims_of", "judge", "measure_cost", "privacy_record", "threat_record"]
+__all__ = [
+    "Outcome",
+    "claims_of",
+    "judge",
+    "measure_cost",
+    "privacy_record",
+    "threat_record",
+    "trials_note",
+]
 
 _RELATION = "add or remove one example"
 _ACCOUNTANT = "PRV and RDP, the smaller bound"
@@ -44,17 +56,28 @@ class Outcome:
 
 
 def judge(
-    recipe: Recipe, variant: Variant, model: nn.Module, data: ImageData, epsilon: float | None
+    recipe: Recipe,
+    variant: Variant,
+    model: nn.Module,
+    data: ImageData,
+    epsilon: float | None,
+    stop: StopRequest,
 ) -> Outcome:
     """Accuracy, recall and confusion on the test images, and robust accuracy where asked for.
 
     Raises:
         ModelError: The model's outputs are not usable logits.
         DefenseError: The attacks cannot run.
+        Stopped: It was asked for; looked at in every forward pass.
     """
-    found = evaluate_model(model, data.test, data.spec.classes)
-    threat = make_threat(recipe)
-    robust = None if threat is None else _robustness(recipe, model, data, threat)
+    stop_here(stop)
+    watched = model.register_forward_pre_hook(lambda *_: stop_here(stop))
+    try:
+        found = evaluate_model(model, data.test, data.spec.classes)
+        threat = make_threat(recipe)
+        robust = None if threat is None else _robustness(recipe, model, data, threat)
+    finally:
+        watched.remove()
     result = ResultRecord(
         variant=variant.name,
         accuracy=found.accuracy,
@@ -67,16 +90,35 @@ def judge(
     return Outcome(result=result, examples=_examples(robust, model, data, variant))
 
 
-def measure_cost(recipe: Recipe, model: nn.Module, data: ImageData) -> list[Row]:
-    """Times a step under each of the recipe's protections and their combination, and plain."""
+def measure_cost(recipe: Recipe, model: nn.Module, data: ImageData, stop: StopRequest) -> list[Row]:
+    """Times a step under each of the recipe's protections and their combination, and plain.
+
+    Raises:
+        Stopped: It was asked for; looked at before every step.
+    """
     variant = recipe.variant
     objectives = {} if variant.method is None else {variant.method: objective_for(recipe, variant)}
     load = Workload(case=recipe.model, model=model, split=subset(data.train, _COST_BATCH))
-    steps = steppers(load, protections(objectives, private=variant.private))
+    timed = steppers(load, protections(objectives, private=variant.private))
+    steps = {name: partial(_watched, step, stop) for name, step in timed.items()}
     return measure_steps(load.case, steps, rounds=_COST_ROUNDS)
 
 
-def privacy_record(plan: privacy.DPPlan | None) -> PrivacyRecord | None:
+def trials_note(recipe: Recipe) -> str:
+    """What epsilon leaves out, since choosing among trainings on the same data spends too.
+
+    Example:
+        >>> trials_note(Recipe(out="runs/1", epsilon=3.0, trials=4)).partition(":")[0]
+        'ε is that of this training alone'
+    """
+    tried = "how many is not stated" if recipe.trials is None else f"{recipe.trials}, as stated"
+    return (
+        "ε is that of this training alone: it does not charge the settings that were tried on "
+        f"these private data ({tried})."
+    )
+
+
+def privacy_record(recipe: Recipe, plan: privacy.DPPlan | None) -> PrivacyRecord | None:
     """The conditions of epsilon in the shape of the record."""
     if plan is None:
         return None
@@ -91,6 +133,7 @@ def privacy_record(plan: privacy.DPPlan | None) -> PrivacyRecord | None:
         steps=plan.steps,
         relation=_RELATION,
         accountant=_ACCOUNTANT,
+        trials=recipe.trials,
     )
 
 
@@ -103,18 +146,19 @@ def threat_record(recipe: Recipe) -> ThreatRecord | None:
 
 
 def claims_of(
-    recipe: Recipe, seams: Seams, outcome: Outcome, data: ImageData, plan: privacy.DPPlan | None
+    recipe: Recipe, seams: Seams, outcome: Outcome, data: ImageData, identity: RunIdentity
 ) -> dict[str, Any]:
     """What the finished model's file says of it, as plain values.
 
-    Only what its own training supports: nothing of the unprotected baseline is in it.
+    Only what its own training supports and this process found: nothing of the unprotected baseline
+    is in it, and nothing that was read from a record.
     """
     result = outcome.result
     claims: dict[str, Any] = {
         "variant": result.variant,
         "data": {
             "name": data.name,
-            "fingerprint": data.fingerprint,
+            "fingerprint": identity.fingerprint(data),
             "train": len(data.train),
             "split_seed": recipe.seed,
         },
@@ -122,7 +166,8 @@ def claims_of(
         "macro_recall": result.macro_recall,
         "versions": versions(),
     }
-    if plan is not None and seams.private is not None:
+    if seams.private is not None:
+        plan = seams.private.plan
         claims["privacy"] = {
             "epsilon": seams.private.spent(),
             "delta": plan.delta,
@@ -132,6 +177,7 @@ def claims_of(
             "steps": seams.private.steps,
             "relation": _RELATION,
             "accountant": _ACCOUNTANT,
+            "trials": {"settings": recipe.trials, "charged": False},
         }
     threat = make_threat(recipe)
     if threat is not None and result.robust_accuracy is not None:
@@ -145,6 +191,11 @@ def claims_of(
             "images": min(recipe.robust_samples or len(data.test), len(data.test)),
         }
     return claims
+
+
+def _watched(step: Callable[[], None], stop: StopRequest) -> None:
+    stop_here(stop)
+    step()
 
 
 def _robustness(

@@ -15,14 +15,16 @@ import torch
 from torch import nn
 
 import privacy
-from secure_cnn.checkpoint import Sealing, Unlocking, read_state, write_model, write_state
+from secure_cnn import archive
+from secure_cnn.checkpoint import Sealing, Unlocking, write_model, write_state
 from secure_cnn.data import ImageData, load_data
 from secure_cnn.engine import WeightAverage
 from secure_cnn.errors import RunError
-from secure_cnn.interruption import StopRequest, stop_on_signals
+from secure_cnn.interruption import Stopped, StopRequest, stop_here, stop_on_signals
 from secure_cnn.models import Architecture
 from secure_cnn.recipe.folder import RunFolder
 from secure_cnn.recipe.guard import UNGUARDED_NOTE, is_unguarded, make_guard
+from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.outcome import (
     Outcome,
     claims_of,
@@ -30,7 +32,9 @@ from secure_cnn.recipe.outcome import (
     measure_cost,
     privacy_record,
     threat_record,
+    trials_note,
 )
+from secure_cnn.recipe.resuming import resume as resume_run
 from secure_cnn.recipe.seams import make_plan, make_seams, objective_for
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.recipe.training import Training
@@ -84,14 +88,18 @@ def run(
     """Trains, evaluates, measures, seals and reports.
 
     Guarantee: everything that can be refused is refused before the first step and before the folder
-    is touched. The first Ctrl-C or SIGTERM saves a checkpoint and ends the run as interrupted; a
-    resumed run gives what the uninterrupted one would have given, but for the noise and the samples
-    of a private training, which are fresh by design.
+    is touched. The first Ctrl-C or SIGTERM ends the run as interrupted, with the training saved,
+    also while it evaluates and measures; a resumed run gives what the uninterrupted one would have
+    given, but for the noise and the samples of a private training, which are fresh by design.
+    Noised steps are on record before anything of them can be seen: a run that is resumed from an
+    older state has spent what was released, and is refused where that is more than a checkpoint's
+    distance. A signed run goes on from states that its signer signed, and no others.
 
     Args:
         recipe: What to do.
         sealing: To whom the checkpoints are encrypted and who signs; None leaves them plain.
-        unlocking: Opens the sealed checkpoint of the run that is resumed.
+        unlocking: Opens the sealed checkpoint of the run that is resumed; its `trusted` are the
+            signers whose states count, by default the one of `sealing`.
         resume: Go on with the run in the recipe's folder.
         force: Replace a run that is in the recipe's folder.
 
@@ -111,18 +119,23 @@ def run(
         ('complete', True, True)
     """
     bench = _Workbench.prepare(recipe, sealing=sealing)
-    if resume:
-        bench.reopen(unlocking)
-    else:
+    if not resume:
         bench.folder.create(force=force)
-        bench.write()
-    with stop_on_signals() as stop:
-        for variant in recipe.variants:
-            if bench.is_done(variant):
-                continue
-            if not bench.train(variant, stop):
+    with bench.folder.locked():
+        if resume:
+            bench.reopen(unlocking)
+        else:
+            bench.write()
+        with stop_on_signals() as stop:
+            try:
+                for variant in recipe.variants:
+                    if bench.is_done(variant):
+                        continue
+                    if not bench.train(variant, stop):
+                        return bench.interrupted()
+                return bench.finish(stop)
+            except Stopped:
                 return bench.interrupted()
-        return bench.finish()
 
 
 @dataclass(kw_only=True)
@@ -136,8 +149,11 @@ class _Workbench:
     plan: privacy.DPPlan | None
     device: torch.device
     folder: RunFolder
+    identity: RunIdentity
     record: RunRecord
     state: Mapping[str, Any] | None = None
+    uncounted: int = 0
+    private: privacy.Private | None = None
     model: nn.Module | None = None
     outcome: Outcome | None = None
     started: float = field(default_factory=time.monotonic)
@@ -163,6 +179,9 @@ class _Workbench:
             )
         objective_for(recipe, recipe.variant)
         plan = make_plan(recipe, len(data.train))
+        identity = RunIdentity.draw(private=plan is not None)
+        signer = "" if sealing is None or sealing.signer is None else _public(sealing.signer)
+        record = _first_record(recipe, data, architecture, plan, device, identity)
         return cls(
             recipe=recipe,
             sealing=sealing,
@@ -171,63 +190,23 @@ class _Workbench:
             plan=plan,
             device=device,
             folder=RunFolder(root=Path(recipe.out), sealed=sealing is not None),
-            record=_first_record(recipe, data, architecture, plan, device),
+            identity=identity,
+            record=replace(record, signer=signer),
         )
 
     def reopen(self, unlocking: Unlocking | None) -> None:
         """Takes up the run in the folder, once it is sure that it is this recipe's."""
-        record = RunRecord.read(self.folder.record)
-        if record.status == "complete":
-            raise RunError(f"{self.folder.root}: the run is complete; there is nothing to resume")
-        changed = self.recipe.changed_from(record.settings)
-        if changed:
-            raise RunError(
-                f"{self.folder.root}: the run has other settings: {', '.join(changed)}; "
-                "resume with its own"
-            )
-        if record.data != self.record.data:
-            raise RunError(
-                f"{self.folder.root}: the data changed since the run began: {self.recipe.data}"
-            )
-        self._check_sealing(unlocking)
-        self.state = self._saved(unlocking)
-        step, variant = (self.state["step"], self.state["variant"]) if self.state else (0, None)
-        finished = {result.variant for result in record.results}
-        epochs = tuple(
-            e
-            for e in record.epochs
-            if e.variant in finished or (e.variant == variant and e.step <= step)
+        found = resume_run(
+            self.recipe,
+            self.folder,
+            self.record,
+            self.data,
+            sealing=self.sealing,
+            unlocking=unlocking,
         )
-        self.record, self.before = replace(record, status="running", epochs=epochs), record.seconds
-
-    def _check_sealing(self, unlocking: Unlocking | None) -> None:
-        """A run goes on as it began: sealed, or plain."""
-        sealed = self.folder.sealed
-        if replace(self.folder, sealed=not sealed).training.exists():
-            raise RunError(
-                f"{self.folder.root}: the run's checkpoints are {'plain' if sealed else 'sealed'}, "
-                "and it goes on as it began; "
-                + ("name no recipient" if sealed else "name its recipients and signer again")
-            )
-        if sealed and unlocking is None and self.folder.training.exists():
-            raise RunError(
-                f"{self.folder.training}: is sealed; give the identity or the passphrase that "
-                "opens it"
-            )
-
-    def _saved(self, unlocking: Unlocking | None) -> dict[str, Any] | None:
-        """The state of the training under way, where there is one."""
-        path = self.folder.training
-        if not path.exists():
-            return None
-        state = read_state(path, unlocking=unlocking if self.folder.sealed else None)
-        names = [variant.name for variant in self.recipe.variants]
-        if type(state.get("step")) is not int or state.get("variant") not in names:
-            raise RunError(
-                f"{path}: expected a training of {' or '.join(names)} under way, got another file; "
-                "start the run anew with --force"
-            )
-        return state
+        self.record, self.identity = found.record, found.identity
+        self.state, self.uncounted = found.state, found.uncounted
+        self.before = found.record.seconds
 
     def is_done(self, variant: Variant) -> bool:
         """Whether the variant was finished before a resume; the recipe's own is always judged."""
@@ -250,19 +229,23 @@ class _Workbench:
             average=average,
             guard=make_guard(self.recipe, seams, model, average, self.data),
             memory_format=_LAYOUT,
+            identity=self.identity,
         )
+        self.private = seams.private
         resumed = self.state is not None and self.state["variant"] == variant.name
         start_step = training.restore(self.state) if resumed and self.state is not None else 0
-        if not resumed:
+        if self.private is not None and self.uncounted:
+            self.private.ledger.record(self.private.plan.event(self.uncounted))
+        if not resumed or self.uncounted:
             # A place that cannot be written to, or keys that cannot be used, show before any work.
-            self._save(training.state(0))
+            self._save(training.state(start_step))
         complete = training.run(
             start_step=start_step, save=self._save, record=self._record_epoch, stop=stop
         )
         if not complete:
             return False
         self.model = model.eval()
-        self.outcome = judge(self.recipe, variant, model, self.data, training.epsilon())
+        self.outcome = judge(self.recipe, variant, model, self.data, training.epsilon(), stop)
         results = tuple(r for r in self.record.results if r.variant != variant.name)
         acted = training.guard.note if training.guard is not None else ""
         # A training that is judged again after a kill has said this already.
@@ -271,7 +254,7 @@ class _Workbench:
             self.record, results=(*results, self.outcome.result), notes=tuple(told)
         )
         if variant == self.recipe.variant:
-            claims = claims_of(self.recipe, seams, self.outcome, self.data, self.plan)
+            claims = claims_of(self.recipe, seams, self.outcome, self.data, self.identity)
             self.record = replace(self.record, claims=claims)
         self.write()
         return True
@@ -282,26 +265,31 @@ class _Workbench:
         self.write()
         return Run(record=self.record, folder=self.folder, model=None)
 
-    def finish(self) -> Run:
+    def finish(self, stop: StopRequest) -> Run:
         """Measures what the protections cost, writes the model and closes the record."""
         assert self.model is not None, "the recipe's own variant was trained"
-        cost = measure_cost(self.recipe, self.architecture.build().to(self.device), self.data)
+        cost = measure_cost(self.recipe, self.architecture.build().to(self.device), self.data, stop)
+        key = self.identity.key
         write_model(
             self.folder.model,
             self.model,
             self.architecture,
             claims=self.record.claims,
+            private_claims={"data_fingerprint_key": key} if key else None,
             sealing=self.sealing,
             overwrite=True,
         )
-        self.folder.training.unlink(missing_ok=True)
         self.record = replace(
             self.record,
-            status="complete",
             cost=tuple(cost),
             checkpoints=(self.folder.model.relative_to(self.folder.root).as_posix(),),
         )
         self.write()
+        stop_here(stop)
+        # Only a complete run can do without the state: until then there is a way on from it.
+        self.record = replace(self.record, status="complete")
+        self.record.write(self.folder.record)
+        self.folder.training.unlink(missing_ok=True)
         return Run(record=self.record, folder=self.folder, model=self.model)
 
     def write(self) -> None:
@@ -312,11 +300,21 @@ class _Workbench:
         write_page(self.record, self.outcome.examples if self.outcome else None, self.folder.page)
 
     def _save(self, state: Mapping[str, Any]) -> None:
+        # A checkpoint shows its weights: they are on record as released before it is there.
+        if self._released() != self.record.released:
+            self.record = replace(self.record, released=self._released())
+            self.record.write(self.folder.record)
         write_state(self.folder.training, state, sealing=self.sealing)
 
     def _record_epoch(self, epoch: EpochRecord) -> None:
-        self.record = replace(self.record, epochs=(*self.record.epochs, epoch))
+        self.record = replace(
+            self.record, epochs=(*self.record.epochs, epoch), released=self._released()
+        )
         self.record.write(self.folder.record)
+
+    def _released(self) -> int:
+        """Noised steps released so far; what is on record never falls."""
+        return max(self.record.released, 0 if self.private is None else self.private.steps)
 
 
 def _first_record(
@@ -325,6 +323,7 @@ def _first_record(
     architecture: Architecture,
     plan: privacy.DPPlan | None,
     device: torch.device,
+    identity: RunIdentity,
 ) -> RunRecord:
     """What is known of a run before it starts."""
     parameters = sum(p.numel() for p in architecture.build().parameters())
@@ -332,7 +331,7 @@ def _first_record(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         data=DataRecord(
             name=data.name,
-            fingerprint=data.fingerprint,
+            fingerprint=identity.fingerprint(data),
             train=len(data.train),
             test=len(data.test),
             shape=data.spec.shape,
@@ -342,10 +341,15 @@ def _first_record(
         settings=recipe.to_dict(),
         versions=versions(),
         hardware=hardware(device),
-        privacy=privacy_record(plan),
+        privacy=privacy_record(recipe, plan),
         threat=threat_record(recipe),
         notes=_notes(recipe),
+        run_id=identity.id,
     )
+
+
+def _public(signer: archive.Signer) -> str:
+    return signer.verifier.to_text()
 
 
 def _device(name: str) -> torch.device:
@@ -364,5 +368,6 @@ def _device(name: str) -> torch.device:
 
 def _notes(recipe: Recipe) -> tuple[str, ...]:
     """What a reader of the record must know."""
-    notes = (_BASELINE_NOTE,) if len(recipe.variants) > 1 else ()
+    notes: tuple[str, ...] = (_BASELINE_NOTE,) if len(recipe.variants) > 1 else ()
+    notes += (trials_note(recipe),) if recipe.epsilon is not None else ()
     return (*notes, UNGUARDED_NOTE) if is_unguarded(recipe) else notes

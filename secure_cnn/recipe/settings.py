@@ -99,6 +99,8 @@ class Recipe:
             taken back to the last good epoch, and goes on with more noise. It was tuned on digits
             and can cost accuracy elsewhere. Not in a private training, whose epsilon would not
             cover the decision.
+        trials: How many settings were tried on these private data, this one among them. It is
+            written down beside epsilon, which does not charge it; None says that it is not known.
         robust_samples: Test images that are attacked at the end; None takes all.
         baseline: Whether a protected run also trains the same network without protections, to show
             what they cost.
@@ -138,6 +140,7 @@ class Recipe:
     attack_precision: Precision = "float32"
     gaussian_sigma: float | None = None
     guard: bool = False
+    trials: int | None = None
     robust_samples: int | None = 1000
     baseline: bool = True
     seed: int = 0
@@ -147,6 +150,9 @@ class Recipe:
         object.__setattr__(self, "out", str(self.out))
         object.__setattr__(self, "data", str(self.data))
         self._check_companions()
+        for name in ("delta", "trials"):
+            if getattr(self, name) is not None and self.epsilon is None:
+                raise RunError(f"{name}: expected epsilon with it, got none; give both or neither")
         _check(self.optimizer in get_args(Optimizer), "optimizer", "sgd or adamw", self.optimizer)
         _check(self.norm in get_args(Norm), "norm", "linf or l2", self.norm)
         _check(
@@ -174,6 +180,8 @@ class Recipe:
         _check(0 <= self.seed < 2**63, "seed", "0 up to 2**63", self.seed)
         samples = self.robust_samples
         _check(samples is None or samples >= 1, "robust_samples", "at least 1", samples)
+        trials = self.trials
+        _check(trials is None or _is_count(trials), "trials", "a whole number >= 1", trials)
         rate = self.learning_rate
         _check(
             rate is None or (math.isfinite(rate) and rate > 0),
@@ -214,8 +222,6 @@ class Recipe:
                 f"guard: expected training on single steps ({', '.join(_SINGLE_STEPS)}), got "
                 f"{self.variant.name}; leave it off"
             )
-        if self.delta is not None and self.epsilon is None:
-            raise RunError("delta: expected epsilon with it, got none; give both or neither")
 
     @property
     def variant(self) -> Variant:
@@ -320,6 +326,10 @@ class Recipe:
                 f"settings: unknown {', '.join(unknown)}; the run was made by another version"
             )
         return cls(**settings)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
 def _check(fine: bool, name: str, expected: str, got: object) -> None:

@@ -23,6 +23,7 @@ from secure_cnn.evaluate import evaluate_model
 from secure_cnn.interruption import StopRequest
 from secure_cnn.progress import TrainingProgress, training_progress
 from secure_cnn.recipe.guard import EpochGuard
+from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.seams import Seams, batches_for
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.report import EpochRecord
@@ -80,6 +81,7 @@ class Training:
         average: The moving average of the weights, where the recipe wants one.
         guard: Against catastrophic overfitting, where it was asked for.
         memory_format: Layout of the network and the images.
+        identity: Of the run, for the states.
         epoch_loss: The losses of the epoch under way.
 
     Example:
@@ -95,6 +97,7 @@ class Training:
     average: WeightAverage | None
     guard: EpochGuard | None
     memory_format: torch.memory_format
+    identity: RunIdentity
     epoch_loss: _EpochLoss = field(default_factory=_EpochLoss)
 
     def run(
@@ -142,11 +145,12 @@ class Training:
                 stop=stop,
                 start_step=start_step,
             )
-        if step < schedule.steps:
+        complete = step >= schedule.steps or self._spent
+        if not complete or schedule.epoch_ended(step) is None:
             save(self.state(step))
-            return False
-        self._settle()
-        return True
+        if complete:
+            self._settle()
+        return complete
 
     def state(self, step: int) -> dict[str, Any]:
         """Everything needed to go on after `step` steps, as tensors and plain values."""
@@ -154,9 +158,13 @@ class Training:
             "variant": self.variant.name,
             "step": step,
             "settings": self.recipe.to_dict(),
+            "run": self.identity.to_dict(),
+            "fingerprint": self.identity.fingerprint(self.data),
             "model": dict(self.model.state_dict()),
             "optimizer": self.seams.optimizer.state_dict(),
         }
+        if self.seams.private is not None:
+            parts["skipped"] = self.seams.private.steps - step
         for name, part in self._stateful().items():
             parts[name] = part.state_dict()
         return parts
@@ -187,6 +195,12 @@ class Training:
     def epsilon(self) -> float | None:
         """What the training has spent so far; None when it is not private."""
         return None if self.seams.private is None else self.seams.private.spent()
+
+    @property
+    def _spent(self) -> bool:
+        """Whether no private step is left: earlier than the schedule where some were lost."""
+        private = self.seams.private
+        return private is not None and private.steps >= private.plan.steps
 
     def _stateful(self) -> dict[str, _Stateful]:
         """The parts that have a state, by name."""

@@ -174,12 +174,17 @@ def _dataclass(cls: type[_Document], value: object, where: str) -> _Document:
     if not isinstance(value, Mapping):
         _refuse(where, "an object", value)
     schema = _schema(cls)
-    if missing := sorted(schema.keys() - value.keys()):
+    later: frozenset[str] = getattr(cls, "LATER", frozenset())
+    if missing := sorted(schema.keys() - value.keys() - later):
         raise RunError(f"{where}: expected {missing[0]!r}, got no such entry; the file is damaged")
     if unknown := sorted(set(map(str, value)) - schema.keys()):
         raise RunError(f"{where}: expected only {sorted(schema)}, got {unknown[0]!r}; remove it")
     return cls(
-        **{name: decode(kind, value[name], f"{where}.{name}") for name, kind in schema.items()}
+        **{
+            name: decode(kind, value[name], f"{where}.{name}")
+            for name, kind in schema.items()
+            if name in value
+        }
     )
 
 

@@ -247,8 +247,11 @@ def _uncovered(record: RunRecord) -> list[str]:
             "page are not covered by ε: leave them out where the page itself must be private."
         )
     facts += [
-        "The number of training images and the fingerprint of the data are exact and are treated "
-        "as public.",
+        "The number of training images is exact and is treated as public; the fingerprint of the "
+        "data is keyed, and says nothing without the key."
+        if record.data.fingerprint.startswith("hmac-")
+        else "The number of training images and the fingerprint of the data are exact and are "
+        "treated as public.",
         "Test images and what is measured on them are not protected by ε, which is about training "
         "images only.",
         "ε is that of one run. Choosing the best of several runs on the same data spends more.",

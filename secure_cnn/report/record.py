@@ -1,15 +1,15 @@
 """The run record: `run.json`, what a run was, what it found and what may be claimed about it.
 
-A record holds no training data and no keys. It does hold an exact fingerprint and the size of the
-training data: both are treated as public and are not covered by any ε. Deliberately not here: how
-a number was found, and how it is shown.
+A record holds no training data and no keys. It does hold the size of the training data, which is
+treated as public and not covered by any ε. The fingerprint of private data is keyed, and the key is
+not here. Deliberately not here either: how a number was found, and how it is shown.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from secure_cnn.errors import RunError
 from secure_cnn.report import _document
@@ -32,7 +32,7 @@ class DataRecord:
 
     Attributes:
         name: The data set's name.
-        fingerprint: A digest of images and labels; exact, so not covered by ε.
+        fingerprint: A digest of images and labels; under a key of the run where ε must cover it.
         train: Number of training images.
         test: Number of test images.
         shape: Channels, height and width of one image.
@@ -98,6 +98,8 @@ class PrivacyRecord:
         steps: Number of steps in the plan.
         relation: Which two data sets count as neighbours.
         accountant: Which accountant computed ε.
+        trials: How many settings were tried on the data, as stated; ε does not charge them. None
+            where it was not stated.
 
     Raises:
         RunError: A value has the wrong type or range.
@@ -117,6 +119,9 @@ class PrivacyRecord:
     steps: int
     relation: str
     accountant: str
+    trials: int | None = None
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"trials"})
 
     def __post_init__(self) -> None:
         """Refuse conditions under which no ε can hold."""
@@ -125,6 +130,8 @@ class PrivacyRecord:
         require(0 < self.delta < 1, "privacy.delta", "a number in (0, 1)", self.delta)
         rate = self.sampling_rate
         require(0 < rate <= 1, "privacy.sampling_rate", "a number in (0, 1]", rate)
+        tried = self.trials
+        require(tried is None or tried >= 1, "privacy.trials", "a number of at least 1", tried)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +186,9 @@ class RunRecord:
         claims: What is bound into the sealed checkpoint.
         checkpoints: Paths relative to the run's folder, with forward slashes.
         notes: Sentences for the reader.
+        run_id: Which run it is; its states bear the same.
+        signer: Who signs the run's checkpoints, as public text; empty where nobody does.
+        released: Noised steps of which something could be seen: written before it could.
 
     Raises:
         RunError: A value has the wrong type, shape or range, or a claim lacks its conditions.
@@ -209,6 +219,11 @@ class RunRecord:
     claims: Mapping[str, Any] = field(default_factory=dict)
     checkpoints: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    run_id: str = ""
+    signer: str = ""
+    released: int = 0
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"run_id", "signer", "released"})
 
     def __post_init__(self) -> None:
         """Refuse a record that claims without conditions."""
@@ -219,6 +234,7 @@ class RunRecord:
             _private_only_under_conditions(part, self.privacy)
         for result in self.results:
             _fits(result, self.data, self.threat)
+        require(self.released >= 0, "released", "a number of at least 0", self.released)
         variants = [result.variant for result in self.results]
         require(len(set(variants)) == len(variants), "results", "one for each variant", variants)
         for name in self.checkpoints:

@@ -241,13 +241,20 @@ def _refuse(run: SavedRun, runs: Sequence[SavedRun]) -> None:
     first = runs[0]
     if sum(other.name == run.name for other in runs) > 1:
         raise RunError(f"{run.name}: expected each run once, got it twice; leave one out")
-    if run.record.data != first.record.data:
+    if _comparable(run, first) != _comparable(first, run):
         raise RunError(
             f"{run.name}: expected the data of {first.name}, {_data(first)}, got {_data(run)}; "
             "figures on other images, or on another split, say nothing beside each other"
         )
     if not run.record.results:
         raise RunError(f"{run.name}: expected a result, got none; wait until it is complete")
+
+
+def _comparable(run: SavedRun, other: SavedRun) -> DataRecord:
+    """A run's data as far as the other's can be held against them."""
+    data = run.record.data
+    keyed = any(each.record.data.fingerprint.startswith("hmac-") for each in (run, other))
+    return replace(data, fingerprint="") if keyed else data
 
 
 def _data(run: SavedRun) -> str:
@@ -346,6 +353,12 @@ def _notes(runs: Sequence[SavedRun], threat: ThreatRecord | None) -> tuple[str, 
         notes.append("These δ differ, so these ε are not on one scale.")
     if len({run.record.model.name for run in runs}) > 1:
         notes.append("The networks differ: time is against the plain step of the same network.")
+    keyed = [run.name for run in runs if run.record.data.fingerprint.startswith("hmac-")]
+    if keyed and len(runs) > 1:
+        notes.append(
+            f"The fingerprint of private data is keyed: that {_list(keyed)} had the same data as "
+            "the others is told by name, sizes and classes only."
+        )
     unfinished = [run.name for run in runs if run.record.status != "complete"]
     if unfinished:
         notes.append(f"Not complete: {_list(unfinished)}.")
