@@ -246,13 +246,7 @@ class _Workbench:
             return False
         self.model = model.eval()
         self.outcome = judge(self.recipe, variant, model, self.data, training.epsilon(), stop)
-        results = tuple(r for r in self.record.results if r.variant != variant.name)
-        acted = training.guard.note if training.guard is not None else ""
-        # A training that is judged again after a kill has said this already.
-        told = dict.fromkeys((*self.record.notes, *([acted] if acted else [])))
-        self.record = replace(
-            self.record, results=(*results, self.outcome.result), notes=tuple(told)
-        )
+        self._record_outcome(self.outcome, "" if training.guard is None else training.guard.note)
         if variant == self.recipe.variant:
             claims = claims_of(self.recipe, seams, self.outcome, self.data, self.identity)
             self.record = replace(self.record, claims=claims)
@@ -298,6 +292,13 @@ class _Workbench:
         self.record = replace(self.record, seconds=seconds)
         self.record.write(self.folder.record)
         write_page(self.record, self.outcome.examples if self.outcome else None, self.folder.page)
+
+    def _record_outcome(self, outcome: Outcome, acted: str) -> None:
+        found = outcome.result
+        results = tuple(r for r in self.record.results if r.variant != found.variant)
+        # A training that is judged again after a kill has said this already.
+        told = dict.fromkeys((*self.record.notes, *([acted] if acted else [])))
+        self.record = replace(self.record, results=(*results, found), notes=tuple(told))
 
     def _save(self, state: Mapping[str, Any]) -> None:
         # A checkpoint shows its weights: they are on record as released before it is there.

@@ -150,9 +150,7 @@ class Recipe:
         object.__setattr__(self, "out", str(self.out))
         object.__setattr__(self, "data", str(self.data))
         self._check_companions()
-        for name in ("delta", "trials"):
-            if getattr(self, name) is not None and self.epsilon is None:
-                raise RunError(f"{name}: expected epsilon with it, got none; give both or neither")
+        self._check_private_companions()
         _check(self.optimizer in get_args(Optimizer), "optimizer", "sgd or adamw", self.optimizer)
         _check(self.norm in get_args(Norm), "norm", "linf or l2", self.norm)
         _check(
@@ -180,8 +178,6 @@ class Recipe:
         _check(0 <= self.seed < 2**63, "seed", "0 up to 2**63", self.seed)
         samples = self.robust_samples
         _check(samples is None or samples >= 1, "robust_samples", "at least 1", samples)
-        trials = self.trials
-        _check(trials is None or _is_count(trials), "trials", "a whole number >= 1", trials)
         rate = self.learning_rate
         _check(
             rate is None or (math.isfinite(rate) and rate > 0),
@@ -189,6 +185,14 @@ class Recipe:
             "a number > 0",
             rate,
         )
+
+    def _check_private_companions(self) -> None:
+        """Refuses what means nothing without epsilon, and a number of trials that is none."""
+        for name in ("delta", "trials"):
+            if getattr(self, name) is not None and self.epsilon is None:
+                raise RunError(f"{name}: expected epsilon with it, got none; give both or neither")
+        trials = self.trials
+        _check(trials is None or _is_count(trials), "trials", "a whole number >= 1", trials)
 
     def _check_companions(self) -> None:
         """Refuses settings that mean nothing without another, or contradict it."""
