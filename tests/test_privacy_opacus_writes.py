@@ -826,3 +826,45 @@ def test_a_forged_or_rolled_back_checkpoint_of_opacus_modes(tmp_path):
             fresh.load_checkpoint(path=tmp_path / "forged.pt", module=model, optimizer=optimizer)
         assert torch.equal(model._module.weight, before)
         assert fresh.get_epsilon(DELTA) == 0
+
+
+def test_a_rolled_back_state_is_charged_for_the_larger_of_file_and_state(tmp_path):
+    """Steps in the file are spent though the state, or a new process, knows fewer."""
+
+    def made(path):
+        net, engine = nn.Linear(4, 2), PrivacyEngine(ledger=path)
+        model, optimizer, loader = engine.make_private(
+            module=net,
+            optimizer=torch.optim.SGD(net.parameters(), lr=0.1),
+            data_loader=DataLoader(data_of(), batch_size=BATCH),
+            noise_multiplier=1.0,
+            max_grad_norm=1.0,
+        )
+        return engine, model, optimizer, loader
+
+    def pass_over(model, optimizer, loader):
+        for images, labels in loader:
+            optimizer.zero_grad()
+            F.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+
+    path = tmp_path / "spent.jsonl"
+    _, model, optimizer, loader = made(path)
+    early = optimizer.state_dict()
+    pass_over(model, optimizer, loader)
+    middle = optimizer.state_dict()
+    pass_over(model, optimizer, loader)
+    with pytest.raises(PlanError, match="ledger's file is bound"):
+        optimizer.noise_multiplier = 0.5
+    optimizer.ledger.close()
+    for state in (None, early, middle):
+        engine, model, optimizer, loader = made(path)
+        if state is not None:
+            optimizer.load_state_dict(state)
+        assert engine.get_epsilon(DELTA) == cost((1.0, 8))
+        optimizer.ledger.close()
+    with pytest.raises(PlanError, match="ledger"):
+        PrivacyEngine(ledger=path).make_private(
+            module=nn.Linear(4, 2), optimizer=None, data_loader=loader, noise_multiplier=1.0,
+            max_grad_norm=1.0, grad_sample_mode="hooks",
+        )  # fmt: skip

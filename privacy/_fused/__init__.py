@@ -19,6 +19,7 @@ from privacy._fused.settings import Account
 from privacy._fused.writes import ENGINE, RefusedAttribute, refusal
 from privacy.clipping import Tape, install, rule_of
 from privacy.errors import PlanError, StepError
+from privacy.ledger import Ledger
 from privacy.plan import DPPlan
 from privacy.update import ClippedSum
 from privacy.validate import check_layers, probe, rehearse, trainable_parameters
@@ -45,6 +46,7 @@ def fuse(
     *,
     loss_reduction: str,
     account: Account,
+    ledger: Ledger,
 ) -> tuple[FusedModule, FusedOptimizer, DataLoader[Any]]:
     """The private three; module and optimizer stay as they were where this raises.
 
@@ -67,6 +69,9 @@ def fuse(
     probe(module, images)
     event = plan.event(steps=1)
     account.expect(noise_multiplier=event.noise_multiplier, sampling_rate=event.sampling_rate)
+    if ledger.path is not None:
+        ledger.bind(plan)
+        account.cover(ledger.events)
     tape, outputs = Tape(), Outputs()
     installation = install(module, tape, rule_of)
     try:
@@ -86,6 +91,7 @@ def fuse(
         outputs=outputs,
         samples=samples,
         account=account,
+        ledger=ledger,
     )
     batches = poisson_loader(loader, samples, rate=plan.sampling_rate)
     return FusedModule(module, outputs, installation), private, batches

@@ -58,13 +58,14 @@ class FusedOptimizer(Followed, Settings, torch.optim.Optimizer):
         outputs: Outputs,
         samples: Samples,
         account: Account,
+        ledger: Ledger,
     ) -> None:
         # Not `super().__init__`: state and groups stay the original's.
         assert plan.noise_multiplier is not None, "the engine makes plans with their noise"
         vars(self).update(
             original_optimizer=optimizer,
             plan=plan,
-            ledger=Ledger(),
+            ledger=ledger,
             non_finite=0,
             _module=module,
             _parameters=dict(parameters),
@@ -174,14 +175,18 @@ class FusedOptimizer(Followed, Settings, torch.optim.Optimizer):
             state_dict,
             plan=self.plan,
             noise_multiplier=max(least, self.noise_multiplier),
-            spent=self.ledger,
+            # A file may know more than the state: then the larger count holds.
+            spent=self.ledger if self.ledger.path is None else Ledger(),
         )
         own = {key: value for key, value in state_dict.items() if key != "privacy"}
         self.original_optimizer.load_state_dict(own)
-        vars(self)["ledger"] = ledger
+        if self.ledger.path is None:
+            vars(self)["ledger"] = ledger
+        else:
+            self.ledger.resume(state_dict["privacy"]["ledger"])
         self._samples.begin()
         self._outputs.step()
-        self._account.cover(ledger.events)
+        self._account.cover(self.ledger.events)
 
     def _check_budget(self) -> None:
         """Refuses the step that would exceed the target."""

@@ -11,6 +11,7 @@ from privacy._fused.loader import Samples
 from privacy._fused.writes import refusal
 from privacy.accounting import GaussianSteps
 from privacy.errors import PlanError, StepError
+from privacy.ledger import Ledger
 from privacy.plan import DPPlan
 from privacy.update import ClippedSum
 
@@ -39,6 +40,7 @@ class Account(Protocol):
 class Settings:
     """The private optimizer's attributes: those of Opacus' optimizer, each with its effect."""
 
+    ledger: Ledger
     plan: DPPlan
     original_optimizer: Any
     refused: ClassVar[Mapping[str, str]]
@@ -65,6 +67,11 @@ class Settings:
                 f"noise_multiplier: expected at least {least:g}, which target_epsilon="
                 f"{self.plan.target_epsilon:g} was calculated with, got {noise:g}; for a schedule "
                 "use make_private with a noise_multiplier, and read get_epsilon(delta)"
+            )
+        if self.ledger.path is not None and noise != least:
+            raise PlanError(
+                f"noise_multiplier: the ledger's file is bound to {least:g}; for a schedule make "
+                "the engine without a ledger"
             )
         self._account.expect(noise_multiplier=noise, sampling_rate=self.plan.sampling_rate)
         self._noise_multiplier = noise

@@ -3,15 +3,14 @@
 Every attribute that they write is followed, or refused by name: see `privacy._fused.writes`.
 """
 
-import copy
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import opacus
 import torch
 from opacus.accountants import create_accountant
-from opacus.validators import ModuleValidator
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -24,12 +23,12 @@ from privacy._fused import (
     refusal,
     refuse_adaptive,
 )
-from privacy.errors import PlanError, PrivacyError, UnsupportedLayer
+from privacy.errors import PlanError
+from privacy.ledger import Ledger
 from privacy.opacus._account import Account, PRVAccount, RDPAccount
 from privacy.opacus._checkpoint import Checkpoints
+from privacy.opacus._validation import Validation
 from privacy.plan import DPPlan
-from privacy.replacement import fix
-from privacy.validate import check_layers
 
 __all__ = ["PrivacyEngine"]
 
@@ -37,7 +36,7 @@ _FUSED = "fused"
 _ACCOUNTANTS: dict[str, type[Account]] = {"prv": PRVAccount, "rdp": RDPAccount}
 
 
-class PrivacyEngine(Checkpoints):
+class PrivacyEngine(Checkpoints, Validation):
     """Opacus' `PrivacyEngine` with `grad_sample_mode="fused"` added, and that the default.
 
     Guarantee, in the fused mode: what `optimizer.step()` writes to the parameters is
@@ -58,6 +57,9 @@ class PrivacyEngine(Checkpoints):
     Args:
         accountant: "prv" or "rdp"; the fused mode reports the tighter of both whichever is named.
         secure_mode: For Opacus' own modes.
+        ledger: A file, or where there is none yet, in which the one training of this engine writes
+            each step before its release; a training that goes back to an earlier state has spent
+            what it had spent. For the fused mode; see `privacy.Ledger.open`.
 
     Example:
         >>> dataset = torch.utils.data.TensorDataset(torch.rand(64, 4), torch.arange(64) % 2)
@@ -79,15 +81,23 @@ class PrivacyEngine(Checkpoints):
     """
 
     _account: Any
+    _ledger: str | os.PathLike[str] | None
     _mechanism: str
     _secure_mode: bool
     _trainings: list[FusedOptimizer]
 
-    def __init__(self, *, accountant: str = "prv", secure_mode: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        accountant: str = "prv",
+        secure_mode: bool = False,
+        ledger: str | os.PathLike[str] | None = None,
+    ) -> None:
         account = _ACCOUNTANTS.get(accountant)
         vars(self).update(
             _mechanism=accountant,
             _secure_mode=secure_mode,
+            _ledger=ledger,
             _account=None if account is None else account(),
         )
         vars(self).update(_trainings=[], _original=None)
@@ -276,57 +286,6 @@ class PrivacyEngine(Checkpoints):
         """
         return float(self.accountant.get_epsilon(delta))
 
-    def is_compatible(
-        self, *, module: nn.Module, optimizer: Any = None, data_loader: Any = None
-    ) -> bool:
-        """Whether `validate` passes.
-
-        Example:
-            >>> PrivacyEngine().is_compatible(module=nn.BatchNorm2d(4, affine=False))
-            False
-        """
-        try:
-            self.validate(module=module, optimizer=optimizer, data_loader=data_loader)
-        except PrivacyError:
-            return False
-        return True
-
-    def validate(
-        self, *, module: nn.Module, optimizer: Any = None, data_loader: Any = None
-    ) -> None:
-        """Refuses a module that mixes examples, by Opacus' rules and by ours.
-
-        Raises:
-            UnsupportedLayer: Says which layers and why.
-
-        Example:
-            >>> PrivacyEngine().validate(module=nn.Linear(4, 2))
-        """
-        check_layers(module)
-        errors = ModuleValidator.validate(module, strict=False)
-        if errors:
-            raise UnsupportedLayer(
-                f"{type(module).__name__}: {'; '.join(str(error) for error in errors)}"
-            )
-
-    @classmethod
-    def get_compatible_module(cls, module: nn.Module) -> nn.Module:
-        """A copy that passes `validate`: replaced by `privacy.fix`, and by Opacus what that leaves.
-
-        Ours come first: they keep the weights, and refuse what they cannot keep.
-
-        Raises:
-            UnsupportedLayer: A layer has no replacement.
-
-        Example:
-            >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False))
-            >>> type(PrivacyEngine.get_compatible_module(model)[1]).__name__
-            'GroupNorm'
-        """
-        module = ModuleValidator.fix(fix(copy.deepcopy(module)))
-        cls().validate(module=module)
-        return module
-
     def _fuse(
         self,
         plan: DPPlan,
@@ -336,6 +295,11 @@ class PrivacyEngine(Checkpoints):
         loss_reduction: str,
     ) -> Any:
         """The private three, on this engine's account."""
+        if self._ledger is not None and self._trainings:
+            raise PlanError(
+                "ledger: a file is one training's, and this engine has made one private; use a new "
+                "PrivacyEngine with a file of its own"
+            )
         three = fuse(
             plan,
             module,
@@ -343,6 +307,7 @@ class PrivacyEngine(Checkpoints):
             data_loader,
             loss_reduction=loss_reduction,
             account=self._account,
+            ledger=Ledger() if self._ledger is None else Ledger.open(self._ledger),
         )
         self._trainings.append(three[1])
         return three
@@ -362,6 +327,10 @@ class PrivacyEngine(Checkpoints):
             raise PlanError(
                 "grad_sample_mode: this engine has made a training private in the fused mode; use "
                 "a new PrivacyEngine for another mode, and add their epsilons up"
+            )
+        if self._ledger is not None:
+            raise PlanError(
+                "ledger: Opacus' own modes do not write to it; use the fused mode, or leave it out"
             )
         if self._original is None:
             self._original = opacus.PrivacyEngine(
