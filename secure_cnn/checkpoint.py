@@ -21,6 +21,7 @@ __all__ = [
     "LoadedModel",
     "Sealing",
     "Unlocking",
+    "check_model",
     "read_model",
     "read_state",
     "write_model",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 _CLAIMS = "claims"
+_ROOM_FOR_FIGURES = 1 << 14
+"""Bytes that a model's claims take but for names: what is found of it, versions, attacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,3 +247,40 @@ def read_state(
     if not isinstance(state, dict):
         raise ModelError(f"{path}: expected named tensors, got {type(state).__name__}")
     return state
+
+
+def check_model(architecture: Architecture, data: str, *, sealing: Sealing | None) -> None:
+    """Passes if `write_model` will take the trained model; to be asked before the training.
+
+    Args:
+        architecture: Of the model.
+        data: The name of its data, which the claims carry.
+        sealing: As for `write_model`.
+
+    Raises:
+        ArchiveError: A name is none that a file can hold, or the names are too long for its head.
+
+    Example:
+        >>> architecture = Architecture(
+        ...     model="compact", channels=1, height=8, width=8, classes=("a", "b" * 2**20))
+        >>> check_model(architecture, "pets", sealing=None)
+        >>> recipient = archive.generate_identity().recipient
+        >>> check_model(architecture, "pets", sealing=Sealing(recipients=(recipient,)))
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.LimitExceeded: expected a head of at most ...
+    """
+    claims = {
+        "architecture": architecture.to_dict(),
+        "data": {"name": data},
+        "found": " " * _ROOM_FOR_FIGURES,
+    }
+    weights: dict[str, Any] = dict(architecture.build().state_dict())
+    if sealing is None:
+        archive.check({**weights, _CLAIMS: claims})
+    else:
+        archive.check(
+            weights,
+            claims=cast(Mapping[str, archive.JSON], claims),
+            recipients=sealing.recipients,
+        )

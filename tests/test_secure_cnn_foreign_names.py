@@ -4,9 +4,12 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from secure_cnn import ImageData, Recipe, Sealing, Split, archive, run
 from secure_cnn.cli import main
+from secure_cnn.data import DataSpec
 from secure_cnn.printable import printable
 
 # Markup, an unknown style, an emoji's name; a screen wiped and a line turned round; mathematics,
@@ -68,3 +71,21 @@ def test_names_pass_through_all_commands_as_text(cli, tmp_path):
         assert "<b>&amp;amp;" not in page
         assert "&lt;b&gt;&amp;amp;" in page
         assert "[red]dog :smile: [[" in page
+
+
+def test_names_that_a_sealed_file_has_no_room_for_are_refused_before_the_first_step(tmp_path):
+    """Nothing is trained and no folder is made; a plain file has no such head."""
+    names = [f"{number:04}" + 240 * "é" for number in range(800)]
+    images = np.zeros((2, 800, 8, 8), np.uint8)
+    data = ImageData(
+        name="long",
+        spec=DataSpec(shape=(1, 8, 8), classes=tuple(names)),
+        train=Split(images=torch.from_numpy(images[0, :, None]), labels=torch.arange(800)),
+        test=Split(images=torch.from_numpy(images[1, :, None]), labels=torch.arange(800)),
+    )
+    sealing = Sealing(recipients=(archive.generate_identity().recipient,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["secure_cnn.recipe.run"], "load_data", lambda *_, **__: data)
+        with pytest.raises(archive.LimitExceeded, match="use fewer claims"):
+            run(Recipe(out=tmp_path / "run"), sealing=sealing)
+    assert not (tmp_path / "run").exists()

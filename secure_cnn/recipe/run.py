@@ -16,7 +16,7 @@ from torch import nn
 
 import privacy
 from secure_cnn import archive
-from secure_cnn.checkpoint import Sealing, Unlocking, write_model, write_state
+from secure_cnn.checkpoint import Sealing, Unlocking, check_model, write_model, write_state
 from secure_cnn.data import ImageData, load_data
 from secure_cnn.engine import WeightAverage
 from secure_cnn.errors import RunError
@@ -172,6 +172,7 @@ class _Workbench:
             width=spec.width,
             classes=spec.classes,
         )
+        check_model(architecture, data.name, sealing=sealing)
         if recipe.shift >= min(spec.height, spec.width):
             raise RunError(
                 f"shift: expected less than the image's {spec.height}x{spec.width}, "
