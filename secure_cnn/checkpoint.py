@@ -270,7 +270,7 @@ def check_model(architecture: Architecture, data: str, *, sealing: Sealing | Non
         ...
         secure_cnn.archive.errors.LimitExceeded: expected a head of at most ...
     """
-    claims = {
+    claims: dict[str, Any] = {
         "architecture": architecture.to_dict(),
         "data": {"name": data},
         "found": " " * _ROOM_FOR_FIGURES,
@@ -281,6 +281,6 @@ def check_model(architecture: Architecture, data: str, *, sealing: Sealing | Non
     else:
         archive.check(
             weights,
-            claims=cast(Mapping[str, archive.JSON], claims),
+            claims=claims,
             recipients=sealing.recipients,
         )
