@@ -856,13 +856,18 @@ def test_validation_sees_what_opacus_misses():
 
 
 def test_batch_norm_put_back_into_training_is_refused():
-    """Frozen it is accepted; the step after model.train() is not taken."""
+    """Frozen it is accepted; after model.train() neither the forward pass nor the step is."""
     frozen = nn.BatchNorm1d(64).eval().requires_grad_(False)
     model, optimizer, loader = three(model=nn.Sequential(nn.Flatten(), frozen, nn.Linear(64, 4)))
     backward(model, next(iter(loader)))
     optimizer.step()
     optimizer.zero_grad()
+    batch = next(iter(loader))
     model.train()
-    backward(model, next(iter(loader)))
+    with pytest.raises(UnsupportedLayer, match="1: BatchNorm1d"):
+        backward(model, batch)
+    frozen.eval()
+    backward(model, batch)
+    frozen.train()
     with pytest.raises(UnsupportedLayer, match="1: BatchNorm1d"):
         optimizer.step()
