@@ -4,7 +4,16 @@ All are `ValueError`s too, since each reports a value that cannot be used. What 
 forward raises is not wrapped: it passes through unchanged, with the model restored.
 """
 
-__all__ = ["AttackError", "DefenseError", "EvaluationError", "ObjectiveError", "ThreatModelError"]
+__all__ = [
+    "AttackError",
+    "DefenseError",
+    "EvaluationError",
+    "ObjectiveError",
+    "ThreatModelError",
+    "described",
+]
+
+_LONGEST = 300
 
 
 class DefenseError(Exception):
@@ -50,3 +59,19 @@ class ObjectiveError(DefenseError, ValueError):
         >>> issubclass(ObjectiveError, ValueError)
         True
     """
+
+
+def described(error: BaseException) -> str:
+    r"""An error of whatever kind in one line: its type and what it says, cut off where it is long.
+
+    Example:
+        >>> described(IndexError("list index\nout of range"))
+        'IndexError: list index out of range'
+    """
+    name = type(error).__name__
+    try:
+        words = " ".join(str(error).split())
+    except Exception:
+        words = ""
+    words = words if len(words) <= _LONGEST else f"{words[:_LONGEST]}..."
+    return f"{name}: {words}" if words else name

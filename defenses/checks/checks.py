@@ -17,11 +17,11 @@ import torch
 from torch import nn
 
 from defenses.attacks.autoattack import ensemble
-from defenses.checks import masking, soundness, strength
+from defenses.checks import consistency, masking, soundness, strength
 from defenses.checks.soundness import Finding
 from defenses.checks.subject import CheckSettings, Subject
 from defenses.checks.verdict import Verdict
-from defenses.errors import DefenseError, EvaluationError
+from defenses.errors import EvaluationError, described
 from defenses.evaluation.images import ImageSource, ImageTensors, MapDataset, choose_images
 from defenses.evaluation.progress import progress_bar
 from defenses.scope import attack_scope
@@ -31,7 +31,9 @@ __all__ = ["CheckSettings", "check", "judge"]
 
 _CHECKS: Mapping[str, Callable[[Subject], Finding]] = {
     "the outputs are logits": soundness.outputs_are_logits,
-    "the model is deterministic": soundness.is_deterministic,
+    "the model is deterministic": consistency.is_deterministic,
+    "the rest of the batch changes nothing": consistency.neighbours_change_nothing,
+    "asking for gradients changes nothing": consistency.asking_for_gradients_changes_nothing,
     "gradients are not zero": soundness.gradients_are_not_zero,
     "a planted vulnerability is found": soundness.planted_is_found,
     "iterative beats single-step": masking.iterative_beats_single_step,
@@ -72,7 +74,8 @@ def check(
 
     Returns:
         A verdict for each check, always the same ones in the same order. One that could not be
-        run is `"not checked"` and says why. Answers that cannot be used are a failed verdict too.
+        run is `"not checked"` and says why, whatever the model or an attack raised: no check costs
+        what the others found. Answers that cannot be used are a failed verdict too.
 
     Raises:
         ThreatModelError: The images are not in the bounds.
@@ -113,8 +116,9 @@ def judge(subject: Subject, done: Sequence[Verdict] = ()) -> Iterator[Verdict]:
         for name, run in list(_CHECKS.items())[len(done) :]:
             try:
                 found = run(subject)
-            except DefenseError as error:
-                found = Finding(outcome="not checked", sentence=f"Could not be run: {error}.")
+            except Exception as error:  # no check may cost what the others found
+                sentence = f"Could not be run ({described(error)})."
+                found = Finding(outcome="not checked", sentence=sentence)
             yield Verdict(
                 name=name,
                 outcome=found.outcome,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses.attacks.attack import Attack
+from defenses.errors import AttackError
 from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
 
@@ -133,6 +134,11 @@ class Readout(nn.Module):
             self._model(images)
         finally:
             hook.remove()
+        if not caught or len(caught[-1]) != len(images):
+            raise AttackError(
+                "model: its last linear layer is not asked about each image each time, so that it "
+                "has no features to plant in"
+            )
         return caught[-1].flatten(1)
 
 

@@ -14,14 +14,12 @@ from defenses.evaluation.counting import exceeds, wilson_interval
 __all__ = [
     "Finding",
     "gradients_are_not_zero",
-    "is_deterministic",
     "outputs_are_logits",
     "planted_is_found",
 ]
 
 _WITHOUT_GRADIENT = 0.01
 _FOUND_AT_LEAST = 0.9
-_SAME = 1e-4
 
 
 @final
@@ -54,23 +52,6 @@ def outputs_are_logits(subject: Subject) -> Finding:
         figure=most - least,
         sentence=f"They are finite, between {least:.3g} and {most:.3g}, and no probabilities.",
     )
-
-
-def is_deterministic(subject: Subject) -> Finding:
-    """Fails where an image gets another answer the second time."""
-    again = subject.answer(subject.images, "again")
-    slack = _SAME * subject.logits.abs().amax(dim=1).clamp_min(1)
-    moved = (again - subject.logits).abs().amax(dim=1) > slack
-    share = float(moved.double().mean())
-    if share > 0:
-        return Finding(
-            outcome="fail",
-            figure=share,
-            sentence=f"{share:.1%} of the images get another answer when asked again: a random "
-            "defence must be attacked through its expectation (eotpgd, many draws a step).",
-        )
-    sentence = "Every image gets the same answer when asked again."
-    return Finding(outcome="pass", figure=share, sentence=sentence)
 
 
 def gradients_are_not_zero(subject: Subject) -> Finding:

@@ -3,7 +3,8 @@
 What several checks need is attacked once and kept. Deliberately not here: any judgement.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -120,6 +121,15 @@ class Subject:
         return self.answer(self.images, "clean")
 
     @cached_property
+    def again(self) -> Tensor:
+        """What it answers when it is asked the same once more, [n, classes].
+
+        Raises:
+            EvaluationError: The answer cannot be used.
+        """
+        return self.answer(self.images, "again")
+
+    @cached_property
     def right(self) -> Tensor:
         """Is each clean image classified correctly, [n]."""
         return self.logits.argmax(dim=1) == self.labels
@@ -192,26 +202,35 @@ class Subject:
             raise AttackError(f"there is no {threat.norm} attack by one gradient step")
         return attack("pgd", threat, steps=1, step_size=length, random_start=False)
 
-    def answer(self, images: Tensor, where: str) -> Tensor:
-        """The model's logits for images, [k, classes]; `where` names the random draws.
+    def answer(
+        self,
+        images: Tensor,
+        where: str,
+        *,
+        batch_size: int | None = None,
+        mode: Callable[[], AbstractContextManager[None]] = torch.no_grad,
+        watched: bool = False,
+    ) -> Tensor:
+        """The model's logits for images, [k, classes].
+
+        Args:
+            images: To ask about, [k, channels, height, width].
+            where: Names the random draws.
+            batch_size: Images a question; None asks as everywhere else.
+            mode: Of autograd, in which the question is asked.
+            watched: Whether the images require a gradient.
 
         Raises:
             EvaluationError: They are not finite logits of enough classes.
         """
-        found = []
-        with (
-            attack_scope(self.model, seed=derived_seed(self.seed, where)),
-            torch.no_grad(),
-        ):
-            for part in torch.split(images, self._batch_size):
-                answer = self.model(part)
+        found, largest = [], int(self.labels.max())
+        with attack_scope(self.model, seed=derived_seed(self.seed, where)), mode():
+            for part in torch.split(images, batch_size or self._batch_size):
+                answer = self.model(part.detach().requires_grad_() if watched else part)
                 found.append(
                     check_logits(
-                        answer,
-                        count=len(part),
-                        largest_label=int(self.labels.max()),
-                        error=EvaluationError,
-                    )
+                        answer, count=len(part), largest_label=largest, error=EvaluationError
+                    ).detach()
                 )
         return torch.cat(found)
 
