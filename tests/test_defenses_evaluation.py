@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,11 +14,14 @@ from torch import nn
 
 from defenses import (
     AttackError,
+    DefenseError,
     EvaluationError,
     RobustnessReport,
+    Smoothing,
     ThreatModel,
     ThreatModelError,
     attack,
+    certify,
     evaluate,
     wilson_interval,
 )
@@ -431,3 +435,120 @@ def test_an_attack_of_ones_own_goes_through_the_door():
     assert list(report.robust) == ["careless"]
     assert not any(modes)
     assert_same(before, snapshot(net))
+
+
+class OneByOne(torch.utils.data.IterableDataset):
+    """Images that come one by one, and have no number."""
+
+    def __iter__(self):
+        return iter([(GOOD.images[0], 0), (GOOD.images[1], 1)])
+
+
+def loader(**settings):
+    """Twelve images in batches of five."""
+    data = tensors(12)
+    pairs = torch.utils.data.TensorDataset(data.images, data.labels)
+    return torch.utils.data.DataLoader(pairs, batch_size=5, **settings)
+
+
+def test_loaders_and_arrays_give_the_same_report_too():
+    """A loader that keeps the order, numpy's arrays in any layout, labels of any whole dtype."""
+    net, data = Net(), tensors(12)
+    images, labels = data.images.numpy(), data.labels.numpy()
+    flipped = np.ascontiguousarray(images[::-1])[::-1]  # strides below zero
+    pairs = [(images[i], labels[i]) for i in range(12)]
+    reports = [
+        evaluate(net, each, LINF, attacks=FAST, progress=False)
+        for each in (
+            data,
+            loader(),
+            loader(collate_fn=torch.utils.data.default_collate),
+            SimpleNamespace(images=images, labels=labels.astype(">i4")),
+            SimpleNamespace(images=flipped, labels=labels.astype("u1")),
+            pairs,
+        )
+    ]
+    assert all(report == reports[0] for report in reports)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 1.0), (0.0, 255.0), (-1.0, 1.0)])
+def test_bytes_are_read_in_the_bounds_of_the_threat_model(bounds):
+    """0 and 255 are the bounds: the report is that of the same images as floats."""
+    net, data = Net(), tensors(20)
+    low, width = bounds[0], bounds[1] - bounds[0]
+    threat = ThreatModel(norm="linf", eps=0.1 * width, bounds=bounds)
+    floats = low + data.images.double() * width / 255
+    same = SimpleNamespace(images=floats.float(), labels=data.labels)
+    one, other = (
+        evaluate(net, each, threat, attacks=FAST, progress=False) for each in (data, same)
+    )
+    for name in ("predictions", "outcomes", "worst_case_accuracy"):
+        assert getattr(one, name) == getattr(other, name)
+
+
+@pytest.mark.parametrize(
+    ("data", "word"),
+    [
+        (loader(shuffle=True), "loader.dataset"),
+        (loader(drop_last=True), "loader.dataset"),
+        (loader(sampler=[3, 1, 2]), "loader.dataset"),
+        (torch.utils.data.DataLoader(OneByOne(), batch_size=None), "two tensors"),
+        (torch.utils.data.DataLoader(["a", "b"]), "two tensors"),
+        (OneByOne(), "only be iterated"),
+        (iter([(GOOD.images[0], 0)]), "only be iterated"),
+        ({0: (GOOD.images[0], 0)}, "read by index"),
+        (GOOD.images, "TensorDataset"),
+        ("digits", "read by index"),
+        (None, "read by index"),
+        (list, "read by index"),
+        ([(GOOD.images[0], 0), (GOOD.images[0].float(), 0)], "several shapes or dtypes"),
+        ([(GOOD.images[0], 2**70)], "label of a class"),
+        ([(torch.zeros(1, 0, 8), 1)], "channels, height, width"),
+        ([(np.array(["a"], dtype=object), 1)], "expected numbers"),
+        ([(torch.zeros(1, 8, 8, device="meta"), 1)], "meta device"),
+        ([(torch.zeros(1, 8, 8).to_sparse(), 1)], "dense"),
+        (SimpleNamespace(images=GOOD.images, labels=torch.ones(4, dtype=torch.bool)), "int64"),
+        (SimpleNamespace(images=GOOD.images, labels=torch.ones(4, 1).long()), "shape"),
+        (SimpleNamespace(images=GOOD.images, labels=torch.tensor(3)), "4 images but 0 labels"),
+        (SimpleNamespace(images=GOOD.images, labels=[0, 1, 2, 3]), "read by index"),
+    ],
+)
+def test_data_of_a_foreign_kind_is_refused_with_the_cure(data, word):
+    """In one typed error, by evaluation and certification alike."""
+    with pytest.raises(EvaluationError, match=word):
+        evaluate(Net(), data, LINF, attacks=FAST, progress=False)
+    with pytest.raises(EvaluationError, match=word):
+        certify(Net(), data, Smoothing(sigma=0.25, samples=10, selection=10), progress=False)
+
+
+def test_images_that_are_no_images_are_refused():
+    """NaN, infinity, whole numbers and complex ones."""
+    for images in (
+        torch.full((4, 1, 8, 8), float("nan")),
+        torch.full((4, 1, 8, 8), float("inf")),
+        torch.zeros(4, 1, 8, 8, dtype=torch.int64),
+        torch.zeros(4, 1, 8, 8, dtype=torch.complex64),
+    ):
+        data = SimpleNamespace(images=images, labels=GOOD.labels)
+        with pytest.raises(ThreatModelError, match="expected images"):
+            evaluate(Net(), data, LINF, attacks=FAST, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("given", "word"),
+    [
+        ({"batch_size": 2.5}, "batch_size"),
+        ({"batch_size": "8"}, "batch_size"),
+        ({"seed": 1.0}, "seed"),
+        ({"samples": 2.0}, "samples"),
+        ({"samples": True}, "samples"),
+        ({"verdicts": "yes"}, "verdicts"),
+        ({"model": "net"}, "Module"),
+        ({"threat": "linf"}, "ThreatModel"),
+    ],
+)
+def test_settings_of_another_type_are_refused(given, word):
+    """As those out of range are."""
+    right = {"model": Net(), "data": tensors(), "threat": LINF, "attacks": FAST}
+    with pytest.raises(DefenseError, match=word):
+        evaluate(**right | given, progress=False)

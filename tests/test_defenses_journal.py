@@ -1,17 +1,21 @@
 """The state file: a killed evaluation goes on where it was, and no other evaluation may use it."""
 
+import base64
 import json
+import os
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from test_defenses_evaluation import LINF, tensors
 from test_defenses_scope import Net
 from torch import nn
 
-from defenses import EvaluationError, ThreatModel, attack, evaluate
+from defenses import EvaluationError, Smoothing, ThreatModel, attack, certify, evaluate
 from defenses.checks.checks import CheckSettings
 from defenses.evaluation.journal import Journal, digest_of, digest_of_model
+from defenses.evaluation.writing import write_text
 
 GENTLE = ThreatModel(norm="linf", eps=0.03)
 FEW = CheckSettings(samples=12, steps=2, queries=5, draws=2, planted=2)
@@ -181,6 +185,114 @@ def test_a_state_whose_predictions_do_not_fit_is_refused(tmp_path):
     state.write_text(json.dumps(values))
     with pytest.raises(EvaluationError, match="sees other classes"):
         run(net, data, state=state)
+
+
+def forge(content):
+    """By name, what a forger may write into the content of a state."""
+    trial = content["trial"]
+    first, second = trial["outcomes"]["fgsm"], trial["outcomes"]["pgd"]
+    wrong = next(i for i, value in enumerate(first) if value == -1)
+    fallen = next(i for i, value in enumerate(first) if value == 0)
+    position, shown = next(iter(trial["shown"].items()))
+    shape, pixels, prediction = shown
+    far = base64.b64encode(np.full(shape, 0.5, np.float32).tobytes()).decode()
+    return {
+        "a wrong image survived": lambda: first.__setitem__(wrong, 1),
+        "a wrong image fell": lambda: first.__setitem__(wrong, 0),
+        "a fallen image fell again": lambda: second.__setitem__(fallen, 0),
+        "a first attack unfinished": lambda: first.__setitem__(fallen, -1),
+        "an unknown outcome": lambda: first.__setitem__(fallen, 2),
+        "an outcome that is no number": lambda: first.__setitem__(fallen, True),
+        "a row too short": lambda: first.pop(),
+        "a row too long": lambda: first.append(1),
+        "another attack": lambda: trial["outcomes"].update({"square": list(second)}),
+        "attacks in another order": lambda: trial.update(
+            {"outcomes": {"pgd": second, "fgsm": first}}
+        ),
+        "an image out of range": lambda: trial["shown"].update({"45": shown}),
+        "an image below range": lambda: trial["shown"].update({"-1": shown}),
+        "an image of no number": lambda: trial["shown"].update({"x": shown}),
+        "an image of another shape": lambda: trial["shown"].update(
+            {position: [[1, 4, 16], pixels, prediction]}
+        ),
+        "an image of another size": lambda: trial["shown"].update(
+            {position: [[1, 8, 9], pixels, prediction]}
+        ),
+        "an image outside": lambda: trial["shown"].update({position: [shape, far, prediction]}),
+        "an image of no class": lambda: trial["shown"].update({position: [shape, pixels, 4]}),
+        "pixels that are none": lambda: trial["shown"].update({position: [shape, "!", 0]}),
+        "no trial": lambda: content.pop("trial"),
+        "a trial that is none": lambda: content.update({"trial": [1]}),
+        "no outcomes": lambda: trial.pop("outcomes"),
+        "verdicts that are none": lambda: content.update({"verdicts": 3}),
+        "too many verdicts": lambda: content["verdicts"].append(content["verdicts"][0]),
+        "verdicts in another order": lambda: content["verdicts"].reverse(),
+    }
+
+
+def test_a_forged_state_is_refused(tmp_path):
+    """More broken than possible, out of range, of other kinds: none is believed, all say so."""
+    net, data = subject()
+    state = tmp_path / "s"
+    run(net, data, state=state)
+    honest = state.read_text()
+    for name in forge(json.loads(honest)["content"]):
+        values = json.loads(honest)
+        forge(values["content"])[name]()
+        assert values != json.loads(honest), name
+        state.write_text(json.dumps(values))
+        with pytest.raises(EvaluationError, match="another path"):
+            run(net, data, state=state)
+    state.write_text(honest)
+    run(net, data, state=state)  # the control: nothing but the forgeries was refused
+
+
+@pytest.mark.parametrize(
+    "forgery",
+    [
+        {"hits": [101]},
+        {"hits": [-1]},
+        {"hits": [1.5]},
+        {"hits": []},
+        {"selected": [4]},
+        {"selected": ["0"]},
+        {"classes": 1},
+        {"classes": None},
+        {"selected": [0] * 9, "hits": [1] * 9},
+        {"other": 1, "hits": None},
+    ],
+)
+def test_a_forged_certification_is_refused(tmp_path, forgery):
+    """More hits than samples, classes that are none, more images than there are."""
+    net, data = subject(n=8)
+    smoothing, state = Smoothing(sigma=0.25, selection=10, samples=100), tmp_path / "s"
+    certify(net, data, smoothing, images=2, state=state, progress=False)
+    values = json.loads(state.read_text())
+    for name in ("selected", "hits"):
+        values["content"][name] = values["content"][name][:1]
+    values["content"] |= forgery
+    state.write_text(json.dumps(values))
+    with pytest.raises(EvaluationError, match="another path"):
+        certify(net, data, smoothing, images=2, state=state, progress=False)
+
+
+def test_a_state_that_is_no_regular_file_is_refused(tmp_path):
+    """A pipe would be waited for, and a device has no end; neither is replaced."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", "/dev/zero", tmp_path):
+        with pytest.raises((EvaluationError, IsADirectoryError)):
+            Journal(path, {})
+    with pytest.raises(OSError, match="regular file"):
+        write_text(tmp_path / "pipe", "text")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_nesting_without_end_is_refused(tmp_path):
+    """It is no state, and not what Python's recursion says of it."""
+    path = tmp_path / "s"
+    path.write_text("[" * 200_000)
+    with pytest.raises(EvaluationError, match="another path"):
+        Journal(path, {})
 
 
 def test_a_digest_covers_every_bit():

@@ -12,6 +12,7 @@ vulnerabilities, half of what many steps find for a single one.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,12 +23,18 @@ from defenses.checks.soundness import Finding
 from defenses.checks.subject import CheckSettings, Subject
 from defenses.checks.verdict import Verdict
 from defenses.errors import EvaluationError, described
-from defenses.evaluation.images import ImageSource, ImageTensors, MapDataset, choose_images
+from defenses.evaluation.images import (
+    ImageSource,
+    ImageTensors,
+    MapDataset,
+    check_question,
+    choose_images,
+)
 from defenses.evaluation.progress import progress_bar
 from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
 
-__all__ = ["CheckSettings", "check", "judge"]
+__all__ = ["CheckSettings", "check", "judge", "judged_before"]
 
 _CHECKS: Mapping[str, Callable[[Subject], Finding]] = {
     "the outputs are logits": soundness.outputs_are_logits,
@@ -89,10 +96,7 @@ def check(
         'the outputs are logits'
     """
     chosen = settings or CheckSettings()
-    if batch_size < 1 or not 0 <= seed < 2**63:
-        raise EvaluationError(
-            f"expected batch_size >= 1 and a seed in [0, 2**63), got {batch_size} and {seed}"
-        )
+    check_question(model, threat, batch_size=batch_size, seed=seed)
     source = ImageSource(data, threat)
     indices = choose_images(len(source), None, torch.Generator())
     with progress_bar(shown=progress) as bar:
@@ -108,6 +112,23 @@ def check(
             bar=bar,
         )
         return tuple(judge(subject))
+
+
+def judged_before(values: Sequence[Any]) -> list[Verdict]:
+    """The verdicts that an interrupted evaluation had reached, as `to_dict` described them.
+
+    Raises:
+        EvaluationError: They are not the first of ours, in our order.
+    """
+    try:
+        found = [Verdict.from_dict(each) for each in values]
+    except EvaluationError as error:
+        raise EvaluationError(f"state: {error}; give another path") from error
+    if [verdict.name for verdict in found] != list(_CHECKS)[: len(found)]:
+        raise EvaluationError(
+            "state: it has other verdicts than these checks give; give another path"
+        )
+    return found
 
 
 def judge(subject: Subject, done: Sequence[Verdict] = ()) -> Iterator[Verdict]:

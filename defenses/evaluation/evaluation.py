@@ -17,11 +17,17 @@ import torch
 from torch import nn
 
 from defenses.attacks.attack import Attack
-from defenses.checks.checks import CheckSettings, judge
+from defenses.checks.checks import CheckSettings, judge, judged_before
 from defenses.checks.subject import Subject
 from defenses.checks.verdict import Verdict
 from defenses.errors import EvaluationError
-from defenses.evaluation.images import ImageSource, ImageTensors, MapDataset, choose_images
+from defenses.evaluation.images import (
+    ImageSource,
+    ImageTensors,
+    MapDataset,
+    check_question,
+    choose_images,
+)
 from defenses.evaluation.journal import Journal, digest_of_model
 from defenses.evaluation.plans import Crafter, named_attacks
 from defenses.evaluation.progress import progress_bar
@@ -62,8 +68,9 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
 
     Args:
         model: Takes images in the threat model's bounds, returns logits [n, classes].
-        data: A data set with tensors `images` and `labels`, or any map-style one of (image,
-            label) that gives the same example for the same index.
+        data: A data set with tensors (or arrays) `images` and `labels`, any map-style one of
+            (image, label) that gives the same example for the same index, or a `DataLoader` that
+            does not shuffle. Of uint8 images 0 and 255 are the threat model's bounds.
         threat: The ball.
         attacks: Names, configured attacks, or your own `(model, images, labels) -> images`; the
             cheapest first, since what one fools the next need not try. The name `"autoattack"`
@@ -92,12 +99,11 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
         >>> report.clean_accuracy, report.worst_case_accuracy
         (1.0, 0.5)
     """
+    check_question(model, threat, batch_size=batch_size, seed=seed)
     named = named_attacks(attacks, threat)
-    if batch_size < 1 or not 0 <= seed < 2**63:
-        raise EvaluationError(
-            f"expected batch_size >= 1 and a seed in [0, 2**63), got {batch_size} and {seed}"
-        )
     checked = CheckSettings() if verdicts is True else verdicts or None
+    if not isinstance(checked, CheckSettings | None):
+        raise EvaluationError(f"verdicts: expected a bool or CheckSettings, got {verdicts!r}")
     source = ImageSource(data, threat)
     indices = choose_images(len(source), samples, torch.Generator().manual_seed(seed))
     with attack_scope(model, seed=seed), progress_bar(shown=progress) as bar:
@@ -143,9 +149,10 @@ def _work(
     exhaustive: bool,
 ) -> tuple[Verdict, ...]:
     """Does what the journal does not hold yet, and writes it down piece by piece."""
+    judged: list[Verdict] = []
     if journal.found:
-        trial.resume(journal.found["trial"])
-    judged = [Verdict.from_dict(each) for each in journal.found.get("verdicts", ())]
+        trial.resume(journal.part("trial", dict), names=list(named), exhaustive=exhaustive)
+        judged = judged_before(journal.part("verdicts", list))
 
     def remember() -> None:
         verdicts = [verdict.to_dict() for verdict in judged]

@@ -7,9 +7,10 @@ Deliberately not here: what is remembered; this room only keeps it.
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from defenses.evaluation.writing import write_text
 __all__ = ["Journal", "digest_of", "digest_of_model"]
 
 _SCHEMA = 1
+_LARGEST = 1 << 30
+
+_Part = TypeVar("_Part", list[Any], dict[str, Any])
 
 
 @final
@@ -55,6 +59,20 @@ class Journal:
                 f"state: expected a file in a folder that exists, got {self._path}; make it first"
             )
 
+    def part(self, name: str, kind: type[_Part]) -> _Part:
+        """One part of what was found.
+
+        Raises:
+            EvaluationError: It is not there, or of another kind.
+        """
+        value = self.found.get(name)
+        if not isinstance(value, kind):
+            raise EvaluationError(
+                f"{self._path}: expected a state with {name!r}, got {type(value).__name__}; give "
+                "another path"
+            )
+        return value
+
     def write(self, content: Mapping[str, Any]) -> None:
         """Puts `content`, JSON-able values, in the place of what was written before.
 
@@ -68,9 +86,9 @@ class Journal:
     def _read(self, path: Path) -> dict[str, Any]:
         """The content of a file of this evaluation."""
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = json.loads(_text_of(path))
             schema, identity, content = (values[k] for k in ("schema", "identity", "content"))
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise EvaluationError(
                 f"{path}: expected the state of an evaluation, got {error!r}; give another path"
             ) from error
@@ -84,6 +102,20 @@ class Journal:
                 "the same, or give another path"
             )
         return content
+
+
+def _text_of(path: Path) -> str:
+    """What a regular file of bearable size holds: no pipe that never ends, no device."""
+    # Not to wait for whoever would write into a pipe.
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
+            raise EvaluationError(
+                f"{path}: expected the state of an evaluation, a regular file of at most "
+                f"{_LARGEST >> 20} MiB; give another path"
+            )
+        return file.read(_LARGEST).decode("utf-8")
 
 
 def digest_of(*parts: Tensor | str) -> str:

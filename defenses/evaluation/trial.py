@@ -2,10 +2,9 @@
 
 import base64
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, final
 
-import numpy as np
 import torch
 from rich.progress import Progress
 from torch import Tensor, nn
@@ -15,6 +14,7 @@ from defenses.errors import EvaluationError
 from defenses.evaluation.images import ImageSource
 from defenses.evaluation.journal import digest_of
 from defenses.evaluation.progress import counted
+from defenses.evaluation.remembered import FOOLED, SURVIVED, UNTRIED, Remembered
 from defenses.evaluation.report import AdversarialExamples
 from defenses.scope import attack_scope, check_logits, home_of
 from defenses.threat import ThreatModel
@@ -22,8 +22,7 @@ from defenses.threat import ThreatModel
 __all__ = ["Trial", "derived_seed"]
 
 _EXAMPLES = 8
-_FOOLED, _SURVIVED, _UNTRIED = 0, 1, -1
-_OUTCOMES: Mapping[int, bool | None] = {_FOOLED: False, _SURVIVED: True, _UNTRIED: None}
+_OUTCOMES: Mapping[int, bool | None] = {FOOLED: False, SURVIVED: True, UNTRIED: None}
 
 
 @final
@@ -68,23 +67,23 @@ class Trial:
         self._outcomes: dict[str, Tensor] = {}
         self._shown: dict[int, tuple[Tensor, int]] = {}
 
-    def resume(self, content: Mapping[str, Any]) -> None:
-        """Takes over what `content` of an interrupted trial holds.
+    def resume(self, content: Mapping[str, Any], *, names: Sequence[str], exhaustive: bool) -> None:
+        """Takes over what `content` of an interrupted trial with these attacks holds.
 
         Raises:
-            EvaluationError: The model no longer answers as it did.
+            EvaluationError: The model no longer answers as it did, or no trial leaves this.
         """
-        if content["predictions"] != self.predictions.tolist():
+        if content.get("predictions") != self.predictions.tolist():
             raise EvaluationError(
                 "state: the model sees other classes in the clean images than when it was written; "
                 "give another path"
             )
-        self._outcomes = {
-            name: torch.tensor(row, dtype=torch.int8) for name, row in content["outcomes"].items()
-        }
-        for key, (shape, pixels, prediction) in content["shown"].items():
-            values = np.frombuffer(base64.b64decode(pixels), np.float32).copy()
-            self._shown[int(key)] = (torch.from_numpy(values).reshape(shape), int(prediction))
+        found = Remembered.read(content, names=names, correct=self._correct, exhaustive=exhaustive)
+        if found.shown:
+            clean = self._source.images(self._indices[list(found.shown)])
+            clean = self._at_home(clean).cpu()
+            found.check_shown(clean, classes=self.classes, threat=self._threat)
+        self._outcomes, self._shown = dict(found.outcomes), dict(found.shown)
 
     def content(self) -> dict[str, Any]:
         """What `resume` needs, as JSON-able values."""
@@ -114,10 +113,10 @@ class Trial:
         """
         standing = self._correct if exhaustive else self._standing(before=name)
         row = self._outcomes.setdefault(
-            name, torch.full_like(self.labels, _UNTRIED, dtype=torch.int8)
+            name, torch.full_like(self.labels, UNTRIED, dtype=torch.int8)
         )
         for number, part in self._batches(name, standing.nonzero().flatten()):
-            if int(row[part[0]]) != _UNTRIED:
+            if int(row[part[0]]) != UNTRIED:
                 continue
             seed = derived_seed(self._seed, f"{name}/{number}")
             images = self._at_home(self._source.images(self._indices[part]))
@@ -172,7 +171,7 @@ class Trial:
         for name, row in self._outcomes.items():
             if name == before:
                 break
-            standing &= row != _FOOLED
+            standing &= row != FOOLED
         return standing
 
     def _at_home(self, images: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from typing import Any, final
+from typing import Any, TypeGuard, final
 
 import numpy as np
 import torch
@@ -18,7 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defenses.errors import EvaluationError
-from defenses.evaluation.images import ImageSource, ImageTensors, MapDataset, choose_images
+from defenses.evaluation.images import (
+    ImageSource,
+    ImageTensors,
+    MapDataset,
+    check_question,
+    choose_images,
+)
 from defenses.evaluation.journal import Journal, digest_of, digest_of_model
 from defenses.evaluation.progress import progress_bar
 from defenses.scope import attack_scope, check_logits, home_of
@@ -28,6 +34,8 @@ from defenses.smoothing.smoothing import Smoothing
 from defenses.threat import ThreatModel
 
 __all__ = ["certify"]
+
+_UNIT = ThreatModel(norm="l2", eps=1.0)  # for its bounds
 
 
 def certify(
@@ -75,10 +83,9 @@ def certify(
         >>> [round(radius, 1) for radius in report.radii]  # the true ones are 0.71 and 0.14
         [0.6, 0.1]
     """
-    if batch_size < 1 or not 0 <= seed < 2**63:
-        raise EvaluationError(
-            f"expected batch_size >= 1 and a seed in [0, 2**63), got {batch_size} and {seed}"
-        )
+    if not isinstance(smoothing, Smoothing):
+        raise EvaluationError(f"smoothing: expected a Smoothing, got {type(smoothing).__name__}")
+    check_question(model, _UNIT, batch_size=batch_size, seed=seed)
     noise = GridNoise(smoothing.sigma)
     chosen = _Chosen.read(data, images, seed)
     smoothing.check_sampler(noise.error * chosen.levels[0].numel())
@@ -88,7 +95,7 @@ def certify(
         "settings": digest_of(repr(smoothing), str(seed)),
     }
     journal = Journal(state, identity)
-    found = _Found.resumed(journal.found)
+    found = _Found.resumed(journal.found, len(chosen), smoothing)
     with attack_scope(model, seed=seed), torch.no_grad(), progress_bar(shown=progress) as bar:
         task = bar.add_task("certify", total=len(chosen), completed=len(found.hits), speed="")
         voter = _Voter(model, noise, chosen, batch_size)
@@ -121,7 +128,7 @@ class _Chosen:
     @classmethod
     def read(cls, data: MapDataset | ImageTensors, count: int | None, seed: int) -> "_Chosen":
         """Reads and checks all of them before hours are spent on the first."""
-        source = ImageSource(data, ThreatModel(norm="l2", eps=1.0))
+        source = ImageSource(data, _UNIT)
         indices = choose_images(len(source), count, torch.Generator().manual_seed(seed))
         pixels = source.images(indices).cpu()
         levels = (pixels * LEVELS).round()
@@ -160,15 +167,36 @@ class _Found:
     hits: list[int]
 
     @classmethod
-    def resumed(cls, content: dict[str, Any]) -> "_Found":
-        """What a state file holds, or nothing yet."""
-        return cls(**content) if content else cls(classes=0, selected=[], hits=[])
+    def resumed(cls, content: dict[str, Any], count: int, smoothing: Smoothing) -> "_Found":
+        """What a state file holds, or nothing yet; refused where no certification leaves it."""
+        if not content:
+            return cls(classes=0, selected=[], hits=[])
+        classes, selected, hits = (content.get(key) for key in ("classes", "selected", "hits"))
+        if (
+            type(classes) is not int
+            or classes < 2
+            or not _all_within(selected, classes - 1)
+            or not _all_within(hits, smoothing.samples)
+            or not 0 < len(selected) == len(hits) <= count
+        ):
+            raise EvaluationError(
+                f"state: expected a class and at most {smoothing.samples} hits for each of at most "
+                f"{count} images; no certification leaves this one, give another path"
+            )
+        return cls(classes=classes, selected=selected, hits=hits)
 
     def add(self, selected: Tensor, hits: Tensor, classes: int) -> None:
         """Appends a block of images."""
         self.classes = classes
         self.selected += selected.tolist()
         self.hits += hits.tolist()
+
+
+def _all_within(values: object, most: int) -> TypeGuard[list[int]]:
+    """Whether it is a list of whole numbers from 0 to `most`."""
+    return isinstance(values, list) and all(
+        type(value) is int and 0 <= value <= most for value in values
+    )
 
 
 def _certify_block(
