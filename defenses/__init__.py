@@ -27,6 +27,7 @@ from defenses.evaluation.comparison import PairedComparison, compare
 from defenses.evaluation.counting import wilson_interval
 from defenses.evaluation.evaluation import evaluate
 from defenses.evaluation.report import AdversarialExamples, RobustnessReport
+from defenses.evaluation.rerun import rerun
 from defenses.poisoning.obedience import PoisoningAttack, PoisoningReport, attack_success_rate
 from defenses.poisoning.poisoning import (
     LabelFlip,
@@ -104,6 +105,7 @@ __all__ = [
     "flip_labels",
     "plant_trigger",
     "replayed",
+    "rerun",
     "spectral_scan",
     "wilson_interval",
 ]

@@ -121,6 +121,13 @@ class Attack:
         if len(images) == 0:
             return clean
         with attack_scope(model, seed=seed):
+            clean, labels = _recordable(clean), _recordable(labels)
+            targets = None if targets is None else _recordable(targets)
+            if any(each.is_inference() for each in (*model.parameters(), *model.buffers())):
+                raise AttackError(
+                    "model: it was made under torch.inference_mode, so that no gradient can be "
+                    "taken through it; make or copy it outside"
+                )
             found = self.search(self, model, clean.clone(), labels, targets)
             found = self._check_promise(clean, found)
         # Another precision rounds differently: what was inside to float32 is moved back inside.
@@ -317,6 +324,11 @@ def _check_batch(images: Tensor, classes: Tensor, what: str) -> None:
         )
     if len(classes) and int(classes.min()) < 0:
         raise AttackError(f"{what}: expected 0 or more, got {int(classes.min())}")
+
+
+def _recordable(values: Tensor) -> Tensor:
+    """The values as autograd may save them: not made under `torch.inference_mode`."""
+    return values.clone() if values.is_inference() else values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,12 +11,14 @@ judge whether the figures can be believed, and a `report` holds what was found.
 import os
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from dataclasses import fields
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import torch
 from torch import nn
 
-from defenses.attacks.attack import Attack
+from defenses.attacks.attack import Attack, Setting
 from defenses.checks.checks import CheckSettings, judge, judged_before
 from defenses.checks.subject import Subject
 from defenses.checks.verdict import Verdict
@@ -50,6 +52,7 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
     seed: int = 0,
     exhaustive: bool = False,
     verdicts: bool | CheckSettings = False,
+    examples: int | None = 8,
     state: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> RobustnessReport:
@@ -82,8 +85,14 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
             another has fooled.
         verdicts: Check too whether the figures can be believed (`defenses.check`), with
             these settings or with the usual ones.
+        examples: How many images to keep with what the attacks made of them, at least 0; None
+            keeps every one that was attacked.
         state: A file that is written after every batch, and read at the start if it is there.
         progress: Show a bar on stderr when that is a terminal.
+
+    The report says all that it rests on, and `rerun` does it again from there. Where an attack, the
+    model or Ctrl-C ends the evaluation early, the error goes through, and has the report of what
+    the attacks before it found as its attribute `report`.
 
     Raises:
         ThreatModelError: The images are not in the bounds.
@@ -101,13 +110,20 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
     """
     check_question(model, threat, batch_size=batch_size, seed=seed)
     named = named_attacks(attacks, threat)
-    checked = CheckSettings() if verdicts is True else verdicts or None
-    if not isinstance(checked, CheckSettings | None):
-        raise EvaluationError(f"verdicts: expected a bool or CheckSettings, got {verdicts!r}")
+    checked = _asked_for(verdicts)
     source = ImageSource(data, threat)
     indices = choose_images(len(source), samples, torch.Generator().manual_seed(seed))
     with attack_scope(model, seed=seed), progress_bar(shown=progress) as bar:
-        trial = Trial(model, source, indices, threat, batch_size=batch_size, seed=seed, bar=bar)
+        trial = Trial(
+            model,
+            source,
+            indices,
+            threat,
+            batch_size=batch_size,
+            seed=seed,
+            examples=examples,
+            bar=bar,
+        )
         subject = None
         if checked is not None:
             subject = Subject(
@@ -121,23 +137,70 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
                 seed=seed,
                 bar=bar,
             )
-        run = f"seed {seed}, batches of {batch_size}, exhaustive {exhaustive}, {_told(checked)}"
+        run = (
+            f"seed {seed}, batches of {batch_size}, exhaustive {exhaustive}, {examples} examples, "
+            f"{_told(checked)}"
+        )
+        conditions = {
+            "threat": threat,
+            "seed": seed,
+            "batch_size": batch_size,
+            "exhaustive": exhaustive,
+            "model": digest_of_model(model),
+            "data": str(getattr(data, "name", "")),
+            "checks": _settings(checked),
+        }
         journal = Journal(state, _identity(model, trial.images, threat, named, run))
-        verdicts_found = _work(trial, subject, named, journal, exhaustive=exhaustive)
-    return RobustnessReport(
-        threat=threat,
-        classes=trial.classes,
-        indices=tuple(indices.tolist()),
-        labels=tuple(trial.labels.tolist()),
-        predictions=tuple(trial.predictions.tolist()),
-        outcomes=trial.outcomes(),
-        settings={name: each.settings for name, each in named.items()},
-        seed=seed,
-        images=trial.images,
-        versions=_versions(),
-        verdicts=verdicts_found,
-        examples=trial.examples(),
-    )
+        done = _Done(trial, named, conditions)
+        try:
+            _work(trial, subject, named, journal, done, exhaustive=exhaustive)
+        except BaseException as error:
+            done.tell(error)
+            raise
+    return done.report()
+
+
+class _Done:
+    """What is finished, and the report of it; a class because an interruption asks in the middle.
+
+    Args:
+        trial: The trial under way.
+        named: The attacks, in order.
+        conditions: The fields of the report that are known beforehand.
+    """
+
+    def __init__(
+        self, trial: Trial, named: Mapping[str, Attack], conditions: Mapping[str, Any]
+    ) -> None:
+        self._trial, self._named, self._conditions = trial, named, conditions
+        self.attacks: list[str] = []
+        self.verdicts: list[Verdict] = []
+
+    def report(self) -> RobustnessReport:
+        """Of the attacks that have ended, and the verdicts that were reached."""
+        trial, outcomes = self._trial, self._trial.outcomes()
+        return RobustnessReport(
+            classes=trial.classes,
+            indices=tuple(trial.indices.tolist()),
+            labels=tuple(trial.labels.tolist()),
+            predictions=tuple(trial.predictions.tolist()),
+            outcomes={name: outcomes[name] for name in self.attacks},
+            settings={name: self._named[name].settings for name in self.attacks},
+            images=trial.images,
+            versions=_versions(),
+            verdicts=tuple(self.verdicts),
+            examples=trial.examples(),
+            **self._conditions,
+        )
+
+    def tell(self, error: BaseException) -> None:
+        """Gives what is finished to whoever catches the error, as its attribute `report`."""
+        if self.attacks:
+            vars(error)["report"] = self.report()
+            error.add_note(
+                f"what {', '.join(self.attacks)} found is in the `report` of this error; give "
+                "`state` to go on from there"
+            )
 
 
 def _work(
@@ -145,26 +208,43 @@ def _work(
     subject: Subject | None,
     named: Mapping[str, Attack],
     journal: Journal,
+    done: _Done,
     *,
     exhaustive: bool,
-) -> tuple[Verdict, ...]:
+) -> None:
     """Does what the journal does not hold yet, and writes it down piece by piece."""
-    judged: list[Verdict] = []
     if journal.found:
         trial.resume(journal.part("trial", dict), names=list(named), exhaustive=exhaustive)
-        judged = judged_before(journal.part("verdicts", list))
+        done.verdicts += judged_before(journal.part("verdicts", list))
 
     def remember() -> None:
-        verdicts = [verdict.to_dict() for verdict in judged]
+        verdicts = [verdict.to_dict() for verdict in done.verdicts]
         journal.write({"trial": trial.content(), "verdicts": verdicts})
 
     for name, search in named.items():
         for _ in trial.attack(name, search, exhaustive=exhaustive):
             remember()
-    for verdict in () if subject is None else judge(subject, tuple(judged)):
-        judged.append(verdict)
+        done.attacks.append(name)
+    for verdict in () if subject is None else judge(subject, tuple(done.verdicts)):
+        done.verdicts.append(verdict)
         remember()
-    return tuple(judged)
+
+
+def _settings(checked: CheckSettings | None) -> dict[str, Setting]:
+    """The settings of the checks as plain values; of the surrogate its digest."""
+    if checked is None:
+        return {}
+    plain = {each.name: getattr(checked, each.name) for each in fields(checked)}
+    surrogate = plain["surrogate"]
+    return plain | {"surrogate": "" if surrogate is None else digest_of_model(surrogate)}
+
+
+def _asked_for(verdicts: object) -> CheckSettings | None:
+    """The settings of the checks, None for no checks."""
+    checked = CheckSettings() if verdicts is True else verdicts or None
+    if not isinstance(checked, CheckSettings | None):
+        raise EvaluationError(f"verdicts: expected a bool or CheckSettings, got {verdicts!r}")
+    return checked
 
 
 def _told(settings: CheckSettings | None) -> str:
@@ -190,4 +270,13 @@ def _identity(
 def _versions() -> dict[str, str]:
     """What the figures depend on, apart from the model and the data."""
     packages = ("torch", "torchattacks", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    ours = {"python": platform.python_version(), "secure-cnn": _own_version()}
+    return ours | {name: version(name) for name in packages}
+
+
+def _own_version() -> str:
+    """Ours, where it is installed and not only lies on the path."""
+    try:
+        return version("secure-cnn")
+    except PackageNotFoundError:
+        return "not installed"

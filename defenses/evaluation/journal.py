@@ -137,8 +137,16 @@ def digest_of(*parts: Tensor | str) -> str:
     return total.hexdigest()
 
 
+def _settings_of(layer: nn.Module) -> str:
+    """What a layer prints of itself, such as its stride."""
+    try:
+        return layer.extra_repr()
+    except Exception:  # a layer of somebody's own may fail at printing itself
+        return ""
+
+
 def digest_of_model(model: nn.Module) -> str:
-    """SHA-256 of a model's layers by name and class, parameters and buffers.
+    """SHA-256 of a model's layers by name, class and printed settings, parameters and buffers.
 
     Code that a class holds is not in it: edit a `forward`, and the digest stays.
 
@@ -147,7 +155,7 @@ def digest_of_model(model: nn.Module) -> str:
         False
     """
     layers = "".join(
-        f"{name}:{type(layer).__module__}.{type(layer).__qualname__};"
+        f"{name}:{type(layer).__module__}.{type(layer).__qualname__}({_settings_of(layer)});"
         for name, layer in model.named_modules()
     )
     tensors: list[Tensor | str] = [layers]

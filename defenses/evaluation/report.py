@@ -11,18 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
+from safetensors.torch import save as safetensors
 from torch import Tensor
 
 from defenses.attacks.attack import Setting
 from defenses.checks.verdict import Verdict
 from defenses.errors import DefenseError, EvaluationError
 from defenses.evaluation.counting import wilson_interval
-from defenses.evaluation.writing import write_text
+from defenses.evaluation.writing import write_bytes, write_text
 from defenses.threat import ThreatModel
 
 __all__ = ["AdversarialExamples", "RobustnessReport", "wilson_interval"]
 
-_SCHEMA = 2
+_SCHEMA = 3
 _SIGNS: Mapping[bool | None, str] = {True: "1", False: "0", None: "-"}
 _OUTCOMES = {sign: outcome for outcome, sign in _SIGNS.items()}
 
@@ -30,9 +31,10 @@ _OUTCOMES = {sign: outcome for outcome, sign in _SIGNS.items()}
 @final
 @dataclass(frozen=True, kw_only=True)
 class AdversarialExamples:
-    """A few images with what the attacks made of them.
+    """Images with what the attacks made of them.
 
     Attributes:
+        indices: Which images of the data set, int64, [k].
         clean: Images, floating point in the threat model's bounds, [k, channels, height, width].
         adversarial: For each the one that fooled the model, or the last that did not.
         labels: True classes, int64, [k].
@@ -40,13 +42,29 @@ class AdversarialExamples:
 
     Example:
         >>> AdversarialExamples.__dataclass_fields__.keys()
-        dict_keys(['clean', 'adversarial', 'labels', 'predictions'])
+        dict_keys(['indices', 'clean', 'adversarial', 'labels', 'predictions'])
     """
 
+    indices: Tensor
     clean: Tensor
     adversarial: Tensor
     labels: Tensor
     predictions: Tensor
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes them as one safetensors file, whole or not at all; tensors named as here.
+
+        Raises:
+            EvaluationError: There is something else than a regular file.
+            OSError: The folder cannot be written to; a file already there is left as it was.
+        """
+        names = ("indices", "clean", "adversarial", "labels", "predictions")
+        write_bytes(
+            path,
+            safetensors(
+                {name: getattr(self, name).detach().cpu().clone().contiguous() for name in names}
+            ),
+        )
 
 
 @final
@@ -67,10 +85,16 @@ class RobustnessReport:
         outcomes: By attack, in order: did image i survive it; None where it was not tried, [n].
         settings: By attack, every constant it ran with.
         seed: What chose the images and every random start.
+        batch_size: Images a forward pass.
+        exhaustive: Whether every attack was tried on every image that was right at first.
         images: SHA-256 of the images and labels.
+        model: SHA-256 of the model's layers with their settings, parameters and buffers.
+        data: What the data set is called, where it has a name.
+        checks: The settings of the checks; empty where none ran.
         versions: Of the packages involved.
         verdicts: Of the checks on whether the figures can be believed; empty where none ran.
-        examples: Up to 8 images with their attacked versions; not in `to_dict`.
+        examples: Up to 8 images with their attacked versions, or as many as were asked for; not
+            in `to_dict`.
 
     Raises:
         EvaluationError: The parts do not fit together.
@@ -98,6 +122,11 @@ class RobustnessReport:
     seed: int
     images: str
     versions: Mapping[str, str]
+    batch_size: int = 256
+    exhaustive: bool = False
+    model: str = ""
+    data: str = ""
+    checks: Mapping[str, Setting] = field(default_factory=dict)
     verdicts: tuple[Verdict, ...] = ()
     examples: AdversarialExamples | None = field(default=None, compare=False, repr=False)
 
@@ -242,7 +271,12 @@ class RobustnessReport:
             },
             "settings": {name: dict(settings) for name, settings in self.settings.items()},
             "seed": self.seed,
+            "batch_size": self.batch_size,
+            "exhaustive": self.exhaustive,
             "images": self.images,
+            "model": self.model,
+            "data": self.data,
+            "checks": dict(self.checks),
             "versions": dict(self.versions),
             "verdicts": [verdict.to_dict() for verdict in self.verdicts],
             "summary": self._summary(),
@@ -259,7 +293,7 @@ class RobustnessReport:
             >>> RobustnessReport.from_dict({"schema": 1})
             Traceback (most recent call last):
             ...
-            defenses.errors.EvaluationError: expected a report of schema 2, got 1
+            defenses.errors.EvaluationError: expected a report of schema 3, got 1
         """
         if values.get("schema") != _SCHEMA:
             raise EvaluationError(
@@ -280,7 +314,12 @@ class RobustnessReport:
                 },
                 settings={name: dict(each) for name, each in values["settings"].items()},
                 seed=int(values["seed"]),
+                batch_size=int(values["batch_size"]),
+                exhaustive=bool(values["exhaustive"]),
                 images=str(values["images"]),
+                model=str(values["model"]),
+                data=str(values["data"]),
+                checks=dict(values["checks"]),
                 versions=dict(values["versions"]),
                 verdicts=tuple(map(Verdict.from_dict, values["verdicts"])),
             )

@@ -33,6 +33,7 @@ class Trial:
     trial that starts from the `content` of an interrupted one ends as that would have.
 
     Attributes:
+        indices: Which images of the data set, [n].
         labels: True classes of the chosen images, [n].
         predictions: What the model sees in them, [n].
         classes: How many it tells apart.
@@ -48,9 +49,14 @@ class Trial:
         *,
         batch_size: int,
         seed: int,
+        examples: int | None = _EXAMPLES,
         bar: Progress,
     ) -> None:
+        if examples is not None and (type(examples) is not int or examples < 0):
+            raise EvaluationError(f"examples: expected a number of images, got {examples!r}")
+        self._kept = len(indices) if examples is None else examples
         self._model, self._source, self._indices = model, source, indices
+        self.indices = indices
         self._threat, self._batch_size = threat, batch_size
         self._seed, self._bar = seed, bar
         self.labels = source.labels(indices)
@@ -63,7 +69,7 @@ class Trial:
         self.images = digest_of(*digests, self.labels)
         self.predictions = torch.cat(predictions)
         self._correct = self.predictions == self.labels
-        self._first = set(self._correct.nonzero().flatten()[:_EXAMPLES].tolist())
+        self._first = set(self._correct.nonzero().flatten()[: self._kept].tolist())
         self._outcomes: dict[str, Tensor] = {}
         self._shown: dict[int, tuple[Tensor, int]] = {}
 
@@ -140,10 +146,11 @@ class Trial:
             return None
         fooled = [position for position in self._shown if self._is_fooled(position)]
         others = [position for position in self._shown if position not in fooled]
-        enough = max(_EXAMPLES // 2, _EXAMPLES - len(others))
-        positions = sorted((fooled[:enough] + others)[:_EXAMPLES])
+        enough = max(self._kept // 2, self._kept - len(others))
+        positions = sorted((fooled[:enough] + others)[: self._kept])
         shown = [self._shown[position] for position in positions]
         return AdversarialExamples(
+            indices=self._indices[positions],
             clean=self._source.images(self._indices[positions]).cpu().float(),
             adversarial=torch.stack([image for image, _ in shown]),
             labels=self.labels[positions],
@@ -156,7 +163,7 @@ class Trial:
             fooled = int(predictions[row]) != int(self.labels[position])
             if position in self._shown and self._is_fooled(position):
                 continue
-            wanted = fooled and sum(map(self._is_fooled, self._shown)) < _EXAMPLES
+            wanted = fooled and sum(map(self._is_fooled, self._shown)) < self._kept
             if wanted or position in self._first:
                 image = adversarial[row].detach().cpu().float()
                 self._shown[position] = (image, int(predictions[row]))

@@ -2,7 +2,9 @@
 
 import json
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -32,6 +34,10 @@ from secure_cnn.report.robustness import RobustnessRecord
 __all__ = ["evaluate"]
 
 _MISSED = 7
+_NO_THREAT = (
+    "--attack, --surrogate, --exhaustive, --save-images, --state, --out and --require robust: the "
+    "checkpoint claims no robustness; say how large the perturbations are with --eps"
+)
 
 
 def evaluate(
@@ -86,6 +92,10 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Folder for robustness.json and robustness.html.")
     ] = None,
+    save_images: Annotated[
+        Path | None,
+        typer.Option(help="Write all attacked images, before and after, to a safetensors file."),
+    ] = None,
     identity: IdentityFile = None,
     passphrase_file: PassphraseFile = None,
     trusted: Trusted = None,
@@ -100,17 +110,14 @@ def evaluate(
     loaded = read_model(checkpoint, unlocking=unlocking)
     images = _images(loaded, data, checkpoint)
     threat = _threat(loaded, eps, norm)
-    kept = state is not None and certify is None
-    demanded = any(each.attacked for each in requirements)
-    if threat is None and (kept or out or demanded or attack or surrogate or exhaustive):
-        raise RunError(
-            "--attack, --surrogate, --exhaustive, --state, --out and --require robust: the "
-            "checkpoint claims no robustness; say how large the perturbations are with --eps"
-        )
+    attacking = bool(attack or surrogate or exhaustive or save_images or out)
+    kept, demanded = state is not None and certify is None, any(e.attacked for e in requirements)
+    if threat is None and (attacking or kept or demanded):
+        raise RunError(_NO_THREAT)
     found = evaluate_model(loaded.model, images.test, images.spec.classes)
     robust = None
     if threat is not None:
-        robust = defenses.evaluate(
+        attacked = defenses.evaluate(
             loaded.model,
             images.test,
             threat,
@@ -119,18 +126,22 @@ def evaluate(
             seed=seed,
             exhaustive=exhaustive,
             verdicts=verdicts and _check_settings(surrogate, unlocking),
+            examples=None if save_images else 8,
             state=state,
         )
-    proven = _certified(loaded, images, certify, samples, seed, state)
-    _show(found, robust, proven)
-    if json_file is not None:
-        _write_json(json_file, found, robust, proven)
-    if out is not None and robust is not None:
-        _write_page(out, loaded, images, robust, proven)
+        robust = replace(attacked, data=images.name)
+    _show(found, robust)
+    if save_images is not None:
+        _save_images(save_images, robust)
+    keep = partial(_keep, json_file, out, loaded, images, found, robust)
+    keep(None)  # what is finished is not lost with what comes after it
+    if certify is not None:
+        proven = _certified(loaded, images, certify, samples, seed, state)
+        Terminal().print(_certificates(proven))
+        keep(proven)
     missed = [words for each in requirements if (words := each.missed(found.accuracy, robust))]
     if missed:
-        errors = Terminal(stderr=True)
-        errors.print("\n".join(missed), style="bold red")
+        Terminal(stderr=True).print("\n".join(missed), style="bold red")
         raise typer.Exit(_MISSED)
 
 
@@ -158,14 +169,12 @@ def _check_settings(surrogate: Path | None, unlocking: Unlocking | None) -> Chec
 def _certified(
     loaded: LoadedModel,
     images: ImageData,
-    sigma: float | None,
+    sigma: float,
     samples: int,
     seed: int,
     state: Path | None,
-) -> defenses.CertificationReport | None:
+) -> defenses.CertificationReport:
     """What smoothing proves of as many images as were attacked."""
-    if sigma is None:
-        return None
     return defenses.certify(
         loaded.model,
         images.test,
@@ -176,20 +185,42 @@ def _certified(
     )
 
 
-def _show(
-    found: ClassificationReport,
-    robust: defenses.RobustnessReport | None,
-    proven: defenses.CertificationReport | None,
-) -> None:
-    """Prints the figures, then each attack's and the verdicts, then what was proven."""
+def _save_images(path: Path, robust: defenses.RobustnessReport | None) -> None:
+    """Every image that was attacked, with what the attacks made of it."""
+    if robust is None or robust.examples is None:
+        message("note: no image was attacked, so that there is none to save")
+        return
+    try:
+        robust.examples.save(path)
+    except OSError as error:
+        raise RunError(f"{path}: expected a place to write to: {error.strerror}") from error
+    message(f"images: {path}")
+
+
+def _show(found: ClassificationReport, robust: defenses.RobustnessReport | None) -> None:
+    """Prints the figures, then each attack's and the verdicts."""
     console = Terminal()
     console.print(_table(found, robust))
     if robust is not None:
         console.print(_attacks(robust))
         if robust.verdicts:
             console.print(_verdicts(robust))
-    if proven is not None:
-        console.print(_certificates(proven))
+
+
+def _keep(
+    json_file: Path | None,
+    out: Path | None,
+    loaded: LoadedModel,
+    images: ImageData,
+    found: ClassificationReport,
+    robust: defenses.RobustnessReport | None,
+    proven: defenses.CertificationReport | None,
+) -> None:
+    """Writes what is known where it was asked for."""
+    if json_file is not None:
+        _write_json(json_file, found, robust, proven)
+    if out is not None and robust is not None:
+        _write_page(out, loaded, images, robust, proven)
 
 
 def _write_json(
@@ -241,9 +272,12 @@ def _examples(
     loaded: LoadedModel, images: ImageData, robust: defenses.RobustnessReport
 ) -> Examples | None:
     """A few attacked test images for the page."""
-    found = robust.examples
-    if found is None:
+    if robust.examples is None:
         return None
+    names = ("indices", "clean", "adversarial", "labels", "predictions")
+    found = defenses.AdversarialExamples(
+        **{name: getattr(robust.examples, name)[:8] for name in names}
+    )
     with torch.no_grad():
         before = loaded.model(found.clean).argmax(1)
     return Examples(

@@ -1,0 +1,127 @@
+"""A report that can be run again: all that it rests on is in it, and gives the same figures."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_defenses_evaluation import tensors
+from test_defenses_journal import GENTLE, run, subject
+from torch import nn
+
+from defenses import (
+    CheckSettings,
+    EvaluationError,
+    RobustnessReport,
+    ThreatModel,
+    attack,
+    attack_names,
+    rerun,
+)
+from defenses.evaluation.journal import digest_of_model
+
+FEW = CheckSettings(samples=4, steps=1, queries=1, draws=1, planted=1)
+
+
+def test_a_report_from_json_runs_again_to_the_same_figures():
+    """Verdicts and images too: with the model and the data it needs nothing else."""
+    net, data = subject(n=30)
+    data.name = "shapes"
+    report = run(net, data, samples=20, seed=3, batch_size=7, exhaustive=True, verdicts=FEW)
+    values = json.loads(json.dumps(report.to_dict()))
+    assert {"model", "data", "batch_size", "exhaustive", "checks", "images"} <= values.keys()
+    assert values["data"] == "shapes"
+    assert values["batch_size"] == 7
+    assert values["checks"]["steps"] == 1
+    assert {"secure-cnn", "torch"} <= values["versions"].keys()
+    again = rerun(RobustnessReport.from_dict(values), net, data, progress=False)
+    assert again == report
+    assert again.to_dict()["summary"] == values["summary"]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1", "l0"])
+def test_settings_in_a_report_make_the_same_attack(norm):
+    """Every attack comes back from the plain values that it is written down as."""
+    threat = ThreatModel(norm=norm, eps=2 if norm == "l0" else 0.3)
+    for name in attack_names(norm):
+        made = attack(name, threat)
+        kept = json.loads(json.dumps(made.settings))
+        assert repr(attack(name, threat, **kept)) == repr(made)
+
+
+def test_another_model_or_other_images_are_refused():
+    """Before anything is attacked; a layer's settings belong to the model, as its weights do."""
+    net, data = subject(n=12)
+    report = run(net, data, verdicts=False)
+
+    def forbidden(*_):
+        raise AssertionError("attacked")
+
+    with torch.no_grad():
+        other = subject(n=12)[0]
+        other.head.bias[0] += 1e-3
+    padded = subject(n=12)[0]
+    padded.conv.padding_mode = "circular"
+    for model in (other, padded):
+        with pytest.raises(EvaluationError, match="model"):
+            rerun(report, model, data, own={"fgsm": forbidden}, progress=False)
+    for wrong in (tensors(12), tensors(13), tensors(5)):
+        with pytest.raises(EvaluationError, match="data"):
+            rerun(report, net, wrong, own={"fgsm": forbidden}, progress=False)
+    with pytest.raises(EvaluationError, match="surrogate"):
+        rerun(run(net, data, verdicts=FEW), net, data, surrogate=net, progress=False)
+
+
+def test_an_attack_of_ones_own_has_to_be_given():
+    """By its name in the report."""
+    net, data = subject(n=12)
+
+    def still(model, images, labels):
+        return images
+
+    report = run(net, data, attacks=[still], verdicts=False)
+    with pytest.raises(EvaluationError, match="still"):
+        rerun(report, net, data, progress=False)
+    assert rerun(report, net, data, own={"still": still}, progress=False) == report
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_what_is_finished_is_not_lost_with_what_comes_after_it(error):
+    """The error goes through, with the report of the attacks that had ended."""
+    net, data = subject(n=12)
+    whole = run(net, data, attacks=[attack("fgsm", GENTLE)], verdicts=False)
+
+    def broken(model, images, labels):
+        raise error("planted")
+
+    with pytest.raises(error) as caught:
+        run(net, data, attacks=[attack("fgsm", GENTLE), broken], verdicts=False)
+    assert caught.value.report == whole
+    assert "fgsm" in caught.value.__notes__[0]
+
+
+def test_all_attacked_images_are_kept_and_saved(tmp_path):
+    """As safetensors, with their indices; by default there are eight, and none if none is asked."""
+    net, data = subject(n=40)
+    report = run(net, data, verdicts=False, samples=30, examples=None, state=tmp_path / "s")
+    report.examples.save(tmp_path / "images")
+    saved = load_file(tmp_path / "images")
+    right = [i for i, yes in zip(report.indices, report.correct, strict=True) if yes]
+    assert saved["indices"].tolist() == right
+    torch.testing.assert_close(saved["clean"], data.images[saved["indices"]].float() / 255)
+    assert GENTLE.contains(saved["clean"], saved["adversarial"]).all()
+    fooled = saved["predictions"] != saved["labels"]
+    assert int(fooled.sum()) == sum(report.correct) - sum(report.worst_case)
+    again = run(net, data, verdicts=False, samples=30, examples=None, state=tmp_path / "s")
+    assert torch.equal(again.examples.adversarial, report.examples.adversarial)
+    assert len(run(net, data, verdicts=False).examples.clean) == 8
+    assert run(net, data, verdicts=False, examples=0).examples is None
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(EvaluationError, match="examples"):
+            run(net, data, verdicts=False, examples=wrong)
+
+
+def test_a_model_without_tensors_has_a_digest_too():
+    """Two of other settings are others."""
+    pools = [nn.MaxPool2d(2), nn.MaxPool2d(3), nn.MaxPool2d(2, stride=1)]
+    assert len({digest_of_model(each) for each in pools}) == 3
