@@ -114,29 +114,11 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
     source = ImageSource(data, threat)
     indices = choose_images(len(source), samples, torch.Generator().manual_seed(seed))
     with attack_scope(model, seed=seed), progress_bar(shown=progress) as bar:
-        trial = Trial(
-            model,
-            source,
-            indices,
-            threat,
-            batch_size=batch_size,
-            seed=seed,
-            examples=examples,
-            bar=bar,
-        )
-        subject = None
+        about = (model, source, indices, threat)
+        how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "bar": bar}
+        trial, subject = Trial(*about, examples=examples, **how), None
         if checked is not None:
-            subject = Subject(
-                model,
-                source,
-                indices,
-                threat,
-                checked,
-                attacks=tuple(named.values()),
-                batch_size=batch_size,
-                seed=seed,
-                bar=bar,
-            )
+            subject = Subject(*about, checked, attacks=tuple(named.values()), **how)
         run = (
             f"seed {seed}, batches of {batch_size}, exhaustive {exhaustive}, {examples} examples, "
             f"{_told(checked)}"

@@ -188,8 +188,7 @@ def _certified(
 def _save_images(path: Path, robust: defenses.RobustnessReport | None) -> None:
     """Every image that was attacked, with what the attacks made of it."""
     if robust is None or robust.examples is None:
-        message("note: no image was attacked, so that there is none to save")
-        return
+        return message("note: no image was attacked, so that there is none to save")
     try:
         robust.examples.save(path)
     except OSError as error:
