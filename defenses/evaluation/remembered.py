@@ -20,7 +20,9 @@ from defenses.threat import ThreatModel
 
 __all__ = ["FOOLED", "SURVIVED", "UNTRIED", "Remembered"]
 
-FOOLED, SURVIVED, UNTRIED = 0, 1, -1
+FOOLED = 0
+SURVIVED = 1
+UNTRIED = -1
 
 
 @final

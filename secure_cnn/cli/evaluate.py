@@ -10,13 +10,12 @@ from typing import Annotated, cast
 
 import torch
 import typer
-from rich.table import Table
-from rich.text import Text
 
 import defenses
 from defenses.checks.checks import CheckSettings
 from defenses.threat import Norm
 from secure_cnn.checkpoint import LoadedModel, Unlocking, read_model
+from secure_cnn.cli import evaluate_tables
 from secure_cnn.cli.keys import unlocking_from
 from secure_cnn.cli.options import IdentityFile, PassphraseFile, Trusted, message
 from secure_cnn.cli.requirements import read_requirements
@@ -137,7 +136,7 @@ def evaluate(
     keep(None)  # what is finished is not lost with what comes after it
     if certify is not None:
         proven = _certified(loaded, images, certify, samples, seed, state)
-        Terminal().print(_certificates(proven))
+        Terminal().print(evaluate_tables.certificates(proven))
         keep(proven)
     missed = [words for each in requirements if (words := each.missed(found.accuracy, robust))]
     if missed:
@@ -199,11 +198,11 @@ def _save_images(path: Path, robust: defenses.RobustnessReport | None) -> None:
 def _show(found: ClassificationReport, robust: defenses.RobustnessReport | None) -> None:
     """Prints the figures, then each attack's and the verdicts."""
     console = Terminal()
-    console.print(_table(found, robust))
+    console.print(evaluate_tables.table(found, robust))
     if robust is not None:
-        console.print(_attacks(robust))
+        console.print(evaluate_tables.attacks(robust))
         if robust.verdicts:
-            console.print(_verdicts(robust))
+            console.print(evaluate_tables.verdicts(robust))
 
 
 def _keep(
@@ -323,86 +322,3 @@ def _images(loaded: LoadedModel, data: str | None, checkpoint: Path) -> ImageDat
             "--data"
         )
     return images
-
-
-def _table(found: ClassificationReport, robust: defenses.RobustnessReport | None) -> Table:
-    """Clean and robust figures, overall and per class."""
-    table = Table()
-    table.add_column("")
-    table.add_column("clean", justify="right")
-    recalls = [found.recall]
-    if robust is not None:
-        threat = robust.threat
-        title = (
-            f"{' and '.join(robust.robust)}, {threat.norm} {threat.eps:g}, {robust.samples} images"
-        )
-        table.add_column(title, justify="right")
-        recalls.append(robust.worst_case_recall)
-    low, high = robust.worst_case_interval if robust else (0.0, 0.0)
-    table.add_row(
-        "accuracy",
-        _percent(found.accuracy),
-        *(
-            [f"{_percent(robust.worst_case_accuracy)} ({100 * low:.1f}-{100 * high:.1f})"]
-            if robust
-            else []
-        ),
-    )
-    table.add_row(
-        "macro recall",
-        _percent(found.macro_recall),
-        *([_percent(robust.worst_case_macro_recall)] if robust else []),
-        end_section=True,
-    )
-    for index, name in enumerate(found.classes):
-        table.add_row(f"recall of {name}", *(_percent(recall[index]) for recall in recalls))
-    return table
-
-
-def _attacks(robust: defenses.RobustnessReport) -> Table:
-    """How many images each attack was tried on and fooled, and what is left after it."""
-    table = Table()
-    for name in ("attack", "tried on", "fooled", "alone", "after it and those before"):
-        table.add_column(name, justify="left" if name == "attack" else "right")
-    for name, accuracy in robust.attack_accuracy.items():
-        low, high = robust.attack_intervals[name]
-        table.add_row(
-            name,
-            str(robust.tried[name]),
-            str(robust.fooled[name]),
-            _percent(robust.individual_accuracy[name]),
-            f"{_percent(accuracy)} ({100 * low:.1f}-{100 * high:.1f})",
-        )
-    return table
-
-
-def _verdicts(robust: defenses.RobustnessReport) -> Table:
-    """Each check with its outcome and what was found."""
-    table = Table()
-    for name in ("what should hold", "verdict", "found"):
-        table.add_column(name)
-    styles = {"pass": "green", "fail": "bold red", "not checked": "dim"}
-    for each in robust.verdicts:
-        words = "FAIL" if each.outcome == "fail" else each.outcome
-        table.add_row(each.name, Text(words, styles[each.outcome]), each.sentence)
-    return table
-
-
-def _certificates(proven: defenses.CertificationReport) -> Table:
-    """Certified accuracy at a few radii, with the conditions of the proof."""
-    smoothing, points = proven.smoothing, proven.curve(points=7)
-    table = Table(
-        title=f"proven by smoothing, sigma {smoothing.sigma:g}, {smoothing.samples} samples, "
-        f"alpha {smoothing.alpha:g}, {len(proven.indices)} images"
-    )
-    for name in ("l2 radius", "certified accuracy", "95 % interval"):
-        table.add_column(name, justify="right")
-    for point in points:
-        low, high = point.interval
-        interval = f"{100 * low:.1f}-{100 * high:.1f}"
-        table.add_row(f"{point.radius:.2f}", _percent(point.accuracy), interval)
-    return table
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f} %"
