@@ -18,7 +18,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.interruption import StopRequest, stop_here
 from secure_cnn.recipe import RunFolder
 from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
-from secure_cnn.report import RunRecord
+from secure_cnn.report import ResultRecord, RunRecord
 
 # One noised step of an expected 16 of 64 images; four an epoch.
 PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "batch_size": 16, "epochs": 3}
@@ -311,14 +311,15 @@ def test_a_forged_record_changes_no_signed_claim(recipe, stopped_after, keys):
     for epoch in document["epochs"]:
         epoch |= {"epsilon": 0.1, "test_accuracy": 1.0}
     classes = len(part.record.data.classes)
-    document["results"] = [
-        {
-            **{"variant": "private", "accuracy": 1.0, "macro_recall": 1.0, "epsilon": 0.1},
-            **{"recall": [1.0] * classes, "confusion": [[0] * classes] * classes},
-            **{"robust_accuracy": None, "robust_low": None, "robust_high": None},
-            **{"robust_recall": None, "attacks": {}},
-        }
-    ]
+    best = ResultRecord(
+        variant="private",
+        accuracy=1.0,
+        macro_recall=1.0,
+        recall=(1.0,) * classes,
+        confusion=((0,) * classes,) * classes,
+        epsilon=0.1,
+    )
+    document["results"] = replace(part.record, results=(best,)).to_dict()["results"]
     part.folder.record.write_text(json.dumps(document))
     done = run(recipe(), **signed(keys), resume=True)
     claims = archive.verify(done.folder.model, trusted=[keys[1].verifier]).claims

@@ -82,7 +82,9 @@ def resume(
             f"{folder.root}: the run has other settings: {', '.join(other)}; resume with its own"
         )
     changed = f"{folder.root}: the data changed since the run began: {recipe.data}"
-    if replace(record.data, fingerprint="") != replace(fresh.data, fingerprint=""):
+    # A keyed fingerprint is compared further below: its key is in the state.
+    told = fresh.data.fingerprint if recipe.epsilon is None else record.data.fingerprint
+    if record.data != replace(fresh.data, fingerprint=told):
         raise RunError(changed)
     _check_sealing(folder, record, sealing, unlocking)
     state = _state_of(recipe, folder, sealing, unlocking)
@@ -97,7 +99,7 @@ def resume(
     uncounted = _uncounted(
         recipe, folder, record, state, fresh.privacy.steps if fresh.privacy else 0
     )
-    told = (_UNCOUNTED.format(uncounted=uncounted),) if uncounted else ()
+    notes = (_UNCOUNTED.format(uncounted=uncounted),) if uncounted else ()
     going_on = replace(
         fresh,
         created=record.created,
@@ -107,7 +109,7 @@ def resume(
         released=record.released,
         epochs=_epochs(record, state),
         results=record.results,
-        notes=tuple(dict.fromkeys((*record.notes, *told))),
+        notes=tuple(dict.fromkeys((*record.notes, *notes))),
     )
     return Resumed(record=going_on, identity=identity, state=state, uncounted=uncounted)
 
