@@ -23,6 +23,22 @@ def test_the_standard_is_the_papers(threat, starts, targets):
     assert all(member.threat == threat and member.radius == threat.eps for member in members)
 
 
+@pytest.mark.parametrize("threat", [LINF, L2, L1])
+def test_plus_and_rand_are_the_references(threat):
+    """Order and constants, spelled out a second time."""
+    assert [(member.name, member.settings) for member in ensemble(threat, "plus")] == [
+        ("apgd", {"steps": 100, "loss": "ce", "restarts": 5}),
+        ("apgd", {"steps": 100, "loss": "dlr", "restarts": 5}),
+        ("fab-untargeted", {"steps": 100, "restarts": 5}),
+        ("square", {"queries": 5000, "largest_share": 0.8, "restarts": 1}),
+        ("apgdt", {"steps": 100, "target_classes": 9}),
+        ("fab", {"steps": 100, "target_classes": 9}),
+    ]
+    assert [(member.name, member.settings) for member in ensemble(threat, "rand")] == [
+        ("apgd", {"steps": 100, "loss": loss, "restarts": 1, "draws": 20}) for loss in ("ce", "dlr")
+    ]
+
+
 @pytest.mark.parametrize("threat", [LINF, L1])
 def test_what_is_cheaper_is_cheaper(threat):
     """The quick ensemble takes a part of the attacks, and no more of any setting."""
@@ -36,7 +52,7 @@ def test_what_is_cheaper_is_cheaper(threat):
 @pytest.mark.parametrize(
     ("threat", "preset", "word"),
     [
-        (LINF, "rand", "expected one of standard, quick; got 'rand'"),
+        (LINF, "cheap", "expected one of standard, plus, rand, quick; got 'cheap'"),
         (ThreatModel(norm="l0", eps=3), "standard", "linf, l2 or l1, got l0"),
     ],
 )
@@ -46,11 +62,11 @@ def test_what_there_is_not_is_refused(threat, preset, word):
         ensemble(threat, preset)
 
 
-def verdicts(threat):
-    """Which images of the toy task withstand the standard ensemble."""
+def verdicts(threat, version):
+    """Which images of the toy task withstand an ensemble."""
     model, images, labels = digits()
     standing = right(model, images, labels)
-    for member in ensemble(threat):
+    for member in ensemble(threat, version):
         rows = standing.nonzero().flatten()
         found = member(model, images[rows], labels[rows], seed=0)
         assert threat.contains(images[rows], found).all()
@@ -59,8 +75,11 @@ def verdicts(threat):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("threat", [LINF, L2, L1])
-def test_its_verdicts_are_the_references(threat):
+@pytest.mark.parametrize(
+    ("threat", "version"),
+    [(LINF, "standard"), (L2, "standard"), (L1, "standard"), (LINF, "plus"), (L2, "plus")],
+)
+def test_its_verdicts_are_the_references(threat, version):
     """On 60 images at most one differs; both leave some and take some."""
     reference = pytest.importorskip(
         "pyautoattack.autoattack", reason="pyautoattack is not installed"
@@ -68,9 +87,9 @@ def test_its_verdicts_are_the_references(threat):
     model, images, labels = digits()
     norm = {"linf": "Linf", "l2": "L2", "l1": "L1"}[threat.norm]
     with attack_scope(model, seed=0):
-        judge = reference.AutoAttack(model, norm=norm, eps=threat.eps, seed=0)
+        judge = reference.AutoAttack(model, norm=norm, eps=threat.eps, seed=0, version=version)
         found, _ = judge.run_standard_evaluation(images, labels)
-    expected, standing = right(model, found, labels), verdicts(threat)
+    expected, standing = right(model, found, labels), verdicts(threat, version)
     assert 5 < expected.sum() < right(model, images, labels).sum() - 5
     assert (expected != standing).sum() <= 1
 

@@ -123,8 +123,9 @@ def test_the_step_is_that_of_the_reference(norm):
     torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["fab", "fab-untargeted"])
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
-def test_on_a_linear_model_it_succeeds_from_the_exact_distance_on(norm):
+def test_on_a_linear_model_it_succeeds_from_the_exact_distance_on(norm, name):
     """The distance to the only boundary is |w.x + b| over the dual length of w."""
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(16, generator=draw)
@@ -135,7 +136,7 @@ def test_on_a_linear_model_it_succeeds_from_the_exact_distance_on(norm):
     dual = weight.norm(p={"linf": 1, "l2": 2, "l1": math.inf}[norm])
     distances = (images.flatten(1) @ weight).abs() / dual
     eps = float(distances.median())
-    found = attack("fab", ThreatModel(norm=norm, eps=eps))(model, images, labels)
+    found = attack(name, ThreatModel(norm=norm, eps=eps))(model, images, labels, seed=0)
     fooled = ~right(model, found, labels)
     assert fooled[distances < 0.99 * eps].all()
     assert not fooled[distances > eps].any()
@@ -173,3 +174,44 @@ def test_it_finds_nearer_images_than_its_radius_asks_for():
     assert fooled.float().mean() > 0.8
     assert reached[fooled].median() < 0.3
     assert math.isfinite(reached.max())
+
+
+@pytest.mark.parametrize("threat", [LINF, L2, L1])
+def test_without_a_target_it_goes_to_the_nearest_of_many_boundaries(threat):
+    """Ten linear classes: fooled from the least distance on, though no class is given.
+
+    The nearest class is for some images not the likeliest, which FAB-T with one target would take.
+    """
+    draw = torch.Generator().manual_seed(1)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 10))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.randn(10, 16, generator=draw))
+        model[1].weight[3] *= 4
+        model[1].bias.zero_()
+    images = torch.rand(60, 1, 4, 4, generator=draw) * 0.2 + 0.4
+    model.requires_grad_(False)
+    logits, weight = model(images), model[1].weight
+    labels = logits.argmax(1)
+    dual = {"linf": 1, "l2": 2, "l1": math.inf}[threat.norm]
+    slopes = (weight[labels][:, None] - weight[None]).norm(p=dual, dim=2)
+    heights = logits.gather(1, labels[:, None]) - logits
+    heights[torch.arange(60), labels] = math.inf
+    distances, nearest = (heights / slopes.clamp_min(1e-9)).min(1)
+    assert (nearest != logits.topk(2).indices[:, 1]).any()
+    ball = ThreatModel(norm=threat.norm, eps=float(distances.median()))
+    found = attack("fab-untargeted", ball, steps=20, restarts=1)(model, images, labels)
+    fooled = ~right(model, found, labels)
+    assert fooled[distances < 0.99 * ball.eps].all()
+    assert not fooled[distances > 1.001 * ball.eps].any()
+
+
+def test_restarts_without_a_target_begin_elsewhere_and_find_no_less():
+    """The first search is from the image and draws nothing; the others are for who withstood it."""
+    model, images, labels = digits()
+    once = attack("fab-untargeted", LINF, steps=5, restarts=1)
+    first, again = (once(model, images, labels, seed=seed) for seed in (0, 1))
+    torch.testing.assert_close(first, again)
+    many = attack("fab-untargeted", LINF, steps=5, restarts=3)(model, images, labels, seed=0)
+    left, fewer = right(model, first, labels), right(model, many, labels)
+    assert not (fewer & ~left).any()
+    assert LINF.contains(images, many).all()

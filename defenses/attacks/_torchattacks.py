@@ -17,10 +17,9 @@ What torchattacks 3.5.1 does that a caller must not meet, and where it is kept i
 * settings that do nothing (PI-FGSM's momentum) or go wrong (UPGD's margin divides by zero once an
   image is fooled, Pixle's similarity maps are transposed): `_Entry.fixed`, or not a choice.
 
-Not here: CW, whose pixels on a bound never move, and EAD, which overwrites the images that it
-measures from, and DeepFool, which overshoots at each step and not at the end, and so finds a tenth
-less; all are written anew. FAB's single target, which is mixed up between images. Of
-the others `defenses.attacks.attack` says why they are refused.
+Not here, but written anew: CW, whose pixels on a bound never move, EAD, which overwrites the images
+that it measures from, DeepFool, which overshoots at each step and not at the end. Nor FAB's single
+target, which is mixed up. Of the others `defenses.attacks.attack` says why they are refused.
 """
 
 import inspect
@@ -36,6 +35,7 @@ import torchattacks
 from torch import Tensor, nn
 
 from defenses.attacks._victim import Victim, pixels_of, unit_images
+from defenses.attacks.expectation import mean_of
 from defenses.attacks.settings import Setting, check_settings
 from defenses.errors import AttackError
 from defenses.threat import Norm, ThreatModel
@@ -236,8 +236,9 @@ def search(
         >>> search(bim, nn.Flatten(), image, label, None)
         tensor([[[[0.5000, 0.6000]]]])
     """
-    seed = torch.default_generator.initial_seed()
-    return run(attack.name, attack.threat, attack.settings, model, images, labels, seed, targets)
+    seed, asked = torch.default_generator.initial_seed(), mean_of(model, attack.draws)
+    settings = {key: value for key, value in attack.settings.items() if key != "draws"}
+    return run(attack.name, attack.threat, settings, asked, images, labels, seed, targets)
 
 
 def run(

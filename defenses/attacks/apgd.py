@@ -3,12 +3,10 @@
 After arXiv 2003.01690: momentum, and checkpoints at which a search that stalls goes back to its
 best image and halves its step. An image that is fooled leaves at once: its verdict is known. In l1
 the steps are others (`apgd_l1`).
-
-Deliberately not here: expectation over a model that is random.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -16,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from defenses.attacks.adaptive import by_example
 from defenses.attacks.apgd_l1 import ascend_sparsely
 from defenses.attacks.climb import Climb, PerRow
 from defenses.attacks.dlr import dlr, likeliest_wrong, scaled_cross_entropy, targeted_dlr
@@ -75,17 +74,19 @@ def search(
         tensor([[[1]]])
     """
     wanted, won = (labels, _is_wrong) if targets is None else (targets, _is_target)
-    oracle = Oracle(model, images, torch.maximum(labels, wanted))
+    oracle = Oracle(model, images, torch.maximum(labels, wanted), draws=attack.draws)
     clean = images.to(torch.promote_types(images.dtype, torch.float32))
     logits, steps = oracle.logits(clean), int(attack.settings["steps"])
-    loss = _loss(str(attack.settings["loss"]), logits.shape[1], targeted=targets is not None)
+    loss = _loss(attack, logits.shape[1], targeted=targets is not None)
 
     def run(rows: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
         return _ascend(oracle, clean[rows], labels[rows], aim, attack.threat, loss, won, steps)
 
-    standing = ~won(logits, labels, wanted)
+    every = torch.arange(len(clean), device=clean.device)
     aims = wanted[:, None].expand(-1, int(attack.settings["restarts"]))
-    return until_fooled(clean, standing, aims, run, at_once=oracle.at_once)
+    graded = _graded(oracle, labels, wanted if targets is not None else None, attack.draws)
+    standing = ~won(logits, labels, wanted) if graded is None else graded(every, clean) < 1
+    return until_fooled(clean, standing, aims, run, at_once=oracle.at_once, grade=graded)
 
 
 def settle_targets(
@@ -127,7 +128,7 @@ def search_targets(
         >>> apgdt(nn.Flatten(), torch.tensor([[[[1.0, 0.9]]]]), torch.tensor([0])).argmax(-1)
         tensor([[[1]]])
     """
-    oracle = Oracle(model, images, labels)
+    oracle = Oracle(model, images, labels, draws=attack.draws)
     clean = images.to(torch.promote_types(images.dtype, torch.float32))
     logits, steps = oracle.logits(clean), int(attack.settings["steps"])
 
@@ -136,8 +137,10 @@ def search_targets(
         return _ascend(oracle, *batch, attack.threat, targeted_dlr, _is_wrong, steps)
 
     order = likeliest_wrong(logits, labels, int(attack.settings["target_classes"]))
-    standing = logits.argmax(1) == labels
-    return until_fooled(clean, standing, order, run, at_once=oracle.at_once)
+    every = torch.arange(len(clean), device=clean.device)
+    graded = _graded(oracle, labels, None, attack.draws)
+    standing = logits.argmax(1) == labels if graded is None else graded(every, clean) < 1
+    return until_fooled(clean, standing, order, run, at_once=oracle.at_once, grade=graded)
 
 
 def _is_wrong(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
@@ -155,13 +158,26 @@ def _cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels, reduction="none")
 
 
-def _loss(name: str, classes: int, *, targeted: bool) -> PerRow:
+def _graded(
+    oracle: Oracle, labels: Tensor, targets: Tensor | None, draws: int
+) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """Of a random model, in how many draws an image fools; None for one draw."""
+    if draws == 1:
+        return None
+    if targets is not None:
+        return lambda rows, images: 1 - oracle.wrong(images, targets[rows])
+    return lambda rows, images: oracle.wrong(images, labels[rows])
+
+
+def _loss(attack: "Attack", classes: int, *, targeted: bool) -> PerRow:
     """The loss to climb."""
-    if name != "dlr":
+    name = str(attack.settings["loss"])
+    if attack.loss is not None or name != "dlr":
         entropy = _cross_entropy if name == "ce" else scaled_cross_entropy
+        away = entropy if attack.loss is None else by_example(attack.loss)
         if targeted:
-            return lambda logits, _, targets: -entropy(logits, targets)
-        return lambda logits, labels, _: entropy(logits, labels)
+            return lambda logits, _, targets: -away(logits, targets)
+        return lambda logits, labels, _: away(logits, labels)
     if targeted:
         return targeted_dlr
     if classes < 3:

@@ -4,7 +4,7 @@
 of your own. Every call goes through `attack_scope`, and what comes back is checked against the ball
 that was promised.
 
-Own attacks are rows of `_OWN`; torchattacks has the others, through its adapter. A name that is in
+Own attacks are rows of `OWN`; torchattacks has the others, through its adapter. A name that is in
 both is ours.
 """
 
@@ -15,17 +15,10 @@ from typing import final, get_args
 import torch
 from torch import Tensor, nn
 
-from defenses.attacks import (
-    _torchattacks,
-    apgd,
-    carlini_wagner,
-    deepfool,
-    elastic_net,
-    fab,
-    pgd,
-    square,
-)
-from defenses.attacks.settings import Setting
+from defenses.attacks import _torchattacks
+from defenses.attacks.adaptive import BackwardOf, Loss, check_brought, own_name
+from defenses.attacks.own import OWN, own_attack
+from defenses.attacks.settings import Setting, check_settings
 from defenses.errors import AttackError
 from defenses.scope import attack_scope, home_of
 from defenses.threat import Norm, ThreatModel
@@ -53,6 +46,9 @@ class Attack:
         configuration: Every setting with its value, as pairs.
         targeted: Whether it can seek a class that it is given.
         search: What runs on the model, inside the scope.
+        draws: How often the model is asked each question, for one that answers at random.
+        loss: What it climbs, where that is a function of your own.
+        surrogate: Whose gradient it follows, where that is not the model's.
 
     Example:
         >>> attack("pgd", ThreatModel(norm="linf", eps=0.1), steps=10)
@@ -65,6 +61,9 @@ class Attack:
     configuration: tuple[tuple[str, Setting], ...]
     targeted: bool
     search: Search = field(repr=False)
+    draws: int = 1
+    loss: Loss | None = field(default=None, repr=False)
+    surrogate: nn.Module | None = field(default=None, repr=False)
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -120,15 +119,16 @@ class Attack:
         targets = None if targets is None else targets.to(device)
         if len(images) == 0:
             return clean
-        with attack_scope(model, seed=seed):
+        asked = model if self.surrogate is None else BackwardOf(self.surrogate, model)
+        with attack_scope(asked, seed=seed):
             clean, labels = _recordable(clean), _recordable(labels)
             targets = None if targets is None else _recordable(targets)
-            if any(each.is_inference() for each in (*model.parameters(), *model.buffers())):
+            if any(each.is_inference() for each in (*asked.parameters(), *asked.buffers())):
                 raise AttackError(
                     "model: it was made under torch.inference_mode, so that no gradient can be "
                     "taken through it; make or copy it outside"
                 )
-            found = self.search(self, model, clean.clone(), labels, targets)
+            found = self.search(self, asked, clean.clone(), labels, targets)
             found = self._check_promise(clean, found)
         # Another precision rounds differently: what was inside to float32 is moved back inside.
         return found if found.dtype == dtype else self.threat.project(clean, found.to(dtype))
@@ -176,6 +176,9 @@ def attack(
     steps: int | None = None,
     step_size: float | None = None,
     restarts: int | None = None,
+    draws: int = 1,
+    loss: str | Loss | None = None,
+    surrogate: nn.Module | None = None,
     **settings: Setting,
 ) -> Attack:
     """Configures an attack; nothing runs yet.
@@ -194,6 +197,15 @@ def attack(
         steps: Gradient steps, at least 1.
         step_size: Length of a step, in the units of the pixels.
         restarts: Random restarts, for the attacks that have them.
+        draws: Of a random model's answer, at least 1: gradients are the mean over so many draws of
+            the gradient of each draw's loss (Athalye et al. 2018, arXiv 1802.00420), and the attack
+            costs as many times more. CW, EAD, Square and torchattacks' see the mean of the logits.
+        loss: What `pgd` and `apgd` climb, a function of your own from logits [n, classes] and
+            labels [n] to losses [n]; with targets they go down it. For `apgd` also `"ce"`,
+            `"scaled-ce"` or `"dlr"`.
+        surrogate: For `pgd`, `apgd` and `apgdt`: a differentiable stand-in of the model, such as
+            the model without the step that shatters its gradients. Answers are the model's,
+            gradients go backwards through the stand-in (BPDA, Athalye et al. 2018).
         **settings: Further settings by torchattacks' names, such as `random_start`; each is
             checked against what the attack takes.
 
@@ -207,9 +219,19 @@ def attack(
         defenses.errors.AttackError: pgd takes no setting 'momentum'; its settings: ...
     """
     _check_name(name, threat.norm)
-    named = {"steps": steps, "step_size": step_size, "restarts": restarts}
+    own = own_attack(name, threat.norm)
+    check_brought(name, loss, surrogate, able=() if own is None else own.adapts)
+    word = loss if isinstance(loss, str) else None
+    named = {"steps": steps, "step_size": step_size, "restarts": restarts, "loss": word}
     given = {key: value for key, value in named.items() if value is not None} | settings
-    own = _own(name, threat.norm)
+    check_settings(name, {"draws": draws}, {"draws": 1})
+    brought: dict[str, Setting] = {}
+    if not isinstance(loss, str | None):
+        brought["loss"] = own_name(loss)
+    if surrogate is not None:
+        brought["surrogate"] = own_name(type(surrogate))
+    if draws > 1:
+        brought["draws"] = draws
     if own is None:
         settled, radius = _torchattacks.settle(name, threat, given), threat.eps
     else:
@@ -218,9 +240,12 @@ def attack(
         name=name,
         threat=threat,
         radius=radius,
-        configuration=tuple(settled.items()),
+        configuration=tuple((settled | brought).items()),
         targeted=name in attack_names(threat.norm, targeted=True),
         search=_torchattacks.search if own is None else own.search,
+        draws=draws,
+        loss=None if isinstance(loss, str) else loss,
+        surrogate=surrogate,
     )
 
 
@@ -233,7 +258,7 @@ def attack_names(norm: Norm, *, targeted: bool = False) -> tuple[str, ...]:
         >>> "deepfool" in attack_names("l2", targeted=True)
         False
     """
-    own = {name: row.targeted for name, row in _OWN.items() if norm in row.norms}
+    own = {name: row.targeted for name, row in OWN.items() if norm in row.norms}
     able = dict.fromkeys(_torchattacks.names(norm), False)
     able |= dict.fromkeys(_torchattacks.names(norm, targeted=True), True) | own
     return tuple(sorted(name for name, can in able.items() if can or not targeted))
@@ -330,57 +355,6 @@ def _recordable(values: Tensor) -> Tensor:
     """The values as autograd may save them: not made under `torch.inference_mode`."""
     return values.clone() if values.is_inference() else values
 
-
-@dataclass(frozen=True, kw_only=True)
-class _Own:
-    """An attack written here: where it lives, what it takes and what it does."""
-
-    norms: tuple[Norm, ...]
-    settle: Callable[[ThreatModel, Mapping[str, Setting]], tuple[dict[str, Setting], float]]
-    search: Search
-    targeted: bool
-
-
-def _own(name: str, norm: Norm) -> _Own | None:
-    """Our own attack of this name in this norm, if there is one."""
-    row = _OWN.get(name)
-    return row if row is not None and norm in row.norms else None
-
-
-_OWN: Mapping[str, _Own] = {
-    "apgd": _Own(norms=("linf", "l2", "l1"), settle=apgd.settle, search=apgd.search, targeted=True),
-    "apgdt": _Own(
-        norms=("linf", "l2", "l1"),
-        settle=apgd.settle_targets,
-        search=apgd.search_targets,
-        targeted=False,
-    ),
-    "cw": _Own(
-        norms=("l2",), settle=carlini_wagner.settle, search=carlini_wagner.search, targeted=True
-    ),
-    "deepfool": _Own(
-        norms=("linf", "l2"), settle=deepfool.settle, search=deepfool.search, targeted=False
-    ),
-    "eaden": _Own(
-        norms=("l1",),
-        settle=elastic_net.settle_elastic_net,
-        search=elastic_net.search_elastic_net,
-        targeted=True,
-    ),
-    "eadl1": _Own(
-        norms=("l1",), settle=elastic_net.settle_l1, search=elastic_net.search_l1, targeted=True
-    ),
-    "fab": _Own(norms=("linf", "l2", "l1"), settle=fab.settle, search=fab.search, targeted=False),
-    "ffgsm": _Own(norms=("linf",), settle=pgd.settle_ffgsm, search=pgd.search_ffgsm, targeted=True),
-    "fgsm": _Own(norms=("linf",), settle=pgd.settle_fgsm, search=pgd.search_fgsm, targeted=True),
-    "n-fgsm": _Own(
-        norms=("linf",), settle=pgd.settle_n_fgsm, search=pgd.search_n_fgsm, targeted=True
-    ),
-    "pgd": _Own(norms=("linf", "l2"), settle=pgd.settle_pgd, search=pgd.search_pgd, targeted=True),
-    "square": _Own(
-        norms=("linf", "l2", "l1"), settle=square.settle, search=square.search, targeted=True
-    ),
-}
 
 # Names that torchattacks has and we do not, each with the reason and what to use.
 _REFUSED: Mapping[str, str] = {

@@ -17,7 +17,7 @@ from defenses.threat import ThreatModel
 
 __all__ = ["Preset", "ensemble"]
 
-Preset = Literal["standard", "quick"]
+Preset = Literal["standard", "plus", "rand", "quick"]
 
 
 def ensemble(threat: ThreatModel, preset: Preset = "standard") -> tuple[Attack, ...]:
@@ -28,6 +28,14 @@ def ensemble(threat: ThreatModel, preset: Preset = "standard") -> tuple[Attack, 
     fewer than 10 classes has fewer targets, all its wrong classes; with 2 or 3 classes the loss of
     APGD-T is the difference of two logits, since its ratio compares four. In l1 (Croce & Hein
     2021, arXiv 2103.01208) APGD has five starts and APGD-T five wrong classes.
+
+    `"plus"` is APGD on the cross-entropy and on the difference of logits ratio (5 starts each), FAB
+    without a target (5 starts), Square, APGD-T and FAB-T: three times the cost and more, as FAB
+    without a target takes a gradient for every class. The loss of the second needs 3 classes.
+
+    `"rand"` is the version for models that answer at random: APGD on the same two losses, from one
+    start, with the mean of the gradients of 20 draws. Its images are to be judged over repeated
+    draws, as `evaluate` does.
 
     `"quick"` is no AutoAttack: APGD on the cross-entropy of logits brought to one range, and
     APGD-T towards 3 wrong classes, 50 steps each. A factor on the logits changes nothing of it. An
@@ -65,6 +73,26 @@ def _standard(threat: ThreatModel) -> tuple[Attack, ...]:
     )
 
 
+def _plus(threat: ThreatModel) -> tuple[Attack, ...]:
+    """More losses and more starts; in the reference's order."""
+    return (
+        attack("apgd", threat, steps=100, loss="ce", restarts=5),
+        attack("apgd", threat, steps=100, loss="dlr", restarts=5),
+        attack("fab-untargeted", threat, steps=100, restarts=5),
+        attack("square", threat, queries=5000, largest_share=0.8, restarts=1),
+        attack("apgdt", threat, steps=100, target_classes=9),
+        attack("fab", threat, steps=100, target_classes=9),
+    )
+
+
+def _rand(threat: ThreatModel) -> tuple[Attack, ...]:
+    """For random models."""
+    return (
+        attack("apgd", threat, steps=100, loss="ce", restarts=1, draws=20),
+        attack("apgd", threat, steps=100, loss="dlr", restarts=1, draws=20),
+    )
+
+
 def _quick(threat: ThreatModel) -> tuple[Attack, ...]:
     """Two attacks that find most of what the standard finds."""
     if threat.norm == "l0":
@@ -77,5 +105,7 @@ def _quick(threat: ThreatModel) -> tuple[Attack, ...]:
 
 _PRESETS: Mapping[Preset, Callable[[ThreatModel], tuple[Attack, ...]]] = {
     "standard": _standard,
+    "plus": _plus,
+    "rand": _rand,
     "quick": _quick,
 }

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses.attacks._victim import Victim, pixels_of, unit_images
+from defenses.attacks.expectation import mean_of
 from defenses.attacks.settings import Setting, settled
 from defenses.attacks.shortest import margin, shortest_change
 from defenses.threat import ThreatModel
@@ -68,7 +69,10 @@ def search(
     classes, targeted = (labels, False) if targets is None else (targets, True)
     clean = unit_images(images, threat)
     victim = Victim(
-        model, threat, images=images, largest_class=int(torch.maximum(labels, classes).max())
+        mean_of(model, attack.draws),
+        threat,
+        images=images,
+        largest_class=int(torch.maximum(labels, classes).max()),
     )
 
     def resistance(rows: Tensor, unit: Tensor) -> Tensor:

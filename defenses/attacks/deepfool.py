@@ -65,7 +65,7 @@ def search(
         >>> deepfool(nn.Flatten(), torch.tensor([[[[0.7, 0.5]]]]), torch.tensor([0])).flatten()
         tensor([0.5979, 0.6021])
     """
-    oracle, threat = Oracle(model, images, labels), attack.threat
+    oracle, threat = Oracle(model, images, labels, draws=attack.draws), attack.threat
     clean = images.to(torch.promote_types(images.dtype, torch.float32))
     logits = oracle.logits(clean)
     aims = likeliest_wrong(logits, labels, int(attack.settings["target_classes"]))

@@ -3,12 +3,13 @@
 After arXiv 1907.02044: the boundary between the label and a target class is taken for a
 hyperplane; the search steps onto it, within the bounds, while it is drawn towards the clean image.
 It knows no radius, so its answer is an image that is near enough, or none.
+Without a target it is the nearest of the boundaries to all wrong classes, at each step anew.
 
-Deliberately not here: the untargeted form, which needs a gradient for every class, and the final
-bisection; the standard has neither.
+Deliberately not here: the final bisection, which the standard has not either.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,12 +23,13 @@ from defenses.threat import ThreatModel
 if TYPE_CHECKING:
     from defenses.attacks.attack import Attack
 
-__all__ = ["search", "settle", "step_onto_hyperplane"]
+__all__ = ["search", "search_untargeted", "settle", "settle_untargeted", "step_onto_hyperplane"]
 
 _LARGEST_PULL = 0.1  # alpha_max: towards the clean image
 _OVERSHOOT = 1.05  # eta
 _WAY_BACK = 0.9  # beta: of the way to the clean image that is kept after a success
 _SHORTEST = 1e-8
+_FLAT = 1e-12
 _NEWTON_STEPS = 60  # ten are usual; each passes a bound that a pixel meets
 
 
@@ -66,30 +68,95 @@ def search(
         >>> fab(nn.Flatten(), torch.tensor([[[[1.0, 0.9]]]]), torch.tensor([0])).flatten()
         tensor([0.9475, 0.9525])
     """
-    oracle = Oracle(model, images, labels)
+    oracle = Oracle(model, images, labels, draws=attack.draws)
     clean = images.to(torch.promote_types(images.dtype, torch.float32))
     logits, steps = oracle.logits(clean), int(attack.settings["steps"])
 
     def run(rows: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
-        return _approach(oracle, clean[rows], labels[rows], aim, attack.threat, steps)
+        return _approach(
+            oracle, clean[rows], clean[rows], labels[rows], aim[:, None], attack.threat, steps
+        )
 
     order = likeliest_wrong(logits, labels, int(attack.settings["target_classes"]))
     standing = logits.argmax(1) == labels
     return until_fooled(clean, standing, order, run, at_once=oracle.at_once)
 
 
+def settle_untargeted(
+    threat: ThreatModel, given: Mapping[str, Setting]
+) -> tuple[dict[str, Setting], float]:
+    """The settings of FAB without a target, AutoAttack-plus's unless given, and its reach.
+
+    Raises:
+        AttackError: A setting that is unknown, or a value that cannot be.
+
+    Example:
+        >>> settle_untargeted(ThreatModel(norm="linf", eps=0.1), {})
+        ({'steps': 100, 'restarts': 5}, 0.1)
+    """
+    return settled("fab-untargeted", given, {"steps": 100, "restarts": 5}), threat.eps
+
+
+def search_untargeted(
+    attack: "Attack", model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
+) -> Tensor:
+    """FAB: searches across the nearest boundary, from the image and then from random points.
+
+    A step takes as many gradients as there are wrong classes. Random points are half of eps away,
+    drawn from torch's global generator; to be called within an `attack_scope`.
+
+    Returns:
+        As `search` does.
+
+    Raises:
+        AttackError: The model cannot be searched.
+
+    Example:
+        >>> from defenses.attacks.attack import attack
+        >>> fab = attack("fab-untargeted", ThreatModel(norm="linf", eps=0.125))
+        >>> fab(nn.Flatten(), torch.tensor([[[[1.0, 0.9]]]]), torch.tensor([0])).flatten()
+        tensor([0.9475, 0.9525])
+    """
+    oracle = Oracle(model, images, labels, draws=attack.draws)
+    clean = images.to(torch.promote_types(images.dtype, torch.float32))
+    logits, steps = oracle.logits(clean), int(attack.settings["steps"])
+    others = likeliest_wrong(logits, labels, logits.shape[1])
+
+    def run(rows: Tensor, restart: Tensor) -> tuple[Tensor, Tensor]:
+        begin = torch.where(
+            (restart > 0).view(-1, 1, 1, 1), _halfway(clean[rows], attack.threat), clean[rows]
+        )
+        return _approach(
+            oracle, begin, clean[rows], labels[rows], others[rows], attack.threat, steps
+        )
+
+    standing = logits.argmax(1) == labels
+    restarts = torch.arange(int(attack.settings["restarts"]), device=labels.device)
+    return until_fooled(
+        clean, standing, restarts.expand(len(clean), -1), run, at_once=oracle.at_once
+    )
+
+
+def _halfway(clean: Tensor, threat: ThreatModel) -> Tensor:
+    """Random points at half of eps from the clean images, within the bounds."""
+    noise = torch.rand_like(clean) * 2 - 1 if threat.norm == "linf" else torch.randn_like(clean)
+    share = 0.5 * threat.eps / _length(noise, threat)
+    return (clean + share.view(-1, 1, 1, 1) * noise).clamp(*threat.bounds)
+
+
 def _approach(
     oracle: Oracle,
+    begin: Tensor,
     clean: Tensor,
     labels: Tensor,
     targets: Tensor,
     threat: ThreatModel,
     steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """One search: the images it gives, and which of them won."""
+    """One search towards the nearest of the targets, [n, k]: its images, and which of them won."""
     found = clean.clone()
     over = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
-    rows, point = torch.arange(len(clean), device=clean.device), clean
+    rows, point = torch.arange(len(clean), device=clean.device), begin
     for _ in range(steps):
         point = _step(oracle, point, clean, labels, targets, threat)
         wrong = oracle.logits(point).argmax(1) != labels
@@ -115,7 +182,7 @@ def _step(
     threat: ThreatModel,
 ) -> Tensor:
     """Onto the boundary as it looks from the point, and a little towards the clean image."""
-    _, value, normal = oracle.gradient(point, lambda logits: lead(logits, labels, targets))
+    value, normal = _nearest_boundary(oracle, point, labels, targets, threat)
     height = value + (normal * (clean - point)).flatten(1).sum(1)  # of the clean image
     across, across_from_clean = step_onto_hyperplane(
         torch.cat([point, clean]), normal.repeat(2, 1, 1, 1), torch.cat([value, height]), threat
@@ -124,6 +191,25 @@ def _step(
     pull = (near / (near + far)).clamp_max(_LARGEST_PULL).view(-1, 1, 1, 1)
     ahead = point + _OVERSHOOT * across
     return ahead.lerp(clean + _OVERSHOOT * across_from_clean, pull).clamp(*threat.bounds)
+
+
+def _nearest_boundary(
+    oracle: Oracle, point: Tensor, labels: Tensor, targets: Tensor, threat: ThreatModel
+) -> tuple[Tensor, Tensor]:
+    """Of the hyperplanes that the boundaries look like, the nearest: its height and normal."""
+    dual = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}[threat.norm]
+    value, normal = torch.zeros_like(point[:, 0, 0, 0]), torch.zeros_like(point)
+    nearest = torch.full_like(value, torch.inf)
+    for aim in targets.unbind(1):
+        _, height, slope = oracle.gradient(point, partial(lead, labels=labels, targets=aim))
+        if targets.shape[1] == 1:
+            return height, slope
+        length = torch.linalg.vector_norm(slope.flatten(1), ord=dual, dim=1)
+        distance = height.abs() / (length + _FLAT)
+        nearer = distance < nearest
+        nearest, value = torch.where(nearer, distance, nearest), torch.where(nearer, height, value)
+        normal = torch.where(nearer.view(-1, 1, 1, 1), slope, normal)
+    return value, normal
 
 
 def step_onto_hyperplane(

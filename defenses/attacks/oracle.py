@@ -35,6 +35,7 @@ class Oracle:
         model: Takes images, returns logits [n, classes].
         images: A batch as the model expects it, in its dtype and on its device, n >= 1.
         classes: Labels or targets that the model must have a logit for, int64, not empty.
+        draws: How often to ask each question, at least 1, of a model that answers at random.
 
     Example:
         >>> images = torch.tensor([[[[0.6, 0.5]]]])
@@ -43,8 +44,10 @@ class Oracle:
         tensor([[0.6000, 0.5000]])
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, classes: Tensor) -> None:
-        self._model, self._dtype = model, images.dtype
+    def __init__(
+        self, model: nn.Module, images: Tensor, classes: Tensor, *, draws: int = 1
+    ) -> None:
+        self._model, self._dtype, self._draws = model, images.dtype, draws
         self._at_once = max(_PIXELS // images[0].numel(), len(images))
         self._largest_class = int(classes.max())
         self._channels_last = images.device.type == "cpu"
@@ -63,7 +66,7 @@ class Oracle:
         return self._at_once
 
     def logits(self, images: Tensor) -> Tensor:
-        """What the model says, without a graph.
+        """What the model says, without a graph; the mean over the draws.
 
         Args:
             images: [k, channels, height, width], k >= 1, in at least float32.
@@ -80,12 +83,34 @@ class Oracle:
             tensor([0])
         """
         with torch.no_grad():
-            return self._answer(images, differentiable=False)[1]
+            total = self._answer(images, differentiable=False)[1]
+            for _ in range(self._draws - 1):
+                total = total + self._answer(images, differentiable=False)[1]
+        return total if self._draws == 1 else total / self._draws
+
+    def wrong(self, images: Tensor, labels: Tensor) -> Tensor:
+        """The share of the draws in which the model sees another class than the label, [k].
+
+        Example:
+            >>> image = torch.tensor([[[[0.6, 0.5]]]])
+            >>> oracle = Oracle(nn.Flatten(), image, torch.tensor([0]), draws=2)
+            >>> oracle.wrong(image, torch.tensor([1]))
+            tensor([1.])
+        """
+        total = torch.zeros_like(images[:, 0, 0, 0])
+        with torch.no_grad():
+            for _ in range(self._draws):
+                total += self._answer(images, differentiable=False)[1].argmax(1) != labels
+        return total / self._draws
 
     def gradient(
         self, images: Tensor, objective: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The gradient of an objective by the pixels, and all that was found on the way.
+
+        Of several draws values and gradients are the means, of each draw's objective; the logits
+        are those of the draw that the objective was lowest in: what holds for them holds for
+        nearly all.
 
         Args:
             images: [k, channels, height, width], k >= 1, in at least float32.
@@ -104,6 +129,21 @@ class Oracle:
             >>> oracle.gradient(image, lambda logits: logits[:, 1] - logits[:, 0])[2].flatten()
             tensor([-1.,  1.])
         """
+        logits, values, gradient = self._draw(images, objective)
+        least, draws = values, self._draws
+        for _ in range(draws - 1):
+            others, more, slope = self._draw(images, objective)
+            logits = torch.where((more < least)[:, None], others, logits)
+            least = torch.minimum(more, least)
+            values, gradient = values + more, gradient + slope
+        return (
+            (logits, values, gradient) if draws == 1 else (logits, values / draws, gradient / draws)
+        )
+
+    def _draw(
+        self, images: Tensor, objective: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One answer: logits, values and gradients."""
         leaf, logits = self._answer(images, differentiable=True)
         values = objective(logits)
         (gradient,) = torch.autograd.grad(values.sum(), leaf)
@@ -148,7 +188,13 @@ class Oracle:
 
 
 def until_fooled(
-    images: Tensor, standing: Tensor, aims: Tensor, search: Search, *, at_once: int
+    images: Tensor,
+    standing: Tensor,
+    aims: Tensor,
+    search: Search,
+    *,
+    at_once: int,
+    grade: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Searches again and again, each time for the images that stood up to the searches before.
 
@@ -161,9 +207,12 @@ def until_fooled(
         aims: Of each search the class that it is given for each image, int64, [n, searches].
         search: One search.
         at_once: How many images to search side by side.
+        grade: From rows and their images, [k, ...], to how well these do, [k]: for a random model,
+            which images may fool now and then without being won.
 
     Returns:
-        The image that won, or that the last search gave; the clean one where nothing was searched.
+        The image that won, or that the last search gave (with `grade` the best); the clean one
+        where nothing was searched.
 
     Example:
         >>> def darken(rows, aims):
@@ -173,6 +222,7 @@ def until_fooled(
         tensor([0., 0., 1.])
     """
     found, rows, done = images.clone(), standing.nonzero().flatten(), 0
+    best = torch.full(standing.shape, -torch.inf, device=images.device, dtype=images.dtype)
     while len(rows) > 0 and done < aims.shape[1]:
         together = min(max(at_once // len(rows), 1), aims.shape[1] - done) if done else 1
         aim = aims[rows, done : done + together].T.flatten()
@@ -180,6 +230,13 @@ def until_fooled(
         won = won.view(together, len(rows))
         fooled = won.any(0)
         number = torch.where(fooled, won.int().argmax(0), together - 1)
-        found[rows] = candidates[number * len(rows) + torch.arange(len(rows), device=rows.device)]
+        better = torch.ones_like(fooled)
+        if grade is not None:
+            marks = grade(rows.repeat(together), candidates).view(together, len(rows))
+            mark, number = torch.where(won, torch.inf, marks).max(0)
+            better = mark > best[rows]
+            best[rows] = torch.where(better, mark, best[rows])
+        chosen = candidates[number * len(rows) + torch.arange(len(rows), device=rows.device)]
+        found[rows[better]] = chosen[better]
         rows, done = rows[~fooled], done + together
     return found

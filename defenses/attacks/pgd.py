@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from defenses.attacks.adaptive import Loss, by_example
 from defenses.attacks.projected_gradient import projected_gradient, random_start
 from defenses.attacks.settings import Setting, check_settings
 from defenses.errors import AttackError
@@ -72,11 +73,12 @@ def search_pgd(
         model,
         images,
         threat,
-        _rise if targets is None else _fall,
+        _rise_or_fall(attack, targets),
         labels if targets is None else targets,
         start=begin,
         steps=int(settings["steps"]),
         step_size=float(settings["step_size"]),
+        draws=attack.draws,
         until_fooled=bool(settings["early_stop"]),
     )
 
@@ -172,7 +174,16 @@ def _one_step(
         start=begin,
         steps=1,
         step_size=float(attack.settings.get("step_size", attack.threat.eps)),
+        draws=attack.draws,
     )
+
+
+def _rise_or_fall(attack: "Attack", targets: Tensor | None) -> Loss:
+    """Away from the labels or towards the targets, by the attack's own loss if it has one."""
+    if attack.loss is None:
+        return _rise if targets is None else _fall
+    own = by_example(attack.loss)
+    return own if targets is None else lambda logits, classes: -own(logits, classes)
 
 
 def _rise(logits: Tensor, labels: Tensor) -> Tensor:

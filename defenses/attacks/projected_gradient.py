@@ -40,6 +40,7 @@ def projected_gradient(
     steps: int,
     step_size: float,
     until_fooled: bool = False,
+    draws: int = 1,
 ) -> Tensor:
     """Climbs the loss from `start`, projecting onto the threat model's set after every step.
 
@@ -57,6 +58,8 @@ def projected_gradient(
         step_size: Length of a step in the threat model's norm.
         until_fooled: Whether an image stays where it is once its logits do not favour its label;
             `reference` is the labels then.
+        draws: How often to ask at each step, at least 1, of a model that answers at random: the
+            gradient is the mean of those of each draw's loss, and fooled is who is so in all.
 
     Returns:
         Images in the memory format and dtype of `start`, within the ball and the bounds, [n, ...].
@@ -75,7 +78,7 @@ def projected_gradient(
         raise AttackError(f"norm: expected linf or l2 for projected gradient, got {threat.norm}")
     climb = _climb_until_fooled if until_fooled else _climb
     with _layout_kept(model):
-        return climb(model, clean, threat, loss, reference, start.detach(), steps, step_size)
+        return climb(model, clean, threat, loss, reference, start.detach(), steps, step_size, draws)
 
 
 def random_start(clean: Tensor, threat: ThreatModel, *, reach: float) -> Tensor:
@@ -117,6 +120,7 @@ def _climb(
     start: Tensor,
     steps: int,
     step_size: float,
+    draws: int,
 ) -> Tensor:
     """All steps, always of the whole batch."""
     move = _mover(clean, threat, step_size)
@@ -125,7 +129,9 @@ def _climb(
         logits = model(current.requires_grad_())
         if number == 0:
             _check(logits, reference)
-        (gradient,) = torch.autograd.grad(loss(logits, reference).sum(), current)
+        gradient = _slope(loss(logits, reference), current)
+        for _ in range(draws - 1):
+            gradient += _slope(loss(model(current), reference), current)
         current = move(current.detach(), gradient)
     return current
 
@@ -139,6 +145,7 @@ def _climb_until_fooled(
     start: Tensor,
     steps: int,
     step_size: float,
+    draws: int,
 ) -> Tensor:
     """All steps; the rows that are fooled leave the batch, so that it shrinks."""
     found, rows = start.clone(), torch.arange(len(start), device=start.device)
@@ -147,10 +154,17 @@ def _climb_until_fooled(
         logits = model(current.requires_grad_())
         if number == 0:
             _check(logits, labels)
-        standing = (logits.argmax(dim=1) == labels).nonzero().squeeze(1)
+        right = logits.argmax(dim=1) == labels
+        if draws == 1 and not right.any():
+            break
+        gradient = _slope(loss(logits, labels), current)
+        for _ in range(draws - 1):
+            logits = model(current)
+            right |= logits.argmax(dim=1) == labels
+            gradient += _slope(loss(logits, labels), current)
+        standing = right.nonzero().squeeze(1)
         if len(standing) == 0:
             break
-        (gradient,) = torch.autograd.grad(loss(logits, labels).sum(), current)
         current = current.detach()
         if len(standing) < len(rows):
             rows, clean, labels = rows[standing], clean[standing], labels[standing]
@@ -158,6 +172,12 @@ def _climb_until_fooled(
         current = _mover(clean, threat, step_size)(current, gradient)
         found[rows] = current
     return found
+
+
+def _slope(losses: Tensor, images: Tensor) -> Tensor:
+    """The gradient of the sum of the losses by the images."""
+    (gradient,) = torch.autograd.grad(losses.sum(), images)
+    return gradient
 
 
 def _mover(

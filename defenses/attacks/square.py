@@ -71,7 +71,7 @@ def search(
         tensor([[[1]]])
     """
     classes, targeted = (labels, False) if targets is None else (targets, True)
-    oracle = Oracle(model, images, torch.maximum(labels, classes))
+    oracle = Oracle(model, images, torch.maximum(labels, classes), draws=attack.draws)
     clean = images.to(torch.promote_types(images.dtype, torch.float32))
     chase = _Search(oracle, attack, targeted=targeted)
 

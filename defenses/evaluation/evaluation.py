@@ -77,7 +77,9 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
         threat: The ball.
         attacks: Names, configured attacks, or your own `(model, images, labels) -> images`; the
             cheapest first, since what one fools the next need not try. The name `"autoattack"`
-            stands for the standard ensemble; None for the quick one.
+            stands for the standard ensemble, `"autoattack-rand"` for the one for models that answer
+            at random, None for the quick one. Where attacks have `draws`, images are judged by the
+            class that the model sees most often in as many answers.
         samples: Evaluate this many images, drawn without replacement; None takes all.
         batch_size: Images a forward pass, at least 1.
         seed: Chooses the images and every random start, 0 <= seed < 2**63.
@@ -116,7 +118,8 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
     with attack_scope(model, seed=seed), progress_bar(shown=progress) as bar:
         about = (model, source, indices, threat)
         how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "bar": bar}
-        trial, subject = Trial(*about, examples=examples, **how), None
+        draws = max(each.draws for each in named.values())
+        trial, subject = Trial(*about, examples=examples, draws=draws, **how), None
         if checked is not None:
             subject = Subject(*about, checked, attacks=tuple(named.values()), **how)
         run = (

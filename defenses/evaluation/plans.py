@@ -50,6 +50,10 @@ def _members(given: str | Attack | Crafter, threat: ThreatModel) -> tuple[Attack
     """The attacks that a name stands for: those of the ensemble, or one."""
     if given == "autoattack":
         return ensemble(threat)
+    if given == "autoattack-plus":
+        return ensemble(threat, "plus")
+    if given == "autoattack-rand":
+        return ensemble(threat, "rand")
     if isinstance(given, str):
         return (attack(given, threat),)
     if not callable(given):

@@ -51,6 +51,7 @@ class Trial:
         seed: int,
         examples: int | None = _EXAMPLES,
         bar: Progress,
+        draws: int = 1,
     ) -> None:
         if examples is not None and (type(examples) is not int or examples < 0):
             raise EvaluationError(f"examples: expected a number of images, got {examples!r}")
@@ -58,7 +59,7 @@ class Trial:
         self._model, self._source, self._indices = model, source, indices
         self.indices = indices
         self._threat, self._batch_size = threat, batch_size
-        self._seed, self._bar = seed, bar
+        self._seed, self._bar, self._draws = seed, bar, draws
         self.labels = source.labels(indices)
         self.classes = 0
         predictions, digests = [], []
@@ -187,16 +188,21 @@ class Trial:
         return images.to(device=device, dtype=dtype)
 
     def _predict(self, images: Tensor, where: str) -> Tensor:
-        """The classes that the model sees, on the CPU, [k]."""
+        """The classes that the model sees most often in `draws` answers, on the CPU, [k]."""
+        votes: Tensor | None = None
         with attack_scope(self._model, seed=derived_seed(self._seed, where)), torch.no_grad():
-            logits = check_logits(
-                self._model(images),
-                count=len(images),
-                largest_label=int(self.labels.max()),
-                error=EvaluationError,
-            )
-        self.classes = logits.shape[1]
-        return logits.argmax(dim=1).cpu()
+            for _ in range(self._draws):
+                logits = check_logits(
+                    self._model(images),
+                    count=len(images),
+                    largest_label=int(self.labels.max()),
+                    error=EvaluationError,
+                )
+                seen = torch.zeros_like(logits).scatter(1, logits.argmax(1, keepdim=True), 1.0)
+                votes = seen if votes is None else votes + seen
+        assert votes is not None
+        self.classes = votes.shape[1]
+        return votes.argmax(dim=1).cpu()
 
     def _batches(self, title: str, positions: Tensor) -> Iterator[tuple[int, Tensor]]:
         """The positions in numbered batches, counted off on the bar as they are done."""
