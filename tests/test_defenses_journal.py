@@ -18,7 +18,7 @@ from defenses.evaluation.journal import Journal, digest_of, digest_of_model
 from defenses.evaluation.writing import write_text
 
 GENTLE = ThreatModel(norm="linf", eps=0.03)
-FEW = CheckSettings(samples=12, steps=2, queries=5, draws=2, planted=2)
+FEW = CheckSettings(samples=12, steps=2, queries=5, draws=2, planted=2, spot=1)
 
 
 class Killed(BaseException):
@@ -75,7 +75,9 @@ def test_a_killed_evaluation_ends_as_an_uninterrupted_one(tmp_path, exhaustive):
     report = None
     while report is None:
         try:
-            report = run(Mortal(net, 10 + 4 * kills), data, state=state, exhaustive=exhaustive)
+            report = run(
+                Mortal(net, 10 * 3**kills // 2**kills), data, state=state, exhaustive=exhaustive
+            )
         except Killed:
             kills += 1
             seen.append(state.read_text() if state.exists() else "")

@@ -10,8 +10,7 @@ What torchattacks 3.5.1 does that a caller must not meet, and where it is kept i
 * pixels clamped to [0, 1] whatever they are, float32 assumed, `view` on channels-last gradients,
   logits overwritten: `Victim`;
 * balls that are not kept (Pixle, SparseFool, noise): `_Entry.minimal` shortens;
-* three channels assumed by filters that treat each alone (TI-FGSM, PI-FGSM): the adapter adds
-  channels that the model does not see, which leaves the others' result as it is;
+* three channels assumed (TI-FGSM, PI-FGSM): the adapter adds some that the model does not see;
 * DLR needs 3 or 4 classes, JSMA a target and a table of all pairs of pixels, resizing square
   images: refused below, or the target chosen;
 * settings that do nothing (PI-FGSM's momentum) or go wrong (UPGD's margin divides by zero once an

@@ -6,7 +6,6 @@ consistent is believed: who can write the file can write that every image surviv
 """
 
 import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -67,7 +66,7 @@ class Remembered:
         try:
             rows = dict(content["outcomes"])
             shown = {int(key): _image(each) for key, each in dict(content["shown"]).items()}
-        except (KeyError, TypeError, ValueError, OverflowError, binascii.Error) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
             raise _forged(f"it cannot be read ({error!r})") from error
         if not all(0 <= position < len(correct) for position in shown):
             raise _forged(f"it shows images that are none of the {len(correct)}")
