@@ -19,8 +19,8 @@ from torch import nn
 
 from defenses import CheckSettings, check, evaluate
 from defenses.checks import checks
-from defenses.checks.consistency import _moved
 from defenses.errors import described
+from defenses.evaluation.repeated import moved
 
 FEW = CheckSettings(samples=60, steps=2, queries=5, draws=2, planted=2)
 
@@ -154,8 +154,8 @@ def test_rounding_is_relative_to_the_answers():
     """A tenth of a thousandth passes and more does not, whatever the size of the logits."""
     for size in (1e-6, 1.0, 1e6):
         usual = size * torch.tensor([[10.0, -3.0], [0.5, 0.25]])
-        assert _moved(usual, usual * (1 + 5e-5)).tolist() == [False, False]
-        assert _moved(usual, usual * (1 + 5e-4)).tolist() == [True, True]
+        assert moved(usual, usual * (1 + 5e-5)).tolist() == [False, False]
+        assert moved(usual, usual * (1 + 5e-4)).tolist() == [True, True]
 
 
 @pytest.mark.usefixtures("few")

@@ -16,13 +16,12 @@ from defenses.checks.soundness import Finding
 from defenses.checks.subject import Subject
 from defenses.errors import described
 from defenses.evaluation.counting import exceeds
+from defenses.evaluation.repeated import moved
 
 __all__ = ["asking_for_gradients_changes_nothing", "is_deterministic", "neighbours_change_nothing"]
 
 _FEW = 32  # images that are asked about one by one
 _HARDLY = 0.01  # of the images: what rounding may turn in a model that rounds inside
-_ROUNDING = 1e-4  # of an image's logits: far above what another order of sums does in float32
-_COARSE = 1e-2  # on an accelerator, which may multiply in fewer bits (TF32)
 
 # A way of asking: which images were asked about, [k], and the answers, [k, classes].
 _Way = Callable[[Subject], tuple[Tensor, Tensor]]
@@ -30,13 +29,13 @@ _Way = Callable[[Subject], tuple[Tensor, Tensor]]
 
 def is_deterministic(subject: Subject) -> Finding:
     """Fails where an image gets another answer the second time."""
-    share = float(_moved(subject.logits, subject.again).double().mean())
+    share = float(moved(subject.logits, subject.again).double().mean())
     if share > 0:
         return Finding(
             outcome="fail",
             figure=share,
             sentence=f"{share:.1%} of the images get another answer when asked again: a random "
-            "defence must be attacked through its expectation (eotpgd, many draws a step).",
+            "defence must be attacked through its expectation (attack(..., draws=20)).",
         )
     sentence = "Every image gets the same answer when asked again."
     return Finding(outcome="pass", figure=share, sentence=sentence)
@@ -74,7 +73,7 @@ def asking_for_gradients_changes_nothing(subject: Subject) -> Finding:
 def _judged(subject: Subject, ways: Mapping[str, _Way], meaning: str, fine: str) -> Finding:
     """Asks in each way, and compares with the usual answers."""
     usual, most = subject.logits, 0.0
-    if bool(_moved(usual, subject.again).any()):
+    if bool(moved(usual, subject.again).any()):
         sentence = "The answers are random: a difference could be chance."
         return Finding(outcome="not checked", sentence=sentence)
     for words, ask in ways.items():
@@ -85,26 +84,16 @@ def _judged(subject: Subject, ways: Mapping[str, _Way], meaning: str, fine: str)
         except Exception as error:  # asked as usual there was none
             sentence = f"Asked {words}, the model does not answer ({described(error)}): {meaning}."
             return Finding(outcome="fail", figure=1.0, sentence=sentence)
-        moved = _moved(usual[rows], answers)
-        share, turned = float(moved.double().mean()), usual[rows].argmax(1) != answers.argmax(1)
-        if exceeds(int(moved.sum()), len(rows), _HARDLY):
+        others = moved(usual[rows], answers)
+        share, turned = float(others.double().mean()), usual[rows].argmax(1) != answers.argmax(1)
+        if exceeds(int(others.sum()), len(rows), _HARDLY):
             sentence = (
-                f"Asked {words}, {int(moved.sum())} of {len(rows)} images get another answer, "
+                f"Asked {words}, {int(others.sum())} of {len(rows)} images get another answer, "
                 f"{int(turned.sum())} another class: {meaning}."
             )
             return Finding(outcome="fail", figure=share, sentence=sentence)
         most = max(most, share)
     return Finding(outcome="pass", figure=most, sentence=fine)
-
-
-def _moved(usual: Tensor, other: Tensor) -> Tensor:
-    """Which answers differ by more than rounding, [n]."""
-    sizes = usual.abs().amax(dim=1).double()
-    sizes = sizes.clamp_min(1e-3 * float(sizes.max()))  # where large numbers cancelled out
-    rounding = max(_ROUNDING, 32 * torch.finfo(usual.dtype).eps)
-    if usual.device.type != "cpu":
-        rounding = max(rounding, _COARSE)
-    return (other.double() - usual.double()).abs().amax(dim=1) > rounding * sizes
 
 
 def _in_batches(subject: Subject, *, size: int | None) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import math
 
 from defenses.errors import EvaluationError
 
-__all__ = ["exceeds", "mcnemar", "outnumbers", "wilson_interval"]
+__all__ = ["exceeds", "mcnemar", "outnumbers", "score_interval", "wilson_interval"]
 
 _LEVEL = 0.01
 
@@ -33,7 +33,21 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise EvaluationError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
-    z, share = 1.959963984540054, successes / trials
+    return score_interval(successes / trials, trials)
+
+
+def score_interval(share: float, trials: float) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share, of as many trials as its variance is worth.
+
+    Args:
+        share: In [0, 1].
+        trials: Above 0; fewer than were made where these depend on each other.
+
+    Example:
+        >>> score_interval(0.5, 1000) == wilson_interval(500, 1000)
+        True
+    """
+    z = 1.959963984540054
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
     spread = share * (1 - share) / trials + z * z / (4 * trials * trials)
     half = z * math.sqrt(spread) / (1 + z * z / trials)

@@ -33,6 +33,7 @@ from defenses.evaluation.images import (
 from defenses.evaluation.journal import Journal, digest_of_model
 from defenses.evaluation.plans import Crafter, named_attacks
 from defenses.evaluation.progress import progress_bar
+from defenses.evaluation.repeated import REPEATS
 from defenses.evaluation.report import RobustnessReport
 from defenses.evaluation.trial import Trial
 from defenses.scope import attack_scope
@@ -78,8 +79,8 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
         attacks: Names, configured attacks, or your own `(model, images, labels) -> images`; the
             cheapest first, since what one fools the next need not try. The name `"autoattack"`
             stands for the standard ensemble, `"autoattack-rand"` for the one for models that answer
-            at random, None for the quick one. Where attacks have `draws`, images are judged by the
-            class that the model sees most often in as many answers.
+            at random, `"autoattack-plus"` for the one of more losses and starts, None for the
+            quick one.
         samples: Evaluate this many images, drawn without replacement; None takes all.
         batch_size: Images a forward pass, at least 1.
         seed: Chooses the images and every random start, 0 <= seed < 2**63.
@@ -91,6 +92,11 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
             keeps every one that was attacked.
         state: A file that is written after every batch, and read at the start if it is there.
         progress: Show a bar on stderr when that is a terminal.
+
+    A model that answers otherwise when it is asked once more is judged over 20 draws, or as many as
+    an attack has: clean images and found ones each count with the share of draws that are right,
+    the intervals hold the variance of the draws, and an image is attacked while any draw of it is
+    right. Give its attacks `draws` too, without which they see one draw at a time.
 
     The report says all that it rests on, and `rerun` does it again from there. Where an attack, the
     model or Ctrl-C ends the evaluation early, the error goes through, and has the report of what
@@ -118,7 +124,7 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
     with attack_scope(model, seed=seed), progress_bar(shown=progress) as bar:
         about = (model, source, indices, threat)
         how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "bar": bar}
-        draws = max(each.draws for each in named.values())
+        draws = max(REPEATS, *(each.draws for each in named.values()))
         trial, subject = Trial(*about, examples=examples, draws=draws, **how), None
         if checked is not None:
             subject = Subject(*about, checked, attacks=tuple(named.values()), **how)
@@ -174,6 +180,7 @@ class _Done:
             images=trial.images,
             versions=_versions(),
             verdicts=tuple(self.verdicts),
+            repeats=trial.repeats(self.attacks),
             examples=trial.examples(),
             **self._conditions,
         )

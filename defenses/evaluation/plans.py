@@ -41,6 +41,8 @@ def named_attacks(
                 f"{found!r} reaches {found.radius:g}; expected an attack on {threat}"
                 + ("; n-fgsm is for training" if found.name == "n-fgsm" else "")
             )
+        if found.name == "clean":
+            raise EvaluationError("attacks: clean is what the images are called; name it otherwise")
         taken = sum(name.partition(" #")[0] == found.name for name in named)
         named[f"{found.name} #{taken + 1}" if taken else found.name] = found
     return named

@@ -18,6 +18,7 @@ from defenses.attacks.attack import Setting
 from defenses.checks.verdict import Verdict
 from defenses.errors import DefenseError, EvaluationError
 from defenses.evaluation.counting import wilson_interval
+from defenses.evaluation.repeated import Answers, check_repeats, interval, share, standing
 from defenses.evaluation.writing import write_bytes, write_text
 from defenses.threat import ThreatModel
 
@@ -93,6 +94,10 @@ class RobustnessReport:
         checks: The settings of the checks; empty where none ran.
         versions: Of the packages involved.
         verdicts: Of the checks on whether the figures can be believed; empty where none ran.
+        repeats: Of a model that answers at random, by `"clean"` and attack: which draws were right
+            (1 and 0), image by image; empty of others. Every figure is then the mean of shares of
+            draws, `predictions` are the most frequent, an image survives while any draw is right,
+            and counts as `robust` while most are.
         examples: Up to 8 images with their attacked versions, or as many as were asked for; not
             in `to_dict`.
 
@@ -128,6 +133,7 @@ class RobustnessReport:
     data: str = ""
     checks: Mapping[str, Setting] = field(default_factory=dict)
     verdicts: tuple[Verdict, ...] = ()
+    repeats: Mapping[str, Answers] = field(default_factory=dict)
     examples: AdversarialExamples | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -143,6 +149,7 @@ class RobustnessReport:
             raise EvaluationError(
                 f"expected settings for {list(self.outcomes)}, got {list(self.settings)}"
             )
+        check_repeats(self.repeats, self.outcomes, len(self.indices))
 
     @property
     def samples(self) -> int:
@@ -157,14 +164,8 @@ class RobustnessReport:
     @property
     def robust(self) -> dict[str, tuple[bool, ...]]:
         """By attack, in order: is image i still right after it *and those before it*, [n]."""
-        standing, found = self.correct, {}
-        for name, row in self.outcomes.items():
-            standing = tuple(
-                stands and outcome is not False
-                for stands, outcome in zip(standing, row, strict=True)
-            )
-            found[name] = standing
-        return found
+        rows = self._standing()
+        return {name: tuple(share(row) > 0.5 for row in rows[name]) for name in self.outcomes}
 
     @property
     def worst_case(self) -> tuple[bool, ...]:
@@ -188,51 +189,57 @@ class RobustnessReport:
     @property
     def individual_accuracy(self) -> dict[str, float | None]:
         """Accuracy under each attack alone; None where it did not try every correct image."""
-        right = sum(self.correct)
+        right = sum("1" in row for row in self._standing()["clean"])
+        alone = {
+            name: dict(standing(self.correct, {name: row}, self.repeats))[name]
+            for name, row in self.outcomes.items()
+        }
         return {
-            name: (right - self.fooled[name]) / self.samples if tried == right else None
+            name: _mean(list(map(share, alone[name]))) if tried == right else None
             for name, tried in self.tried.items()
         }
 
     @property
     def clean_accuracy(self) -> float:
         """Share of clean images that are classified correctly."""
-        return _mean(self.correct)
+        return _mean(list(map(share, self._standing()["clean"])))
 
     @property
     def attack_accuracy(self) -> dict[str, float]:
         """Share of all images still correct after each attack and those before it."""
-        return {name: _mean(row) for name, row in self.robust.items()}
+        rows = self._standing()
+        return {name: _mean(list(map(share, rows[name]))) for name in self.outcomes}
 
     @property
     def worst_case_accuracy(self) -> float:
         """Share of all images that no attack fooled: the robust accuracy to quote."""
-        return _mean(self.worst_case)
+        return _mean(list(map(share, self._worst())))
 
     @property
     def clean_interval(self) -> tuple[float, float]:
-        """Wilson 95 % interval of the clean accuracy."""
-        return wilson_interval(sum(self.correct), self.samples)
+        """Wilson 95 % interval of the clean accuracy, with the variance of the draws."""
+        return interval(self._standing()["clean"])
 
     @property
     def attack_intervals(self) -> dict[str, tuple[float, float]]:
         """Wilson 95 % interval of each attack's accuracy."""
-        return {name: wilson_interval(sum(row), self.samples) for name, row in self.robust.items()}
+        rows = self._standing()
+        return {name: interval(rows[name]) for name in self.outcomes}
 
     @property
     def worst_case_interval(self) -> tuple[float, float]:
         """Wilson 95 % interval of the worst-case accuracy."""
-        return wilson_interval(sum(self.worst_case), self.samples)
+        return interval(self._worst())
 
     @property
     def clean_recall(self) -> tuple[float | None, ...]:
         """Clean recall of each class; None where no image of the class was evaluated."""
-        return self._recall(self.correct)
+        return self._recall(self._standing()["clean"])
 
     @property
     def worst_case_recall(self) -> tuple[float | None, ...]:
         """Recall of each class under the worst case; None where it was not evaluated."""
-        return self._recall(self.worst_case)
+        return self._recall(self._worst())
 
     @property
     def clean_macro_recall(self) -> float:
@@ -279,6 +286,7 @@ class RobustnessReport:
             "checks": dict(self.checks),
             "versions": dict(self.versions),
             "verdicts": [verdict.to_dict() for verdict in self.verdicts],
+            "repeats": {name: list(rows) for name, rows in self.repeats.items()},
             "summary": self._summary(),
         }
 
@@ -322,6 +330,7 @@ class RobustnessReport:
                 checks=dict(values["checks"]),
                 versions=dict(values["versions"]),
                 verdicts=tuple(map(Verdict.from_dict, values["verdicts"])),
+                repeats={k: tuple(map(str, v)) for k, v in values.get("repeats", {}).items()},
             )
         except DefenseError:
             raise
@@ -349,11 +358,19 @@ class RobustnessReport:
         """
         write_text(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
 
-    def _recall(self, correct: Sequence[bool]) -> tuple[float | None, ...]:
+    def _standing(self) -> dict[str, Answers]:
+        """By `"clean"` and attack, the answers to each image's worst version so far."""
+        return dict(standing(self.correct, self.outcomes, self.repeats))
+
+    def _worst(self) -> Answers:
+        """The answers to each image's worst version."""
+        return list(self._standing().values())[-1]
+
+    def _recall(self, rows: Answers) -> tuple[float | None, ...]:
         """Share of each class's images that are correct."""
-        hits, counts = [0] * self.classes, [0] * self.classes
-        for label, right in zip(self.labels, correct, strict=True):
-            hits[label] += right
+        hits, counts = [0.0] * self.classes, [0] * self.classes
+        for label, row in zip(self.labels, rows, strict=True):
+            hits[label] += share(row)
             counts[label] += 1
         return tuple(hit / n if n else None for hit, n in zip(hits, counts, strict=True))
 

@@ -98,6 +98,13 @@ def _attack(
         raise EvaluationError(
             f"own: {name!r} is an attack of your own; give it as own={{{name!r}: ...}}"
         )
+    brought = [
+        key for key, value in report.settings[name].items() if str(value).startswith("own: ")
+    ]
+    if brought:
+        raise EvaluationError(
+            f"own: {name!r} has a {brought[0]} of your own; give it as own={{{name!r}: ...}}"
+        )
     return attack(plain, report.threat, **report.settings[name])  # type: ignore[arg-type]
 
 

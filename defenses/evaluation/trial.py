@@ -15,6 +15,7 @@ from defenses.evaluation.images import ImageSource
 from defenses.evaluation.journal import digest_of
 from defenses.evaluation.progress import counted
 from defenses.evaluation.remembered import FOOLED, SURVIVED, UNTRIED, Remembered
+from defenses.evaluation.repeated import REPEATS, Answers, check_repeats, moved
 from defenses.evaluation.report import AdversarialExamples
 from defenses.scope import attack_scope, check_logits, home_of
 from defenses.threat import ThreatModel
@@ -51,7 +52,7 @@ class Trial:
         seed: int,
         examples: int | None = _EXAMPLES,
         bar: Progress,
-        draws: int = 1,
+        draws: int = REPEATS,
     ) -> None:
         if examples is not None and (type(examples) is not int or examples < 0):
             raise EvaluationError(f"examples: expected a number of images, got {examples!r}")
@@ -59,17 +60,23 @@ class Trial:
         self._model, self._source, self._indices = model, source, indices
         self.indices = indices
         self._threat, self._batch_size = threat, batch_size
-        self._seed, self._bar, self._draws = seed, bar, draws
+        self._seed, self._bar, self._draws = seed, bar, 1
         self.labels = source.labels(indices)
         self.classes = 0
+        self._rows: dict[str, list[str]] = {"clean": [""] * len(indices)}
         predictions, digests = [], []
         for number, part in self._batches("clean", torch.arange(len(indices))):
             images = source.images(indices[part])
             digests.append(digest_of(images.float()))
-            predictions.append(self._predict(self._at_home(images), f"clean/{number}"))
+            images = self._at_home(images)
+            if number == 0 and self._is_random(images):
+                self._draws = draws
+            predictions.append(self._predict(images, f"clean/{number}", part, "clean"))
         self.images = digest_of(*digests, self.labels)
         self.predictions = torch.cat(predictions)
         self._correct = self.predictions == self.labels
+        if self._draws > 1:  # while any draw is right there is something to find
+            self._correct = torch.tensor(["1" in row for row in self._rows["clean"]])
         self._first = set(self._correct.nonzero().flatten()[: self._kept].tolist())
         self._outcomes: dict[str, Tensor] = {}
         self._shown: dict[int, tuple[Tensor, int]] = {}
@@ -91,11 +98,25 @@ class Trial:
             clean = self._at_home(clean).cpu()
             found.check_shown(clean, classes=self.classes, threat=self._threat)
         self._outcomes, self._shown = dict(found.outcomes), dict(found.shown)
+        asked = self._rows["clean"]
+        try:
+            self._rows = {name: list(rows) for name, rows in dict(content["draws"]).items()}
+            check_repeats(self.repeats(list(self._outcomes)), self.outcomes(), len(self.labels))
+        except (KeyError, TypeError, ValueError, EvaluationError) as error:
+            raise EvaluationError(
+                "state: it has no draws that fit the outcomes; give another path"
+            ) from error
+        if self._draws > 1 and self._rows["clean"] != asked:
+            raise EvaluationError(
+                "state: the model is right in other draws of the clean images than when it was "
+                "written; give another path"
+            )
 
     def content(self) -> dict[str, Any]:
         """What `resume` needs, as JSON-able values."""
         return {
             "predictions": self.predictions.tolist(),
+            "draws": self.repeats(list(self._outcomes)),
             "outcomes": {name: row.tolist() for name, row in self._outcomes.items()},
             "shown": {
                 str(position): (
@@ -129,10 +150,20 @@ class Trial:
             images = self._at_home(self._source.images(self._indices[part]))
             labels = self.labels[part].to(images.device)
             adversarial = search(self._model, images, labels, seed=seed)
-            predictions = self._predict(adversarial, f"{name}/{number}/found")
-            row[part] = (predictions == self.labels[part]).to(torch.int8)
+            predictions = self._predict(adversarial, f"{name}/{number}/found", part, name)
+            right = predictions == self.labels[part]
+            if self._draws > 1:
+                right = torch.tensor(["1" in self._rows[name][each] for each in part.tolist()])
+            row[part] = right.to(torch.int8)
             self._show(part, adversarial, predictions)
             yield
+
+    def repeats(self, names: Sequence[str]) -> dict[str, Answers]:
+        """Of a model that answers at random, by `"clean"` and attack: which draws were right."""
+        if self._draws == 1:
+            return {}
+        none = [""] * len(self.labels)
+        return {name: tuple(self._rows.get(name, none)) for name in ("clean", *names)}
 
     def outcomes(self) -> dict[str, tuple[bool | None, ...]]:
         """By attack: did each image survive it; None where it was not tried."""
@@ -187,22 +218,36 @@ class Trial:
         device, dtype = home_of(self._model, images)
         return images.to(device=device, dtype=dtype)
 
-    def _predict(self, images: Tensor, where: str) -> Tensor:
-        """The classes that the model sees most often in `draws` answers, on the CPU, [k]."""
-        votes: Tensor | None = None
+    def _predict(self, images: Tensor, where: str, part: Tensor, name: str) -> Tensor:
+        """The classes that the model sees most often, on the CPU, [k]; which draws were right."""
+        seen = [answer.argmax(1).cpu() for answer in self._answers(images, where, self._draws)]
+        if self._draws == 1:
+            return seen[0]
+        right = torch.stack(seen, dim=1) == self.labels[part][:, None]
+        rows = self._rows.setdefault(name, [""] * len(self.labels))
+        for position, draws in zip(part.tolist(), right.tolist(), strict=True):
+            rows[position] = "".join("01"[each] for each in draws)
+        return torch.stack(seen).mode(0).values
+
+    def _is_random(self, images: Tensor) -> bool:
+        """Whether the model answers otherwise when it is asked once more."""
+        usual, other = self._answers(images, "clean/0", 2)
+        return bool(moved(usual, other).any())
+
+    def _answers(self, images: Tensor, where: str, draws: int) -> list[Tensor]:
+        """The model's logits, draw by draw, [k, classes]."""
         with attack_scope(self._model, seed=derived_seed(self._seed, where)), torch.no_grad():
-            for _ in range(self._draws):
-                logits = check_logits(
+            found = [
+                check_logits(
                     self._model(images),
                     count=len(images),
                     largest_label=int(self.labels.max()),
                     error=EvaluationError,
                 )
-                seen = torch.zeros_like(logits).scatter(1, logits.argmax(1, keepdim=True), 1.0)
-                votes = seen if votes is None else votes + seen
-        assert votes is not None
-        self.classes = votes.shape[1]
-        return votes.argmax(dim=1).cpu()
+                for _ in range(draws)
+            ]
+        self.classes = found[0].shape[1]
+        return found
 
     def _batches(self, title: str, positions: Tensor) -> Iterator[tuple[int, Tensor]]:
         """The positions in numbered batches, counted off on the bar as they are done."""
