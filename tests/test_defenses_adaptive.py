@@ -5,7 +5,7 @@ import torch
 from test_defenses_apgd import linear, right
 from torch import nn
 
-from defenses import AttackError, ThreatModel, attack, evaluate
+from defenses import AttackError, EvaluationError, ThreatModel, attack, evaluate, rerun
 from defenses.attacks.adaptive import BackwardOf
 
 LINF = ThreatModel(norm="linf", eps=0.08)
@@ -98,6 +98,22 @@ def test_an_evaluation_takes_them():
     alone = right(defended, images, labels) & right(defended, worst(model, images, labels), labels)
     assert report.worst_case == tuple(alone.tolist())
     assert report.settings["pgd"]["loss"] == "own: margin"
+
+
+def test_a_report_runs_again_only_with_what_was_brought(tmp_path):
+    """A name is no function; a state of another surrogate is another evaluation."""
+    model, images, labels = task()
+    data = [(image, int(label)) for image, label in zip(images, labels, strict=True)]
+    brought = attack("pgd", LINF, steps=2, surrogate=model, loss=margin)
+    state = tmp_path / "state"
+    report = evaluate(Quantised(model), data, LINF, attacks=[brought], progress=False, state=state)
+    with pytest.raises(EvaluationError, match="loss of your own; give it as own="):
+        rerun(report, Quantised(model), data, progress=False)
+    again = rerun(report, Quantised(model), data, own={"pgd": brought}, progress=False)
+    assert again == report
+    other = attack("pgd", LINF, steps=2, surrogate=linear(torch.ones(64)), loss=margin)
+    with pytest.raises(EvaluationError, match="attacks"):
+        evaluate(Quantised(model), data, LINF, attacks=[other], progress=False, state=state)
 
 
 def test_model_and_surrogate_are_left_as_they_were():

@@ -68,7 +68,7 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
     With `state`, every finished batch is in that file, and the same call goes on from there after
     a kill; the report is the one that an uninterrupted evaluation would have given. The model's
     weights, the images, the threat model, the attacks and the seed must be the same; of an attack
-    of your own only the name can be compared.
+    or a loss of your own only the name can be compared.
 
     Args:
         model: Takes images in the threat model's bounds, returns logits [n, classes].
@@ -253,10 +253,16 @@ def _identity(
         "model": digest_of_model(model),
         "images": images,
         "threat model": str(threat),
-        "attacks": "; ".join(f"{name}: {search!r}" for name, search in named.items()),
+        "attacks": "; ".join(f"{name}: {_written(search)}" for name, search in named.items()),
         "seed or settings": run,
         "versions": ", ".join(f"{name} {number}" for name, number in _versions().items()),
     }
+
+
+def _written(search: Attack) -> str:
+    """An attack with its settings, and the weights of its surrogate."""
+    surrogate = search.surrogate
+    return f"{search!r}{'' if surrogate is None else ' ' + digest_of_model(surrogate)}"
 
 
 def _versions() -> dict[str, str]:

@@ -54,7 +54,8 @@ def evaluate(
     attack: Annotated[
         list[str] | None,
         typer.Option(
-            help="Attacks in turn; apgd and apgdt by default. autoattack is the ensemble."
+            help="Attacks in turn; apgd and apgdt by default. autoattack is the ensemble, "
+            "autoattack-plus and autoattack-rand its other versions."
         ),
     ] = None,
     samples: Annotated[int, typer.Option(help="Test images to attack; 0 takes all.")] = 1000,
