@@ -66,6 +66,7 @@ class Private:
         self._ledger = ledger
         ledger.bind(plan)
         self._pending: PhysicalBatch | None = None
+        self._images: torch.Tensor | None = None
         self._stepping = False
         self._sampling = object()
 
@@ -194,12 +195,12 @@ class Private:
         check_layers(self.model)
         check_trainable(self.model, self._parameters)
         mask = batch.mask()
-        parts = self._clipped.prepare(losses, mask)
+        parts = self._clipped.prepare(losses, mask, self._images)
         # From here to the end the sample is lost if anything interrupts: what was added, or
         # released, must not be added again.
         self._stepping = True
         self.non_finite += self._clipped.keep(parts, mask)
-        self._pending = None
+        self._pending, self._images = None, None
         if batch.last:
             self._release()
         self._stepping = False
@@ -338,8 +339,8 @@ class Private:
             )
             for batch in cut(sample, self._physical_batches):
                 images, labels = read(self._dataset, batch)
-                self._pending = batch
-                yield images.to(device), labels.to(device)
+                self._pending, self._images = batch, images.to(device)
+                yield self._images, labels.to(device)
                 if self._sampling is not sampling:
                     raise StepError(
                         "another iteration of private.batches was begun, or a state loaded: the "
@@ -382,7 +383,7 @@ class Private:
 
     def _drop_sample(self) -> None:
         """Forgets a sample that was begun; the iteration that drew it cannot go on."""
-        self._pending = None
+        self._pending, self._images = None, None
         self._sampling = object()
         self._clipped.reset()
         self._stepping = False

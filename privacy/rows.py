@@ -4,6 +4,9 @@ A layer that sees as many rows as there are examples may still see others: token
 dimension 0, examples in another order, copies in the order of `repeat`. One backward pass from some
 of the examples tells: it may reach their own rows only. It needs gradients that are not zero, so a
 part of a network that is initialised to zero is told from its first steps only.
+
+Where the batch itself was repeated in another order, every layer agrees with the losses. What the
+first layer saw is therefore compared with the images that were given.
 """
 
 import torch
@@ -14,7 +17,20 @@ from privacy.errors import UnsupportedLayer
 __all__ = ["check_rows", "halves", "some_of"]
 
 
-def check_rows(losses: torch.Tensor, tape: Tape, chosen: torch.Tensor) -> None:
+_ALIKE = 0.9
+"""Correlation from which on a row is taken to be an image, or a little changed one."""
+_APART = 0.2
+"""How much more alike rows must be to other images than to their own."""
+_FEWEST = 4
+"""Among fewer images, changed copies are alike to others by chance."""
+
+
+def check_rows(
+    losses: torch.Tensor,
+    tape: Tape,
+    chosen: torch.Tensor,
+    images: torch.Tensor | None = None,
+) -> None:
     """Runs backward from the chosen examples' losses and refuses if others' rows are reached.
 
     The graph of the losses is kept; the tape stays empty.
@@ -23,9 +39,11 @@ def check_rows(losses: torch.Tensor, tape: Tape, chosen: torch.Tensor) -> None:
         losses: One loss an example, float [examples], or K, float [examples, K].
         tape: The tape that the model's layers write on.
         chosen: Some of the examples, bool [examples].
+        images: The examples as they were given, [examples, ...]; copies are held against them.
 
     Raises:
-        UnsupportedLayer: A layer saw rows that are not examples, or those of others.
+        UnsupportedLayer: A layer saw rows that are not examples, or those of others, or copies are
+            those of other examples.
 
     Example:
         >>> from torch import nn
@@ -44,16 +62,55 @@ def check_rows(losses: torch.Tensor, tape: Tape, chosen: torch.Tensor) -> None:
     weights = chosen.to(losses.dtype).view(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
     with tape.trace(examples=examples, copies=copies, chosen=chosen) as strayed:
         torch.autograd.backward(losses, weights, retain_graph=True)
-    if not strayed or not bool(torch.stack([wrong for _, wrong in strayed]).any()):
+    if not strayed:
         return
-    layer = next(name for name, wrong in reversed(strayed) if bool(wrong))
-    cure = (
-        "a layer mixes or reorders examples, or a loss depends on other examples than its own"
-        if copies == 1
-        else f"the {copies} copies of an example must be adjacent rows: repeat_interleave, not "
-        f"repeat, and losses.view(rows, {copies})"
+    adjacent = (
+        f"the {copies} copies of an example must be adjacent rows: repeat_interleave, not repeat, "
+        f"and losses.view(rows, {copies})"
     )
-    raise UnsupportedLayer(f"{layer}: the loss of an example reached rows of others: {cure}")
+    if bool(torch.stack([wrong for _, wrong in strayed]).any()):
+        layer = next(name for name, wrong in reversed(strayed) if bool(wrong))
+        cure = (
+            "a layer mixes or reorders examples, or a loss depends on other examples than its own"
+            if copies == 1
+            else adjacent
+        )
+        raise UnsupportedLayer(f"{layer}: the loss of an example reached rows of others: {cure}")
+    seen = tape.first_inputs()
+    if copies > 1 and images is not None and any(_of_others(rows, images) for rows in seen):
+        raise UnsupportedLayer(
+            f"{strayed[-1][0]}: the copies that it saw look like other examples than those whose "
+            f"losses they have: {adjacent}"
+        )
+
+
+@torch.no_grad()
+def _of_others(seen: torch.Tensor, images: torch.Tensor) -> bool:
+    """Whether rows are plainly copies of other images than those in whose places they are.
+
+    Copies that augmentation or a first part of the network has changed beyond recognition are not
+    told, nor those of another size, nor of fewer than four images: correlation with every image
+    given decides, which neither a factor nor an offset changes.
+    """
+    examples = len(images)
+    rows, given = seen.reshape(len(seen), -1), images.reshape(examples, -1)
+    if examples < _FEWEST or len(rows) % examples or rows.shape[1] != given.shape[1]:
+        return False
+    alike = _directions(rows) @ _directions(given).T
+    each = torch.arange(len(rows), device=alike.device)
+    own = alike[each, each // (len(rows) // examples)]
+    best = alike.max(1).values
+    told = best > _ALIKE
+    strayed = told & (best - own > _APART)
+    repeated = alike[each, each % examples].mean()
+    as_repeat = (repeated > _ALIKE / 3) & (repeated - own.mean() > _APART)
+    return bool((2 * strayed.sum() > told.sum()) | as_repeat)
+
+
+def _directions(rows: torch.Tensor) -> torch.Tensor:
+    """Each row's difference to their mean, of length one; float32, zeros where it is none."""
+    rows = rows.float().nan_to_num()
+    return torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
 
 
 def halves(examples: int) -> list[torch.Tensor]:

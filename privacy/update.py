@@ -4,23 +4,19 @@ Source: Abadi et al. 2016, arXiv 1607.00133. What is done with the noised gradie
 is post-processing, and not here.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from privacy.clipping import PerExampleGradients, Tape
+from privacy.clipping import Tape
 from privacy.clipping.factors import Clipping, FlatClipping, clip_factors
-from privacy.errors import StepError, UnsupportedLayer
+from privacy.differentiation import Parts, differentiate
+from privacy.errors import StepError
 from privacy.noise import SecureGenerator
-from privacy.rows import check_rows, some_of
 from privacy.summation import FloatSum, GridSum, Summation
 
-__all__ = ["ClippedSum", "Parts", "differentiate"]
-
-Parts = dict[nn.Parameter, PerExampleGradients]
-"""Per-example gradients of every parameter that a batch's losses depend on."""
+__all__ = ["ClippedSum"]
 
 
 class ClippedSum:
@@ -149,7 +145,9 @@ class ClippedSum:
         """
         return self.keep(self.prepare(losses, mask), mask)
 
-    def prepare(self, losses: torch.Tensor, mask: torch.Tensor) -> Parts:
+    def prepare(
+        self, losses: torch.Tensor, mask: torch.Tensor, images: torch.Tensor | None = None
+    ) -> Parts:
         """The gradients of a batch that may be added; the sum stays as it was.
 
         Every refusal is here: after one, or after an interruption, the same batch may be tried
@@ -158,6 +156,7 @@ class ClippedSum:
         Args:
             losses: As of `add`.
             mask: Which rows are examples, bool [rows].
+            images: The rows as they were given to who computed the losses, where that is known.
 
         Raises:
             StepError: As of `add`, or an addition to this sample was interrupted.
@@ -180,7 +179,9 @@ class ClippedSum:
                 f"losses: expected device {self._device}, got {losses.device}; move the model "
                 "before attach, not after it"
             )
-        return differentiate(losses, self._parameters, self._tape, examples=len(mask))
+        return differentiate(
+            losses, self._parameters, self._tape, examples=len(mask), images=images
+        )
 
     def keep(self, parts: Parts, mask: torch.Tensor) -> int:
         """Clips what `prepare` gave and adds it; rows that are not finite are left out.
@@ -283,117 +284,3 @@ class ClippedSum:
 def _layer_of(name: str) -> str:
     """The dotted name of the layer that owns a parameter."""
     return name.rpartition(".")[0]
-
-
-def differentiate(
-    losses: torch.Tensor, parameters: Mapping[str, nn.Parameter], tape: Tape, *, examples: int
-) -> Parts:
-    """Runs backward from `losses`; every `.grad` stays as it was.
-
-    Where each example has K losses, its gradient is that of their mean: the copies are averaged
-    inside the example, before anything is clipped (De et al. 2022, arXiv 2204.13650). The layers
-    may see them in rows that follow one another, [examples * K], or in K passes of [examples].
-
-    Args:
-        losses: One loss an example, float [examples], or K, float [examples, K], with a graph that
-            leads to the model.
-        parameters: The trainable parameters by dotted name.
-        tape: The tape that the model's layers write on.
-        examples: How many examples are expected.
-
-    Returns:
-        The per-example gradients of every parameter that the losses depend on.
-
-    Raises:
-        StepError: The losses have the wrong shape, or no graph that leads to the model.
-        UnsupportedLayer: A layer saw rows that are not examples, or a parameter is used outside of
-            the layer that owns it.
-
-    Example:
-        >>> from privacy.clipping import install, rule_of
-        >>> model, tape = nn.Linear(2, 1), Tape()
-        >>> installation = install(model, tape, rule_of)
-        >>> losses = model(torch.ones(3, 2)).squeeze(1)
-        >>> parts = differentiate(losses, dict(model.named_parameters()), tape, examples=3)
-        >>> parts[model.weight].instantiate().shape
-        torch.Size([3, 1, 2])
-    """
-    _check_losses(losses, examples)
-    tape.check()
-    copies = losses.numel() // examples
-    kept = [(parameter, parameter.grad) for parameter in parameters.values()]
-    for parameter, _ in kept:
-        parameter.grad = None
-    try:
-        if times := tape.due(examples=examples, copies=copies):
-            _check_order(losses, tape, times)
-        with tape.record(examples=examples, copies=copies):
-            _run_backward(losses)
-        bypassed = [name for name, p in parameters.items() if p.grad is not None]
-    finally:
-        parts = tape.take()
-        for parameter, gradient in kept:
-            parameter.grad = gradient
-    tape.prove()
-    if bypassed:
-        raise UnsupportedLayer(
-            f"{', '.join(bypassed)}: the gradient did not come through the forward of the layer "
-            "that owns the parameter, so it cannot be clipped example by example; call that layer "
-            "instead of using its parameter, and attach a model that was detached again"
-        )
-    if not parts:
-        raise StepError(
-            "losses: their graph reaches no trainable layer of the attached model; compute them "
-            "with private.model, outside torch.no_grad()"
-        )
-    return parts
-
-
-def _check_order(losses: torch.Tensor, tape: Tape, times: int) -> None:
-    """Looks once whose rows are whose; where they are not, it is asked again the next time."""
-    try:
-        with _graph_used():
-            check_rows(losses, tape, some_of(len(losses), seed=times))
-    except BaseException:
-        tape.ask_again(examples=len(losses), copies=losses.numel() // len(losses))
-        raise
-
-
-def _run_backward(losses: torch.Tensor) -> None:
-    """One backward pass from every example's loss, or the mean over its copies, at once."""
-    with _graph_used():
-        torch.autograd.backward(losses, torch.full_like(losses, len(losses) / losses.numel()))
-
-
-@contextmanager
-def _graph_used() -> Iterator[None]:
-    """Says what it means that the graph of the losses is gone."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "second time" not in str(error):
-            raise
-        raise StepError(
-            "losses: they were differentiated before; give the losses of the batch that "
-            "private.batches gave last, fresh from the model"
-        ) from error
-
-
-def _check_losses(losses: torch.Tensor, rows: int) -> None:
-    """Refuses losses that were averaged, belong to another batch, or have no graph."""
-    if losses.shape[:1] != (rows,) or losses.dim() > 2 or not losses.numel():
-        raise StepError(
-            f"losses: expected one loss an example, shape [{rows}], got {list(losses.shape)}: "
-            'do not average them (reduction="none"), and give the losses of the batch that '
-            f"private.batches gave last; with K copies of each example, shape [{rows}, K]"
-        )
-    if not losses.is_floating_point() or losses.layout != torch.strided:
-        raise StepError(
-            f"losses: expected real numbers in a dense tensor, got {losses.dtype}, {losses.layout}"
-        )
-    if torch.is_inference_mode_enabled():
-        raise StepError("private.step cannot run under torch.inference_mode(); call it outside")
-    if not losses.requires_grad:
-        raise StepError(
-            "losses: they carry no graph; compute them with private.model, outside torch.no_grad()"
-        )

@@ -15,10 +15,10 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from privacy.clipping import Tape
 from privacy.clipping.watch import Watch
+from privacy.differentiation import differentiate
 from privacy.errors import PrivacyError, StepError, UnsupportedLayer
 from privacy.inputs import check_model, check_optimizer
 from privacy.rows import check_rows, halves
-from privacy.update import differentiate
 
 __all__ = [
     "check_layers",

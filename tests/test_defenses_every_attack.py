@@ -13,7 +13,7 @@ from torch import nn
 from defenses import AttackError, ThreatModel, attack, attack_names
 from defenses.attacks.attack import custom_attack
 from privacy.clipping import Tape, install, rule_of
-from privacy.update import differentiate
+from privacy.differentiation import differentiate
 
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 2.0, "l0": 5}
 CHEAP = {

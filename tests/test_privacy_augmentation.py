@@ -22,8 +22,9 @@ from privacy import (
 )
 from privacy.clipping import Tape, install, rule_of
 from privacy.clipping.copies import OfCopies
+from privacy.differentiation import differentiate
 from privacy.sampling import sample_indices
-from privacy.update import ClippedSum, differentiate
+from privacy.update import ClippedSum
 
 properties = settings(deadline=None, derandomize=True, max_examples=25)
 KEY = bytes(range(32))

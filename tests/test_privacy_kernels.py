@@ -19,8 +19,8 @@ from privacy.clipping import Kernel, Tape, Tuner, install, rule_of
 from privacy.clipping.convolution import ConvolutionRule
 from privacy.clipping.gradients import Instantiated, Postponed
 from privacy.clipping.patches import CACHE
+from privacy.differentiation import differentiate
 from privacy.native.library import compiled
-from privacy.update import differentiate
 from secure_cnn.bench import peak_bytes
 
 needs_compiler = pytest.mark.skipif(

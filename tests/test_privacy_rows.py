@@ -137,6 +137,93 @@ def test_copies_in_another_order_are_refused(losses_of: Losses, copies: int) -> 
     assert private.step(interleaved(private.model, images, labels, copies))
 
 
+def kept(x: torch.Tensor) -> torch.Tensor:
+    return x
+
+
+def noised(x: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return (x + 0.3 * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+
+
+def turned(x: torch.Tensor) -> torch.Tensor:
+    turns = torch.arange(len(x)).view(-1, 1, 1, 1) % 2 == 1
+    return torch.where(turns, x.flip(-1), x)
+
+
+def shifted(x: torch.Tensor) -> torch.Tensor:
+    rows = [row.roll((i % 3 - 1, i % 5 - 2), (-2, -1)) for i, row in enumerate(x)]
+    return torch.stack(rows)
+
+
+def drawn_anew(x: torch.Tensor) -> torch.Tensor:
+    return torch.rand(x.shape, generator=torch.Generator().manual_seed(3))
+
+
+def attached_to_images(samples: int, images: torch.Tensor | None = None) -> Private:
+    """A network whose first layer sees the normalised image."""
+    if images is None:
+        images = torch.rand(samples, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(108, 2))
+    model.register_forward_pre_hook(lambda _, inputs: ((inputs[0] - 0.3) / 0.2,))
+    data = [(images[i], i % 2) for i in range(samples)]
+    plan = DPPlan(samples=samples, batch_size=samples, epochs=30, noise_multiplier=1e-9)
+    cut = PhysicalBatches(size=samples, multiple=samples)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    return attach(plan, model, optimizer, data, physical_batches=cut)
+
+
+@pytest.mark.parametrize("samples", [4, 33])
+@pytest.mark.parametrize("copies", [2, 3, 4])
+@pytest.mark.parametrize("augment", [kept, noised, turned])
+def test_a_batch_that_was_repeated_in_another_order_is_refused(
+    augment: Callable[[torch.Tensor], torch.Tensor], copies: int, samples: int
+) -> None:
+    """Every layer agrees with the losses, and one example moves the sum by K times C."""
+    private = attached_to_images(samples)
+    images, labels = next(private.batches)
+    logits = private.model(augment(images.repeat(copies, 1, 1, 1)))
+    losses = F.cross_entropy(logits, labels.repeat(copies), reduction="none")
+    with pytest.raises(UnsupportedLayer, match="look like other examples than those whose losses"):
+        private.step(losses.view(-1, copies))
+
+
+@pytest.mark.parametrize("samples", [2, 3, 8, 33])
+@pytest.mark.parametrize("augment", [kept, noised, turned, shifted, drawn_anew])
+def test_augmented_copies_in_their_places_pass(
+    augment: Callable[[torch.Tensor], torch.Tensor], samples: int
+) -> None:
+    """Control: however much they are changed."""
+    for copies in (2, 3, 4):
+        private = attached_to_images(samples)
+        images, labels = next(private.batches)
+        logits = private.model(augment(images.repeat_interleave(copies, dim=0)))
+        losses = F.cross_entropy(logits, labels.repeat_interleave(copies), reduction="none")
+        assert private.step(losses.view(-1, copies))
+
+
+@pytest.mark.parametrize("same", [0.0, 0.99])
+def test_copies_of_images_that_are_alike_pass(same: float) -> None:
+    """Control: all black, or hardly different from each other."""
+    images = torch.rand(8, 2, 8, 8, generator=torch.Generator().manual_seed(1))
+    private = attached_to_images(8, same * images[:1] + (0.01 * images if same else 0.0 * images))
+    x, labels = next(private.batches)
+    logits = private.model(turned(x.repeat_interleave(4, dim=0)))
+    losses = F.cross_entropy(logits, labels.repeat_interleave(4), reduction="none")
+    assert private.step(losses.view(-1, 4))
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_a_call_on_reversed_images_is_refused(copies: int) -> None:
+    """With their labels reversed too, its layers and losses agree."""
+    private = attached_to_images(8)
+    x, y = next(private.batches)
+    calls = [(x, y)] * (copies - 1) + [(x.flip(0), y.flip(0))]
+    losses = [F.cross_entropy(private.model(a), b, reduction="none") for a, b in calls]
+    with pytest.raises(UnsupportedLayer, match="look like other examples than those whose losses"):
+        private.step(torch.stack(losses, dim=1))
+
+
 def test_copies_that_are_reordered_later_are_found_later() -> None:
     """The eighth and the sixty-fourth batch of a kind are asked again."""
     private = attached(network(), (4,))

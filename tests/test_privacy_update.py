@@ -12,9 +12,10 @@ from torch import nn
 
 from privacy.clipping import Tape, install, rule_of
 from privacy.clipping.gradients import Instantiated
+from privacy.differentiation import differentiate
 from privacy.errors import StepError, UnsupportedLayer
 from privacy.noise import SecureGenerator
-from privacy.update import ClippedSum, differentiate
+from privacy.update import ClippedSum
 
 properties = settings(deadline=None, derandomize=True, max_examples=40)
 KEY = bytes(range(32))

@@ -16,7 +16,7 @@ from torch import nn
 import defenses
 import privacy
 from privacy.clipping import Tape, install, rule_of
-from privacy.update import differentiate
+from privacy.differentiation import differentiate
 from secure_cnn.data import DataSpec, Split
 from secure_cnn.models import build_model
 

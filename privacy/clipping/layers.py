@@ -298,7 +298,7 @@ def _input_gradient_recorded(ctx: Any, output_gradient: torch.Tensor) -> torch.T
     rule: LayerRule = ctx.rule
     tape: Tape = ctx.tape
     if tape.tracing:
-        tape.note(ctx.name, output_gradient)
+        tape.note(ctx.name, inputs, output_gradient)
     elif tape.recording:
         tape.passed(ctx.modes)
         copies = tape.copies(rows=len(output_gradient), layer=ctx.name)

@@ -48,6 +48,7 @@ class Tape:
         self._parts: dict[nn.Parameter, list[PerExampleGradients]] = {}
         self._chosen: torch.Tensor | None = None
         self._strayed: list[tuple[str, torch.Tensor]] = []
+        self._inputs: list[tuple[str, torch.Tensor]] = []
         self._watch: _Watch | None = None
         self._seen: set[tuple[bool, ...]] = set()
         self._asked: Counter[tuple[int, int]] = Counter()
@@ -191,12 +192,12 @@ class Tape:
         Example:
             >>> tape = Tape()
             >>> with tape.trace(examples=2, copies=1, chosen=torch.tensor([True, False])) as found:
-            ...     tape.note("fc", torch.ones(2, 3))
+            ...     tape.note("fc", torch.ones(2, 4), torch.ones(2, 3))
             >>> found
             [('fc', tensor(True))]
         """
         with self.record(examples=examples, copies=copies):
-            self._chosen, self._strayed = chosen, []
+            self._chosen, self._strayed, self._inputs = chosen, [], []
             try:
                 yield self._strayed
             finally:
@@ -213,7 +214,7 @@ class Tape:
         return self._chosen is not None
 
     @torch.no_grad()
-    def note(self, layer: str, output_gradient: torch.Tensor) -> None:
+    def note(self, layer: str, inputs: torch.Tensor, output_gradient: torch.Tensor) -> None:
         """Notes whether a layer's gradient lies in other rows than those of the chosen examples.
 
         What is not finite proves nothing: a broken row times zero is broken too.
@@ -221,7 +222,7 @@ class Tape:
         Example:
             >>> tape = Tape()
             >>> with tape.trace(examples=2, copies=1, chosen=torch.tensor([True, False])) as found:
-            ...     tape.note("fc", torch.tensor([[1.0], [0.0]]))
+            ...     tape.note("fc", torch.ones(2, 3), torch.tensor([[1.0], [0.0]]))
             >>> found
             [('fc', tensor(False))]
         """
@@ -230,6 +231,23 @@ class Tape:
         reached = ((rows != 0) & rows.isfinite()).any(1)
         own = self._chosen.repeat_interleave(self.copies(rows=len(rows), layer=layer))
         self._strayed.append((layer, (reached & ~own).any()))
+        self._inputs.append((layer, inputs))
+
+    def first_inputs(self) -> list[torch.Tensor]:
+        """What the last trace found the model's first layer to have seen, and an empty note of it.
+
+        Returns:
+            Each call's rows, the first call's last.
+
+        Example:
+            >>> tape = Tape()
+            >>> with tape.trace(examples=1, copies=1, chosen=torch.tensor([True])):
+            ...     tape.note("fc", torch.ones(1, 3), torch.ones(1, 1))
+            >>> tape.first_inputs()
+            [tensor([[1., 1., 1.]])]
+        """
+        inputs, self._inputs = self._inputs, []
+        return [rows for layer, rows in inputs if layer == inputs[-1][0]]
 
     def reset(self) -> None:
         """Forgets a recording that something interrupted before it could end.
@@ -237,7 +255,7 @@ class Tape:
         Example:
             >>> Tape().reset()
         """
-        self._examples, self._parts, self._chosen = None, {}, None
+        self._examples, self._parts, self._chosen, self._inputs = None, {}, None, []
 
     def copies(self, *, rows: int, layer: str) -> int:
         """How many adjacent rows are one example, where `layer` saw so many rows.
