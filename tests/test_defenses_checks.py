@@ -20,7 +20,7 @@ from defenses.checks.verdict import Verdict
 
 LINF = ThreatModel(norm="linf", eps=0.05)
 L2 = ThreatModel(norm="l2", eps=0.5)
-QUICK = CheckSettings(samples=120, steps=15, queries=150, draws=5, planted=24, spot=30)
+QUICK = CheckSettings(samples=120, steps=15, queries=150, draws=5, planted=24, spot=8)
 
 LOGITS = "the outputs are logits"
 SAME = "the model is deterministic"

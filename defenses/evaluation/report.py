@@ -6,6 +6,7 @@ value that goes to JSON and back.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -396,4 +397,4 @@ class RobustnessReport:
 
 def _mean(values: Sequence[float]) -> float:
     """Arithmetic mean of at least one value."""
-    return sum(values) / len(values)
+    return math.fsum(values) / len(values)
