@@ -60,7 +60,8 @@ def check_model(model: object) -> None:
     """Refuses what is no module, or not yet, or not the module itself.
 
     Raises:
-        StepError: It is no module, or wraps one in something that trains it in another way.
+        StepError: It is no module, wraps one in something that trains it in another way, or its
+            trainable parameters lie on several devices.
         UnsupportedLayer: Parameters without values, or that are not real numbers in plain memory.
 
     Example:
@@ -90,6 +91,11 @@ def check_model(model: object) -> None:
                 f"{label}: {type(module).__name__} splits the batch or averages gradients by "
                 "itself; attach and train the module inside, model.module, on one device"
             )
+    devices = sorted({str(p.device) for p in model.parameters() if p.requires_grad})
+    if len(devices) > 1:
+        raise StepError(
+            f"parameters: expected one device, got {', '.join(devices)}; move the model to one"
+        )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         _check_tensor(name, tensor)
 

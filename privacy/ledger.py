@@ -15,6 +15,10 @@ from privacy.plan import DPPlan
 __all__ = ["Ledger"]
 
 
+_IN_FILE = "file-"
+"""Begins the sessions of a ledger that is kept in a file."""
+
+
 @dataclass(frozen=True)
 class _Entry:
     """What one session spent in a row; entries of unbound ledgers have no session."""
@@ -99,7 +103,7 @@ class Ledger:
                     _entry({**file.terms, "steps": steps, "session": session})
                     for session, steps in file.sessions.items()
                 ]
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise LedgerError(f"{path}: its first line binds it to no plan: {error}") from error
         return ledger
 
@@ -167,7 +171,8 @@ class Ledger:
                 f"ledger: {self.path} is bound to {self._file.terms}, the plan has {terms}; give "
                 "each plan a ledger of its own"
             )
-        self._plan, self._session = plan, secrets.token_hex(8)
+        self._session = (_IN_FILE if self._file is not None else "") + secrets.token_hex(8)
+        self._plan = plan
 
     def record(self, event: GaussianSteps) -> None:
         """Appends what is about to be spent; to the file first, where there is one.
@@ -204,7 +209,8 @@ class Ledger:
             PlanError: These are no rows of a ledger, or of another noise multiplier or sampling
                 rate than the plan's, or more steps than `most` in all; or the ledger has no file,
                 and fewer steps than were taken here.
-            LedgerError: The ledger is not bound, or its file cannot be written.
+            LedgerError: The ledger is not bound, its file cannot be written, or the state's own
+                ledger was kept in a file, and this one knows less of it.
 
         Example:
             >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
@@ -226,6 +232,7 @@ class Ledger:
                 "epsilon never falls"
             )
         mine, theirs = self._by_session(), state._by_session()
+        self._check_file(mine, theirs)
         merged = {name: max(mine.get(name, 0), theirs.get(name, 0)) for name in {**theirs, **mine}}
         if most is not None and sum(merged.values()) > most:
             raise PlanError(
@@ -282,7 +289,7 @@ class Ledger:
                 raise TypeError(f"got {type(rows).__name__} in the place of the rows")
             for row in rows:
                 _append(ledger._entries, _entry(row))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise PlanError(
                 f"ledger: expected noise_multiplier, sampling_rate and steps in each row: {error}"
             ) from error
@@ -296,6 +303,18 @@ class Ledger:
         """
         if self._file is not None:
             self._file.close()
+
+    def _check_file(self, mine: Mapping[str, int], theirs: Mapping[str, int]) -> None:
+        """A file is written before any state, so one that knows less is older, or another one."""
+        more = any(
+            steps > mine.get(name, 0) for name, steps in theirs.items() if name.startswith(_IN_FILE)
+        )
+        if more:
+            raise LedgerError(
+                f"ledger: what the checkpoint has spent was kept in a file, and {self.path or 'no'}"
+                f"{'' if self.path else ' file'} knows less of it; open that ledger's own file, as "
+                "it was left, with Ledger.open"
+            )
 
     def _by_session(self) -> dict[str, int]:
         """Steps by session, in the order in which they began."""

@@ -63,7 +63,7 @@ class Private:
         self._dataset, self._physical_batches = dataset, physical_batches
         self._clipped, self._parameters, self._installation = clipped, parameters, installation
         self._generator = generator
-        self._ledger = ledger
+        self._ledger, self._followed = ledger, plan
         ledger.bind(plan)
         self._pending: PhysicalBatch | None = None
         self._images: torch.Tensor | None = None
@@ -77,6 +77,9 @@ class Private:
             f"noise_multiplier={plan.noise_multiplier:g}, "
             f"max_grad_norm={self.max_grad_norm:g})"
         )
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise StepError("a private training cannot be copied: its sample would be released twice")
 
     @property
     def max_grad_norm(self) -> float:
@@ -188,6 +191,8 @@ class Private:
                 "there is no batch to step on: take one from private.batches and call step once "
                 "for it"
             )
+        if self.plan is not self._followed:
+            raise PlanError("plan: another one was assigned; attach again under a plan of its own")
         if self.steps >= self.plan.steps:
             raise BudgetExceeded(
                 f"the plan's {self.plan.steps} steps are spent; the next one was not taken"
@@ -287,8 +292,10 @@ class Private:
             >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
             >>> private.load_state_dict(private.state_dict())
         """
+        if not isinstance(state, Mapping):
+            raise PlanError(f"expected what state_dict gave, got {type(state).__name__}")
         plan = DPPlan.from_dict(state.get("plan"))
-        if plan != self.plan:
+        if plan != self._followed:
             raise PlanError(
                 f"plan: the checkpoint was trained under {plan.to_dict()}, this training plans "
                 f"{self.plan.to_dict()}; resume with the checkpoint's own settings"

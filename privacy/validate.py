@@ -108,11 +108,6 @@ def trainable_parameters(
             f"{', '.join(missing) or 'none'} and holds {strangers} that are not the model's; build "
             "it from model.parameters()"
         )
-    devices = sorted({str(p.device) for p in named.values()})
-    if len(devices) > 1:
-        raise StepError(
-            f"parameters: expected one device, got {', '.join(devices)}; move the model to one"
-        )
     return named
 
 
@@ -142,7 +137,7 @@ def check_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
 
 
 def probe(model: nn.Module, images: torch.Tensor) -> None:
-    """Changes one example and looks whether the others' outputs move, or the model itself.
+    """Changes each example in turn and looks whether the others' outputs move, or the model itself.
 
     The model stays as it is, its random state too. What depends on other examples only in rare
     inputs can pass.
@@ -160,27 +155,46 @@ def probe(model: nn.Module, images: torch.Tensor) -> None:
         >>> probe(nn.Softmax(dim=0), torch.rand(3, 4))
         Traceback (most recent call last):
         ...
-        privacy.errors.UnsupportedLayer: Softmax: changing the last example moved the output of ...
+        privacy.errors.UnsupportedLayer: Softmax: changing one example moved ...
     """
     images = images.nan_to_num()
-    changed = images.clone()
-    # Whole numbers may be indices: another example's are surely in range.
-    changed[-1] = 1 - images[-1] * 0.5 if images.is_floating_point() else images[0]
     with _state_kept(model) as written, torch.no_grad():
-        first, second = (_run(model, batch) for batch in (images, changed))
+        before = _run(model, images)
+        moved = [
+            _moved(before, _run(model, changed, finite=False), row)
+            for row in range(len(images) if len(images) > 1 else 0)
+            for changed in _changed(images, row)
+        ]
     if written:
         raise UnsupportedLayer(
             f"a forward pass in training mode writes to {', '.join(written)}: statistics of the "
-            "examples would leave without noise; use layers that keep none, or put these layers "
-            "in eval mode"
+            "examples may leave without noise; use layers that keep none, put these layers in eval "
+            "mode, or keep what is no statistic in a plain Python attribute"
         )
-    difference = (first[:-1] - second[:-1]).abs().amax().item() if len(images) > 1 else 0.0
-    if difference > _PROBE_TOLERANCE * max(1.0, first.abs().amax().item()):
+    if any(moved):
         raise UnsupportedLayer(
-            f"{type(model).__name__}: changing the last example moved the output of the others by "
-            f"{difference:.3g}: a layer mixes examples, so no per-example gradient exists; look "
-            "for statistics or products over dimension 0"
+            f"{type(model).__name__}: changing one example moved the output of the others by "
+            f"{max(moved):.3g}: a layer mixes examples, so no per-example gradient exists; look "
+            "for statistics or products over dimension 0, and for what refers to a certain row"
         )
+
+
+def _changed(images: torch.Tensor, row: int) -> Iterator[torch.Tensor]:
+    """The images with one of them replaced: moderately, by nothing, by more than any other."""
+    # Whole numbers may be indices: another example's are surely in range.
+    others = [images[row - 1]]
+    if images.is_floating_point():
+        others = [1 - images[row] * 0.5, images[row] * 0, 2 * images[row] + images.abs().max()]
+    for other in others:
+        yield torch.cat([images[:row], other[None], images[row + 1 :]])
+
+
+def _moved(before: torch.Tensor, after: torch.Tensor, row: int) -> float:
+    """How far other rows' outputs moved beyond rounding, or zero."""
+    others = torch.arange(len(before), device=before.device) != row
+    difference = (before - after)[others].abs().nan_to_num(nan=float("inf")).amax().item()
+    largest = before.abs().amax().item()
+    return difference if difference > _PROBE_TOLERANCE * max(1.0, largest) else 0.0
 
 
 def rehearse(
@@ -241,7 +255,7 @@ def _check_rows(model: nn.Module, images: torch.Tensor, tape: Tape) -> None:
             check_rows(losses, tape, chosen)
 
 
-def _run(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+def _run(model: nn.Module, images: torch.Tensor, *, finite: bool = True) -> torch.Tensor:
     """One forward pass; each begins at the same random state, and leaves it as it was."""
     devices = [images.device] if images.is_cuda else []
     try:
@@ -259,7 +273,7 @@ def _run(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
             f"{type(model).__name__}: expected one tensor with {len(images)} rows, one an example, "
             f"got {_described(output)}; attach a model that maps images to logits"
         )
-    if not bool(output.isfinite().all()):
+    if finite and not bool(output.isfinite().all()):
         raise UnsupportedLayer(
             f"{type(model).__name__}: its output is not finite on the first examples of the data "
             "set; look for NaN in its weights, and for images outside [0, 1]"

@@ -267,7 +267,7 @@ MIXING: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: with_layer(nn.BatchNorm2d(4).requires_grad_(False)),
         "^1: BatchNorm2d mixes",
     ),
-    "custom layer": (lambda: with_layer(Halved()), "changing the last example moved the output"),
+    "custom layer": (lambda: with_layer(Halved()), "changing one example moved the output"),
     "positions as rows": (
         lambda: nn.Sequential(
             nn.Flatten(0, 2), nn.Linear(6, 2), nn.Unflatten(0, (3, 6)), nn.Flatten()

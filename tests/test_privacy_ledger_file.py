@@ -1,7 +1,9 @@
 """A ledger in a file: written before the release, never forgotten, one training at a time."""
 
+import copy
 import json
 import os
+import pickle
 import stat
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 import privacy
-from privacy import BudgetExceeded, DPPlan, Ledger, LedgerError, PlanError
+from privacy import BudgetExceeded, DPPlan, Ledger, LedgerError, PlanError, StepError
 
 PLAN = DPPlan(samples=8, batch_size=4, epochs=3, noise_multiplier=1.0, delta=1e-2)
 STEP = PLAN.event(steps=1)
@@ -112,6 +114,61 @@ def test_a_state_from_another_machine_is_taken_into_the_file(path: Path) -> None
     private.load_state_dict(state)
     private.detach()
     assert spent(path) == 3
+
+
+def test_an_older_file_another_and_none_are_told_by_the_state(path: Path, tmp_path: Path) -> None:
+    """A file is written before any state: one that knows less of it was put back."""
+    private = training(Ledger.open(path))
+    take(private, 1)
+    older = path.read_bytes()
+    state = take(private, 2)
+    private.detach()
+    path.write_bytes(older)
+    for ledger in (Ledger.open(path), Ledger.open(tmp_path / "another.jsonl"), None):
+        resumed = training(ledger)
+        with pytest.raises(LedgerError, match="kept in a file"):
+            resumed.load_state_dict(state)
+        resumed.detach()
+
+
+def test_a_ledger_of_a_kind_of_its_own_is_refused() -> None:
+    """It may record less than was spent."""
+
+    class Free(Ledger):
+        def record(self, event: privacy.GaussianSteps) -> None:
+            pass
+
+    with pytest.raises(PlanError, match=r"^ledger: expected privacy\.Ledger\(\), got Free"):
+        training(Free())
+
+
+def test_another_plan_cannot_be_assigned() -> None:
+    """It would have more steps than the one that was attached."""
+    private = training()
+    take(private, 1)
+    private.plan = DPPlan(samples=8, batch_size=4, epochs=40, noise_multiplier=1.0)
+    with pytest.raises(PlanError, match="another one was assigned"):
+        take(private, 1)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_private_training_cannot_be_copied(copied: Any) -> None:
+    """Both would release the sample that one of them drew."""
+    with pytest.raises(StepError, match="cannot be copied"):
+        copied(training())
+
+
+@pytest.mark.parametrize("state", [None, [], "x", {}])
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    with pytest.raises(PlanError):
+        training().load_state_dict(state)
+
+
+def test_a_number_that_no_float_holds_is_refused() -> None:
+    state = take(training(), 1)
+    state["ledger"] = [{**state["ledger"][0], "noise_multiplier": 10**400}]
+    with pytest.raises(PlanError, match=r"^ledger: "):
+        training().load_state_dict(state)
 
 
 def test_steps_taken_here_are_not_lost_to_a_state_of_a_training_beside_it() -> None:

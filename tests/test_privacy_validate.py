@@ -116,8 +116,46 @@ class Counting(nn.Module):
 
 def test_the_probe_finds_a_custom_mixing_layer() -> None:
     """No type tells; changing one example does."""
-    with pytest.raises(UnsupportedLayer, match="changing the last example moved the output of"):
+    with pytest.raises(UnsupportedLayer, match="changing one example moved the output of"):
         probe(nn.Sequential(nn.Linear(4, 4), CentredByBatch()), torch.rand(3, 4))
+
+
+class Refers(nn.Module):
+    """Looks at a certain row, or at the largest value of all, without a gradient."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        values = inputs.detach()
+        seen = {
+            "first": lambda: inputs - values[:1],
+            "middle": lambda: inputs - values[1:2],
+            "last": lambda: inputs - values[-1:],
+            "before": lambda: inputs - values.cumsum(0),
+            "largest": lambda: inputs / values.abs().amax(),
+        }
+        return seen[self.what]()
+
+
+@pytest.mark.parametrize("what", ["first", "middle", "last", "before", "largest"])
+def test_the_probe_finds_what_refers_to_a_certain_row(what: str) -> None:
+    """Every image's largest value is one, as it is where it is white somewhere."""
+    images = torch.rand(3, 4)
+    images[:, 0] = 1.0
+    with pytest.raises(UnsupportedLayer, match="changing one example moved the output of"):
+        probe(nn.Sequential(Refers(what), nn.Linear(4, 2)), images)
+
+
+def test_the_probe_asks_with_values_that_a_model_may_not_take() -> None:
+    """Control: a row that is not finite then says nothing of the others."""
+    probe(nn.Sequential(nn.Threshold(0.0, 0.0), Root(), nn.Linear(4, 2)), torch.rand(3, 4))
+
+
+class Root(nn.Module):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return (1 - inputs).sqrt()
 
 
 def test_the_probe_finds_what_keeps_statistics() -> None:
