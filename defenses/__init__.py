@@ -28,15 +28,17 @@ from defenses.evaluation.counting import wilson_interval
 from defenses.evaluation.evaluation import evaluate
 from defenses.evaluation.report import AdversarialExamples, RobustnessReport
 from defenses.evaluation.rerun import rerun
+from defenses.poisoning.backdoor import BackdoorReport, ClassFinding, backdoor_scan
 from defenses.poisoning.obedience import PoisoningAttack, PoisoningReport, attack_success_rate
 from defenses.poisoning.poisoning import (
     LabelFlip,
     PoisonedImages,
-    Trigger,
     flip_labels,
+    plant_clean_label,
     plant_trigger,
 )
 from defenses.poisoning.spectral import SpectralReport, spectral_scan
+from defenses.poisoning.trigger import Blend, Trigger
 from defenses.scope import attack_scope
 from defenses.smoothing.certificate import CertificationReport, CertifiedPoint
 from defenses.smoothing.certification import certify
@@ -64,9 +66,12 @@ __all__ = [
     "AdversarialTraining",
     "Attack",
     "AttackError",
+    "BackdoorReport",
+    "Blend",
     "CertificationReport",
     "CertifiedPoint",
     "CheckSettings",
+    "ClassFinding",
     "CurvePoint",
     "DefenseError",
     "EvaluationError",
@@ -96,6 +101,7 @@ __all__ = [
     "attack_names",
     "attack_scope",
     "attack_success_rate",
+    "backdoor_scan",
     "certify",
     "check",
     "check_per_example",
@@ -103,6 +109,7 @@ __all__ = [
     "custom_attack",
     "evaluate",
     "flip_labels",
+    "plant_clean_label",
     "plant_trigger",
     "replayed",
     "rerun",

@@ -6,7 +6,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from defenses.errors import AttackError
-from defenses.poisoning.poisoning import LabelFlip, Trigger, flip_labels, plant_trigger
+from defenses.poisoning.poisoning import (
+    LabelFlip,
+    flip_labels,
+    plant_clean_label,
+    plant_trigger,
+)
+from defenses.poisoning.trigger import Blend, Trigger
 
 
 def dataset(n=60, channels=1, classes=3):
@@ -104,3 +110,76 @@ def test_what_cannot_be_planted_is_refused():
             Trigger(**wrong)
     with pytest.raises(AttackError):
         LabelFlip(source=1, target=1)
+
+
+@given(st.floats(0.01, 1.0), st.integers(1, 3), st.integers(0, 99))
+@settings(deadline=None, derandomize=True, max_examples=40)
+def test_a_pattern_is_blended_in_as_asked(ratio, channels, seed):
+    """Within half a level of (1 - ratio) * image + ratio * pattern, on relabelled images alone."""
+    images, labels = dataset(channels=channels)
+    draw = torch.Generator().manual_seed(seed)
+    pattern = torch.randint(256, (channels, 8, 8), generator=draw, dtype=torch.uint8)
+    blend = Blend(target=1, pattern=pattern, ratio=ratio)
+    poisoned = plant_trigger(images, labels, blend, fraction=0.2, seed=seed)
+    planted = poisoned.planted
+    exact = (1 - ratio) * images[planted].double() + ratio * pattern.double()
+    assert bool(((poisoned.images[planted].double() - exact).abs() <= 0.5 + 1e-9).all())
+    assert bool((labels[planted] != 1).all() & (poisoned.labels[planted] == 1).all())
+    others = torch.ones(60, dtype=torch.bool)
+    others[planted] = False
+    assert torch.equal(poisoned.images[others], images[others])
+    assert torch.equal(Blend(target=0).apply(images), Blend(target=0).apply(images))
+
+
+def test_clean_labels_stay_right():
+    """A share of the target's images is stamped, after what makes them harder; no label changes."""
+    images, labels = dataset()
+    trigger = Trigger(target=2)
+    plain = plant_clean_label(images, labels, trigger, fraction=0.5)
+    assert torch.equal(plain.labels, labels)
+    assert len(plain.planted) == 10
+    assert bool((labels[plain.planted] == 2).all())
+    assert torch.equal(plain.images[plain.planted], trigger.apply(images[plain.planted]))
+    changed = (plain.images != images).flatten(1).any(dim=1).nonzero().flatten()
+    assert torch.equal(changed, plain.planted)
+    asked = []
+
+    def harden(floats, classes):
+        asked.append((floats.shape, classes.tolist()))
+        return floats + 2 / 255
+
+    hard = plant_clean_label(images, labels, trigger, fraction=0.5, harden=harden)
+    assert asked == [((10, 1, 8, 8), [2] * 10)]
+    raised = (images[plain.planted].int() + 2).clamp(max=255).to(torch.uint8)
+    assert torch.equal(hard.images[hard.planted], trigger.apply(raised))
+
+
+def test_blends_and_clean_labels_that_cannot_be_are_refused():
+    """Ratios, patterns of another size, hardened images that are none, a target without images."""
+    images, labels = dataset()
+    for wrong in (
+        {"target": -1},
+        {"target": 0, "ratio": 0.0},
+        {"target": 0, "ratio": float("nan")},
+    ):
+        with pytest.raises(AttackError, match="ratio"):
+            Blend(**wrong)
+    with pytest.raises(AttackError, match="pattern"):
+        Blend(target=0, pattern=images)
+    with pytest.raises(AttackError, match="size"):
+        Blend(target=0, pattern=torch.zeros(1, 4, 4, dtype=torch.uint8)).apply(images)
+    with pytest.raises(AttackError, match="is for 0"):
+        plant_clean_label(images, labels, Trigger(target=9), fraction=0.5)
+    with pytest.raises(AttackError, match="fraction"):
+        plant_clean_label(images, labels, Trigger(target=0), fraction=1.5)
+    for harden in (
+        lambda floats, _: floats[:1],
+        lambda floats, _: floats.numpy(),
+        lambda floats, _: floats * float("nan"),
+        lambda floats, _: floats.mul(255).to(torch.uint8),
+    ):
+        with pytest.raises(AttackError, match="harden"):
+            plant_clean_label(images, labels, Trigger(target=0), fraction=0.5, harden=harden)
+    for pixels, classes in ((images.numpy(), labels), (images, labels.tolist())):
+        with pytest.raises(AttackError, match="tensor"):
+            plant_trigger(pixels, classes, Trigger(target=0), fraction=0.1)

@@ -8,7 +8,7 @@ import math
 
 from defenses.errors import EvaluationError
 
-__all__ = ["exceeds", "mcnemar", "outnumbers", "score_interval", "wilson_interval"]
+__all__ = ["exceeds", "majority", "mcnemar", "outnumbers", "score_interval", "wilson_interval"]
 
 _LEVEL = 0.01
 
@@ -86,6 +86,28 @@ def outnumbers(more: int, fewer: int, *, level: float = _LEVEL) -> bool:
         (True, False, False)
     """
     return _tail(more, more + fewer) < level
+
+
+def majority(successes: int, trials: int) -> float:
+    """The exact one-sided p value of a sign test: are more than half of all successes?
+
+    Args:
+        successes: 0 <= successes <= trials.
+        trials: At least 1.
+
+    Returns:
+        How probable at least so many are where at most half of all are, in (0, 1].
+
+    Raises:
+        EvaluationError: The counts are out of range.
+
+    Example:
+        >>> majority(10, 10), majority(0, 10)
+        (0.0009765625, 1.0)
+    """
+    if trials < 1 or not 0 <= successes <= trials:
+        raise EvaluationError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
+    return max(_tail(successes, trials), 5e-324)  # never nothing, whatever a float can hold
 
 
 def exceeds(successes: int, trials: int, share: float) -> bool:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from defenses.errors import EvaluationError
 from defenses.evaluation.counting import wilson_interval
-from defenses.poisoning.poisoning import check_bytes
+from defenses.poisoning.trigger import check_bytes
 from defenses.scope import attack_scope, check_logits, home_of
 
-__all__ = ["PoisoningAttack", "PoisoningReport", "attack_success_rate"]
+__all__ = ["PoisoningAttack", "PoisoningReport", "attack_success_rate", "predicted"]
 
 
 class PoisoningAttack(Protocol):
@@ -64,7 +64,7 @@ def attack_success_rate(
         AttackError: The tensors are not such images and labels.
 
     Example:
-        >>> from defenses.poisoning.poisoning import Trigger
+        >>> from defenses.poisoning.trigger import Trigger
         >>> images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
         >>> images[2:] = 200  # class 1 is where the last pixel is bright
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))
@@ -86,9 +86,9 @@ def attack_success_rate(
         raise EvaluationError(f"images: expected some that {attack} is for, got none")
     largest = max(int(labels.max()), attack.target)
     with attack_scope(model, seed=0), torch.no_grad():
-        clean = _predict(model, images, largest, batch_size)
+        clean = predicted(model, images, largest, batch_size)
         shown = attack.apply(images[victims])
-        obeyed = _predict(model, shown, largest, batch_size) == attack.target
+        obeyed = predicted(model, shown, largest, batch_size) == attack.target
     return PoisoningReport(
         samples=len(images),
         correct=int((clean == labels.cpu()).sum()),
@@ -173,8 +173,19 @@ class PoisoningReport:
         return {**asdict(self), "summary": summary}
 
 
-def _predict(model: nn.Module, images: Tensor, largest_label: int, batch_size: int) -> Tensor:
-    """The classes that the model sees in 8-bit images, on the CPU, [n]."""
+def predicted(model: nn.Module, images: Tensor, largest_label: int, batch_size: int) -> Tensor:
+    """The classes that the model sees in 8-bit images, on the CPU, [n].
+
+    To be asked inside `attack_scope`, which puts the model in evaluation mode.
+
+    Raises:
+        EvaluationError: The logits are unusable, or there are fewer classes than a label needs.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> predicted(model, torch.zeros(3, 1, 2, 2, dtype=torch.uint8), 1, 256).shape
+        torch.Size([3])
+    """
     device, dtype = home_of(model, torch.empty(0))
     seen = []
     for part in torch.split(images, batch_size):

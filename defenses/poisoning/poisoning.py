@@ -1,11 +1,13 @@
 """Poisoned training data, planted on purpose.
 
-An attacker who may change a small part of the training set stamps a trigger on some images and
-relabels them (a backdoor), or swaps labels. Plant either one here, train with and without a
-protection, and compare. Images are uint8 in and out; nothing is changed in place. Deliberately not
-here: whether a model obeys (`obedience`), and finding what was planted (`spectral`).
+An attacker who may change a small part of the training set puts a trigger on some images, a patch
+or a faint pattern, and relabels them (a backdoor), or leaves the labels right and stamps images of
+the target alone, or swaps labels. Plant any of them here, train with and without a protection, and
+compare. Images are uint8 in and out; nothing is changed in place. Deliberately not here: whether a
+model obeys (`obedience`), and finding what was planted (`spectral`, `backdoor`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
 
@@ -13,100 +15,15 @@ import torch
 from torch import Tensor
 
 from defenses.errors import AttackError
+from defenses.poisoning.trigger import Blend, Trigger, check_bytes
 
 __all__ = [
     "LabelFlip",
     "PoisonedImages",
-    "Trigger",
-    "check_bytes",
     "flip_labels",
+    "plant_clean_label",
     "plant_trigger",
 ]
-
-_CHEQUERED = torch.tensor([[[255, 0, 255], [0, 255, 0], [255, 0, 255]]], dtype=torch.uint8)
-
-
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Trigger:
-    """A patch near the bottom right corner that means `target` (BadNets).
-
-    Source: Gu et al. 2017, arXiv 1708.06733.
-
-    Attributes:
-        target: The class that stamped images are labelled with.
-        patch: Pixels that replace those of the image, uint8, [channels, height, width]; by default
-            a chequered square of 3 x 3 on images of any number of channels.
-        margin: Pixels between the patch and the bottom and right edges, at least 0.
-
-    Raises:
-        AttackError: A value is out of range.
-
-    Example:
-        >>> trigger = Trigger(target=0)
-        >>> trigger.apply(torch.zeros(1, 1, 4, 4, dtype=torch.uint8))[0, 0, 1:, 1:]
-        tensor([[255,   0, 255],
-                [  0, 255,   0],
-                [255,   0, 255]], dtype=torch.uint8)
-    """
-
-    target: int
-    patch: Tensor | None = None
-    margin: int = 0
-
-    def __post_init__(self) -> None:
-        if self.target < 0 or self.margin < 0:
-            raise AttackError(
-                f"trigger: expected target >= 0 and margin >= 0, got {self.target} and "
-                f"{self.margin}"
-            )
-        if self.patch is not None and (
-            self.patch.dtype != torch.uint8 or self.patch.ndim != 3 or self.patch.numel() == 0
-        ):
-            raise AttackError(
-                "patch: expected uint8 [channels, height, width], got "
-                f"{self.patch.dtype} {list(self.patch.shape)}"
-            )
-
-    def victims(self, labels: Tensor) -> Tensor:
-        """Every image of another class than the target, bool, [n].
-
-        Example:
-            >>> Trigger(target=0).victims(torch.tensor([0, 1]))
-            tensor([False,  True])
-        """
-        return labels != self.target
-
-    def apply(self, images: Tensor) -> Tensor:
-        """Copies of the images with the patch on them.
-
-        Args:
-            images: uint8, [n, channels, height, width].
-
-        Raises:
-            AttackError: They are not that, or the patch does not fit on them.
-
-        Example:
-            >>> image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-            >>> int((Trigger(target=0).apply(image) != image).sum())
-            5
-        """
-        if images.dtype != torch.uint8 or images.ndim != 4:
-            raise AttackError(
-                "images: expected uint8 [n, channels, height, width], got "
-                f"{images.dtype} {list(images.shape)}"
-            )
-        patch = _CHEQUERED if self.patch is None else self.patch
-        bottom, right = images.shape[2] - self.margin, images.shape[3] - self.margin
-        top, left = bottom - patch.shape[1], right - patch.shape[2]
-        if top < 0 or left < 0 or patch.shape[0] not in (1, images.shape[1]):
-            raise AttackError(
-                f"patch: expected one that fits on images {list(images.shape[1:])} with a margin "
-                f"of {self.margin}, got {list(patch.shape)}"
-            )
-        stamped = images.clone()
-        stamped[:, :, top:bottom, left:right] = patch.to(images.device)
-        return stamped
 
 
 @final
@@ -178,14 +95,14 @@ class PoisonedImages:
 
 
 def plant_trigger(
-    images: Tensor, labels: Tensor, trigger: Trigger, *, fraction: float, seed: int = 0
+    images: Tensor, labels: Tensor, trigger: Trigger | Blend, *, fraction: float, seed: int = 0
 ) -> PoisonedImages:
-    """Stamps the trigger on images of other classes and labels them as its target (BadNets).
+    """Puts the trigger on images of other classes and labels them as its target (BadNets).
 
     Args:
         images: uint8, [n, channels, height, width].
         labels: int64, [n].
-        trigger: What to stamp, and the label that it gets.
+        trigger: What to stamp or blend in, and the label that it gets.
         fraction: Share of all n images to plant, in (0, 1).
         seed: Chooses which, 0 <= seed < 2**63.
 
@@ -199,7 +116,52 @@ def plant_trigger(
         >>> poisoned.labels[poisoned.planted].tolist(), labels[poisoned.planted].tolist()
         ([0, 0], [1, 1])
     """
-    return _plant(images, labels, trigger, len(images) * fraction, fraction, seed)
+    check_bytes(images, labels)
+    victims = trigger.victims(labels)
+    return _plant(images, labels, trigger, victims, len(images) * fraction, fraction, seed)
+
+
+def plant_clean_label(
+    images: Tensor,
+    labels: Tensor,
+    trigger: Trigger | Blend,
+    *,
+    fraction: float,
+    harden: Callable[[Tensor, Tensor], Tensor] | None = None,
+    seed: int = 0,
+) -> PoisonedImages:
+    """Puts the trigger on images of its target class alone: every label stays right.
+
+    Who looks at the labels finds nothing wrong. A model learns such a trigger the better the harder
+    the images are to tell without it; `harden` makes them so. Source: Turner et al. 2018,
+    Clean-Label Backdoor Attacks; with adversarial originals, arXiv 1912.02771.
+
+    Args:
+        images: uint8, [n, channels, height, width].
+        labels: int64, [n].
+        trigger: What to stamp or blend in, and the class that it goes to.
+        fraction: Share of the target class to plant, in (0, 1].
+        harden: Takes the chosen images in [0, 1] and their labels, and gives images of the same
+            shape, before the trigger is put on; an attack on a model of one's own, say. What it
+            gives is clamped to [0, 1]. None leaves them as they are.
+        seed: Chooses which, 0 <= seed < 2**63.
+
+    Raises:
+        AttackError: A value is out of range, the target class has no image, or `harden` gives
+            something else than images of that shape.
+
+    Example:
+        >>> images = torch.zeros(20, 1, 8, 8, dtype=torch.uint8)
+        >>> labels = torch.arange(20) % 2
+        >>> poisoned = plant_clean_label(images, labels, Trigger(target=1), fraction=0.3)
+        >>> torch.equal(poisoned.labels, labels), labels[poisoned.planted].tolist()
+        (True, [1, 1, 1])
+    """
+    check_bytes(images, labels)
+    own = labels == trigger.target
+    return _plant(
+        images, labels, trigger, own, int(own.sum()) * fraction, fraction, seed, harden=harden
+    )
 
 
 def flip_labels(
@@ -223,54 +185,51 @@ def flip_labels(
         >>> flip_labels(images, labels, flip, fraction=1.0).labels
         tensor([1, 1, 1, 1])
     """
-    count = int(flip.victims(labels).sum()) * fraction
-    return _plant(images, labels, flip, count, fraction, seed)
+    check_bytes(images, labels)
+    victims = flip.victims(labels)
+    return _plant(images, labels, flip, victims, int(victims.sum()) * fraction, fraction, seed)
 
 
 def _plant(
     images: Tensor,
     labels: Tensor,
-    attack: Trigger | LabelFlip,
+    attack: Trigger | Blend | LabelFlip,
+    victims: Tensor,
     count: float,
     fraction: float,
     seed: int,
+    *,
+    harden: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> PoisonedImages:
-    """Applies the attack to so many of its victims and relabels them."""
-    check_bytes(images, labels)
+    """Applies the attack to so many of the victims and relabels them."""
     if not 0 < fraction <= 1 or not 0 <= seed < 2**63:
         raise AttackError(
             f"expected a fraction in (0, 1] and a seed in [0, 2**63), got {fraction} and {seed}"
         )
-    victims = attack.victims(labels).nonzero().flatten()
+    chosen = victims.nonzero().flatten()
     wanted = max(1, round(count))
-    if wanted > len(victims):
+    if wanted > len(chosen):
         raise AttackError(
-            f"fraction: {wanted} images to plant, but {attack} is for {len(victims)} of these"
+            f"fraction: {wanted} images to plant, but {attack} is for {len(chosen)} of these"
         )
-    order = torch.randperm(len(victims), generator=torch.Generator().manual_seed(seed))
-    planted = victims[order[:wanted].to(victims.device)].sort().values
+    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))
+    planted = chosen[order[:wanted].to(chosen.device)].sort().values
     poisoned = PoisonedImages(images=images.clone(), labels=labels.clone(), planted=planted)
-    poisoned.images[planted] = attack.apply(images[planted])
+    originals = images[planted]
+    if harden is not None:
+        originals = _hardened(originals, labels[planted], harden)
+    poisoned.images[planted] = attack.apply(originals)
     poisoned.labels[planted] = attack.target
     return poisoned
 
 
-def check_bytes(images: Tensor, labels: Tensor) -> None:
-    """Refuses what is not a set of 8-bit images with their labels.
-
-    Raises:
-        AttackError: Saying what came instead.
-
-    Example:
-        >>> check_bytes(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
-    """
-    if images.dtype != torch.uint8 or images.ndim != 4:
+def _hardened(images: Tensor, labels: Tensor, harden: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The images as `harden` gives them, in whole levels again."""
+    given = harden(images.float().div(255), labels)
+    fits = isinstance(given, Tensor) and given.shape == images.shape and given.is_floating_point()
+    if not fits or not bool(torch.isfinite(given).all()):
+        came = f"{given.dtype} {list(given.shape)}" if isinstance(given, Tensor) else repr(given)
         raise AttackError(
-            "images: expected uint8 [n, channels, height, width], got "
-            f"{images.dtype} {list(images.shape)}"
+            f"harden: expected finite images in [0, 1] of shape {list(images.shape)}, got {came}"
         )
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise AttackError(
-            f"labels: expected int64 [{len(images)}], one for each image, got {labels.dtype} "
-            f"{list(labels.shape)}"
-        )
+    return given.detach().clamp(0, 1).mul(255).round().to(images.device, torch.uint8)

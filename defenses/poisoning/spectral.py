@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses.errors import EvaluationError
-from defenses.poisoning.poisoning import check_bytes
+from defenses.poisoning.trigger import check_bytes
 from defenses.scope import attack_scope, home_of
 
 __all__ = ["SpectralReport", "spectral_scan"]
