@@ -125,7 +125,8 @@ def spectral_scan(
     flagged. What is not flagged is not thereby clean. A patch in a random place was found on digits
     to a half, a faint pattern over the whole image hardly, flipped labels by chance. A trigger that
     is planted in every class is not seen. Nor does a flag say that the model obeys: early layers
-    show a stamp to a model that never learnt it; ask `attack_success_rate`.
+    show a stamp to a model that never learnt it; ask `backdoor_scan`, which decides, or
+    `attack_success_rate`.
 
     The model is left as it was.
 
