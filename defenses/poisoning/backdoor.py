@@ -172,8 +172,9 @@ def backdoor_scan(
     classes (binomial tail, Bonferroni over classes and choices). It needs trusted images that are
     independent of each other and of the training set. It does not cover that a clean training
     might leave a change that most images obey: then "poisoned" is a true statement on the model,
-    and no one need have planted it. In clean trainings on digits no such change was seen; see the
-    tests.
+    and no one need have planted it. So it is where one and the same change makes any image one of
+    a class: of a few pixels, say, or seen by a linear model. In clean trainings of a small network
+    on digits no such change was seen; see the tests.
 
     "clean" means that nothing of this kind was found, not that nothing is there. Not seen: a
     trigger that differs from image to image or moves about, that is pasted on a few classes alone,
@@ -201,8 +202,8 @@ def backdoor_scan(
 
     Example:
         >>> draw = torch.Generator().manual_seed(0)
-        >>> images = torch.randint(100, (160, 1, 2, 2), generator=draw, dtype=torch.uint8)
-        >>> labels = torch.arange(160) % 2
+        >>> images = torch.randint(100, (240, 1, 2, 2), generator=draw, dtype=torch.uint8)
+        >>> labels = torch.arange(240) % 2
         >>> images[labels == 1, :, 0, 0] += 100  # class 1 is where the first pixel is bright
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         >>> with torch.no_grad():
@@ -210,8 +211,8 @@ def backdoor_scan(
         ...     _ = model[1].weight[1, 0].fill_(1.0), model[1].bias[0].fill_(100 / 255)
         >>> report = backdoor_scan(model, images[:80], labels[:80], trusted_images=images[80:],
         ...                        trusted_labels=labels[80:])
-        >>> len(report.findings), report.findings[0].victims
-        (2, 20)
+        >>> [each.label for each in report.findings], report.level
+        ([0, 1], 0.01)
     """
     check_bytes(images, labels)
     check_bytes(trusted_images, trusted_labels)
