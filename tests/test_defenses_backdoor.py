@@ -50,21 +50,21 @@ def scanned(images, labels, seed, level, model=None):
 
 
 @pytest.mark.parametrize(
-    ("plant", "trigger", "fraction", "by"),
+    ("plant", "trigger", "fraction", "by", "seed"),
     [
-        (plant_trigger, Trigger(target=0), 0.01, None),
-        (plant_trigger, Trigger(target=1), 0.01, "neighbours"),
-        (plant_trigger, Trigger(target=7), 0.05, None),
-        (plant_trigger, Blend(target=1), 0.05, "neighbours"),
-        (plant_clean_label, Trigger(target=2), 0.5, "spectral"),
+        (plant_trigger, Trigger(target=0), 0.01, None, 0),
+        (plant_trigger, Trigger(target=1), 0.01, "neighbours", 1),
+        (plant_trigger, Trigger(target=7), 0.05, None, 7),
+        (plant_trigger, Blend(target=1), 0.05, "neighbours", 0),
+        (plant_clean_label, Trigger(target=2), 0.5, "spectral", 0),
     ],
     ids=["badnets-1%", "badnets-1%-unseen-by-the-spectrum", "badnets-5%", "blended", "clean-label"],
 )
-def test_what_was_planted_is_called_poisoned(plant, trigger, fraction, by):
+def test_what_was_planted_is_called_poisoned(plant, trigger, fraction, by, seed):
     """The target, no other class, at a level of 1e-6; and the suspects are the planted images."""
     clean = load_data("digits").train
-    poisoned = plant(clean.images, clean.labels, trigger, fraction=fraction, seed=trigger.target)
-    report = scanned(poisoned.images, poisoned.labels, trigger.target, 1e-6)
+    poisoned = plant(clean.images, clean.labels, trigger, fraction=fraction, seed=seed)
+    report = scanned(poisoned.images, poisoned.labels, seed, 1e-6)
     assert report.targets == (trigger.target,)
     assert (report.verdict, report.clean) == ("poisoned", False)
     found = report.findings[trigger.target]
