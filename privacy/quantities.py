@@ -18,7 +18,8 @@ def whole(name: str, value: Any, *, least: int = 1, most: int = _EXACT) -> int:
         PlanError: It is none; True and 3.0 are none either.
 
     Example:
-        >>> whole("samples", torch.tensor(7).numpy()[()])
+        >>> import numpy
+        >>> whole("samples", numpy.int64(7))
         7
         >>> whole("samples", True)
         Traceback (most recent call last):

@@ -473,7 +473,7 @@ def test_batch_norm_in_training_mode_is_refused_and_caught_behind_the_refusal(
     with pytest.raises(UnsupportedLayer, match=r"the loss of an example reached rows of others"):
         audited(lambda plan, data: ours(plan, data, model=network(BATCH_NORMS[kind]())))
     monkeypatch.setattr("privacy.validate.check_rows", lambda *_: None)
-    monkeypatch.setattr("privacy.update.check_rows", lambda *_: None)
+    monkeypatch.setattr("privacy.differentiation.check_rows", lambda *_: None)
     with pytest.raises(UnsupportedLayer, match=r"running_mean.*: a buffer was written since"):
         audited(lambda plan, data: ours(plan, data, model=network(BATCH_NORMS[kind]())))
     monkeypatch.setattr("privacy.clipping.tape.Tape.watched", lambda *_: None)

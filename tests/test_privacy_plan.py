@@ -43,7 +43,7 @@ def test_rate_and_steps_are_exact(samples: int, data: st.DataObject, epochs: flo
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"samples": 0}, "samples: expected at least 1"),
+        ({"samples": 0}, "samples: expected a whole number, at least 1, got 0"),
         ({"batch_size": 0}, "batch_size: expected 1 to 1000"),
         ({"batch_size": 1001}, "batch_size: expected 1 to 1000.*sampling rate above 1"),
         ({"epochs": 0}, "epochs: expected a finite number > 0"),

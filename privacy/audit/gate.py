@@ -72,6 +72,8 @@ def audit(
         StepError: The training does not go through the model and the optimizer that it names.
 
     Example:
+        >>> import torch
+        >>> from torch import nn
         >>> from privacy import attach
         >>> def make_training(plan, dataset):
         ...     model = nn.Linear(8, 4)
