@@ -94,6 +94,11 @@ def check_logits(
     """
     if not isinstance(logits, Tensor):
         raise error(f"model: expected a tensor of logits, got {type(logits).__name__}")
+    real = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    if logits.is_nested or logits.layout != torch.strided or logits.dtype not in real:
+        raise error(
+            f"model: expected dense floating-point logits, got {logits.dtype}, {logits.layout}"
+        )
     if logits.ndim != 2 or len(logits) != count or logits.shape[1] < 2:
         raise error(
             f"model: expected logits of shape [{count}, classes] with at least 2 classes, "

@@ -191,9 +191,9 @@ def test_a_private_step_is_the_clipped_sum_of_the_published_losses(name):
         samples=count, batch_size=count, epochs=1, max_grad_norm=norm, noise_multiplier=1e-9
     )
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    seen = seen_images(model)
     private = privacy.attach(plan, model, optimizer, data)
     drawn, drawn_labels = next(iter(private.batches))
-    seen = seen_images(model)
     objective = adversarial_objective(name, LINF)
     private.check_objective(objective)
     assert private.step(objective(private.model, drawn, drawn_labels))

@@ -20,7 +20,7 @@ def terminal(monkeypatch):
     drawn = io.StringIO()
     console = Console(file=drawn, force_terminal=True, width=160)
     for module in ("secure_cnn.progress", "secure_cnn.cli.progress"):
-        monkeypatch.setattr(f"{module}.Console", lambda **_: console)
+        monkeypatch.setattr(f"{module}.Terminal", lambda **_: console)
     return drawn
 
 

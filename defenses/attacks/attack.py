@@ -120,14 +120,14 @@ class Attack:
         if len(images) == 0:
             return clean
         asked = model if self.surrogate is None else BackwardOf(self.surrogate, model)
+        if any(each.is_inference() for each in (*asked.parameters(), *asked.buffers())):
+            raise AttackError(
+                "model: it was made under torch.inference_mode, so that no gradient can be "
+                "taken through it; make or copy it outside"
+            )
         with attack_scope(asked, seed=seed):
             clean, labels = _recordable(clean), _recordable(labels)
             targets = None if targets is None else _recordable(targets)
-            if any(each.is_inference() for each in (*asked.parameters(), *asked.buffers())):
-                raise AttackError(
-                    "model: it was made under torch.inference_mode, so that no gradient can be "
-                    "taken through it; make or copy it outside"
-                )
             found = self.search(self, asked, clean.clone(), labels, targets)
             found = self._check_promise(clean, found)
         # Another precision rounds differently: what was inside to float32 is moved back inside.

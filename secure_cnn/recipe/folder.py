@@ -124,7 +124,9 @@ class RunFolder:
         try:
             fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
-            raise RunError(f"{self.root}: expected a run's folder: {error}") from error
+            raise RunError(
+                f"{self.root}: expected a run's folder, with run.json in it: {error}"
+            ) from error
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

