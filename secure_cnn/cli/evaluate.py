@@ -305,12 +305,12 @@ def _images(loaded: LoadedModel, data: str | None, checkpoint: Path) -> ImageDat
     images = load_data(str(name), seed=seed)
     key = loaded.private_claims.get("data_fingerprint_key")
     fingerprint = keyed_fingerprint(images, key) if isinstance(key, str) else images.fingerprint
-    if str(claimed.get("fingerprint")).startswith(KEYED) and not isinstance(key, str):
-        message(
-            f"note: whether {name} is what the checkpoint was trained on cannot be told: its "
-            "fingerprint is keyed, and the key is among the private claims of a sealed file only"
-        )
-    elif claimed.get("fingerprint") != fingerprint:
+    # Without its key, which only a sealed file holds, a keyed fingerprint says nothing.
+    unknown = key is None and str(claimed.get("fingerprint")).startswith(KEYED)
+    fits = (
+        images.name == claimed.get("name") if unknown else claimed.get("fingerprint") == fingerprint
+    )
+    if not fits:
         message(
             f"note: {name} is not the data that the checkpoint names: its training images may be "
             "among these test images"

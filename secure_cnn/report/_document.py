@@ -50,7 +50,13 @@ _Document = TypeVar("_Document")
 def encode(value: object) -> object:
     """JSON's own types for `value`; what JSON cannot say becomes `"nan"`, `"inf"` or `"-inf"`."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
+        # What later versions added is written where it says something: earlier ones read the rest.
+        later: frozenset[str] = getattr(value, "LATER", frozenset())
+        return {
+            field.name: encode(getattr(value, field.name))
+            for field in fields(value)
+            if field.name not in later or getattr(value, field.name) != field.default
+        }
     if isinstance(value, Mapping):
         return {key: encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
