@@ -175,7 +175,7 @@ def test_the_file_has_the_documented_shape(tmp_path):
     assert set(content) == {
         *("schema", "kind", "status", "created", "seconds", "settings", "versions", "hardware"),
         *("data", "model", "privacy", "threat", "epochs", "results", "cost", "claims"),
-        *("checkpoints", "notes", "run_id", "released", "signer"),
+        *("checkpoints", "notes"),
     }
     assert (content["schema"], content["kind"]) == (1, "run")
     assert content["epochs"][-1]["train_loss"] is None
