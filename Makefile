@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# A file's tests share what is expensive to make, so they stay in one process.
+BESIDE := --numprocesses auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check fmt bench plants docs wheel clean
@@ -22,10 +24,10 @@ demo: $(VENV)/.installed  ## Train, attack, seal, open and price a private and r
 	@$(RUN) examples/01_demo.py
 
 test: $(VENV)/.installed  ## Run the tests, doctests, README blocks and examples, but for the slow ones
-	$(RUN) -m pytest -m "not slow"
+	$(RUN) -m pytest $(BESIDE) -m "not slow"
 
 test-all: $(VENV)/.installed  ## Run every test, the slow ones too
-	$(RUN) -m pytest
+	$(RUN) -m pytest $(BESIDE)
 
 check: $(VENV)/.installed  ## Formatting, lint, strict types, architecture and public names
 	$(RUN) -m ruff format --check .

@@ -11,6 +11,10 @@ import os
 import random
 from itertools import count
 
+# Before torch is imported: tests beside each other, and what they start, take one core each.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import hypothesis
 import numpy as np
 import pytest

@@ -533,7 +533,7 @@ def test_no_secret_leaves() -> None:
     assert key.decode() not in shown
     assert key.hex() not in shown
     assert set(private.state_dict()) == {"plan", "ledger", "max_grad_norm"}
-    with pytest.raises(TypeError, match="cannot be copied"):
+    with pytest.raises(StepError, match="cannot be copied"):
         copy.deepcopy(private)
 
 
