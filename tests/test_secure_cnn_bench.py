@@ -359,8 +359,12 @@ def test_a_private_step_takes_little_more_memory_than_a_plain_one():
     load = workload(memory_format=torch.channels_last)
     makers = {name: partial(stepper, load, p) for name, p in protections({}).items()}
     rows = measure_memory(load, makers)
-    ratio = next(r.median for r in rows if (r.variant, r.metric) == ("private", "memory_ratio"))
-    assert 0.2 < ratio < 1.2
+    found = {(r.variant, r.metric): r.median for r in rows}
+    assert found["private", "memory_ratio"] < 1.2
+    # Below there is no bound on the ratio: what oneDNN takes as scratch for a plain convolution's
+    # gradient differs by processor, from nothing to twice all the rest. The clipped sum is seen.
+    weights = sum(p.numel() * p.element_size() for p in load.model.parameters())
+    assert found["private", "memory"] * 2**20 > weights
 
 
 @pytest.mark.parametrize("rival", RIVALS)
