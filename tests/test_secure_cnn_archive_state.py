@@ -200,7 +200,7 @@ Point = namedtuple("Point", "x")
 @pytest.mark.parametrize(
     ("value", "path"),
     [
-        (object(), "state.a.0"),
+        pytest.param(object(), "state.a.0", id="object()"),
         ({1, 2}, "state.a.0"),
         (Point(1), "state.a.0"),
         (b"bytes", "state.a.0"),
