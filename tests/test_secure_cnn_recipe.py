@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -228,13 +229,19 @@ def a_run(root):
     return root / "run.json"
 
 
+def begin(folder, *, force=False):
+    """As a run does it, for a moment."""
+    with folder.begun(force=force):
+        pass
+
+
 def test_a_folder_is_made_with_all_above_it(tmp_path):
     """Also where it is there already, and empty."""
     folder = RunFolder(root=tmp_path / "a" / "b", sealed=False)
-    folder.create(force=False)
+    begin(folder)
     assert (tmp_path / "a" / "b" / "checkpoints").is_dir()
     (tmp_path / "empty").mkdir()
-    RunFolder(root=tmp_path / "empty", sealed=False).create(force=False)
+    begin(RunFolder(root=tmp_path / "empty", sealed=False))
 
 
 def test_a_run_is_replaced_by_force_only(tmp_path):
@@ -242,10 +249,49 @@ def test_a_run_is_replaced_by_force_only(tmp_path):
     record = a_run(tmp_path / "run")
     folder = RunFolder(root=tmp_path / "run", sealed=False)
     with pytest.raises(RunError, match=r"exists already, and a run is never .*--force"):
-        folder.create(force=False)
+        begin(folder)
     assert record.exists()
-    folder.create(force=True)
+    begin(folder, force=True)
     assert [path.name for path in folder.root.iterdir()] == ["checkpoints"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("left", [(), ("checkpoints/",), (".run.json.0123456789abcdef.tmp",)])
+def test_what_a_run_left_that_was_killed_before_its_record_is_no_run(tmp_path, left, force):
+    """Its folder would be refused by plain, `--resume` and `--force` alike otherwise."""
+    folder = RunFolder(root=tmp_path / "run", sealed=False)
+    folder.root.mkdir()
+    for name in left:
+        (folder.root / name).mkdir() if name.endswith("/") else (folder.root / name).touch()
+    begin(folder, force=force)
+    assert [path.name for path in folder.root.iterdir()] == ["checkpoints"]
+    folder.model.touch()
+    with pytest.raises(RunError, match=r"exists already|holds no run"):
+        begin(folder, force=force)
+
+
+def test_a_run_is_kept_out_while_another_begins(tmp_path):
+    """The lock is held from before the old record goes; nobody takes the folder in between."""
+    record = a_run(tmp_path / "run")
+    folder = RunFolder(root=tmp_path / "run", sealed=False)
+    with folder.begun(force=True):
+        assert not record.exists()
+        for force in (False, True):
+            with pytest.raises(RunError, match="a run is under way in it"):
+                begin(folder, force=force)
+
+
+def test_the_record_of_a_replaced_run_goes_last(tmp_path, monkeypatch):
+    """Killed in between, what is left is still a run that `--force` replaces."""
+    record = a_run(tmp_path / "run")
+    folder = RunFolder(root=tmp_path / "run", sealed=False)
+    for place in (folder.model, folder.training, folder.page):
+        place.touch()
+    removed = []
+    monkeypatch.setattr(Path, "unlink", lambda path, **_: removed.append(path))
+    begin(folder, force=True)
+    assert len(removed) == 4
+    assert removed[-1] == record
 
 
 def test_force_replaces_nothing_but_a_run(tmp_path):
@@ -260,11 +306,11 @@ def test_force_replaces_nothing_but_a_run(tmp_path):
     for name, message in {
         "photos": "holds no run",
         "run": "holds more than a run.*me.key",
-        "file": "holds no run",
-        "link": "expected a folder that can be made",
+        "file": "expected a folder that can be made",
+        "link": "expected a folder that can be made.*got a link",
     }.items():
         with pytest.raises(RunError, match=message):
-            RunFolder(root=tmp_path / name, sealed=False).create(force=True)
+            begin(RunFolder(root=tmp_path / name, sealed=False), force=True)
     assert (tmp_path / "photos" / "cat.png").exists()
     assert (tmp_path / "run" / "me.key").exists()
     assert (tmp_path / "run" / "run.json").exists()
@@ -275,11 +321,11 @@ def test_a_place_that_cannot_be_written_to_is_refused(tmp_path):
     """A file in the way, or, for whoever is not the superuser, a folder without permission."""
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="expected a folder that can be made"):
-        RunFolder(root=tmp_path / "file" / "run", sealed=False).create(force=False)
+        begin(RunFolder(root=tmp_path / "file" / "run", sealed=False))
     if os.geteuid() != 0:
         (tmp_path / "locked").mkdir(mode=0o500)
         with pytest.raises(RunError, match="expected a folder that can be"):
-            RunFolder(root=tmp_path / "locked" / "run", sealed=False).create(force=False)
+            begin(RunFolder(root=tmp_path / "locked" / "run", sealed=False))
 
 
 def test_a_folder_names_its_files_after_their_protection(tmp_path):

@@ -499,7 +499,8 @@ def test_force_names_what_it_did_not_write(recipe, stranger):
 def test_force_takes_no_name_for_a_file(tmp_path):
     """A folder or a link of a run's name is somebody's; a killed writer's piece is the run's."""
     folder = RunFolder(root=tmp_path / "run", sealed=False)
-    folder.create(force=False)
+    with folder.begun(force=False):
+        pass
     folder.record.write_text("{}")
     for make in (
         lambda path: path.mkdir(),
@@ -507,13 +508,15 @@ def test_force_takes_no_name_for_a_file(tmp_path):
         lambda path: os.mkfifo(path),
     ):
         make(folder.model)
-        with pytest.raises(RunError, match=r"more than a run.*checkpoints/model\.safetensors"):
-            folder.create(force=True)
+        refused = pytest.raises(RunError, match=r"more than a run.*checkpoints/model\.safetensors")
+        with refused, folder.begun(force=True):
+            pass
         folder.model.rmdir() if folder.model.is_dir() and not folder.model.is_symlink() else (
             folder.model.unlink()
         )
     piece = folder.model.with_name(f".{folder.model.name}.{'0' * 16}.tmp")
     piece.touch()
-    folder.create(force=True)
+    with folder.begun(force=True):
+        pass
     assert not piece.exists()
     assert not folder.record.exists()

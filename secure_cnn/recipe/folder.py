@@ -83,30 +83,35 @@ class RunFolder:
         """
         return self._checkpoint("training")
 
-    def create(self, *, force: bool) -> None:
-        """Makes the folder; with `force` the files of an earlier run in it go first, and no other.
+    @contextmanager
+    def begun(self, *, force: bool) -> Iterator[None]:
+        """Makes the folder for a new run, and keeps every other run out of it in the block.
+
+        What a run left that was killed before its record was there is no run, and goes. With
+        `force` the files of an earlier run go too, and no other.
 
         Raises:
-            RunError: It exists, holds something else than a run, or cannot be written to.
+            RunError: It holds a run or something else, another run is under way in it, or it cannot
+                be written to.
 
         Example:
             >>> import tempfile
             >>> with tempfile.TemporaryDirectory() as parent:
             ...     folder = RunFolder(root=Path(parent, "1"), sealed=False)
-            ...     folder.create(force=False)
-            ...     folder.model.parent.is_dir()
+            ...     with folder.begun(force=False):
+            ...         folder.model.parent.is_dir()
             True
         """
-        try:
-            if self.root.exists():
+        with self._writable():
+            self.root.mkdir(parents=True, exist_ok=True)
+        # Held from before the old record goes until the block ends: nobody finds it in between.
+        with self.locked():
+            with self._writable():
                 self._clear(force=force)
-            self.model.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"{self.root}: expected a folder that can be made and written to: {error}"
-            ) from error
-        if not os.access(self.root, os.W_OK):
-            raise RunError(f"{self.root}: expected a folder that can be written to")
+                self.model.parent.mkdir(exist_ok=True)
+            if not os.access(self.root, os.W_OK):
+                raise RunError(f"{self.root}: expected a folder that can be written to")
+            yield
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -139,10 +144,27 @@ class RunFolder:
         finally:
             os.close(fd)
 
+    @contextmanager
+    def _writable(self) -> Iterator[None]:
+        """What the operating system refuses in the block, in our words."""
+        try:
+            yield
+        except OSError as error:
+            raise RunError(
+                f"{self.root}: expected a folder that can be made and written to: {error}"
+            ) from error
+
     def _clear(self, *, force: bool) -> None:
         """Removes an earlier run, if that is what the folder holds and it may go."""
-        if self.root.is_dir() and not any(self.root.iterdir()):
-            return
+        own, strangers = self._sorted()
+        if strangers or not all(_TEMPORARY.fullmatch(path.name) for path in own):
+            self._check_replaceable(strangers, force=force)
+        # The record last: killed in between, what is left is still a run to replace.
+        for path in sorted(own, key=lambda path: path == self.record):
+            path.unlink()
+
+    def _check_replaceable(self, strangers: list[str], *, force: bool) -> None:
+        """Passes if the folder holds a run, nothing else, and was named to be replaced."""
         if not force:
             raise RunError(
                 f"{self.root}: exists already, and a run is never overwritten; choose another "
@@ -157,15 +179,11 @@ class RunFolder:
             raise RunError(
                 f"{self.root}: holds no run, so it is not replaced; choose another folder"
             )
-        with self.locked():
-            own, strangers = self._sorted()
-            if strangers:
-                raise RunError(
-                    f"{self.root}: holds more than a run, so it is not replaced: "
-                    f"{', '.join(strangers[:8])}; move that elsewhere, or choose another folder"
-                )
-            for path in own:
-                path.unlink()
+        if strangers:
+            raise RunError(
+                f"{self.root}: holds more than a run, so it is not replaced: "
+                f"{', '.join(strangers[:8])}; move that elsewhere, or choose another folder"
+            )
 
     def _sorted(self) -> tuple[list[Path], list[str]]:
         """The files that runs write here, and the names of everything else."""

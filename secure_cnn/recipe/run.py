@@ -119,9 +119,7 @@ def run(
         ('complete', True, True)
     """
     bench = _Workbench.prepare(recipe, sealing=sealing)
-    if not resume:
-        bench.folder.create(force=force)
-    with bench.folder.locked():
+    with bench.folder.locked() if resume else bench.folder.begun(force=force):
         if resume:
             bench.reopen(unlocking)
         else:
