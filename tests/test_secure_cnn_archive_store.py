@@ -1,13 +1,16 @@
 """A sequence of checkpoints: what it gives back, what it refuses, and who may write it."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -163,6 +166,46 @@ def test_what_is_not_there_is_said(folder):
         store.save(state(1), step=1)
         with pytest.raises(StorageError, match="best"):
             store.load("best")
+
+
+@pytest.mark.parametrize("which", [True, 1.0, np.int64(1), None, torch.tensor(1), (1,)])
+def test_what_is_no_generation_is_refused_by_name(folder, which):
+    """True and 1.0 are equal to 1; each call that takes a generation says so."""
+    store = reader(folder)
+    for ask in (store.load, store.find, partial(store.load_into, {})):
+        with pytest.raises(StateError, match=r"which: expected 'latest', .*, got \w+ "):
+            ask(which)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"metric": "0.5"}, "metric: expected a number, got str '0.5'"),
+        ({"metric": True}, "metric: expected a number, got bool True"),
+        ({"metric": torch.ones(2)}, "metric: expected a number, got Tensor"),
+        ({"metric": 10**400}, "metric: expected a number, got int 1000"),
+        ({"metric": math.nan}, "metric: expected a finite"),
+        ({"claims": 5}, "claims: expected a dict, got int"),
+        ({"claims": "ab"}, "claims: expected a dict, got str"),
+        ({"claims": {"a": {1}}}, "claims.a: expected plain JSON"),
+    ],
+)
+def test_what_is_said_wrongly_of_a_checkpoint_is_refused_at_once(tmp_path, said, message):
+    """Not by the background save, when the step that was to be saved is long gone."""
+    with writer(tmp_path) as store:
+        with pytest.raises(StateError, match=message):
+            store.save(state(1), step=1, **said)
+        assert store.list() == ()
+
+
+def test_claims_may_change_after_a_save(tmp_path):
+    """Like the state; also what is nested in them."""
+    claims = {"tried": [1]}
+    with writer(tmp_path) as store:
+        store.save(state(1), step=1, claims=claims)
+        claims["tried"].append(2)
+    (path,) = tmp_path.glob("*.sealed")
+    assert archive.inspect(path).claims == {"tried": [1]}
 
 
 def test_keys_are_asked_for():

@@ -1,8 +1,11 @@
 """The copy that a background save is made of: complete, apart from the original, without waste."""
 
 import math
-from collections import OrderedDict
+import re
+from collections import Counter, OrderedDict, defaultdict
+from typing import NamedTuple
 
+import numpy as np
 import pytest
 import torch
 
@@ -106,9 +109,26 @@ def test_memory_is_used_again():
     )
 
 
+class Shape(NamedTuple):
+    """A container of a class of its own."""
+
+    height: int
+    width: int
+
+
 @pytest.mark.parametrize(
     "value",
     [
+        defaultdict(list, a=[1]),
+        Counter("aab"),
+        Shape(2, 3),
+        {1.5: 2},
+        {True: 2},
+        torch.tensor([0, 1, 2], dtype=torch.uint8).view(torch.bool),
+        torch.tensor([[0, 1], [2, 1]], dtype=torch.uint8).view(torch.bool).T,
+        "\udce9",
+        1 << 2000,
+        np.float64(1.0),
         {1, 2},
         bytearray(b"changeable"),
         object(),
@@ -118,8 +138,10 @@ def test_memory_is_used_again():
     ids=lambda value: type(value).__name__,
 )
 def test_what_cannot_be_copied_is_refused(value):
-    """At once, wherever it is; the message says what it is."""
-    with pytest.raises(StateError, match=r"convert it"):
+    """At once, wherever it is, in the words in which a save without a store refuses it."""
+    with pytest.raises(StateError) as direct:
+        encode_state({"a": [value]})
+    with pytest.raises(StateError, match="^" + re.escape(str(direct.value)) + "$"):
         HostBuffer().copy({"a": [value]})
 
 

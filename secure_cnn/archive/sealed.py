@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from secure_cnn.archive.errors import StateError, Tampered
-from secure_cnn.archive.format.claims import JSON, canonical_json, check_claims
+from secure_cnn.archive.format.claims import JSON, check_claims, copy_claims
 from secure_cnn.archive.format.core import Lineage
 from secure_cnn.archive.format.header import copy_length_for, seal_prefix
 from secure_cnn.archive.format.payload import Payload, Progress, hash_file
@@ -20,10 +20,10 @@ from secure_cnn.archive.format.slots import SlotKind, SlotReader, SlotWriter
 from secure_cnn.archive.format.state import (
     State,
     build_state,
-    check_state,
     decode_state,
     encode_state,
     index_of,
+    named_tensors,
 )
 from secure_cnn.archive.info import ArchiveInfo, describe
 from secure_cnn.archive.keys.signatures import Signer, Verifier
@@ -148,9 +148,8 @@ def check(
         ...
         secure_cnn.archive.errors.StateError: claims.epsilon: expected plain JSON ...
     """
-    check_state(state)
-    public, private = _apart(claims, private_claims)
-    canonical_json(private, "private_claims")
+    named_tensors(state)
+    public, _ = _apart(claims, private_claims)
     core = new_core(
         name=name,
         lineage=None,
@@ -338,7 +337,8 @@ def _apart(
     claims: Mapping[str, JSON] | None, private_claims: Mapping[str, JSON] | None
 ) -> tuple[dict[str, JSON], dict[str, JSON]]:
     """Public and private claims, which have no key in common."""
-    public, private = dict(claims or {}), dict(private_claims or {})
+    public = copy_claims(claims, "claims")
+    private = copy_claims(private_claims, "private_claims")
     if twice := public.keys() & private.keys():
         raise StateError(f"claims: expected {sorted(twice)} to be public or private, got both")
     return public, private

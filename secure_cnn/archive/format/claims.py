@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from secure_cnn.archive.errors import ClaimMismatch, StateError, Tampered
 
-__all__ = ["JSON", "canonical_json", "check_claims", "parse_json"]
+__all__ = ["JSON", "canonical_json", "check_claims", "copy_claims", "parse_json"]
 
 JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
 
@@ -38,6 +38,28 @@ def canonical_json(value: object, path: str) -> bytes:
     """
     _check(value, path, _MAX_DEPTH)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def copy_claims(claims: object, path: str) -> dict[str, JSON]:
+    """The claims apart from the ones given, so that later changes do not reach them.
+
+    Args:
+        claims: A mapping with values as for `canonical_json`; None for no claims.
+        path: What they are, for messages.
+
+    Raises:
+        StateError: They are something else.
+
+    Example:
+        >>> copy_claims({"epsilon": 3.0}, "claims"), copy_claims(None, "claims")
+        ({'epsilon': 3.0}, {})
+    """
+    if claims is None:
+        return {}
+    if not isinstance(claims, Mapping):
+        raise StateError(f"{path}: expected a dict, got {type(claims).__name__}")
+    copied: dict[str, JSON] = json.loads(canonical_json(dict(claims), path))
+    return copied
 
 
 def parse_json(raw: bytes, what: str) -> JSON:

@@ -16,6 +16,7 @@ import torch
 
 from secure_cnn.archive.errors import StateError
 from secure_cnn.archive.format.claims import JSON, canonical_json
+from secure_cnn.archive.format.dense import bytes_of, check_tensor
 from secure_cnn.archive.format.tensors import (
     CLAIMS,
     DTYPES,
@@ -30,13 +31,12 @@ from secure_cnn.archive.format.tensors import (
 __all__ = [
     "State",
     "build_state",
-    "check_state",
-    "check_tensor",
     "decode_state",
     "encode_state",
     "index_of",
     "named_tensors",
     "tensor_names",
+    "with_tensors",
 ]
 
 State: TypeAlias = (
@@ -80,7 +80,7 @@ def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list
     buffers = []
     end = 0
     for name, tensor in tensors:
-        buffers.append(_bytes_of(tensor, name))
+        buffers.append(bytes_of(tensor, name))
         start, end = end, end + len(buffers[-1])
         entries[name] = {
             "dtype": DTYPES[tensor.dtype],
@@ -94,21 +94,6 @@ def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list
             f"the names of the tensors take {len(header)} bytes; expected at most {_MAX_HEADER}"
         )
     return [memoryview(len(header).to_bytes(8, "little") + header), *buffers]
-
-
-def check_state(state: State) -> None:
-    r"""Passes if a state can be saved, as far as that shows without its tensors' bytes; cheap.
-
-    Raises:
-        StateError: It holds what `encode_state` refuses; the message has its dotted path.
-
-    Example:
-        >>> check_state({"classes": ["caf\udce9"]})
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.StateError: state.classes.0: expected text that UTF-8 can hold
-    """
-    _Encoder().node(state, ())
 
 
 def decode_state(data: torch.Tensor) -> State:
@@ -192,18 +177,44 @@ def tensor_names(index: Index) -> dict[str, str]:
 
 
 def named_tensors(state: State) -> dict[str, torch.Tensor]:
-    """The tensors of a state, by the names they are stored under; the same memory.
+    r"""The tensors of a state, by the names they are stored under; the same memory.
 
     Raises:
-        StateError: The state holds what cannot be saved.
+        StateError: The state holds what `encode_state` refuses, as far as that shows without its
+            tensors' bytes; the message has its dotted path.
 
     Example:
         >>> named_tensors({"step": 3, "layers": [torch.ones(2)]})
         {'layers.0': tensor([1., 1.])}
+        >>> named_tensors({"classes": ["caf\udce9"]})
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.StateError: state.classes.0: expected text that UTF-8 can hold
     """
     encoder = _Encoder()
     encoder.node(state, ())
     return encoder.tensors
+
+
+def with_tensors(
+    state: State, exchange: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]]
+) -> State:
+    """The same tree with other tensors, and containers as a file of it would give them back.
+
+    Args:
+        state: A tree as for `encode_state`.
+        exchange: Gives the other tensors, by the names of `named_tensors`.
+
+    Raises:
+        StateError: As for `named_tensors`.
+
+    Example:
+        >>> with_tensors([torch.ones(1)], lambda found: {name: -found[name] for name in found})
+        [tensor([-1.])]
+    """
+    encoder = _Encoder()
+    structure = encoder.node(state, ())
+    return _build(structure, exchange(encoder.tensors))
 
 
 def _places(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
@@ -311,58 +322,7 @@ def _scalar(value: object, path: tuple[str, ...]) -> object:
     )
 
 
-def check_tensor(tensor: torch.Tensor, path: str) -> None:
-    """Refuses tensors whose bytes are not the whole story, without looking at them.
-
-    Raises:
-        StateError: It is of a class of its own, not dense, without data, or of a type that
-            safetensors has not.
-
-    Example:
-        >>> check_tensor(torch.ones(1), "state.weight")
-    """
-    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-        raise StateError(
-            f"{path}: expected a plain tensor, got {type(tensor).__name__}; convert it"
-        )
-    if not _is_dense(tensor):
-        kind = "nested" if tensor.is_nested else str(tensor.layout)
-        raise StateError(
-            f"{path}: expected a dense tensor with data, got {kind} on {tensor.device}; convert it"
-        )
-    if tensor.dtype not in DTYPES:
-        raise StateError(f"{path}: safetensors has no {tensor.dtype}; convert it")
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether all elements of a tensor are in its memory, one behind the other or strided."""
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
-        return False
-    # Memory that was given back, as sharding libraries do, cannot be read.
-    try:
-        return tensor.numel() == 0 or tensor.untyped_storage().nbytes() > 0
-    except (NotImplementedError, RuntimeError):  # within a transform there is none
-        return False
-
-
-def _bytes_of(tensor: torch.Tensor, name: str) -> memoryview:
-    """The bytes of a tensor in row-major order; its own memory where that is so already."""
-    try:
-        plain = tensor.resolve_conj().resolve_neg().cpu().contiguous()
-        raw = plain.reshape(-1).view(torch.uint8)
-        memory: memoryview = raw.numpy().data
-    except (RuntimeError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
-        raise StateError(
-            f"{name}: expected a tensor whose bytes can be read, got one of which torch says: "
-            f"{reason}; save a plain tensor in main memory"
-        ) from None
-    if tensor.dtype is torch.bool and len(memory) and int(raw.max()) > 1:
-        raise StateError(f"{name}: expected a bool tensor of bytes 0 and 1, got another byte")
-    return memory
-
-
-def _build(node: Any, tensors: dict[str, torch.Tensor]) -> State:
+def _build(node: Any, tensors: Mapping[str, torch.Tensor]) -> State:
     """The value of a node that `_Encoder.node` made."""
     if node is None or isinstance(node, (str, int, float)):
         return node
@@ -377,7 +337,7 @@ def _build(node: Any, tensors: dict[str, torch.Tensor]) -> State:
     raise StateError("the structure of the state does not fit its tensors; save the state again")
 
 
-def _container(kind: str, content: list[Any], tensors: dict[str, torch.Tensor]) -> State:
+def _container(kind: str, content: list[Any], tensors: Mapping[str, torch.Tensor]) -> State:
     """The dict, list or tuple of a node."""
     if kind in ("list", "tuple"):
         items = [_build(item, tensors) for item in content]

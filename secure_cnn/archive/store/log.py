@@ -10,13 +10,13 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self, TypeAlias, final
+from typing import Any, Literal, Self, SupportsFloat, TypeAlias, final
 
 from secure_cnn.archive.errors import StateError, Tampered
 from secure_cnn.archive.format.claims import canonical_json, parse_json
 from secure_cnn.archive.format.core import Lineage
 
-__all__ = ["Checkpoint", "Log", "Which", "choose"]
+__all__ = ["Checkpoint", "Log", "Which", "as_metric", "choose"]
 
 Which: TypeAlias = Literal["latest", "best"] | int
 """Which checkpoint: the newest, the one with the largest metric, or a generation."""
@@ -237,6 +237,27 @@ class Log:
         )
 
 
+def as_metric(value: object) -> float | None:
+    """The metric of a checkpoint, from any number: a tensor's or numpy's too; None stays None.
+
+    Raises:
+        StateError: It is no number.
+
+    Example:
+        >>> import torch
+        >>> as_metric(torch.tensor(0.5)), as_metric(None)
+        (0.5, None)
+    """
+    if value is None:
+        return None
+    try:
+        if isinstance(value, SupportsFloat) and not isinstance(value, bool):
+            return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        pass
+    raise StateError(f"metric: expected a number, got {_shown(value)}")
+
+
 def choose(checkpoints: Sequence[Checkpoint], which: Which) -> Checkpoint | None:
     """The checkpoint that is meant; None if it is not among them.
 
@@ -244,10 +265,19 @@ def choose(checkpoints: Sequence[Checkpoint], which: Which) -> Checkpoint | None
         checkpoints: In the order of their generations.
         which: The newest, the best (among equals the newer), or a generation.
 
+    Raises:
+        StateError: It is none of these.
+
     Example:
         >>> choose([], "latest") is None
         True
     """
+    # True and 1.0 are equal to 1 and no generation.
+    if type(which) not in (int, str):
+        raise StateError(
+            "which: expected 'latest', 'best' or a generation, which is an int, "
+            f"got {_shown(which)}"
+        )
     if which == "latest":
         return checkpoints[-1] if checkpoints else None
     if which == "best":
@@ -270,6 +300,11 @@ def _take(entry: Mapping[str, Any], history: list[Checkpoint], gone: set[int]) -
         gone.update(entry["pruned"])
     else:
         raise ValueError("it is of an unknown kind; a newer version may know it")
+
+
+def _shown(value: object) -> str:
+    """A value and its type, short enough for a message."""
+    return f"{type(value).__name__} {repr(value)[:80]}"
 
 
 def _is_hash(text: object) -> bool:

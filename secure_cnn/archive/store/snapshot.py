@@ -4,18 +4,18 @@ The training loop stands still while this copy is made, so it is one copy of eac
 else: no allocation where shapes repeat, no change of layout.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeAlias, cast, final
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias, final
 
 import torch
 
 from secure_cnn.archive.errors import StateError
-from secure_cnn.archive.format.state import State, check_tensor
+from secure_cnn.archive.format.dense import bytes_of
+from secure_cnn.archive.format.state import State, with_tensors
 
 __all__ = ["HostBuffer"]
 
 _ALIGNMENT = 64
-_MAX_DEPTH = 32
 
 _Form: TypeAlias = tuple[torch.dtype, torch.Size, tuple[int, ...]]
 
@@ -49,20 +49,25 @@ class HostBuffer:
             state: A tree as for `save`; its tensors may be on any device.
 
         Raises:
-            StateError: Something in the tree could be changed behind our back and cannot be copied,
-                or there is no memory for the copy.
+            StateError: `save` would refuse the state, or there is no memory for the copy.
 
         Example:
             See `HostBuffer`.
         """
-        leaves: list[torch.Tensor] = []
-        _collect(state, leaves, 0)
-        distinct, which = _distinct(leaves)
-        views = self._views_for(distinct)
+        return with_tensors(state, self._copies)
+
+    def _copies(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A copy of each tensor, by its name."""
+        views = dict(zip(tensors, self._views_for([*tensors.values()]), strict=True))
         with torch.no_grad():
-            for view, tensor in zip(views, distinct, strict=True):
-                view.copy_(tensor)
-        return _rebuild(state, (views[index] for index in which))
+            for name, tensor in tensors.items():
+                if tensor.dtype is torch.bool:
+                    # As bytes: a copy of bools makes 1 of a byte that `save` refuses.
+                    views[name].view(torch.uint8).copy_(tensor.view(torch.uint8))
+                    bytes_of(views[name], name)
+                else:
+                    views[name].copy_(tensor)
+        return views
 
     def _views_for(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Room for a copy of each tensor; what was there before if the forms are the same."""
@@ -102,58 +107,3 @@ def _view(memory: torch.Tensor, start: int, tensor: torch.Tensor) -> torch.Tenso
     flat = memory[start : start + length].view(tensor.dtype)
     strides = torch.empty_like(tensor, device="meta").stride()
     return flat.as_strided(tensor.shape, strides)
-
-
-def _distinct(tensors: Sequence[torch.Tensor]) -> tuple[list[torch.Tensor], list[int]]:
-    """Each tensor once, and for each of those given which one it is."""
-    distinct: list[torch.Tensor] = []
-    which: list[int] = []
-    at: dict[int, list[int]] = {}
-    for tensor in tensors:
-        same = at.setdefault(tensor.data_ptr(), [])
-        found = next((index for index in same if _are_one(distinct[index], tensor)), None)
-        if found is None:
-            found = len(distinct)
-            distinct.append(tensor)
-            same.append(found)
-        which.append(found)
-    return distinct, which
-
-
-def _are_one(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether two tensors that start at the same address are the same memory seen the same way."""
-    return one is other or (
-        one.numel() > 0
-        and (one.device, one.dtype, one.shape) == (other.device, other.dtype, other.shape)
-        and (one.stride(), one.is_conj(), one.is_neg())
-        == (other.stride(), other.is_conj(), other.is_neg())
-    )
-
-
-def _collect(value: Any, leaves: list[torch.Tensor], depth: int) -> None:
-    """Finds the tensors of a tree, in its order."""
-    if isinstance(value, torch.Tensor):
-        check_tensor(value, "the state")
-        leaves.append(value)
-    elif isinstance(value, dict | list | tuple):
-        if depth > _MAX_DEPTH:
-            raise StateError(f"the state nests deeper than {_MAX_DEPTH} levels, or contains itself")
-        for item in value.values() if isinstance(value, dict) else value:
-            _collect(item, leaves, depth + 1)
-    elif not isinstance(value, str | int | float | None):
-        raise StateError(
-            f"the state holds a {type(value).__name__}; "
-            "convert it to a tensor, number, text, list or dict"
-        )
-
-
-def _rebuild(value: Any, copies: Iterator[torch.Tensor]) -> State:
-    """The tree with its tensors replaced in order; containers of a strange type stay such."""
-    if isinstance(value, torch.Tensor):
-        return next(copies)
-    if isinstance(value, dict):
-        pairs = [(key, _rebuild(item, copies)) for key, item in value.items()]
-        return cast(State, type(value)(pairs))
-    if isinstance(value, list | tuple):
-        return cast(State, type(value)([_rebuild(item, copies) for item in value]))
-    return cast(State, value)

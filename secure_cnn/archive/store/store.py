@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Self, final
 
 from secure_cnn.archive.errors import InvalidKey, StorageError, Tampered, WrongKey
-from secure_cnn.archive.format.claims import JSON
+from secure_cnn.archive.format.claims import JSON, copy_claims
 from secure_cnn.archive.format.slots import SlotReader, SlotWriter
 from secure_cnn.archive.format.state import State
 from secure_cnn.archive.keys.signatures import Signer, Verifier, trusted_with
@@ -22,7 +22,7 @@ from secure_cnn.archive.restore import load_into
 from secure_cnn.archive.sealed import inspect, load, save, verify
 from secure_cnn.archive.store.background import Background
 from secure_cnn.archive.store.lock import FolderLock, lock_folder
-from secure_cnn.archive.store.log import Checkpoint, Log, Which, choose
+from secure_cnn.archive.store.log import Checkpoint, Log, Which, as_metric, choose
 from secure_cnn.archive.store.retention import Retention
 from secure_cnn.archive.store.sequence import SequenceFolder
 from secure_cnn.archive.store.snapshot import HostBuffer
@@ -164,12 +164,13 @@ class CheckpointStore:
         checkpoint = Checkpoint(
             generation=len(self._log.history) + 1,
             step=step,
-            metric=None if metric is None else float(metric),
+            metric=as_metric(metric),
             created=self._clock().strftime("%Y-%m-%dT%H:%M:%SZ"),
             core_hash="0" * 64,
         )
+        told = copy_claims(claims, "claims")
         copy = self._buffer.copy(state)
-        self._saving.start(partial(self._add, copy, checkpoint, dict(claims or {})))
+        self._saving.start(partial(self._add, copy, checkpoint, told))
         return checkpoint.generation
 
     def wait(self) -> None:
@@ -190,6 +191,7 @@ class CheckpointStore:
             which: The newest, the best, or a generation.
 
         Raises:
+            StateError: `which` is none of these.
             StorageError: There is no such checkpoint.
             WrongKey: The store was opened without an identity, or with one of no recipient.
             ArchiveError: As for `archive.load`, and as for opening the store.
@@ -222,6 +224,7 @@ class CheckpointStore:
         """What the log says of a checkpoint that is kept.
 
         Raises:
+            StateError: `which` is neither of the two words nor a generation.
             StorageError: There is no such checkpoint.
             ArchiveError: As for opening the store.
 
