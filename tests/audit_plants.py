@@ -935,10 +935,14 @@ def main() -> None:
         task for task in wanted if task not in found and (not given.only or task[0] in given.only)
     ]
     with given.journal.open("a") as journal, ProcessPoolExecutor(given.workers) as pool:
-        for task in as_completed([pool.submit(tried, each) for each in left]):
-            line = task.result()
-            found[line["name"], line["seed"]] = line["failed"]
-            print(json.dumps(line), file=journal, flush=True)
+        try:
+            for task in as_completed([pool.submit(tried, each) for each in left]):
+                line = task.result()
+                found[line["name"], line["seed"]] = line["failed"]
+                print(json.dumps(line), file=journal, flush=True)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     Measurements(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware=hardware("cpu"),

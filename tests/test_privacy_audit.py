@@ -44,6 +44,7 @@ from privacy import (
     UnsupportedLayer,
 )
 from privacy.audit import AuditReport, AuditSettings, audit, gdp_epsilon
+from privacy.audit.canaries import CanaryDataset
 
 # The harness, for whoever plants defects of their own.
 __all__ = ["CLASSES", "CLIP", "KEY", "SAMPLES", "SETTINGS", "Losses", "Naive", "audited", "ours"]
@@ -330,6 +331,23 @@ def test_checks_that_chance_can_fail_share_the_false_alarms(report: AuditReport)
     facts = {"clipped sum", "release", "rows once", "steps"}
     assert len({check.name for check in report.checks}) == len(report.checks)
     assert len({check.name for check in report.checks} - facts) == GATE._CHECKS
+
+
+class Counted(list[Any]):
+    """A data set with an attribute of a name that ours have as a method."""
+
+    batch = 16
+
+
+def test_an_empty_sample_is_one_like_others() -> None:
+    """Independent coins leave everybody out once in a while; it has the images' shape all the same.
+
+    The data set may have a `batch` of its own that is no method to read it by.
+    """
+    data = CanaryDataset(Counted(data_of(8)), torch.arange(6), canaries=2)
+    images, labels = data.batch(torch.tensor([], dtype=torch.int64))
+    assert (images.shape, labels.shape) == ((0, 1, 6, 6), (0,))
+    assert data.canary_images().shape == (2, 1, 6, 6)
 
 
 def test_what_diverges_fails_instead_of_raising() -> None:

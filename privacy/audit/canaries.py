@@ -13,10 +13,9 @@ from typing import Any, ClassVar, final
 import torch
 from torch import nn
 from torch.nn.modules.dropout import _DropoutNd
-from torch.utils.data import default_collate
 
 from privacy.errors import StepError
-from privacy.sampling import MapStyle
+from privacy.sampling import MapStyle, PhysicalBatch, read
 
 __all__ = ["Canaries", "CanaryDataset", "Diverged", "PlainGradients", "orthonormal"]
 
@@ -282,8 +281,5 @@ def _orthonormal_blocks(count: int, width: int, generator: torch.Generator) -> t
 
 
 def _rows(dataset: MapStyle, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels at `indices`, stacked."""
-    whole = getattr(dataset, "batch", None)
-    pairs = whole(indices) if callable(whole) else None
-    images, labels = pairs or default_collate([dataset[i] for i in indices.tolist()])
-    return images, labels
+    """Images and labels at `indices`, none of them filling; an empty sample has its shape too."""
+    return read(dataset, PhysicalBatch(indices, rows=len(indices), last=True))
