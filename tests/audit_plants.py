@@ -131,7 +131,9 @@ class Naive:
         return self.last
 
     def gradients(self, losses: torch.Tensor) -> torch.Tensor:
-        """Per-example gradients [n, d]."""
+        """Per-example gradients [n, d]; a sample may be empty."""
+        if not len(losses):
+            return torch.zeros(0, self.size)
         rows = torch.autograd.grad(
             losses,
             self.parameters,
