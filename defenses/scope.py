@@ -32,7 +32,8 @@ def attack_scope(model: nn.Module, *, seed: int | None = None) -> Iterator[int]:
 
     Afterwards, also after an exception or a Ctrl-C inside: each module's own training flag, each
     parameter's `requires_grad` and `.grad` (the same tensor object), each buffer, each hook
-    switch and each random state are bit-identical to what they were. Scopes nest.
+    switch, torch's default dtype and each random state are bit-identical to what they were. Scopes
+    nest.
 
     Not covered: in-place changes of the parameters themselves, which no attack has a reason to
     make, and state that a module keeps outside parameters and buffers.
@@ -63,6 +64,7 @@ def attack_scope(model: nn.Module, *, seed: int | None = None) -> Iterator[int]:
     with ExitStack() as undo:
         for hold in (_hold_buffers, _hold_modes, _hold_parameters, _hold_hooks):
             hold(model, undo)
+        undo.callback(torch.set_default_dtype, torch.get_default_dtype())
         _hold_random_states(used, undo)
         with torch.inference_mode(mode=False), torch.enable_grad():
             yield used
@@ -95,9 +97,11 @@ def check_logits(
     if not isinstance(logits, Tensor):
         raise error(f"model: expected a tensor of logits, got {type(logits).__name__}")
     real = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-    if logits.is_nested or logits.layout != torch.strided or logits.dtype not in real:
+    dense = logits.layout == torch.strided and not (logits.is_nested or logits.is_meta)
+    if not dense or logits.dtype not in real:
         raise error(
-            f"model: expected dense floating-point logits, got {logits.dtype}, {logits.layout}"
+            f"model: expected dense floating-point logits, got {logits.dtype}, {logits.layout} "
+            f"on {logits.device}"
         )
     if logits.ndim != 2 or len(logits) != count or logits.shape[1] < 2:
         raise error(

@@ -12,6 +12,7 @@ from numpy.random import mtrand  # the global state is what is under test here
 from torch import nn
 
 from defenses import AttackError, attack_scope
+from defenses.scope import check_logits
 
 
 class Net(nn.Module):
@@ -52,12 +53,21 @@ def snapshot(net):
         "torch": torch.get_rng_state(),
         "numpy": mtrand.get_state(),
         "python": random.getstate(),
+        "dtype": torch.get_default_dtype(),
     }
+
+
+@pytest.fixture(autouse=True)
+def default_dtype():
+    """What a vandal without the scope would leave to other tests."""
+    before = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(before)
 
 
 def assert_same(before, after):
     """Bit-identical snapshots."""
-    for key in ("modes", "requires_grad", "grad objects", "buffer objects", "python"):
+    for key in ("modes", "requires_grad", "grad objects", "buffer objects", "python", "dtype"):
         assert before[key] == after[key], key
     for one, other in zip(before["grads"], after["grads"], strict=True):
         assert (one is None and other is None) or torch.equal(one, other)
@@ -79,6 +89,7 @@ def vandalise(net):
     torch.manual_seed(0)
     mtrand.seed(0)
     random.seed(0)
+    torch.set_default_dtype(torch.float64)
 
 
 @pytest.mark.parametrize("failure", [None, RuntimeError, KeyboardInterrupt, SystemExit])
@@ -263,3 +274,21 @@ def test_the_scope_keeps_no_reference_to_the_model():
     del net
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor:UserWarning")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda zeros: zeros.to("meta"),
+        lambda zeros: torch.quantize_per_tensor(zeros, 0.1, 0, torch.quint8),
+        torch.Tensor.to_sparse,
+        lambda zeros: zeros.to(torch.complex64),
+    ],
+    ids=["meta", "quantized", "sparse", "complex"],
+)
+def test_logits_without_numbers_to_compare_are_refused(make):
+    """By their kind, before torch is asked for a value that is not there."""
+    logits = make(torch.zeros(2, 3))
+    with pytest.raises(AttackError, match="model: expected dense floating-point logits, got"):
+        check_logits(logits, count=2, largest_label=1, error=AttackError)
