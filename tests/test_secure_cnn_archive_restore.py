@@ -159,25 +159,37 @@ def test_parts_are_the_slice_of_joined_bytes(buffers, data):
     assert all(len(part) for part in parts)
 
 
-def test_work_is_done_once_each_and_a_failure_ends_it():
-    """By several threads; after the error nothing runs any more."""
+def test_work_is_done_once_each():
+    """By several threads."""
     done = []
     share_out(range(200), lambda: done.append)
     assert sorted(done) == list(range(200))
+
+
+def test_after_a_failure_no_work_is_begun(monkeypatch):
+    """Every thread is within its first piece until the one that failed has told of it and ended."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4))
+    before, choosing, failed = threading.active_count(), threading.Lock(), []
+    told = threading.Event()
     seen = []
 
     def work(index):
         seen.append(index)
-        if index == 5:
+        thread = threading.current_thread()
+        with choosing:
+            fails = not failed and thread is not threading.main_thread()
+            if fails:
+                failed.append(thread)
+        if fails:
+            told.set()
             raise OSError("disk")
-        time.sleep(0.01)
+        assert told.wait(60)
+        failed[0].join(60)
 
-    before = threading.active_count()
     with pytest.raises(OSError, match="disk"):
         share_out(range(1000), lambda: work)
     assert threading.active_count() == before
-    # A thread that is descheduled between its failure and telling of it leaves others time.
-    assert len(seen) < 1000
+    assert len(seen) <= 4
     assert len(seen) == len(set(seen))
 
 
