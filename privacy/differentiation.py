@@ -80,7 +80,7 @@ def differentiate(
         raise UnsupportedLayer(
             f"{', '.join(bypassed)}: the gradient did not come through the forward of the layer "
             "that owns the parameter, so it cannot be clipped example by example; call that layer "
-            "instead of using its parameter, and attach a model that was detached again"
+            "instead of using its parameter; after private.detach(), attach the model again"
         )
     if not parts:
         raise StepError(

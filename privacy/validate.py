@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from privacy.clipping import Tape
+from privacy.clipping.held import cure, kept, marks, plain_tensors, remade
 from privacy.clipping.watch import Watch
 from privacy.differentiation import differentiate
 from privacy.errors import PrivacyError, StepError, UnsupportedLayer
@@ -140,7 +141,8 @@ def probe(model: nn.Module, images: torch.Tensor) -> None:
     """Changes each example in turn and looks whether the others' outputs move, or the model itself.
 
     The model stays as it is, its random state too. What depends on other examples only in rare
-    inputs can pass.
+    inputs can pass. In the end the first images are asked about again: what they leave in the
+    model, and their outputs, may not depend on what was seen before them.
 
     Args:
         model: In the mode in which it will be trained.
@@ -148,7 +150,8 @@ def probe(model: nn.Module, images: torch.Tensor) -> None:
 
     Raises:
         UnsupportedLayer: Another example's output moved, a forward pass wrote to a buffer or a
-            parameter, or the model does not map a batch to one tensor with a row an example.
+            parameter or carries something to the next one, or the model does not map a batch to
+            one tensor with a row an example.
 
     Example:
         >>> probe(nn.Flatten(), torch.rand(3, 2, 2))
@@ -157,26 +160,51 @@ def probe(model: nn.Module, images: torch.Tensor) -> None:
         ...
         privacy.errors.UnsupportedLayer: Softmax: changing one example moved ...
     """
-    images = images.nan_to_num()
+    images, put_back = images.nan_to_num(), kept(model)
     with _state_kept(model) as written, torch.no_grad():
         before = _run(model, images)
-        moved = [
-            _moved(before, _run(model, changed, finite=False), row)
-            for row in range(len(images) if len(images) > 1 else 0)
+        left = {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
+        after = [
+            (row, _run(model, changed, finite=False))
+            for row in range(len(images))
             for changed in _changed(images, row)
         ]
-    if written:
+        again = _run(model, images)
+        carried = _carried(model, left)
+        put_back(carried)
+    if written := [*written, *carried]:
         raise UnsupportedLayer(
-            f"a forward pass in training mode writes to {', '.join(written)}: statistics of the "
-            "examples may leave without noise; use layers that keep none, put these layers in eval "
-            "mode, or keep what is no statistic in a plain Python attribute"
+            f"a forward pass in the present modes writes to {', '.join(written)}: statistics of "
+            f"the examples may leave without noise; {cure(written)}"
         )
+    moved = [_moved(before, each, row) for row, each in after if len(images) > 1]
     if any(moved):
         raise UnsupportedLayer(
             f"{type(model).__name__}: changing one example moved the output of the others by "
             f"{max(moved):.3g}: a layer mixes examples, so no per-example gradient exists; look "
             "for statistics or products over dimension 0, and for what refers to a certain row"
         )
+    if difference := _difference(before, again):
+        raise UnsupportedLayer(
+            f"{type(model).__name__}: the same images gave outputs that differ by "
+            f"{difference:.3g} after others had been seen: a forward pass keeps something of the "
+            "examples for the next one, or draws from a generator of its own; use layers that "
+            "keep nothing"
+        )
+
+
+def _carried(model: nn.Module, left: Mapping[str, torch.Tensor]) -> list[str]:
+    """Plain tensors that differ from what the same pass left before: they gather statistics."""
+    return [
+        name
+        for name, tensor in plain_tensors(model).items()
+        if name in left
+        and (
+            (tensor.shape, tensor.dtype, tensor.device)
+            != (left[name].shape, left[name].dtype, left[name].device)
+            or _difference(left[name], tensor) > 0
+        )
+    ]
 
 
 def _changed(images: torch.Tensor, row: int) -> Iterator[torch.Tensor]:
@@ -192,8 +220,22 @@ def _changed(images: torch.Tensor, row: int) -> Iterator[torch.Tensor]:
 def _moved(before: torch.Tensor, after: torch.Tensor, row: int) -> float:
     """How far other rows' outputs moved beyond rounding, or zero."""
     others = torch.arange(len(before), device=before.device) != row
-    difference = (before - after)[others].abs().nan_to_num(nan=float("inf")).amax().item()
-    largest = before.abs().amax().item()
+    return _difference(before, after, others)
+
+
+def _difference(
+    before: torch.Tensor, after: torch.Tensor, rows: torch.Tensor | slice = slice(None)
+) -> float:
+    """How far some rows differ beyond rounding, or zero."""
+    if not before.numel():
+        return 0.0
+    if not (before.is_floating_point() or before.is_complex()):
+        before, after = before.double(), after.double()
+    # What is not finite may be meant: a mask of -inf.
+    same = (before == after) | (before.isnan() & after.isnan())
+    apart = (before - after).abs().masked_fill(same, 0).nan_to_num(nan=float("inf"))
+    difference = apart[rows].amax().item()
+    largest = before.abs().nan_to_num(0, 0, 0).amax().item()
     return difference if difference > _PROBE_TOLERANCE * max(1.0, largest) else 0.0
 
 
@@ -221,6 +263,7 @@ def rehearse(
         >>> installation = install(model, tape, rule_of)
         >>> rehearse(model, torch.rand(3, 4), dict(model.named_parameters()), tape)
     """
+    before = marks(model)
     with torch.enable_grad():
         losses = _run(model, images.nan_to_num()).reshape(len(images), -1).sum(1)
         reached = differentiate(losses, parameters, tape, examples=len(images))
@@ -237,7 +280,13 @@ def rehearse(
         probe(model, images)
         _check_rows(model, images, tape)
 
-    tape.watched(Watch(model, refuse=lambda: check_layers(model), prove=prove))
+    watch = Watch(
+        model,
+        refuse=lambda: check_layers(model),
+        prove=prove,
+        remade=remade(model, before),
+    )
+    tape.watched(watch)
 
 
 def _check_rows(model: nn.Module, images: torch.Tensor, tape: Tape) -> None:

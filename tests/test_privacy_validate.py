@@ -176,6 +176,14 @@ def test_the_probe_finds_what_writes_to_weights() -> None:
     assert torch.equal(model.weight, before)
 
 
+def test_the_probe_says_what_to_do_about_spectral_norm() -> None:
+    """Its vectors are no statistics of the examples, and eval mode alone does not train it."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(40, 40)))
+    with pytest.raises(UnsupportedLayer, match=r"_u.*take it off before attach"):
+        probe(model, torch.rand(3, 40))
+
+
 def test_the_probe_leaves_model_and_random_state() -> None:
     """Dropout's coins are the same in both passes, and torch's generator is where it was."""
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))

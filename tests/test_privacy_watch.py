@@ -363,3 +363,180 @@ def test_hooks_from_before_attach_stay() -> None:
     for images, labels in private.batches:
         private.step(losses_of(private, images, labels))
     assert heard
+
+
+class Statistic(nn.Module):
+    """Keeps a running mean in one of the places that torch does not count as buffers."""
+
+    def __init__(self, place: str) -> None:
+        super().__init__()
+        self.place = place
+        self.data: Any = None
+        mean = torch.zeros(4, 1, 1)
+        self.mean = nn.Parameter(mean, requires_grad=False) if place == "parameter" else mean
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            now = inputs.detach().mean((0, 2, 3))[:, None, None]
+            if self.place == "new object":
+                self.mean = 0.9 * self.mean + 0.1 * now
+            else:
+                self.mean.data.lerp_(now, 0.1)
+        return inputs if self.training else inputs - self.mean
+
+
+def with_statistic(place: str) -> nn.Module:
+    model = network()
+    model[2] = Statistic(place)
+    return model
+
+
+PLACES = ["parameter", "in place", "new object"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_statistic_outside_of_buffers_is_refused_at_attach(place: str) -> None:
+    """By name, and it is what it was."""
+    model = with_statistic(place)
+    with pytest.raises(UnsupportedLayer, match=r"writes to 2\.mean: statistics of the examples"):
+        attached(model)
+    if place != "new object":
+        assert not model[2].mean.any()
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_statistic_outside_of_buffers_that_was_written_between_steps_is_refused(
+    place: str,
+) -> None:
+    """In eval mode nothing is written; between two steps it gathered, and is in eval mode again."""
+    model = with_statistic(place)
+    model[2].eval()
+    private = attached(model)
+    images, labels = next(private.batches)
+    losses = losses_of(private, images, labels)
+    with torch.no_grad():
+        model[2].train()(torch.rand(4, 4, 6, 6))
+    model[2].eval()
+    kind = "a parameter that is not trained" if place == "parameter" else "a tensor"
+    with pytest.raises(UnsupportedLayer, match=rf"^2\.mean: {kind} was written since .*detach\(\)"):
+        private.step(losses)
+    assert private.steps == 0
+
+
+class Late(nn.Module):
+    """Gathers a statistic only after some passes, in a tensor that was not there before."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.calls = what, 0
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls > 40:
+            now = inputs.detach().mean((0, 2, 3))
+            kept = getattr(self, "kept", torch.zeros(4))
+            self.kept = now if self.what == "last" else 0.9 * kept + 0.1 * now
+        return inputs
+
+
+def test_a_tensor_that_appears_later_is_proved_to_hold_the_last_pass_only() -> None:
+    """A statistic is refused by name; an activation that is kept to be looked at is not."""
+    for what in ("last", "statistic"):
+        model = network()
+        model[2] = Late(what)
+        private = attached(model)
+        images, labels = next(private.batches)
+        model[2].calls = 40
+        losses = losses_of(private, images, labels)
+        if what == "last":
+            private.step(losses)
+            continue
+        with pytest.raises(UnsupportedLayer, match=r"writes to 2\.kept: statistics"):
+            private.step(losses)
+
+
+class Keeps(nn.Module):
+    """Keeps what is no statistic in plain attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.utils.spectral_norm(nn.Linear(144, 8)).eval().requires_grad_(False)
+        self.head = nn.Linear(8, 3)
+        self.seen = self.grid = self.hidden = None
+        self.mask = torch.tensor([0.0, float("-inf"), float("nan")])
+        self.alias = self.head.weight.data
+        self.large = torch.rand(300, 300)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.grid is None:
+            self.grid = torch.arange(8.0)
+        self.hidden = self.linear(inputs) + self.grid
+        self.seen = self.hidden.detach()
+        self.signs = self.head.weight.detach().sign()
+        return self.head(self.hidden)
+
+
+def test_what_is_kept_of_the_last_pass_alone_is_not_refused() -> None:
+    """Activations to be looked at, weights that are computed, constants made at the first pass."""
+    model = network()
+    model[7] = Keeps()
+    model[7].linear.eval()
+    private = attached(model)
+    for images, labels in private.batches:
+        private.step(losses_of(private, images, labels))
+        with torch.no_grad():
+            model(images)
+    assert private.steps == private.plan.steps
+
+
+@pytest.mark.parametrize("name", ["grid", "large"])
+def test_a_constant_of_a_layer_stays(name: str) -> None:
+    """Though it was made in the first pass; of large ones a single number is seen."""
+    model = network()
+    model[7] = Keeps()
+    private = attached(model)
+    images, labels = next(private.batches)
+    getattr(model[7], name).numpy().reshape(-1)[-1] += 1e-3
+    with pytest.raises(UnsupportedLayer, match=rf"^7\.{name}: a tensor was written since"):
+        private.step(losses_of(private, images, labels))
+
+
+def test_large_frozen_weights_are_watched() -> None:
+    """By sums of their bits, so that no copy of them is held."""
+    model = network()
+    model.insert(7, nn.Linear(144, 1000).requires_grad_(False))
+    model[8] = nn.Linear(1000, 3)
+    private = attached(model)
+    images, labels = next(private.batches)
+    model[7].weight.data[500, 7] += 1e-4
+    with pytest.raises(UnsupportedLayer, match=r"^7\.weight: a parameter that is not trained was"):
+        private.step(losses_of(private, images, labels))
+
+
+def test_a_counter_of_passes_is_refused_with_its_cure() -> None:
+    """Nothing says that it only counts."""
+    model = network()
+    private = attached(model)
+    images, labels = next(private.batches)
+    model[1].num_batches_tracked += 1
+    with pytest.raises(UnsupportedLayer, match=r"num_batches_tracked: .*of passes, in a Python int"):
+        private.step(losses_of(private, images, labels))
+
+
+class Remembers(nn.Module):
+    """Reads what the pass before left, where no tensor is watched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory: list[float] = [0.0]
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        last, self.memory = self.memory[0], [float(inputs.detach().abs().max())]
+        return inputs + last
+
+
+def test_what_a_pass_reads_of_the_one_before_is_refused() -> None:
+    model = network()
+    model[2] = Remembers()
+    with pytest.raises(UnsupportedLayer):
+        attached(model)

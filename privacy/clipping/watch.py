@@ -7,14 +7,14 @@ holds are deliberately not watched: a function that was replaced in torch, say.
 """
 
 import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 from torch.nn.modules import module as of_all_modules
 from torch.nn.modules.dropout import _DropoutNd
 
+from privacy.clipping.held import Held
 from privacy.clipping.layers import recorded_name
 from privacy.errors import UnsupportedLayer
 
@@ -51,14 +51,15 @@ class Watch:
     """What a model was made of; a class because it remembers, and learns modes.
 
     Guarantee: between `attach` and a step no module, hook, `forward` or setting that is watched has
-    changed, neither now nor when the layers of a recorded forward pass were called, and no buffer
-    has other bytes. Of torch's own modules all plain settings are watched (a dropout's probability
-    apart), of others flags, names and functions.
+    changed, neither now nor when the layers of a recorded forward pass were called, and no buffer,
+    frozen parameter or plain tensor has other bytes (`held.Held`). Of torch's own modules all plain
+    settings are watched (a dropout's probability apart), of others flags, names and functions.
 
     Args:
         model: The model, its layers recorded.
         refuse: Raises where a layer is known to mix examples in the present modes.
-        prove: Raises where examples mix in the present modes.
+        prove: Raises where examples mix in the present modes, or one pass moves the next.
+        remade: Plain tensors that every forward pass makes anew: see `held.Held`.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 2), nn.Identity())
@@ -77,13 +78,16 @@ class Watch:
         *,
         refuse: Callable[[], None] = lambda: None,
         prove: Callable[[], None] = lambda: None,
+        remade: Collection[str] = (),
     ) -> None:
         self._refuse, self._prove = refuse, prove
         named = list(model.named_modules())
         self._parts = [_Part(name or type(module).__name__, module) for name, module in named]
         self._passed = _shared_out(self._parts)
         self._global_hooks = _global_hooks()
-        self._buffers = _Buffers(self._parts)
+        self._held = Held(
+            [(part.name, part.module) for part in self._parts], remade=remade, prove=prove
+        )
         self._modes = self.modes()
         self._proved = {self._modes}
 
@@ -126,7 +130,7 @@ class Watch:
             >>> Watch(nn.Linear(2, 1)).check()
         """
         self._compare(self._parts)
-        self._buffers.check()
+        self._held.check()
 
     def prove(self, seen: Iterable[Modes]) -> None:
         """Proves that examples do not mix in modes that were not seen before.
@@ -157,8 +161,8 @@ class Watch:
             if what := part.changed():
                 raise UnsupportedLayer(
                     f"{part.name}: its {what} changed since the model was attached, when its rows "
-                    "were proved to be examples; undo the change, or make it and then attach a "
-                    "model that was detached again"
+                    "were proved to be examples; undo the change, or call private.detach(), then "
+                    "attach the model again"
                 )
         if _global_hooks() != self._global_hooks:
             raise UnsupportedLayer(
@@ -206,58 +210,6 @@ class _Part:
             changed = (key for key, was in now.items() if not _same([values.get(key)], [was]))
             return f"setting {', '.join(changed)}"
         return ""
-
-
-class _Buffers:
-    """The bytes of all buffers; a class because it remembers them.
-
-    The version that torch counts is not asked: writes through `.data` or numpy leave it as it was,
-    and buffers are small beside the parameters.
-    """
-
-    def __init__(self, parts: Sequence[_Part]) -> None:
-        self._parts = parts
-        self._described, self._bytes = self._now()
-
-    def check(self) -> None:
-        """Refuses buffers with other bytes than before."""
-        described, now = self._now()
-        same = described == self._described
-        if same and all(torch.equal(now[d], was) for d, was in self._bytes.items()):
-            return
-        raise UnsupportedLayer(
-            f"{self._names(described, now)}: a buffer was written since the model was attached. A "
-            "forward pass that writes statistics of the examples releases them without noise; "
-            "keep such layers in eval mode. To change or load buffers yourself, do so and then "
-            "attach a model that was detached again"
-        )
-
-    def _now(self) -> tuple[list[tuple[Any, ...]], dict[torch.device, torch.Tensor]]:
-        """Name, dtype and shape of each buffer, and all their bytes on each device."""
-        described: list[tuple[Any, ...]] = []
-        raw: dict[torch.device, list[torch.Tensor]] = {}
-        for part in self._parts:
-            for name, buffer in part.values["_buffers"].items():
-                if buffer is not None:
-                    place = (f"{part.name}.{name}", buffer.device, buffer.dtype, buffer.shape)
-                    flat = buffer.detach().reshape(-1).view(torch.uint8)
-                    raw.setdefault(buffer.device, []).append(flat)
-                    described.append((*place, len(flat)))
-        return described, {device: torch.cat(each) for device, each in raw.items()}
-
-    def _names(
-        self, described: list[tuple[Any, ...]], now: Mapping[torch.device, torch.Tensor]
-    ) -> str:
-        """The buffers that changed."""
-        if described != self._described:
-            return ", ".join(sorted({row[0] for row in {*described} ^ {*self._described}}))
-        found, starts = [], dict.fromkeys(now, 0)
-        for name, device, _, _, size in described:
-            where = slice(starts[device], starts[device] + size)
-            starts[device] += size
-            if not torch.equal(now[device][where], self._bytes[device][where]):
-                found.append(name)
-        return ", ".join(found)
 
 
 def _shared_out(parts: Sequence[_Part]) -> dict[str, list[_Part]]:
