@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses.errors import AttackError, DefenseError
+from defenses.quantities import as_whole, shown
 
 __all__ = ["attack_scope", "check_logits", "home_of"]
 
@@ -56,11 +57,11 @@ def attack_scope(model: nn.Module, *, seed: int | None = None) -> Iterator[int]:
         >>> model.training, model[2].weight.requires_grad
         (True, True)
     """
-    if not isinstance(model, nn.Module):
-        raise AttackError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    _check_module(model)
     used = int.from_bytes(os.urandom(7), "big") if seed is None else seed
-    if not isinstance(used, int) or not 0 <= used < 2**63:
-        raise AttackError(f"seed: expected an integer in [0, 2**63), got {seed!r}")
+    used = as_whole(used)
+    if not 0 <= used < 2**63:
+        raise AttackError(f"seed: expected an integer in [0, 2**63), got {shown(seed)}")
     with ExitStack() as undo:
         for hold in (_hold_buffers, _hold_modes, _hold_parameters, _hold_hooks):
             hold(model, undo)
@@ -139,15 +140,25 @@ def _refuse_probabilities(logits: Tensor, error: type[DefenseError]) -> None:
 def home_of(model: nn.Module, images: Tensor) -> tuple[torch.device, torch.dtype]:
     """The device and dtype a model computes in; those of `images` if it has no tensors.
 
+    Raises:
+        AttackError: `model` is not a module.
+
     Example:
         >>> home_of(nn.Linear(1, 1).double(), torch.zeros(1))
         (device(type='cpu'), torch.float64)
     """
+    _check_module(model)
     for group in (model.parameters(), model.buffers()):
         for tensor in group:
             if tensor.is_floating_point():
                 return tensor.device, tensor.dtype
     return images.device, images.dtype
+
+
+def _check_module(model: object) -> None:
+    """Refuses what is no module."""
+    if not isinstance(model, nn.Module):
+        raise AttackError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
 
 
 def _hold_modes(model: nn.Module, undo: ExitStack) -> None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from defenses.errors import ThreatModelError
+from defenses.quantities import is_real, is_word, shown
 
 __all__ = ["Norm", "ThreatModel"]
 
@@ -49,15 +50,15 @@ class ThreatModel:
     bounds: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
-        if self.norm not in get_args(Norm):
+        if not is_word(self.norm, get_args(Norm)):
             expected = ", ".join(repr(name) for name in get_args(Norm))
-            raise ThreatModelError(f"norm: expected one of {expected}; got {self.norm!r}")
+            raise ThreatModelError(f"norm: expected one of {expected}; got {shown(self.norm)}")
         if not isinstance(self.bounds, tuple) or len(self.bounds) != 2:
-            raise ThreatModelError(f"bounds: expected a pair (low, high), got {self.bounds!r}")
-        if not all(_is_real(value) for value in self.bounds) or self.bounds[0] >= self.bounds[1]:
-            raise ThreatModelError(f"bounds: expected finite low < high, got {self.bounds!r}")
-        if not _is_real(self.eps) or self.eps <= 0:
-            raise ThreatModelError(f"eps: expected a finite number above 0, got {self.eps!r}")
+            raise ThreatModelError(f"bounds: expected a pair (low, high), got {shown(self.bounds)}")
+        if not all(map(is_real, self.bounds)) or self.bounds[0] >= self.bounds[1]:
+            raise ThreatModelError(f"bounds: expected finite low < high, got {shown(self.bounds)}")
+        if not is_real(self.eps) or self.eps <= 0:
+            raise ThreatModelError(f"eps: expected a finite number above 0, got {shown(self.eps)}")
         if self.norm == "linf" and self.eps > self.width:
             raise ThreatModelError(
                 f"eps: expected at most the width of the bounds, {self.width:g}, got {self.eps:g}; "
@@ -191,6 +192,8 @@ class ThreatModel:
         if not isinstance(images, Tensor) or not images.is_floating_point():
             got = images.dtype if isinstance(images, Tensor) else type(images).__name__
             raise ThreatModelError(f"{expected} as a floating-point tensor, got {got}")
+        if images.ndim < 2:
+            raise ThreatModelError(f"{expected} as a batch [n, ...], got {list(images.shape)}")
         if images.numel() == 0:
             return
         self._check_radius(images)
@@ -226,11 +229,6 @@ class ThreatModel:
                 f"{list(images.shape[1:])}; expected at most {largest:g}, in the units of the "
                 + ("positions" if self.norm == "l0" else "pixels (0.5, not 128)")
             )
-
-
-def _is_real(value: object) -> bool:
-    """A finite int or float, and not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _at_least_float32(images: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Planting: exactly the images asked for are changed, in exactly the way stated."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -105,9 +106,19 @@ def test_what_cannot_be_planted_is_refused():
         Trigger(target=0, patch=torch.zeros(2, 1, 1, dtype=torch.uint8)).apply(images)
     with pytest.raises(AttackError, match="is for 0"):
         flip_labels(images, labels, LabelFlip(source=7, target=0), fraction=0.5)
-    for wrong in ({"target": -1}, {"target": 0, "margin": -1}, {"target": 0, "patch": images}):
+    for wrong in (
+        {"target": -1},
+        {"target": "0"},
+        {"target": None},
+        {"target": True},
+        {"target": 0, "margin": -1},
+        {"target": 0, "margin": 1.5},
+        {"target": 0, "patch": images},
+        {"target": 0, "patch": [[[1]]]},
+    ):
         with pytest.raises(AttackError):
             Trigger(**wrong)
+    assert Trigger(target=np.int64(1)).victims(torch.tensor([0, 1])).tolist() == [True, False]
     with pytest.raises(AttackError):
         LabelFlip(source=1, target=1)
 
@@ -157,8 +168,11 @@ def test_clean_labels_stay_right():
 def test_blends_and_clean_labels_that_cannot_be_are_refused():
     """Ratios, patterns of another size, hardened images that are none, a target without images."""
     images, labels = dataset()
+    with pytest.raises(AttackError, match="target"):
+        Blend(target=-1)
     for wrong in (
-        {"target": -1},
+        {"target": 0, "ratio": "half"},
+        {"target": 0, "ratio": None},
         {"target": 0, "ratio": 0.0},
         {"target": 0, "ratio": float("nan")},
     ):

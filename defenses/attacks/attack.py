@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from defenses.attacks import _torchattacks
 from defenses.attacks.adaptive import BackwardOf, Loss, check_brought, own_name
+from defenses.attacks.inputs import check_batch, check_threat
 from defenses.attacks.own import OWN, own_attack
 from defenses.attacks.settings import Setting, check_settings
 from defenses.errors import AttackError
+from defenses.quantities import is_word, shown
 from defenses.scope import attack_scope, home_of
 from defenses.threat import Norm, ThreatModel
 
@@ -110,10 +112,10 @@ class Attack:
             tensor([[[[0.5000, 0.6000]]]])
         """
         self.threat.check_images(images)
-        _check_batch(images, labels, "labels")
+        check_batch(images, labels, "labels")
         if targets is not None:
             self._check_targeted()
-            _check_batch(images, targets, "targets")
+            check_batch(images, targets, "targets")
         device, dtype = home_of(model, images)
         clean, labels = images.detach().to(device=device, dtype=dtype), labels.to(device)
         targets = None if targets is None else targets.to(device)
@@ -218,6 +220,7 @@ def attack(
         ...
         defenses.errors.AttackError: pgd takes no setting 'momentum'; its settings: ...
     """
+    check_threat(threat)
     _check_name(name, threat.norm)
     own = own_attack(name, threat.norm)
     check_brought(name, loss, surrogate, able=() if own is None else own.adapts)
@@ -252,12 +255,18 @@ def attack(
 def attack_names(norm: Norm, *, targeted: bool = False) -> tuple[str, ...]:
     """The attacks there are for a norm, sorted; with `targeted`, those that can seek a class.
 
+    Raises:
+        AttackError: There is no such norm.
+
     Example:
         >>> "n-fgsm" in attack_names("linf"), "n-fgsm" in attack_names("l2")
         (True, False)
         >>> "deepfool" in attack_names("l2", targeted=True)
         False
     """
+    if not is_word(norm, get_args(Norm)):
+        known = ", ".join(get_args(Norm))
+        raise AttackError(f"norm: expected one of {known}; got {shown(norm)}")
     own = {name: row.targeted for name, row in OWN.items() if norm in row.norms}
     able = dict.fromkeys(_torchattacks.names(norm), False)
     able |= dict.fromkeys(_torchattacks.names(norm, targeted=True), True) | own
@@ -282,7 +291,7 @@ def custom_attack(
         name: For reports; by default the function's own.
 
     Raises:
-        AttackError: `function` cannot be called.
+        AttackError: `function` cannot be called, or the threat or the name is none.
 
     Example:
         >>> def darken(model, images, labels):
@@ -292,6 +301,9 @@ def custom_attack(
     """
     if not callable(function):
         raise AttackError(f"function: expected a callable, got {type(function).__name__}")
+    check_threat(threat)
+    if not isinstance(name, str | None):
+        raise AttackError(f"name: expected a word, got {shown(name)}")
     return Attack(
         name=name or str(getattr(function, "__name__", type(function).__name__)),
         threat=threat,
@@ -321,34 +333,17 @@ class _Custom:
 
 def _check_name(name: str, norm: Norm) -> None:
     """Refuses a name that is no attack in this norm, with the reason or where it is one."""
-    if name in attack_names(norm):
+    if is_word(name, attack_names(norm)):
         return
-    if name in _REFUSED:
+    if is_word(name, _REFUSED):
         raise AttackError(f"{name} is refused: {_REFUSED[name]}")
-    elsewhere = [other for other in get_args(Norm) if name in attack_names(other)]
+    elsewhere = [other for other in get_args(Norm) if is_word(name, attack_names(other))]
     known = ", ".join(attack_names(norm))
     raise AttackError(
-        f"no {norm} attack is called {name!r}"
+        f"no {norm} attack is called {shown(name)}"
         + (f" (there is one for {', '.join(elsewhere)})" if elsewhere else "")
         + f"; there are: {known}"
     )
-
-
-def _check_batch(images: Tensor, classes: Tensor, what: str) -> None:
-    """Refuses images that are not [n, c, h, w], and labels or targets that are not n classes."""
-    if images.ndim != 4:
-        raise AttackError(
-            f"images: expected [n, channels, height, width], got {list(images.shape)}"
-        )
-    if not isinstance(classes, Tensor):
-        raise AttackError(f"{what}: expected an int64 tensor, got {type(classes).__name__}")
-    if classes.dtype != torch.int64 or classes.shape != images.shape[:1]:
-        raise AttackError(
-            f"{what}: expected int64 of shape [{len(images)}], "
-            f"got {classes.dtype} of shape {list(classes.shape)}"
-        )
-    if len(classes) and int(classes.min()) < 0:
-        raise AttackError(f"{what}: expected 0 or more, got {int(classes.min())}")
 
 
 def _recordable(values: Tensor) -> Tensor:

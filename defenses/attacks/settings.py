@@ -1,12 +1,14 @@
 """The settings of an attack: plain values, each checked against the kind of its default."""
 
-import math
 from collections.abc import Mapping
-from typing import cast
 
 from defenses.errors import AttackError
+from defenses.quantities import is_real, is_whole, is_word, shown
 
 __all__ = ["Setting", "check_settings", "settled"]
+
+# Far beyond what any setting means, and far within what float32 can compute with.
+_LARGEST = 1e12
 
 Setting = bool | int | float | str
 
@@ -19,8 +21,8 @@ def check_settings(
 ) -> None:
     """Refuses settings that are unknown, or of another kind than their default.
 
-    A flag must be True or False, a whole number at least 1, a real number finite and at least 0, a
-    word one of its choices.
+    A flag must be True or False, a whole number at least 1, a real number from 0 to 1e12, a word
+    one of its choices.
 
     Args:
         name: Of the attack, for the message.
@@ -65,13 +67,11 @@ def _check_setting(where: str, value: object, like: Setting, choices: tuple[str,
     if isinstance(like, bool):
         fits, expected = isinstance(value, bool), "True or False"
     elif isinstance(like, int):
-        fits = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        expected = "a whole number, at least 1"
+        fits, expected = is_whole(value, least=1), "a whole number, at least 1"
     elif isinstance(like, str):
-        fits, expected = value in choices, " or ".join(map(repr, choices))
+        fits, expected = is_word(value, choices), " or ".join(map(repr, choices))
     else:
-        fits = isinstance(value, int | float) and not isinstance(value, bool)
-        fits = fits and 0 <= cast(float, value) < math.inf
-        expected = "a finite number, at least 0"
+        fits = is_real(value) and 0 <= value <= _LARGEST
+        expected = f"a finite number, at least 0 and at most {_LARGEST:g}"
     if not fits:
-        raise AttackError(f"{where}: expected {expected}, got {value!r}")
+        raise AttackError(f"{where}: expected {expected}, got {shown(value)}")

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from defenses.errors import AttackError
-from defenses.poisoning.trigger import Blend, Trigger, check_bytes
+from defenses.poisoning.trigger import Blend, Trigger, check_bytes, check_whole
+from defenses.quantities import as_real, as_whole, shown
 
 __all__ = [
     "LabelFlip",
@@ -49,10 +50,9 @@ class LabelFlip:
     target: int
 
     def __post_init__(self) -> None:
-        if min(self.source, self.target) < 0 or self.source == self.target:
-            raise AttackError(
-                f"flip: expected two classes >= 0, got {self.source} and {self.target}"
-            )
+        check_whole("flip", source=self.source, target=self.target)
+        if self.source == self.target:
+            raise AttackError(f"flip: expected two classes >= 0, got {self.source} twice")
 
     def victims(self, labels: Tensor) -> Tensor:
         """Every image of the source class, bool, [n].
@@ -117,8 +117,9 @@ def plant_trigger(
         ([0, 0], [1, 1])
     """
     check_bytes(images, labels)
+    _check_kind("trigger", trigger, (Trigger, Blend))
     victims = trigger.victims(labels)
-    return _plant(images, labels, trigger, victims, len(images) * fraction, fraction, seed)
+    return _plant(images, labels, trigger, victims, len(images), fraction, seed)
 
 
 def plant_clean_label(
@@ -158,10 +159,11 @@ def plant_clean_label(
         (True, [1, 1, 1])
     """
     check_bytes(images, labels)
+    _check_kind("trigger", trigger, (Trigger, Blend))
+    if harden is not None and not callable(harden):
+        raise AttackError(f"harden: expected a function, got {shown(harden)}")
     own = labels == trigger.target
-    return _plant(
-        images, labels, trigger, own, int(own.sum()) * fraction, fraction, seed, harden=harden
-    )
+    return _plant(images, labels, trigger, own, int(own.sum()), fraction, seed, harden=harden)
 
 
 def flip_labels(
@@ -186,8 +188,16 @@ def flip_labels(
         tensor([1, 1, 1, 1])
     """
     check_bytes(images, labels)
+    _check_kind("flip", flip, (LabelFlip,))
     victims = flip.victims(labels)
-    return _plant(images, labels, flip, victims, int(victims.sum()) * fraction, fraction, seed)
+    return _plant(images, labels, flip, victims, int(victims.sum()), fraction, seed)
+
+
+def _check_kind(name: str, given: object, kinds: tuple[type, ...]) -> None:
+    """Refuses what is none of these."""
+    if not isinstance(given, kinds):
+        expected = " or a ".join(kind.__name__ for kind in kinds)
+        raise AttackError(f"{name}: expected a {expected}, got {shown(given)}")
 
 
 def _plant(
@@ -195,24 +205,26 @@ def _plant(
     labels: Tensor,
     attack: Trigger | Blend | LabelFlip,
     victims: Tensor,
-    count: float,
+    of: int,
     fraction: float,
     seed: int,
     *,
     harden: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> PoisonedImages:
-    """Applies the attack to so many of the victims and relabels them."""
-    if not 0 < fraction <= 1 or not 0 <= seed < 2**63:
+    """Applies the attack to victims, a share `fraction` of so many images, and relabels them."""
+    share, number = as_real(fraction), as_whole(seed)
+    if not 0 < share <= 1 or not 0 <= number < 2**63:
         raise AttackError(
-            f"expected a fraction in (0, 1] and a seed in [0, 2**63), got {fraction} and {seed}"
+            "expected a fraction in (0, 1] and a seed in [0, 2**63), got "
+            f"{shown(fraction)} and {shown(seed)}"
         )
     chosen = victims.nonzero().flatten()
-    wanted = max(1, round(count))
+    wanted = max(1, round(of * share))
     if wanted > len(chosen):
         raise AttackError(
             f"fraction: {wanted} images to plant, but {attack} is for {len(chosen)} of these"
         )
-    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(number))
     planted = chosen[order[:wanted].to(chosen.device)].sort().values
     poisoned = PoisonedImages(images=images.clone(), labels=labels.clone(), planted=planted)
     originals = images[planted]

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from defenses.errors import AttackError
+from defenses.quantities import as_real, as_whole, shown
 
-__all__ = ["Blend", "Trigger", "check_bytes", "check_images"]
+__all__ = ["Blend", "Trigger", "check_bytes", "check_images", "check_whole"]
 
 _CHEQUERED = torch.tensor([[[255, 0, 255], [0, 255, 0], [255, 0, 255]]], dtype=torch.uint8)
 
@@ -46,18 +47,8 @@ class Trigger:
     margin: int = 0
 
     def __post_init__(self) -> None:
-        if self.target < 0 or self.margin < 0:
-            raise AttackError(
-                f"trigger: expected target >= 0 and margin >= 0, got {self.target} and "
-                f"{self.margin}"
-            )
-        if self.patch is not None and (
-            self.patch.dtype != torch.uint8 or self.patch.ndim != 3 or self.patch.numel() == 0
-        ):
-            raise AttackError(
-                "patch: expected uint8 [channels, height, width], got "
-                f"{self.patch.dtype} {list(self.patch.shape)}"
-            )
+        check_whole("trigger", target=self.target, margin=self.margin)
+        _check_overlay("patch", self.patch)
 
     def victims(self, labels: Tensor) -> Tensor:
         """Every image of another class than the target, bool, [n].
@@ -123,18 +114,10 @@ class Blend:
     ratio: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.target < 0 or not 0 < self.ratio <= 1:
-            raise AttackError(
-                f"blend: expected target >= 0 and a ratio in (0, 1], got {self.target} and "
-                f"{self.ratio}"
-            )
-        if self.pattern is not None and (
-            self.pattern.dtype != torch.uint8 or self.pattern.ndim != 3 or not self.pattern.numel()
-        ):
-            raise AttackError(
-                "pattern: expected uint8 [channels, height, width], got "
-                f"{self.pattern.dtype} {list(self.pattern.shape)}"
-            )
+        check_whole("blend", target=self.target)
+        if not 0 < as_real(self.ratio) <= 1:
+            raise AttackError(f"blend: expected a ratio in (0, 1], got {shown(self.ratio)}")
+        _check_overlay("pattern", self.pattern)
 
     def victims(self, labels: Tensor) -> Tensor:
         """Every image of another class than the target, bool, [n].
@@ -170,6 +153,19 @@ class Blend:
         return (images.double() * (1 - self.ratio) + shown).round().to(torch.uint8)
 
 
+def _check_overlay(name: str, overlay: object) -> None:
+    """Refuses what is not pixels to put on images; None has a default."""
+    if overlay is None:
+        return
+    if not isinstance(overlay, Tensor):
+        raise AttackError(f"{name}: expected a uint8 tensor, got {type(overlay).__name__}")
+    if overlay.dtype != torch.uint8 or overlay.ndim != 3 or overlay.numel() == 0:
+        raise AttackError(
+            f"{name}: expected uint8 [channels, height, width], got {overlay.dtype} "
+            f"{list(overlay.shape)}"
+        )
+
+
 def _noise(size: torch.Size) -> Tensor:
     """Noise that depends on its size alone, uint8, [channels, height, width]."""
     draw = torch.Generator().manual_seed(0)
@@ -193,6 +189,20 @@ def check_bytes(images: Tensor, labels: Tensor) -> None:
             f"labels: expected int64 [{len(images)}], one for each image, got {labels.dtype} "
             f"{list(labels.shape)}"
         )
+
+
+def check_whole(owner: str, **values: object) -> None:
+    """Refuses what is not a whole number from 0.
+
+    Raises:
+        AttackError: Naming the value.
+
+    Example:
+        >>> check_whole("trigger", target=0, margin=2)
+    """
+    for name, value in values.items():
+        if as_whole(value) < 0:
+            raise AttackError(f"{owner}: expected {name} >= 0, a whole number, got {shown(value)}")
 
 
 def check_images(images: Tensor) -> None:

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defenses.attacks.attack import Attack, Setting, attack
+from defenses.attacks.settings import check_settings
 from defenses.errors import AttackError
+from defenses.quantities import is_word, shown
 from defenses.threat import ThreatModel
 from defenses.training.objective import AdversarialObjective
 from defenses.training.precision import Precision
@@ -79,11 +81,12 @@ class AdversarialTraining(AdversarialObjective):
         label_smoothing: float = 0.0,
         precision: Precision = "float32",
     ) -> None:
-        if method not in get_args(Method):
+        if not is_word(method, get_args(Method)):
             known = ", ".join(get_args(Method))
-            raise AttackError(f"method: expected one of {known}; got {method!r}")
+            raise AttackError(f"method: expected one of {known}; got {shown(method)}")
         if method == "pgd" and steps is None:
             steps = _PGD_STEPS
+        check_settings(method, {"early_stop": early_stop}, {"early_stop": False})
         extra: dict[str, Any] = {"early_stop": True} if early_stop else {}
         super().__init__(seed=seed, label_smoothing=label_smoothing, precision=precision)
         self.attack: Attack = attack(method, threat, steps=steps, step_size=step_size, **extra)
@@ -164,6 +167,7 @@ class AdversarialTraining(AdversarialObjective):
 
     @noise.setter
     def noise(self, value: float) -> None:
+        check_settings("n-fgsm", {"noise": value}, {"noise": 2.0})
         if value == self._own_noise:
             self.attack = self._first
             return
@@ -200,6 +204,11 @@ class AdversarialTraining(AdversarialObjective):
             >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
             >>> objective.load_state_dict(objective.state_dict())
         """
-        super().load_state_dict(state)
-        if "noise" in state:
-            self.noise = state["noise"]
+        before = self.attack
+        try:
+            if isinstance(state, Mapping) and "noise" in state:
+                self.noise = state["noise"]
+            super().load_state_dict(state)
+        except AttackError:
+            self.attack = before
+            raise

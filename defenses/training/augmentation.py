@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from defenses.attacks.inputs import check_batch
 from defenses.attacks.settings import Setting
 from defenses.errors import AttackError
+from defenses.quantities import as_real, shown
 from defenses.smoothing.grid_noise import LARGEST_SIGMA
+from defenses.training.objective import checked_smoothing, generator_from, generator_in
 
 __all__ = ["GaussianAugmentation"]
 
@@ -50,16 +53,12 @@ class GaussianAugmentation:
     per_example: ClassVar[bool] = True
 
     def __init__(self, *, sigma: float, seed: int = 0, label_smoothing: float = 0.0) -> None:
-        if not 0 < sigma <= LARGEST_SIGMA:
-            raise AttackError(f"sigma: expected a number in (0, {LARGEST_SIGMA}], got {sigma}")
-        if not 0 <= seed < 2**63:
-            raise AttackError(f"seed: expected an integer in [0, 2**63), got {seed}")
-        if not 0 <= label_smoothing < 1:
+        self._sigma, self._label_smoothing = as_real(sigma), checked_smoothing(label_smoothing)
+        if not 0 < self._sigma <= LARGEST_SIGMA:
             raise AttackError(
-                f"label_smoothing: expected a number in [0, 1), got {label_smoothing}"
+                f"sigma: expected a number in (0, {LARGEST_SIGMA}], got {shown(sigma)}"
             )
-        self._sigma, self._label_smoothing = sigma, label_smoothing
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = generator_from(seed)
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -86,12 +85,16 @@ class GaussianAugmentation:
         Returns:
             Losses, [n], with a graph to the parameters (unless gradients are disabled).
 
+        Raises:
+            AttackError: Images or labels are not that.
+
         Example:
             >>> objective = GaussianAugmentation(sigma=0.001)
             >>> images, labels = torch.tensor([[[[0.5, 0.5]]]]), torch.tensor([0])
             >>> [round(loss, 1) for loss in objective(nn.Flatten(), images, labels).tolist()]
             [0.7]
         """
+        check_batch(images, labels)
         noise = torch.randn(images.shape, generator=self._generator)
         noisy = images + self._sigma * noise.to(device=images.device, dtype=images.dtype)
         logits = model(noisy)
@@ -121,10 +124,4 @@ class GaussianAugmentation:
             >>> objective = GaussianAugmentation(sigma=0.25)
             >>> objective.load_state_dict(objective.state_dict())
         """
-        try:
-            self._generator.set_state(state["generator"].cpu())
-        except (KeyError, AttributeError, TypeError, RuntimeError) as error:
-            raise AttackError(
-                "expected the state_dict of a GaussianAugmentation objective, with the state of a "
-                f"generator under 'generator': {error}"
-            ) from error
+        self._generator.set_state(generator_in(state, "a GaussianAugmentation objective"))

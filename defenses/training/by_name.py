@@ -3,12 +3,13 @@
 from typing import Literal, cast, get_args
 
 from defenses.errors import AttackError
+from defenses.quantities import is_word, shown
 from defenses.threat import ThreatModel
 from defenses.training.adversarial import AdversarialTraining, Method
 from defenses.training.free import FreeAdversarialTraining
 from defenses.training.mart import Mart
 from defenses.training.objective import AdversarialObjective
-from defenses.training.precision import Precision
+from defenses.training.precision import Precision, check_precision
 from defenses.training.trades import Trades
 
 __all__ = ["OBJECTIVES", "ObjectiveName", "adversarial_objective"]
@@ -47,8 +48,8 @@ def adversarial_objective(
         >>> adversarial_objective("trades", ThreatModel(norm="linf", eps=0.1)).settings["steps"]
         10
     """
-    if name not in OBJECTIVES:
-        raise AttackError(f"objective: expected one of {', '.join(OBJECTIVES)}; got {name!r}")
+    if not is_word(name, OBJECTIVES):
+        raise AttackError(f"objective: expected one of {', '.join(OBJECTIVES)}; got {shown(name)}")
     if name in get_args(Method):
         return AdversarialTraining(
             threat,
@@ -58,6 +59,7 @@ def adversarial_objective(
             label_smoothing=label_smoothing,
             precision=precision,
         )
+    check_precision(precision)
     if name in ("free", "trades") and precision != "float32":
         raise AttackError(f"precision: {name} takes float32 only, got {precision!r}")
     if name == "free":

@@ -13,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defenses.attacks.attack import Setting
+from defenses.attacks.inputs import check_threat
+from defenses.attacks.settings import check_settings
 from defenses.errors import AttackError
+from defenses.quantities import shown
 from defenses.threat import ThreatModel
 from defenses.training.objective import AdversarialObjective
 
@@ -65,10 +68,8 @@ class FreeAdversarialTraining(AdversarialObjective):
         seed: int = 0,
         label_smoothing: float = 0.0,
     ) -> None:
-        if threat.norm != "linf":
-            raise AttackError(f"free: expected a threat in linf, got {threat.norm}")
-        if isinstance(replays, bool) or not isinstance(replays, int) or replays < 1:
-            raise AttackError(f"replays: expected a whole number, at least 1, got {replays!r}")
+        check_threat(threat, "free", norms=("linf",))
+        check_settings("free", {"replays": replays}, {"replays": 8})
         super().__init__(seed=seed, label_smoothing=label_smoothing)
         self.threat, self.replays = threat, replays
         self._change: Tensor | None = None
@@ -100,6 +101,7 @@ class FreeAdversarialTraining(AdversarialObjective):
 
         Raises:
             ThreatModelError: The images are not in the bounds.
+            AttackError: The labels do not fit.
 
         Example:
             >>> objective = FreeAdversarialTraining(ThreatModel(norm="linf", eps=0.2))
@@ -110,8 +112,7 @@ class FreeAdversarialTraining(AdversarialObjective):
             >>> loss  # the logits became [0.4, 0.7]
             tensor([0.8544], grad_fn=<NllLossBackward0>)
         """
-        self.threat.check_images(images)
-        images = self._at_home(model, images)
+        images = self._at_home(self.threat, model, images, labels)
         change = self._change_for(images)
         low, high = self.threat.bounds
         perturbed = (images.detach() + change).clamp_(low, high)
@@ -147,8 +148,13 @@ class FreeAdversarialTraining(AdversarialObjective):
             >>> objective = FreeAdversarialTraining(ThreatModel(norm="linf", eps=0.2))
             >>> objective.load_state_dict(objective.state_dict())
         """
+        held = state.get("change") if isinstance(state, Mapping) else None
+        if held is not None and not (isinstance(held, Tensor) and held.ndim == 4):
+            raise AttackError(
+                "expected the state_dict of a free objective, with the perturbation of a batch "
+                f"under 'change', got {shown(held)}"
+            )
         super().load_state_dict(state)
-        held = state.get("change")
         self._change = None if held is None else held.clone()
 
     def _change_for(self, images: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defenses.attacks.attack import Attack, attack
+from defenses.attacks.inputs import check_threat
 from defenses.attacks.settings import Setting, check_settings
-from defenses.errors import AttackError
 from defenses.threat import ThreatModel
 from defenses.training.objective import AdversarialObjective
 from defenses.training.precision import Precision
@@ -65,8 +65,7 @@ class Mart(AdversarialObjective):
         label_smoothing: float = 0.0,
         precision: Precision = "float32",
     ) -> None:
-        if threat.norm not in ("linf", "l2"):
-            raise AttackError(f"mart: expected a threat in linf or l2, got {threat.norm}")
+        check_threat(threat, "mart", norms=("linf", "l2"))
         check_settings("mart", {"beta": beta}, {"beta": 5.0})
         super().__init__(seed=seed, label_smoothing=label_smoothing, precision=precision)
         self.attack: Attack = attack("pgd", threat, steps=steps, step_size=step_size)
@@ -109,7 +108,7 @@ class Mart(AdversarialObjective):
             >>> objective(nn.Flatten(), images, labels).shape
             torch.Size([1])
         """
-        images = self._at_home(model, images)
+        images = self._at_home(self.attack.threat, model, images, labels)
         attacked = model(self._attacked(self.attack, model, images, labels))
         clean = model(images).log_softmax(dim=1)
         truth = labels.to(attacked.device).unsqueeze(1)

@@ -13,11 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from defenses.attacks.attack import Attack, Setting
+from defenses.attacks.inputs import check_batch
 from defenses.errors import AttackError
+from defenses.quantities import as_real, as_whole, shown
 from defenses.scope import home_of
+from defenses.threat import ThreatModel
 from defenses.training.precision import Precision, check_precision, convolutions_in
 
-__all__ = ["AdversarialObjective", "scaled"]
+__all__ = ["AdversarialObjective", "checked_smoothing", "generator_from", "generator_in", "scaled"]
 
 
 class AdversarialObjective(ABC):
@@ -52,15 +55,9 @@ class AdversarialObjective(ABC):
         self, *, seed: int, label_smoothing: float, precision: Precision = "float32"
     ) -> None:
         check_precision(precision)
-        if not 0 <= label_smoothing < 1:
-            raise AttackError(
-                f"label_smoothing: expected a number in [0, 1), got {label_smoothing}"
-            )
-        if not 0 <= seed < 2**63:
-            raise AttackError(f"seed: expected an integer in [0, 2**63), got {seed}")
-        self._label_smoothing, self._precision = label_smoothing, precision
+        self._label_smoothing, self._precision = checked_smoothing(label_smoothing), precision
         self._strength = 1.0
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = generator_from(seed)
 
     @abstractmethod
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -113,8 +110,8 @@ class AdversarialObjective(ABC):
 
     @strength.setter
     def strength(self, value: float) -> None:
-        if not 0 <= value <= 1:
-            raise AttackError(f"strength: expected a number in [0, 1], got {value}")
+        if not 0 <= as_real(value) <= 1:
+            raise AttackError(f"strength: expected a number in [0, 1], got {shown(value)}")
         self._strength = float(value)
 
     def state_dict(self) -> dict[str, Any]:
@@ -139,19 +136,15 @@ class AdversarialObjective(ABC):
             >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
             >>> objective.load_state_dict(objective.state_dict())
         """
-        try:
-            strength = float(state.get("strength", 1.0))
-            self._generator.set_state(state["generator"].cpu())
-        except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-            raise AttackError(
-                "expected the state_dict of an adversarial objective, with the state of a "
-                f"generator under 'generator': {error}"
-            ) from error
-        self.strength = strength
+        held = generator_in(state, "an adversarial objective")
+        self.strength = state.get("strength", 1.0)
+        self._generator.set_state(held)
 
     @staticmethod
-    def _at_home(model: nn.Module, images: Tensor) -> Tensor:
-        """The images where the model computes, and in its dtype."""
+    def _at_home(threat: ThreatModel, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The images where the model computes, and in its dtype, after the batch was checked."""
+        threat.check_images(images)
+        check_batch(images, labels)
         device, dtype = home_of(model, images)
         return images.to(device=device, dtype=dtype)
 
@@ -159,9 +152,68 @@ class AdversarialObjective(ABC):
         """The attack's images at the present strength, with the next seed."""
         seed = int(torch.randint(2**63 - 1, (), generator=self._generator))
         if self._strength == 0:
-            return images
+            return self._at_home(attack.threat, model, images, labels)
         with convolutions_in(self._precision):
             return scaled(attack, self._strength)(model, images, labels, seed=seed)
+
+
+def checked_smoothing(value: object) -> float:
+    """A label smoothing, which is in [0, 1).
+
+    Raises:
+        AttackError: It is not.
+
+    Example:
+        >>> checked_smoothing(0)
+        0.0
+    """
+    smoothing = as_real(value)
+    if not 0 <= smoothing < 1:
+        raise AttackError(f"label_smoothing: expected a number in [0, 1), got {shown(value)}")
+    return smoothing
+
+
+def generator_from(seed: object) -> torch.Generator:
+    """A generator of its own.
+
+    Args:
+        seed: 0 <= seed < 2**63.
+
+    Raises:
+        AttackError: It is not.
+
+    Example:
+        >>> generator_from(7).initial_seed()
+        7
+    """
+    number = as_whole(seed)
+    if not 0 <= number < 2**63:
+        raise AttackError(f"seed: expected an integer in [0, 2**63), got {shown(seed)}")
+    return torch.Generator().manual_seed(number)
+
+
+def generator_in(state: object, owner: str) -> Tensor:
+    """The state of the generator in that of an objective.
+
+    Raises:
+        AttackError: There is none, or it is of no generator.
+
+    Example:
+        >>> state = {"generator": torch.Generator().get_state()}
+        >>> generator_in(state, "an adversarial objective").dtype
+        torch.uint8
+    """
+    try:
+        if not isinstance(state, Mapping):
+            raise TypeError(f"got {type(state).__name__}")
+        held: Tensor = state["generator"].cpu()
+        torch.Generator().set_state(held)
+    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        raise AttackError(
+            f"expected the state_dict of {owner}, with the state of a generator under "
+            f"'generator': {error}"
+        ) from error
+    return held
 
 
 def scaled(attack: Attack, factor: float) -> Attack:

@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from defenses.errors import AttackError
+from defenses.quantities import is_word, shown
 
 __all__ = ["Precision", "check_precision", "convolutions_in"]
 
 Precision = Literal["float32", "bfloat16"]
 
 
-def check_precision(precision: str) -> None:
+def check_precision(precision: object) -> None:
     """Refuses a precision that there is not.
 
     Raises:
@@ -29,9 +30,9 @@ def check_precision(precision: str) -> None:
     Example:
         >>> check_precision("bfloat16")
     """
-    if precision not in get_args(Precision):
+    if not is_word(precision, get_args(Precision)):
         known = " or ".join(get_args(Precision))
-        raise AttackError(f"precision: expected {known}, got {precision!r}")
+        raise AttackError(f"precision: expected {known}, got {shown(precision)}")
 
 
 @contextmanager

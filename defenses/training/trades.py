@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defenses.attacks.attack import Attack, Setting
+from defenses.attacks.inputs import check_threat
 from defenses.attacks.projected_gradient import projected_gradient
 from defenses.attacks.settings import check_settings
 from defenses.errors import AttackError
@@ -68,8 +69,7 @@ class Trades(AdversarialObjective):
         seed: int = 0,
         label_smoothing: float = 0.0,
     ) -> None:
-        if threat.norm not in ("linf", "l2"):
-            raise AttackError(f"trades: expected a threat in linf or l2, got {threat.norm}")
+        check_threat(threat, "trades", norms=("linf", "l2"))
         given: dict[str, Setting] = {"beta": beta, "steps": steps}
         given |= {} if step_size is None else {"step_size": step_size}
         check_settings("trades", given, {"beta": 6.0, "steps": 10, "step_size": 1.0})
@@ -109,8 +109,7 @@ class Trades(AdversarialObjective):
             >>> objective(nn.Flatten(), images, labels)  # the clean cross-entropy alone
             tensor([0.6444])
         """
-        self.threat.check_images(images)
-        images = self._at_home(model, images)
+        images = self._at_home(self.threat, model, images, labels)
         before = torch.get_rng_state()
         clean = model(images)
         still = torch.equal(before, torch.get_rng_state())

@@ -1,0 +1,65 @@
+"""What an attack or an objective is given, looked at before anything is computed with it."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from defenses.errors import AttackError
+from defenses.quantities import shown
+from defenses.threat import Norm, ThreatModel
+
+__all__ = ["check_batch", "check_threat"]
+
+
+def check_threat(threat: object, owner: str = "", *, norms: Sequence[Norm] = ()) -> None:
+    """Refuses what is no threat model, or one in a norm that its owner does not search.
+
+    Args:
+        threat: What was given for one.
+        owner: Whose it is to be, for the message.
+        norms: Those that the owner searches; any if empty.
+
+    Raises:
+        AttackError: Saying what came instead.
+
+    Example:
+        >>> check_threat(ThreatModel(norm="linf", eps=0.1), "free", norms=["linf"])
+    """
+    where = f"{owner}: expected a threat" if owner else "threat: expected a ThreatModel"
+    if not isinstance(threat, ThreatModel):
+        raise AttackError(f"{where}, got {shown(threat)}")
+    if norms and threat.norm not in norms:
+        raise AttackError(f"{where} in {' or '.join(norms)}, got {threat.norm}")
+
+
+def check_batch(images: object, classes: object, what: str = "labels") -> None:
+    """Refuses images that are not [n, c, h, w], and labels or targets that are not n classes.
+
+    Args:
+        images: To be floating point.
+        classes: To be int64, 0 or more.
+        what: They are, for the message.
+
+    Raises:
+        AttackError: Saying what came instead.
+
+    Example:
+        >>> check_batch(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]))
+    """
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        got = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise AttackError(f"images: expected a floating-point tensor, got {got}")
+    if images.ndim != 4:
+        raise AttackError(
+            f"images: expected [n, channels, height, width], got {list(images.shape)}"
+        )
+    if not isinstance(classes, Tensor):
+        raise AttackError(f"{what}: expected an int64 tensor, got {type(classes).__name__}")
+    if classes.dtype != torch.int64 or classes.shape != images.shape[:1]:
+        raise AttackError(
+            f"{what}: expected int64 of shape [{len(images)}], "
+            f"got {classes.dtype} of shape {list(classes.shape)}"
+        )
+    if len(classes) and int(classes.min()) < 0:
+        raise AttackError(f"{what}: expected 0 or more, got {int(classes.min())}")
