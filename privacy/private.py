@@ -5,7 +5,9 @@ the guarantee; optimizers, objectives and checkpoints are whoever's they are.
 """
 
 import math
+import threading
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,6 +71,9 @@ class Private:
         self._images: torch.Tensor | None = None
         self._stepping = False
         self._sampling = object()
+        # Of a thread, not of a call: a Ctrl-C between taking and giving it back locks out nobody
+        # who goes on in the same thread.
+        self._turn = threading.RLock()
 
     def __repr__(self) -> str:
         plan = self.plan
@@ -162,8 +167,8 @@ class Private:
             Whether the optimizer stepped.
 
         Raises:
-            StepError: There is no batch to step on, the losses do not fit it, or other parameters
-                are trainable than when the model was attached.
+            StepError: There is no batch to step on, the losses do not fit it, another thread is in
+                a step, or other parameters are trainable than when the model was attached.
             UnsupportedLayer: A layer went back to mixing examples, or cannot be recorded.
             BudgetExceeded: The plan's steps are spent.
 
@@ -184,32 +189,8 @@ class Private:
             >>> private.step(losses.view(-1, 3))
             True
         """
-        batch = self._pending
-        self._refuse_interrupted()
-        if batch is None:
-            raise StepError(
-                "there is no batch to step on: take one from private.batches and call step once "
-                "for it"
-            )
-        if self.plan is not self._followed:
-            raise PlanError("plan: another one was assigned; attach again under a plan of its own")
-        if self.steps >= self.plan.steps:
-            raise BudgetExceeded(
-                f"the plan's {self.plan.steps} steps are spent; the next one was not taken"
-            )
-        check_layers(self.model)
-        check_trainable(self.model, self._parameters)
-        mask = batch.mask()
-        parts = self._clipped.prepare(losses, mask, self._images)
-        # From here to the end the sample is lost if anything interrupts: what was added, or
-        # released, must not be added again.
-        self._stepping = True
-        self.non_finite += self._clipped.keep(parts, mask)
-        self._pending, self._images = None, None
-        if batch.last:
-            self._release()
-        self._stepping = False
-        return batch.last
+        with self._alone():
+            return self._step(losses)
 
     def spent(self, delta: float | None = None) -> float:
         """Epsilon of everything spent so far, at `delta` or at the plan's own.
@@ -283,6 +264,7 @@ class Private:
             PlanError: The state is not one, is of another plan, holds steps that the plan does not
                 take, or more of them than it has; or the ledger has no file, and the state is of
                 fewer steps than were taken here already.
+            StepError: Another thread is in a step.
             LedgerError: The ledger's file cannot be written.
 
         Example:
@@ -301,9 +283,10 @@ class Private:
                 f"{self.plan.to_dict()}; resume with the checkpoint's own settings"
             )
         norm = self._norm_of(state)
-        self._ledger.resume(state.get("ledger"), most=self.plan.steps)
-        self._clipped.max_grad_norm = norm
-        self._drop_sample()
+        with self._alone():
+            self._ledger.resume(state.get("ledger"), most=self.plan.steps)
+            self._clipped.max_grad_norm = norm
+            self._drop_sample()
 
     def detach(self) -> None:
         """Gives every layer its own forward back, and the ledger's file; no step can follow.
@@ -319,6 +302,48 @@ class Private:
         """
         self._installation.remove()
         self._ledger.close()
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Refuses what another thread would do to the sample in the middle of a step."""
+        if not self._turn.acquire(blocking=False):
+            raise StepError(
+                "another thread is in a step of this training: a batch must not be added twice; "
+                "iterate private.batches and call private.step in one thread"
+            )
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def _step(self, losses: torch.Tensor) -> bool:
+        """`step`, while no other thread is in one."""
+        batch = self._pending
+        self._refuse_interrupted()
+        if batch is None:
+            raise StepError(
+                "there is no batch to step on: take one from private.batches and call step once "
+                "for it"
+            )
+        if self.plan is not self._followed:
+            raise PlanError("plan: another one was assigned; attach again under a plan of its own")
+        if self.steps >= self.plan.steps:
+            raise BudgetExceeded(
+                f"the plan's {self.plan.steps} steps are spent; the next one was not taken"
+            )
+        check_layers(self.model)
+        check_trainable(self.model, self._parameters)
+        mask = batch.mask()
+        parts = self._clipped.prepare(losses, mask, self._images)
+        # From here to the end the sample is lost if anything interrupts: what was added, or
+        # released, must not be added again.
+        self._stepping = True
+        self.non_finite += self._clipped.keep(parts, mask)
+        self._pending, self._images = None, None
+        if batch.last:
+            self._release()
+        self._stepping = False
+        return batch.last
 
     def _norm_of(self, state: Mapping[str, Any]) -> float:
         """The clipping norm of a state; one that never changes may be missing in an old one."""
@@ -390,7 +415,8 @@ class Private:
 
     def _drop_sample(self) -> None:
         """Forgets a sample that was begun; the iteration that drew it cannot go on."""
-        self._pending, self._images = None, None
-        self._sampling = object()
-        self._clipped.reset()
-        self._stepping = False
+        with self._alone():
+            self._pending, self._images = None, None
+            self._sampling = object()
+            self._clipped.reset()
+            self._stepping = False

@@ -1,6 +1,7 @@
 """A step that a Ctrl-C breaks off, at any line: no example counts twice, no release is free."""
 
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -183,3 +184,49 @@ def test_a_sum_by_itself_refuses_what_was_interrupted(monkeypatch: pytest.Monkey
         clipped.add(private.model(torch.ones(2, 2)).squeeze(1), mask)
     clipped.reset()
     clipped.add(private.model(torch.ones(2, 2)).squeeze(1), mask)
+
+
+@pytest.mark.parametrize("second", ["step", "another iteration", "a state"])
+def test_what_a_second_thread_does_in_the_middle_of_a_step_is_refused(
+    second: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one's batch is added once, and its sample is released as if it had been alone."""
+    private = attached(FlatClipping(), float_safe=False)
+    (weight,) = private.model.parameters()
+    before, state = weight.detach().clone(), private.state_dict()
+    batches = private.batches
+    step(private, next(batches)[0])
+    images, _ = next(batches)
+    losses = [private.model(images).squeeze(1) for _ in range(2)]
+    inside, refused = threading.Event(), threading.Event()
+    keep, caught = private._clipped.keep, []
+
+    def slowly(*arguments: Any) -> int:
+        inside.set()
+        assert refused.wait(10)
+        return keep(*arguments)
+
+    def disturb() -> None:
+        assert inside.wait(10)
+        try:
+            if second == "step":
+                private.step(losses[1])
+            elif second == "a state":
+                private.load_state_dict(state)
+            else:
+                next(private.batches)
+        except PrivacyError as error:
+            caught.append(error)
+        refused.set()
+
+    monkeypatch.setattr(private._clipped, "keep", slowly)
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    assert private.step(losses[0])
+    thread.join()
+    assert [str(error)[:14] for error in caught] == ["another thread"]
+    assert isinstance(caught[0], StepError)
+    assert float((before - weight.detach()).norm()) == pytest.approx(1.0, abs=1e-3)
+    monkeypatch.undo()
+    step(private, next(batches)[0])
+    assert private.steps == 1

@@ -519,7 +519,9 @@ def test_a_counter_of_passes_is_refused_with_its_cure() -> None:
     private = attached(model)
     images, labels = next(private.batches)
     model[1].num_batches_tracked += 1
-    with pytest.raises(UnsupportedLayer, match=r"num_batches_tracked: .*of passes, in a Python int"):
+    with pytest.raises(
+        UnsupportedLayer, match=r"num_batches_tracked: .*of passes, in a Python int"
+    ):
         private.step(losses_of(private, images, labels))
 
 
