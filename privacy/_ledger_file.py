@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from privacy.errors import LedgerError
+from privacy.errors import LedgerError, PlanError
 
 __all__ = ["LedgerFile"]
 
@@ -56,21 +56,53 @@ class LedgerFile:
     def __del__(self) -> None:
         self.close()
 
-    def create(self, terms: Mapping[str, Any]) -> None:
-        """Makes the file with its first line, readable by its owner only.
+    @property
+    def locked(self) -> bool:
+        """Whether it is open here, and so no other training has it."""
+        return self._fd is not None
+
+    def bind(self, terms: Mapping[str, Any]) -> None:
+        """Makes the file, where there is none yet; refuses one that is bound to other terms.
 
         Raises:
-            LedgerError: There is one meanwhile, or it cannot be written.
+            PlanError: It is bound to others.
+            LedgerError: It was closed, or cannot be made.
         """
+        if self.terms is None:
+            self._create(terms)
+        elif self.terms != terms:
+            raise PlanError(
+                f"ledger: {self.path} is bound to {self.terms}, the plan has {terms}; give each "
+                "plan a ledger of its own"
+            )
+        self._check_open()
+
+    def _create(self, terms: Mapping[str, Any]) -> None:
+        """The file with its first line, readable by its owner only."""
         self._fd = self._opened(os.O_RDWR | os.O_CREAT | os.O_EXCL)
-        self._lock()
-        self.terms = dict(terms)
-        self._write({_MARK: _VERSION, **terms})
-        folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._process = os.getpid()
         try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+            self._lock()
+            self._write({_MARK: _VERSION, **terms})
+            self._sync_folder()
+        except BaseException:
+            self.close()
+            raise
+        self.terms = dict(terms)
+
+    def _sync_folder(self) -> None:
+        """So that the file's name survives a power cut, too."""
+        try:
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise LedgerError(
+                f"{self.path}: its folder cannot be brought to the disk: {error}; remove the file "
+                "and give a path in a folder that can be read and written"
+            ) from error
 
     def append(self, session: str, steps: int) -> None:
         """Writes how many steps a session has spent so far; on the disk when this returns.
@@ -78,11 +110,7 @@ class LedgerFile:
         Raises:
             LedgerError: It cannot be written, is closed, or is not at its path any more.
         """
-        if self._fd is None or self._process != os.getpid():
-            raise LedgerError(
-                f"{self.path}: the ledger was closed, or opened by another process; open it again"
-            )
-        self._check_place(self._fd)
+        self._check_place(self._check_open())
         self._write({"session": session, "steps": steps})
         self.sessions[session] = max(steps, self.sessions.get(session, 0))
 
@@ -120,6 +148,15 @@ class LedgerFile:
                 f"{self.path}: another training spends from this ledger: {error}; wait for it, or "
                 "call ledger.close() on the other one"
             ) from error
+
+    def _check_open(self) -> int:
+        """Its descriptor, given that it is this process's and was not closed."""
+        if self._fd is None or self._process != os.getpid():
+            raise LedgerError(
+                f"{self.path}: the ledger was closed, or opened by another process; open it again, "
+                "with privacy.Ledger.open"
+            )
+        return self._fd
 
     def _check_place(self, fd: int) -> None:
         """What is written to a file that was removed or replaced would be forgotten."""

@@ -66,7 +66,7 @@ def attach(
         StepError: The optimizer does not hold exactly the trainable parameters or needs more than
             their gradients, they lie on several devices, or the model is attached already, compiled
             or wrapped.
-        LedgerError: The ledger's file cannot be made.
+        LedgerError: The ledger's file cannot be made, or was closed.
 
     Example:
         >>> data = [(torch.rand(4), i % 2) for i in range(64)]
@@ -97,6 +97,8 @@ def attach(
     )
     clipped.check_range(examples=plan.samples, noise_multiplier=plan.event().noise_multiplier)
     tuner = tuner or Tuner()
+    ledger = Ledger() if ledger is None else ledger
+    locked = ledger.locked
     installation = install(model, tape, partial(rule_of, tuner=tuner))
     try:
         rehearse(model, images, parameters, tape)
@@ -110,10 +112,13 @@ def attach(
             installation,
             physical_batches or PhysicalBatches(),
             SecureGenerator(),
-            Ledger() if ledger is None else ledger,
+            ledger,
         )
     except BaseException:
         installation.remove()
+        # Who opened a file that was there goes on with it; what was made here is nobody's.
+        if not locked:
+            ledger.close()
         raise
 
 

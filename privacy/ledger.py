@@ -118,6 +118,16 @@ class Ledger:
         return None if self._file is None else self._file.path
 
     @property
+    def locked(self) -> bool:
+        """Whether it has its file, and nobody else can.
+
+        Example:
+            >>> Ledger().locked
+            False
+        """
+        return self._file is not None and self._file.locked
+
+    @property
     def events(self) -> tuple[GaussianSteps, ...]:
         """Everything recorded, equal neighbours joined.
 
@@ -146,7 +156,7 @@ class Ledger:
         Raises:
             PlanError: The plan has no noise, or the ledger holds steps of another noise multiplier
                 or sampling rate, or its file is of another clipping norm.
-            LedgerError: The file cannot be made.
+            LedgerError: The file cannot be made, or was closed.
 
         Example:
             >>> ledger = Ledger()
@@ -164,13 +174,8 @@ class Ledger:
             "sampling_rate": step.sampling_rate,
             "max_grad_norm": float(plan.max_grad_norm),
         }
-        if self._file is not None and self._file.terms is None:
-            self._file.create(terms)
-        elif self._file is not None and self._file.terms != terms:
-            raise PlanError(
-                f"ledger: {self.path} is bound to {self._file.terms}, the plan has {terms}; give "
-                "each plan a ledger of its own"
-            )
+        if self._file is not None:
+            self._file.bind(terms)
         self._session = (_IN_FILE if self._file is not None else "") + secrets.token_hex(8)
         self._plan = plan
 

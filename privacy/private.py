@@ -66,7 +66,6 @@ class Private:
         self._clipped, self._parameters, self._installation = clipped, parameters, installation
         self._generator = generator
         self._ledger, self._followed = ledger, plan
-        ledger.bind(plan)
         self._pending: PhysicalBatch | None = None
         self._images: torch.Tensor | None = None
         self._stepping = False
@@ -74,6 +73,8 @@ class Private:
         # Of a thread, not of a call: a Ctrl-C between taking and giving it back locks out nobody
         # who goes on in the same thread.
         self._turn = threading.RLock()
+        # Last: what fails before it leaves no file behind that is locked.
+        ledger.bind(plan)
 
     def __repr__(self) -> str:
         plan = self.plan

@@ -1,6 +1,7 @@
 """A ledger in a file: written before the release, never forgotten, one training at a time."""
 
 import copy
+import fcntl
 import json
 import os
 import pickle
@@ -424,3 +425,73 @@ def test_the_file_holds_nothing_of_the_data(path: Path) -> None:
     terms = {"noise_multiplier": 1.0, "sampling_rate": 0.5, "max_grad_norm": 1.0}
     assert first == {"privacy_ledger": 1, **terms}
     assert [sorted(row) for row in rest] == [["session", "steps"]] * 2
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, MemoryError])
+@pytest.mark.parametrize("was_there", [False, True])
+def test_an_attach_that_fails_lets_go_of_what_it_made(
+    path: Path, monkeypatch: Any, was_there: bool, error: type[BaseException]
+) -> None:
+    """A file that the caller had opened stays the caller's, who may attach again with it."""
+    if was_there:
+        take(private := training(Ledger.open(path)), 2)
+        private.detach()
+    ledger, made = Ledger.open(path), privacy.Private
+
+    def fails(*arguments: Any) -> None:
+        made(*arguments)
+        raise error
+
+    monkeypatch.setattr(sys.modules["privacy.attach"], "Private", fails)
+    with pytest.raises(error):
+        training(ledger)
+    monkeypatch.undo()
+    if was_there:
+        with pytest.raises(LedgerError, match="another training spends"):
+            Ledger.open(path)
+        assert training(ledger).steps == 2
+    else:
+        assert spent(path) == 0
+        with pytest.raises(LedgerError, match=r"closed.*open it again, with privacy\.Ledger\.open"):
+            training(ledger)
+        training(Ledger.open(path))
+
+
+@pytest.mark.parametrize("hinders", ["write", "flock", "fsync"])
+def test_a_file_that_cannot_be_made_is_not_locked(
+    path: Path, monkeypatch: Any, hinders: str
+) -> None:
+    """Refused by name, whichever of the system's calls fails."""
+
+    def fails(*_: object) -> None:
+        raise OSError("no")
+
+    where = {"write": (os, "pwrite"), "flock": (fcntl, "flock"), "fsync": (os, "fsync")}
+    ledger = Ledger.open(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(*where[hinders], fails)
+        with pytest.raises(LedgerError, match="spent"):
+            training(ledger)
+    assert not ledger.locked
+
+
+def test_a_closed_ledger_is_refused_at_attach(path: Path) -> None:
+    """Not at the first step only."""
+    ledger = Ledger.open(path)
+    training(ledger).detach()
+    with pytest.raises(LedgerError, match="the ledger was closed"):
+        training(ledger)
+
+
+def test_a_folder_that_cannot_be_read_is_refused_by_name(path: Path, monkeypatch: Any) -> None:
+    """Its name could not be brought to the disk."""
+    opened = os.open
+
+    def fails(place: Any, flags: int, *more: Any) -> int:
+        if flags & os.O_DIRECTORY:
+            raise PermissionError(13, "denied")
+        return opened(place, flags, *more)
+
+    monkeypatch.setattr(os, "open", fails)
+    with pytest.raises(LedgerError, match="its folder cannot be brought to the disk"):
+        training(Ledger.open(path))
