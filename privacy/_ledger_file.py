@@ -39,7 +39,12 @@ class LedgerFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        try:
+            self.path = Path(path)
+        except TypeError as error:
+            raise LedgerError(
+                f"path: expected the path of a ledger's file, got {type(path).__name__}"
+            ) from error
         self.terms: dict[str, Any] | None = None
         self.sessions: dict[str, int] = {}
         self._fd = self._opened(os.O_RDWR)

@@ -9,14 +9,15 @@ import functools
 import itertools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from privacy import _opacus
 from privacy.errors import AccountingError, PlanError
+from privacy.quantities import positive, probability, real, whole
 
-__all__ = ["GaussianSteps", "epsilon_of", "noise_multiplier_for"]
+__all__ = ["GaussianSteps", "checked_events", "epsilon_of", "noise_multiplier_for"]
 
 _LARGEST_NOISE_MULTIPLIER = 1e4
 _RELATIVE_PRECISION = 1e-3
@@ -44,16 +45,15 @@ class GaussianSteps:
     steps: int
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.noise_multiplier) and self.noise_multiplier >= 0):
+        if not real("noise_multiplier", self.noise_multiplier) >= 0:
             raise PlanError(
                 f"noise_multiplier: expected a finite number >= 0, got {self.noise_multiplier}"
             )
-        if not 0 < self.sampling_rate <= 1:
+        if not 0 < real("sampling_rate", self.sampling_rate) <= 1:
             raise PlanError(
                 f"sampling_rate: expected a probability in (0, 1], got {self.sampling_rate}"
             )
-        if self.steps < 0:
-            raise PlanError(f"steps: expected at least 0, got {self.steps}")
+        whole("steps", self.steps, least=0)
 
 
 def epsilon_of(events: Sequence[GaussianSteps], delta: float) -> float:
@@ -74,7 +74,7 @@ def epsilon_of(events: Sequence[GaussianSteps], delta: float) -> float:
         said.
 
     Raises:
-        PlanError: `delta` is not in (0, 1).
+        PlanError: `delta` is not in (0, 1), or `events` are none.
         AccountingError: No accountant could bound these events.
 
     Example:
@@ -82,15 +82,34 @@ def epsilon_of(events: Sequence[GaussianSteps], delta: float) -> float:
         >>> round(epsilon_of([steps], delta=1e-5), 2)
         0.61
     """
-    if not 0 < delta < 1:
-        raise PlanError(f"delta: expected a probability in (0, 1), got {delta}")
-    taken = [event for event in events if event.steps > 0]
+    delta = probability("delta", delta)
+    taken = [event for event in checked_events(events) if event.steps > 0]
     if not taken:
         return 0.0
     if any(event.noise_multiplier == 0 for event in taken):
         return math.inf
     history = [(event.noise_multiplier, event.sampling_rate, event.steps) for event in taken]
     return _tightest(tuple(history), delta)
+
+
+def checked_events(events: object) -> Sequence[GaussianSteps]:
+    """Events, given that each is one.
+
+    Raises:
+        PlanError: One is something else; nothing is assumed to be free.
+
+    Example:
+        >>> checked_events([])
+        []
+    """
+    found: list[Any] = list(events) if isinstance(events, Iterable) else [events]
+    for event in found:
+        if not isinstance(event, GaussianSteps):
+            raise PlanError(
+                f"events: expected a list of privacy.GaussianSteps, got {type(event).__name__} in "
+                "the place of one"
+            )
+    return found
 
 
 @functools.lru_cache(maxsize=256)
@@ -132,8 +151,7 @@ def noise_multiplier_for(
         >>> epsilon_of([steps], delta=1e-5) <= 3.0
         True
     """
-    if not (math.isfinite(epsilon) and epsilon > 0):
-        raise PlanError(f"epsilon: expected a finite number > 0, got {epsilon}")
+    epsilon, steps = positive("epsilon", epsilon), whole("steps", steps)
 
     def cost(noise_multiplier: float) -> float:
         event = GaussianSteps(

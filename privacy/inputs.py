@@ -5,6 +5,7 @@ before anything is changed or spent. Which layers mix examples is `privacy.valid
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from privacy.errors import PlanError, StepError, UnsupportedLayer
 
-__all__ = ["check_dataset", "check_model", "check_optimizer"]
+__all__ = ["check_dataset", "check_hooks", "check_model", "check_module", "check_optimizer"]
 
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
@@ -56,6 +57,54 @@ def check_dataset(dataset: object) -> int:
         ) from error
 
 
+def check_module(model: object) -> nn.Module:
+    """The model, given that it is a module.
+
+    Raises:
+        StepError: It is none.
+
+    Example:
+        >>> check_module(None)
+        Traceback (most recent call last):
+        ...
+        privacy.errors.StepError: model: expected a torch.nn.Module, got NoneType
+    """
+    if not isinstance(model, nn.Module):
+        raise StepError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    return model
+
+
+def check_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuses hooks on the gradients of trainable parameters.
+
+    The gradient that such a hook would change is never formed: the layer's gradients are clipped
+    example by example, and what the optimizer gets is not the result of a backward pass.
+
+    Raises:
+        StepError: Names the parameters.
+
+    Example:
+        >>> weight = nn.Parameter(torch.ones(2))
+        >>> handle = weight.register_hook(lambda gradient: 2 * gradient)
+        >>> check_hooks({"fc.weight": weight})
+        Traceback (most recent call last):
+        ...
+        privacy.errors.StepError: fc.weight: a hook on its gradient would have no effect: ...
+    """
+    hooked = [
+        name
+        for name, parameter in parameters.items()
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks
+    ]
+    if hooked:
+        raise StepError(
+            f"{', '.join(hooked)}: a hook on its gradient would have no effect: gradients are "
+            "clipped example by example and never accumulated. Remove it (handle.remove()); what "
+            "it did to the gradient belongs before optimizer.step, which sees the noised one: "
+            "optimizer.register_step_pre_hook"
+        )
+
+
 def check_model(model: object) -> None:
     """Refuses what is no module, or not yet, or not the module itself.
 
@@ -70,8 +119,7 @@ def check_model(model: object) -> None:
         ...
         privacy.errors.UnsupportedLayer: 0.weight: the layer does not know its shape yet; run the...
     """
-    if not isinstance(model, nn.Module):
-        raise StepError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    model = check_module(model)
     for name, module in model.named_modules():
         label = name or type(module).__name__
         own = vars(module).get("forward")

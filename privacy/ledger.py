@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any, Self
 
 from privacy._ledger_file import LedgerFile
-from privacy.accounting import GaussianSteps, epsilon_of
+from privacy.accounting import GaussianSteps, checked_events, epsilon_of
 from privacy.errors import LedgerError, PlanError
 from privacy.plan import DPPlan
+from privacy.quantities import shown, whole
 
 __all__ = ["Ledger"]
 
@@ -68,7 +69,7 @@ class Ledger:
         self._session = ""
         self._plan: DPPlan | None = None
         self._file: LedgerFile | None = None
-        for event in events:
+        for event in checked_events(events):
             self.record(event)
 
     @classmethod
@@ -166,6 +167,8 @@ class Ledger:
             ...
             privacy.errors.PlanError: ledger: expected steps of noise multiplier 1.0 and ...
         """
+        if not isinstance(plan, DPPlan):
+            raise PlanError(f"plan: expected a privacy.DPPlan, got {type(plan).__name__}")
         for entry in self._entries:
             _check_kind(entry.event, plan)
         step = plan.event(steps=1)
@@ -183,7 +186,7 @@ class Ledger:
         """Appends what is about to be spent; to the file first, where there is one.
 
         Raises:
-            PlanError: The ledger is bound, and this is no step of its plan.
+            PlanError: It is no event, or the ledger is bound, and this is no step of its plan.
             LedgerError: The file cannot be written; nothing was spent.
 
         Example:
@@ -192,6 +195,7 @@ class Ledger:
             >>> ledger.steps
             1
         """
+        checked_events([event])
         if self._plan is not None:
             _check_kind(event, self._plan)
         if self._file is not None:
@@ -239,7 +243,7 @@ class Ledger:
         mine, theirs = self._by_session(), state._by_session()
         self._check_file(mine, theirs)
         merged = {name: max(mine.get(name, 0), theirs.get(name, 0)) for name in {**theirs, **mine}}
-        if most is not None and sum(merged.values()) > most:
+        if most is not None and sum(merged.values()) > whole("most", most):
             raise PlanError(
                 f"ledger: the checkpoint knows {state.steps} steps, {self.steps} were taken here, "
                 f"together {sum(merged.values())}, and the plan has {most}; this is no state of it"
@@ -342,9 +346,9 @@ def _entry(row: Mapping[str, Any]) -> _Entry:
     numbers = row["noise_multiplier"], row["sampling_rate"]
     steps, session = row["steps"], row.get("session", "")
     if type(steps) is not int or any(type(number) not in (int, float) for number in numbers):
-        raise TypeError(f"got {dict(row)}")
+        raise TypeError(f"got {shown(dict(row))}")
     if not isinstance(session, str):
-        raise TypeError(f"got the session {session!r}")
+        raise TypeError(f"got the session {shown(session)}")
     return _Entry(
         GaussianSteps(
             noise_multiplier=float(numbers[0]), sampling_rate=float(numbers[1]), steps=steps

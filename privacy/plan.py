@@ -11,7 +11,7 @@ from typing import Any
 from privacy.accounting import GaussianSteps, epsilon_of, noise_multiplier_for
 from privacy.clipping.factors import Clipping, FlatClipping, clipping_of
 from privacy.errors import PlanError
-from privacy.quantities import positive, real, whole
+from privacy.quantities import positive, real, shown, whole
 
 __all__ = ["DPPlan"]
 
@@ -78,7 +78,7 @@ class DPPlan:
             clipping=clipping_of(self.clipping),
         )
         if not isinstance(self.float_safe, bool):
-            raise PlanError(f"float_safe: expected True or False, got {self.float_safe!r}")
+            raise PlanError(f"float_safe: expected True or False, got {shown(self.float_safe)}")
         if not self.epochs * samples / self.batch_size <= _MOST_STEPS:
             raise PlanError(
                 f"epochs: expected at most {_MOST_STEPS:g} steps, got {self.epochs:g} epochs of "
@@ -104,7 +104,7 @@ class DPPlan:
         except PlanError as error:
             raise PlanError(
                 f"batch_size: expected 1 to {samples} (the number of samples), got "
-                f"{self.batch_size}: a sampling rate above 1 has no meaning"
+                f"{shown(self.batch_size)}: a sampling rate above 1 has no meaning"
             ) from error
 
     @property
@@ -231,7 +231,7 @@ class DPPlan:
             True
         """
         if not isinstance(values, Mapping):
-            raise PlanError(f"plan: expected the values of plan.to_dict(), got {values!r}")
+            raise PlanError(f"plan: expected the values of plan.to_dict(), got {shown(values)}")
         try:
             return cls(**values)
         except TypeError as error:
@@ -243,6 +243,6 @@ class DPPlan:
         if not 0 < number < 1 / self.samples:
             raise PlanError(
                 f"delta: expected a probability below 1 / samples = {1 / self.samples:.3g}, got "
-                f"{delta}: a larger delta would permit publishing one example in the clear"
+                f"{shown(delta)}: a larger delta would permit publishing one example in the clear"
             )
         return number

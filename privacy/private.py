@@ -4,7 +4,6 @@ It owns the secret generator and the ledger. It is made by `attach`, which refus
 the guarantee; optimizers, objectives and checkpoints are whoever's they are.
 """
 
-import math
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,12 +13,12 @@ import torch
 from torch import nn
 
 from privacy.clipping import Installation, describe
-from privacy.clipping.factors import LARGEST_NORM, SMALLEST_NORM, AdaptiveClipping
 from privacy.errors import BudgetExceeded, PlanError, StepError
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
 from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, cut, read, sample_indices
+from privacy.state import clipping_norm
 from privacy.update import ClippedSum
 from privacy.validate import check_layers, check_trainable
 
@@ -275,15 +274,7 @@ class Private:
             >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
             >>> private.load_state_dict(private.state_dict())
         """
-        if not isinstance(state, Mapping):
-            raise PlanError(f"expected what state_dict gave, got {type(state).__name__}")
-        plan = DPPlan.from_dict(state.get("plan"))
-        if plan != self._followed:
-            raise PlanError(
-                f"plan: the checkpoint was trained under {plan.to_dict()}, this training plans "
-                f"{self.plan.to_dict()}; resume with the checkpoint's own settings"
-            )
-        norm = self._norm_of(state)
+        norm = clipping_norm(state, self._followed)
         with self._alone():
             self._ledger.resume(state.get("ledger"), most=self.plan.steps)
             self._clipped.max_grad_norm = norm
@@ -345,21 +336,6 @@ class Private:
             self._release()
         self._stepping = False
         return batch.last
-
-    def _norm_of(self, state: Mapping[str, Any]) -> float:
-        """The clipping norm of a state; one that never changes may be missing in an old one."""
-        adaptive = isinstance(self.plan.clipping, AdaptiveClipping)
-        norm = state.get("max_grad_norm", None if adaptive else self.plan.max_grad_norm)
-        valid = type(norm) in (int, float) and math.isfinite(norm) and norm > 0
-        if valid and not (adaptive and state.get("ledger")):
-            valid = norm == self.plan.max_grad_norm
-        elif valid:
-            valid = SMALLEST_NORM <= norm <= LARGEST_NORM
-        if not valid:
-            raise PlanError(
-                f"max_grad_norm: expected the clipping norm that the plan had come to, got {norm!r}"
-            )
-        return float(norm)
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Draws, cuts and reads samples until the plan's steps are taken."""

@@ -6,9 +6,25 @@ from typing import Any
 
 from privacy.errors import PlanError
 
-__all__ = ["positive", "real", "whole"]
+__all__ = ["positive", "probability", "real", "shown", "whole"]
 
 _EXACT = 2**53
+_LONGEST = 200
+
+
+def shown(value: object) -> str:
+    """A value as a message says it: in short, and whatever its own text does.
+
+    Example:
+        >>> shown(1.5), shown(10**5000)
+        ('1.5', 'a value of type int')
+    """
+    try:
+        text = repr(value)
+    except Exception:
+        # Of a whole number of more than 4300 digits Python makes no text.
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def whole(name: str, value: Any, *, least: int = 1, most: int = _EXACT) -> int:
@@ -32,7 +48,7 @@ def whole(name: str, value: Any, *, least: int = 1, most: int = _EXACT) -> int:
         number = None
     if number is None or not least <= number <= most:
         limit = f"at least {least}" if most == _EXACT else f"{least} to {most}"
-        raise PlanError(f"{name}: expected a whole number, {limit}, got {value!r}")
+        raise PlanError(f"{name}: expected a whole number, {limit}, got {shown(value)}")
     return number
 
 
@@ -52,7 +68,7 @@ def real(name: str, value: Any) -> float:
     except (TypeError, ValueError, OverflowError, RuntimeError):
         number = math.nan
     if not math.isfinite(number):
-        raise PlanError(f"{name}: expected a finite number, got {value!r}")
+        raise PlanError(f"{name}: expected a finite number, got {shown(value)}")
     return number
 
 
@@ -73,5 +89,26 @@ def positive(name: str, value: Any) -> float:
     except PlanError:
         number = math.nan
     if not number > 0:
-        raise PlanError(f"{name}: expected a finite number > 0, got {value!r}")
+        raise PlanError(f"{name}: expected a finite number > 0, got {shown(value)}")
+    return number
+
+
+def probability(name: str, value: Any) -> float:
+    """A number between 0 and 1, neither of them included.
+
+    Raises:
+        PlanError: It is none.
+
+    Example:
+        >>> probability("delta", 1.0)
+        Traceback (most recent call last):
+        ...
+        privacy.errors.PlanError: delta: expected a probability in (0, 1), got 1.0
+    """
+    try:
+        number = real(name, value)
+    except PlanError:
+        number = math.nan
+    if not 0 < number < 1:
+        raise PlanError(f"{name}: expected a probability in (0, 1), got {shown(value)}")
     return number

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from privacy.errors import UnsupportedLayer
+from privacy.inputs import check_module
 
 __all__ = ["fix"]
 
@@ -46,13 +47,14 @@ def fix(model: nn.Module) -> nn.Module:
 
     Raises:
         UnsupportedLayer: Names every layer that would lose more than its statistics, and its cure.
+        StepError: It is no module.
 
     Example:
         >>> model = fix(nn.Sequential(nn.BatchNorm2d(6)))
         >>> type(model[0]).__name__, model[0].num_groups
         ('GroupNorm', 6)
     """
-    layers = dict(model.named_modules(remove_duplicate=False))
+    layers = dict(check_module(model).named_modules(remove_duplicate=False))
     found = {
         name: layer
         for name, layer in layers.items()

@@ -6,6 +6,7 @@ still has a batch. Shuffled batches of fixed size are deliberately not here: the
 that of Poisson sampling (Annamalai et al. 2024, arXiv 2411.10614).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,6 +28,13 @@ class MapStyle(Protocol):
 
     def __getitem__(self, index: int, /) -> Any:
         """The pair at `index`."""
+
+
+_WRAPPER = """; give privacy.attach a data set that picks the two, Pairs(dataset):
+    class Pairs:
+        def __init__(self, dataset): self.dataset = dataset
+        def __len__(self): return len(self.dataset)
+        def __getitem__(self, i): e = self.dataset[i]; return e[{image}], e[{label}]"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,8 +203,14 @@ def _reads_whole(kind: type) -> bool:
 
 def _unpacked(pairs: Any) -> tuple[Any, Any]:
     """A tuple or list of two; a tensor of two rows is neither."""
+    if isinstance(pairs, Mapping):
+        image, label = map(repr, pairs) if len(pairs) == 2 else ("'image'", "'label'")
+        raise TypeError("got a dictionary an example" + _WRAPPER.format(image=image, label=label))
     if not isinstance(pairs, (tuple, list)):
         raise TypeError(f"got one {type(pairs).__name__}")
+    if len(pairs) != 2:
+        wrapper = _WRAPPER.format(image=0, label=1)
+        raise TypeError(f"got {len(pairs)} values an example{wrapper}")
     images, labels = pairs
     return images, labels
 

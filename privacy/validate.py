@@ -18,7 +18,7 @@ from privacy.clipping.held import cure, kept, marks, plain_tensors, remade
 from privacy.clipping.watch import Watch
 from privacy.differentiation import differentiate
 from privacy.errors import PrivacyError, StepError, UnsupportedLayer
-from privacy.inputs import check_model, check_optimizer
+from privacy.inputs import check_hooks, check_model, check_module, check_optimizer
 from privacy.rows import check_rows, halves
 
 __all__ = [
@@ -43,6 +43,9 @@ def mixing_layers(model: nn.Module) -> dict[str, str]:
     Returns:
         Dotted name to what is wrong and the cure, empty where nothing is.
 
+    Raises:
+        StepError: It is no module.
+
     Example:
         >>> sorted(mixing_layers(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))))
         ['1']
@@ -50,7 +53,7 @@ def mixing_layers(model: nn.Module) -> dict[str, str]:
         {}
     """
     found = {}
-    for name, layer in model.named_modules():
+    for name, layer in check_module(model).named_modules():
         label = name or type(layer).__name__
         kind = type(layer).__name__
         if isinstance(layer, _BatchNorm) and (layer.training or not layer.track_running_stats):
@@ -71,6 +74,7 @@ def check_layers(model: nn.Module) -> None:
 
     Raises:
         UnsupportedLayer: Names every such layer and its cure.
+        StepError: It is no module.
 
     Example:
         >>> check_layers(nn.Linear(2, 2))
@@ -87,7 +91,8 @@ def trainable_parameters(
 
     Raises:
         StepError: There is none, the optimizer lacks some or holds others or cannot step on
-            gradients alone, they lie on several devices, or the model is not the module itself.
+            gradients alone, they lie on several devices or have hooks, or the model is not the
+            module itself.
         UnsupportedLayer: A parameter has no values yet, or other ones than real numbers.
 
     Example:
@@ -109,6 +114,7 @@ def trainable_parameters(
             f"{', '.join(missing) or 'none'} and holds {strangers} that are not the model's; build "
             "it from model.parameters()"
         )
+    check_hooks(named)
     return named
 
 
@@ -118,7 +124,7 @@ def check_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
     A parameter that became trainable later would be stepped by its raw gradient, without noise.
 
     Raises:
-        StepError: Names the parameters that were added, replaced, frozen or unfrozen.
+        StepError: Names the parameters that were added, replaced, frozen, unfrozen or hooked.
 
     Example:
         >>> model = nn.Linear(4, 2)
@@ -135,6 +141,7 @@ def check_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
             f"{', '.join(sorted(changed))}: trainable when the model was attached or now, but not "
             "both; freeze and unfreeze parameters before attach, or attach again"
         )
+    check_hooks(parameters)
 
 
 def probe(model: nn.Module, images: torch.Tensor) -> None:
@@ -315,7 +322,7 @@ def _run(model: nn.Module, images: torch.Tensor, *, finite: bool = True) -> torc
     except Exception as error:
         raise UnsupportedLayer(
             f"the model cannot run on the data set's images, {list(images.shape)} {images.dtype}: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}{_of_other_numbers(model, images)}"
         ) from error
     if not isinstance(output, torch.Tensor) or output.shape[:1] != images.shape[:1]:
         raise UnsupportedLayer(
@@ -328,6 +335,18 @@ def _run(model: nn.Module, images: torch.Tensor, *, finite: bool = True) -> torc
             "set; look for NaN in its weights, and for images outside [0, 1]"
         )
     return output
+
+
+def _of_other_numbers(model: nn.Module, images: torch.Tensor) -> str:
+    """The cure where the model computes in other numbers than the images are; else nothing."""
+    own = {p.dtype for p in model.parameters() if p.is_floating_point()} - {images.dtype}
+    if not own or not images.is_floating_point():
+        return ""
+    return (
+        f"; the model's parameters are {', '.join(sorted(map(str, own)))}: convert the model, "
+        f"model.to({images.dtype}), before the optimizer is made, or let the data set give images "
+        "of the model's numbers"
+    )
 
 
 def _described(output: object) -> str:

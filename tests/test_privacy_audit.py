@@ -38,6 +38,7 @@ from privacy import (
     DPPlan,
     PhysicalBatches,
     PlanError,
+    PrivacyError,
     Private,
     SecureGenerator,
     StepError,
@@ -559,7 +560,7 @@ def test_what_cannot_be_audited_is_refused() -> None:
 )
 def test_settings_are_checked(wrong: dict[str, Any]) -> None:
     """Out of range is refused by name."""
-    with pytest.raises(PlanError, match=f"^audit: expected .*{next(iter(wrong))}"):
+    with pytest.raises(PlanError, match=f"^{next(iter(wrong))}: expected"):
         AuditSettings(**wrong)
 
 
@@ -583,3 +584,29 @@ def test_a_plan_with_another_clipping_is_refused_not_failed() -> None:
     )
     with pytest.raises(PlanError, match=r"^clipping: expected FlatClipping"):
         audit(ours, plan, [(torch.rand(1, 8, 8), 0)] * 80)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "message"),
+    [
+        ((None, PLAN), {}, "^make_training: expected a function"),
+        ((honest, None), {}, "^plan: expected a privacy.DPPlan"),
+        ((honest, PLAN, None), {}, "^dataset: expected"),
+        ((honest, PLAN), {"settings": 5}, "^settings: expected AuditSettings"),
+        ((honest, PLAN), {"delta": "x"}, "^delta: expected a probability"),
+        ((honest, PLAN), {"delta": 2}, "^delta: expected a probability"),
+        ((lambda plan, data: None, PLAN), {}, "^make_training: expected a pair"),
+        ((lambda plan, data: (None, losses_of), PLAN), {}, "^make_training: expected a pair"),
+    ],
+)
+def test_arguments_of_other_types_are_refused(arguments: Any, settings: Any, message: str) -> None:
+    """Before anything is trained."""
+    with pytest.raises(PrivacyError, match=message):
+        audit(*arguments, *[data_of()][: 3 - len(arguments)], **settings)
+
+
+@pytest.mark.parametrize("name", ["canaries", "steps", "largest_batch", "confidence", "seed"])
+@pytest.mark.parametrize("wrong", ["x", None, -1, math.nan])
+def test_settings_of_other_types_are_refused(name: str, wrong: Any) -> None:
+    with pytest.raises(PlanError, match=f"^{name}: expected"):
+        AuditSettings(**{name: wrong})

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import textwrap
 import warnings
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -82,7 +83,14 @@ DATASETS: dict[str, tuple[Any, str]] = {
     "keyed": (Keyed(), "could not be read: KeyError"),
     "text labels": ([(torch.rand(4), "cat")] * SAMPLES, "expected pairs"),
     "no labels": ([(torch.rand(4), None)] * SAMPLES, "could not be stacked"),
-    "dictionaries": ([{"image": torch.rand(4), "label": 1}] * SAMPLES, "could not be stacked"),
+    "dictionaries": (
+        [{"image": torch.rand(4), "label": 1}] * SAMPLES,
+        r"got a dictionary an example; give.*\n.*class Pairs:(.*\n)*.*e\['image'\], e\['label'\]",
+    ),
+    "three values": (
+        [(torch.rand(4), 1, 7)] * SAMPLES,
+        r"got 3 values an example; give.*\n.*class Pairs:(.*\n)*.*e\[0\], e\[1\]",
+    ),
     "objects": ([(SimpleNamespace(), 0)] * SAMPLES, "could not be stacked"),
     "sparse": (
         [(torch.rand(4).to_sparse(), 0)] * SAMPLES,
@@ -171,7 +179,7 @@ MODELS: dict[str, tuple[Callable[[], Any], type[PrivacyError], str]] = {
     "other precision": (
         lambda: nn.Linear(4, 2).double(),
         UnsupportedLayer,
-        "cannot run on the data",
+        r"cannot run on the data.*parameters are torch\.float64: .* model\.to\(torch\.float32\)",
     ),
 }
 
@@ -442,3 +450,70 @@ def test_epsilon_is_never_negative() -> None:
     for noise, delta in ((1e3, 0.5), (1e4, 0.9), (100.0, 0.99)):
         steps = GaussianSteps(noise_multiplier=noise, sampling_rate=0.01, steps=1)
         assert epsilon_of([steps], delta=delta) >= 0.0
+
+
+def test_the_wrapper_that_a_refusal_shows_makes_a_data_set() -> None:
+    """It runs as it stands."""
+    data = [{"image": torch.rand(4), "label": i % 2} for i in range(SAMPLES)]
+    with pytest.raises(PlanError) as refused:
+        attached(data=data)
+    text = str(refused.value)
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(text[text.index("    class Pairs") :]), names)
+    attached(data=names["Pairs"](data))
+
+
+HOOKS: dict[str, Callable[[nn.Parameter], Any]] = {
+    "tensor": lambda parameter: parameter.register_hook(lambda gradient: 2 * gradient),
+    "accumulated": lambda parameter: parameter.register_post_accumulate_grad_hook(
+        lambda parameter: parameter.grad.mul_(2)
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_hook_on_a_trainable_gradient_is_refused(kind: str, late: bool) -> None:
+    """It would be called without a gradient, and change nothing."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    private = attached(model) if late else None
+
+    def train() -> None:
+        training = private or attached(model)
+        images, labels = next(training.batches)
+        training.step(F.cross_entropy(model(images), labels, reduction="none"))
+
+    handle = HOOKS[kind](model[1].weight)
+    with pytest.raises(StepError, match=r"^1\.weight: a hook on its gradient .*handle\.remove\(\)"):
+        train()
+    handle.remove()
+    train()
+
+
+def test_a_hook_on_a_frozen_parameter_is_not_refused() -> None:
+    """Control: it has no gradient to change."""
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    model[0].weight.register_hook(lambda gradient: gradient)
+    model[0].requires_grad_(False)
+    attached(model)
+
+
+class Scaled(nn.Module):
+    """Holds a parameter of its own above a dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4))
+        self.body = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x * self.scale)
+
+
+def test_a_bare_parameter_above_a_dropout_is_named() -> None:
+    """Not the layers inside, which could be recorded by themselves."""
+    with pytest.raises(
+        UnsupportedLayer,
+        match=r"^0: Scaled draws random numbers.* holds scale itself.*move scale into a small mod",
+    ):
+        attached(nn.Sequential(Scaled()))

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from privacy import GaussianSteps, Ledger, PlanError, epsilon_of
+from privacy import (
+    GaussianSteps,
+    Ledger,
+    LedgerError,
+    PlanError,
+    epsilon_of,
+    noise_multiplier_for,
+)
 
 events = st.builds(
     GaussianSteps,
@@ -84,3 +91,32 @@ def test_the_events_cannot_be_changed_from_outside() -> None:
     assert isinstance(ledger.events, tuple)
     ledger.to_list().clear()
     assert ledger.steps == 2
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: Ledger().record(None),
+        lambda: Ledger().bind(None),
+        lambda: Ledger(5),
+        lambda: Ledger([1]),
+        lambda: Ledger().epsilon("x"),
+        lambda: Ledger().epsilon(None),
+        lambda: Ledger.open(None),
+        lambda: Ledger.open(b"spent"),
+        lambda: epsilon_of(None, 1e-5),
+        lambda: epsilon_of([None], 1e-5),
+        lambda: epsilon_of([], True),
+        lambda: GaussianSteps(noise_multiplier="1", sampling_rate=0.1, steps=1),
+        lambda: GaussianSteps(noise_multiplier=1.0, sampling_rate=None, steps=1),
+        lambda: GaussianSteps(noise_multiplier=1.0, sampling_rate=0.1, steps=1.5),
+        lambda: noise_multiplier_for(epsilon="1", delta=1e-5, sampling_rate=0.1, steps=1),
+        lambda: noise_multiplier_for(epsilon=1, delta="x", sampling_rate=0.1, steps=1),
+        lambda: noise_multiplier_for(epsilon=1, delta=1e-5, sampling_rate="x", steps=1),
+        lambda: noise_multiplier_for(epsilon=1, delta=1e-5, sampling_rate=0.1, steps=0),
+    ],
+)
+def test_values_of_other_types_are_refused(wrong: Any) -> None:
+    """By what was expected; nothing is assumed to be free, and no search goes on for ever."""
+    with pytest.raises((PlanError, LedgerError), match="expected"):
+        wrong()

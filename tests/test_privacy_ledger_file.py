@@ -20,6 +20,7 @@ from privacy import BudgetExceeded, DPPlan, Ledger, LedgerError, PlanError, Step
 
 PLAN = DPPlan(samples=8, batch_size=4, epochs=3, noise_multiplier=1.0, delta=1e-2)
 STEP = PLAN.event(steps=1)
+HUGE = pytest.param(10**400, id="huge")
 
 
 def training(ledger: Ledger | None = None, plan: DPPlan = PLAN) -> privacy.Private:
@@ -167,9 +168,26 @@ def test_what_is_no_state_is_refused(state: Any) -> None:
 
 def test_a_number_that_no_float_holds_is_refused() -> None:
     state = take(training(), 1)
-    state["ledger"] = [{**state["ledger"][0], "noise_multiplier": 10**400}]
-    with pytest.raises(PlanError, match=r"^ledger: "):
-        training().load_state_dict(state)
+    for name in ("noise_multiplier", "sampling_rate", "steps"):
+        for huge in (10**400, 10**5000):
+            wrong = [{**state["ledger"][0], name: huge}]
+            with pytest.raises(PlanError, match=r"^ledger: "):
+                training().load_state_dict({**state, "ledger": wrong})
+
+
+@pytest.mark.parametrize("huge", [10**400, 10**5000], ids=["no float", "no text"])
+def test_a_plan_of_numbers_that_nothing_holds_is_refused(huge: int) -> None:
+    """Python makes no float of the one, and no text of the other."""
+    state = training().state_dict()
+    for name in (n for n in state["plan"] if n != "clipping"):
+        with pytest.raises(PlanError, match=f"^{name}: expected"):
+            training().load_state_dict({**state, "plan": {**state["plan"], name: huge}})
+    for wrong in (huge, {"kind": huge}, {"kind": "automatic", "gamma": huge}):
+        with pytest.raises(PlanError):
+            training().load_state_dict({**state, "plan": {**state["plan"], "clipping": wrong}})
+    for quantile in (huge, 7):
+        with pytest.raises(PlanError, match=r"^quantile: expected"):
+            privacy.AdaptiveClipping(quantile=quantile)
 
 
 def test_steps_taken_here_are_not_lost_to_a_state_of_a_training_beside_it() -> None:
@@ -234,7 +252,9 @@ def test_a_state_that_cannot_be_true_is_refused_whole(path: Path, change: Any, k
     assert private.state_dict() == taken
 
 
-@pytest.mark.parametrize("norm", [True, "1.0", float("nan"), float("inf"), 0.0, -1.0, 2.0, None])
+@pytest.mark.parametrize(
+    "norm", [True, "1.0", float("nan"), float("inf"), 0.0, -1.0, 2.0, None, HUGE]
+)
 def test_a_clipping_norm_that_the_plan_did_not_come_to_is_refused(norm: Any) -> None:
     """Of a fixed clipping there is one."""
     private = training()
@@ -243,7 +263,7 @@ def test_a_clipping_norm_that_the_plan_did_not_come_to_is_refused(norm: Any) -> 
     assert private.steps == 0
 
 
-@pytest.mark.parametrize("norm", [True, "1.0", float("nan"), float("inf"), 1e-30, 1e30, None])
+@pytest.mark.parametrize("norm", [True, "1.0", float("nan"), float("inf"), 1e-30, 1e30, None, HUGE])
 def test_an_adaptive_clipping_norm_stays_in_its_range(norm: Any) -> None:
     """It may be anything that the clipping could have come to, and no more."""
     clipping = privacy.AdaptiveClipping(count_noise_multiplier=10.0)

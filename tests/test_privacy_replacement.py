@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from privacy import UnsupportedLayer, check_layers, fix
+from privacy import StepError, UnsupportedLayer, check_layers, fix, mixing_layers
 from privacy.opacus import PrivacyEngine
 
 CHANNELS = 4
@@ -244,3 +244,10 @@ def test_the_drop_in_keeps_weights_and_refuses_what_it_cannot_keep() -> None:
     assert type(model[1]) is nn.BatchNorm2d
     with pytest.raises(UnsupportedLayer, match="1: NormAct"):
         PrivacyEngine.get_compatible_module(nn.Sequential(nn.Conv2d(1, 4, 3), NormAct(4)))
+
+
+@pytest.mark.parametrize("act", [fix, check_layers, mixing_layers])
+@pytest.mark.parametrize("wrong", [None, "model", nn.Linear])
+def test_what_is_no_module_is_refused(act: object, wrong: object) -> None:
+    with pytest.raises(StepError, match=r"^model: expected a torch\.nn\.Module, got "):
+        act(wrong)  # type: ignore[operator]

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from scipy import optimize, special
 
 from privacy.errors import PlanError
+from privacy.quantities import probability, real
 
 __all__ = [
     "epsilon_of_counts",
@@ -30,10 +31,14 @@ def gdp_delta(mu: float, epsilon: float) -> float:
 
     Source: Dong, Roth, Su 2019, arXiv 1905.02383, corollary 1.
 
+    Raises:
+        PlanError: A value is no finite number.
+
     Example:
         >>> round(gdp_delta(1.0, 0.0), 4)
         0.3829
     """
+    mu, epsilon = real("mu", mu), real("epsilon", epsilon)
     if mu <= 0:
         return 0.0
     above = special.log_ndtr(-epsilon / mu + mu / 2)
@@ -57,11 +62,11 @@ def gdp_epsilon(mu: float, delta: float) -> float:
         >>> round(gdp_epsilon(1.0, 1e-5), 3)
         4.377
     """
-    _check_delta(delta)
-    if not mu >= 0:
-        raise PlanError(f"mu: expected a number >= 0, got {mu}")
-    if math.isinf(mu):
+    probability("delta", delta)
+    if isinstance(mu, (float, np.floating)) and mu == math.inf:
         return math.inf
+    if not real("mu", mu) >= 0:
+        raise PlanError(f"mu: expected a number >= 0, got {mu}")
     if gdp_delta(mu, 0.0) <= delta:
         return 0.0
     enough = mu * (mu / 2 - float(special.ndtri(delta)))
@@ -154,7 +159,7 @@ def epsilon_of_guesses(
         >>> 5 < bound < 6
         True
     """
-    _check_delta(delta)
+    probability("delta", delta)
 
     def excess(epsilon: float) -> float:
         p_value = one_run_p_value(
@@ -184,8 +189,3 @@ def _binomial(counts: npt.NDArray[np.int_], trials: int, chance: float) -> npt.N
     logs = ways + special.xlogy(counts, chance) + special.xlogy(trials - counts, 1 - chance)
     found: npt.NDArray[np.float64] = np.exp(logs)
     return found
-
-
-def _check_delta(delta: float) -> None:
-    if not 0 < delta < 1:
-        raise PlanError(f"delta: expected a probability in (0, 1), got {delta}")

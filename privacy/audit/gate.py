@@ -27,7 +27,9 @@ from privacy.audit.settings import AuditSettings
 from privacy.audit.watch import MakeTraining, Watched, half, watch, watch_quietly, watch_samples
 from privacy.clipping.factors import FlatClipping
 from privacy.errors import PlanError, StepError
+from privacy.inputs import check_dataset
 from privacy.plan import DPPlan
+from privacy.quantities import probability
 from privacy.sampling import MapStyle
 
 __all__ = ["audit"]
@@ -68,7 +70,8 @@ def audit(
         The report; `passed` is the gate.
 
     Raises:
-        PlanError: The plan has no noise or no flat clipping, or the data set is too small.
+        PlanError: The plan has no noise or no flat clipping, the data set is too small, or an
+            argument is of another type.
         StepError: The training does not go through the model and the optimizer that it names.
 
     Example:
@@ -87,8 +90,9 @@ def audit(
         >>> report.passed, round(report.claimed_epsilon, 2)
         (True, 4.38)
     """
-    settings = settings or AuditSettings()
-    plan.event()
+    settings = AuditSettings() if settings is None else settings
+    _check(make_training, plan, dataset, settings)
+    delta = (plan.delta or _DEFAULT_DELTA) if delta is None else probability("delta", delta)
     if not isinstance(plan.clipping, FlatClipping):
         raise PlanError(
             f"clipping: expected FlatClipping, got {type(plan.clipping).__name__}: the audit knows "
@@ -100,9 +104,22 @@ def audit(
     if len(found.steps) < 2:
         raise StepError(f"audit: expected at least 2 steps, saw {len(found.steps)}")
     own = watch_samples(make_training, plan, dataset, settings)
-    if delta is None:
-        delta = plan.delta or _DEFAULT_DELTA
     return _report(_Seen(found, quiet, own), audited, delta, settings, population=len(dataset))
+
+
+def _check(make_training: object, plan: object, dataset: object, settings: object) -> None:
+    """Refuses what is of another type before anything is trained."""
+    if not callable(make_training):
+        raise PlanError(
+            "make_training: expected a function (plan, dataset) -> (training, objective), got "
+            f"{type(make_training).__name__}"
+        )
+    if not isinstance(plan, DPPlan):
+        raise PlanError(f"plan: expected a privacy.DPPlan, got {type(plan).__name__}")
+    if not isinstance(settings, AuditSettings):
+        raise PlanError(f"settings: expected AuditSettings(...), got {type(settings).__name__}")
+    plan.event()
+    check_dataset(dataset)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from scipy import stats
 
 from privacy.audit.bounds import epsilon_of_counts, epsilon_of_guesses, gdp_epsilon
 from privacy.errors import PlanError
+from privacy.quantities import probability
 
 __all__ = ["CanaryScoreAuditor"]
 
@@ -81,7 +82,7 @@ class CanaryScoreAuditor:
             >>> CanaryScoreAuditor([0.0, 1.0], [0.0, 1.0]).gdp_mu(0.95)
             0.0
         """
-        _check_confidence(confidence)
+        probability("confidence", confidence)
         difference = self.mean_difference(confidence=(1 + confidence) / 2)
         if difference <= 0:
             return 0.0
@@ -97,7 +98,7 @@ class CanaryScoreAuditor:
             >>> CanaryScoreAuditor([5.0, 5.0], [1.0, 1.0]).mean_difference(confidence=0.95)
             4.0
         """
-        _check_confidence(confidence)
+        probability("confidence", confidence)
         degrees = len(self._in) + len(self._out) - 2
         error = self._deviation() * math.sqrt(1 / len(self._in) + 1 / len(self._out))
         quantile = float(stats.t.ppf(confidence, degrees))
@@ -116,7 +117,7 @@ class CanaryScoreAuditor:
             >>> 4 < auditor.epsilon_clopper_pearson(1e-5, 0.95) < 6
             True
         """
-        _check_confidence(confidence)
+        probability("confidence", confidence)
         chosen_in, chosen_out = self._in[::2], self._out[::2]
         scores = np.concatenate([chosen_in, chosen_out])
         thresholds = np.unique(np.quantile(scores, _THRESHOLDS)).tolist()
@@ -139,7 +140,7 @@ class CanaryScoreAuditor:
             >>> 4 < auditor.epsilon_one_run(1e-5, 0.95) < 6
             True
         """
-        _check_confidence(confidence)
+        probability("confidence", confidence)
         corrected = 1 - (1 - confidence) / len(_GUESSED_SHARES)
         examples = len(self._in) + len(self._out)
         return max(
@@ -234,14 +235,12 @@ class _Test(NamedTuple):
 
 def _checked(name: str, scores: Sequence[float] | Scores) -> Scores:
     """Scores as float64 [n], n >= 2, all finite."""
-    array = np.asarray(scores, dtype=np.float64)
+    try:
+        array = np.asarray(scores, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PlanError(f"{name}: expected two or more finite scores: {error}") from error
     if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all():
         raise PlanError(
             f"{name}: expected two or more finite scores in one dimension, got shape {array.shape}"
         )
     return array
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise PlanError(f"confidence: expected a probability in (0, 1), got {confidence}")

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from privacy.errors import PlanError
+from privacy.quantities import probability, whole
 
 __all__ = ["AuditSettings"]
 
@@ -37,13 +37,8 @@ class AuditSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.canaries < 2 or self.steps < 2 or self.largest_batch < 2:
-            raise PlanError(
-                "audit: expected canaries, steps and largest_batch of at least 2, got "
-                f"{self.canaries}, {self.steps} and {self.largest_batch}"
-            )
-        if not (0 < self.confidence < 1 and 0 < self.false_alarm < 1):
-            raise PlanError(
-                "audit: expected confidence and false_alarm in (0, 1), got "
-                f"{self.confidence} and {self.false_alarm}"
-            )
+        for name in ("canaries", "steps", "largest_batch"):
+            whole(name, getattr(self, name), least=2)
+        for name in ("confidence", "false_alarm"):
+            probability(name, getattr(self, name))
+        whole("seed", self.seed, least=0)

@@ -6,7 +6,7 @@ Here a training is put together, run and looked at step by step. What the number
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -18,7 +18,8 @@ from privacy.audit.observer import Objective, Observation, Observer
 from privacy.audit.release import Release
 from privacy.audit.sampling import Samples
 from privacy.audit.settings import AuditSettings
-from privacy.errors import PlanError
+from privacy.errors import PlanError, StepError
+from privacy.inputs import check_module
 from privacy.plan import DPPlan
 from privacy.sampling import MapStyle
 
@@ -159,7 +160,7 @@ def watch_samples(
     samples = min(max(round(batch_size / plan.sampling_rate), batch_size), len(dataset), _MOST_ROWS)
     data = CanaryDataset(dataset, _chosen(dataset, samples, settings), canaries=0)
     audited = _planned(plan, samples, batch_size, settings)
-    training, objective = make_training(audited, data)
+    training, objective = _made(make_training(audited, data))
     data.read()
     table = []
     read = torch.zeros(samples)
@@ -186,7 +187,7 @@ class _Watching:
         oversize: tuple[float, ...],
     ) -> None:
         self._plan, self._data = plan, data
-        self._training, self._objective = make_training(plan, data)
+        self._training, self._objective = _made(make_training(plan, data))
         model = self._training.model
         gradients = PlainGradients(model)
         self.sizes = tuple(shape.numel() for shape in gradients.shapes)
@@ -234,6 +235,25 @@ class _Watching:
             unexplained=release.unexplained,
             replayed=release.replayed,
         )
+
+
+def _made(made: object) -> tuple[PrivateTraining, Objective]:
+    """What was put together, given that it is a training and what it minimises."""
+    training: Any
+    training, objective = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    # Not its batches: to ask for them may draw some.
+    lacks = [name for name in ("model", "optimizer", "step") if not hasattr(training, name)]
+    if lacks or not callable(objective):
+        raise StepError(
+            "make_training: expected a pair of a training with model, optimizer, batches and step, "
+            f"and an objective (model, images, labels) -> losses, got {type(made).__name__}"
+        )
+    check_module(training.model)
+    if not isinstance(training.optimizer, torch.optim.Optimizer):
+        raise StepError(
+            f"optimizer: expected a torch.optim.Optimizer, got {type(training.optimizer).__name__}"
+        )
+    return training, objective
 
 
 def _planned(plan: DPPlan, samples: int, batch_size: int, settings: AuditSettings) -> DPPlan:

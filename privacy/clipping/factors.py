@@ -15,7 +15,7 @@ import torch
 
 from privacy.errors import PlanError
 from privacy.noise import SecureGenerator
-from privacy.quantities import positive, real
+from privacy.quantities import positive, real, shown
 
 __all__ = [
     "AdaptiveClipping",
@@ -288,7 +288,7 @@ class AdaptiveClipping(Clipping):
 
     def __post_init__(self) -> None:
         if not 0 < real("quantile", self.quantile) < 1:
-            raise PlanError(f"quantile: expected a number in (0, 1), got {self.quantile}")
+            raise PlanError(f"quantile: expected a number in (0, 1), got {shown(self.quantile)}")
         positive("learning_rate", self.learning_rate)
         positive("count_noise_multiplier", self.count_noise_multiplier)
 
@@ -353,16 +353,17 @@ def clipping_of(value: object) -> Clipping:
     """
     if isinstance(value, Clipping):
         return value
-    if not (isinstance(value, Mapping) and str(value.get("kind")) in _KINDS):
+    kind = value.get("kind") if isinstance(value, Mapping) else None
+    if not (isinstance(value, Mapping) and isinstance(kind, str) and kind in _KINDS):
         raise PlanError(
             f"clipping: expected privacy.FlatClipping() or another clipping, or its to_dict(), got "
-            f"{value!r}"
+            f"{shown(value)}"
         )
     settings = {name: setting for name, setting in value.items() if name != "kind"}
     try:
-        return _KINDS[value["kind"]](**settings)
+        return _KINDS[kind](**settings)
     except (TypeError, ValueError) as error:
-        raise PlanError(f"clipping: the settings of {value['kind']} do not fit: {error}") from error
+        raise PlanError(f"clipping: the settings of {kind} do not fit: {error}") from error
 
 
 def clip_factors(

@@ -71,12 +71,24 @@ class FallbackRule:
         try:
             gradients = torch.func.vmap(of_example)(inputs, output_gradient)
         except RuntimeError as error:
-            raise UnsupportedLayer(
-                f"{self.name}: {type(self.layer).__name__} cannot run on one example at a time "
-                "(draws random numbers, or decides by its input's values); move its parameters "
-                f"into layers of their own, or freeze them: {error}"
-            ) from error
+            raise UnsupportedLayer(self._cannot(error)) from error
         return [(named[name], Instantiated([gradient])) for name, gradient in gradients.items()]
+
+    def _cannot(self, error: RuntimeError) -> str:
+        """Why it cannot, and the cure: mostly it need not be recorded whole."""
+        why = "draws random numbers" if "random" in str(error) else "decides by its input's values"
+        own = ", ".join(name for name, _ in self.layer.named_parameters(recurse=False))
+        inside = any(True for _ in self.layer.children())
+        whole = (
+            f"; because it holds {own} itself, all that is inside of it is run with it: move {own} "
+            "into a small module of its own, whose forward uses nothing else"
+            if own and inside
+            else "; move its parameters into layers of their own"
+        )
+        return (
+            f"{self.name}: {type(self.layer).__name__} {why}, so it cannot run on one example at a "
+            f"time{whole}, or freeze them: {error}"
+        )
 
 
 class _Plain(nn.Module):
