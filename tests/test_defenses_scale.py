@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from defenses import AdversarialTraining, ThreatModel, attack, evaluate
+from defenses import AdversarialTraining, ThreatModel, Trades, attack, evaluate
 from defenses.attacks.autoattack import ensemble
 from defenses.attacks.dlr import scaled_cross_entropy
 from defenses.checks.checks import CheckSettings
@@ -93,7 +93,7 @@ def test_the_default_says_how_far_from_the_standard_it_is():
 OTHERS = {
     "compact, pgd": ("compact", AdversarialTraining(LINF, "pgd", steps=5)),
     "resnet20, pgd": ("resnet20", AdversarialTraining(LINF, "pgd", steps=5)),
-    "compact, trades": ("compact", AdversarialTraining(LINF, "trades", steps=5)),
+    "compact, trades": ("compact", Trades(LINF, steps=5)),
     "compact, n-fgsm": ("compact", AdversarialTraining(LINF, "n-fgsm")),
     "compact, plain": ("compact", CrossEntropy()),
 }
