@@ -115,7 +115,7 @@ def test_a_random_models_report_goes_to_json_runs_again_and_resumes(tmp_path):
 
 
 def test_a_deterministic_model_is_asked_once():
-    """But for its first batch, about which it is asked twice to see that it is one."""
+    """But about the clean images, about which it is asked twice to see that it is one."""
     threat, model = ThreatModel(norm="linf", eps=0.05), Noisy(size=0.0)
     once = attack("fgsm", threat)
     report = evaluate(model, noisy_data(20), threat, attacks=[once], batch_size=10, progress=False)
@@ -223,3 +223,53 @@ def test_the_expectation_is_the_mean():
     model = Expectation(Noisy(), 400)
     assert (model(torch.tensor([[[[0.6, 0.4]]]]))[0, 0] - 6).abs() < 0.35  # seven deviations
     assert all(attack(name, LINF, draws=2).draws == 2 for name in attack_names("linf"))
+
+
+class RandomWhereBright(nn.Module):
+    """Random about images whose mean is large, and about no others; of one class else."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, images):
+        self.calls += 1
+        lead = images[:, 0, 0, 0] - images[:, 0, 0, 1]
+        noise = torch.randn(len(images)) * (images.mean(dim=(1, 2, 3)) > 0.6)
+        return torch.stack([20 * lead + noise, torch.zeros(len(images))], dim=1)
+
+
+def bright_data(dark=9, bright=1):
+    """Images that are dark, and behind them some that are bright."""
+    images = torch.tensor([0.35, 0.25]).expand(dark + bright, 1, 1, 2).clone()
+    images[dark:] += 0.5
+    return SimpleNamespace(images=images, labels=torch.zeros(len(images), dtype=torch.int64))
+
+
+@pytest.mark.parametrize("bright", [0, 1])
+def test_randomness_is_looked_for_in_every_image(bright):
+    """One image of ten, in the last batch, makes a model one that answers at random."""
+    threat = ThreatModel(norm="linf", eps=1e-3)
+    report = evaluate(
+        RandomWhereBright(),
+        bright_data(bright=bright),
+        threat,
+        attacks=["fgsm"],
+        batch_size=3,
+        progress=False,
+    )
+    assert bool(report.repeats) == bool(bright)
+    assert report.undrawn == ("fgsm",) * bright
+    if bright:
+        assert {len(row) for row in report.repeats["clean"]} == {20}
+
+
+@pytest.mark.parametrize("bright", [0, 1])
+def test_the_default_attacks_on_a_random_model_have_draws(bright):
+    """As the advice is; on others they have none, and cost what they did."""
+    threat = ThreatModel(norm="linf", eps=1e-3)
+    report = evaluate(RandomWhereBright(), bright_data(2, bright), threat, progress=False)
+    assert [each.get("draws") for each in report.settings.values()] == [20 if bright else None] * 2
+    assert report.undrawn == ()
+    again = rerun(report, RandomWhereBright(), bright_data(2, bright), progress=False)
+    assert again == report

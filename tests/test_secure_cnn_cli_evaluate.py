@@ -8,10 +8,13 @@ import pytest
 import torch
 from test_defenses_checks import ALL
 
+from defenses import RobustnessReport, ThreatModel
 from secure_cnn.checkpoint import read_model, write_model
+from secure_cnn.cli import evaluate as evaluate_command
 from secure_cnn.cli import main
 from secure_cnn.data import load_data
 from secure_cnn.errors import RunError
+from secure_cnn.evaluate import ClassificationReport
 from secure_cnn.models import Architecture
 from secure_cnn.report import Examples
 from secure_cnn.report.robustness import RobustnessRecord, render_robustness
@@ -291,6 +294,39 @@ def test_the_page_says_when_not_to_believe_it():
     unchecked = render_robustness(record_of(verdicts=[]))
     assert "was not checked" in unchecked
     assert render_robustness(record_of()) == page
+
+
+def test_the_page_says_which_attacks_had_no_draws():
+    """Of a model that answers at random, and of no other; those with draws are not named."""
+    told = "answers at random, and <pgd> met one draw"
+    drawn = {"<pgd>": {"steps": 3, "draws": 20}}
+    clean = {"clean": ["11", "01", "10", "11"]}
+    assert told.replace("<pgd>", "&lt;pgd&gt;") in render_robustness(record_of(repeats=clean))
+    for record in (record_of(), record_of(repeats={}), record_of(repeats=clean, settings=drawn)):
+        assert "at random" not in render_robustness(record)
+
+
+def test_a_note_says_which_attacks_had_no_draws(capsys):
+    """On standard error, below the figures."""
+    figures = {"count": 2, "accuracy": 1.0, "macro_recall": 1.0, "recall": (1.0, 1.0)}
+    found = ClassificationReport(classes=("a", "b"), confusion=((1, 0), (0, 1)), **figures)
+    robust = RobustnessReport(
+        threat=ThreatModel(norm="linf", eps=0.1),
+        classes=2,
+        indices=(0, 1),
+        labels=(0, 1),
+        predictions=(0, 1),
+        outcomes={"pgd": (True, False)},
+        settings={"pgd": {"steps": 3}},
+        seed=0,
+        images="",
+        versions={},
+        repeats={"clean": ("11", "11"), "pgd": ("01", "00")},
+    )
+    evaluate_command._show(found, robust)
+    assert "answers at random, and pgd met one draw of it" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_the_page_shows_examples():

@@ -96,7 +96,8 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
     A model that answers otherwise when it is asked once more is judged over 20 draws, or as many as
     an attack has: clean images and found ones each count with the share of draws that are right,
     the intervals hold the variance of the draws, and an image is attacked while any draw of it is
-    right. Give its attacks `draws` too, without which they see one draw at a time.
+    right. The default attacks then take as many draws, and as many times longer; give others
+    `draws` too, without which they meet one draw at a time: those are the report's `undrawn`.
 
     The report says all that it rests on, and `rerun` does it again from there. Where an attack, the
     model or Ctrl-C ends the evaluation early, the error goes through, and has the report of what
@@ -126,6 +127,8 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
         how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "bar": bar}
         draws = max(REPEATS, *(each.draws for each in named.values()))
         trial, subject = Trial(*about, examples=examples, draws=draws, **how), None
+        if attacks is None and trial.random:
+            named = named_attacks(None, threat, draws=draws)
         if checked is not None:
             subject = Subject(*about, checked, attacks=tuple(named.values()), **how)
         run = (

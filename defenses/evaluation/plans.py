@@ -15,12 +15,17 @@ Crafter = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def named_attacks(
-    attacks: Sequence[str | Attack | Crafter] | None, threat: ThreatModel
+    attacks: Sequence[str | Attack | Crafter] | None, threat: ThreatModel, *, draws: int = 1
 ) -> dict[str, Attack]:
     """The attacks in order by the name that they have in a report.
 
     The name `"autoattack"` becomes the members of the ensemble, None those of the quick one; the
     second attack of one name is numbered.
+
+    Args:
+        attacks: Names, attacks or functions.
+        threat: The ball that they search.
+        draws: Of a random model's answers, for the quick ensemble; others say for themselves.
 
     Raises:
         AttackError: There is no attack of that name.
@@ -31,7 +36,10 @@ def named_attacks(
         ['fgsm', 'pgd', 'fgsm #2']
     """
     if attacks is None:
-        attacks = ensemble(threat, "quick")
+        attacks = [
+            attack(each.name, threat, draws=draws, **each.settings)  # type: ignore[arg-type]
+            for each in ensemble(threat, "quick")
+        ]
     if isinstance(attacks, str) or not attacks:
         raise EvaluationError(f"attacks: expected a sequence of at least one, got {attacks!r}")
     named: dict[str, Attack] = {}

@@ -6,10 +6,10 @@ value that goes to JSON and back.
 """
 
 import json
-import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import Any, final
 
 from safetensors.torch import save as safetensors
@@ -61,12 +61,8 @@ class AdversarialExamples:
             OSError: The folder cannot be written to; a file already there is left as it was.
         """
         names = ("indices", "clean", "adversarial", "labels", "predictions")
-        write_bytes(
-            path,
-            safetensors(
-                {name: getattr(self, name).detach().cpu().clone().contiguous() for name in names}
-            ),
-        )
+        kept = {name: getattr(self, name).detach().cpu().clone().contiguous() for name in names}
+        write_bytes(path, safetensors(kept))
 
 
 @final
@@ -181,6 +177,12 @@ class RobustnessReport:
         }
 
     @property
+    def undrawn(self) -> tuple[str, ...]:
+        """Attacks that met one draw at a time of a model that answers at random: too weak."""
+        asked = self.settings if self.repeats else ()
+        return tuple(name for name in asked if self.settings[name].get("draws", 1) == 1)
+
+    @property
     def fooled(self) -> dict[str, int]:
         """By attack: how many of the images it ran on it fooled."""
         return {
@@ -196,25 +198,25 @@ class RobustnessReport:
             for name, row in self.outcomes.items()
         }
         return {
-            name: _mean(list(map(share, alone[name]))) if tried == right else None
+            name: fmean(map(share, alone[name])) if tried == right else None
             for name, tried in self.tried.items()
         }
 
     @property
     def clean_accuracy(self) -> float:
         """Share of clean images that are classified correctly."""
-        return _mean(list(map(share, self._standing()["clean"])))
+        return fmean(map(share, self._standing()["clean"]))
 
     @property
     def attack_accuracy(self) -> dict[str, float]:
         """Share of all images still correct after each attack and those before it."""
-        rows = self._standing()
-        return {name: _mean(list(map(share, rows[name]))) for name in self.outcomes}
+        rows = self._standing().items()
+        return {name: fmean(map(share, row)) for name, row in rows if name != "clean"}
 
     @property
     def worst_case_accuracy(self) -> float:
         """Share of all images that no attack fooled: the robust accuracy to quote."""
-        return _mean(list(map(share, self._worst())))
+        return fmean(map(share, self._worst()))
 
     @property
     def clean_interval(self) -> tuple[float, float]:
@@ -224,8 +226,8 @@ class RobustnessReport:
     @property
     def attack_intervals(self) -> dict[str, tuple[float, float]]:
         """Wilson 95 % interval of each attack's accuracy."""
-        rows = self._standing()
-        return {name: interval(rows[name]) for name in self.outcomes}
+        rows = self._standing().items()
+        return {name: interval(row) for name, row in rows if name != "clean"}
 
     @property
     def worst_case_interval(self) -> tuple[float, float]:
@@ -245,12 +247,12 @@ class RobustnessReport:
     @property
     def clean_macro_recall(self) -> float:
         """Mean clean recall of the classes that were evaluated."""
-        return _mean([value for value in self.clean_recall if value is not None])
+        return fmean(value for value in self.clean_recall if value is not None)
 
     @property
     def worst_case_macro_recall(self) -> float:
         """Mean worst-case recall of the classes that were evaluated."""
-        return _mean([value for value in self.worst_case_recall if value is not None])
+        return fmean(value for value in self.worst_case_recall if value is not None)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-able values: what it rests on, and under `summary` its figures.
@@ -393,8 +395,3 @@ class RobustnessReport:
             "clean_recall": list(self.clean_recall),
             "worst_case_recall": list(self.worst_case_recall),
         }
-
-
-def _mean(values: Sequence[float]) -> float:
-    """Arithmetic mean of at least one value."""
-    return math.fsum(values) / len(values)

@@ -64,22 +64,29 @@ class Trial:
         self.labels = source.labels(indices)
         self.classes = 0
         self._rows: dict[str, list[str]] = {"clean": [""] * len(indices)}
-        predictions, digests = [], []
+        digests, predictions = [], []
         for number, part in self._batches("clean", torch.arange(len(indices))):
             images = source.images(indices[part])
             digests.append(digest_of(images.float()))
-            images = self._at_home(images)
-            if number == 0 and self._is_random(images):
-                self._draws = draws
-            predictions.append(self._predict(images, f"clean/{number}", part, "clean"))
+            # Once more, about every image: a model may answer at random for some alone.
+            usual, other = self._answers(self._at_home(images), f"clean/{number}", 2)
+            predictions.append(usual.argmax(1).cpu())
+            self._draws = draws if bool(moved(usual, other).any()) else self._draws
         self.images = digest_of(*digests, self.labels)
         self.predictions = torch.cat(predictions)
+        if self.random:
+            self.predictions = torch.cat(list(self._clean()))
         self._correct = self.predictions == self.labels
-        if self._draws > 1:  # while any draw is right there is something to find
+        if self.random:  # while any draw is right there is something to find
             self._correct = torch.tensor(["1" in row for row in self._rows["clean"]])
         self._first = set(self._correct.nonzero().flatten()[: self._kept].tolist())
         self._outcomes: dict[str, Tensor] = {}
         self._shown: dict[int, tuple[Tensor, int]] = {}
+
+    @property
+    def random(self) -> bool:
+        """Whether the model answers otherwise when it is asked about the images once more."""
+        return self._draws > 1
 
     def resume(self, content: Mapping[str, Any], *, names: Sequence[str], exhaustive: bool) -> None:
         """Takes over what `content` of an interrupted trial with these attacks holds.
@@ -106,7 +113,7 @@ class Trial:
             raise EvaluationError(
                 "state: it has no draws that fit the outcomes; give another path"
             ) from error
-        if self._draws > 1 and self._rows["clean"] != asked:
+        if self.random and self._rows["clean"] != asked:
             raise EvaluationError(
                 "state: the model is right in other draws of the clean images than when it was "
                 "written; give another path"
@@ -152,7 +159,7 @@ class Trial:
             adversarial = search(self._model, images, labels, seed=seed)
             predictions = self._predict(adversarial, f"{name}/{number}/found", part, name)
             right = predictions == self.labels[part]
-            if self._draws > 1:
+            if self.random:
                 right = torch.tensor(["1" in self._rows[name][each] for each in part.tolist()])
             row[part] = right.to(torch.int8)
             self._show(part, adversarial, predictions)
@@ -160,7 +167,7 @@ class Trial:
 
     def repeats(self, names: Sequence[str]) -> dict[str, Answers]:
         """Of a model that answers at random, by `"clean"` and attack: which draws were right."""
-        if self._draws == 1:
+        if not self.random:
             return {}
         none = [""] * len(self.labels)
         return {name: tuple(self._rows.get(name, none)) for name in ("clean", *names)}
@@ -221,7 +228,7 @@ class Trial:
     def _predict(self, images: Tensor, where: str, part: Tensor, name: str) -> Tensor:
         """The classes that the model sees most often, on the CPU, [k]; which draws were right."""
         seen = [answer.argmax(1).cpu() for answer in self._answers(images, where, self._draws)]
-        if self._draws == 1:
+        if not self.random:
             return seen[0]
         right = torch.stack(seen, dim=1) == self.labels[part][:, None]
         rows = self._rows.setdefault(name, [""] * len(self.labels))
@@ -229,10 +236,11 @@ class Trial:
             rows[position] = "".join("01"[each] for each in draws)
         return torch.stack(seen).mode(0).values
 
-    def _is_random(self, images: Tensor) -> bool:
-        """Whether the model answers otherwise when it is asked once more."""
-        usual, other = self._answers(images, "clean/0", 2)
-        return bool(moved(usual, other).any())
+    def _clean(self) -> Iterator[Tensor]:
+        """What is seen most often in the clean images, batch by batch."""
+        for number, part in self._batches("clean, drawn", torch.arange(len(self._indices))):
+            images = self._at_home(self._source.images(self._indices[part]))
+            yield self._predict(images, f"clean/{number}", part, "clean")
 
     def _answers(self, images: Tensor, where: str, draws: int) -> list[Tensor]:
         """The model's logits, draw by draw, [k, classes]."""

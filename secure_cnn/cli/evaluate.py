@@ -202,6 +202,11 @@ def _show(found: ClassificationReport, robust: defenses.RobustnessReport | None)
     console.print(evaluate_tables.table(found, robust))
     if robust is not None:
         console.print(evaluate_tables.attacks(robust))
+        if robust.undrawn:
+            message(
+                f"note: the model answers at random, and {', '.join(robust.undrawn)} met one draw "
+                "of it at a time, so that the figures are too high; try --attack autoattack-rand"
+            )
         if robust.verdicts:
             console.print(evaluate_tables.verdicts(robust))
 

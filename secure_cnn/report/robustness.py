@@ -96,6 +96,7 @@ def render_robustness(record: RobustnessRecord, examples: Examples | None = None
         "threat": _threat(report["threat"]),
         "headline": _headline(report),
         "trust": _trust(report["verdicts"]),
+        "undrawn": _undrawn(report),
         "attacks": _attacks(report),
         "verdicts": [(_SIGNS[each["outcome"]], each) for each in report["verdicts"]],
         "curve": curve and eps_curve(curve, report["threat"], summary),
@@ -119,6 +120,17 @@ def _headline(report: Mapping[str, Any]) -> str:
         f"{_words.share(summary['worst_case_accuracy'])} of {summary['samples']} test images are "
         f"classified correctly whatever {_listed(list(report['outcomes']))} changed within "
         f"{_threat(report['threat'])}; 95% interval {_words.share(low)} to {_words.share(high)}."
+    )
+
+
+def _undrawn(report: Mapping[str, Any]) -> str:
+    """What is wrong with the attacks on a model that answers at random; nothing of others."""
+    weak = [name for name, each in report["settings"].items() if each.get("draws", 1) == 1]
+    if not weak or not report.get("repeats"):
+        return ""
+    return (
+        f"The model answers at random, and {_listed(weak)} met one draw of it at a time, so that "
+        "the figure is too high; give attacks 20 draws, as autoattack-rand has."
     )
 
 
