@@ -356,6 +356,17 @@ class CutToTheMean(Sampler):
         return super().sample()[: self.plan.batch_size]
 
 
+class FilledToTheMean(Sampler):
+    """A sample smaller than expected gets more rows, any that are not in it."""
+
+    def sample(self):
+        sample = super().sample()
+        others = self.shuffled()
+        others = others[~torch.isin(others, sample)]
+        missing = max(self.plan.batch_size - len(sample), 0)
+        return torch.cat([sample, others[:missing]]).sort().values
+
+
 class Systematic(Sampler):
     """A secret start, and from there every so many-th row."""
 
@@ -812,7 +823,7 @@ KINDS: dict[str, tuple[type[Naive], ...]] = {
         *(FixedSize, ShuffledEpochs, ShuffledInChanceParts, TakesTurns, Window, RowsShareCoins),
         *(PairsExclude, SeldomTwiceInARow, SampleTwice, SampleAgainOnce, Antithetic, RateByLabel),
         *(RateByTime, FirstRowsFavoured, OneRowAlways, OneRowNever, WithReplacement, RateTooHigh),
-        *(CutToTheMean, Systematic),
+        *(CutToTheMean, FilledToTheMean, Systematic),
     ),
     "noise": (
         *(NoNoiseOnLastBias, HalfOnFirstConvolution, Uniform, UniformOnLastBias),

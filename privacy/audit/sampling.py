@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import special
 
 from privacy.audit.checks import Check
 from privacy.audit.laws import (
@@ -123,12 +124,19 @@ def _rate(samples: Samples, _: np.random.Generator) -> dict[str, float]:
 
 
 def _sizes(samples: Samples, random: np.random.Generator) -> dict[str, float]:
-    """Sizes scatter as a binomial, no less, and without a trend or a rhythm."""
+    """Sizes scatter as a binomial, on both sides, and without a trend or a rhythm."""
     steps, rows = samples.coins.shape
-    scores = counts(samples.coins.sum(1), rows, samples.rate, random)
+    sizes = samples.coins.sum(1)
+    scores = counts(sizes, rows, samples.rate, random)
+    # A sample that is cut, or filled, to its expected size scatters enough for the other tests.
+    expected = rows * samples.rate
+    larger = float(special.bdtrc(np.floor(expected), rows, samples.rate))
+    smaller = float(special.bdtr(np.ceil(expected) - 1, rows, samples.rate))
     return {
         "one size": extreme(scores),
         "all sizes": scatter(scores),
+        "sizes above the expected one": float(odds((sizes > expected).sum(), steps, larger)),
+        "sizes below the expected one": float(odds((sizes < expected).sum(), steps, smaller)),
         "a trend": lean(scores, np.arange(steps) - (steps - 1) / 2),
         "every other size": lean(scores, (-1.0) ** np.arange(steps)),
     }
