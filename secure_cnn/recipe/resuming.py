@@ -2,7 +2,8 @@
 
 The record is written before anything of a step can be seen, and the state after it, so the record
 knows at least as much as the state. It is not signed: of what it says only the number of released
-steps has a consequence, and that can only make epsilon larger.
+steps has a consequence, and that can only make epsilon larger than the state alone would. Who puts
+an older state back and lowers that number to match is not noticed (SECURITY.md).
 """
 
 import math
