@@ -40,8 +40,9 @@ def attach(
 
     Guarantee: what `private.step` writes to the parameters is (`private.spent(delta)`,
     delta)-differentially private in `dataset` under adding or removing one example, given that the
-    losses of a row depend on that row's example only and that nothing else of the data reaches the
-    model or its user (choosing settings by looking at private losses does).
+    losses of a row depend on that row's example only, which `Private.check_objective` tests, and
+    that nothing else of the data reaches the model or its user (choosing settings by looking at
+    private losses does).
 
     Args:
         plan: A plan with its noise, for exactly `len(dataset)` samples.

@@ -4,9 +4,7 @@ It owns the secret generator and the ledger. It is made by `attach`, which refus
 the guarantee; optimizers, objectives and checkpoints are whoever's they are.
 """
 
-import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,9 +14,11 @@ from privacy.clipping import Installation, describe
 from privacy.errors import BudgetExceeded, PlanError, StepError
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
+from privacy.objectives import check_declared, keeps_apart, some_of
 from privacy.plan import DPPlan
 from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, cut, read, sample_indices
 from privacy.state import clipping_norm
+from privacy.turn import Turn
 from privacy.update import ClippedSum
 from privacy.validate import check_layers, check_trainable
 
@@ -69,9 +69,7 @@ class Private:
         self._images: torch.Tensor | None = None
         self._stepping = False
         self._sampling = object()
-        # Of a thread, not of a call: a Ctrl-C between taking and giving it back locks out nobody
-        # who goes on in the same thread.
-        self._turn = threading.RLock()
+        self._turn = Turn()
         # Last: what fails before it leaves no file behind that is locked.
         ledger.bind(plan)
 
@@ -189,7 +187,7 @@ class Private:
             >>> private.step(losses.view(-1, 3))
             True
         """
-        with self._alone():
+        with self._turn:
             return self._step(losses)
 
     def spent(self, delta: float | None = None) -> float:
@@ -212,30 +210,38 @@ class Private:
         """One line a layer: its kernel and milliseconds, or that it is on the slow path."""
         return describe(self._installation)
 
-    def check_objective(self, objective: object) -> None:
-        """Refuses an objective that does not say that each loss depends on its own example only.
+    def check_objective(
+        self, objective: object, *, examples: tuple[torch.Tensor, torch.Tensor] | None = None
+    ) -> bool:
+        """Refuses an objective whose losses depend on other examples than their own.
+
+        It must say so, and is put to the proof on a few examples (`privacy.objectives`), at no cost
+        in epsilon; what shows only for other weights or in rare batches can pass. A loss that is
+        written into the loop is seen by nobody: put it into a function, and have that checked.
+
+        Args:
+            objective: `(model, images, labels) -> losses`, one or K an example.
+            examples: Images and labels to ask with; by default five of the data set.
+
+        Returns:
+            Whether it could be proved; where it could not, what it declares is believed.
 
         Raises:
-            StepError: The objective has no `per_example = True`; with its own `reason`, if it has.
+            StepError: It has no `per_example = True`, does not run, or moved others' losses.
 
         Example:
             >>> from privacy import attach
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
+            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), i % 2) for i in range(8)]
             >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
             >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> private.check_objective(torch.nn.functional.cross_entropy)
-            Traceback (most recent call last):
-            ...
-            privacy.errors.StepError: cross_entropy: expected an objective with per_example = True:
-            ...
+            >>> objective = lambda model, images, labels: model(images).square().sum(1)
+            >>> objective.per_example = True
+            >>> private.check_objective(objective)
+            True
         """
-        if getattr(objective, "per_example", None) is not True:
-            name = getattr(objective, "__name__", type(objective).__name__)
-            reason = getattr(objective, "reason", "") or (
-                "a loss that depends on other examples has no bounded per-example contribution; "
-                "use one loss an example"
-            )
-            raise StepError(f"{name}: expected an objective with per_example = True: {reason}")
+        check_declared(objective)
+        examples = some_of(self._dataset) if examples is None else examples
+        return keeps_apart(objective, self.model, examples)
 
     def state_dict(self) -> dict[str, Any]:
         """The plan, the ledger and the clipping norm as plain values; no key or generator state.
@@ -275,7 +281,7 @@ class Private:
             >>> private.load_state_dict(private.state_dict())
         """
         norm = clipping_norm(state, self._followed)
-        with self._alone():
+        with self._turn:
             self._ledger.resume(state.get("ledger"), most=self.plan.steps)
             self._clipped.max_grad_norm = norm
             self._drop_sample()
@@ -294,19 +300,6 @@ class Private:
         """
         self._installation.remove()
         self._ledger.close()
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Refuses what another thread would do to the sample in the middle of a step."""
-        if not self._turn.acquire(blocking=False):
-            raise StepError(
-                "another thread is in a step of this training: a batch must not be added twice; "
-                "iterate private.batches and call private.step in one thread"
-            )
-        try:
-            yield
-        finally:
-            self._turn.release()
 
     def _step(self, losses: torch.Tensor) -> bool:
         """`step`, while no other thread is in one."""
@@ -392,7 +385,7 @@ class Private:
 
     def _drop_sample(self) -> None:
         """Forgets a sample that was begun; the iteration that drew it cannot go on."""
-        with self._alone():
+        with self._turn:
             self._pending, self._images = None, None
             self._sampling = object()
             self._clipped.reset()

@@ -146,8 +146,11 @@ def make_seams(
         assert plan is not None, "a private variant has a plan"
         twin = copy.deepcopy(model)
         private = privacy.attach(plan, model, optimizer, data.train)
-        private.check_objective(objective)
-        _probe(objective, twin, data, recipe.seed)
+        examples = _random_examples(data, recipe.seed)
+        private.check_objective(objective, examples=examples)
+        # And what it adds: gradients at weights that record nothing, and losses that are drawn.
+        device = next(twin.parameters()).device
+        check_per_example(objective, twin, *(values.to(device) for values in examples))
         update = private.step
         steps = plan.steps
     else:
@@ -228,13 +231,11 @@ class _WarmingUp:
         return stepped
 
 
-def _probe(objective: Objective, model: nn.Module, data: ImageData, seed: int) -> None:
-    """Tests the objective's claim on random images: no private one is looked at."""
+def _random_examples(data: ImageData, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """To test the objective's claim with: no private image is looked at."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(_PROBED, *data.spec.shape, generator=generator)
-    labels = torch.arange(_PROBED) % len(data.spec.classes)
-    device = next(model.parameters()).device
-    check_per_example(objective, model, images.to(device), labels.to(device))
+    return images, torch.arange(_PROBED) % len(data.spec.classes)
 
 
 def _optimizer(recipe: Recipe, variant: Variant, model: nn.Module) -> torch.optim.Optimizer:

@@ -1,0 +1,278 @@
+"""Whether an objective keeps examples apart: what it declares, and a proof on a few examples.
+
+`private.step` follows the graph of the losses, so it finds what mixes examples through their
+gradients. What an objective computes from other examples as a constant (a mean of the batch, keys
+that were detached, another example's image) leaves no trace there. Here one example is changed and
+the others' losses are watched, on copies of model and objective: nothing is released or spent.
+"""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from privacy.errors import PrivacyError, StepError
+from privacy.sampling import MapStyle, PhysicalBatch, read
+
+__all__ = ["Examples", "check_declared", "keeps_apart", "some_of"]
+
+_EXAMPLES = 5
+_SMALLEST = 2
+# Larger than what another way of rounding does to a loss, far below what mixing does.
+_TOLERANCE = 1e-3
+_LEAST = 1e-6
+# With a row less a mean over the batch is larger by a fifth or more; an attack finds about as much.
+_SCALE = 1.1
+
+Examples = tuple[torch.Tensor, torch.Tensor]
+"""Images and labels."""
+
+
+def check_declared(objective: object) -> None:
+    """Refuses an objective that does not say that each loss depends on its own example only.
+
+    Raises:
+        StepError: The objective has no `per_example = True`; with its own `reason`, if it has.
+
+    Example:
+        >>> check_declared(torch.nn.functional.cross_entropy)
+        Traceback (most recent call last):
+        ...
+        privacy.errors.StepError: cross_entropy: expected an objective with per_example = True: ...
+    """
+    if getattr(objective, "per_example", None) is not True:
+        reason = getattr(objective, "reason", "") or (
+            "a loss that depends on other examples has no bounded per-example contribution; "
+            "use one loss an example"
+        )
+        raise StepError(
+            f"{_name(objective)}: expected an objective with per_example = True: {reason}"
+        )
+    if not callable(objective):
+        raise StepError(
+            f"{_name(objective)}: expected a function (model, images, labels) -> losses"
+        )
+
+
+def some_of(dataset: MapStyle) -> Examples:
+    """A few examples of a data set, apart from each other: many are in the order of their labels.
+
+    Example:
+        >>> some_of([(torch.zeros(2), i) for i in range(9)])[1]
+        tensor([0, 2, 4, 6, 8])
+    """
+    count = min(_EXAMPLES, len(dataset))
+    indices = torch.linspace(0, len(dataset) - 1, count).long()
+    return read(dataset, PhysicalBatch(indices, rows=count, last=True))
+
+
+def keeps_apart(objective: Any, model: nn.Module, examples: Examples) -> bool:
+    """Changes an example and looks whether the losses of others move, or their gradient.
+
+    In batches of all examples but one or two, in the first and the last row, and in the batch that
+    follows: something may be carried over. Each trial has a copy of the objective as it is, and
+    begins at the present random states of torch, numpy and Python, which are put back. Where
+    nothing is drawn, the losses may not depend on the number of rows either.
+
+    Args:
+        objective: `(model, images, labels) -> losses`, one or K an example.
+        model: The model under training, in its modes.
+        examples: Images [n, ...] and labels [n, ...], n >= 3.
+
+    Returns:
+        Whether it could be asked. It cannot with fewer examples, where model or objective cannot be
+        copied, where the same call gives other losses (they are drawn from a generator that is no
+        part of the objective), or where losses are not finite.
+
+    Raises:
+        StepError: The losses of others moved, or the objective does not run on these examples.
+
+    Example:
+        >>> def relative(model, images, labels):
+        ...     losses = nn.functional.cross_entropy(model(images), labels, reduction="none")
+        ...     return losses / losses.detach().mean()
+        >>> keeps_apart(relative, nn.Linear(4, 2), (torch.rand(5, 4), torch.arange(5) % 2))
+        Traceback (most recent call last):
+        ...
+        privacy.errors.StepError: relative: changing one example moved the losses of others, ...
+    """
+    device = next(model.parameters()).device
+    images, labels = _checked(examples)
+    batch = images.nan_to_num().to(device), labels.to(device)
+    sizes = [rows for rows in (len(images) - 1, len(images) - 2) if rows >= _SMALLEST]
+    asked = [_asked(objective, model, batch, rows) for rows in sizes]
+    seen = [each for each in asked if each is not None]
+    if len(seen) > 1 and all(torch.equal(each.losses, each.following) for each in seen):
+        _check_scale(_name(objective), seen[0].losses[: sizes[1]], seen[1].losses)
+    return len(seen) == len(sizes) > 0
+
+
+def _checked(examples: Any) -> Examples:
+    """Examples, given that they are images and as many labels."""
+    pair = isinstance(examples, (tuple, list)) and len(examples) == 2
+    if not (pair and all(isinstance(each, torch.Tensor) and each.dim() for each in examples)):
+        raise StepError(
+            "examples: expected a pair of tensors, images and labels, got "
+            f"{type(examples).__name__}"
+        )
+    images, labels = examples
+    if len(images) != len(labels):
+        raise StepError(
+            f"examples: expected as many labels as images, got {len(labels)} and {len(images)}"
+        )
+    return images, labels
+
+
+class _Seen(NamedTuple):
+    """What one trial gave: losses of a batch and of the one that follows it, [n, K] each."""
+
+    losses: torch.Tensor
+    following: torch.Tensor
+    gradient: torch.Tensor
+
+
+def _asked(objective: Any, model: nn.Module, examples: Examples, rows: int) -> _Seen | None:
+    """A batch of so many rows, called twice in a row; None where it could not be asked.
+
+    Refuses what depends on other examples.
+    """
+    batch = examples[0][:rows], examples[1][:rows]
+    following = batch[0].flip(0), batch[1].flip(0)
+    found = _trial(objective, model, batch, following)
+    again = _trial(objective, model, batch, batch)
+    if found is None or again is None or _moved(found, again._replace(following=found.following)):
+        return None
+    for row in (0, rows - 1):
+        changed = _trial(objective, model, _changed(examples, rows, row), following)
+        if changed is None:
+            return None
+        if what := _moved(found, changed, apart_from=row):
+            raise StepError(
+                f"{_name(objective)}: changing one example moved {what}, so what an example "
+                "contributes has no bound: no loss may use other examples' values, not even as a "
+                "constant (a mean over the batch, detached keys, mixed images), nor what an "
+                "earlier batch left"
+            )
+    return again
+
+
+def _check_scale(name: str, more: torch.Tensor, fewer: torch.Tensor) -> None:
+    """Refuses losses of the same examples that differ with the number of rows beside them."""
+    ratio = float(fewer.sum() / more.sum())
+    if bool(more.sum()) and not 1 / _SCALE <= ratio <= _SCALE:
+        raise StepError(
+            f"{name}: expected losses that do not know how many rows there are, but with one row "
+            f"less the same examples' losses changed by a factor of {ratio:.3g}: how many examples "
+            "a sample has is secret, and the private step divides by the plan's batch size itself"
+        )
+
+
+def _changed(examples: Examples, rows: int, row: int) -> Examples:
+    """A batch with another example in one of its rows."""
+    images, labels = (values[:rows].clone() for values in examples)
+    image, others = examples[0][rows], examples[1][examples[1] != labels[row]]
+    if torch.equal(image, images[row]) and image.is_floating_point():
+        image = 1 - image * 0.5
+    images[row] = image
+    if labels.dim() == 1 and len(others):
+        labels[row] = others[0]
+    elif labels.dim() > 1:
+        labels[row] = examples[1][rows]
+    return images, labels
+
+
+def _trial(objective: Any, model: nn.Module, batch: Examples, following: Examples) -> _Seen | None:
+    """Two calls on copies, from the present random states; None where nothing can be compared."""
+    try:
+        twin = _twin(model)
+        own = copy.deepcopy(objective, {id(model): twin})
+    except Exception:
+        # It holds what cannot be copied, a lock or a file; asked itself, it would be changed.
+        return None
+    with _random_states_kept(batch[0].device), torch.enable_grad():
+        losses = _losses(own, twin, batch)
+        middle = losses[1:-1].sum()
+        trainable = [p for p in twin.parameters() if p.requires_grad]
+        found: tuple[torch.Tensor, ...] = ()
+        if middle.requires_grad:
+            found = torch.autograd.grad(
+                middle, trainable, retain_graph=True, materialize_grads=True
+            )
+            # As in training: what the objective carries to the next batch may move only then.
+            torch.autograd.backward(losses.sum())
+        after = _losses(own, twin, following)
+    gradient = torch.cat([each.flatten() for each in found] or [losses.new_zeros(0)])
+    seen = _Seen(losses.detach(), after.detach(), gradient)
+    return seen if all(bool(each.isfinite().all()) for each in seen) else None
+
+
+def _losses(objective: Any, model: nn.Module, batch: Examples) -> torch.Tensor:
+    """The losses of one call, [n, K]."""
+    rows = len(batch[0])
+    try:
+        # What it is given it may change in place.
+        losses = objective(model, *(values.clone() for values in batch))
+    except PrivacyError:
+        raise
+    except Exception as error:
+        raise StepError(
+            f"{_name(objective)}: expected an objective (model, images, labels) -> losses that "
+            f"runs on {rows} examples of the data set: {type(error).__name__}: {error}"
+        ) from error
+    if not isinstance(losses, torch.Tensor) or losses.shape[:1] != (rows,):
+        got = list(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
+        raise StepError(
+            f"{_name(objective)}: expected one loss an example, shape [{rows}], got {got}: do not "
+            'average them (reduction="none")'
+        )
+    return losses.reshape(rows, -1)
+
+
+def _moved(before: _Seen, after: _Seen, *, apart_from: int = -1) -> str:
+    """What moved beyond rounding, in words; of the losses themselves in all rows but one."""
+    others = torch.arange(len(before.losses), device=before.losses.device) != apart_from
+    # No number is in the message: it would be one of the private examples'.
+    pairs = {
+        "the losses of others": (before.losses[others], after.losses[others]),
+        "the gradient of others": (before.gradient, after.gradient),
+        "the losses of the next batch": (before.following, after.following),
+    }
+    for what, (one, two) in pairs.items():
+        if one.numel() and not float((one - two).abs().max()) <= _TOLERANCE * max(
+            float(one.abs().max()), _LEAST
+        ):
+            return what
+    return ""
+
+
+def _twin(model: nn.Module) -> nn.Module:
+    """A plain copy of an attached model; activations that it keeps are no part of a copy."""
+    kept = {
+        id(value): value.detach()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, torch.Tensor) and value.grad_fn is not None
+    }
+    return copy.deepcopy(model, kept)
+
+
+@contextmanager
+def _random_states_kept(device: torch.device) -> Iterator[None]:
+    """The global random states are afterwards what they were; none is seeded."""
+    python, mtrand = random.getstate(), np.random.mtrand
+    numpy = mtrand.get_state(legacy=False)
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        random.setstate(python)
+        mtrand.set_state(numpy)
+
+
+def _name(objective: object) -> str:
+    return str(getattr(objective, "__name__", type(objective).__name__))

@@ -1,0 +1,38 @@
+"""One thread at a time: what a second one asks for meanwhile is refused, not waited for."""
+
+import threading
+from types import TracebackType
+
+from privacy.errors import StepError
+
+__all__ = ["Turn"]
+
+
+class Turn:
+    """Held by the thread that is in a step; a class because it holds a lock.
+
+    It is of a thread, not of a call: a Ctrl-C before it is given back locks out no retry.
+
+    Example:
+        >>> turn = Turn()
+        >>> with turn, turn:
+        ...     pass
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise StepError(
+                "another thread is in a step of this training: a batch must not be added twice; "
+                "iterate private.batches and call private.step in one thread"
+            )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
