@@ -239,15 +239,15 @@ class FusedOptimizer(Followed, Settings, torch.optim.Optimizer):
             )
 
     def _release(self) -> None:
-        """Adds the noise, writes it down, and only then lets the optimizer see the gradient."""
+        """Writes the step down, adds the noise, and only then lets the optimizer see it."""
         noise, rate = self.noise_multiplier, self.plan.sampling_rate
+        self.ledger.record(GaussianSteps(noise_multiplier=noise, sampling_rate=rate, steps=1))
+        self._account.step(noise_multiplier=noise, sample_rate=rate)
         gradients = self._clipped.noised_mean(
             self._generator,
             noise_multiplier=noise,
             batch_size=self.expected_batch_size if self.loss_reduction == "mean" else 1,
         )
-        self.ledger.record(GaussianSteps(noise_multiplier=noise, sampling_rate=rate, steps=1))
-        self._account.step(noise_multiplier=noise, sample_rate=rate)
         # A frozen parameter may hold a raw gradient from before: the optimizer must not see it.
         self.original_optimizer.zero_grad()
         self._noised = dict(zip(self._parameters, gradients, strict=True))
