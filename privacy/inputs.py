@@ -50,7 +50,7 @@ def check_dataset(dataset: object) -> int:
         )
     try:
         return len(dataset)  # type: ignore[arg-type]
-    except (TypeError, NotImplementedError) as error:
+    except Exception as error:
         raise PlanError(
             f"dataset: expected one that knows its length, got {type(dataset).__name__}: {error}; "
             "put its examples into a list first"

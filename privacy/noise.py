@@ -15,7 +15,9 @@ from threading import Lock
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
+from privacy.errors import PlanError
 from privacy.native.library import call, compiled
+from privacy.quantities import real, whole
 
 __all__ = ["SecureGenerator"]
 
@@ -42,7 +44,7 @@ class SecureGenerator:
             default.
 
     Raises:
-        ValueError: The key does not have 32 bytes.
+        PlanError: The key does not have 32 bytes.
 
     Example:
         >>> generator = SecureGenerator()
@@ -53,8 +55,10 @@ class SecureGenerator:
     """
 
     def __init__(self, key: bytes | None = None) -> None:
+        if key is not None and not isinstance(key, bytes):
+            raise PlanError(f"key: expected {_KEY_BYTES} bytes, got {type(key).__name__}")
         if key is not None and len(key) != _KEY_BYTES:
-            raise ValueError(f"key: expected {_KEY_BYTES} bytes, got {len(key)}")
+            raise PlanError(f"key: expected {_KEY_BYTES} bytes, got {len(key)}")
         self._place, self._taking = 0, Lock()
         self._rekey(os.urandom(_KEY_BYTES) if key is None else key)
 
@@ -175,20 +179,29 @@ class SecureGenerator:
         Returns:
             A bool tensor [count].
 
+        Raises:
+            PlanError: A value is out of its range.
+
         Example:
             >>> SecureGenerator().bernoulli(3, 1.0)
             tensor([True, True, True])
         """
-        return self.uniform(count) < probability
+        chance = real("probability", probability)
+        if not 0 <= chance <= 1:
+            raise PlanError(f"probability: expected a number in [0, 1], got {chance}")
+        return self.uniform(count) < chance
 
     def _parts(self, count: int) -> Iterator[tuple[slice, int]]:
         """The blocks of `count` normal numbers, each with its place in the stream."""
+        count = whole("count", count, least=0)
         place = self._take(count + count % 2)
         for start in range(0, count, _BLOCK):
             yield slice(start, min(start + _BLOCK, count)), place + start
 
     def _take(self, count: int) -> int:
         """The place of the next words, which nobody gets again, not even another thread."""
+        # Fewer than none would take the place back, and the same noise would come again.
+        count = whole("count", count, least=0)
         with self._taking:
             self._place += count
             return self._place - count

@@ -217,3 +217,30 @@ def test_a_confidence_is_a_probability(method: str, confidence: float) -> None:
     """Certainty cannot be had."""
     with pytest.raises(PlanError, match=r"confidence: expected a probability in \(0, 1\)"):
         getattr(gaussian(0, 1.0, 10), method)(DELTA, confidence)
+
+
+@pytest.mark.parametrize("wrong", ["x", None, True, 1j, -1, math.nan])
+@pytest.mark.parametrize("name", ["examples", "guesses", "correct", "epsilon"])
+def test_guesses_of_other_types_are_refused(name: str, wrong: object) -> None:
+    """By name."""
+    values = {"examples": 3, "guesses": 2, "correct": 1, "epsilon": 1.0, "delta": 0.0, name: wrong}
+    with pytest.raises(PlanError, match=rf"^{name}: expected"):
+        one_run_p_value(**values)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("wrong", ["x", None, 2.0, math.nan, 10**400])
+def test_probabilities_of_other_types_are_refused(wrong: object) -> None:
+    """Of every method, before anything is computed."""
+    auditor = CanaryScoreAuditor([1.0, 2.0, 3.0], [1.0, 2.0, 4.0])
+    for method in (
+        auditor.epsilon_from_gdp,
+        auditor.epsilon_clopper_pearson,
+        auditor.epsilon_one_run,
+    ):
+        for values in ((wrong, 0.9), (1e-5, wrong)):
+            with pytest.raises(PlanError, match=r"^(delta|confidence): expected"):
+                method(*values)  # type: ignore[arg-type]
+
+
+def test_what_no_number_holds_is_no_privacy() -> None:
+    assert gdp_epsilon(1e200, 1e-5) == math.inf

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from privacy import SecureGenerator
+from privacy import PlanError, SecureGenerator
 from privacy.noise import _in_memory_order as in_memory_order
 
 KEY = bytes(range(32))
@@ -63,6 +63,23 @@ def test_a_wrong_key_is_refused() -> None:
     """By its length, without showing it."""
     with pytest.raises(ValueError, match=r"^key: expected 32 bytes, got 16$"):
         SecureGenerator(b"sixteen bytes...")
+
+
+def test_a_draw_of_less_than_nothing_does_not_take_the_stream_back() -> None:
+    """It would give the same noise once more."""
+    generator, other = SecureGenerator(KEY), SecureGenerator(KEY)
+    first = generator.words(4)
+    for draw in (generator.words, generator.normal, generator.uniform):
+        for wrong in (-4, 1.5, "4", None):
+            with pytest.raises(PlanError, match=r"^count: expected a whole number, at least 0"):
+                draw(wrong)
+    for wrong in ("x", None, -0.1, 1.1, float("nan")):
+        with pytest.raises(PlanError, match=r"^probability: expected"):
+            generator.bernoulli(4, wrong)
+    assert torch.equal(torch.cat([first, generator.words(4)]), other.words(8))
+    for key in ("x" * 32, 32, [0] * 32):
+        with pytest.raises(PlanError, match=r"^key: expected 32 bytes, got \w+$"):
+            SecureGenerator(key)
 
 
 def twice(generator: SecureGenerator) -> torch.Tensor:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy import optimize, special
 
 from privacy.errors import PlanError
-from privacy.quantities import probability, real
+from privacy.quantities import probability, real, whole
 
 __all__ = [
     "epsilon_of_counts",
@@ -70,6 +70,8 @@ def gdp_epsilon(mu: float, delta: float) -> float:
     if gdp_delta(mu, 0.0) <= delta:
         return 0.0
     enough = mu * (mu / 2 - float(special.ndtri(delta)))
+    if math.isinf(enough):
+        return math.inf
     root = optimize.brentq(lambda epsilon: gdp_delta(mu, epsilon) - delta, 0.0, enough)
     return float(root)
 
@@ -100,7 +102,7 @@ def epsilon_of_counts(
         >>> round(bound, 2)
         3.28
     """
-    error = (1 - confidence) / 2
+    delta, error = probability("delta", delta), (1 - probability("confidence", confidence)) / 2
     low = float(special.betaincinv(hits, positives - hits + 1, error)) if hits else 0.0
     high = 1.0
     if false_alarms < negatives:
@@ -128,13 +130,17 @@ def one_run_p_value(
         A p-value in [0, 1].
 
     Raises:
-        PlanError: Not 0 <= correct <= guesses <= examples.
+        PlanError: Not 0 <= correct <= guesses <= examples, or epsilon is negative.
 
     Example:
         >>> one_run_p_value(examples=10, guesses=10, correct=10, epsilon=0.0, delta=0.0) == 0.5**10
         True
     """
-    if not 0 <= correct <= guesses <= examples:
+    examples, guesses = whole("examples", examples, least=0), whole("guesses", guesses, least=0)
+    correct, delta = whole("correct", correct, least=0), real("delta", delta)
+    if epsilon != math.inf and not real("epsilon", epsilon) >= 0:
+        raise PlanError(f"epsilon: expected a number >= 0, got {epsilon}")
+    if not correct <= guesses <= examples:
         raise PlanError(
             f"guesses: expected 0 <= correct <= guesses <= examples, got {correct}, {guesses}, "
             f"{examples}"
@@ -160,6 +166,7 @@ def epsilon_of_guesses(
         True
     """
     probability("delta", delta)
+    probability("confidence", confidence)
 
     def excess(epsilon: float) -> float:
         p_value = one_run_p_value(

@@ -22,6 +22,7 @@ __all__ = ["Held", "cure", "kept", "marks", "plain_tensors", "remade"]
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
 _OF_TORCH = (torch.Tensor, nn.Parameter)
 _LARGE = 2**16
+_FROZEN = "a parameter that is not trained"
 _TOGETHER = 1024
 
 
@@ -171,11 +172,13 @@ class Held:
         if same and all(torch.equal(now[d], was) for d, was in self._bytes.items()):
             return
         names = self._changed(described, now)
+        what = self._what(names)
+        follows = "; keep a network that follows this one, an average, say, outside of the model"
         raise UnsupportedLayer(
-            f"{', '.join(names)}: {self._what(names)} was written since the model was attached. A "
+            f"{', '.join(names)}: {what} was written since the model was attached. A "
             "forward pass that writes statistics of the examples releases them without noise: "
-            f"{cure(names)}. To change or load it yourself, call private.detach(), then attach the "
-            "model again"
+            f"{cure(names)}{follows if what == _FROZEN else ''}. To change or load it yourself, "
+            "call private.detach(), then attach the model again"
         )
 
     def _of_trained(self) -> set[str]:
@@ -239,7 +242,7 @@ class Held:
         """What kind of tensor was written, in words."""
         of = {f"{name}.{key}" for name, values in self._modules for key in values["_parameters"]}
         if any(name in of for name in names):
-            return "a parameter that is not trained"
+            return _FROZEN
         return "a tensor" if any(name in self._names for name in names) else "a buffer"
 
 
