@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from defenses.errors import AttackError, DefenseError
 from defenses.quantities import as_whole, shown
 
-__all__ = ["attack_scope", "check_logits", "home_of"]
+__all__ = ["attack_scope", "check_logits", "check_module", "home_of"]
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def attack_scope(model: nn.Module, *, seed: int | None = None) -> Iterator[int]:
         >>> model.training, model[2].weight.requires_grad
         (True, True)
     """
-    _check_module(model)
+    check_module(model)
     used = int.from_bytes(os.urandom(7), "big") if seed is None else seed
     used = as_whole(used)
     if not 0 <= used < 2**63:
@@ -147,7 +147,7 @@ def home_of(model: nn.Module, images: Tensor) -> tuple[torch.device, torch.dtype
         >>> home_of(nn.Linear(1, 1).double(), torch.zeros(1))
         (device(type='cpu'), torch.float64)
     """
-    _check_module(model)
+    check_module(model)
     for group in (model.parameters(), model.buffers()):
         for tensor in group:
             if tensor.is_floating_point():
@@ -155,8 +155,15 @@ def home_of(model: nn.Module, images: Tensor) -> tuple[torch.device, torch.dtype
     return images.device, images.dtype
 
 
-def _check_module(model: object) -> None:
-    """Refuses what is no module."""
+def check_module(model: object) -> None:
+    """Refuses what is no module.
+
+    Raises:
+        AttackError: Saying what came instead.
+
+    Example:
+        >>> check_module(nn.Flatten())
+    """
     if not isinstance(model, nn.Module):
         raise AttackError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
 

@@ -3,6 +3,7 @@
 import inspect
 import math
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 import defenses
-from defenses import AttackError, DefenseError, ThreatModel
+from defenses import AttackError, DefenseError, EvaluationError, ThreatModel
 
 THREATS = {
     "linf": ThreatModel(norm="linf", eps=0.1),
@@ -176,3 +177,56 @@ def test_planting():
         defenses.plant_clean_label(
             images, labels, defenses.Trigger(target=1), fraction=0.1, harden="more"
         )
+
+
+def but_the_model(door):
+    """The names of a door's arguments; what a model of other shapes raises is its own."""
+    return inspect.signature(door).parameters.keys() - {"model"}
+
+
+def test_measuring(tmp_path, monkeypatch):
+    """An evaluation, the checks, the same once more, and two compared."""
+    monkeypatch.chdir(tmp_path)  # where a strange name of a state file is one
+    data = SimpleNamespace(images=IMAGES, labels=LABELS)
+    about = {"model": net(), "data": data, "threat": LINF, "progress": False}
+    evaluate = defenses.evaluate
+    knock(evaluate, {**about, "attacks": ["fgsm"]}, but_the_model(evaluate))
+    few = defenses.CheckSettings(samples=2, steps=1, queries=1)
+    knock(defenses.check, {**about, "settings": few}, ["settings", "batch_size", "seed"])
+    knock(defenses.CheckSettings, {})
+    report = evaluate(**about, attacks=["fgsm"])
+    knock(defenses.compare, {"first": report, "second": report})
+    again = {"report": report, "model": about["model"], "data": data, "progress": False}
+    knock(defenses.rerun, again, but_the_model(defenses.rerun))
+    knock(defenses.wilson_interval, {"successes": 1, "trials": 2})
+    for measure in (evaluate, defenses.check):
+        with pytest.raises(EvaluationError, match=r"model: expected a torch\.nn\.Module"):
+            measure(**{**about, "model": None})
+    with pytest.raises(EvaluationError, match=r"model: expected a torch\.nn\.Module"):
+        defenses.rerun(report, None, data)
+
+
+def test_certifying_and_scanning():
+    """What randomised smoothing and the searches for what was planted are given."""
+    knock(defenses.Smoothing, {"sigma": 0.5})
+    images, labels = BYTES
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    about = {"model": model, "images": images, "labels": labels}
+    obeys = {**about, "attack": defenses.Trigger(target=0)}
+    knock(defenses.attack_success_rate, obeys, but_the_model(defenses.attack_success_rate))
+    knock(defenses.spectral_scan, about, but_the_model(defenses.spectral_scan))
+    with pytest.raises(AttackError, match=r"model: expected a torch\.nn\.Module"):
+        defenses.spectral_scan(None, images, labels)
+
+
+def test_watching_a_training():
+    """The guard, its images, the probe and the replays."""
+    knock(defenses.OverfittingGuard, {"threat": LINF})
+    for kind in (defenses.HeldOut, defenses.TrainingImages):
+        knock(kind, {"images": IMAGES, "labels": LABELS})
+    about = {"objective": defenses.AdversarialTraining(LINF), "model": net()}
+    batch = {"images": torch.rand(6, 1, 4, 4), "labels": torch.arange(6) % 3}
+    knock(defenses.check_per_example, {**about, **batch}, ["objective", "images", "labels"])
+    batches = [(IMAGES, LABELS)]
+    for name in ("times", "done"):
+        knock(lambda **given: next(defenses.replayed(batches, **given), None), {"times": 2}, [name])

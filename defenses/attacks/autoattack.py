@@ -13,6 +13,7 @@ from typing import Literal, get_args
 
 from defenses.attacks.attack import Attack, attack
 from defenses.errors import AttackError
+from defenses.quantities import is_word, shown
 from defenses.threat import ThreatModel
 
 __all__ = ["Preset", "ensemble"]
@@ -54,9 +55,9 @@ def ensemble(threat: ThreatModel, preset: Preset = "standard") -> tuple[Attack, 
         >>> [each.name for each in ensemble(ThreatModel(norm="linf", eps=0.1))]
         ['apgd', 'apgdt', 'fab', 'square']
     """
-    if preset not in get_args(Preset):
+    if not is_word(preset, get_args(Preset)):
         known = ", ".join(get_args(Preset))
-        raise AttackError(f"preset: expected one of {known}; got {preset!r}")
+        raise AttackError(f"preset: expected one of {known}; got {shown(preset)}")
     if threat.norm == "l0" and preset != "quick":
         raise AttackError("autoattack: expected a threat model in linf, l2 or l1, got l0")
     return _PRESETS[preset](threat)

@@ -31,6 +31,7 @@ from defenses.evaluation.images import (
     choose_images,
 )
 from defenses.evaluation.progress import progress_bar
+from defenses.quantities import shown
 from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
 
@@ -95,7 +96,9 @@ def check(
         >>> verdicts[0].name
         'the outputs are logits'
     """
-    chosen = settings or CheckSettings()
+    chosen = CheckSettings() if settings is None else settings
+    if not isinstance(chosen, CheckSettings):
+        raise EvaluationError(f"settings: expected CheckSettings, got {shown(settings)}")
     check_question(model, threat, batch_size=batch_size, seed=seed)
     source = ImageSource(data, threat)
     indices = choose_images(len(source), None, torch.Generator())

@@ -19,6 +19,7 @@ from defenses.errors import AttackError, EvaluationError
 from defenses.evaluation.images import ImageSource, choose_images
 from defenses.evaluation.progress import counted
 from defenses.evaluation.trial import derived_seed
+from defenses.quantities import shown
 from defenses.scope import attack_scope, check_logits, home_of
 from defenses.threat import ThreatModel
 
@@ -64,7 +65,9 @@ class CheckSettings:
         for name in ("samples", "steps", "queries", "draws", "planted", "spot"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise EvaluationError(f"{name}: expected a whole number, at least 1, got {value!r}")
+                raise EvaluationError(
+                    f"{name}: expected a whole number, at least 1, got {shown(value)}"
+                )
         if self.surrogate is not None and not isinstance(self.surrogate, nn.Module):
             raise EvaluationError(
                 f"surrogate: expected a torch.nn.Module, got {type(self.surrogate).__name__}"

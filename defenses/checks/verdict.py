@@ -9,6 +9,7 @@ from typing import Any, Literal, final, get_args
 
 from defenses.errors import EvaluationError
 from defenses.evaluation.counting import wilson_interval
+from defenses.quantities import shown
 
 __all__ = ["CurvePoint", "Outcome", "Verdict"]
 
@@ -85,7 +86,7 @@ class Verdict:
     def __post_init__(self) -> None:
         if self.outcome not in get_args(Outcome):
             expected = ", ".join(map(repr, get_args(Outcome)))
-            raise EvaluationError(f"outcome: expected one of {expected}, got {self.outcome!r}")
+            raise EvaluationError(f"outcome: expected one of {expected}, got {shown(self.outcome)}")
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as JSON-able values.

@@ -11,6 +11,7 @@ from typing import final
 from defenses.errors import EvaluationError
 from defenses.evaluation.counting import mcnemar, wilson_interval
 from defenses.evaluation.report import RobustnessReport
+from defenses.quantities import shown
 
 __all__ = ["PairedComparison", "compare"]
 
@@ -107,6 +108,9 @@ def compare(first: RobustnessReport, second: RobustnessReport) -> PairedComparis
         ...           for model in (one, other))).samples
         20
     """
+    for report in (first, second):
+        if not isinstance(report, RobustnessReport):
+            raise EvaluationError(f"expected two reports, got {shown(report)}")
     parts = {
         "threat models": (first.threat, second.threat),
         "images": ((first.images, first.indices), (second.images, second.indices)),

@@ -7,6 +7,7 @@ difference which other images of the same kind might have turned round.
 import math
 
 from defenses.errors import EvaluationError
+from defenses.quantities import as_whole, shown
 
 __all__ = ["exceeds", "majority", "mcnemar", "outnumbers", "score_interval", "wilson_interval"]
 
@@ -31,9 +32,12 @@ def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
         >>> round(low, 3), round(high, 3)
         (0.469, 0.531)
     """
-    if trials < 1 or not 0 <= successes <= trials:
-        raise EvaluationError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
-    return score_interval(successes / trials, trials)
+    hits, count = as_whole(successes), as_whole(trials)
+    if not 1 <= count < 2**63 or not 0 <= hits <= count:
+        raise EvaluationError(
+            f"expected 0 <= successes <= trials, got {shown(successes)} of {shown(trials)}"
+        )
+    return score_interval(hits / count, count)
 
 
 def score_interval(share: float, trials: float) -> tuple[float, float]:

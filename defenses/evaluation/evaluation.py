@@ -27,6 +27,7 @@ from defenses.evaluation.images import (
     ImageSource,
     ImageTensors,
     MapDataset,
+    check_flag,
     check_question,
     choose_images,
 )
@@ -36,6 +37,7 @@ from defenses.evaluation.progress import progress_bar
 from defenses.evaluation.repeated import REPEATS
 from defenses.evaluation.report import RobustnessReport
 from defenses.evaluation.trial import Trial
+from defenses.quantities import shown
 from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
 
@@ -120,6 +122,7 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
     check_question(model, threat, batch_size=batch_size, seed=seed)
     named = named_attacks(attacks, threat)
     checked = _asked_for(verdicts)
+    check_flag("exhaustive", exhaustive)
     source = ImageSource(data, threat)
     indices = choose_images(len(source), samples, torch.Generator().manual_seed(seed))
     with attack_scope(model, seed=seed), progress_bar(shown=progress) as bar:
@@ -236,9 +239,11 @@ def _settings(checked: CheckSettings | None) -> dict[str, Setting]:
 
 def _asked_for(verdicts: object) -> CheckSettings | None:
     """The settings of the checks, None for no checks."""
-    checked = CheckSettings() if verdicts is True else verdicts or None
-    if not isinstance(checked, CheckSettings | None):
-        raise EvaluationError(f"verdicts: expected a bool or CheckSettings, got {verdicts!r}")
+    if verdicts is None or verdicts is False:
+        return None
+    checked = CheckSettings() if verdicts is True else verdicts
+    if not isinstance(checked, CheckSettings):
+        raise EvaluationError(f"verdicts: expected a bool or CheckSettings, got {shown(verdicts)}")
     return checked
 
 

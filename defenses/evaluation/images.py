@@ -10,9 +10,17 @@ from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
 from defenses.errors import EvaluationError, ThreatModelError, described
+from defenses.quantities import is_whole, shown
 from defenses.threat import ThreatModel
 
-__all__ = ["ImageSource", "ImageTensors", "MapDataset", "check_question", "choose_images"]
+__all__ = [
+    "ImageSource",
+    "ImageTensors",
+    "MapDataset",
+    "check_flag",
+    "check_question",
+    "choose_images",
+]
 
 
 class MapDataset(Protocol):
@@ -73,7 +81,9 @@ def choose_images(count: int, samples: int | None, generator: torch.Generator) -
     if samples is None:
         return torch.arange(count)
     if type(samples) is not int or not 1 <= samples <= count:
-        raise EvaluationError(f"samples: expected 1 to {count} (the data set), got {samples!r}")
+        raise EvaluationError(
+            f"samples: expected 1 to {count} (the data set), got {shown(samples)}"
+        )
     return torch.randperm(count, generator=generator)[:samples].sort().values
 
 
@@ -92,11 +102,24 @@ def check_question(model: object, threat: object, *, batch_size: object, seed: o
         raise EvaluationError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(threat, ThreatModel):
         raise ThreatModelError(f"threat: expected a ThreatModel, got {type(threat).__name__}")
-    whole = type(batch_size) is int and type(seed) is int
-    if not whole or not batch_size >= 1 or not 0 <= seed < 2**63:  # type: ignore[operator]
+    if not is_whole(batch_size, least=1) or not is_whole(seed):
         raise EvaluationError(
-            f"expected batch_size >= 1 and a seed in [0, 2**63), got {batch_size!r} and {seed!r}"
+            "expected batch_size >= 1 and a seed in [0, 2**63), got "
+            f"{shown(batch_size)} and {shown(seed)}"
         )
+
+
+def check_flag(name: str, value: object) -> None:
+    """Refuses what is neither True nor False.
+
+    Raises:
+        EvaluationError: Naming the argument.
+
+    Example:
+        >>> check_flag("progress", True)
+    """
+    if not isinstance(value, bool):
+        raise EvaluationError(f"{name}: expected True or False, got {shown(value)}")
 
 
 @final
@@ -209,7 +232,7 @@ class ImageSource:
             number = operator.index(label)  # where int() would cut off a fraction
         except TypeError as error:
             raise EvaluationError(
-                f"data[{index}]: expected an integer label, got {label!r}"
+                f"data[{index}]: expected an integer label, got {shown(label)}"
             ) from error
         if not 0 <= number < 2**31:
             raise EvaluationError(

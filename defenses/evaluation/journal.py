@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from defenses.errors import EvaluationError
 from defenses.evaluation.writing import write_text
+from defenses.quantities import shown
 
 __all__ = ["Journal", "digest_of", "digest_of_model"]
 
@@ -47,6 +48,8 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, identity: Mapping[str, str]) -> None:
+        if not isinstance(path, str | os.PathLike | None):
+            raise EvaluationError(f"state: expected a path, got {shown(path)}")
         self._path = None if path is None else Path(path)
         self._identity = dict(identity)
         self.found: dict[str, Any] = {}

@@ -1,15 +1,25 @@
 """What an evaluation will run: attacks by name, configured or of your own, each under one name."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
+import numpy as np
 from torch import Tensor, nn
 
 from defenses.attacks.attack import Attack, attack, custom_attack
-from defenses.attacks.autoattack import ensemble
+from defenses.attacks.autoattack import Preset, ensemble
 from defenses.errors import EvaluationError
+from defenses.quantities import shown
 from defenses.threat import ThreatModel
 
 __all__ = ["Crafter", "named_attacks"]
+
+_ENSEMBLES: Mapping[str, Preset] = {
+    "autoattack": "standard",
+    "autoattack-plus": "plus",
+    "autoattack-rand": "rand",
+}
+
+_NO_SEQUENCE = (str, bytes, Tensor, np.ndarray)
 
 Crafter = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -40,10 +50,12 @@ def named_attacks(
             attack(each.name, threat, draws=draws, **each.settings)  # type: ignore[arg-type]
             for each in ensemble(threat, "quick")
         ]
-    if isinstance(attacks, str) or not attacks:
-        raise EvaluationError(f"attacks: expected a sequence of at least one, got {attacks!r}")
+    alone = isinstance(attacks, _NO_SEQUENCE) or not isinstance(attacks, Iterable)
+    given = [] if alone else list(attacks)
+    if not given:
+        raise EvaluationError(f"attacks: expected a sequence of at least one, got {shown(attacks)}")
     named: dict[str, Attack] = {}
-    for found in [member for each in attacks for member in _members(each, threat)]:
+    for found in [member for each in given for member in _members(each, threat)]:
         if found.threat != threat or found.radius > threat.eps:
             raise EvaluationError(
                 f"{found!r} reaches {found.radius:g}; expected an attack on {threat}"
@@ -58,14 +70,9 @@ def named_attacks(
 
 def _members(given: str | Attack | Crafter, threat: ThreatModel) -> tuple[Attack, ...]:
     """The attacks that a name stands for: those of the ensemble, or one."""
-    if given == "autoattack":
-        return ensemble(threat)
-    if given == "autoattack-plus":
-        return ensemble(threat, "plus")
-    if given == "autoattack-rand":
-        return ensemble(threat, "rand")
     if isinstance(given, str):
-        return (attack(given, threat),)
+        preset = _ENSEMBLES.get(given)
+        return ensemble(threat, preset) if preset else (attack(given, threat),)
     if not callable(given):
-        raise EvaluationError(f"attacks: expected a name or a callable, got {given!r}")
+        raise EvaluationError(f"attacks: expected a name or a callable, got {shown(given)}")
     return (given if isinstance(given, Attack) else custom_attack(given, threat),)

@@ -7,6 +7,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
+from defenses.evaluation.images import check_flag
+
 __all__ = ["counted", "progress_bar"]
 
 
@@ -18,6 +20,7 @@ def progress_bar(*, shown: bool) -> Progress:
         ...     bar.finished
         True
     """
+    check_flag("progress", shown)
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

@@ -9,10 +9,17 @@ from defenses.attacks.attack import Attack, attack, attack_names
 from defenses.checks.subject import CheckSettings
 from defenses.errors import EvaluationError
 from defenses.evaluation.evaluation import evaluate
-from defenses.evaluation.images import ImageSource, ImageTensors, MapDataset, choose_images
+from defenses.evaluation.images import (
+    ImageSource,
+    ImageTensors,
+    MapDataset,
+    check_question,
+    choose_images,
+)
 from defenses.evaluation.journal import digest_of, digest_of_model
 from defenses.evaluation.plans import Crafter
 from defenses.evaluation.report import RobustnessReport
+from defenses.quantities import shown
 
 __all__ = ["rerun"]
 
@@ -52,6 +59,11 @@ def rerun(
         >>> rerun(RobustnessReport.from_dict(report.to_dict()), nn.Flatten(), data) == report
         True
     """
+    if not isinstance(report, RobustnessReport):
+        raise EvaluationError(f"report: expected one of an evaluation, got {shown(report)}")
+    if not isinstance(own, Mapping | None):
+        raise EvaluationError(f"own: expected attacks by name, got {shown(own)}")
+    check_question(model, report.threat, batch_size=report.batch_size, seed=report.seed)
     if report.model != digest_of_model(model):
         raise EvaluationError(
             "model: it is not the one of the report: its layers or weights are others"

@@ -17,6 +17,7 @@ from defenses.evaluation.progress import counted
 from defenses.evaluation.remembered import FOOLED, SURVIVED, UNTRIED, Remembered
 from defenses.evaluation.repeated import REPEATS, Answers, check_repeats, moved
 from defenses.evaluation.report import AdversarialExamples
+from defenses.quantities import shown
 from defenses.scope import attack_scope, check_logits, home_of
 from defenses.threat import ThreatModel
 
@@ -55,7 +56,7 @@ class Trial:
         draws: int = REPEATS,
     ) -> None:
         if examples is not None and (type(examples) is not int or examples < 0):
-            raise EvaluationError(f"examples: expected a number of images, got {examples!r}")
+            raise EvaluationError(f"examples: expected a number of images, got {shown(examples)}")
         self._kept = len(indices) if examples is None else examples
         self._model, self._source, self._indices = model, source, indices
         self.indices = indices

@@ -20,6 +20,7 @@ from defenses.evaluation.counting import majority, wilson_interval
 from defenses.poisoning.obedience import predicted
 from defenses.poisoning.spectral import spectral_scan
 from defenses.poisoning.trigger import check_bytes
+from defenses.quantities import shown
 from defenses.scope import attack_scope
 
 __all__ = ["BackdoorReport", "ClassFinding", "backdoor_scan"]
@@ -314,4 +315,4 @@ def _nearest(images: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
 def _check_level(level: float) -> None:
     """Refuses what is no level of a test."""
     if not isinstance(level, float) or not 0 < level < 1:
-        raise EvaluationError(f"level: expected a number in (0, 1), got {level!r}")
+        raise EvaluationError(f"level: expected a number in (0, 1), got {shown(level)}")

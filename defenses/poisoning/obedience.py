@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from defenses.errors import EvaluationError
 from defenses.evaluation.counting import wilson_interval
 from defenses.poisoning.trigger import check_bytes
+from defenses.quantities import is_whole, shown
 from defenses.scope import attack_scope, check_logits, home_of
 
 __all__ = ["PoisoningAttack", "PoisoningReport", "attack_success_rate", "predicted"]
@@ -77,22 +78,24 @@ def attack_success_rate(
         (1.0, 1.0, 0.0)
     """
     check_bytes(images, labels)
-    if batch_size < 1 or len(images) == 0:
+    if not is_whole(batch_size, least=1) or len(images) == 0:
         raise EvaluationError(
-            f"expected batch_size >= 1 and images, got {batch_size} and {len(images)}"
+            f"expected batch_size >= 1 and images, got {shown(batch_size)} and {len(images)}"
         )
+    if not callable(getattr(attack, "victims", None)) or isinstance(attack, type):
+        raise EvaluationError(f"attack: expected a trigger or a flip, got {shown(attack)}")
     victims = attack.victims(labels)
     if not bool(victims.any()):
         raise EvaluationError(f"images: expected some that {attack} is for, got none")
     largest = max(int(labels.max()), attack.target)
     with attack_scope(model, seed=0), torch.no_grad():
         clean = predicted(model, images, largest, batch_size)
-        shown = attack.apply(images[victims])
-        obeyed = predicted(model, shown, largest, batch_size) == attack.target
+        stamped = attack.apply(images[victims])
+        obeyed = predicted(model, stamped, largest, batch_size) == attack.target
     return PoisoningReport(
         samples=len(images),
         correct=int((clean == labels.cpu()).sum()),
-        victims=len(shown),
+        victims=len(stamped),
         already=int((clean[victims.cpu()] == attack.target).sum()),
         obeyed=int(obeyed.sum()),
     )

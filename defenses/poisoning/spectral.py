@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from defenses.errors import EvaluationError
 from defenses.poisoning.trigger import check_bytes
-from defenses.scope import attack_scope, home_of
+from defenses.quantities import as_real, is_whole, is_word, shown
+from defenses.scope import attack_scope, check_module, home_of
 
 __all__ = ["SpectralReport", "spectral_scan"]
 
@@ -154,11 +155,13 @@ def spectral_scan(
         (0, 1, 2)
     """
     check_bytes(images, labels)
-    if not 0 < false_alarms < 1 or batch_size < 1:
+    false_alarms, told = as_real(false_alarms), shown(false_alarms)
+    if not 0 < false_alarms < 1 or not is_whole(batch_size, least=1):
         raise EvaluationError(
-            f"expected false_alarms in (0, 1) and batch_size >= 1, got {false_alarms} and "
-            f"{batch_size}"
+            f"expected false_alarms in (0, 1) and batch_size >= 1, got {told} and "
+            f"{shown(batch_size)}"
         )
+    check_module(model)
     counts = Counter(labels.tolist())
     if len(counts) < 2 or min(counts.values()) < _FEWEST:
         raise EvaluationError(
@@ -185,8 +188,8 @@ def _representations(
 ) -> dict[str, Tensor]:
     """What each layer makes of the images, folded, float64 on the CPU, [n, d], in their order."""
     modules = dict(model.named_modules())
-    if layer is not None and layer not in modules:
-        raise EvaluationError(f"layer: expected one of {', '.join(modules)}, got {layer!r}")
+    if layer is not None and not is_word(layer, modules):
+        raise EvaluationError(f"layer: expected one of {', '.join(modules)}, got {shown(layer)}")
     watched = [layer] if layer is not None else _weighted(model)
     seen: dict[str, list[Tensor]] = {}
 

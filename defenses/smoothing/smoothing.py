@@ -11,6 +11,7 @@ from typing import final
 from scipy import special
 
 from defenses.errors import EvaluationError
+from defenses.quantities import as_real, as_whole, shown
 from defenses.smoothing.grid_noise import LARGEST_SIGMA
 
 __all__ = ["Smoothing"]
@@ -47,17 +48,17 @@ class Smoothing:
     alpha: float = 0.001
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma <= LARGEST_SIGMA:
+        if not 0 < as_real(self.sigma) <= LARGEST_SIGMA:
             raise EvaluationError(
-                f"sigma: expected a number in (0, {LARGEST_SIGMA}], got {self.sigma}"
+                f"sigma: expected a number in (0, {LARGEST_SIGMA}], got {shown(self.sigma)}"
             )
-        if self.selection < 1 or self.samples < 1:
+        if as_whole(self.selection) < 1 or as_whole(self.samples) < 1:
             raise EvaluationError(
-                f"expected selection and samples of at least 1, got {self.selection} and "
-                f"{self.samples}"
+                "expected selection and samples of at least 1, got "
+                f"{shown(self.selection)} and {shown(self.samples)}"
             )
-        if not 0 < self.alpha < 1:
-            raise EvaluationError(f"alpha: expected a number in (0, 1), got {self.alpha}")
+        if not 0 < as_real(self.alpha) < 1:
+            raise EvaluationError(f"alpha: expected a number in (0, 1), got {shown(self.alpha)}")
 
     def radius(self, hits: int) -> float:
         """The l2 radius that so many hits prove, rounded down; 0 where they prove none.

@@ -16,7 +16,7 @@ from defenses.attacks.attack import Setting
 from defenses.attacks.inputs import check_threat
 from defenses.attacks.settings import check_settings
 from defenses.errors import AttackError
-from defenses.quantities import shown
+from defenses.quantities import is_whole, shown
 from defenses.threat import ThreatModel
 from defenses.training.objective import AdversarialObjective
 
@@ -179,11 +179,17 @@ def replayed(
         times: How often each comes, at least 1.
         done: How often the first batch has come already.
 
+    Raises:
+        AttackError: A number is out of its range.
+
     Example:
         >>> batches = [(torch.zeros(1), torch.tensor([0])), (torch.ones(1), torch.tensor([1]))]
         >>> [int(labels) for _, labels in replayed(batches, 3, done=1)]
         [0, 0, 1, 1, 1]
     """
+    check_settings("replayed", {"times": times}, {"times": 8})
+    if not is_whole(done):
+        raise AttackError(f"replayed: expected done as a whole number, got {shown(done)}")
     for batch in batches:
         for _ in range(done, times):
             yield batch

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from defenses.attacks.attack import Attack, attack
 from defenses.errors import AttackError
+from defenses.quantities import as_real, shown
 from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
 from defenses.training.adversarial import AdversarialTraining
@@ -39,6 +40,11 @@ class _Images:
     labels: Tensor
 
     def __post_init__(self) -> None:
+        for name in ("images", "labels"):
+            if not isinstance(getattr(self, name), Tensor) or getattr(self, name).ndim == 0:
+                raise AttackError(
+                    f"guard: expected {name} as a tensor [n, ...], got {shown(getattr(self, name))}"
+                )
         if len(self.images) == 0 or self.labels.shape != self.images.shape[:1]:
             raise AttackError(
                 f"guard: expected images [n, ...] with labels [n], n >= 1, got "
@@ -144,11 +150,11 @@ class OverfittingGuard:
     """
 
     def __init__(self, threat: ThreatModel, *, gap: float = 0.2, steps: int = _STEPS) -> None:
-        if not 0 < gap < 1:
-            raise AttackError(f"gap: expected a number in (0, 1), got {gap}")
+        if not 0 < as_real(gap) < 1:
+            raise AttackError(f"gap: expected a number in (0, 1), got {shown(gap)}")
         self._single: Attack = attack("fgsm", threat)
         self._iterative: Attack = attack("pgd", threat, steps=steps)
-        self._gap = gap
+        self._gap = float(gap)
         self._good: list[dict[str, Any]] = []
 
     def check(

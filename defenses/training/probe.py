@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses.errors import ObjectiveError
+from defenses.quantities import shown
 
 __all__ = ["check_per_example"]
 
@@ -67,6 +68,9 @@ def check_per_example(
     if getattr(objective, "per_example", None) is not True:
         reason = getattr(objective, "reason", "") or "it has no per_example = True"
         raise ObjectiveError(f"{name}: expected one loss an example, but {reason}")
+    for given, what in ((images, "images"), (labels, "labels")):
+        if not isinstance(given, Tensor) or given.ndim == 0:
+            raise ObjectiveError(f"probe: expected {what} as a tensor [n, ...], got {shown(given)}")
     if len(images) < 4 or len(torch.unique(labels)) < 2:
         raise ObjectiveError(
             f"probe: expected at least 4 images of 2 classes, got {len(images)} of "
