@@ -158,6 +158,17 @@ def test_making_objectives_by_name_and_noise():
     )
 
 
+@pytest.mark.parametrize("name", [*OBJECTIVES, "gaussian"])
+def test_labels_that_the_model_does_not_know(name):
+    """Torch says so as an IndexError, and on an accelerator not at all where it happens."""
+    made = OBJECTIVES[name](LINF) if name in OBJECTIVES else defenses.GaussianAugmentation(sigma=1)
+    for labels in (torch.tensor([0, 1, 5]), torch.tensor([0, 1, -1])):
+        with pytest.raises(AttackError, match="labels: expected"):
+            made(net(), IMAGES, labels)
+    with pytest.raises(AttackError, match="model: expected"):
+        made(nn.Identity(), IMAGES, LABELS)
+
+
 def test_planting():
     """Triggers, flips, and how much of what is planted where."""
     knock(defenses.Trigger, {"target": 0})

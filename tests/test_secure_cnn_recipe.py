@@ -263,6 +263,8 @@ def test_what_a_run_left_that_was_killed_before_its_record_is_no_run(tmp_path, l
     folder.root.mkdir()
     for name in left:
         (folder.root / name).mkdir() if name.endswith("/") else (folder.root / name).touch()
+    with pytest.raises(RunError, match=r"no run has begun here.*without --resume"):
+        folder.recorded()
     begin(folder, force=force)
     assert [path.name for path in folder.root.iterdir()] == ["checkpoints"]
     folder.model.touch()

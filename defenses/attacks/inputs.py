@@ -9,7 +9,7 @@ from defenses.errors import AttackError
 from defenses.quantities import shown
 from defenses.threat import Norm, ThreatModel
 
-__all__ = ["check_batch", "check_threat"]
+__all__ = ["check_batch", "check_classes", "check_threat"]
 
 
 def check_threat(threat: object, owner: str = "", *, norms: Sequence[Norm] = ()) -> None:
@@ -63,3 +63,29 @@ def check_batch(images: object, classes: object, what: str = "labels") -> None:
         )
     if len(classes) and int(classes.min()) < 0:
         raise AttackError(f"{what}: expected 0 or more, got {int(classes.min())}")
+
+
+def check_classes(logits: object, labels: Tensor) -> Tensor:
+    """The logits of a batch, where they tell all of its labels apart.
+
+    Args:
+        logits: What the model returned.
+        labels: int64, [n].
+
+    Raises:
+        AttackError: They are not [n, classes], or a label is none of the classes.
+
+    Example:
+        >>> check_classes(torch.zeros(1, 2), torch.tensor([1])).shape
+        torch.Size([1, 2])
+    """
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
+        got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise AttackError(f"model: expected logits of shape [{len(labels)}, classes], got {got}")
+    classes = logits.shape[1]
+    if len(labels) and int(labels.max()) >= classes:
+        raise AttackError(
+            f"labels: expected 0 to {classes - 1} for a model of {classes} classes, "
+            f"got {int(labels.max())}"
+        )
+    return logits

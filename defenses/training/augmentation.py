@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defenses.attacks.inputs import check_batch
+from defenses.attacks.inputs import check_batch, check_classes
 from defenses.attacks.settings import Setting
 from defenses.errors import AttackError
 from defenses.quantities import as_real, shown
@@ -97,7 +97,7 @@ class GaussianAugmentation:
         check_batch(images, labels)
         noise = torch.randn(images.shape, generator=self._generator)
         noisy = images + self._sigma * noise.to(device=images.device, dtype=images.dtype)
-        logits = model(noisy)
+        logits = check_classes(model(noisy), labels)
         return F.cross_entropy(
             logits,
             labels.to(logits.device),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defenses.attacks.attack import Setting
-from defenses.attacks.inputs import check_threat
+from defenses.attacks.inputs import check_classes, check_threat
 from defenses.attacks.settings import check_settings
 from defenses.errors import AttackError
 from defenses.quantities import is_whole, shown
@@ -121,7 +121,7 @@ class FreeAdversarialTraining(AdversarialObjective):
                 _Mover(change, self._strength * self.threat.eps)
             )
         return F.cross_entropy(
-            model(perturbed),
+            check_classes(model(perturbed), labels),
             labels.to(images.device),
             reduction="none",
             label_smoothing=self._label_smoothing,

@@ -11,8 +11,8 @@ from secure_cnn.errors import RunError
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS
 from secure_cnn.printable import Terminal
-from secure_cnn.recipe import Recipe, Run, run
-from secure_cnn.report import RunRecord, summary_table
+from secure_cnn.recipe import Recipe, Run, RunFolder, run
+from secure_cnn.report import summary_table
 
 __all__ = ["train"]
 
@@ -122,7 +122,8 @@ def train(
     keep_freed_memory()
     if resume:
         _refuse_settings(context)
-        recipe = Recipe.from_dict({**RunRecord.read(out / "run.json").settings, "out": str(out)})
+        record = RunFolder(root=out, sealed=False).recorded()
+        recipe = Recipe.from_dict({**record.settings, "out": str(out)})
     else:
         names = set(Recipe.__dataclass_fields__)
         given = {name: value for name, value in context.params.items() if name in names}

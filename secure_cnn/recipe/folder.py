@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secure_cnn.errors import RunError
+from secure_cnn.report import RunRecord
 
 __all__ = ["RunFolder"]
 
@@ -82,6 +83,25 @@ class RunFolder:
             'training.safetensors'
         """
         return self._checkpoint("training")
+
+    def recorded(self) -> RunRecord:
+        """The record of the run that is in it.
+
+        Raises:
+            RunError: No run has begun here, or the record cannot be read.
+
+        Example:
+            >>> RunFolder(root=Path("runs/1"), sealed=False).recorded()
+            Traceback (most recent call last):
+            ...
+            secure_cnn.errors.RunError: runs/1: no run has begun here, so ...
+        """
+        if not os.path.lexists(self.record):
+            raise RunError(
+                f"{self.root}: no run has begun here, so there is nothing to resume; start one "
+                "without --resume"
+            )
+        return RunRecord.read(self.record)
 
     @contextmanager
     def begun(self, *, force: bool) -> Iterator[None]:

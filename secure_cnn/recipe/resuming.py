@@ -74,7 +74,7 @@ def resume(
             or its state is none of this run or from before what was released.
         ArchiveError: The state cannot be opened, or none whose signature counts made it.
     """
-    record = RunRecord.read(folder.record)
+    record = folder.recorded()
     if record.status == "complete":
         raise RunError(f"{folder.root}: the run is complete; there is nothing to resume")
     other = recipe.changed_from(record.settings)
