@@ -1,11 +1,8 @@
 """The command line: what it prints and where, its exit codes, and the own-loop snippet."""
 
 import json
-import shutil
 import stat
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -401,34 +398,3 @@ def test_the_own_loop_runs(shapes):
     assert set(report.attack_accuracy) == {"apgd", "apgdt"}
     assert report.worst_case_accuracy <= report.clean_accuracy
     assert all(torch.isfinite(p).all() for p in names["model"].parameters())
-
-
-INTERRUPTED = """
-import os, signal
-try:
-    os.kill(os.getpid(), signal.SIGINT)
-    while True:
-        pass
-except BaseException as error:
-    raise RuntimeError("something else") from error
-"""
-
-
-@pytest.mark.parametrize("when", ["imported", "run"])
-def test_an_interruption_is_one_line_from_the_first_on(tmp_path, when):
-    """Also where what is half imported would make another error of it."""
-    package = tmp_path / "secure_cnn"
-    (package / "cli").mkdir(parents=True)
-    (package / "__init__.py").write_text(INTERRUPTED if when == "imported" else "")
-    (package / "cli" / "__init__.py").write_text("def main():\n    raise KeyboardInterrupt\n")
-    script = Path(__file__).parent.parent / "secure_cnn_command.py"
-    shutil.copy(script, tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-c", "from secure_cnn_command import main; main()"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=600,
-    )
-    assert (done.returncode, done.stderr) == (130, "interrupted\n")
