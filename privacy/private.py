@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 from privacy.clipping import Installation, describe
-from privacy.errors import BudgetExceeded, PlanError, StepError
+from privacy.errors import BudgetExceeded, StepError
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.objectives import check_declared, keeps_apart, some_of
 from privacy.plan import DPPlan
+from privacy.reserved import Reserved
 from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, cut, read, sample_indices
 from privacy.state import clipping_norm
 from privacy.turn import Turn
@@ -23,6 +24,8 @@ from privacy.update import ClippedSum
 from privacy.validate import check_layers, check_trainable
 
 __all__ = ["Private"]
+
+_KEPT = ("plan", "model", "optimizer")
 
 
 class Private:
@@ -64,7 +67,7 @@ class Private:
         self._dataset, self._physical_batches = dataset, physical_batches
         self._clipped, self._parameters, self._installation = clipped, parameters, installation
         self._generator = generator
-        self._ledger, self._followed = ledger, plan
+        self._ledger = ledger
         self._pending: PhysicalBatch | None = None
         self._images: torch.Tensor | None = None
         self._stepping = False
@@ -72,6 +75,12 @@ class Private:
         self._turn = Turn()
         # Last: what fails before it leaves no file behind that is locked.
         ledger.bind(plan)
+        self._reserved = Reserved(optimizer)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _KEPT and name in vars(self):
+            raise StepError(f"{name}: a private training keeps the one it has; attach another anew")
+        super().__setattr__(name, value)
 
     def __repr__(self) -> str:
         plan = self.plan
@@ -280,7 +289,7 @@ class Private:
             >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
             >>> private.load_state_dict(private.state_dict())
         """
-        norm = clipping_norm(state, self._followed)
+        norm = clipping_norm(state, self.plan)
         with self._turn:
             self._ledger.resume(state.get("ledger"), most=self.plan.steps)
             self._clipped.max_grad_norm = norm
@@ -295,10 +304,9 @@ class Private:
             >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
             >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
             >>> private.detach()
-            >>> "forward" in vars(model)
-            False
         """
         self._installation.remove()
+        self._reserved.free()
         self._ledger.close()
 
     def _step(self, losses: torch.Tensor) -> bool:
@@ -310,8 +318,6 @@ class Private:
                 "there is no batch to step on: take one from private.batches and call step once "
                 "for it"
             )
-        if self.plan is not self._followed:
-            raise PlanError("plan: another one was assigned; attach again under a plan of its own")
         if self.steps >= self.plan.steps:
             raise BudgetExceeded(
                 f"the plan's {self.plan.steps} steps are spent; the next one was not taken"
@@ -380,7 +386,7 @@ class Private:
         self.optimizer.zero_grad()
         for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
             parameter.grad = gradient
-        self.optimizer.step()
+        self._reserved.step()
         self.optimizer.zero_grad()
 
     def _drop_sample(self) -> None:

@@ -19,6 +19,7 @@ from privacy import (
     AdaptiveClipping,
     AutomaticClipping,
     DPPlan,
+    Ledger,
     PlanError,
     PrivacyError,
     Private,
@@ -517,3 +518,44 @@ def test_a_bare_parameter_above_a_dropout_is_named() -> None:
         match=r"^0: Scaled draws random numbers.* holds scale itself.*move scale into a small mod",
     ):
         attached(nn.Sequential(Scaled()))
+
+
+class Own(torch.optim.SGD):
+    """An optimizer of one's own, with a step of its own."""
+
+    def step(self, closure: Any = None) -> Any:
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, Own])
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_a_step_beside_the_private_one_is_refused(kind: Any, scheduled: bool) -> None:
+    """The old habit, on raw gradients, which nothing would count; afterwards it is free again."""
+    model = nn.Linear(4, 2)
+    optimizer = kind(model.parameters(), lr=0.1)
+    if scheduled:
+        torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    private = attached(model, optimizer=optimizer)
+    images, labels = next(private.batches)
+    before = [p.detach().clone() for p in model.parameters()]
+    optimizer.zero_grad()
+    F.cross_entropy(model(images), labels).backward()
+    with pytest.raises(StepError, match=r"^optimizer\.step\(\) was called beside the private step"):
+        optimizer.step()
+    assert all(torch.equal(p, was) for p, was in zip(model.parameters(), before, strict=True))
+    private.step(F.cross_entropy(model(images), labels, reduction="none"))
+    with pytest.raises(StepError, match="beside the private step"):
+        optimizer.step()
+    private.detach()
+    optimizer.step()
+
+
+def test_an_attachment_that_fails_leaves_the_optimizer_to_its_user() -> None:
+    """Where anything was refused, nothing is reserved."""
+    model = nn.Linear(4, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    ledger = Ledger()
+    ledger.close()
+    with pytest.raises(PrivacyError):
+        attached(model, optimizer=optimizer, data=[(torch.zeros(3), 0)] * 8, ledger=ledger)
+    optimizer.step()

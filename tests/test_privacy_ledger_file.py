@@ -144,13 +144,14 @@ def test_a_ledger_of_a_kind_of_its_own_is_refused() -> None:
         training(Free())
 
 
-def test_another_plan_cannot_be_assigned() -> None:
-    """It would have more steps than the one that was attached."""
+@pytest.mark.parametrize("name", ["plan", "model", "optimizer"])
+def test_what_was_attached_cannot_be_exchanged(name: str) -> None:
+    """A plan of a higher sampling rate for one sample, or a model that is not watched."""
     private = training()
     take(private, 1)
-    private.plan = DPPlan(samples=8, batch_size=4, epochs=40, noise_multiplier=1.0)
-    with pytest.raises(PlanError, match="another one was assigned"):
-        take(private, 1)
+    with pytest.raises(StepError, match=f"^{name}: a private training keeps the one it has"):
+        setattr(private, name, copy.copy(getattr(private, name)))
+    take(private, 1)
 
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])

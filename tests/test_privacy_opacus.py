@@ -497,6 +497,38 @@ def test_zero_grad_between_forward_and_backward_is_harmless():
     assert optimizer.ledger.steps == 1
 
 
+@pytest.mark.parametrize("depth", [1, 5])
+def test_a_closure_that_steps_spends_no_more_than_the_target(depth):
+    """Each of its steps counts; the one around it is refused where they were the last."""
+    engine = PrivacyEngine()
+    module, optimizer, loader = with_epsilon(engine, epochs=1)
+    batches = (batch for _ in range(9) for batch in loader)
+
+    def closure(left):
+        if left:
+            optimizer.step(lambda: closure(left - 1))
+        images, labels = next(batches)
+        optimizer.zero_grad()
+        F.cross_entropy(module(images), labels).backward()
+
+    steps = optimizer.plan.steps
+    for _ in range(steps - 1):
+        optimizer.step(lambda: closure(0))
+    with pytest.raises(BudgetExceeded, match="are spent"):
+        optimizer.step(lambda: closure(depth))
+    assert optimizer.ledger.steps == steps
+    assert engine.get_epsilon(1e-3) <= 2.0
+
+
+def test_the_original_optimizer_takes_no_step_of_its_own():
+    """It would step on raw gradients, in Opacus too; the plain module has it back."""
+    module, optimizer, _ = three()
+    with pytest.raises(StepError, match="beside the private step"):
+        optimizer.original_optimizer.step()
+    module.to_standard_module()
+    optimizer.original_optimizer.step()
+
+
 def test_a_closure_is_called_once():
     """As some training frameworks do."""
     model, optimizer, loader = three()

@@ -21,6 +21,7 @@ from privacy.clipping import Tape, install, rule_of
 from privacy.errors import PlanError, StepError
 from privacy.ledger import Ledger
 from privacy.plan import DPPlan
+from privacy.reserved import Reserved
 from privacy.update import ClippedSum
 from privacy.validate import check_layers, probe, rehearse, trainable_parameters
 
@@ -81,8 +82,9 @@ def fuse(
         raise
     optimizer.zero_grad()
     samples = Samples(prefetching=loader.num_workers > 0)
+    reserved = Reserved(optimizer)
     private = FusedOptimizer(
-        optimizer,
+        reserved,
         plan=plan,
         loss_reduction=loss_reduction,
         module=module,
@@ -94,4 +96,4 @@ def fuse(
         ledger=ledger,
     )
     batches = poisson_loader(loader, samples, rate=plan.sampling_rate)
-    return FusedModule(module, outputs, installation), private, batches
+    return FusedModule(module, outputs, installation, reserved), private, batches

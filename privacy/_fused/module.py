@@ -12,6 +12,7 @@ from privacy._fused.traces import Mixed, Setting, Total, Trace
 from privacy._fused.writes import MODULE, refusal
 from privacy.clipping import Installation
 from privacy.errors import StepError, UnsupportedLayer
+from privacy.reserved import Reserved
 
 __all__ = ["FusedModule", "Outputs"]
 
@@ -175,11 +176,15 @@ class FusedModule(nn.Module):
     """
 
     def __init__(
-        self, module: nn.Module, outputs: Outputs, installation: Installation | None = None
+        self,
+        module: nn.Module,
+        outputs: Outputs,
+        installation: Installation | None = None,
+        reserved: Reserved | None = None,
     ) -> None:
         super().__init__()
         self._outputs: Outputs | None = outputs
-        self._installation = installation
+        self._installation, self._reserved = installation, reserved
         # Last: from here on a write is followed or refused.
         self._module = module
 
@@ -276,5 +281,7 @@ class FusedModule(nn.Module):
         """
         if self._installation is not None:
             self._installation.remove()
+        if self._reserved is not None:
+            self._reserved.free()
         self._outputs = None
         return self._module

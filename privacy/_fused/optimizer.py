@@ -16,6 +16,8 @@ from privacy.errors import BudgetExceeded, StepError
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
+from privacy.reserved import Reserved
+from privacy.turn import Turn
 from privacy.update import ClippedSum
 from privacy.validate import check_layers, check_trainable
 
@@ -48,7 +50,7 @@ class FusedOptimizer(Followed, Settings, torch.optim.Optimizer):
 
     def __init__(
         self,
-        optimizer: torch.optim.Optimizer,
+        reserved: Reserved,
         *,
         plan: DPPlan,
         loss_reduction: str,
@@ -63,7 +65,7 @@ class FusedOptimizer(Followed, Settings, torch.optim.Optimizer):
         # Not `super().__init__`: state and groups stay the original's.
         assert plan.noise_multiplier is not None, "the engine makes plans with their noise"
         vars(self).update(
-            original_optimizer=optimizer,
+            original_optimizer=reserved.optimizer,
             plan=plan,
             ledger=ledger,
             non_finite=0,
@@ -74,6 +76,8 @@ class FusedOptimizer(Followed, Settings, torch.optim.Optimizer):
             _samples=samples,
             _account=account,
             _generator=SecureGenerator(),
+            _reserved=reserved,
+            _turn=Turn(),
             _noised={},
             _noise_multiplier=plan.noise_multiplier,
             _batch_size=plan.batch_size,
@@ -119,6 +123,14 @@ class FusedOptimizer(Followed, Settings, torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 result = closure()
+            # It may have stepped itself.
+            self._check_budget()
+        with self._turn:
+            self._step()
+        return result
+
+    def _step(self) -> None:
+        """`step`, while no other thread is in one."""
         check_layers(self._module)
         check_trainable(self._module, self._parameters)
         self._check_gradients()
@@ -133,7 +145,6 @@ class FusedOptimizer(Followed, Settings, torch.optim.Optimizer):
         self._outputs.step()
         if last:
             self._release()
-        return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets gradients, and the backward pass that no step was taken on.
@@ -255,4 +266,4 @@ class FusedOptimizer(Followed, Settings, torch.optim.Optimizer):
             self._parameters[name].grad = gradient
         if self._step_hook is not None:
             self._step_hook(self)
-        self.original_optimizer.step()
+        self._reserved.step()

@@ -1,0 +1,67 @@
+"""An optimizer under a private training: nobody else may step it."""
+
+from typing import Any
+
+import torch
+
+from privacy.errors import StepError
+
+__all__ = ["Reserved"]
+
+
+class Reserved:
+    """Refuses every step of an optimizer but those asked for here, until `free`.
+
+    A step of the user's own would release raw gradients, and nothing would count it. A class
+    because it holds the hook.
+
+    Attributes:
+        optimizer: The optimizer.
+
+    Example:
+        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        >>> reserved = Reserved(optimizer)
+        >>> reserved.step()
+        >>> optimizer.step()
+        Traceback (most recent call last):
+        ...
+        privacy.errors.StepError: optimizer.step() was called beside the private step: ...
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer, self._asked = optimizer, False
+        self._hook = optimizer.register_step_pre_hook(self._refuse)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copied model trains nobody privately: nothing is reserved for it."""
+
+    def step(self) -> None:
+        """Lets the optimizer step.
+
+        Example:
+            >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+            >>> Reserved(optimizer).step()
+        """
+        self._asked = True
+        try:
+            self.optimizer.step()
+        finally:
+            self._asked = False
+
+    def free(self) -> None:
+        """Gives the optimizer back to its user.
+
+        Example:
+            >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+            >>> Reserved(optimizer).free()
+            >>> optimizer.step()
+        """
+        self._hook.remove()
+
+    def _refuse(self, _optimizer: object, _args: Any, _kwargs: Any) -> None:
+        if not self._asked:
+            raise StepError(
+                "optimizer.step() was called beside the private step: its gradients have no noise, "
+                "and nothing would count them; give the losses to the private step alone, or "
+                "detach the training first"
+            )
