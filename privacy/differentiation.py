@@ -3,6 +3,7 @@
 Everything that would make a row of the losses something else than an example is refused here.
 """
 
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -11,12 +12,15 @@ from torch import nn
 
 from privacy.clipping import PerExampleGradients, Tape
 from privacy.errors import StepError, UnsupportedLayer
-from privacy.rows import check_rows, some_of
+from privacy.graph import graph_of
+from privacy.rows import check_head, check_rows, some_of
 
 __all__ = ["Parts", "differentiate"]
 
 Parts = dict[nn.Parameter, PerExampleGradients]
 """Per-example gradients of every parameter that a batch's losses depend on."""
+_SELDOM = 32
+"""One step in so many asks again of the whole network."""
 
 
 def differentiate(
@@ -66,8 +70,7 @@ def differentiate(
     for parameter, _ in kept:
         parameter.grad = None
     try:
-        if times := tape.due(examples=examples, copies=copies):
-            _check_order(losses, tape, times, images)
+        _check_order(losses, tape, images)
         with tape.record(examples=examples, copies=copies):
             _run_backward(losses)
         bypassed = [name for name, p in parameters.items() if p.grad is not None]
@@ -90,13 +93,27 @@ def differentiate(
     return parts
 
 
-def _check_order(losses: torch.Tensor, tape: Tape, times: int, images: torch.Tensor | None) -> None:
-    """Looks once whose rows are whose; where they are not, it is asked again the next time."""
+def _check_order(losses: torch.Tensor, tape: Tape, images: torch.Tensor | None) -> None:
+    """Looks whose rows are whose: of the losses at each step, of the network where they are new.
+
+    And of the network now and then besides, when nobody can foresee it.
+    """
+    examples, graph = len(losses), graph_of(losses, tape)
+    copies = losses.numel() // examples
+    first = tape.due(examples=examples, copies=copies, graph=graph.fingerprint)
+    whole = first or graph.hidden or secrets.randbelow(_SELDOM) == 0
+    chosen = some_of(examples, seed=secrets.randbelow(2**31))
+    # The others, too: what all losses take from one example is seen where that one is not chosen.
+    asked = [chosen, ~chosen] if first else [chosen ^ (secrets.randbelow(2) == 1)]
     try:
         with _graph_used():
-            check_rows(losses, tape, some_of(len(losses), seed=times), images)
+            for some in asked:
+                if whole:
+                    check_rows(losses, tape, some, images)
+                else:
+                    check_head(losses, tape, some, graph)
     except BaseException:
-        tape.ask_again(examples=len(losses), copies=losses.numel() // len(losses))
+        tape.ask_again()
         raise
 
 

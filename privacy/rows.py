@@ -10,11 +10,13 @@ first layer saw is therefore compared with the images that were given.
 """
 
 import torch
+from torch.autograd.graph import GradientEdge
 
 from privacy.clipping import Tape
 from privacy.errors import UnsupportedLayer
+from privacy.graph import Graph
 
-__all__ = ["check_rows", "halves", "some_of"]
+__all__ = ["check_head", "check_rows", "halves", "some_of"]
 
 
 _ALIKE = 0.9
@@ -58,30 +60,78 @@ def check_rows(
         privacy.errors.UnsupportedLayer: Linear: the loss of an example reached rows of others: ...
     """
     examples, copies = len(losses), losses.numel() // len(losses)
-    chosen = chosen.to(losses.device)
-    weights = chosen.to(losses.dtype).view(-1, *[1] * (losses.dim() - 1)).expand_as(losses)
-    with tape.trace(examples=examples, copies=copies, chosen=chosen) as strayed:
-        torch.autograd.backward(losses, weights, retain_graph=True)
+    with tape.trace(examples=examples, copies=copies, chosen=chosen.to(losses.device)) as strayed:
+        torch.autograd.backward(losses, _weights(losses, chosen), retain_graph=True)
     if not strayed:
         return
-    adjacent = (
-        f"the {copies} copies of an example must be adjacent rows: repeat_interleave, not repeat, "
-        f"and losses.view(rows, {copies})"
-    )
-    if bool(torch.stack([wrong for _, wrong in strayed]).any()):
-        layer = next(name for name, wrong in reversed(strayed) if bool(wrong))
-        cure = (
-            "a layer mixes or reorders examples, or a loss depends on other examples than its own"
-            if copies == 1
-            else adjacent
-        )
-        raise UnsupportedLayer(f"{layer}: the loss of an example reached rows of others: {cure}")
+    _refuse_strayed(strayed, copies)
     seen = tape.first_inputs()
     if copies > 1 and images is not None and any(_of_others(rows, images) for rows in seen):
         raise UnsupportedLayer(
             f"{strayed[-1][0]}: the copies that it saw look like other examples than those whose "
-            f"losses they have: {adjacent}"
+            f"losses they have: {_adjacent(copies)}"
         )
+
+
+def check_head(losses: torch.Tensor, tape: Tape, chosen: torch.Tensor, graph: Graph) -> None:
+    """`check_rows` of the losses alone, down to the outputs of the layers that they are made from.
+
+    Cheap enough for every step: the network itself is not passed. What mixes inside of it is left
+    to `check_rows`.
+
+    Raises:
+        UnsupportedLayer: As of `check_rows`.
+
+    Example:
+        >>> from torch import nn
+        >>> from privacy.clipping import install, rule_of
+        >>> from privacy.graph import graph_of
+        >>> model, tape = nn.Linear(2, 1), Tape()
+        >>> installation = install(model, tape, rule_of)
+        >>> losses = model(torch.rand(3, 2)).squeeze(1)
+        >>> check_head(losses, tape, torch.tensor([True, False, False]), graph_of(losses, tape))
+    """
+    if not graph.heads:
+        return
+    edges = [GradientEdge(node, 0) for _, node in graph.heads]
+    copies, chosen = losses.numel() // len(losses), chosen.to(losses.device)
+    with tape.trace(examples=len(losses), copies=copies, chosen=chosen) as strayed:
+        gradients = torch.autograd.grad(
+            losses, edges, _weights(losses, chosen), retain_graph=True, allow_unused=True
+        )
+        for (layer, _), gradient in zip(graph.heads, gradients, strict=True):
+            if gradient is not None:
+                tape.note(layer, gradient, gradient)
+    tape.first_inputs()
+    if strayed:
+        _refuse_strayed(strayed, copies)
+
+
+def _weights(losses: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """One for every loss of a chosen example, zero for the others."""
+    weights = chosen.to(losses).view(-1, *[1] * (losses.dim() - 1))
+    return weights.expand_as(losses)
+
+
+def _refuse_strayed(strayed: list[tuple[str, torch.Tensor]], copies: int) -> None:
+    """Refuses a trace that reached others' rows, by the layer where it did so first."""
+    if not bool(torch.stack([wrong for _, wrong in strayed]).any()):
+        return
+    layer = next(name for name, wrong in reversed(strayed) if bool(wrong))
+    cure = (
+        "a layer mixes or reorders examples, or a loss depends on other examples than its own"
+        if copies == 1
+        else _adjacent(copies)
+    )
+    raise UnsupportedLayer(f"{layer}: the loss of an example reached rows of others: {cure}")
+
+
+def _adjacent(copies: int) -> str:
+    """What is expected of copies."""
+    return (
+        f"the {copies} copies of an example must be adjacent rows: repeat_interleave, not repeat, "
+        f"and losses.view(rows, {copies})"
+    )
 
 
 @torch.no_grad()

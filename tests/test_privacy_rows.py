@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from privacy import DPPlan, PhysicalBatches, Private, UnsupportedLayer, attach
 from privacy.clipping import Tape
@@ -224,19 +225,120 @@ def test_a_call_on_reversed_images_is_refused(copies: int) -> None:
         private.step(torch.stack(losses, dim=1))
 
 
-def test_copies_that_are_reordered_later_are_found_later() -> None:
-    """The eighth and the sixty-fourth batch of a kind are asked again."""
+def test_copies_that_are_reordered_later_are_found_at_once() -> None:
+    """Each step's losses are asked, down to the layer that they are made from."""
     private = attached(network(), (4,))
     batches = private.batches
-    images, labels = next(batches)
-    private.step(interleaved(private.model, images, labels, 4))
-    for _ in range(6):
+    for _ in range(5):
         images, labels = next(batches)
-        private.step(repeated(private.model, images, labels, 4))
+        private.step(interleaved(private.model, images, labels, 4))
     images, labels = next(batches)
     with pytest.raises(UnsupportedLayer, match="repeat_interleave, not repeat"):
         private.step(repeated(private.model, images, labels, 4))
-    assert private.steps == 7
+    assert private.steps == 5
+
+
+Mixture = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
+
+
+def centred(logits: torch.Tensor, y: torch.Tensor, weight: float) -> torch.Tensor:
+    losses = F.cross_entropy(logits, y, reduction="none")
+    return losses + weight * losses.mean()
+
+
+def contrastive(logits: torch.Tensor, y: torch.Tensor, weight: float) -> torch.Tensor:
+    others = (logits @ logits.t()).logsumexp(1)
+    return F.cross_entropy(logits, y, reduction="none") + weight * others
+
+
+def gated(logits: torch.Tensor, y: torch.Tensor, weight: float) -> torch.Tensor:
+    gate = 1 + weight * torch.tanh(logits[0].sum())
+    return F.cross_entropy(logits, y, reduction="none") * gate
+
+
+def hooked(logits: torch.Tensor, y: torch.Tensor, weight: float) -> torch.Tensor:
+    if weight:
+        logits.register_hook(lambda gradient: gradient.sum(0, keepdim=True).expand_as(gradient))
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+@pytest.mark.parametrize("mixture", [centred, contrastive, hooked])
+@pytest.mark.parametrize("warm_up", [1, 2, 9, 20])
+def test_a_loss_that_begins_to_mix_is_found_in_that_step(mixture: Mixture, warm_up: int) -> None:
+    """With a weight of zero until then: its graph is the same before and after."""
+    private = attached(network(), (4,))
+    for images, labels in private.batches:
+        if private.steps == warm_up:
+            break
+        private.step(mixture(private.model(images), labels, 0.0))
+    with pytest.raises(UnsupportedLayer, match="or a loss depends on other examples than its own"):
+        private.step(mixture(private.model(images), labels, 1.0))
+    assert private.steps == warm_up
+
+
+def test_what_all_losses_take_from_one_example_is_found_soon() -> None:
+    """In a new graph at once; in an old one where that example is not among the chosen ones."""
+    private = attached(network(), (4,))
+    images, labels = next(private.batches)
+    with pytest.raises(UnsupportedLayer, match="or a loss depends on other examples than its own"):
+        private.step(gated(private.model(images), labels, 1.0))
+    private = attached(network(), (4,))
+
+    def trained() -> None:
+        for images, labels in private.batches:
+            private.step(gated(private.model(images), labels, float(private.steps > 1)))
+
+    with pytest.raises(UnsupportedLayer, match="or a loss depends on other examples than its own"):
+        trained()
+
+
+class MixesLater(nn.Module):
+    """Mixes examples inside of the network from some pass on; its number is not watched."""
+
+    passes, until = 0.0, float("inf")
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        return inputs + inputs.mean(0, keepdim=True) if self.passes > self.until else inputs
+
+
+def test_a_network_of_another_graph_is_asked_anew() -> None:
+    """What mixes between its layers the losses' own part of the graph does not show."""
+    mixes = MixesLater()
+    private = attached(nn.Sequential(nn.Linear(4, 3), mixes, nn.Linear(3, 2)), (4,))
+    batches = private.batches
+    for _ in range(3):
+        images, labels = next(batches)
+        private.step(F.cross_entropy(private.model(images), labels, reduction="none"))
+    mixes.until = mixes.passes
+    images, labels = next(batches)
+    with pytest.raises(UnsupportedLayer, match="reached rows of others"):
+        private.step(F.cross_entropy(private.model(images), labels, reduction="none"))
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_layers_are_asked_too(reentrant: bool) -> None:
+    """Those of a reentrant checkpoint are in no graph; a skip around them reaches their input."""
+
+    class Skips(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.inner, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.first(x)
+            inside = checkpoint(self.inner, x, use_reentrant=reentrant)
+            return self.last(x + inside) + x[:, :2]
+
+    private = attached(Skips(), (4,))
+    batches = private.batches
+    for _ in range(4):
+        images, labels = next(batches)
+        private.step(F.cross_entropy(private.model(images), labels, reduction="none"))
+    images, labels = next(batches)
+    with pytest.raises(UnsupportedLayer, match="reached rows of others"):
+        private.step(centred(private.model(images), labels, 1.0))
 
 
 def test_a_loss_that_depends_on_other_examples_is_found_at_the_first_step() -> None:

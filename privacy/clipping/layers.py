@@ -259,7 +259,7 @@ class _RecordedLayer(torch.autograd.Function):
         *trainable: nn.Parameter,
     ) -> torch.Tensor:
         output, saved = rule.forward(inputs)
-        ctx.rule, ctx.tape, ctx.name, ctx.trainable = rule, tape, name, len(trainable)
+        ctx.rule, ctx.tape, ctx.layer, ctx.trainable = rule, tape, name, len(trainable)
         ctx.modes = modes
         ctx.save_for_backward(inputs, *saved)
         return output
@@ -298,10 +298,10 @@ def _input_gradient_recorded(ctx: Any, output_gradient: torch.Tensor) -> torch.T
     rule: LayerRule = ctx.rule
     tape: Tape = ctx.tape
     if tape.tracing:
-        tape.note(ctx.name, inputs, output_gradient)
+        tape.note(ctx.layer, inputs, output_gradient)
     elif tape.recording:
         tape.passed(ctx.modes)
-        copies = tape.copies(rows=len(output_gradient), layer=ctx.name)
+        copies = tape.copies(rows=len(output_gradient), layer=ctx.layer)
         if ctx.needs_input_grad[4] and _gives_both(type(rule)):
             gradient, parts = cast(InOnePass, rule).in_one_pass(inputs, saved, output_gradient)
             for parameter, part in _folded(parts, copies):

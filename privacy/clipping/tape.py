@@ -4,7 +4,6 @@ Layers write on it only while the private step runs its own backward pass. A for
 attack's gradients and an evaluation write nothing, so nothing of them can reach the clipped sum.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -16,8 +15,6 @@ from privacy.clipping.gradients import PerExampleGradients, combine
 from privacy.errors import StepError, UnsupportedLayer
 
 __all__ = ["Tape"]
-
-_RARELY = 8
 
 
 class _Watch(Protocol):
@@ -51,7 +48,7 @@ class Tape:
         self._inputs: list[tuple[str, torch.Tensor]] = []
         self._watch: _Watch | None = None
         self._seen: set[tuple[bool, ...]] = set()
-        self._asked: Counter[tuple[int, int]] = Counter()
+        self._asked: set[tuple[int, int, int]] = set()
 
     def watched(self, watch: _Watch) -> None:
         """From now on the model is held against what it was.
@@ -108,35 +105,35 @@ class Tape:
         if self._watch is not None:
             self._watch.prove(seen)
 
-    def due(self, *, examples: int, copies: int) -> int:
-        """Whether the order of rows is to be asked for now: at the first of a kind, then rarely.
+    def due(self, *, examples: int, copies: int, graph: int = 0) -> bool:
+        """Whether the first batch of a kind comes: the order of its rows is to be asked for.
 
-        Returns:
-            How often batches of this kind came; 0 where nothing is to be asked.
+        Args:
+            examples: Rows of the losses.
+            copies: Losses an example.
+            graph: A fingerprint of the losses' graph: a loss that is made in another way may mix.
 
         Example:
             >>> tape = Tape()
-            >>> [tape.due(examples=4, copies=2) for _ in range(9)]
-            [1, 0, 0, 0, 0, 0, 0, 8, 0]
+            >>> [tape.due(examples=4, copies=2, graph=graph) for graph in (7, 7, 8)]
+            [True, False, True]
         """
-        kind = (examples if copies > 1 else 0, copies)
-        self._asked[kind] += 1
-        times = self._asked[kind]
-        while times % _RARELY == 0:
-            times //= _RARELY
-        return self._asked[kind] if times == 1 else 0
+        kind = (examples if copies > 1 else 0, copies, graph)
+        first = kind not in self._asked
+        self._asked.add(kind)
+        return first
 
-    def ask_again(self, *, examples: int, copies: int) -> None:
-        """Takes back a `due` whose question was not answered well.
+    def ask_again(self) -> None:
+        """Takes back every `due`: a question was not answered well.
 
         Example:
             >>> tape = Tape()
-            >>> tape.due(examples=4, copies=2), tape.ask_again(examples=4, copies=2)
-            (1, None)
+            >>> tape.due(examples=4, copies=2), tape.ask_again()
+            (True, None)
             >>> tape.due(examples=4, copies=2)
-            1
+            True
         """
-        self._asked[(examples if copies > 1 else 0, copies)] -= 1
+        self._asked.clear()
 
     @property
     def recording(self) -> bool:
