@@ -9,6 +9,7 @@ from test_defenses_checks import (
     COMPANY,
     LINF,
     LOGITS,
+    MEMORY,
     SAME,
     UNWATCHED,
     Honest,
@@ -17,7 +18,7 @@ from test_defenses_checks import (
 )
 from torch import nn
 
-from defenses import CheckSettings, check, evaluate
+from defenses import CheckSettings, ThreatModel, check, evaluate
 from defenses.checks import checks
 from defenses.errors import described
 from defenses.evaluation.repeated import moved
@@ -61,7 +62,7 @@ def unless_alone(images):
 @pytest.fixture
 def few(monkeypatch):
     """Only the checks that are about this, which are quick."""
-    quick = {name: checks._CHECKS[name] for name in (LOGITS, SAME, COMPANY, UNWATCHED)}
+    quick = {name: checks._CHECKS[name] for name in (LOGITS, SAME, COMPANY, UNWATCHED, MEMORY)}
     monkeypatch.setattr(checks, "_CHECKS", quick)
 
 
@@ -166,6 +167,91 @@ def test_of_random_answers_nothing_can_be_said():
     assert found[COMPANY].outcome == found[UNWATCHED].outcome == "not checked"
 
 
+class Memory(nn.Module):
+    """Keeps its first answers, and gives them for whatever comes near; in a place that is given."""
+
+    def __init__(self, place, *, room=10**6, buffers=False):
+        super().__init__()
+        self.net, self.place, self.room = Honest(), place, room
+        if buffers:
+            self.register_buffer("images", torch.zeros(0, 64))
+            self.register_buffer("answers", torch.zeros(0, 4))
+
+    def forward(self, images):
+        own, rows = self.net(images), images.detach().flatten(1)
+        place = self.place(self)
+        kept = getattr(place, "images", None)
+        if kept is None:
+            place.images, place.answers = rows[:0], own.detach()[:0]
+        far = torch.ones(len(rows), dtype=torch.bool)
+        given = own.detach().clone()
+        if len(place.images):
+            nearest = torch.cdist(rows, place.images, p=torch.inf).min(1)
+            far = nearest.values > LINF.eps * 1.01
+            given[~far] = place.answers[nearest.indices[~far]]
+        if len(place.images) < self.room:
+            place.images = torch.cat([place.images, rows[far]])
+            place.answers = torch.cat([place.answers, own.detach()[far]])
+        return own / 10 + 10 * given
+
+
+class Uncopied(Memory):
+    """Cannot be copied."""
+
+    def __deepcopy__(self, memo):
+        raise TypeError("no")
+
+
+ELSEWHERE = SimpleNamespace()
+
+
+def memories():
+    """A memory in the model, full after what was evaluated, in buffers, outside, not copied."""
+    vars(ELSEWHERE).clear()
+    return {
+        "attributes": Memory(lambda model: model),
+        "full": Memory(lambda model: model, room=24),
+        "buffers": Memory(lambda model: model, buffers=True),
+        "outside": Memory(lambda model: ELSEWHERE),
+        "not copied": Uncopied(lambda model: model),
+    }
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize("through", [check, evaluate])
+@pytest.mark.parametrize("kind", ["attributes", "full", "buffers", "outside", "not copied"])
+def test_a_model_that_remembers_is_called_out(kind, through):
+    """Wherever it keeps what it was asked; by its own verdict alone, and it says that it does."""
+    model, data = memories()[kind], data_for(Honest(), n=24)
+    if through is check:
+        verdicts = check(model, data, LINF, progress=False, settings=FEW)
+    else:
+        report = evaluate(model, data, LINF, attacks=["fgsm"], verdicts=FEW, progress=False)
+        verdicts = report.verdicts
+    found = {verdict.name: verdict for verdict in verdicts}
+    assert found[MEMORY].outcome == "fail"
+    assert "asked before" in found[MEMORY].sentence
+
+
+@pytest.mark.usefixtures("few")
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.05), ("l2", 0.5), ("l1", 3.0), ("l0", 3)])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_model_that_only_counts_its_questions_remembers_nothing(seed, norm, eps):
+    """The control: its attributes change and its answers do not."""
+
+    class Counting(Honest):
+        asked = 0
+
+        def forward(self, images):
+            self.asked += len(images)
+            return super().forward(images)
+
+    model, threat = Counting(seed), ThreatModel(norm=norm, eps=eps)
+    data = data_for(model, n=60, seed=seed)
+    verdicts = check(model, data, threat, progress=False, settings=FEW, seed=seed)
+    assert {verdict.outcome for verdict in verdicts} == {"pass"}
+
+
 class Routed(nn.Module):
     """Of two layers one runs: by brightness of the batch, or by chance."""
 
@@ -217,11 +303,11 @@ def test_a_check_that_cannot_run_is_not_checked_whatever_it_raises(monkeypatch, 
 
     monkeypatch.setitem(checks._CHECKS, SAME, broken)
     found = verdicts_on(Honest())
-    assert list(found) == [LOGITS, SAME, COMPANY, UNWATCHED]
+    assert list(found) == [LOGITS, SAME, COMPANY, UNWATCHED, MEMORY]
     assert found[SAME].outcome == "not checked"
     assert described(error) in found[SAME].sentence
     assert type(error).__name__ in found[SAME].sentence
-    assert {found[name].outcome for name in (LOGITS, COMPANY, UNWATCHED)} == {"pass"}
+    assert {found[name].outcome for name in (LOGITS, COMPANY, UNWATCHED, MEMORY)} == {"pass"}
 
 
 def test_a_check_that_is_interrupted_is(monkeypatch):

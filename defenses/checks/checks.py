@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from defenses.attacks.autoattack import ensemble
-from defenses.checks import consistency, masking, soundness, strength
+from defenses.checks import consistency, masking, memory, soundness, strength
 from defenses.checks.soundness import Finding
 from defenses.checks.subject import CheckSettings, Subject
 from defenses.checks.verdict import Verdict
@@ -42,6 +42,7 @@ _CHECKS: Mapping[str, Callable[[Subject], Finding]] = {
     "the model is deterministic": consistency.is_deterministic,
     "the rest of the batch changes nothing": consistency.neighbours_change_nothing,
     "asking for gradients changes nothing": consistency.asking_for_gradients_changes_nothing,
+    "what was asked before changes nothing": memory.earlier_questions_change_nothing,
     "gradients are not zero": soundness.gradients_are_not_zero,
     "a planted vulnerability is found": soundness.planted_is_found,
     "iterative beats single-step": masking.iterative_beats_single_step,
@@ -113,6 +114,7 @@ def check(
             batch_size=batch_size,
             seed=seed,
             bar=bar,
+            unasked=memory.copied(model),
         )
         return tuple(judge(subject))
 

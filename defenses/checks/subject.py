@@ -88,6 +88,8 @@ class Subject:
         attacks: Those that the robust accuracy rests on.
         settings: How thoroughly it is checked.
         seed: Of every random choice.
+        batch_size: Images a question.
+        unasked: A copy of the model from before it was asked anything; None where there is none.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Subject:
         batch_size: int,
         seed: int,
         bar: Progress,
+        unasked: nn.Module | None = None,
     ) -> None:
         samples = min(settings.samples, len(indices))
         generator = torch.Generator().manual_seed(derived_seed(seed, "samples"))
@@ -112,7 +115,7 @@ class Subject:
         self.images = images.to(device=device, dtype=dtype)
         self.labels = source.labels(few).to(device)
         self.attacks = tuple(attacks)
-        self._batch_size, self._bar = batch_size, bar
+        self.batch_size, self.unasked, self._bar = batch_size, unasked, bar
 
     @cached_property
     def logits(self) -> Tensor:
@@ -213,6 +216,7 @@ class Subject:
         batch_size: int | None = None,
         mode: Callable[[], AbstractContextManager[None]] = torch.no_grad,
         watched: bool = False,
+        of: nn.Module | None = None,
     ) -> Tensor:
         """The model's logits for images, [k, classes].
 
@@ -222,14 +226,15 @@ class Subject:
             batch_size: Images a question; None asks as everywhere else.
             mode: Of autograd, in which the question is asked.
             watched: Whether the images require a gradient.
+            of: Another model, to be asked in its place.
 
         Raises:
             EvaluationError: They are not finite logits of enough classes.
         """
-        found, largest = [], int(self.labels.max())
-        with attack_scope(self.model, seed=derived_seed(self.seed, where)), mode():
-            for part in torch.split(images, batch_size or self._batch_size):
-                answer = self.model(part.detach().requires_grad_() if watched else part)
+        found, largest, model = [], int(self.labels.max()), of or self.model
+        with attack_scope(model, seed=derived_seed(self.seed, where)), mode():
+            for part in torch.split(images, batch_size or self.batch_size):
+                answer = model(part.detach().requires_grad_() if watched else part)
                 found.append(
                     check_logits(
                         answer, count=len(part), largest_label=largest, error=EvaluationError
@@ -252,7 +257,7 @@ class Subject:
         """
         tried = self.right if among is None else self.right & among
         fooled = torch.zeros_like(self.right)
-        parts = torch.split(tried.nonzero().flatten(), self._batch_size)
+        parts = torch.split(tried.nonzero().flatten(), self.batch_size)
         for part in counted(self._bar, f"check: {search.name}", parts):
             where = f"{search!r}/{int(part[0])}"
             found = search(
@@ -278,7 +283,7 @@ class Subject:
         gradients = []
         _ = self.logits  # an answer that cannot be used has no gradient to speak of
         with attack_scope(self.model, seed=derived_seed(self.seed, "gradients")):
-            for rows in torch.split(torch.arange(len(self.images)), self._batch_size):
+            for rows in torch.split(torch.arange(len(self.images)), self.batch_size):
                 part = self.images[rows].clone().requires_grad_()
                 logits = self.model(part)
                 if not logits.requires_grad:

@@ -20,6 +20,7 @@ from torch import nn
 
 from defenses.attacks.attack import Attack, Setting
 from defenses.checks.checks import CheckSettings, judge, judged_before
+from defenses.checks.memory import copied
 from defenses.checks.subject import Subject
 from defenses.checks.verdict import Verdict
 from defenses.errors import EvaluationError
@@ -128,12 +129,15 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
     with attack_scope(model, seed=seed), progress_bar(shown=progress) as bar:
         about = (model, source, indices, threat)
         how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "bar": bar}
+        unasked = None if checked is None else copied(model)
         draws = max(REPEATS, *(each.draws for each in named.values()))
         trial, subject = Trial(*about, examples=examples, draws=draws, **how), None
         if attacks is None and trial.random:
             named = named_attacks(None, threat, draws=draws)
         if checked is not None:
-            subject = Subject(*about, checked, attacks=tuple(named.values()), **how)
+            subject = Subject(
+                *about, checked, attacks=tuple(named.values()), unasked=unasked, **how
+            )
         run = (
             f"seed {seed}, batches of {batch_size}, exhaustive {exhaustive}, {examples} examples, "
             f"{_told(checked)}"
