@@ -10,6 +10,7 @@ import json
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,8 @@ class LedgerFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         try:
-            self.path = Path(path)
+            # Absolute: the program may go to another folder in the middle of a training.
+            self.path = Path(path).absolute()
         except TypeError as error:
             raise LedgerError(
                 f"path: expected the path of a ledger's file, got {type(path).__name__}"
@@ -59,7 +61,12 @@ class LedgerFile:
             raise
 
     def __del__(self) -> None:
-        self.close()
+        # Whoever closed the descriptor behind its back has given the file free already.
+        with suppress(OSError):
+            self.close()
+
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise LedgerError(f"{self.path}: its descriptor and its lock cannot be copied or pickled")
 
     @property
     def locked(self) -> bool:

@@ -72,6 +72,14 @@ class Ledger:
         for event in checked_events(events):
             self.record(event)
 
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self._file is not None:
+            raise LedgerError(
+                f"{self.path}: a ledger in a file cannot be copied or pickled: two would spend "
+                "from one file; share the ledger itself, or take what it says, ledger.to_list()"
+            )
+        return super().__reduce_ex__(protocol)
+
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
         """A ledger kept in a file, which is made when a training binds it.

@@ -19,7 +19,7 @@ from privacy.plan import DPPlan
 from privacy.reserved import Reserved
 from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, cut, read, sample_indices
 from privacy.state import clipping_norm
-from privacy.turn import Turn
+from privacy.turn import InTurn, Turn
 from privacy.update import ClippedSum
 from privacy.validate import check_layers, check_trainable
 
@@ -155,7 +155,7 @@ class Private:
             >>> images.shape[1:], labels.dtype
             (torch.Size([4]), torch.int64)
         """
-        return self._batches()
+        return InTurn(self._batches(), self._turn)
 
     def step(self, losses: torch.Tensor) -> bool:
         """Clips each example of the last batch; steps the optimizer when the sample is complete.

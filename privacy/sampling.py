@@ -161,8 +161,7 @@ def read(dataset: MapStyle, batch: PhysicalBatch) -> tuple[torch.Tensor, torch.T
 def _pairs(dataset: MapStyle, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The pairs at `indices`, stacked."""
     by_indices = _reads_whole(type(dataset))
-    several: Any = dataset
-    pairs = several.batch(indices) if by_indices else [dataset[i] for i in indices.tolist()]
+    pairs = _read(dataset, indices) if by_indices else [_read(dataset, i) for i in indices.tolist()]
     try:
         images, labels = _unpacked(pairs if by_indices else default_collate(pairs))
     except (TypeError, ValueError, RuntimeError) as error:
@@ -183,6 +182,18 @@ def _pairs(dataset: MapStyle, indices: torch.Tensor) -> tuple[torch.Tensor, torc
             f"{len(images)} and {len(labels)}"
         )
     return images, labels
+
+
+def _read(dataset: Any, wanted: Any) -> Any:
+    """An example, or by a tensor of indices several; a data set that shrank says so."""
+    try:
+        return dataset.batch(wanted) if isinstance(wanted, torch.Tensor) else dataset[wanted]
+    except IndexError as error:
+        index = int(wanted.max()) if isinstance(wanted, torch.Tensor) else wanted
+        raise PlanError(
+            f"dataset: its example {index} could not be read: {error}; it has {len(dataset)} now, "
+            "and must have as many, at each index from 0 on, as when it was attached"
+        ) from error
 
 
 def _reads_whole(kind: type) -> bool:

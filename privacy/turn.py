@@ -1,11 +1,15 @@
 """One thread at a time: what a second one asks for meanwhile is refused, not waited for."""
 
 import threading
+from collections.abc import Iterator
 from types import TracebackType
+from typing import Generic, TypeVar
 
 from privacy.errors import StepError
 
-__all__ = ["Turn"]
+__all__ = ["InTurn", "Turn"]
+
+_Item = TypeVar("_Item")
 
 
 class Turn:
@@ -36,3 +40,22 @@ class Turn:
         trace: TracebackType | None,
     ) -> None:
         self._lock.release()
+
+
+class InTurn(Generic[_Item]):
+    """An iterator that is advanced by one thread at a time; a class because it holds a place.
+
+    Example:
+        >>> list(InTurn(iter("ab"), Turn()))
+        ['a', 'b']
+    """
+
+    def __init__(self, items: Iterator[_Item], turn: Turn) -> None:
+        self._items, self._turn = items, turn
+
+    def __iter__(self) -> Iterator[_Item]:
+        return self
+
+    def __next__(self) -> _Item:
+        with self._turn:
+            return next(self._items)

@@ -4,6 +4,7 @@ Source: Abadi et al. 2016, arXiv 1607.00133. What is done with the noised gradie
 is post-processing, and not here.
 """
 
+import os
 from collections.abc import Mapping
 
 import torch
@@ -73,6 +74,7 @@ class ClippedSum:
             for name, parameter in self._parameters.items()
         }
         self._count = 0.0
+        self._process = os.getpid()
         # Not an except clause: a second Ctrl-C would interrupt that too.
         self._interrupted = False
         ordered = list(self._parameters.values())
@@ -243,7 +245,13 @@ class ClippedSum:
         return [mean.to(parameter.dtype) for mean, parameter in released]
 
     def _refuse_interrupted(self) -> None:
-        """Refuses a sample in which something may have been added by half, or noised."""
+        """Refuses a sample in which something may have been added by half, or noised elsewhere."""
+        if os.getpid() != self._process:
+            raise StepError(
+                "the process was forked since the model was attached: parent and child would "
+                "release the same sample, each by itself; step in the process that attached, or "
+                "attach in the one that trains"
+            )
         if self._interrupted:
             raise StepError(
                 "the sample was interrupted while it was added up or released, so it is lost; "

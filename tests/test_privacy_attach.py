@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -551,3 +552,17 @@ def test_an_objective_must_say_that_it_is_per_example() -> None:
         private.check_objective(mixup)
     mixup.per_example = True  # type: ignore[attr-defined]
     private.check_objective(mixup)
+
+
+def test_an_attached_model_is_not_pickled_and_the_cure_is_said() -> None:
+    """What stands for its layers' forward belongs to this training; copies and states are free."""
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 2))
+    plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
+    data = [(torch.rand(1, 6, 6), 0)] * 8
+    private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
+    with pytest.raises(StepError, match=r"^0: .* save model\.state_dict\(\)"):
+        pickle.dumps(model)
+    pickle.dumps(model.state_dict())
+    pickle.dumps(copy.deepcopy(model))
+    private.detach()
+    pickle.dumps(model)

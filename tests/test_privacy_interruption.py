@@ -1,5 +1,6 @@
 """A step that a Ctrl-C breaks off, at any line: no example counts twice, no release is free."""
 
+import os
 import sys
 import threading
 from collections.abc import Callable
@@ -230,3 +231,67 @@ def test_what_a_second_thread_does_in_the_middle_of_a_step_is_refused(
     monkeypatch.undo()
     step(private, next(batches)[0])
     assert private.steps == 1
+
+
+def test_two_threads_on_one_iteration_get_an_error_of_ours() -> None:
+    """While one of them reads its batch, not Python's for a generator that runs already."""
+    inside, refused = threading.Event(), threading.Event()
+    caught: list[Exception] = []
+
+    class Slow:
+        slow = False
+
+        def __len__(self) -> int:
+            return EXAMPLES
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            if self.slow:
+                inside.set()
+                assert refused.wait(10)
+            return torch.rand(2), index % 2
+
+    data, model = Slow(), nn.Linear(2, 2)
+    plan = DPPlan(samples=EXAMPLES, batch_size=EXAMPLES, epochs=2, noise_multiplier=1.0)
+    private = attach(plan, model, torch.optim.SGD(model.parameters(), lr=1.0), data)
+    batches = private.batches
+
+    def disturb() -> None:
+        assert inside.wait(10)
+        try:
+            next(batches)
+        except Exception as error:
+            caught.append(error)
+        refused.set()
+
+    thread = threading.Thread(target=disturb)
+    thread.start()
+    data.slow = True
+    images, _ = next(batches)
+    thread.join()
+    data.slow = False
+    assert [type(error) for error in caught] == [StepError]
+    assert private.step(model(images).sum(1))
+    next(batches)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_cannot_release_its_parents_sample() -> None:
+    """With a ledger in memory each would count it once, and it would leave twice."""
+    private = attached(FlatClipping(), float_safe=False)
+    images, _ = next(private.batches)
+    losses = private.model(images).squeeze(1)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            private.step(losses)
+            os.write(writing, b"stepped")
+        except StepError as error:
+            os.write(writing, str(error).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    said = os.read(reading, 1000).decode()
+    os.close(reading)
+    os.close(writing)
+    assert said.startswith("the process was forked since the model was attached")
+    private.step(losses)

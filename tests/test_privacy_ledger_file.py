@@ -516,3 +516,50 @@ def test_a_folder_that_cannot_be_read_is_refused_by_name(path: Path, monkeypatch
     monkeypatch.setattr(os, "open", fails)
     with pytest.raises(LedgerError, match="its folder cannot be brought to the disk"):
         training(Ledger.open(path))
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_a_ledger_in_a_file_is_not_copied(path: Path, copied: Any) -> None:
+    """A copy that is collected would close the descriptor, and the lock would be gone with it."""
+    ledger = Ledger.open(path)
+    private = training(ledger)
+    take(private, 1)
+    with pytest.raises(LedgerError, match="cannot be copied or pickled"):
+        copied(ledger)
+    with pytest.raises(LedgerError, match="cannot be copied or pickled"):
+        copied(ledger._file)
+    with pytest.raises(LedgerError, match="another training"):
+        Ledger.open(path)
+    take(private, 1)
+
+
+def test_a_ledger_in_memory_can_be_copied() -> None:
+    """Control: it owns nothing that cannot be there twice."""
+    ledger = Ledger([STEP])
+    for other in (copy.deepcopy(ledger), pickle.loads(pickle.dumps(ledger))):
+        other.record(STEP)
+        assert (ledger.steps, other.steps) == (1, 2)
+
+
+def test_a_descriptor_that_somebody_closed_is_no_noise_at_the_end(path: Path) -> None:
+    """What is raised where an object goes is printed by Python, and heard by nobody."""
+    training(Ledger.open(path)).detach()
+    ledger = Ledger.open(path)
+    assert ledger._file is not None
+    assert ledger._file._fd is not None
+    os.close(ledger._file._fd)
+    ledger._file.__del__()
+
+
+def test_the_program_may_go_to_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its file stays where it was when it was opened."""
+    monkeypatch.chdir(tmp_path)
+    private = training(Ledger.open("spent.jsonl"))
+    take(private, 1)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    take(private, 1)
+    private.detach()
+    assert spent(tmp_path / "spent.jsonl") == 2

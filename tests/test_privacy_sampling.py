@@ -254,3 +254,24 @@ def test_physical_batches_are_whole_numbers(wrong: Any) -> None:
     with pytest.raises(PlanError, match=r"^physical batches: expected size >= 1"):
         PhysicalBatches(multiple=wrong)
     assert PhysicalBatches(size=np.int64(16)).size == 16
+
+
+class Shrunk:
+    """Read by indices, and shorter than its plan."""
+
+    batch_by_indices = True
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        raise AssertionError
+
+    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return torch.zeros(2, 3)[indices], torch.zeros(2)[indices]
+
+
+@pytest.mark.parametrize("dataset", [[(torch.zeros(3), 0)] * 2, Shrunk()])
+def test_a_data_set_that_shrank_is_named_with_the_example(dataset: Any) -> None:
+    with pytest.raises(PlanError, match=r"example 7 could not be read.* it has 2 now"):
+        read(dataset, PhysicalBatch(torch.tensor([0, 7]), rows=2, last=True))

@@ -244,6 +244,12 @@ class _RecordedForward:
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         return MethodType(type(self._layer).forward, copy.deepcopy(self._layer, memo))
 
+    def __reduce_ex__(self, protocol: object) -> Any:
+        raise StepError(
+            f"{self.name}: the model cannot be pickled while it is attached; save "
+            "model.state_dict(), copy.deepcopy(model), or the model after private.detach()"
+        )
+
 
 class _RecordedLayer(torch.autograd.Function):
     """A layer whose backward gives the input's gradient and writes the rest on the tape."""
