@@ -7,16 +7,13 @@ the others' losses are watched, on copies of model and objective: nothing is rel
 """
 
 import copy
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
 from privacy.errors import PrivacyError, StepError
+from privacy.randomness import random_states_kept
 from privacy.sampling import MapStyle, PhysicalBatch, read
 
 __all__ = ["Examples", "check_declared", "keeps_apart", "some_of"]
@@ -194,7 +191,7 @@ def _trial(objective: Any, model: nn.Module, batch: Examples, following: Example
     except Exception:
         # It holds what cannot be copied, a lock or a file; asked itself, it would be changed.
         return None
-    with _random_states_kept(batch[0].device), torch.enable_grad():
+    with random_states_kept(batch[0].device), torch.enable_grad():
         losses = _losses(own, twin, batch)
         middle = losses[1:-1].sum()
         trainable = [p for p in twin.parameters() if p.requires_grad]
@@ -259,19 +256,6 @@ def _twin(model: nn.Module) -> nn.Module:
         if isinstance(value, torch.Tensor) and value.grad_fn is not None
     }
     return copy.deepcopy(model, kept)
-
-
-@contextmanager
-def _random_states_kept(device: torch.device) -> Iterator[None]:
-    """The global random states are afterwards what they were; none is seeded."""
-    python, mtrand = random.getstate(), np.random.mtrand
-    numpy = mtrand.get_state(legacy=False)
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        mtrand.set_state(numpy)
 
 
 def _name(objective: object) -> str:

@@ -6,7 +6,7 @@ still has a batch. Shuffled batches of fixed size are deliberately not here: the
 that of Poisson sampling (Annamalai et al. 2024, arXiv 2411.10614).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -167,7 +167,7 @@ def _pairs(dataset: MapStyle, indices: torch.Tensor) -> tuple[torch.Tensor, torc
     except (TypeError, ValueError, RuntimeError) as error:
         raise PlanError(
             "dataset: expected pairs (image, label) of tensors or numbers, all of one shape; the "
-            f"examples read could not be stacked: {error}"
+            f"examples read could not be stacked: {error}{_of_pictures(pairs)}"
         ) from error
     if not (isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)):
         raise PlanError(
@@ -194,6 +194,20 @@ def _read(dataset: Any, wanted: Any) -> Any:
             f"dataset: its example {index} could not be read: {error}; it has {len(dataset)} now, "
             "and must have as many, at each index from 0 on, as when it was attached"
         ) from error
+
+
+def _of_pictures(pairs: Any) -> str:
+    """The cure where an example is PIL's picture; else nothing."""
+    first = pairs[0] if isinstance(pairs, list) and pairs else ()
+    values = first.values() if isinstance(first, Mapping) else first
+    if not isinstance(values, Iterable) or isinstance(values, torch.Tensor):
+        return ""
+    if not any(type(value).__module__.startswith("PIL.") for value in values):
+        return ""
+    return (
+        "; a PIL image is no tensor: give the data set transform=torchvision.transforms.ToTensor(),"
+        " or torch.from_numpy(numpy.array(image)) in its __getitem__, channels first"
+    )
 
 
 def _reads_whole(kind: type) -> bool:

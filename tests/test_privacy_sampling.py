@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import stats
 
 from privacy import PhysicalBatches, PlanError, SecureGenerator
@@ -275,3 +276,9 @@ class Shrunk:
 def test_a_data_set_that_shrank_is_named_with_the_example(dataset: Any) -> None:
     with pytest.raises(PlanError, match=r"example 7 could not be read.* it has 2 now"):
         read(dataset, PhysicalBatch(torch.tensor([0, 7]), rows=2, last=True))
+
+
+def test_pictures_of_pil_come_with_a_cure() -> None:
+    dataset = [(Image.new("L", (3, 3)), 0)] * 2
+    with pytest.raises(PlanError, match=r"found <class 'PIL.*ToTensor\(\)"):
+        read(dataset, PhysicalBatch(torch.tensor([0]), rows=1, last=True))

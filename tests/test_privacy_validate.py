@@ -1,7 +1,10 @@
 """Layers that mix examples are found by type and by probe, and replaced."""
 
 import copy
+import random
+from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -323,3 +326,69 @@ def test_what_is_trainable_may_not_change() -> None:
     model.append(nn.Linear(2, 2, bias=False))
     with pytest.raises(StepError, match=r"^0\.weight, 1\.bias, 1\.weight, 2\.weight: trainable"):
         check_trainable(model, named)
+
+
+class MixStyle(nn.Module):
+    """Gives examples the statistics of others, in some passes (Zhou et al. 2021)."""
+
+    def __init__(self, p: float, coin: Callable[[], float]) -> None:
+        super().__init__()
+        self.p, self.coin = p, coin
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.coin() >= self.p:
+            return x
+        mean, spread = x.mean((2, 3), keepdim=True), x.std((2, 3), keepdim=True) + 1e-6
+        other = torch.randperm(len(x))
+        return ((x - mean) / spread * spread[other] + mean[other]).detach()
+
+
+def of_torch() -> float:
+    return float(torch.rand(()))
+
+
+def of_numpy() -> float:
+    return float(np.random.mtrand.random_sample())
+
+
+@pytest.mark.parametrize("coin", [of_torch, of_numpy, random.random])
+@pytest.mark.parametrize("p", [0.5, 0.2, 0.1])
+def test_layers_that_mix_in_some_passes_are_refused(p: float, coin: Callable[[], float]) -> None:
+    """Whatever the state of the generators; at one pass in ten it fails to with 1 of 10000."""
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), MixStyle(p, coin), nn.Flatten(), nn.Linear(64, 2))
+    for _ in range(3):
+        images = torch.rand(3, 1, 6, 6)
+        before = torch.get_rng_state(), random.getstate()
+        with pytest.raises(UnsupportedLayer, match=r"moved the output of the others"):
+            probe(model, images)
+        assert torch.equal(torch.get_rng_state(), before[0])
+        assert random.getstate() == before[1]
+        torch.rand(3)
+    probe(model.eval(), torch.rand(3, 1, 6, 6))
+
+
+class SkipsAtRandom(nn.Module):
+    """Stochastic depth by a coin of the batch, and dropout by function."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = F.dropout(x, 0.3, self.training)
+        return x if random.random() < 0.5 else x.tanh()
+
+
+def test_layers_that_draw_and_do_not_mix_pass() -> None:
+    """Control; torch's own dropout costs no passes more."""
+    model = nn.Sequential(nn.Flatten(), SkipsAtRandom(), nn.Linear(4, 3))
+    probe(model, torch.rand(3, 1, 2, 2))
+    passes = []
+    dropped = nn.Sequential(nn.Flatten(), nn.Dropout(0.3), nn.Linear(4, 3))
+    dropped[2].register_forward_hook(lambda *_: passes.append(1))
+    probe(dropped, torch.rand(3, 1, 2, 2))
+    assert len(passes) < 20
+    assert dropped[1].training
+
+
+def test_whole_numbers_for_a_model_of_real_ones_come_with_a_cure() -> None:
+    """The loop scales them, and attach sees the data set alone."""
+    images = torch.zeros(3, 1, 6, 6, dtype=torch.uint8)
+    with pytest.raises(UnsupportedLayer, match=r"image\.float\(\) / 255"):
+        probe(nn.Conv2d(1, 4, 3), images)
