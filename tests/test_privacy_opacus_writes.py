@@ -409,6 +409,31 @@ LOADER = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *(("timeout", value) for value in (print, "soon", -1, float("nan"), 3.0, None)),
+        *(("collate_fn", value) for value in (None, 3)),
+        ("worker_init_fn", 3),
+        *((name, print) for name in ("_samples", "_anything")),
+    ],
+)
+def test_a_loader_refuses_what_its_next_pass_would_end_in(name, value):
+    """By name when it is written, not in torch's words when it is read."""
+    t = Training()
+    with pytest.raises((PlanError, StepError), match=name):
+        setattr(t.loader, name, value)
+    t.step()
+
+
+def test_a_loader_whose_workers_have_started_refuses_what_they_would_not_hear():
+    """Persistent workers keep what they were started with."""
+    t = Training()
+    vars(t.loader).update(persistent_workers=True, _iterator=object())
+    with pytest.raises(StepError, match=r"collate_fn: its persistent workers were started"):
+        t.loader.collate_fn = print
+
+
 def _accountant(t):
     t.step(2)
     assert t.engine.accountant is t.engine.accountant

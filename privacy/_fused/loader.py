@@ -15,13 +15,17 @@ from privacy._fused.writes import LOADER, refusal
 from privacy.errors import PlanError, StepError
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
+from privacy.quantities import real
 from privacy.sampling import sample_indices
 
 __all__ = ["Samples", "first_images", "plan_for", "poisson_loader"]
 
 _PROBED_EXAMPLES = 3
 _READING = frozenset(
-    {"pin_memory", "pin_memory_device", "timeout", "worker_init_fn", "multiprocessing_context"}
+    {
+        *("pin_memory", "pin_memory_device", "timeout", "worker_init_fn", "collate_fn"),
+        "multiprocessing_context",
+    }
 )
 """What of a loader may be written later."""
 
@@ -158,12 +162,37 @@ class _PoissonLoader(DataLoader[Any]):
     """A loader whose samples and settings stay; how examples are read and stacked may change."""
 
     def __setattr__(self, name: str, value: object) -> None:
-        made = vars(self).get("_made", False)
-        if made and name == "collate_fn":
-            value = _Collate(value, self.dataset)  # type: ignore[arg-type]
-        elif made and not (name.startswith("_") or name in _READING):
-            raise refusal(self, name, LOADER)
+        if vars(self).get("_made", False):
+            if name in _READING:
+                self._check_reading(name, value)
+            elif not (name.startswith("_") and name in vars(self)):
+                raise refusal(self, name, LOADER)
+            if name == "collate_fn":
+                value = _Collate(value, self.dataset)  # type: ignore[arg-type]
         super().__setattr__(name, value)
+
+    def _check_reading(self, name: str, value: object) -> None:
+        """Refuses at once what the next pass would end in, or never hear of."""
+        if self.persistent_workers and self._iterator is not None:
+            raise StepError(
+                f"data_loader.{name}: its persistent workers were started with what it was; give "
+                "the DataLoader that goes into make_private this setting, or set it before the "
+                "first pass"
+            )
+        optional = name == "worker_init_fn" and value is None
+        if name in ("collate_fn", "worker_init_fn") and not (callable(value) or optional):
+            raise PlanError(
+                f"data_loader.{name}: expected a function, got {type(value).__name__}; give one, "
+                "or leave it as it was"
+            )
+        if name == "timeout":
+            seconds = real("data_loader.timeout", value)
+            if seconds < 0 or (seconds > 0 and self.num_workers == 0):
+                raise PlanError(
+                    f"data_loader.timeout: expected seconds, at least 0, and 0 where no workers "
+                    f"are waited for, got {seconds:g} with {self.num_workers} workers; give the "
+                    "DataLoader that goes into make_private num_workers"
+                )
 
     @property
     def sample_rate(self) -> float:
