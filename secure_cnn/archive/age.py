@@ -68,6 +68,8 @@ def export_age(
         ...     pathlib.Path(f"{folder}/m.age").read_bytes()[:21]
         b'age-encryption.org/v1'
     """
+    if isinstance(recipients, str):
+        raise InvalidKey("recipients: expected a list of age1…, got text; put it in a list")
     keys = [_public_key(text) for text in recipients]
     if not keys:
         raise InvalidKey("expected at least one recipient age1…, got none")

@@ -12,6 +12,7 @@ from typing import TypeAlias
 from secure_cnn.archive.errors import (
     InvalidKey,
     RolledBack,
+    StateError,
     StorageError,
     Tampered,
     Truncated,
@@ -32,6 +33,7 @@ from secure_cnn.archive.format.merkle import leaf_hash, merkle_root
 from secure_cnn.archive.format.payload import Payload, read_at
 from secure_cnn.archive.format.slots import SlotReader
 from secure_cnn.archive.format.stream import HEADER_LENGTH, open_stream
+from secure_cnn.archive.keys.doors import check_identity, check_trusted
 from secure_cnn.archive.keys.signatures import Verifier, footer_lengths
 from secure_cnn.files import open_regular
 
@@ -208,9 +210,10 @@ def signed_leaves(fd: int, header: Header, trusted: Sequence[Verifier] | None) -
         ...         len(signed_leaves(fd, header, [signer.verifier]))
         2
     """
+    found = None if trusted is None else check_trusted(trusted)
     signer = signer_of(fd, header)
-    if trusted is not None:
-        check_trust(signer, trusted)
+    if found is not None:
+        check_trust(signer, found)
     if signer is None:
         return []
     footer = read_at(fd, footer_length(header.core), layout_of(header).end)
@@ -246,6 +249,8 @@ def unlock(
     Example:
         See `load`.
     """
+    identity, trusted = check_identity(identity), trusted and check_trusted(trusted)
+    _check_wanted(expect, core_hash)
     header = read_header(fd)
     if core_hash is not None and header.core_hash.hex() != core_hash:
         raise RolledBack(
@@ -264,3 +269,17 @@ def unlock(
         raise Tampered("the payload has another segment length than the header; get the file again")
     floe = open_stream(derive_key(file_key, b"payload"), header.core_hash, stream_header)
     return header, Payload(fd, layout, floe, leaves)
+
+
+def _check_wanted(expect: object, core_hash: object) -> None:
+    """Refuses what no file could answer, before it reads like a changed one."""
+    if not isinstance(expect, Mapping):
+        raise StateError(
+            f"expect: expected a dict of claims with their values, got {type(expect).__name__}; "
+            "give {name: value}"
+        )
+    if not isinstance(core_hash, str | None):
+        raise StateError(
+            "core_hash: expected 64 hexadecimal digits, as inspect has them, got "
+            f"{type(core_hash).__name__}"
+        )

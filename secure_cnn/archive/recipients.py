@@ -7,12 +7,13 @@ the file key can still read this file; `rotate` gives it a new one.
 
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 from secure_cnn.archive.errors import InvalidKey, StorageError
 from secure_cnn.archive.format.header import SECTOR, Header, derive_key, seal_copy
 from secure_cnn.archive.format.payload import write_at
 from secure_cnn.archive.format.slots import Slot, SlotReader, SlotWriter, check_mix
+from secure_cnn.archive.keys.doors import check_identity, check_recipients, key_ids
 from secure_cnn.archive.keys.passphrase import check_costs
 from secure_cnn.archive.opening import Path, opened, read_header
 
@@ -24,7 +25,7 @@ def change_recipients(
     *,
     identity: SlotReader,
     add: Sequence[SlotWriter] = (),
-    remove: Sequence[str] = (),
+    remove: Sequence[str | SlotWriter] = (),
 ) -> None:
     """Gives the file key to some and takes the slots of others away, in one step.
 
@@ -35,11 +36,12 @@ def change_recipients(
         path: A sealed file.
         identity: Who can open it now.
         add: Who gets a slot; in place of the one they have, if they have one.
-        remove: Key ids, 32 hexadecimal digits each, as `inspect` lists them.
+        remove: Recipients, or their key ids, 32 hexadecimal digits each, as `inspect` lists them.
 
     Raises:
         WrongKey: The identity does not open the file.
-        InvalidKey: A key id has no slot, nobody would be left, or kinds would be mixed.
+        InvalidKey: Somebody is no recipient, a key id has no slot, nobody would be left, or kinds
+            would be mixed.
         LimitExceeded: There is no room; `rotate` makes some.
         StorageError: Another process is changing the file, or the operating system refuses.
         ArchiveError: As for `inspect`.
@@ -55,14 +57,16 @@ def change_recipients(
         ...     archive.load(f"{folder}/m", identity=you)
         {'w': tensor([1.])}
     """
+    identity, added = check_identity(identity), check_recipients(add, name="add")
+    removed = key_ids(remove, name="remove")
     with opened(path, flags=os.O_RDWR) as fd:
         lock(fd, path)
         header = read_header(fd)
         file_key, slots = header.unlock(identity)
-        kept = _without(slots, remove)
-        added = [who.wrap(file_key, header.core_hash) for who in add]
-        replaced = {(slot.kind, slot.key_id) for slot in added}
-        after = [slot for slot in kept if (slot.kind, slot.key_id) not in replaced] + added
+        kept = _without(slots, removed)
+        new = [who.wrap(file_key, header.core_hash) for who in added]
+        replaced = {(slot.kind, slot.key_id) for slot in new}
+        after = [slot for slot in kept if (slot.kind, slot.key_id) not in replaced] + new
         check_mix(slot.kind for slot in after)
         check_costs(after)
         _write(fd, header, after, file_key)
@@ -85,15 +89,15 @@ def lock(fd: int, path: Path) -> None:
         raise StorageError(f"{path}: another process is changing it; try again later") from None
 
 
-def _without(slots: Sequence[Slot], key_ids: Sequence[str]) -> list[Slot]:
+def _without(slots: Sequence[Slot], removed: Set[str]) -> list[Slot]:
     """The slots whose key ids are not among these, each of which must be there."""
-    missing = set(key_ids) - {slot.key_id.hex() for slot in slots}
+    missing = removed - {slot.key_id.hex() for slot in slots}
     if missing:
         raise InvalidKey(
             f"expected key ids that the file has, got {', '.join(sorted(missing))}; "
             "list its recipients"
         )
-    return [slot for slot in slots if slot.key_id.hex() not in key_ids]
+    return [slot for slot in slots if slot.key_id.hex() not in removed]
 
 
 def _write(fd: int, header: Header, slots: Sequence[Slot], file_key: bytes) -> None:

@@ -12,6 +12,7 @@ from secure_cnn.archive.errors import InvalidKey, StorageError
 from secure_cnn.archive.format.core import LATEST_FILE, Core
 from secure_cnn.archive.format.payload import Progress
 from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.keys.doors import check_recipients, check_signer
 from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.opening import Path, opened, unlock
 from secure_cnn.archive.recipients import lock
@@ -60,6 +61,7 @@ def rotate(
         ...     archive.load(f"{folder}/m", identity=you)
         {'w': tensor([1.])}
     """
+    recipients, signer = check_recipients(recipients), check_signer(signer)
     if signer is not None and trusted is None:
         trusted = [signer.verifier]
     with opened(path) as fd:

@@ -6,7 +6,7 @@ out before all of it held. Sequences of files are in `store`.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
@@ -26,6 +26,7 @@ from secure_cnn.archive.format.state import (
     named_tensors,
 )
 from secure_cnn.archive.info import ArchiveInfo, describe
+from secure_cnn.archive.keys.doors import check_recipients, check_signer
 from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.lazy import empty_bytes, open_lazy, read_index, read_tensor
 from secure_cnn.archive.opening import (
@@ -64,7 +65,7 @@ def save(  # noqa: PLR0913  (each is one decision of who saves)
     Args:
         path: Where the file goes.
         state: A tree of dict, list, tuple, plain data and tensors; see `encode_state`. A flat dict
-            of tensors keeps its names.
+            of tensors keeps its names. One tensor, number, text or None is a tree too.
         recipients: Who can open the file: 1 to 256 of `Recipient`, `Passphrase`,
             `KeyEncryptionKey` and `ServiceKey`. Hybrid and X25519 recipients do not mix, since the
             file would be no stronger than the weaker.
@@ -82,7 +83,7 @@ def save(  # noqa: PLR0913  (each is one decision of who saves)
     Raises:
         StateError: State, claims or lineage hold something that the format cannot; the message has
             its path.
-        InvalidKey: No recipients, or a mix.
+        InvalidKey: No recipients, a mix, or what is no recipient or signer.
         KeyServiceError: A key service did not wrap the file key.
         LimitExceeded: Too many recipients or claims, or a segment length outside its range.
         StorageError: There is a file already, or the operating system refuses.
@@ -95,6 +96,7 @@ def save(  # noqa: PLR0913  (each is one decision of who saves)
         ...     archive.load(f"{folder}/m.sealed", identity=me)
         {'weight': tensor([1., 1.])}
     """
+    recipients, signer = check_recipients(recipients), check_signer(signer)
     public, private = _apart(claims, private_claims)
     plaintext = Pieces(encode_state(state, private))
     core = new_core(
@@ -138,7 +140,7 @@ def check(
         recipients: As for `save`; with none, one is thought of.
 
     Raises:
-        InvalidKey: The recipients do not mix.
+        InvalidKey: The recipients do not mix, or are none.
         StateError: State, claims or name hold something that the format cannot.
         LimitExceeded: The claims are too long.
 
@@ -149,6 +151,7 @@ def check(
         secure_cnn.archive.errors.StateError: claims.epsilon: expected plain JSON ...
     """
     named_tensors(state)
+    recipients = check_recipients(recipients)
     public, _ = _apart(claims, private_claims)
     core = new_core(
         name=name,
@@ -193,7 +196,8 @@ def load(
     Raises:
         ArchiveError: One of its members: `NotSealed`, `UnsupportedVersion`, `LimitExceeded`,
             `Truncated`, `RolledBack`, `UntrustedSigner`, `Tampered`, `WrongKey`,
-            `KeyServiceError`, `ClaimMismatch`, `StateError` or `StorageError`.
+            `KeyServiceError`, `ClaimMismatch`, `StateError` or `StorageError`; `InvalidKey` where
+            identity or trusted are something else.
 
     Example:
         >>> import tempfile, secure_cnn.archive as archive
@@ -208,6 +212,8 @@ def load(
     """
     wanted = expect or {}
     if only is not None:
+        if isinstance(only, str) or not isinstance(only, Iterable):
+            raise StateError(f"only: expected a list of names, got {type(only).__name__}")
         with open_lazy(
             path, identity=identity, trusted=trusted, expect=wanted, core_hash=core_hash
         ) as file:

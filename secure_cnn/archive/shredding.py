@@ -18,6 +18,7 @@ from secure_cnn.archive.format.claims import canonical_json, parse_json
 from secure_cnn.archive.format.core import is_hex
 from secure_cnn.archive.format.header import Header
 from secure_cnn.archive.format.payload import read_at, write_at
+from secure_cnn.archive.keys.doors import check_signer, check_trusted
 from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.opening import Path, opened, read_header
 from secure_cnn.archive.output import new_file
@@ -98,6 +99,7 @@ def shred(
         ...     archive.read_certificate(f"{folder}/c", trusted=[signer.verifier]) == done
         True
     """
+    signer = check_signer(signer)
     if signer is not None and certificate is None:
         raise InvalidKey("expected a path for the certificate that the signer signs, got none")
     try:
@@ -131,6 +133,7 @@ def read_certificate(path: Path, *, trusted: Sequence[Verifier]) -> Certificate:
         trusted: Whose signatures count.
 
     Raises:
+        InvalidKey: Those trusted are no verifiers.
         UntrustedSigner: It is not signed by one of them.
         Tampered: It is no certificate, or the signature does not hold.
         StorageError: The file cannot be read.
@@ -143,6 +146,7 @@ def read_certificate(path: Path, *, trusted: Sequence[Verifier]) -> Certificate:
         ...
         secure_cnn.archive.errors.StorageError: nowhere: cannot read: ...
     """
+    trusted = check_trusted(trusted)
     with opened(path) as fd:
         raw = read_at(fd, min(os.fstat(fd).st_size, _MAX_CERTIFICATE), 0)
     statement, signatures = _parts(parse_json(raw, "the certificate"))

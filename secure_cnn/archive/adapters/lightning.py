@@ -13,6 +13,12 @@ import torch
 from secure_cnn.archive.errors import MissingExtra, StateError, StorageError
 from secure_cnn.archive.format.claims import JSON
 from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.keys.doors import (
+    check_identity,
+    check_recipients,
+    check_signer,
+    check_trusted,
+)
 from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.sealed import load, save
 
@@ -75,9 +81,11 @@ class SealedCheckpointIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
     ) -> None:
         if CheckpointIO is object:
             raise MissingExtra("the plug-in for Lightning", "lightning")
-        self._recipients, self._signer, self._claims = tuple(recipients), signer, claims
-        self._identity, self._expect = identity, expect
-        self._trusted = [signer.verifier] if trusted is None and signer else trusted
+        self._recipients, self._signer = check_recipients(recipients), check_signer(signer)
+        self._identity = None if identity is None else check_identity(identity)
+        self._claims, self._expect = claims, expect
+        trusted = [signer.verifier] if trusted is None and signer else trusted
+        self._trusted = None if trusted is None else check_trusted(trusted)
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None

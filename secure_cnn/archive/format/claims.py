@@ -191,8 +191,17 @@ def _check(value: object, path: str, depth: int) -> None:
     elif not _is_scalar(value):
         raise StateError(
             f"{path}: expected plain JSON (finite numbers of up to {_MAX_INTEGER_BITS} bits), "
-            f"got {type(value).__name__}; convert it"
+            f"got {type(value).__name__} {_told(value)}; convert it"
         )
+
+
+def _told(value: object) -> str:
+    """A value on one short line, whatever it raises when it is shown."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:
+        return "that cannot be shown"
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def _encodes(text: str) -> bool:

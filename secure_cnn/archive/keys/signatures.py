@@ -7,7 +7,6 @@ list of verifiers; there are no certificates.
 
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -25,7 +24,6 @@ __all__ = [
     "footer_lengths",
     "generate_signer",
     "read_signer",
-    "trusted_with",
 ]
 
 _VERIFIER_PREFIX = "secure-cnn-verifier-1"
@@ -274,29 +272,6 @@ def footer_lengths(signer_id: str) -> tuple[int, int]:
         (32, 64)
     """
     return _ALGORITHMS[signer_id.partition(":")[0]]
-
-
-def trusted_with(signer: Signer | None, trusted: Sequence[Verifier] | None) -> tuple[Verifier, ...]:
-    """Whose signatures count for someone who may sign: the trusted, or the signer's own alone.
-
-    Raises:
-        InvalidKey: There is neither, or the signer is not among the trusted.
-
-    Example:
-        >>> signer = generate_signer()
-        >>> trusted_with(signer, None) == (signer.verifier,)
-        True
-    """
-    if trusted is None and signer is None:
-        raise InvalidKey("expected trusted verifiers or a signer, got neither; say whom to trust")
-    found = tuple(trusted) if trusted is not None else ()
-    if signer is not None and signer.verifier not in found:
-        if trusted is not None:
-            raise InvalidKey(
-                f"expected {signer.verifier!r} among the trusted, since it signs here; add it"
-            )
-        return (signer.verifier,)
-    return found
 
 
 def _encoding(payload_type: str, body: bytes) -> bytes:

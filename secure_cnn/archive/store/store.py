@@ -17,7 +17,8 @@ from secure_cnn.archive.errors import InvalidKey, StorageError, Tampered, WrongK
 from secure_cnn.archive.format.claims import JSON, copy_claims
 from secure_cnn.archive.format.slots import SlotReader, SlotWriter
 from secure_cnn.archive.format.state import State
-from secure_cnn.archive.keys.signatures import Signer, Verifier, trusted_with
+from secure_cnn.archive.keys.doors import check_identity, check_recipients, trusted_with
+from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.restore import load_into
 from secure_cnn.archive.sealed import inspect, load, save, verify
 from secure_cnn.archive.store.background import Background
@@ -58,7 +59,7 @@ class CheckpointStore:
         keep_best: So many with the largest metric stay.
         every: Each whose generation is a multiple of this stays.
         high_water: A file outside of the folder that remembers the highest generation seen, beside
-            the one inside. Each process that opens the store should have its own.
+            the one inside; each process that opens the store should have its own.
         accept_missing_mark: Whether the mark inside may be missing, as where an older version
             wrote; whoever says so knows otherwise that the newest generation is the newest.
         clock: The time in UTC, for people who read the log.
@@ -67,7 +68,7 @@ class CheckpointStore:
         RolledBack: There is something older than was there before.
         Tampered: What is there does not fit together.
         StorageError: Another process writes, or the operating system refuses.
-        ArchiveError: Another of its members, as for `load`.
+        ArchiveError: Another of its members, as for `load`; of wrong keys too.
 
     Example:
         >>> import tempfile, torch, secure_cnn.archive as archive
@@ -100,8 +101,8 @@ class CheckpointStore:
     ) -> None:
         self._retention = Retention(keep_last=keep_last, keep_best=keep_best, every=every)
         self._trusted = trusted_with(signer, trusted)
-        self._recipients, self._signer, self._identity = tuple(recipients), signer, identity
-        self._clock = clock
+        self._recipients, self._signer, self._clock = check_recipients(recipients), signer, clock
+        self._identity = None if identity is None else check_identity(identity)
         self._buffer, self._saving = HostBuffer(), Background()
         self._files = SequenceFolder(
             Path(folder),
@@ -138,7 +139,7 @@ class CheckpointStore:
         error; until then the one before counts.
 
         Args:
-            state: As for `archive.save`.
+            state: As for `archive.save`; one number, text or None is a state too.
             step: The training step, from 0.
             metric: How good the state is, larger is better; everyone can read it.
             claims: As for `archive.save`.

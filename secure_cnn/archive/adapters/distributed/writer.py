@@ -19,6 +19,7 @@ from secure_cnn.archive.format.header import copy_length_for, seal_prefix
 from secure_cnn.archive.format.pieces import Pieces
 from secure_cnn.archive.format.slots import SlotWriter
 from secure_cnn.archive.format.state import encode_state
+from secure_cnn.archive.keys.doors import check_recipients, check_signer
 from secure_cnn.archive.keys.signatures import Signer
 from secure_cnn.archive.opening import Path
 from secure_cnn.archive.sealed import save
@@ -66,7 +67,7 @@ class SealedWriter(StorageWriter):
         name: str = "",
     ) -> None:
         self._folder, self._rank = pathlib.Path(folder), 0
-        self._recipients, self._signer = tuple(recipients), signer
+        self._recipients, self._signer = check_recipients(recipients), check_signer(signer)
         self._claims, self._name = claims, name
 
     def reset(self, checkpoint_id: Path | None = None) -> None:
