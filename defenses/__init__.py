@@ -13,7 +13,8 @@ Example:
     >>> objective(model, images, labels).mean().backward()
 """
 
-from defenses.attacks.attack import Attack, attack, attack_names, custom_attack
+from defenses.attacks.attack import Attack, attack, attack_names
+from defenses.attacks.custom import custom_attack
 from defenses.checks.checks import CheckSettings, check
 from defenses.checks.verdict import CurvePoint, Verdict
 from defenses.errors import (
@@ -26,7 +27,8 @@ from defenses.errors import (
 from defenses.evaluation.comparison import PairedComparison, compare
 from defenses.evaluation.counting import wilson_interval
 from defenses.evaluation.evaluation import evaluate
-from defenses.evaluation.report import AdversarialExamples, RobustnessReport
+from defenses.evaluation.examples import AdversarialExamples
+from defenses.evaluation.report import RobustnessReport
 from defenses.evaluation.rerun import rerun
 from defenses.poisoning.backdoor import BackdoorReport, ClassFinding, backdoor_scan
 from defenses.poisoning.obedience import PoisoningAttack, PoisoningReport, attack_success_rate

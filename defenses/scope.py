@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from defenses.errors import AttackError, DefenseError
 from defenses.quantities import as_whole, shown
 
-__all__ = ["attack_scope", "check_logits", "check_module", "home_of"]
+__all__ = ["answer_to", "attack_scope", "check_logits", "check_module", "home_of"]
 
 
 @contextmanager
@@ -137,6 +137,29 @@ def _refuse_probabilities(logits: Tensor, error: type[DefenseError]) -> None:
         )
 
 
+def answer_to(model: nn.Module, images: Tensor, error: type[DefenseError]) -> object:
+    """What a model answers to images, which must be the same afterwards.
+
+    Raises:
+        DefenseError: As `error`: the model changed them, and whoever holds them would go on with
+            others.
+
+    Example:
+        >>> answer_to(nn.ReLU(inplace=True), -torch.ones(1, 1, 1, 1), AttackError)
+        Traceback (most recent call last):
+        ...
+        defenses.errors.AttackError: model: changes the images that it is given, in place; ...
+    """
+    before = images.detach().clone()
+    answer: object = model(images)
+    if not torch.equal(before, images.detach()):
+        raise error(
+            "model: changes the images that it is given, in place; let its forward work on a copy "
+            "(images = images.clone())"
+        )
+    return answer
+
+
 def home_of(model: nn.Module, images: Tensor) -> tuple[torch.device, torch.dtype]:
     """The device and dtype a model computes in; those of `images` if it has no tensors.
 
@@ -165,7 +188,8 @@ def check_module(model: object) -> None:
         >>> check_module(nn.Flatten())
     """
     if not isinstance(model, nn.Module):
-        raise AttackError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        order = "; the order is (model, images, labels)" if isinstance(model, Tensor) else ""
+        raise AttackError(f"model: expected a torch.nn.Module, got {type(model).__name__}{order}")
 
 
 def _hold_modes(model: nn.Module, undo: ExitStack) -> None:

@@ -180,8 +180,9 @@ def read_model(path: Path, *, unlocking: Unlocking | None) -> LoadedModel:
                 secret = lazy.private_claims
     if not isinstance(claims, dict) or not isinstance(claims.get("architecture"), dict):
         raise ModelError(
-            f"{path}: expected a model of ours, got a file whose claims name no architecture; "
-            "is it a training checkpoint, or another tool's file?"
+            f"{path}: expected a model of ours, got a file whose claims name no architecture (a "
+            "training checkpoint, or another tool's file?); a network of your own is evaluated in "
+            "Python, by defenses.evaluate"
         )
     architecture = Architecture.from_dict(cast(dict[str, Any], claims["architecture"]))
     model = architecture.build()

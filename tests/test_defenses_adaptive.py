@@ -144,7 +144,7 @@ def test_the_answers_are_the_models_to_the_last_bit():
         ("bim", {"loss": margin}, "bim takes no loss of your own"),
         ("apgdt", {"loss": margin}, "apgdt takes no loss of your own"),
         ("pgd", {"loss": 3}, "expected a function, got int"),
-        ("pgd", {"loss": "ce"}, "pgd takes no setting 'loss'"),
+        ("pgd", {"loss": "ce"}, "pgd: loss: expected a function from logits.*got 'ce'"),
         ("apgd", {"loss": "own: margin"}, "give the function"),
         ("pgd", {"surrogate": "net"}, "expected a torch.nn.Module, got str"),
     ],

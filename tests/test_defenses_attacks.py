@@ -7,18 +7,27 @@ import weakref
 
 import pytest
 import torch
+import torchattacks
 from test_defenses_scope import Net
 from torch import nn
 
 from defenses import (
+    AdversarialTraining,
     AttackError,
+    EvaluationError,
+    GaussianAugmentation,
+    Mart,
     ThreatModel,
     ThreatModelError,
+    Trades,
     attack,
     attack_names,
     attack_scope,
+    check,
+    evaluate,
 )
-from defenses.attacks.attack import custom_attack
+from defenses.attacks.custom import custom_attack
+from defenses.evaluation.plans import named_attacks
 
 LINF = ThreatModel(norm="linf", eps=0.1)
 L2 = ThreatModel(norm="l2", eps=0.5)
@@ -398,6 +407,21 @@ def test_what_a_function_of_ones_own_breaks_is_said(function, word):
     assert torch.equal(images, before)
 
 
+def two(images, labels):
+    return images
+
+
+@pytest.mark.parametrize(
+    "give", [custom_attack, lambda each, threat: named_attacks([each], threat)]
+)
+def test_what_is_called_otherwise_is_refused(give):
+    """An attack of torchattacks holds a model of its own; its name, or a function, is the way."""
+    with pytest.raises(AttackError, match=r"torchattacks' PGD.*give the attack by its name"):
+        give(torchattacks.PGD(Net()), LINF)
+    with pytest.raises(AttackError, match=r"called \(model, images, labels\).*images, labels\)"):
+        give(two, LINF)
+
+
 def test_what_cannot_be_called_is_refused():
     """A name given for the function is the likeliest mistake."""
     with pytest.raises(AttackError, match="expected a callable, got str"):
@@ -559,3 +583,82 @@ def test_an_untargeted_jacobian_attack_seeks_the_likeliest_wrong_class():
     assert torch.equal(run(net, images, labels), run(net, images, labels, targets=likeliest))
     others = (likeliest + 1) % 4
     assert not torch.equal(run(net, images, labels), run(net, images, labels, targets=others))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "words"),
+    [
+        ("pgd", {"loss": "margn"}, r"pgd: loss: expected a function from logits.*got 'margn'"),
+        ("pgd", {"momentum": 1.0}, "its settings: step_size, steps, random_start.*loss, surrogate"),
+        ("apgd", {"momentum": 1.0}, "loss.*surrogate, draws"),
+        ("apgdt", {"momentum": 1.0}, "target_classes, surrogate, draws$"),
+        ("fgsm", {"momentum": 1.0}, "its settings: draws$"),
+        ("bim", {"momentum": 1.0}, "steps.*draws$"),
+        ("fgsm", {"loss": "ce"}, "takes no setting 'loss'; its settings: draws$"),
+    ],
+)
+def test_a_setting_that_is_none_is_told_what_there_are(name, settings, words):
+    """All of them: those that come as arguments of their own too."""
+    with pytest.raises(AttackError, match=words):
+        attack(name, LINF, **settings)
+
+
+@pytest.mark.parametrize("name", attack_names("linf"))
+def test_every_setting_that_is_listed_is_taken(name):
+    """With the value that it has."""
+    for key, value in attack(name, LINF).settings.items():
+        assert attack(name, LINF, **{key: value}).settings[key] == value
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        AdversarialTraining(LINF),
+        Trades(LINF),
+        Mart(LINF),
+        GaussianAugmentation(sigma=0.1),
+        attack("fgsm", LINF),
+    ],
+    ids=lambda each: type(each).__name__,
+)
+def test_arguments_in_another_order_are_told_theirs(objective):
+    """As one calls a loss, with the model behind."""
+    images, labels = inner_batch()
+    with pytest.raises(AttackError, match=r"got Tensor; the order is \(model, images, labels\)"):
+        objective(images, labels, Net())
+
+
+class InPlace(nn.Module):
+    """Changes what it is given."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images):
+        images.data.mul_(0.5).add_(0.25)
+        return self.net(images)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "apgd", "square"])
+def test_a_model_that_changes_its_images_is_at_fault_and_not_the_attack(name):
+    """Wherever it is asked: in an evaluation, in a check."""
+    images, labels = inner_batch()
+    model = InPlace(Net())
+    before = images.clone()
+    data = list(zip(images, labels.tolist(), strict=True))
+    with pytest.raises(EvaluationError, match="model: changes the images"):
+        evaluate(model, data, LINF, attacks=[name], progress=False)
+    verdict = check(model, data, LINF, progress=False)[0]
+    assert verdict.outcome == "fail"
+    assert "changes the images" in verdict.sentence
+    assert torch.equal(images, before)
+
+
+def test_an_attack_that_such_a_model_moves_out_of_the_ball_says_whose_fault_it_is():
+    """Alone, where nobody asked the model before."""
+    images, labels = inner_batch()
+    model = InPlace(Net())
+    moved = custom_attack(lambda model, images, labels: [model(images), images][1], LINF)
+    with pytest.raises(AttackError, match="model: changes the images"):
+        moved(model, 0 * images, labels)

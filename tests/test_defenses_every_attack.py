@@ -11,7 +11,7 @@ from test_defenses_scope import Net, Switched, assert_same, disturbed_net, snaps
 from torch import nn
 
 from defenses import AttackError, ThreatModel, attack, attack_names
-from defenses.attacks.attack import custom_attack
+from defenses.attacks.custom import custom_attack
 from privacy.clipping import Tape, install, rule_of
 from privacy.differentiation import differentiate
 

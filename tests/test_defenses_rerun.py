@@ -1,6 +1,8 @@
 """A report that can be run again: all that it rests on is in it, and gives the same figures."""
 
 import json
+import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,16 +12,24 @@ from test_defenses_journal import GENTLE, run, subject
 from torch import nn
 
 from defenses import (
+    CertificationReport,
     CheckSettings,
     EvaluationError,
     RobustnessReport,
+    Smoothing,
     ThreatModel,
     attack,
     attack_names,
+    certify,
+    compare,
+    evaluate,
     rerun,
 )
+from defenses.checks.verdict import Verdict
 from defenses.evaluation.journal import digest_of_model
 
+LINF = ThreatModel(norm="linf", eps=0.1)
+NET, DATA = subject(n=20)
 FEW = CheckSettings(samples=4, steps=1, queries=1, draws=1, planted=1)
 
 
@@ -47,6 +57,56 @@ def test_settings_in_a_report_make_the_same_attack(norm):
         made = attack(name, threat)
         kept = json.loads(json.dumps(made.settings))
         assert repr(attack(name, threat, **kept)) == repr(made)
+
+
+@pytest.mark.parametrize("kind", ["robustness", "certification"])
+def test_a_saved_report_comes_back_from_its_path(kind, tmp_path):
+    """And what is none is refused in our errors: pipes, folders, other JSON, nothing."""
+    if kind == "robustness":
+        report, cls = evaluate(NET, DATA, LINF, attacks=["fgsm"], progress=False), RobustnessReport
+    else:
+        smoothing = Smoothing(sigma=0.25, samples=100)
+        report, cls = certify(NET, DATA, smoothing, progress=False), CertificationReport
+    path = tmp_path / "r.json"
+    report.save(path)
+    assert cls.load(path) == cls.load(str(path)) == report
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "list").write_text("[1]")
+    (tmp_path / "text").write_bytes(b"\xff")
+    (tmp_path / "deep").write_text("[" * 100_000)
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "list", "text", "deep", "folder", "nothing"):
+        with pytest.raises(EvaluationError, match=f"{tmp_path / name}: "):
+            cls.load(tmp_path / name)
+    with pytest.raises(EvaluationError, match="path: expected the file"):
+        cls.load(None)
+
+
+def test_a_path_in_place_of_a_report_is_told_how_to_read_it():
+    """Where one is done again, and where two are compared."""
+    for call in (lambda: rerun("r.json", NET, DATA), lambda: compare("r.json", "s.json")):
+        with pytest.raises(EvaluationError, match=r"RobustnessReport.load\(path\)"):
+            call()
+
+
+def test_a_report_prints_what_it_found_and_no_more():
+    """Clean and robust accuracy with interval, threat, attacks, the verdicts that failed."""
+    report = evaluate(NET, DATA, LINF, attacks=["fgsm"], progress=False)
+    low, high = report.worst_case_interval
+    for part in (
+        f"clean {report.clean_accuracy:.1%}, robust {report.worst_case_accuracy:.1%}",
+        f"({low:.1%} to {high:.1%}) in linf eps={LINF.eps:g} in [0, 1]",
+        "attacks: fgsm; no verdicts",
+    ):
+        assert part in str(report)
+    wrong = Verdict(name="sky is green", outcome="fail", figure=None, sentence="No.")
+    right = Verdict(name="sky is blue", outcome="pass", figure=None, sentence="Yes.")
+    assert "failed verdicts: sky is green)" in str(replace(report, verdicts=(wrong, right)))
+    assert "failed verdicts: none)" in str(replace(report, verdicts=(right,)))
+    assert len(str(report)) < 300
+    proven = certify(NET, DATA, Smoothing(sigma=0.25, samples=100), progress=False)
+    assert len(str(proven)) < 300
+    assert "certified" in str(proven)
 
 
 def test_another_model_or_other_images_are_refused():

@@ -244,12 +244,58 @@ def test_a_folder_of_checkpoints_is_listed_and_pruned(cli, room):
 def test_bad_words_are_wrong_usage(cli, room):
     """A claim without a name, and a command without its options, end in 2 with no file."""
     words = ("seal", room / "plain", room / "x", "--recipient", room / "reader.pub")
-    for bad in (("epsilon",), ("=3",), ("epsilon=3", "epsilon=30")):
+    for bad in (
+        ("epsilon",),
+        ("=3",),
+        ("epsilon=3", "epsilon=30"),
+        ("accuracy=0,93",),
+        ("accuracy=93%",),
+        ("private=True",),
+        ("who=[acme]",),
+        ("note=",),
+    ):
         options = [word for claim in bad for word in ("--claim", claim)]
         assert cli(*words, *options)[0] == 2
-    assert cli("seal", room / "plain", room / "x")[0] == 6
+    code, _, err = cli("seal", room / "plain", room / "x")
+    assert code == 6
+    assert "name one with --recipient, --passphrase-file or --kek" in err
     assert cli("verify", room / "plain")[0] == 2
     assert not (room / "x").exists()
+
+
+def test_the_wrong_half_of_a_key_is_told_which_half_to_give(cli, room, sealed):
+    """A secret one where a public one belongs, and the reverse, whatever its mode is."""
+    code, _, err = cli("verify", sealed, "--trusted", room / "maker.key")
+    assert code == 6
+    assert "got a secret one" in err
+    assert "give the .pub file" in err
+    secret = (room / "maker.key").read_text().splitlines()[-1]
+    code, _, err = cli("verify", sealed, "--trusted", secret)
+    assert code == 6
+    assert "make a new pair" in err
+    assert secret not in err
+    for mode in (0o644, 0o600):
+        (room / "reader.pub").chmod(mode)
+        code, _, err = cli("open", sealed, "--out", room / "o", "--identity", room / "reader.pub")
+        assert code == 6
+        assert "holds the public half" in err
+        assert "chmod" not in err
+    code, _, err = cli("rotate", sealed, "--identity", room / "reader.key")
+    assert code == 6
+    assert "--new-passphrase-file" in err
+
+
+def test_a_folder_that_is_not_there_is_said_so(cli, room):
+    """By the command, and by a store that is opened to read."""
+    code, _, err = cli("ls", room / "nowhere", "--trusted", room / "maker.pub")
+    assert code == 6
+    assert "no such folder" in err
+    trusted = [archive.read_signer(room / "maker.key").verifier]
+    store = archive.CheckpointStore(
+        room / "nowhere", trusted=trusted, identity=archive.read_identity(room / "reader.key")
+    )
+    with pytest.raises(archive.StorageError, match="there is no such folder"):
+        store.load()
 
 
 def test_key_options_that_do_not_go_together_make_no_key(cli, tmp_path):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_defenses_checks import ALL
 
 from defenses import RobustnessReport, ThreatModel
@@ -79,6 +80,19 @@ def test_figures_verdicts_and_page(cli, model, tmp_path):
     assert page.count("<svg") >= 3
     assert "default-src 'none'" in page
     assert not re.search(r"<script|https?://(?!www\.w3\.org)", page)
+
+
+def test_a_file_that_is_missing_or_of_another_network_is_told_so(cli, model, tmp_path):
+    """Both are a matter of the model: exit code 3."""
+    path, data = model
+    code, _, err = cli(tmp_path / "nowhere", *data)
+    assert code == 3
+    assert "no such file" in err
+    assert cli(path, *data, *EPS, "--surrogate", tmp_path / "nowhere")[0] == 3
+    save_file({"weight": torch.ones(2)}, tmp_path / "other.safetensors")
+    code, _, err = cli(tmp_path / "other.safetensors", *data)
+    assert code == 3
+    assert "defenses.evaluate" in err
 
 
 def test_radii_are_certified_where_asked(cli, model, tmp_path):

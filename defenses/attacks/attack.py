@@ -1,6 +1,6 @@
 """An attack is a configured value that turns images into adversarial ones.
 
-`attack(name, threat, ...)` makes one by name, `custom_attack(function, threat)` one of a function
+`attack(name, threat, ...)` makes one by name, `custom.custom_attack` one of a function
 of your own. Every call goes through `attack_scope`, and what comes back is checked against the ball
 that was promised.
 
@@ -22,10 +22,10 @@ from defenses.attacks.own import OWN, own_attack
 from defenses.attacks.settings import Setting, check_settings
 from defenses.errors import AttackError
 from defenses.quantities import is_word, shown
-from defenses.scope import attack_scope, home_of
+from defenses.scope import answer_to, attack_scope, check_module, home_of
 from defenses.threat import Norm, ThreatModel
 
-__all__ = ["Attack", "Search", "Setting", "attack", "attack_names", "custom_attack"]
+__all__ = ["Attack", "Search", "Setting", "attack", "attack_names"]
 
 # (attack, model, images, labels, targets or None) -> images: runs inside `attack_scope`, where the
 # global generators are seeded, on detached images of the model's device and dtype.
@@ -111,6 +111,7 @@ class Attack:
             >>> attack("fgsm", ThreatModel(norm="linf", eps=0.1))(model, images, labels)
             tensor([[[[0.5000, 0.6000]]]])
         """
+        check_module(model)
         self.threat.check_images(images)
         check_batch(images, labels, "labels")
         if targets is not None:
@@ -131,7 +132,7 @@ class Attack:
             clean, labels = _recordable(clean), _recordable(labels)
             targets = None if targets is None else _recordable(targets)
             found = self.search(self, asked, clean.clone(), labels, targets)
-            found = self._check_promise(clean, found)
+            found = self._check_promise(asked, clean, found)
         # Another precision rounds differently: what was inside to float32 is moved back inside.
         return found if found.dtype == dtype else self.threat.project(clean, found.to(dtype))
 
@@ -149,7 +150,7 @@ class Attack:
                 f"{self.name} cannot seek a target; {self.threat.norm} attacks that can: {able}"
             )
 
-    def _check_promise(self, clean: Tensor, found: object) -> Tensor:
+    def _check_promise(self, model: nn.Module, clean: Tensor, found: object) -> Tensor:
         """Refuses a result outside the ball: a figure made with it would be wrong."""
         if not isinstance(found, Tensor) or found.shape != clean.shape:
             got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
@@ -159,6 +160,7 @@ class Attack:
         outside = int((~replace(self.threat, eps=radius).contains(clean, found)).sum())
         if outside == 0:
             return found
+        answer_to(model, clean.clone(), AttackError)  # whose fault is it?
         broken = int((~torch.isfinite(found).flatten(1).all(dim=1)).sum())
         if broken:
             raise AttackError(
@@ -235,6 +237,7 @@ def attack(
         brought["surrogate"] = own_name(type(surrogate))
     if draws > 1:
         brought["draws"] = draws
+    _check_known(name, threat, given)
     if own is None:
         settled, radius = _torchattacks.settle(name, threat, given), threat.eps
     else:
@@ -273,64 +276,6 @@ def attack_names(norm: Norm, *, targeted: bool = False) -> tuple[str, ...]:
     return tuple(sorted(name for name, can in able.items() if can or not targeted))
 
 
-def custom_attack(
-    function: Callable[[nn.Module, Tensor, Tensor], Tensor],
-    threat: ThreatModel,
-    *,
-    name: str | None = None,
-) -> Attack:
-    """Makes an attack of your own function, behind the same door as the others.
-
-    The function is called as `function(model, images, labels)` inside `attack_scope`: the model is
-    in evaluation mode, the global generators are seeded, and everything is put back afterwards.
-    What it returns is checked against the ball like any attack's.
-
-    Args:
-        function: Gets images on the model's device and in its dtype; returns as many images.
-        threat: The ball that the images promise to be in.
-        name: For reports; by default the function's own.
-
-    Raises:
-        AttackError: `function` cannot be called, or the threat or the name is none.
-
-    Example:
-        >>> def darken(model, images, labels):
-        ...     return (images - 0.1).clamp(0, 1)
-        >>> custom_attack(darken, ThreatModel(norm="linf", eps=0.1))
-        Attack('darken', linf eps=0.1 in [0, 1])
-    """
-    if not callable(function):
-        raise AttackError(f"function: expected a callable, got {type(function).__name__}")
-    check_threat(threat)
-    if not isinstance(name, str | None):
-        raise AttackError(f"name: expected a word, got {shown(name)}")
-    return Attack(
-        name=name or str(getattr(function, "__name__", type(function).__name__)),
-        threat=threat,
-        radius=threat.eps,
-        configuration=(),
-        targeted=False,
-        search=_Custom(function),
-    )
-
-
-@dataclass(frozen=True)
-class _Custom:
-    """A function of the user's own as a search."""
-
-    function: Callable[[nn.Module, Tensor, Tensor], Tensor]
-
-    def __call__(
-        self,
-        attack: Attack,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        targets: Tensor | None,
-    ) -> Tensor:
-        return self.function(model, images, labels)
-
-
 def _check_name(name: str, norm: Norm) -> None:
     """Refuses a name that is no attack in this norm, with the reason or where it is one."""
     if is_word(name, attack_names(norm)):
@@ -344,6 +289,22 @@ def _check_name(name: str, norm: Norm) -> None:
         + (f" (there is one for {', '.join(elsewhere)})" if elsewhere else "")
         + f"; there are: {known}"
     )
+
+
+def _check_known(name: str, threat: ThreatModel, given: Mapping[str, object]) -> None:
+    """Refuses a setting that the attack does not take, and lists all that it does."""
+    own = own_attack(name, threat.norm)
+    adapts = () if own is None else own.adapts
+    settled = _torchattacks.settle(name, threat, {}) if own is None else own.settle(threat, {})[0]
+    if "loss" in adapts and "loss" in given and "loss" not in settled:
+        raise AttackError(
+            f"{name}: loss: expected a function from logits [n, classes] and labels [n] to losses "
+            f"[n], got {shown(given['loss'])}"
+        )
+    known = list(dict.fromkeys([*settled, *adapts, "draws"]))
+    for key in given:
+        if key not in known:
+            raise AttackError(f"{name} takes no setting {key!r}; its settings: {', '.join(known)}")
 
 
 def _recordable(values: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from defenses.evaluation.images import ImageSource, choose_images
 from defenses.evaluation.progress import counted
 from defenses.evaluation.trial import derived_seed
 from defenses.quantities import shown
-from defenses.scope import attack_scope, check_logits, home_of
+from defenses.scope import answer_to, attack_scope, check_logits, home_of
 from defenses.threat import ThreatModel
 
 __all__ = ["CheckSettings", "Subject"]
@@ -234,7 +234,8 @@ class Subject:
         found, largest, model = [], int(self.labels.max()), of or self.model
         with attack_scope(model, seed=derived_seed(self.seed, where)), mode():
             for part in torch.split(images, batch_size or self.batch_size):
-                answer = model(part.detach().requires_grad_() if watched else part)
+                given = part.detach().clone()  # not a view of what others are asked about
+                answer = answer_to(model, given.requires_grad_(watched), EvaluationError)
                 found.append(
                     check_logits(
                         answer, count=len(part), largest_label=largest, error=EvaluationError

@@ -10,8 +10,7 @@ from typing import final
 
 from defenses.errors import EvaluationError
 from defenses.evaluation.counting import mcnemar, wilson_interval
-from defenses.evaluation.report import RobustnessReport
-from defenses.quantities import shown
+from defenses.evaluation.report import RobustnessReport, check_report
 
 __all__ = ["PairedComparison", "compare"]
 
@@ -109,8 +108,7 @@ def compare(first: RobustnessReport, second: RobustnessReport) -> PairedComparis
         20
     """
     for report in (first, second):
-        if not isinstance(report, RobustnessReport):
-            raise EvaluationError(f"expected two reports, got {shown(report)}")
+        check_report(report)
     parts = {
         "threat models": (first.threat, second.threat),
         "images": ((first.images, first.indices), (second.images, second.indices)),

@@ -7,7 +7,6 @@ Deliberately not here: what is remembered; this room only keeps it.
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -16,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from defenses.errors import EvaluationError
+from defenses.evaluation.reading import read_text
 from defenses.evaluation.writing import write_text
 from defenses.quantities import shown
 
 __all__ = ["Journal", "digest_of", "digest_of_model"]
 
 _SCHEMA = 1
-_LARGEST = 1 << 30
 
 _Part = TypeVar("_Part", list[Any], dict[str, Any])
 
@@ -89,7 +88,7 @@ class Journal:
     def _read(self, path: Path) -> dict[str, Any]:
         """The content of a file of this evaluation."""
         try:
-            values = json.loads(_text_of(path))
+            values = json.loads(read_text(path, "the state of an evaluation"))
             schema, identity, content = (values[k] for k in ("schema", "identity", "content"))
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise EvaluationError(
@@ -105,20 +104,6 @@ class Journal:
                 "the same, or give another path"
             )
         return content
-
-
-def _text_of(path: Path) -> str:
-    """What a regular file of bearable size holds: no pipe that never ends, no device."""
-    # Not to wait for whoever would write into a pipe.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode) or status.st_size > _LARGEST:
-            raise EvaluationError(
-                f"{path}: expected the state of an evaluation, a regular file of at most "
-                f"{_LARGEST >> 20} MiB; give another path"
-            )
-        return file.read(_LARGEST).decode("utf-8")
 
 
 def digest_of(*parts: Tensor | str) -> str:

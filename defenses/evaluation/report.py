@@ -12,18 +12,17 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, final
 
-from safetensors.torch import save as safetensors
-from torch import Tensor
-
 from defenses.attacks.attack import Setting
 from defenses.checks.verdict import Verdict
 from defenses.errors import DefenseError, EvaluationError
-from defenses.evaluation.counting import wilson_interval
+from defenses.evaluation.examples import AdversarialExamples
+from defenses.evaluation.reading import is_path, read_values
 from defenses.evaluation.repeated import Answers, check_repeats, interval, share, standing
-from defenses.evaluation.writing import write_bytes, write_text
+from defenses.evaluation.writing import write_text
+from defenses.quantities import shown
 from defenses.threat import ThreatModel
 
-__all__ = ["AdversarialExamples", "RobustnessReport", "wilson_interval"]
+__all__ = ["RobustnessReport", "check_report"]
 
 _SCHEMA = 3
 _SIGNS: Mapping[bool | None, str] = {True: "1", False: "0", None: "-"}
@@ -31,42 +30,7 @@ _OUTCOMES = {sign: outcome for outcome, sign in _SIGNS.items()}
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
-class AdversarialExamples:
-    """Images with what the attacks made of them.
-
-    Attributes:
-        indices: Which images of the data set, int64, [k].
-        clean: Images, floating point in the threat model's bounds, [k, channels, height, width].
-        adversarial: For each the one that fooled the model, or the last that did not.
-        labels: True classes, int64, [k].
-        predictions: What the model sees in the adversarial images, int64, [k].
-
-    Example:
-        >>> AdversarialExamples.__dataclass_fields__.keys()
-        dict_keys(['indices', 'clean', 'adversarial', 'labels', 'predictions'])
-    """
-
-    indices: Tensor
-    clean: Tensor
-    adversarial: Tensor
-    labels: Tensor
-    predictions: Tensor
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes them as one safetensors file, whole or not at all; tensors named as here.
-
-        Raises:
-            EvaluationError: There is something else than a regular file.
-            OSError: The folder cannot be written to; a file already there is left as it was.
-        """
-        names = ("indices", "clean", "adversarial", "labels", "predictions")
-        kept = {name: getattr(self, name).detach().cpu().clone().contiguous() for name in names}
-        write_bytes(path, safetensors(kept))
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class RobustnessReport:
     """Clean and robust accuracy of a model on a set of images, with everything that they rest on.
 
@@ -147,6 +111,18 @@ class RobustnessReport:
                 f"expected settings for {list(self.outcomes)}, got {list(self.settings)}"
             )
         check_repeats(self.repeats, self.outcomes, len(self.indices))
+
+    def __repr__(self) -> str:
+        low, high = self.worst_case_interval
+        failed = [verdict.name for verdict in self.verdicts if verdict.outcome == "fail"]
+        told = f"failed verdicts: {', '.join(failed) or 'none'}" if self.verdicts else "no verdicts"
+        eps, (least, most) = f"{self.threat.norm} eps={self.threat.eps:g}", self.threat.bounds
+        return (
+            f"RobustnessReport(clean {self.clean_accuracy:.1%}, robust "
+            f"{self.worst_case_accuracy:.1%} ({low:.1%} to {high:.1%}) in {eps} in "
+            f"[{least:g}, {most:g}]; {self.samples} images; attacks: "
+            f"{', '.join(self.outcomes) or 'none'}; {told})"
+        )
 
     @property
     def samples(self) -> int:
@@ -306,10 +282,9 @@ class RobustnessReport:
             ...
             defenses.errors.EvaluationError: expected a report of schema 3, got 1
         """
-        if values.get("schema") != _SCHEMA:
-            raise EvaluationError(
-                f"expected a report of schema {_SCHEMA}, got {values.get('schema')!r}"
-            )
+        if not isinstance(values, Mapping) or values.get("schema") != _SCHEMA:
+            got = values.get("schema") if isinstance(values, Mapping) else values
+            raise EvaluationError(f"expected a report of schema {_SCHEMA}, got {shown(got)}")
         try:
             threat = values["threat"]
             low, high = threat["bounds"]
@@ -347,19 +322,29 @@ class RobustnessReport:
             OSError: The folder cannot be written to; a file already there is left as it was.
 
         Example:
-            >>> import pathlib, tempfile
+            See `load`.
+        """
+        write_text(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "RobustnessReport":
+        """The report in a file that `save` wrote, without the example images.
+
+        Raises:
+            EvaluationError: It cannot be read, or holds something else.
+
+        Example:
+            >>> import tempfile
             >>> report = RobustnessReport(
             ...     threat=ThreatModel(norm="l2", eps=0.5), classes=2, indices=(7,), labels=(1,),
             ...     predictions=(1,), outcomes={}, settings={}, seed=0, images="", versions={},
             ... )
             >>> with tempfile.TemporaryDirectory() as folder:
-            ...     path = pathlib.Path(folder, "robustness.json")
-            ...     report.save(path)
-            ...     saved = json.loads(path.read_text())
-            >>> RobustnessReport.from_dict(saved) == report
+            ...     report.save(f"{folder}/robustness.json")
+            ...     RobustnessReport.load(f"{folder}/robustness.json") == report
             True
         """
-        write_text(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
+        return read_values(path, "a report", cls.from_dict)
 
     def _standing(self) -> dict[str, Answers]:
         """By `"clean"` and attack, the answers to each image's worst version so far."""
@@ -395,3 +380,20 @@ class RobustnessReport:
             "clean_recall": list(self.clean_recall),
             "worst_case_recall": list(self.worst_case_recall),
         }
+
+
+def check_report(report: object) -> None:
+    """Refuses what is no report, such as the path of one.
+
+    Raises:
+        EvaluationError: Saying what came instead.
+
+    Example:
+        >>> check_report("robustness.json")
+        Traceback (most recent call last):
+        ...
+        defenses.errors.EvaluationError: report: expected ...; give RobustnessReport.load(path)
+    """
+    if not isinstance(report, RobustnessReport):
+        cure = "; give RobustnessReport.load(path)" if is_path(report) else ""
+        raise EvaluationError(f"report: expected one of an evaluation, got {shown(report)}{cure}")

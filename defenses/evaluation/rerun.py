@@ -18,7 +18,7 @@ from defenses.evaluation.images import (
 )
 from defenses.evaluation.journal import digest_of, digest_of_model
 from defenses.evaluation.plans import Crafter
-from defenses.evaluation.report import RobustnessReport
+from defenses.evaluation.report import RobustnessReport, check_report
 from defenses.quantities import shown
 
 __all__ = ["rerun"]
@@ -39,7 +39,7 @@ def rerun(
     others, compare the figures: rounding may turn an image that lies on the edge.
 
     Args:
-        report: What is to be done again, perhaps from `RobustnessReport.from_dict`.
+        report: What is to be done again, perhaps from `RobustnessReport.load`.
         model: The model that was evaluated.
         data: The data set that it was evaluated on.
         own: By their names in the report, the attacks that are not of this package.
@@ -59,8 +59,7 @@ def rerun(
         >>> rerun(RobustnessReport.from_dict(report.to_dict()), nn.Flatten(), data) == report
         True
     """
-    if not isinstance(report, RobustnessReport):
-        raise EvaluationError(f"report: expected one of an evaluation, got {shown(report)}")
+    check_report(report)
     if not isinstance(own, Mapping | None):
         raise EvaluationError(f"own: expected attacks by name, got {shown(own)}")
     check_question(model, report.threat, batch_size=report.batch_size, seed=report.seed)

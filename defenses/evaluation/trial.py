@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from defenses.attacks.attack import Attack
 from defenses.errors import EvaluationError
+from defenses.evaluation.examples import AdversarialExamples
 from defenses.evaluation.images import ImageSource
 from defenses.evaluation.journal import digest_of
 from defenses.evaluation.progress import counted
 from defenses.evaluation.remembered import FOOLED, SURVIVED, UNTRIED, Remembered
 from defenses.evaluation.repeated import REPEATS, Answers, check_repeats, moved
-from defenses.evaluation.report import AdversarialExamples
 from defenses.quantities import shown
-from defenses.scope import attack_scope, check_logits, home_of
+from defenses.scope import answer_to, attack_scope, check_logits, home_of
 from defenses.threat import ThreatModel
 
 __all__ = ["Trial", "derived_seed"]
@@ -248,7 +248,7 @@ class Trial:
         with attack_scope(self._model, seed=derived_seed(self._seed, where)), torch.no_grad():
             found = [
                 check_logits(
-                    self._model(images),
+                    answer_to(self._model, images, EvaluationError),
                     count=len(images),
                     largest_label=int(self.labels.max()),
                     error=EvaluationError,

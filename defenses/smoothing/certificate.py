@@ -14,7 +14,9 @@ from typing import Any, final
 
 from defenses.errors import DefenseError, EvaluationError
 from defenses.evaluation.counting import wilson_interval
+from defenses.evaluation.reading import read_values
 from defenses.evaluation.writing import write_text
+from defenses.quantities import shown
 from defenses.smoothing.smoothing import Smoothing
 
 __all__ = ["CertificationReport", "CertifiedPoint"]
@@ -43,7 +45,7 @@ class CertifiedPoint:
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CertificationReport:
     """Predictions of a smoothed classifier, and how far each provably holds.
 
@@ -99,6 +101,16 @@ class CertificationReport:
             raise EvaluationError(f"classes: expected 0 to {self.classes - 1}, got others")
         if not all(0 <= count <= self.smoothing.samples for count in self.hits):
             raise EvaluationError(f"hits: expected 0 to {self.smoothing.samples}, got others")
+
+    def __repr__(self) -> str:
+        counts = ", ".join(
+            f"{self.verdicts.count(each)} {each}" for each in ("correct", "wrong", "abstained")
+        )
+        return (
+            f"CertificationReport(certified {self.certified(0.0).accuracy:.1%} at radius 0, "
+            f"largest radius {self.largest_radius:.3g}; {len(self.indices)} images: {counts}; "
+            f"{self.smoothing!r})"
+        )
 
     @cached_property
     def class_radii(self) -> tuple[float, ...]:
@@ -226,10 +238,9 @@ class CertificationReport:
             ...
             defenses.errors.EvaluationError: expected a certification of schema 1, got 2
         """
-        if values.get("schema") != _SCHEMA:
-            raise EvaluationError(
-                f"expected a certification of schema {_SCHEMA}, got {values.get('schema')!r}"
-            )
+        if not isinstance(values, Mapping) or values.get("schema") != _SCHEMA:
+            got = values.get("schema") if isinstance(values, Mapping) else values
+            raise EvaluationError(f"expected a certification of schema {_SCHEMA}, got {shown(got)}")
         try:
             return cls(
                 smoothing=Smoothing(**values["smoothing"]),
@@ -255,15 +266,25 @@ class CertificationReport:
 
         Example:
             >>> import tempfile
-            >>> from pathlib import Path
             >>> report = CertificationReport(
             ...     smoothing=Smoothing(sigma=0.25, samples=1000), classes=2, indices=(0,),
             ...     labels=(0,), selected=(0,), hits=(1000,), seed=0, images="", versions={},
             ... )
             >>> with tempfile.TemporaryDirectory() as folder:
-            ...     report.save(Path(folder, "certificate.json"))
-            ...     saved = json.loads(Path(folder, "certificate.json").read_text())
-            >>> CertificationReport.from_dict(saved) == report
+            ...     report.save(f"{folder}/certificate.json")
+            ...     CertificationReport.load(f"{folder}/certificate.json") == report
             True
         """
         write_text(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "CertificationReport":
+        """The report in a file that `save` wrote.
+
+        Raises:
+            EvaluationError: It cannot be read, or holds something else.
+
+        Example:
+            See `save`.
+        """
+        return read_values(path, "a certification", cls.from_dict)

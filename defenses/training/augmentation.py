@@ -15,6 +15,7 @@ from defenses.attacks.inputs import check_batch, check_classes
 from defenses.attacks.settings import Setting
 from defenses.errors import AttackError
 from defenses.quantities import as_real, shown
+from defenses.scope import check_module
 from defenses.smoothing.grid_noise import LARGEST_SIGMA
 from defenses.training.objective import checked_smoothing, generator_from, generator_in
 
@@ -94,6 +95,7 @@ class GaussianAugmentation:
             >>> [round(loss, 1) for loss in objective(nn.Flatten(), images, labels).tolist()]
             [0.7]
         """
+        check_module(model)
         check_batch(images, labels)
         noise = torch.randn(images.shape, generator=self._generator)
         noisy = images + self._sigma * noise.to(device=images.device, dtype=images.dtype)

@@ -16,7 +16,7 @@ from defenses.attacks.attack import Attack, Setting
 from defenses.attacks.inputs import check_batch
 from defenses.errors import AttackError
 from defenses.quantities import as_real, as_whole, shown
-from defenses.scope import home_of
+from defenses.scope import check_module, home_of
 from defenses.threat import ThreatModel
 from defenses.training.precision import Precision, check_precision, convolutions_in
 
@@ -143,6 +143,7 @@ class AdversarialObjective(ABC):
     @staticmethod
     def _at_home(threat: ThreatModel, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The images where the model computes, and in its dtype, after the batch was checked."""
+        check_module(model)
         threat.check_images(images)
         check_batch(images, labels)
         device, dtype = home_of(model, images)

@@ -67,10 +67,12 @@ app.command("ls")(sequence.ls)
 app.command("prune")(sequence.prune)
 
 _Claims = Annotated[
-    list[str] | None, typer.Option("--claim", help="NAME=JSON, for everyone to read; repeatable.")
+    list[str] | None,
+    typer.Option("--claim", help="NAME=JSON or NAME=word, for everyone to read; repeatable."),
 ]
 _PrivateClaims = Annotated[
-    list[str] | None, typer.Option("--private-claim", help="NAME=JSON, for recipients only.")
+    list[str] | None,
+    typer.Option("--private-claim", help="NAME=JSON or NAME=word, for recipients only."),
 ]
 _Name = Annotated[str, typer.Option(help="A logical name, for everyone to read.")]
 
@@ -258,6 +260,7 @@ def rotate(
     """Encrypt a file anew, under a new file key, to the recipients named here and no others."""
     reader = needed(reader_from(identity, passphrase_file, kek))
     who = writers_from(recipient or [], new_passphrase_file, new_kek)
+    _somebody(who, "--new-")
     with file_progress("rotating") as progress:
         archive.rotate(
             file,
@@ -300,6 +303,7 @@ def _seal(
     name: str,
 ) -> None:
     """Seals what is read of a plain file."""
+    _somebody(who)
     with file_progress("sealing") as progress:
         archive.save(
             out,
@@ -314,13 +318,32 @@ def _seal(
     message(f"sealed file: {out}; the plain file is still there")
 
 
+def _somebody(who: list[archive.SlotWriter], new: str = "--") -> None:
+    """Refuses a file that nobody could open, in the words of the command line."""
+    if not who:
+        raise archive.InvalidKey(
+            "expected somebody who can open the file, got nobody; name one with --recipient, "
+            f"{new}passphrase-file or {new}kek"
+        )
+
+
+def _word(text: str, value: str) -> str:
+    """A text without quotes, unless it was meant as JSON: a number gone wrong is no text."""
+    if value[:1].isalpha() and value not in ("True", "False", "None", "nan", "inf"):
+        return value
+    raise typer.BadParameter(
+        f"expected NAME=JSON or NAME=word, got {printable(text)!r}; JSON has 0.5, true, null and, "
+        'in quotes, "any text"'
+    )
+
+
 def _trusted(trusted: list[str] | None) -> list[archive.Verifier] | None:
     """Whose signatures are demanded; None where nobody's is."""
     return verifiers_from(trusted) if trusted else None
 
 
 def _claims(given: list[str] | None) -> dict[str, archive.JSON]:
-    """Claims from NAME=JSON; what is no JSON is a text."""
+    """Claims from NAME=JSON; what begins as a word does is a text without quotes."""
     claims: dict[str, archive.JSON] = {}
     for text in given or []:
         name, separator, value = text.partition("=")
@@ -332,7 +355,7 @@ def _claims(given: list[str] | None) -> dict[str, archive.JSON]:
             json.loads(value)
         except (ValueError, RecursionError) as error:
             if isinstance(error, json.JSONDecodeError):
-                claims[name] = value
+                claims[name] = _word(text, value)
                 continue
         try:
             claims[name] = parse_json(value.encode(), f"claim {name}")

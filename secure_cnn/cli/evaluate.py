@@ -107,7 +107,7 @@ def evaluate(
     keep_freed_memory()
     requirements = read_requirements(require or [])
     unlocking = unlocking_from(identity, passphrase_file, trusted or [])
-    loaded = read_model(checkpoint, unlocking=unlocking)
+    loaded = _model(checkpoint, unlocking)
     images = _images(loaded, data, checkpoint)
     threat = _threat(loaded, eps, norm)
     attacking = bool(attack or surrogate or exhaustive or save_images or out)
@@ -145,6 +145,13 @@ def evaluate(
         raise typer.Exit(_MISSED)
 
 
+def _model(path: Path, unlocking: Unlocking | None) -> LoadedModel:
+    """The model in a file, which must be there: one that is missing is no fault of its keys."""
+    if not path.exists():
+        raise ModelError(f"{path}: expected the checkpoint of a model, found no such file")
+    return read_model(path, unlocking=unlocking)
+
+
 def _threat(
     loaded: LoadedModel, eps: float | None, norm: str | None
 ) -> defenses.ThreatModel | None:
@@ -163,7 +170,7 @@ def _check_settings(surrogate: Path | None, unlocking: Unlocking | None) -> Chec
     """The usual checks, with the surrogate where one is given."""
     if surrogate is None:
         return CheckSettings()
-    return CheckSettings(surrogate=read_model(surrogate, unlocking=unlocking).model)
+    return CheckSettings(surrogate=_model(surrogate, unlocking).model)
 
 
 def _certified(

@@ -85,6 +85,10 @@ def prune(
 
 def _there(folder: Path, checkpoints: Sequence[archive.Checkpoint]) -> Sequence[archive.Checkpoint]:
     """The checkpoints of a folder, of which there must be one: an emptied folder is not whole."""
+    if not folder.is_dir():
+        raise archive.StorageError(
+            f"{folder}: expected a folder of checkpoints, found no such folder; look at the path"
+        )
     if not checkpoints:
         raise archive.StorageError(
             f"{folder}: expected checkpoints, found none; give the folder of a store"

@@ -195,11 +195,15 @@ def read_private(path: str | os.PathLike[str]) -> str:
     try:
         with reading(path) as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
-            raw = b"" if mode & 0o077 else file.read(_MAX_FILE + 1)
+            raw = file.read(_MAX_FILE + 1)
     except OSError as error:
         raise KeyFileError(
             f"{path}: cannot read the key file: {error.strerror}; give its own file"
         ) from error
+    if _is_public(raw):  # first, since such a file may well be open to all
+        raise KeyFileError(
+            f"{path}: holds the public half of a key; give the file of the secret one"
+        )
     if mode & 0o077:
         raise KeyFileError(
             f"{path}: others can reach this secret (mode {mode:04o}); run: chmod 600 {path}"
@@ -212,3 +216,10 @@ def read_private(path: str | os.PathLike[str]) -> str:
         return raw.decode("utf-8")
     except UnicodeDecodeError:
         raise KeyFileError(f"{path}: expected text in UTF-8, got other bytes") from None
+
+
+def _is_public(raw: bytes) -> bool:
+    """Whether the first line that is no comment is what keys are published as."""
+    lines = [line.strip() for line in raw.splitlines()]
+    first = next((line for line in lines if line and not line.startswith(b"#")), b"")
+    return first.startswith((b"secure-cnn-recipient-1-", b"secure-cnn-verifier-1-"))

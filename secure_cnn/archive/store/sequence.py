@@ -89,6 +89,17 @@ class SequenceFolder:
         path, pending = self.folder / checkpoint.name, self.folder / checkpoint.pending
         return pending if not path.exists() and pending.exists() else path
 
+    def missing(self, which: object) -> StorageError:
+        """Says that a checkpoint is not there, or that its folder is not.
+
+        Example:
+            >>> folder = SequenceFolder(Path("nowhere"), [], high_water=None, exclusive=False)
+            >>> folder.missing("latest")
+            StorageError("nowhere: no checkpoint for 'latest': there is no such folder; ...")
+        """
+        there = "" if self.folder.is_dir() else ": there is no such folder"
+        return StorageError(f"{self.folder}: no checkpoint for {which!r}{there}; list the store")
+
     def read(self) -> Log:
         """The log, after its signature, its chain and its age held.
 

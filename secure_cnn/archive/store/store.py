@@ -240,7 +240,7 @@ class CheckpointStore:
         """
         found = choose(self.list(), which)
         if found is None:
-            raise StorageError(f"{self._files.folder}: no checkpoint for {which!r}; list the store")
+            raise self._files.missing(which)
         return found
 
     def list(self) -> tuple[Checkpoint, ...]:
