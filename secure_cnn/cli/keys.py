@@ -217,9 +217,9 @@ def passphrase_from(path: Path, *, twice: bool = False) -> archive.Passphrase:
 
 def _texts(given: str) -> list[str]:
     """The public texts in a file, or the text itself."""
-    if _is_secret(given):
+    if secret := _secret_kind(given):
         raise archive.InvalidKey(
-            "expected a public key, got a secret one, which others may now have read; make a new "
+            f"expected a public key, got a {secret}, which others may now have read; make a new "
             "pair, and give its public half"
         )
     if given.startswith("secure-cnn-"):  # a hybrid key is longer than a file's name may be
@@ -237,17 +237,18 @@ def _texts(given: str) -> list[str]:
             f"{given}: expected a file of public keys: {_reason(error)}; one a line"
         ) from error
     found = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    if any(_is_secret(line) for line in found):
+    if secret := next(filter(None, map(_secret_kind, found)), ""):
         raise archive.InvalidKey(
-            f"{given}: expected public keys, got a secret one; give the .pub file with the text "
-            "that archive keygen printed"
+            f"{given}: expected public keys, got a {secret}, which is a secret one; give the .pub "
+            "file with the text that archive keygen printed"
         )
     return found
 
 
-def _is_secret(line: str) -> bool:
-    """Whether it is the text of a key that is to be kept."""
-    return line.startswith("secure-cnn-") and "-secret-1-" in line
+def _secret_kind(line: str) -> str:
+    """What kind of secret key a text is; empty if it is none."""
+    kind, found, _ = line.partition("-secret-1-")
+    return f"{kind}{found[:-1]}" if found and kind.startswith("secure-cnn-") else ""
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:
