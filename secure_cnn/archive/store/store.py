@@ -238,8 +238,7 @@ class CheckpointStore:
             ...
             secure_cnn.archive.errors.StorageError: ...: no checkpoint for 'latest'; list the store
         """
-        found = choose(self.list(), which)
-        if found is None:
+        if (found := choose(self.list(), which)) is None:
             raise self._files.missing(which)
         return found
 
