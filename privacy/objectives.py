@@ -16,7 +16,7 @@ from privacy.errors import PrivacyError, StepError
 from privacy.randomness import random_states_kept
 from privacy.sampling import MapStyle, PhysicalBatch, read
 
-__all__ = ["Examples", "check_declared", "keeps_apart", "some_of"]
+__all__ = ["Examples", "ExamplesMix", "check_declared", "keeps_apart", "some_of"]
 
 _EXAMPLES = 5
 _SMALLEST = 2
@@ -28,6 +28,15 @@ _SCALE = 1.1
 
 Examples = tuple[torch.Tensor, torch.Tensor]
 """Images and labels."""
+
+
+class ExamplesMix(StepError):
+    """Losses moved with other examples, or with their number.
+
+    Example:
+        >>> issubclass(ExamplesMix, StepError)
+        True
+    """
 
 
 def check_declared(objective: object) -> None:
@@ -87,7 +96,8 @@ def keeps_apart(objective: Any, model: nn.Module, examples: Examples) -> bool:
         part of the objective), or where losses are not finite.
 
     Raises:
-        StepError: The losses of others moved, or the objective does not run on these examples.
+        ExamplesMix: The losses of others moved, or knew how many there are.
+        StepError: The objective does not run on these examples.
 
     Example:
         >>> def relative(model, images, labels):
@@ -96,7 +106,7 @@ def keeps_apart(objective: Any, model: nn.Module, examples: Examples) -> bool:
         >>> keeps_apart(relative, nn.Linear(4, 2), (torch.rand(5, 4), torch.arange(5) % 2))
         Traceback (most recent call last):
         ...
-        privacy.errors.StepError: relative: changing one example moved the losses of others, ...
+        privacy.objectives.ExamplesMix: relative: changing one example moved the losses of ...
     """
     device = next(model.parameters()).device
     images, labels = _checked(examples)
@@ -149,7 +159,7 @@ def _asked(objective: Any, model: nn.Module, examples: Examples, rows: int) -> _
         if changed is None:
             return None
         if what := _moved(found, changed, apart_from=row):
-            raise StepError(
+            raise ExamplesMix(
                 f"{_name(objective)}: changing one example moved {what}, so what an example "
                 "contributes has no bound: no loss may use other examples' values, not even as a "
                 "constant (a mean over the batch, detached keys, mixed images), nor what an "
@@ -162,7 +172,7 @@ def _check_scale(name: str, more: torch.Tensor, fewer: torch.Tensor) -> None:
     """Refuses losses of the same examples that differ with the number of rows beside them."""
     ratio = float(fewer.sum() / more.sum())
     if bool(more.sum()) and not 1 / _SCALE <= ratio <= _SCALE:
-        raise StepError(
+        raise ExamplesMix(
             f"{name}: expected losses that do not know how many rows there are, but with one row "
             f"less the same examples' losses changed by a factor of {ratio:.3g}: how many examples "
             "a sample has is secret, and the private step divides by the plan's batch size itself"
