@@ -156,7 +156,7 @@ def test_an_optimizers_own_step_is_explained(kind: str) -> None:
     options = {"momentum": 0.9} if kind == "SGD" else {}
     make = getattr(torch.optim, kind)
     optimizer = make(model.parameters(), lr=0.1, weight_decay=0.01, **options)
-    release = Release(model, optimizer)
+    release = Release(model, optimizer, torch.zeros(1, 3))
     for _ in range(4):
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)

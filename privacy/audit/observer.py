@@ -95,7 +95,7 @@ class Observer:
         self._seen: list[torch.Tensor] = []
         self._escapes: list[torch.Tensor] = []
         self._examples = 0
-        self.release = Release(model, optimizer)
+        self.release = Release(model, optimizer, canaries.images)
         self._handles = [
             model.register_forward_pre_hook(self._put_canaries_back),
             model.register_forward_hook(self._remember_call),
@@ -153,6 +153,7 @@ class Observer:
                 f"optimizer: expected one step a sample, got {len(self._seen)}; give the audit the "
                 "optimizer that the private step calls"
             )
+        self.release.stepped()
         scale = self._batch_size / self._max_grad_norm
         own = self._canaries.clipped * self._was_in.to(self._others.device)[:, None]
         residual = self._seen[0] * scale - self._others - own.sum(0)
