@@ -56,13 +56,17 @@ class CanaryDataset:
         self._dataset, self._indices = dataset, indices
         self._first = len(indices) - canaries
         self._read: list[int] = []
+        self._given: dict[int, set[int]] = {}
 
     def __len__(self) -> int:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Any:
         self._read.append(index)
-        return self._dataset[int(self._indices[index])]
+        pair = self._dataset[int(self._indices[index])]
+        if isinstance(pair, (tuple, list)) and pair and isinstance(pair[0], torch.Tensor):
+            self._given.setdefault(_digest(pair[0]), set()).add(index)
+        return pair
 
     def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Images and labels of several rows.
@@ -73,7 +77,10 @@ class CanaryDataset:
             torch.Size([1, 2])
         """
         self._read += indices.tolist()
-        return _rows(self._dataset, self._indices[indices])
+        images, labels = _rows(self._dataset, self._indices[indices])
+        for index, image in zip(indices.tolist(), images, strict=True):
+            self._given.setdefault(_digest(image), set()).add(index)
+        return images, labels
 
     def canary_images(self) -> torch.Tensor:
         """The canaries' images, as they are before any augmentation or attack.
@@ -94,6 +101,25 @@ class CanaryDataset:
         """
         read, self._read = torch.tensor(self._read, dtype=torch.int64), []
         return read
+
+    def strangers(self, images: torch.Tensor, rows: torch.Tensor) -> tuple[int, int]:
+        """Of a batch: how many images were given for other rows alone, and how many for none.
+
+        Args:
+            images: The examples of the batch.
+            rows: The rows that were read for it.
+
+        Example:
+            >>> data = CanaryDataset([(torch.ones(2) * k, 0) for k in range(4)], torch.arange(4),
+            ...                      canaries=0)
+            >>> images, _ = data.batch(torch.tensor([0, 1, 2]))
+            >>> data.strangers(images[1:] + torch.tensor([[0.0], [0.5]]), torch.tensor([0, 2]))
+            (1, 1)
+        """
+        here = set(rows.tolist())
+        owners = [self._given.get(_digest(image)) for image in images]
+        unknown = sum(each is None for each in owners)
+        return sum(each is not None and not each & here for each in owners), unknown
 
     def numbers(self, rows: torch.Tensor) -> torch.Tensor:
         """For each row its canary's number, or -1; int64 [k].
@@ -283,3 +309,8 @@ def _orthonormal_blocks(count: int, width: int, generator: torch.Generator) -> t
 def _rows(dataset: MapStyle, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and labels at `indices`, none of them filling; an empty sample has its shape too."""
     return read(dataset, PhysicalBatch(indices, rows=len(indices), last=True))
+
+
+def _digest(image: torch.Tensor) -> int:
+    """A number that no other image has, but by a chance of 2**-64."""
+    return hash(image.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())

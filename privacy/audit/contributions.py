@@ -17,7 +17,9 @@ __all__ = [
     "MISMATCH",
     "check_clipped_sum",
     "check_contribution",
+    "check_images",
     "check_largest",
+    "check_objective",
     "check_release",
     "check_sum",
     "mismatch",
@@ -165,6 +167,49 @@ def check_clipped_sum(mismatches: Sequence[float]) -> Check:
     )
 
 
+def check_images(foreign: int) -> Check:
+    """What the step works on must be what was read for it: else its coins are for nothing.
+
+    Images that no row has, as they are, may be rows that were augmented: they are not counted.
+
+    Args:
+        foreign: Images of rows that were not read for the batch in which they are.
+
+    Example:
+        >>> check_images(3).passed
+        False
+    """
+    return Check(
+        name="images",
+        passed=foreign == 0,
+        measured=float(foreign),
+        limit=0.0,
+        says="images in the batches that are of rows which were not read for them",
+    )
+
+
+def check_objective(apart: bool) -> Check:
+    """No loss may know other examples, not even by a constant: its gradient would be theirs too.
+
+    Asked of a few examples at the first parameters: what sets in only later is not seen.
+
+    Args:
+        apart: Whether changing one example left the losses of the others as they were.
+
+    Example:
+        >>> check_objective(False).passed
+        False
+    """
+    return Check(
+        name="objective",
+        passed=apart,
+        measured=float(not apart),
+        limit=0.0,
+        says="the objective keeps examples apart: 1 if changing one, or leaving one out, moved the "
+        "losses of others",
+    )
+
+
 def check_release(unexplained: float) -> Check:
     """Nothing may change but by the released gradient, in the optimizer's step.
 
@@ -180,6 +225,6 @@ def check_release(unexplained: float) -> Check:
         passed=unexplained <= _UNEXPLAINED,
         measured=unexplained,
         limit=_UNEXPLAINED,
-        says="largest change of parameters, buffers or optimizer that no released gradient "
-        "explains, as a part of them",
+        says="largest change of parameters, buffers, tensors of the model or the optimizer, or of "
+        "what lies in .grad, that no released gradient explains, as a part of them",
     )

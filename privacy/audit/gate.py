@@ -15,11 +15,14 @@ from privacy.audit.checks import (
 from privacy.audit.contributions import (
     check_clipped_sum,
     check_contribution,
+    check_images,
     check_largest,
+    check_objective,
     check_release,
     check_sum,
 )
 from privacy.audit.noise import Noise, check_noise_battery
+from privacy.audit.release import changing
 from privacy.audit.report import AuditReport, Bound, unseen
 from privacy.audit.sampling import Samples, check_sampling_battery
 from privacy.audit.scores import CanaryScoreAuditor
@@ -59,8 +62,8 @@ def audit(
     confidence. A training that passes may still be wrong where no canary looks.
 
     Args:
-        make_training: Called twice, with the audited plan and data, and with hardly any noise in
-            the plan for six steps before it. The model must be new each time, and never be used.
+        make_training: Called three times, with other plans and data. The model must be new each
+            time, and never be used.
         plan: With its noise. Sampling rate and steps are replaced by the audit's own.
         dataset: Map-style data set of (image, label).
         delta: Of the claim; the plan's own, or 1e-5, by default.
@@ -103,8 +106,9 @@ def audit(
     found = watch(make_training, audited, data, settings)
     if len(found.steps) < 2:
         raise StepError(f"audit: expected at least 2 steps, saw {len(found.steps)}")
-    own = watch_samples(make_training, plan, dataset, settings)
-    return _report(_Seen(found, quiet, own), audited, delta, settings, population=len(dataset))
+    own, apart = watch_samples(make_training, plan, dataset, settings)
+    seen = _Seen(found, quiet, own, apart)
+    return _report(seen, audited, delta, settings, population=len(dataset))
 
 
 def _check(make_training: object, plan: object, dataset: object, settings: object) -> None:
@@ -124,11 +128,15 @@ def _check(make_training: object, plan: object, dataset: object, settings: objec
 
 @dataclass(frozen=True)
 class _Seen:
-    """The three trainings: with the plan's noise, with hardly any, and for its samples."""
+    """The three trainings: with the plan's noise, with hardly any, and for its samples.
+
+    And whether the objective keeps examples apart; None where it could not be asked.
+    """
 
     loud: Watched
     quiet: Watched
     own: Samples
+    apart: bool | None
 
     @property
     def scores(self) -> torch.Tensor:
@@ -177,6 +185,9 @@ def _report(
             parameters=sum(seen.loud.sizes),
             rate=seen.own.rate,
             replayed=seen.loud.replayed,
+            asked=seen.apart is not None,
+            augmented=seen.loud.changed > 0,
+            settings=changing(seen.loud.settings, seen.quiet.settings),
         ),
         false_alarm=settings.false_alarm,
         noise_multiplier=plan.noise_multiplier,
@@ -227,6 +238,8 @@ def _checks(
         ),
         check_clipped_sum(seen.quiet.mismatches),
         check_release(max(seen.quiet.unexplained, seen.loud.unexplained)),
+        check_images(seen.quiet.foreign + seen.loud.foreign),
+        *(() if seen.apart is None else (check_objective(seen.apart),)),
         check_noise(residuals, noise_multiplier=sigma, error=error),
         check_nothing_else(residuals, noise_multiplier=sigma, error=error),
         *check_noise_battery(noise, error=error),

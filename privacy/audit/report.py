@@ -1,5 +1,6 @@
 """The report of an audit: what was compared with what, and whether the gate opens."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -134,6 +135,9 @@ def unseen(
     parameters: int,
     rate: float,
     replayed: bool,
+    asked: bool,
+    augmented: bool,
+    settings: tuple[Collection[str], Collection[str]],
 ) -> tuple[str, ...]:
     """What an audit of this size cannot see, a sentence each.
 
@@ -145,10 +149,15 @@ def unseen(
         parameters: Coordinates that it has.
         rate: Lowest sampling rate at which samples were watched.
         replayed: Whether the optimizer's steps could be taken once more.
+        asked: Whether the objective could be asked if it keeps examples apart.
+        augmented: Whether there were other images in the batches than the data set gave.
+        settings: Those of the optimizer that changed from step to step, and those of them that did
+            so otherwise in another training of the same plan.
 
     Example:
         >>> sentences = unseen(steps=50, rows=64, population=96, kept=568, parameters=568,
-        ...                    rate=0.25, replayed=True)
+        ...                    rate=0.25, replayed=True, asked=True, augmented=False,
+        ...                    settings=((), ()))
         >>> sentences[0]
         'What happens less often than about once in 50 steps, or only after them.'
     """
@@ -165,13 +174,37 @@ def unseen(
         "Small favours: a row whose chance differs from others' by less than about "
         f"{4 / (2 * steps) ** 0.5:.2g} at a rate of 1/2.",
         "Examples whose gradient is not finite: there is none in the audit.",
-        "What leaves the training elsewhere: printed losses, files, running times, settings chosen "
-        "by looking at the data; and changes of a parameter as small as its rounding.",
+        "What leaves the training elsewhere: what it prints, writes to files or sends, running "
+        "times, settings chosen by looking at the data; what it keeps in lists, dictionaries, "
+        "numbers and arrays of the model, in attributes of the optimizer, and in tensors that each "
+        "forward pass makes anew; and changes of a parameter as small as its rounding.",
+        "Losses that use other examples' values only later than at the first parameters, or only "
+        "in larger batches.",
         "A training that knows that it is audited, and behaves.",
         "Accounting: the epsilon of many steps is computed, never measured.",
     ]
     if kept < parameters:
         some.append(f"The noise of {parameters - kept:,} of {parameters:,} parameters.")
+    changed, differently = (sorted(names) for names in settings)
+    if changed:
+        some.append(
+            f"What chose the optimizer's {', '.join(changed)}, which changed from step to step."
+        )
+    if differently:
+        some.append(
+            f"Why the optimizer's {', '.join(differently)} changed otherwise in two trainings of "
+            "one plan: no schedule does that, the released gradients or the examples do."
+        )
+    if augmented:
+        some.append(
+            "Whether all images are of the rows that were read for them: some in the batches are "
+            "not as the data set gave them."
+        )
+    if not asked:
+        some.append(
+            "Whether losses use other examples' values as constants: the objective could not be "
+            "asked (it cannot be copied, does not run on few examples, or answers at random)."
+        )
     if not replayed:
         some.append("What the optimizer does with the gradient: its step could not be repeated.")
     return tuple(some)

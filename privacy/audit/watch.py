@@ -15,11 +15,12 @@ from privacy.audit.canaries import Canaries, CanaryDataset, Diverged, PlainGradi
 from privacy.audit.contributions import MISMATCH, mismatch
 from privacy.audit.noise import kept_coordinates
 from privacy.audit.observer import Objective, Observation, Observer
-from privacy.audit.release import Release
+from privacy.audit.release import Release, Settings
 from privacy.audit.sampling import Samples
 from privacy.audit.settings import AuditSettings
 from privacy.errors import PlanError, StepError
 from privacy.inputs import check_module
+from privacy.objectives import ExamplesMix, keeps_apart
 from privacy.plan import DPPlan
 from privacy.sampling import MapStyle
 
@@ -37,6 +38,9 @@ _SMALLEST_BATCH = 16
 with the first example in it."""
 _MOST_ROWS = 2048
 """Most rows of which every two are compared."""
+_ASKED = (5, 12)
+"""Examples with which the objective is asked: few, of whom each weighs much in a mean, and more, of
+whom the hardest tenth is not just one."""
 
 
 class PrivateTraining(Protocol):
@@ -74,6 +78,9 @@ class Watched:
         rows: How long a row of each tensor is.
         unexplained: Largest change that no released gradient explains, as a part of what changed.
         replayed: Whether the optimizer's steps could be taken once more.
+        settings: Of the optimizer, before each step.
+        foreign: Images in the batches of rows that were not read for them.
+        changed: Images in the batches that the data set did not give, as they are.
         mismatches: Of quiet steps, what is not the definition's sum.
 
     Example:
@@ -88,6 +95,9 @@ class Watched:
     rows: tuple[int, ...]
     unexplained: float
     replayed: bool
+    settings: tuple[Settings, ...]
+    foreign: int
+    changed: int
     mismatches: tuple[float, ...] = ()
 
 
@@ -154,13 +164,17 @@ def watch_quietly(
 
 def watch_samples(
     make_training: MakeTraining, plan: DPPlan, dataset: MapStyle, settings: AuditSettings
-) -> Samples:
-    """Trains at about the plan's own sampling rate, and looks at the samples alone."""
+) -> tuple[Samples, bool | None]:
+    """Trains at about the plan's own sampling rate, and looks at the samples alone.
+
+    Before that the objective is asked whether it keeps examples apart; None where it could not be.
+    """
     batch_size = min(_SMALLEST_BATCH, len(dataset))
     samples = min(max(round(batch_size / plan.sampling_rate), batch_size), len(dataset), _MOST_ROWS)
     data = CanaryDataset(dataset, _chosen(dataset, samples, settings), canaries=0)
     audited = _planned(plan, samples, batch_size, settings)
     training, objective = _made(make_training(audited, data))
+    apart = _apart(objective, training.model, data)
     data.read()
     table = []
     read = torch.zeros(samples)
@@ -171,7 +185,21 @@ def watch_samples(
             read = torch.zeros(samples)
         if len(table) > audited.steps:
             break
-    return _samples(table, audited)
+    return _samples(table, audited), apart
+
+
+def _apart(objective: Objective, model: nn.Module, data: CanaryDataset) -> bool | None:
+    """Whether no loss knows other examples; None where the objective could not be asked."""
+    asked = []
+    for count in _ASKED:
+        rows = torch.arange(min(count, len(data)))
+        try:
+            asked.append(keeps_apart(objective, model, data.batch(rows)))
+        except ExamplesMix:
+            return False
+        except Exception:  # Whatever somebody's objective needs that so few examples have not.
+            asked.append(False)
+    return True if any(asked) else None
 
 
 class _Watching:
@@ -202,6 +230,7 @@ class _Watching:
             batch_size=plan.batch_size,
         )
         self._table: list[torch.Tensor] = []
+        self._foreign = self._changed = 0
         data.read()
 
     def steps(self) -> Generator[Observation, None, None]:
@@ -211,6 +240,8 @@ class _Watching:
             for images, labels in self._training.batches:
                 rows = self._data.read()
                 read = read + rows.bincount(minlength=len(self._data))
+                foreign, changed = self._data.strangers(images[: len(rows)], rows)
+                self._foreign, self._changed = self._foreign + foreign, self._changed + changed
                 losses = self._observer.losses(
                     self._objective, images, labels, self._data.numbers(rows)
                 )
@@ -234,6 +265,9 @@ class _Watching:
             rows=self._rows,
             unexplained=release.unexplained,
             replayed=release.replayed,
+            settings=tuple(release.settings),
+            foreign=self._foreign,
+            changed=self._changed,
         )
 
 
