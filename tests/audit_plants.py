@@ -88,6 +88,8 @@ def audited(make: Callable[[DPPlan, Any], Any], objective: Losses = losses_of) -
 class Naive:
     """Textbook DP-SGD, one example at a time; subclasses have one line wrong."""
 
+    objective: Losses = staticmethod(losses_of)
+
     def __init__(
         self, plan: DPPlan, dataset: Any, model: nn.Module | None = None, *, key: bytes = KEY
     ) -> None:
@@ -793,6 +795,191 @@ class OptimizerRemembersRaw(Leaks):
             self.optimizer.state[p]["momentum_buffer"].add_(part, alpha=0.1)
 
 
+class CountsInAnIntegerBuffer(Leaks):
+    """A buffer of whole numbers counts in millionths."""
+
+    def __init__(self, plan, dataset, model=None, *, key=KEY):
+        super().__init__(plan, dataset, model, key=key)
+        self.model.register_buffer("counts", torch.zeros(self.size, dtype=torch.int64))
+
+    def leak(self, raw):
+        self.model.counts.add_((raw * 1e6).long())
+
+
+class BufferOfAnotherName(Leaks):
+    """Every step has a buffer of its own."""
+
+    def leak(self, raw):
+        for name in list(self.model._buffers):
+            del self.model._buffers[name]
+        self.model.register_buffer(f"sum_{self.number}", raw.clone())
+
+
+class TensorInAnAttribute(Leaks):
+    """The model has the sum as a plain attribute."""
+
+    def leak(self, raw):
+        self.model.running = raw.clone()
+
+
+class Remembers(nn.ReLU):
+    """Keeps a running mean of what it sees, in a plain attribute."""
+
+    mean = 0.0
+
+    def forward(self, input):
+        found = super().forward(input)
+        if self.training and len(found):
+            self.mean = 0.9 * self.mean + 0.1 * found.detach().mean((0, 2, 3))
+        return found
+
+
+class StatisticsOfTheForwardPass(Naive):
+    """A layer keeps a running mean of what it sees."""
+
+    def __init__(self, plan, dataset, model=None, *, key=KEY):
+        super().__init__(plan, dataset, model, key=key)
+        self.model[2] = Remembers()
+
+
+class SumStaysInGrad(Leaks):
+    """The sum lies in `.grad` when the step is over."""
+
+    def leak(self, raw):
+        for p, part in self.each(raw):
+            p.grad = part.clone()
+
+
+class HookWritesABuffer(Naive):
+    """The optimizer calls a hook after its step, which keeps a running mean of the sums."""
+
+    def __init__(self, plan, dataset, model=None, *, key=KEY):
+        super().__init__(plan, dataset, model, key=key)
+        self.model.register_buffer("running", torch.zeros(self.size))
+        self.optimizer.register_step_post_hook(
+            lambda *_: self.model.running.mul_(0.9).add_(self.raw)
+        )
+
+    def step(self, losses):
+        if self.last:
+            self.raw = self.total + self.sum_of(losses)
+        return super().step(losses)
+
+
+class MomentumOfTheRaw(torch.optim.SGD):
+    """An optimizer whose own step adds the sum without noise to its momentum."""
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                momentum = self.state[p].setdefault("momentum", torch.zeros_like(p))
+                p -= group["lr"] * (p.grad + momentum)
+                if hasattr(self, "raw"):
+                    momentum.mul_(0.9).add_(self.raw[p], alpha=0.5)
+
+
+class OptimizersOwnStepAddsRaw(Naive):
+    """The sum reaches the optimizer beside the gradient."""
+
+    def __init__(self, plan, dataset, model=None, *, key=KEY):
+        super().__init__(plan, dataset, model, key=key)
+        self.optimizer = MomentumOfTheRaw(self.model.parameters(), lr=0.05)
+
+    def step(self, losses):
+        if self.last:
+            raw = (self.total + self.sum_of(losses)) / self.plan.batch_size
+            parts = raw.split([p.numel() for p in self.parameters])
+            self.optimizer.raw = {
+                p: part.view_as(p) for p, part in zip(self.parameters, parts, strict=True)
+            }
+        return super().step(losses)
+
+
+class CachedImages(Naive):
+    """The sample's rows are read, but those of the first one are trained on."""
+
+    kept: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def batches(self):
+        for images, labels in super().batches:
+            if self.kept is None or len(self.kept[0]) < len(images):
+                self.kept = images.clone(), labels.clone()
+            yield tuple(each[: len(images)] for each in self.kept)
+
+
+class RelativeLosses(Naive):
+    """Each loss is divided by the mean of all, as a constant."""
+
+    @staticmethod
+    def objective(model, images, labels):
+        losses = losses_of(model, images, labels)
+        return losses / (losses.detach().mean() + 1e-9)
+
+
+class MixedImages(Naive):
+    """Each image is the mean of two neighbours."""
+
+    @staticmethod
+    def objective(model, images, labels):
+        return losses_of(model, 0.5 * images + 0.5 * images.roll(1, 0), labels)
+
+
+class StandardisedByTheBatch(Naive):
+    """Images have mean zero over the batch."""
+
+    @staticmethod
+    def objective(model, images, labels):
+        if len(images) > 1:
+            images = (images - images.mean(0)) / (images.std(0) + 1e-3)
+        return losses_of(model, images, labels)
+
+
+class HardExamplesOnly(Naive):
+    """Losses below the median do not count."""
+
+    @staticmethod
+    def objective(model, images, labels):
+        losses = losses_of(model, images, labels)
+        return losses * (losses >= losses.median()) if len(losses) else losses
+
+
+class HardestTenth(Naive):
+    """Only the largest losses count."""
+
+    @staticmethod
+    def objective(model, images, labels):
+        losses = losses_of(model, images, labels)
+        return losses * (losses >= losses.detach().quantile(0.9)) if len(losses) else losses
+
+
+class MeanOfTheBatch(Naive):
+    """Each loss is divided by the number of rows."""
+
+    @staticmethod
+    def objective(model, images, labels):
+        return losses_of(model, images, labels) / max(1, len(images))
+
+
+class RunningMean:
+    """Losses relative to a running mean of them."""
+
+    mean = 1.0
+
+    def __call__(self, model, images, labels):
+        losses = losses_of(model, images, labels)
+        if len(losses):
+            self.mean = 0.5 * self.mean + 0.5 * float(losses.detach().mean())
+        return losses / self.mean
+
+
+class RelativeToEarlierBatches(Naive):
+    """The objective carries a mean of the losses from batch to batch."""
+
+    objective = RunningMean()
+
+
 class TrueSize(Naive):
     """Divided by the number of examples that were in."""
 
@@ -840,7 +1027,12 @@ KINDS: dict[str, tuple[type[Naive], ...]] = {
     ),
     "release": (
         *(RawMomentum, SecondGroupRaw, StatisticsInABuffer, OptimizerRemembersRaw, TrueSize),
-        OneStepMore,
+        *(OneStepMore, CountsInAnIntegerBuffer, BufferOfAnotherName, TensorInAnAttribute),
+        *(StatisticsOfTheForwardPass, SumStaysInGrad, HookWritesABuffer, OptimizersOwnStepAddsRaw),
+    ),
+    "examples": (
+        *(CachedImages, RelativeLosses, MixedImages, StandardisedByTheBatch, HardExamplesOnly),
+        *(HardestTenth, MeanOfTheBatch, RelativeToEarlierBatches),
     ),
 }
 PLANTS = {plant.__name__: plant for plants in KINDS.values() for plant in plants}
@@ -853,7 +1045,8 @@ def key_of(seed: int) -> bytes:
 
 def planted(name: str, seed: int) -> AuditReport:
     """The audit of one defect with one secret."""
-    return audited(lambda plan, data: PLANTS[name](plan, data, key=key_of(seed)))
+    plant = PLANTS[name]
+    return audited(lambda plan, data: plant(plan, data, key=key_of(seed)), plant.objective)
 
 
 def honest(name: str, seed: int) -> AuditReport:
