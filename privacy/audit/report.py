@@ -185,6 +185,17 @@ def unseen(
     ]
     if kept < parameters:
         some.append(f"The noise of {parameters - kept:,} of {parameters:,} parameters.")
+    some += _of_this_one(asked=asked, augmented=augmented, settings=settings)
+    if not replayed:
+        some.append("What the optimizer does with the gradient: its step could not be repeated.")
+    return tuple(some)
+
+
+def _of_this_one(
+    *, asked: bool, augmented: bool, settings: tuple[Collection[str], Collection[str]]
+) -> list[str]:
+    """What cannot be seen of a training that does this and that."""
+    some = []
     changed, differently = (sorted(names) for names in settings)
     if changed:
         some.append(
@@ -205,6 +216,4 @@ def unseen(
             "Whether losses use other examples' values as constants: the objective could not be "
             "asked (it cannot be copied, does not run on few examples, or answers at random)."
         )
-    if not replayed:
-        some.append("What the optimizer does with the gradient: its step could not be repeated.")
-    return tuple(some)
+    return some
