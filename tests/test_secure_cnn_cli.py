@@ -349,9 +349,10 @@ def test_a_bad_evaluation_is_refused(cli, model, words):
 
 
 def test_what_cannot_be_opened_is_an_archive_error(cli, keys, model):
-    """A missing file, a plain one where a key is given, and none to open with."""
+    """A plain file where a key is given, and none to open with; a missing one is no model."""
     path, data = model
-    assert cli("evaluate", keys / "nowhere")[0] == 6
+    assert cli("evaluate", keys / "nowhere")[0] == 3
+    assert cli("evaluate", keys / "nowhere", "--identity", keys / "reader.key")[0] == 3
     code, _, err = cli("evaluate", path, "--data", data, "--identity", keys / "reader.key")
     assert (code, "not a sealed file" in err or "sealed" in err) == (6, True)
     assert cli("archive", "inspect", path)[0] == 6

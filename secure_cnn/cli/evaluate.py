@@ -14,6 +14,7 @@ import typer
 import defenses
 from defenses.checks.checks import CheckSettings
 from defenses.threat import Norm
+from secure_cnn.archive import StorageError
 from secure_cnn.checkpoint import LoadedModel, Unlocking, read_model
 from secure_cnn.cli import evaluate_tables
 from secure_cnn.cli.keys import unlocking_from
@@ -147,9 +148,14 @@ def evaluate(
 
 def _model(path: Path, unlocking: Unlocking | None) -> LoadedModel:
     """The model in a file, which must be there: one that is missing is no fault of its keys."""
-    if not path.exists():
-        raise ModelError(f"{path}: expected the checkpoint of a model, found no such file")
-    return read_model(path, unlocking=unlocking)
+    try:
+        return read_model(path, unlocking=unlocking)
+    except StorageError as error:
+        if path.exists():
+            raise
+        raise ModelError(
+            f"{path}: expected the checkpoint of a model, found no such file"
+        ) from error
 
 
 def _threat(
