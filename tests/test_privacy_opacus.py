@@ -355,6 +355,7 @@ def test_gradients_from_before_are_not_stepped():
     assert (parameters_of(model) - before).norm() <= 1 + 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # torch, on one core
 def test_workers_may_draw_ahead():
     """Two worker processes read; the steps are the same in number."""
     engine = PrivacyEngine()
