@@ -17,6 +17,7 @@ from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
 from privacy.private import Private
+from privacy.reserved import Reserved
 from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, read
 from privacy.update import ClippedSum
 from privacy.validate import check_layers, probe, rehearse, trainable_parameters
@@ -101,12 +102,13 @@ def attach(
     ledger = Ledger() if ledger is None else ledger
     locked = ledger.locked
     installation = install(model, tape, partial(rule_of, tuner=tuner))
+    reserved = Reserved(optimizer)
     try:
         rehearse(model, images, parameters, tape)
         return Private(
             plan,
             model,
-            optimizer,
+            reserved,
             dataset,
             clipped,
             parameters,
@@ -117,6 +119,7 @@ def attach(
         )
     except BaseException:
         installation.remove()
+        reserved.free()
         # Who opened a file that was there goes on with it; what was made here is nobody's.
         if not locked:
             ledger.close()

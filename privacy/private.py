@@ -53,7 +53,7 @@ class Private:
         self,
         plan: DPPlan,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        reserved: Reserved,
         dataset: MapStyle,
         clipped: ClippedSum,
         parameters: Mapping[str, nn.Parameter],
@@ -62,7 +62,7 @@ class Private:
         generator: SecureGenerator,
         ledger: Ledger,
     ) -> None:
-        self.plan, self.model, self.optimizer = plan, model, optimizer
+        self.plan, self.model, self.optimizer = plan, model, reserved.optimizer
         self.non_finite = 0
         self._dataset, self._physical_batches = dataset, physical_batches
         self._clipped, self._parameters, self._installation = clipped, parameters, installation
@@ -72,10 +72,9 @@ class Private:
         self._images: torch.Tensor | None = None
         self._stepping = False
         self._sampling = object()
-        self._turn = Turn()
+        self._turn, self._reserved = Turn(), reserved
         # Last: what fails before it leaves no file behind that is locked.
         ledger.bind(plan)
-        self._reserved = Reserved(optimizer)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _KEPT and name in vars(self):

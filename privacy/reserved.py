@@ -10,10 +10,11 @@ __all__ = ["Reserved"]
 
 
 class Reserved:
-    """Refuses every step of an optimizer but those asked for here, until `free`.
+    """Refuses every step of this optimizer but those asked for here, until `free`.
 
-    A step of the user's own would release raw gradients, and nothing would count it. A class
-    because it holds the hook.
+    A step of the user's own would not be on the noised gradient, and nothing would count it. Not
+    seen is another optimizer on the same parameters, nor one that this one wraps. A class because
+    it holds the hook.
 
     Attributes:
         optimizer: The optimizer.

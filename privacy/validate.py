@@ -245,9 +245,9 @@ def _moved(before: torch.Tensor, after: torch.Tensor, row: int) -> float:
 
 
 def _difference(
-    before: torch.Tensor, after: torch.Tensor, rows: torch.Tensor | slice = slice(None)
+    before: torch.Tensor, after: torch.Tensor, rows: torch.Tensor | None = None
 ) -> float:
-    """How far some rows differ beyond rounding, or zero."""
+    """How far two tensors, or some of their rows, differ beyond rounding, or zero."""
     if not before.numel():
         return 0.0
     if not (before.is_floating_point() or before.is_complex()):
@@ -255,7 +255,7 @@ def _difference(
     # What is not finite may be meant: a mask of -inf.
     same = (before == after) | (before.isnan() & after.isnan())
     apart = (before - after).abs().masked_fill(same, 0).nan_to_num(nan=float("inf"))
-    difference = apart[rows].amax().item()
+    difference = (apart if rows is None else apart[rows]).amax().item()
     largest = before.abs().nan_to_num(0, 0, 0).amax().item()
     return difference if difference > _PROBE_TOLERANCE * max(1.0, largest) else 0.0
 

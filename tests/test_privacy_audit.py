@@ -386,6 +386,42 @@ def test_an_optimizer_that_cannot_be_repeated_is_told() -> None:
     assert "could not be repeated" in report.unseen[-1]
 
 
+def test_what_comes_after_the_gradient_is_not_held_against_a_training() -> None:
+    """Weights that a hook keeps small, an optimizer that draws: both work on what is released."""
+
+    class Langevin(torch.optim.Optimizer):
+        def __init__(self, parameters: Any) -> None:
+            super().__init__(parameters, {})
+
+        @torch.no_grad()
+        def step(self, closure: Any = None) -> Any:
+            for parameter in self.param_groups[0]["params"]:
+                if parameter.grad is not None:
+                    drawn = torch.randn_like(parameter)
+                    parameter.sub_(0.05 * parameter.grad).add_(drawn, alpha=1e-3)
+
+    def hooked(plan: DPPlan, dataset: Any) -> Naive:
+        training = Naive(plan, dataset)
+
+        def project(*_: Any) -> None:
+            with torch.no_grad():
+                for parameter in training.model.parameters():
+                    parameter.div_(parameter.norm().clamp(min=1.0))
+
+        training.optimizer.register_step_post_hook(project)
+        return training
+
+    def drawn(plan: DPPlan, dataset: Any) -> Naive:
+        training = Naive(plan, dataset)
+        training.optimizer = Langevin(training.model.parameters())
+        return training
+
+    for make in (hooked, drawn):
+        report = audited(make)
+        assert report.passed, report.verdict
+        assert "could not be repeated" in report.unseen[-1]
+
+
 def our_noise_off(private: Private, patch: pytest.MonkeyPatch) -> None:
     perturb = private._generator.perturb
     patch.setattr(

@@ -4,6 +4,7 @@ import copy
 import math
 import textwrap
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -30,6 +31,7 @@ from privacy import (
 )
 from privacy.accounting import GaussianSteps
 from privacy.clipping.factors import PerLayerClipping
+from privacy.opacus import PrivacyEngine
 
 SAMPLES = 16
 DATA = TensorDataset(torch.rand(SAMPLES, 4), torch.arange(SAMPLES) % 2)
@@ -559,3 +561,47 @@ def test_an_attachment_that_fails_leaves_the_optimizer_to_its_user() -> None:
     with pytest.raises(PrivacyError):
         attached(model, optimizer=optimizer, data=[(torch.zeros(3), 0)] * 8, ledger=ledger)
     optimizer.step()
+
+
+class Bare(torch.optim.Optimizer):
+    """A wrapper that says nothing to its base class."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.param_groups = inner, inner.param_groups
+        self.state, self.defaults = inner.state, inner.defaults
+
+    def step(self, closure: Any = None) -> Any:
+        return self.inner.step(closure)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.inner.zero_grad(set_to_none)
+
+
+class HooksByHand(Bare):
+    """One that has the hooks' places, and never calls them."""
+
+    def __init__(self, inner: Any) -> None:
+        super().__init__(inner)
+        self._optimizer_step_pre_hooks: Any = OrderedDict()
+        self._optimizer_step_post_hooks: Any = OrderedDict()
+
+
+def dropped_in(model: nn.Module, optimizer: Any) -> Any:
+    return PrivacyEngine().make_private(
+        module=model,
+        optimizer=optimizer,
+        data_loader=DataLoader(DATA, batch_size=8),
+        noise_multiplier=1.0,
+        max_grad_norm=1.0,
+    )
+
+
+@pytest.mark.parametrize("kind", [Bare, HooksByHand])
+@pytest.mark.parametrize("drop_in", [False, True])
+def test_an_optimizer_that_cannot_be_reserved_is_refused(kind: Any, drop_in: bool) -> None:
+    """By name, and the model is free afterwards."""
+    model = nn.Linear(4, 2)
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(StepError, match=rf"^optimizer: {kind.__name__} steps past the hooks"):
+        (dropped_in if drop_in else attached)(model, optimizer=kind(inner))
+    attached(model, optimizer=inner).detach()

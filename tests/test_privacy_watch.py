@@ -423,6 +423,41 @@ def test_a_statistic_outside_of_buffers_that_was_written_between_steps_is_refuse
     assert private.steps == 0
 
 
+class Scalar(nn.Module):
+    """Holds a number as a tensor without dimensions: a constant, or one that each pass makes."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.what, self.number = what, torch.tensor(2.0)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        now = inputs.detach().mean()
+        if self.what == "last":
+            self.number = now
+        elif self.what == "any":
+            self.number = (inputs > 0).any()
+        elif self.what == "statistic":
+            self.number = 0.9 * self.number + 0.1 * now
+        return inputs
+
+
+@pytest.mark.parametrize("what", ["constant", "last", "any", "statistic"])
+def test_a_tensor_without_dimensions_is_told_apart_as_others_are(what: str) -> None:
+    """Only what is carried from pass to pass is refused; a loss may be noted between steps."""
+    model = network()
+    model[2] = Scalar(what)
+    if what == "statistic":
+        with pytest.raises(UnsupportedLayer, match=r"2\.number"):
+            attached(model)
+        return
+    private = attached(model)
+    for images, labels in private.batches:
+        losses = losses_of(private, images, labels)
+        private.step(losses)
+        model.last_loss = losses.mean().detach()
+    assert private.steps == private.plan.steps
+
+
 class Late(nn.Module):
     """Gathers a statistic only after some passes, in a tensor that was not there before."""
 

@@ -75,25 +75,26 @@ def fuse(
         account.cover(ledger.events)
     tape, outputs = Tape(), Outputs()
     installation = install(module, tape, rule_of)
+    reserved = Reserved(optimizer)
+    samples = Samples(prefetching=loader.num_workers > 0)
     try:
         rehearse(module, images, parameters, tape)
+        private = FusedOptimizer(
+            reserved,
+            plan=plan,
+            loss_reduction=loss_reduction,
+            module=module,
+            parameters=parameters,
+            clipped=ClippedSum(parameters, tape, max_grad_norm=plan.max_grad_norm),
+            outputs=outputs,
+            samples=samples,
+            account=account,
+            ledger=ledger,
+        )
+        batches = poisson_loader(loader, samples, rate=plan.sampling_rate)
     except BaseException:
         installation.remove()
+        reserved.free()
         raise
     optimizer.zero_grad()
-    samples = Samples(prefetching=loader.num_workers > 0)
-    reserved = Reserved(optimizer)
-    private = FusedOptimizer(
-        reserved,
-        plan=plan,
-        loss_reduction=loss_reduction,
-        module=module,
-        parameters=parameters,
-        clipped=ClippedSum(parameters, tape, max_grad_norm=plan.max_grad_norm),
-        outputs=outputs,
-        samples=samples,
-        account=account,
-        ledger=ledger,
-    )
-    batches = poisson_loader(loader, samples, rate=plan.sampling_rate)
     return FusedModule(module, outputs, installation, reserved), private, batches

@@ -55,7 +55,7 @@ class Release:
         self, model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor
     ) -> None:
         self.unexplained = 0.0
-        self.replayed = True
+        self.replayed = not _hooked(optimizer)
         self.settings: list[Settings] = []
         self._model, self._optimizer = model, optimizer
         self._remade = self._proved(images)
@@ -81,6 +81,9 @@ class Release:
             if parameter.grad is not None
         ]
         self._expected = {name: self._left[name] for name in self._kept() if name in self._left}
+        if self.replayed and len(self.settings) == 1:
+            # One that draws random numbers of its own does not step twice alike.
+            self.replayed = _alike(self._replay(), self._replay())
         if self.replayed:
             self._expected |= self._replay()
 
@@ -174,6 +177,20 @@ class Release:
             exact = name.startswith(("buffer ", "attribute "))
             moved = _differs(one, found[name]) if exact else _moved(one, found[name])
             self.unexplained = max(self.unexplained, moved)
+
+
+def _hooked(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether a hook of the user's own belongs to a step: it would not act on a copy."""
+    hooks = (
+        *optimizer._optimizer_step_pre_hooks.values(),
+        *optimizer._optimizer_step_post_hooks.values(),
+    )
+    return any(not str(getattr(hook, "__module__", "")).startswith("privacy.") for hook in hooks)
+
+
+def _alike(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    """Whether two replays came to the same."""
+    return one.keys() == other.keys() and not any(_moved(v, other[k]) for k, v in one.items())
 
 
 def changing(one: Sequence[Settings], other: Sequence[Settings]) -> tuple[set[str], set[str]]:
