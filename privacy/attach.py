@@ -86,8 +86,7 @@ def attach(
     _check_settings(physical_batches, tuner, ledger)
     parameters = trainable_parameters(model, optimizer)
     check_layers(model)
-    device = next(iter(parameters.values())).device
-    images = _first_images(dataset, plan.samples).to(device)
+    images = _first_images(dataset, plan.samples).to(next(iter(parameters.values())).device)
     probe(model, images)
     tape = Tape()
     clipped = ClippedSum(
@@ -98,10 +97,9 @@ def attach(
         float_safe=plan.float_safe,
     )
     clipped.check_range(examples=plan.samples, noise_multiplier=plan.event().noise_multiplier)
-    tuner = tuner or Tuner()
     ledger = Ledger() if ledger is None else ledger
     locked = ledger.locked
-    installation = install(model, tape, partial(rule_of, tuner=tuner))
+    installation = install(model, tape, partial(rule_of, tuner=tuner or Tuner()))
     reserved = Reserved(optimizer)
     try:
         rehearse(model, images, parameters, tape)

@@ -196,16 +196,18 @@ def check_optimizer(optimizer: object) -> None:
             f"optimizer: {kind} cannot step on a noised gradient alone: it calls a closure for "
             f"several raw gradients a step; {cure}"
         )
-    unwatched = StepError(
-        f"optimizer: {kind} steps past the hooks of torch.optim.Optimizer, so that steps beside "
-        "the private one would not be seen; call super().__init__(params, defaults) in it, or "
-        "attach the optimizer that it wraps"
-    )
-    if not isinstance(vars(optimizer).get("_optimizer_step_pre_hooks"), dict):
-        raise unwatched
     trial = _copy_of(optimizer)
-    if trial is None:
-        return
+    hooks = vars(optimizer).get("_optimizer_step_pre_hooks")
+    if not isinstance(hooks, dict) or (trial is not None and not _heard(trial, kind, cure)):
+        raise StepError(
+            f"optimizer: {kind} steps past the hooks of torch.optim.Optimizer, so that steps "
+            "beside the private one would not be seen; call super().__init__(params, defaults) in "
+            "it, or attach the optimizer that it wraps"
+        )
+
+
+def _heard(trial: torch.optim.Optimizer, kind: str, cure: str) -> bool:
+    """Lets a copy step; whether a hook of torch's heard of it, or the copy alone could not."""
     heard: list[object] = []
     trial.register_step_pre_hook(lambda *_: heard.append(None))
     devices = {p.device for group in trial.param_groups for p in group["params"] if p.is_cuda}
@@ -216,14 +218,13 @@ def check_optimizer(optimizer: object) -> None:
             type(trial).step(trial)
     except AttributeError:
         # Perhaps of the copy alone.
-        return
+        return True
     except Exception as error:
         raise StepError(
             f"optimizer: {kind} cannot step on a noised gradient alone: {type(error).__name__}: "
             f"{error}; {cure}"
         ) from error
-    if not heard:
-        raise unwatched
+    return bool(heard)
 
 
 def _copy_of(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:

@@ -75,8 +75,7 @@ def fuse(
         account.cover(ledger.events)
     tape, outputs = Tape(), Outputs()
     installation = install(module, tape, rule_of)
-    reserved = Reserved(optimizer)
-    samples = Samples(prefetching=loader.num_workers > 0)
+    reserved, samples = Reserved(optimizer), Samples(prefetching=loader.num_workers > 0)
     try:
         rehearse(module, images, parameters, tape)
         private = FusedOptimizer(
