@@ -12,9 +12,10 @@ __all__ = ["Reserved"]
 class Reserved:
     """Refuses every step of this optimizer but those asked for here, until `free`.
 
-    A step of the user's own would not be on the noised gradient, and nothing would count it. Not
-    seen is another optimizer on the same parameters, nor one that this one wraps. A class because
-    it holds the hook.
+    The backward pass of an attached model leaves no gradients, so that a step of the user's own
+    trains nothing, or on what was written to `.grad` by hand, without noise and uncounted. Not seen
+    is another optimizer on the same parameters, nor one that this one wraps. A class because it
+    holds the hook.
 
     Attributes:
         optimizer: The optimizer.
@@ -62,7 +63,7 @@ class Reserved:
     def _refuse(self, _optimizer: object, _args: Any, _kwargs: Any) -> None:
         if not self._asked:
             raise StepError(
-                "optimizer.step() was called beside the private step: its gradients have no noise, "
-                "and nothing would count them; give the losses to the private step alone, or "
-                "detach the training first"
+                "optimizer.step() was called beside the private step: backward() of an attached "
+                "model leaves it no gradients, and what is in .grad otherwise has no noise; give "
+                "the losses to the private step alone, or detach the training first"
             )

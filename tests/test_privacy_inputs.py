@@ -532,7 +532,7 @@ class Own(torch.optim.SGD):
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, Own])
 @pytest.mark.parametrize("scheduled", [False, True])
 def test_a_step_beside_the_private_one_is_refused(kind: Any, scheduled: bool) -> None:
-    """The old habit, on raw gradients, which nothing would count; afterwards it is free again."""
+    """The old habit, which would train nothing in silence; afterwards it is free again."""
     model = nn.Linear(4, 2)
     optimizer = kind(model.parameters(), lr=0.1)
     if scheduled:

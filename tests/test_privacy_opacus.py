@@ -522,7 +522,7 @@ def test_a_closure_that_steps_spends_no_more_than_the_target(depth):
 
 
 def test_the_original_optimizer_takes_no_step_of_its_own():
-    """It would step on raw gradients, in Opacus too; the plain module has it back."""
+    """It would step on what is in `.grad`, uncounted; the plain module has it back."""
     module, optimizer, _ = three()
     with pytest.raises(StepError, match="beside the private step"):
         optimizer.original_optimizer.step()
