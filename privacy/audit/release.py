@@ -81,11 +81,13 @@ class Release:
             if parameter.grad is not None
         ]
         self._expected = {name: self._left[name] for name in self._kept() if name in self._left}
-        if self.replayed and len(self.settings) == 1:
-            # One that draws random numbers of its own does not step twice alike.
-            self.replayed = _alike(self._replay(), self._replay())
         if self.replayed:
-            self._expected |= self._replay()
+            replay = self._replay()
+            if len(self.settings) == 1 and not _alike(replay, self._replay()):
+                # One that draws random numbers of its own does not step twice alike.
+                self.replayed = False
+            if self.replayed:
+                self._expected |= replay
 
     def stepped(self) -> None:
         """Called when the training's own step is over: nothing may have changed since.
