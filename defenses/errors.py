@@ -62,12 +62,7 @@ class ObjectiveError(DefenseError, ValueError):
 
 
 def described(error: BaseException) -> str:
-    r"""An error of whatever kind in one line: its type and what it says, cut off where it is long.
-
-    Example:
-        >>> described(IndexError("list index\nout of range"))
-        'IndexError: list index out of range'
-    """
+    r"""Any error in one line: its type and what it says, cut off where it is long."""
     name = type(error).__name__
     try:
         words = " ".join(str(error).split())

@@ -19,32 +19,17 @@ _NO_NUMBERS = (bool, np.bool, str, bytes, complex)
 
 
 def is_whole(value: object, least: int = 0, most: int = _LARGEST) -> TypeGuard[int]:
-    """Whether it is an int in a range; True is none, nor is numpy's, which JSON does not take.
-
-    Example:
-        >>> is_whole(3), is_whole(3.0), is_whole(True), is_whole(-1)
-        (True, False, False, False)
-    """
+    """Whether it is an int in a range; True is none, nor is numpy's, which JSON does not take."""
     return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def is_real(value: object) -> TypeGuard[float]:
-    """Whether it is an int or a float, finite, that a float can hold; True is none.
-
-    Example:
-        >>> is_real(0.5), is_real(math.nan), is_real(10**400), is_real("0.5")
-        (True, False, False, False)
-    """
+    """Whether it is an int or a float, finite, that a float can hold; True is none."""
     return isinstance(value, int | float) and math.isfinite(as_real(value))
 
 
 def as_whole(value: Any) -> int:
-    """An integer of any library as Python's; -1 for what is none, which no range here takes.
-
-    Example:
-        >>> as_whole(np.int64(3)), as_whole(3.0), as_whole(True)
-        (3, -1, -1)
-    """
+    """An integer of any library as Python's; -1 for what is none, which no range here takes."""
     try:
         return -1 if isinstance(value, bool | np.bool) else operator.index(value)
     except (TypeError, ValueError, RuntimeError):
@@ -52,12 +37,7 @@ def as_whole(value: Any) -> int:
 
 
 def as_real(value: Any) -> float:
-    """A number of any library as a float; NaN for what is none, which no range takes.
-
-    Example:
-        >>> as_real(np.float32(0.5)), as_real("0.5"), as_real(10**400)
-        (0.5, nan, nan)
-    """
+    """A number of any library as a float; NaN for what is none, which no range takes."""
     try:
         return math.nan if isinstance(value, _NO_NUMBERS) else float(value)
     except (TypeError, ValueError, OverflowError, RuntimeError):
@@ -65,22 +45,12 @@ def as_real(value: Any) -> float:
 
 
 def is_word(value: object, words: Collection[str]) -> TypeGuard[str]:
-    """Whether it is one of these words.
-
-    Example:
-        >>> is_word("l2", ("linf", "l2")), is_word(["l2"], ("linf", "l2"))
-        (True, False)
-    """
+    """Whether it is one of these words."""
     return isinstance(value, str) and value in words
 
 
 def shown(value: Any) -> str:
-    """A value as a message has it: on one line, and not too long.
-
-    Example:
-        >>> shown("pgd"), shown(10**400)[-10:]
-        ("'pgd'", '0000000...')
-    """
+    """A value as a message has it: on one line, and not too long."""
     try:
         text = " ".join(repr(value).split())
     except Exception:  # whatever a strange object raises, the message is about its kind

@@ -80,20 +80,13 @@ def check_logits(
     a softmax inside the model flattens the gradients, and a loss would take a second one.
 
     Args:
-        logits: What the model returned.
         count: Images the model was given, at least 1.
-        largest_label: The largest label among them.
-        error: The class to raise.
 
     Returns:
         The logits, [count, classes].
 
     Raises:
         DefenseError: As `error`.
-
-    Example:
-        >>> check_logits(torch.zeros(1, 2), count=1, largest_label=1, error=AttackError)
-        tensor([[0., 0.]])
     """
     if not isinstance(logits, Tensor):
         raise error(f"model: expected a tensor of logits, got {type(logits).__name__}")
@@ -143,12 +136,6 @@ def answer_to(model: nn.Module, images: Tensor, error: type[DefenseError]) -> ob
     Raises:
         DefenseError: As `error`: the model changed them, and whoever holds them would go on with
             others.
-
-    Example:
-        >>> answer_to(nn.ReLU(inplace=True), -torch.ones(1, 1, 1, 1), AttackError)
-        Traceback (most recent call last):
-        ...
-        defenses.errors.AttackError: model: changes the images that it is given, in place; ...
     """
     before = images.detach().clone()
     answer: object = model(images)
@@ -165,10 +152,6 @@ def home_of(model: nn.Module, images: Tensor) -> tuple[torch.device, torch.dtype
 
     Raises:
         AttackError: `model` is not a module.
-
-    Example:
-        >>> home_of(nn.Linear(1, 1).double(), torch.zeros(1))
-        (device(type='cpu'), torch.float64)
     """
     check_module(model)
     for group in (model.parameters(), model.buffers()):
@@ -183,9 +166,6 @@ def check_module(model: object) -> None:
 
     Raises:
         AttackError: Saying what came instead.
-
-    Example:
-        >>> check_module(nn.Flatten())
     """
     if not isinstance(model, nn.Module):
         order = "; the order is (model, images, labels)" if isinstance(model, Tensor) else ""

@@ -71,12 +71,7 @@ class ThreatModel:
 
     @property
     def width(self) -> float:
-        """The distance between the bounds.
-
-        Example:
-            >>> ThreatModel(norm="l2", eps=0.5, bounds=(-1.0, 1.0)).width
-            2.0
-        """
+        """The distance between the bounds."""
         return self.bounds[1] - self.bounds[0]
 
     def contains(self, clean: Tensor, adversarial: Tensor) -> Tensor:
@@ -97,12 +92,6 @@ class ThreatModel:
 
         Raises:
             ThreatModelError: The shapes differ or a tensor is not floating point.
-
-        Example:
-            >>> threat = ThreatModel(norm="linf", eps=0.1)
-            >>> clean = torch.full((2, 1, 1, 1), 0.5)
-            >>> threat.contains(clean, clean + torch.tensor([0.1, 0.2]).view(2, 1, 1, 1)).tolist()
-            [True, False]
         """
         _check_pair(clean, adversarial)
         pixel = max(self._tolerance(clean.dtype), self._tolerance(adversarial.dtype))
@@ -135,11 +124,6 @@ class ThreatModel:
 
         Raises:
             ThreatModelError: The shapes differ or a tensor is not floating point.
-
-        Example:
-            >>> threat = ThreatModel(norm="l2", eps=0.5)
-            >>> threat.project(torch.zeros(1, 1, 1, 2), torch.tensor([[[[3.0, 4.0]]]])).flatten()
-            tensor([0.3000, 0.4000])
         """
         _check_pair(clean, candidate)
         if self.norm == "linf":
@@ -180,12 +164,6 @@ class ThreatModel:
 
         Raises:
             ThreatModelError: With the range that was found.
-
-        Example:
-            >>> ThreatModel(norm="linf", eps=0.1).check_images(torch.full((1, 1, 2, 2), 2.5))
-            Traceback (most recent call last):
-            ...
-            defenses.errors.ThreatModelError: expected images in [0, 1], got [2.5, 2.5]; ...
         """
         low, high = self.bounds
         expected = f"expected images in [{low:g}, {high:g}]"

@@ -97,10 +97,6 @@ def checked_events(events: object) -> Sequence[GaussianSteps]:
 
     Raises:
         PlanError: One is something else; nothing is assumed to be free.
-
-    Example:
-        >>> checked_events([])
-        []
     """
     found: list[Any] = list(events) if isinstance(events, Iterable) else [events]
     for event in found:

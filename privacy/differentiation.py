@@ -40,28 +40,13 @@ def differentiate(
     Args:
         losses: One loss an example, float [examples], or K, float [examples, K], with a graph that
             leads to the model.
-        parameters: The trainable parameters by dotted name.
-        tape: The tape that the model's layers write on.
-        examples: How many examples are expected.
         images: The examples as they were given, [examples, ...], where that is known: copies are
             held against them.
-
-    Returns:
-        The per-example gradients of every parameter that the losses depend on.
 
     Raises:
         StepError: The losses have the wrong shape, or no graph that leads to the model.
         UnsupportedLayer: A layer saw rows that are not examples, or a parameter is used outside of
             the layer that owns it.
-
-    Example:
-        >>> from privacy.clipping import install, rule_of
-        >>> model, tape = nn.Linear(2, 1), Tape()
-        >>> installation = install(model, tape, rule_of)
-        >>> losses = model(torch.ones(3, 2)).squeeze(1)
-        >>> parts = differentiate(losses, dict(model.named_parameters()), tape, examples=3)
-        >>> parts[model.weight].instantiate().shape
-        torch.Size([3, 1, 2])
     """
     _check_losses(losses, examples)
     tape.check()

@@ -35,23 +35,7 @@ class Graph:
 
 
 def graph_of(losses: torch.Tensor, tape: Tape) -> Graph:
-    """Walks from the losses to the leaves; about a microsecond a node.
-
-    Example:
-        >>> from torch import nn
-        >>> from privacy.clipping import install, rule_of
-        >>> model, tape = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)), Tape()
-        >>> installation = install(model, tape, rule_of)
-        >>> losses = model(torch.rand(4, 2)).squeeze(1)
-        >>> [name for name, _ in graph_of(losses, tape).heads]
-        ['2']
-        >>> same = model(torch.rand(6, 2)).squeeze(1)
-        >>> graph_of(losses, tape).fingerprint == graph_of(same, tape).fingerprint
-        True
-        >>> mixing = losses + losses.mean()
-        >>> graph_of(losses, tape).fingerprint == graph_of(mixing, tape).fingerprint
-        False
-    """
+    """Walks from the losses to the leaves; about a microsecond a node."""
     start: Any = losses.grad_fn
     if start is None:
         return Graph(0, (), hidden=False)

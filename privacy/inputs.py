@@ -25,10 +25,6 @@ def check_dataset(dataset: object) -> int:
 
     Raises:
         PlanError: It is none: a data loader, something to iterate over only, arrays.
-
-    Example:
-        >>> check_dataset([(torch.rand(2), 0)] * 3)
-        3
     """
     if isinstance(dataset, DataLoader):
         raise PlanError(
@@ -62,12 +58,6 @@ def check_module(model: object) -> nn.Module:
 
     Raises:
         StepError: It is none.
-
-    Example:
-        >>> check_module(None)
-        Traceback (most recent call last):
-        ...
-        privacy.errors.StepError: model: expected a torch.nn.Module, got NoneType
     """
     if not isinstance(model, nn.Module):
         raise StepError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -82,14 +72,6 @@ def check_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
 
     Raises:
         StepError: Names the parameters.
-
-    Example:
-        >>> weight = nn.Parameter(torch.ones(2))
-        >>> handle = weight.register_hook(lambda gradient: 2 * gradient)
-        >>> check_hooks({"fc.weight": weight})
-        Traceback (most recent call last):
-        ...
-        privacy.errors.StepError: fc.weight: a hook on its gradient would have no effect: ...
     """
     hooked = [
         name
@@ -112,12 +94,6 @@ def check_model(model: object) -> None:
         StepError: It is no module, wraps one in something that trains it in another way, or its
             trainable parameters lie on several devices.
         UnsupportedLayer: Parameters without values, or that are not real numbers in plain memory.
-
-    Example:
-        >>> check_model(nn.Sequential(nn.LazyLinear(2)))
-        Traceback (most recent call last):
-        ...
-        privacy.errors.UnsupportedLayer: 0.weight: the layer does not know its shape yet; run the...
     """
     model = check_module(model)
     for name, module in model.named_modules():
@@ -177,12 +153,6 @@ def check_optimizer(optimizer: object) -> None:
 
     Raises:
         StepError: It is no optimizer, or wants a closure, or fails otherwise.
-
-    Example:
-        >>> check_optimizer(torch.optim.LBFGS(nn.Linear(2, 1).parameters()))
-        Traceback (most recent call last):
-        ...
-        privacy.errors.StepError: optimizer: LBFGS cannot step on a noised gradient alone: ...
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise StepError(

@@ -92,17 +92,6 @@ class Ledger:
 
         Raises:
             LedgerError: It is no regular file or no ledger, is damaged, or another training has it.
-
-        Example:
-            >>> import tempfile
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     ledger = Ledger.open(f"{folder}/spent.jsonl")
-            ...     ledger.bind(plan)
-            ...     ledger.record(plan.event(steps=1))
-            ...     ledger.close()
-            ...     Ledger.open(f"{folder}/spent.jsonl").steps
-            1
         """
         ledger = cls()
         ledger._file = file = LedgerFile(path)
@@ -118,32 +107,17 @@ class Ledger:
 
     @property
     def path(self) -> Path | None:
-        """The file it is kept in, if it is.
-
-        Example:
-            >>> Ledger().path is None
-            True
-        """
+        """The file it is kept in, if it is."""
         return None if self._file is None else self._file.path
 
     @property
     def locked(self) -> bool:
-        """Whether it has its file, and nobody else can.
-
-        Example:
-            >>> Ledger().locked
-            False
-        """
+        """Whether it has its file, and nobody else can."""
         return self._file is not None and self._file.locked
 
     @property
     def events(self) -> tuple[GaussianSteps, ...]:
-        """Everything recorded, equal neighbours joined.
-
-        Example:
-            >>> Ledger().events
-            ()
-        """
+        """Everything recorded, equal neighbours joined."""
         joined: list[_Entry] = []
         for entry in self._entries:
             _append(joined, replace(entry, session=""))
@@ -151,12 +125,7 @@ class Ledger:
 
     @property
     def steps(self) -> int:
-        """How many noised steps were taken.
-
-        Example:
-            >>> Ledger([GaussianSteps(noise_multiplier=1.0, sampling_rate=0.1, steps=7)]).steps
-            7
-        """
+        """How many noised steps were taken."""
         return sum(entry.event.steps for entry in self._entries)
 
     def bind(self, plan: DPPlan) -> None:
@@ -166,14 +135,6 @@ class Ledger:
             PlanError: The plan has no noise, or the ledger holds steps of another noise multiplier
                 or sampling rate, or its file is of another clipping norm.
             LedgerError: The file cannot be made, or was closed.
-
-        Example:
-            >>> ledger = Ledger()
-            >>> ledger.bind(DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0))
-            >>> ledger.record(GaussianSteps(noise_multiplier=1e6, sampling_rate=0.5, steps=1))
-            Traceback (most recent call last):
-            ...
-            privacy.errors.PlanError: ledger: expected steps of noise multiplier 1.0 and ...
         """
         if not isinstance(plan, DPPlan):
             raise PlanError(f"plan: expected a privacy.DPPlan, got {type(plan).__name__}")
@@ -196,12 +157,6 @@ class Ledger:
         Raises:
             PlanError: It is no event, or the ledger is bound, and this is no step of its plan.
             LedgerError: The file cannot be written; nothing was spent.
-
-        Example:
-            >>> ledger = Ledger()
-            >>> ledger.record(GaussianSteps(noise_multiplier=1.0, sampling_rate=0.1, steps=1))
-            >>> ledger.steps
-            1
         """
         checked_events([event])
         if self._plan is not None:
@@ -228,15 +183,6 @@ class Ledger:
                 and fewer steps than were taken here.
             LedgerError: The ledger is not bound, its file cannot be written, or the state's own
                 ledger was kept in a file, and this one knows less of it.
-
-        Example:
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> ledger = Ledger([plan.event(steps=2)])
-            >>> resumed = Ledger()
-            >>> resumed.bind(plan)
-            >>> resumed.resume(ledger.to_list(), most=plan.steps)
-            >>> resumed.steps
-            2
         """
         if self._plan is None:
             raise LedgerError("ledger: expected bind(plan) before resume")
@@ -263,21 +209,11 @@ class Ledger:
         self._entries = [_Entry(self._plan.event(steps), name) for name, steps in merged.items()]
 
     def epsilon(self, delta: float) -> float:
-        """What everything recorded costs together, at `delta`.
-
-        Example:
-            >>> Ledger().epsilon(1e-5)
-            0.0
-        """
+        """What everything recorded costs together, at `delta`."""
         return epsilon_of(self.events, delta)
 
     def to_list(self) -> list[dict[str, Any]]:
-        """The events as plain JSON values, for a checkpoint.
-
-        Example:
-            >>> Ledger().to_list()
-            []
-        """
+        """The events as plain JSON values, for a checkpoint."""
         return [
             {
                 "noise_multiplier": entry.event.noise_multiplier,
@@ -294,11 +230,6 @@ class Ledger:
 
         Raises:
             PlanError: A row is not a ledger's row; nothing is assumed to be free.
-
-        Example:
-            >>> row = {"noise_multiplier": 1.0, "sampling_rate": 0.1, "steps": 2}
-            >>> Ledger.from_list([row]).steps
-            2
         """
         ledger = cls()
         try:
@@ -313,11 +244,7 @@ class Ledger:
         return ledger
 
     def close(self) -> None:
-        """Gives the file free for another training; this one cannot spend any more.
-
-        Example:
-            >>> Ledger().close()
-        """
+        """Gives the file free for another training; this one cannot spend any more."""
         if self._file is not None:
             self._file.close()
 

@@ -76,10 +76,6 @@ class SecureGenerator:
 
         Returns:
             An int64 tensor [count], uniform over all 2^64 values.
-
-        Example:
-            >>> SecureGenerator().words(3).shape
-            torch.Size([3])
         """
         return self._words(self._take(count), count, _room(count))
 
@@ -88,11 +84,6 @@ class SecureGenerator:
 
         Returns:
             A float64 tensor [count].
-
-        Example:
-            >>> u = SecureGenerator().uniform(1000)
-            >>> bool(((u > 0) & (u < 1)).all())
-            True
         """
         # The last cell's centre rounds up to 1; the largest double below 1 keeps the interval open.
         return _centres(self.words(count)).clamp_(max=1 - 2.0**-_MANTISSA_BITS)
@@ -104,10 +95,6 @@ class SecureGenerator:
 
         Returns:
             A float64 tensor [count].
-
-        Example:
-            >>> SecureGenerator().normal(5).shape
-            torch.Size([5])
         """
         return torch.cat([torch.empty(0, dtype=torch.float64), *self.normal_blocks(count)])
 
@@ -116,10 +103,6 @@ class SecureGenerator:
 
         Returns:
             An iterator over float64 tensors of at most 131,072 numbers, `count` together.
-
-        Example:
-            >>> [len(block) for block in SecureGenerator().normal_blocks(140_000)]
-            [131072, 8928]
         """
         for part, place in self._parts(count):
             size = part.stop - part.start
@@ -136,12 +119,6 @@ class SecureGenerator:
             values: Float tensors of one type, on one device, each dense in memory.
             deviation: Standard deviation of the noise, at least 0.
             scale: Of the result.
-
-        Example:
-            >>> values = torch.zeros(3)
-            >>> SecureGenerator().perturb([values], deviation=1.0)
-            >>> bool(values.any())
-            True
         """
         numbers = [_in_memory_order(tensor) for tensor in values]
         parts = list(self._parts(sum(map(len, numbers))))
@@ -181,10 +158,6 @@ class SecureGenerator:
 
         Raises:
             PlanError: A value is out of its range.
-
-        Example:
-            >>> SecureGenerator().bernoulli(3, 1.0)
-            tensor([True, True, True])
         """
         chance = real("probability", probability)
         if not 0 <= chance <= 1:
@@ -266,10 +239,6 @@ def _in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
 
     Raises:
         AssertionError: There are gaps or overlaps in it.
-
-    Example:
-        >>> _in_memory_order(torch.tensor([[1, 2], [3, 4]]).t()).tolist()
-        [1, 2, 3, 4]
     """
     strides, sizes = tensor.stride(), tensor.shape
     outer_first = sorted(range(tensor.dim()), key=lambda d: (strides[d], sizes[d]), reverse=True)

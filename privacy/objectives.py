@@ -31,12 +31,7 @@ Examples = tuple[torch.Tensor, torch.Tensor]
 
 
 class ExamplesMix(StepError):
-    """Losses moved with other examples, or with their number.
-
-    Example:
-        >>> issubclass(ExamplesMix, StepError)
-        True
-    """
+    """Losses moved with other examples, or with their number."""
 
 
 def check_declared(objective: object) -> None:
@@ -44,12 +39,6 @@ def check_declared(objective: object) -> None:
 
     Raises:
         StepError: The objective has no `per_example = True`; with its own `reason`, if it has.
-
-    Example:
-        >>> check_declared(torch.nn.functional.cross_entropy)
-        Traceback (most recent call last):
-        ...
-        privacy.errors.StepError: cross_entropy: expected an objective with per_example = True: ...
     """
     if getattr(objective, "per_example", None) is not True:
         reason = getattr(objective, "reason", "") or (
@@ -66,12 +55,7 @@ def check_declared(objective: object) -> None:
 
 
 def some_of(dataset: MapStyle) -> Examples:
-    """A few examples of a data set, apart from each other: many are in the order of their labels.
-
-    Example:
-        >>> some_of([(torch.zeros(2), i) for i in range(9)])[1]
-        tensor([0, 2, 4, 6, 8])
-    """
+    """A few examples of a data set, far apart: many sets are in the order of their labels."""
     count = min(_EXAMPLES, len(dataset))
     indices = torch.linspace(0, len(dataset) - 1, count).long()
     return read(dataset, PhysicalBatch(indices, rows=count, last=True))
@@ -87,7 +71,6 @@ def keeps_apart(objective: Any, model: nn.Module, examples: Examples) -> bool:
 
     Args:
         objective: `(model, images, labels) -> losses`, one or K an example.
-        model: The model under training, in its modes.
         examples: Images [n, ...] and labels [n, ...], n >= 3.
 
     Returns:
@@ -98,15 +81,6 @@ def keeps_apart(objective: Any, model: nn.Module, examples: Examples) -> bool:
     Raises:
         ExamplesMix: The losses of others moved, or knew how many there are.
         StepError: The objective does not run on these examples.
-
-    Example:
-        >>> def relative(model, images, labels):
-        ...     losses = nn.functional.cross_entropy(model(images), labels, reduction="none")
-        ...     return losses / losses.detach().mean()
-        >>> keeps_apart(relative, nn.Linear(4, 2), (torch.rand(5, 4), torch.arange(5) % 2))
-        Traceback (most recent call last):
-        ...
-        privacy.objectives.ExamplesMix: relative: changing one example moved the losses of ...
     """
     device = next(model.parameters()).device
     images, labels = _checked(examples)

@@ -109,32 +109,17 @@ class DPPlan:
 
     @property
     def sampling_rate(self) -> float:
-        """Probability q with which each example is in a step's batch.
-
-        Example:
-            >>> DPPlan(samples=100, batch_size=10, epochs=1).sampling_rate
-            0.1
-        """
+        """Probability q with which each example is in a step's batch."""
         return self.batch_size / self.samples
 
     @property
     def steps(self) -> int:
-        """Number of noised steps.
-
-        Example:
-            >>> DPPlan(samples=50_000, batch_size=128, epochs=1).steps
-            391
-        """
+        """Number of noised steps."""
         return max(1, round(self.epochs * self.samples / self.batch_size))
 
     @property
     def calibrated(self) -> bool:
-        """Whether the plan has its noise.
-
-        Example:
-            >>> DPPlan(samples=100, batch_size=10, epochs=1).calibrated
-            False
-        """
+        """Whether the plan has its noise."""
         return self.noise_multiplier is not None
 
     def calibrate(self, *, epsilon: float, delta: float) -> "DPPlan":
@@ -146,11 +131,6 @@ class DPPlan:
 
         Raises:
             PlanError: A value is out of range, or no noise reaches this epsilon.
-
-        Example:
-            >>> plan = DPPlan(samples=1000, batch_size=1000, epochs=5)
-            >>> plan.calibrate(epsilon=8, delta=1e-4).epsilon() <= 8
-            True
         """
         epsilon, delta = positive("epsilon", epsilon), self._checked_delta(delta)
         noise_multiplier = noise_multiplier_for(
@@ -163,10 +143,6 @@ class DPPlan:
 
         Raises:
             PlanError: The plan has no noise yet.
-
-        Example:
-            >>> DPPlan(samples=100, batch_size=10, epochs=1, noise_multiplier=1.0).event().steps
-            10
         """
         if self.noise_multiplier is None:
             raise PlanError(
@@ -184,11 +160,6 @@ class DPPlan:
 
         Raises:
             PlanError: The plan has no noise, or no delta is known.
-
-        Example:
-            >>> plan = DPPlan(samples=1000, batch_size=100, epochs=5, noise_multiplier=2.0)
-            >>> 0 < plan.epsilon(delta=1e-4) < plan.epsilon(delta=1e-6)
-            True
         """
         return epsilon_of([self.event()], self.delta_or_own(delta))
 
@@ -197,10 +168,6 @@ class DPPlan:
 
         Raises:
             PlanError: Neither is known, or it is out of range.
-
-        Example:
-            >>> DPPlan(samples=1000, batch_size=100, epochs=5, delta=1e-4).delta_or_own(None)
-            0.0001
         """
         chosen = self.delta if delta is None else delta
         if chosen is None:
@@ -208,13 +175,7 @@ class DPPlan:
         return self._checked_delta(chosen)
 
     def to_dict(self) -> dict[str, Any]:
-        """The plan as plain JSON values.
-
-        Example:
-            >>> plan = DPPlan(samples=100, batch_size=10, epochs=1)
-            >>> DPPlan(**plan.to_dict()) == plan
-            True
-        """
+        """The plan as plain JSON values."""
         values = {each.name: getattr(self, each.name) for each in fields(self)}
         return {**values, "clipping": self.clipping.to_dict()}
 
@@ -224,11 +185,6 @@ class DPPlan:
 
         Raises:
             PlanError: These are not a plan's values.
-
-        Example:
-            >>> plan = DPPlan(samples=100, batch_size=10, epochs=1)
-            >>> DPPlan.from_dict(plan.to_dict()) == plan
-            True
         """
         if not isinstance(values, Mapping):
             raise PlanError(f"plan: expected the values of plan.to_dict(), got {shown(values)}")

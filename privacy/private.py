@@ -94,44 +94,17 @@ class Private:
 
     @property
     def max_grad_norm(self) -> float:
-        """The clipping norm of the present step: the plan's, unless the clipping is adaptive.
-
-        Example:
-            >>> from privacy import attach
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> private.max_grad_norm
-            1.0
-        """
+        """The clipping norm of the present step: the plan's, unless the clipping is adaptive."""
         return self._clipped.max_grad_norm
 
     @property
     def steps(self) -> int:
-        """Noised steps taken so far.
-
-        Example:
-            >>> from privacy import attach
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> private.steps
-            0
-        """
+        """Noised steps taken so far."""
         return self._ledger.steps
 
     @property
     def ledger(self) -> Ledger:
-        """Everything spent so far.
-
-        Example:
-            >>> from privacy import attach
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> private.ledger.events
-            ()
-        """
+        """Everything spent so far."""
         return self._ledger
 
     @property
@@ -144,15 +117,6 @@ class Private:
         Raises:
             StepError: While iterating, when a batch was not given to `step`, or another iteration
                 was begun.
-
-        Example:
-            >>> from privacy import attach
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> images, labels = next(private.batches)
-            >>> images.shape[1:], labels.dtype
-            (torch.Size([4]), torch.int64)
         """
         return InTurn(self._batches(), self._turn)
 
@@ -177,23 +141,6 @@ class Private:
                 a step, or other parameters are trainable than when the model was attached.
             UnsupportedLayer: A layer went back to mixing examples, or cannot be recorded.
             BudgetExceeded: The plan's steps are spent.
-
-        Example:
-            >>> from privacy import attach
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> batches = private.batches
-            >>> images, labels = next(batches)
-            >>> private.step(model(images).square().sum(1))
-            True
-            >>> images, labels = next(batches)
-            >>> copies = images.repeat_interleave(3, dim=0) + 0.1 * torch.randn(3 * len(images), 4)
-            >>> losses = nn.functional.cross_entropy(
-            ...     model(copies), labels.repeat_interleave(3), reduction="none"
-            ... )
-            >>> private.step(losses.view(-1, 3))
-            True
         """
         with self._turn:
             return self._step(losses)
@@ -203,14 +150,6 @@ class Private:
 
         Raises:
             PlanError: No delta is known, or it is out of range.
-
-        Example:
-            >>> from privacy import attach
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> private.spent(delta=0.01)
-            0.0
         """
         return self._ledger.epsilon(self.plan.delta_or_own(delta))
 
@@ -236,32 +175,13 @@ class Private:
 
         Raises:
             StepError: It has no `per_example = True`, does not run, or moved others' losses.
-
-        Example:
-            >>> from privacy import attach
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), i % 2) for i in range(8)]
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> objective = lambda model, images, labels: model(images).square().sum(1)
-            >>> objective.per_example = True
-            >>> private.check_objective(objective)
-            True
         """
         check_declared(objective)
         examples = some_of(self._dataset) if examples is None else examples
         return keeps_apart(objective, self.model, examples)
 
     def state_dict(self) -> dict[str, Any]:
-        """The plan, the ledger and the clipping norm as plain values; no key or generator state.
-
-        Example:
-            >>> from privacy import attach
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> sorted(private.state_dict())
-            ['ledger', 'max_grad_norm', 'plan']
-        """
+        """The plan, the ledger and the clipping norm as plain values; no key or generator state."""
         return {
             "plan": self.plan.to_dict(),
             "ledger": self._ledger.to_list(),
@@ -280,13 +200,6 @@ class Private:
                 fewer steps than were taken here already.
             StepError: Another thread is in a step.
             LedgerError: The ledger's file cannot be written.
-
-        Example:
-            >>> from privacy import attach
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> private.load_state_dict(private.state_dict())
         """
         norm = clipping_norm(state, self.plan)
         with self._turn:
@@ -295,15 +208,7 @@ class Private:
             self._drop_sample()
 
     def detach(self) -> None:
-        """Gives every layer its own forward back, and the ledger's file; no step can follow.
-
-        Example:
-            >>> from privacy import attach
-            >>> model, data = nn.Linear(4, 2), [(torch.rand(4), 0)] * 8
-            >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-            >>> private = attach(plan, model, torch.optim.SGD(model.parameters()), data)
-            >>> private.detach()
-        """
+        """Gives every layer its own forward back, and the ledger's file; no step can follow."""
         self._installation.remove()
         self._reserved.free()
         self._ledger.close()

@@ -13,12 +13,7 @@ _LONGEST = 200
 
 
 def shown(value: object) -> str:
-    """A value as a message says it: in short, and whatever its own text does.
-
-    Example:
-        >>> shown(1.5), shown(10**5000)
-        ('1.5', 'a value of type int')
-    """
+    """A value as a message says it: in short, and whatever its own text does."""
     try:
         text = repr(value)
     except Exception:
@@ -32,15 +27,6 @@ def whole(name: str, value: Any, *, least: int = 1, most: int = _EXACT) -> int:
 
     Raises:
         PlanError: It is none; True and 3.0 are none either.
-
-    Example:
-        >>> import numpy
-        >>> whole("samples", numpy.int64(7))
-        7
-        >>> whole("samples", True)
-        Traceback (most recent call last):
-        ...
-        privacy.errors.PlanError: samples: expected a whole number, at least 1, got True
     """
     try:
         number = None if type(value).__name__ in ("bool", "bool_") else operator.index(value)
@@ -57,10 +43,6 @@ def real(name: str, value: Any) -> float:
 
     Raises:
         PlanError: It is none; True, "1" and a complex number are none either.
-
-    Example:
-        >>> real("epochs", 3)
-        3.0
     """
     wrong = type(value).__name__ in ("bool", "bool_") or isinstance(value, (str, bytes, complex))
     try:
@@ -77,12 +59,6 @@ def positive(name: str, value: Any) -> float:
 
     Raises:
         PlanError: It is none.
-
-    Example:
-        >>> positive("noise_multiplier", -1)
-        Traceback (most recent call last):
-        ...
-        privacy.errors.PlanError: noise_multiplier: expected a finite number > 0, got -1
     """
     try:
         number = real(name, value)
@@ -98,12 +74,6 @@ def probability(name: str, value: Any) -> float:
 
     Raises:
         PlanError: It is none.
-
-    Example:
-        >>> probability("delta", 1.0)
-        Traceback (most recent call last):
-        ...
-        privacy.errors.PlanError: delta: expected a probability in (0, 1), got 1.0
     """
     try:
         number = real(name, value)

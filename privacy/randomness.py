@@ -26,14 +26,7 @@ Run = Callable[[torch.Tensor], torch.Tensor]
 
 @contextmanager
 def random_states_kept(device: torch.device) -> Iterator[None]:
-    """The global random states are afterwards what they were; none is seeded.
-
-    Example:
-        >>> with random_states_kept(torch.device("cpu")):
-        ...     first = torch.rand(2)
-        >>> torch.equal(torch.rand(2), first)
-        True
-    """
+    """The global random states are afterwards what they were; none is seeded."""
     python, mtrand = random.getstate(), np.random.mtrand
     numpy = mtrand.get_state(legacy=False)
     try:
@@ -49,10 +42,6 @@ def draws(model: nn.Module, images: torch.Tensor) -> bool:
 
     Torch's own dropout is not counted: each of its numbers is for one element. A generator of the
     model's own is not seen.
-
-    Example:
-        >>> draws(nn.Dropout(), torch.rand(2)), draws(nn.RReLU(), -torch.ones(2))
-        (False, True)
     """
     own = [m for m in model.modules() if isinstance(m, _DropoutNd) and m.training]
     plain = [m for m in own if type(m).__module__.startswith("torch.nn.")]
@@ -75,18 +64,12 @@ def drawn_alike(
     """Passes in pairs that draw the same numbers, each pair others.
 
     Args:
-        run: A forward pass that leaves the random states as they were.
         images: Examples [n, ...].
         others: What stands in the place of every second one's copy, [n, ...].
 
     Yields:
         The outputs of examples that are the same in both passes, [n, ...], beside examples of which
         the second pass has others.
-
-    Example:
-        >>> pairs = list(drawn_alike(nn.Softmax(dim=0), torch.ones(2, 1), torch.zeros(2, 1)))
-        >>> len(pairs), torch.equal(*pairs[0])
-        (96, False)
     """
     rows = torch.stack([images, images], 1).flatten(0, 1)
     changed = torch.stack([images, others], 1).flatten(0, 1)

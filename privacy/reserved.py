@@ -19,15 +19,6 @@ class Reserved:
 
     Attributes:
         optimizer: The optimizer.
-
-    Example:
-        >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-        >>> reserved = Reserved(optimizer)
-        >>> reserved.step()
-        >>> optimizer.step()
-        Traceback (most recent call last):
-        ...
-        privacy.errors.StepError: optimizer.step() was called beside the private step: ...
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -38,12 +29,7 @@ class Reserved:
         """A copied model trains nobody privately: nothing is reserved for it."""
 
     def step(self) -> None:
-        """Lets the optimizer step.
-
-        Example:
-            >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-            >>> Reserved(optimizer).step()
-        """
+        """Lets the optimizer step."""
         self._asked = True
         try:
             self.optimizer.step()
@@ -51,13 +37,7 @@ class Reserved:
             self._asked = False
 
     def free(self) -> None:
-        """Gives the optimizer back to its user.
-
-        Example:
-            >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-            >>> Reserved(optimizer).free()
-            >>> optimizer.step()
-        """
+        """Gives the optimizer back to its user."""
         self._hook.remove()
 
     def _refuse(self, _optimizer: object, _args: Any, _kwargs: Any) -> None:

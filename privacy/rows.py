@@ -39,25 +39,12 @@ def check_rows(
 
     Args:
         losses: One loss an example, float [examples], or K, float [examples, K].
-        tape: The tape that the model's layers write on.
         chosen: Some of the examples, bool [examples].
         images: The examples as they were given, [examples, ...]; copies are held against them.
 
     Raises:
         UnsupportedLayer: A layer saw rows that are not examples, or those of others, or copies are
             those of other examples.
-
-    Example:
-        >>> from torch import nn
-        >>> from privacy.clipping import install, rule_of
-        >>> model, tape = nn.Linear(2, 1), Tape()
-        >>> installation = install(model, tape, rule_of)
-        >>> copies = torch.ones(3, 2).repeat(2, 1)
-        >>> losses = model(copies).view(2, 3).t()
-        >>> check_rows(losses, tape, torch.tensor([True, False, False]))
-        Traceback (most recent call last):
-        ...
-        privacy.errors.UnsupportedLayer: Linear: the loss of an example reached rows of others: ...
     """
     examples, copies = len(losses), losses.numel() // len(losses)
     with tape.trace(examples=examples, copies=copies, chosen=chosen.to(losses.device)) as strayed:
@@ -81,15 +68,6 @@ def check_head(losses: torch.Tensor, tape: Tape, chosen: torch.Tensor, graph: Gr
 
     Raises:
         UnsupportedLayer: As of `check_rows`.
-
-    Example:
-        >>> from torch import nn
-        >>> from privacy.clipping import install, rule_of
-        >>> from privacy.graph import graph_of
-        >>> model, tape = nn.Linear(2, 1), Tape()
-        >>> installation = install(model, tape, rule_of)
-        >>> losses = model(torch.rand(3, 2)).squeeze(1)
-        >>> check_head(losses, tape, torch.tensor([True, False, False]), graph_of(losses, tape))
     """
     if not graph.heads:
         return
@@ -168,10 +146,6 @@ def halves(examples: int) -> list[torch.Tensor]:
 
     The examples whose number has a bit set, for each bit: rows that are in other places than they
     should be differ in some bit.
-
-    Example:
-        >>> [chosen.tolist() for chosen in halves(3)]
-        [[False, True, False], [False, False, True]]
     """
     numbers = torch.arange(examples)
     return [(numbers >> bit) % 2 == 1 for bit in range((examples - 1).bit_length())]
@@ -182,11 +156,6 @@ def some_of(examples: int, *, seed: int) -> torch.Tensor:
 
     Args:
         examples: How many, at least 1.
-        seed: Another one chooses others.
-
-    Example:
-        >>> some_of(2, seed=0)
-        tensor([ True, False])
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.rand(examples, generator=generator) < 0.5

@@ -76,10 +76,6 @@ class PhysicalBatch:
         indices: The examples in it, int64 [k], k >= 0.
         rows: Its number of rows, >= k; the rows after the first k are filling.
         last: Whether it completes the sample.
-
-    Example:
-        >>> PhysicalBatch(torch.tensor([7]), rows=2, last=True).mask()
-        tensor([ True, False])
     """
 
     indices: torch.Tensor
@@ -87,12 +83,7 @@ class PhysicalBatch:
     last: bool
 
     def mask(self) -> torch.Tensor:
-        """Which rows are examples, bool [rows].
-
-        Example:
-            >>> PhysicalBatch(torch.tensor([], dtype=torch.int64), rows=1, last=True).mask()
-            tensor([False])
-        """
+        """Which rows are examples, bool [rows]."""
         return torch.arange(self.rows) < len(self.indices)
 
 
@@ -103,10 +94,6 @@ def sample_indices(
 
     Guarantee: each of the `samples` examples is in it independently, with probability
     `sampling_rate` to within 2^-53.
-
-    Example:
-        >>> sample_indices(SecureGenerator(), samples=3, sampling_rate=1.0)
-        tensor([0, 1, 2])
     """
     return generator.bernoulli(samples, sampling_rate).nonzero().squeeze(1)
 
@@ -115,12 +102,6 @@ def cut(indices: torch.Tensor, batches: PhysicalBatches) -> list[PhysicalBatch]:
     """Cuts a sample into physical batches of about equal size.
 
     An empty sample becomes one batch of filling: it is a step like any other.
-
-    Example:
-        >>> [b.rows for b in cut(torch.arange(20), PhysicalBatches(size=16, multiple=4))]
-        [12, 12]
-        >>> [b.rows for b in cut(torch.arange(0), PhysicalBatches(size=16, multiple=4))]
-        [4]
     """
     count = max(1, -(-len(indices) // batches.size))
     parts = torch.tensor_split(indices, count)
@@ -139,12 +120,6 @@ def read(dataset: MapStyle, batch: PhysicalBatch) -> tuple[torch.Tensor, torch.T
 
     Raises:
         PlanError: The data set does not give pairs of images and labels.
-
-    Example:
-        >>> dataset = [(torch.ones(2), 1)] * 4
-        >>> read(dataset, PhysicalBatch(torch.tensor([0]), rows=2, last=True))
-        (tensor([[1., 1.],
-                [0., 0.]]), tensor([1, 0]))
     """
     indices = batch.indices
     # An empty sample still needs to know what an example looks like.

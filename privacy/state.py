@@ -20,15 +20,9 @@ def clipping_norm(state: Mapping[str, Any], plan: DPPlan) -> float:
 
     Args:
         state: What `Private.state_dict` gave; one that never changes may be missing in an old one.
-        plan: The plan of the training that takes it up.
 
     Raises:
         PlanError: It is no state, is of another plan, or has a norm that the plan did not come to.
-
-    Example:
-        >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-        >>> clipping_norm({"plan": plan.to_dict()}, plan)
-        1.0
     """
     if not isinstance(state, Mapping):
         raise PlanError(f"expected what state_dict gave, got {type(state).__name__}")

@@ -63,9 +63,6 @@ class Summation(Protocol):
         """The sum plus noise of deviation `noise_multiplier * max_grad_norm`, over the batch size.
 
         The sum is given away, and starts anew.
-
-        Returns:
-            One float tensor for each parameter, of its shape.
         """
 
     def reset(self) -> None:
@@ -77,11 +74,6 @@ class FloatSum:
     """The sum in float32, or in float64 where a parameter is; a class because it adds up.
 
     An example moves it by its clipped gradient, up to the rounding of the sum itself.
-
-    Example:
-        >>> total = FloatSum([nn.Parameter(torch.ones(2))])
-        >>> total.sums(), total.clip_to(1.0)
-        ([tensor([0., 0.])], 1.0)
     """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
@@ -151,11 +143,6 @@ class GridSum:
 
     What stays: an example's gradient must not depend on its companions in the batch, not even in
     its last bits, and the noise comes from 53-bit uniforms.
-
-    Example:
-        >>> total = GridSum([nn.Parameter(torch.ones(4))])
-        >>> 0.999 <= total.clip_to(1.0) < 1
-        True
     """
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
@@ -172,20 +159,8 @@ class GridSum:
     def check_range(self, *, examples: int, noise_multiplier: float) -> None:
         """Refuses what could leave the whole numbers that float64, and so int64, holds exactly.
 
-        Args:
-            examples: Most examples in a sum.
-            noise_multiplier: Of the gradients.
-
         Raises:
             PlanError: The largest number possible is not below 2^53 cells of the grid.
-
-        Example:
-            >>> total = GridSum([nn.Parameter(torch.ones(100))])
-            >>> total.check_range(examples=10**6, noise_multiplier=100.0)
-            >>> total.check_range(examples=10**12, noise_multiplier=1.0)
-            Traceback (most recent call last):
-            ...
-            privacy.errors.PlanError: float_safe: 1000000000000 examples, 100 parameters and ...
         """
         norm_in_cells = math.sqrt(len(self._whole)) / _CHARGE
         if (examples + _FARTHEST_NOISE * noise_multiplier) * norm_in_cells >= _EXACT:
@@ -285,10 +260,6 @@ def grid_of(max_grad_norm: float, *, coordinates: int) -> float:
     Args:
         max_grad_norm: C, > 0.
         coordinates: Numbers in a gradient, d >= 1.
-
-    Example:
-        >>> grid_of(1.0, coordinates=1), grid_of(1.0, coordinates=2**20)
-        (0.001953125, 1.9073486328125e-06)
     """
     largest = 2 * _CHARGE * max_grad_norm / math.sqrt(coordinates)
     return math.ldexp(1.0, math.frexp(largest)[1] - 1)

@@ -16,11 +16,6 @@ class Turn:
     """Held by the thread that is in a step; a class because it holds a lock.
 
     It is of a thread, not of a call: a Ctrl-C before it is given back locks out no retry.
-
-    Example:
-        >>> turn = Turn()
-        >>> with turn, turn:
-        ...     pass
     """
 
     def __init__(self) -> None:
@@ -43,12 +38,7 @@ class Turn:
 
 
 class InTurn(Generic[_Item]):
-    """An iterator that is advanced by one thread at a time; a class because it holds a place.
-
-    Example:
-        >>> list(InTurn(iter("ab"), Turn()))
-        ['a', 'b']
-    """
+    """An iterator that is advanced by one thread at a time; a class because it holds a place."""
 
     def __init__(self, items: Iterator[_Item], turn: Turn) -> None:
         self._items, self._turn = items, turn

@@ -31,8 +31,6 @@ class ClippedSum:
     itself. Clipping and noise of one sample use the same norm.
 
     Args:
-        parameters: The trainable parameters by dotted name, in a fixed order.
-        tape: The tape that the model's layers write on.
         max_grad_norm: C of the first sample, > 0.
         clipping: How C bounds an example; flat by default.
         float_safe: Whether sum and noise are whole multiples of a power of two.
@@ -42,16 +40,6 @@ class ClippedSum:
 
     Raises:
         PlanError: The clipping is for other layers.
-
-    Example:
-        >>> from privacy.clipping import install, rule_of
-        >>> model, tape = nn.Linear(2, 1, bias=False), Tape()
-        >>> installation = install(model, tape, rule_of)
-        >>> clipped = ClippedSum(dict(model.named_parameters()), tape, max_grad_norm=1.0)
-        >>> clipped.add(model(torch.tensor([[3.0, 4.0]])).squeeze(1), torch.tensor([True]))
-        0
-        >>> [[round(value, 3) for value in row] for row in clipped.sums[0].tolist()]
-        [[0.6, 0.8]]
     """
 
     def __init__(
@@ -83,38 +71,20 @@ class ClippedSum:
 
     @property
     def sums(self) -> list[torch.Tensor]:
-        """What was added so far, one tensor for each parameter; secret.
-
-        Example:
-            >>> ClippedSum({"w": nn.Parameter(torch.ones(1))}, Tape(), max_grad_norm=1.0).sums
-            [tensor([0.])]
-        """
+        """What was added so far, one tensor for each parameter; secret."""
         return self._total.sums()
 
     def check_range(self, *, examples: int, noise_multiplier: float) -> None:
         """Refuses, before training, what the sum could not hold exactly though it should.
 
-        Args:
-            examples: Most examples in a sample.
-            noise_multiplier: The plan's.
-
         Raises:
             PlanError: `float_safe`, and the whole numbers could become too large.
-
-        Example:
-            >>> clipped = ClippedSum({"w": nn.Parameter(torch.ones(1))}, Tape(), max_grad_norm=1.0)
-            >>> clipped.check_range(examples=10**18, noise_multiplier=1.0)
         """
         noise_multiplier = self._clipping.gradient_noise_multiplier(noise_multiplier)
         self._total.check_range(examples=examples, noise_multiplier=noise_multiplier)
 
     def reset(self) -> None:
-        """Forgets what was added; the clipping norm stays.
-
-        Example:
-            >>> clipped = ClippedSum({"w": nn.Parameter(torch.ones(1))}, Tape(), max_grad_norm=1.0)
-            >>> clipped.reset()
-        """
+        """Forgets what was added; the clipping norm stays."""
         self._interrupted = True
         self._tape.reset()
         self._total.reset()
@@ -137,13 +107,6 @@ class ClippedSum:
         Raises:
             StepError: The losses have the wrong shape, no graph, or lie on another device.
             UnsupportedLayer: A layer saw rows that are not examples.
-
-        Example:
-            >>> clipped = ClippedSum({"w": nn.Parameter(torch.ones(1))}, Tape(), max_grad_norm=1.0)
-            >>> clipped.add(torch.tensor(1.0), torch.tensor([True]))
-            Traceback (most recent call last):
-            ...
-            privacy.errors.StepError: losses: expected one loss an example, shape [1], got []: ...
         """
         return self.keep(self.prepare(losses, mask), mask)
 
@@ -163,13 +126,6 @@ class ClippedSum:
         Raises:
             StepError: As of `add`, or an addition to this sample was interrupted.
             UnsupportedLayer: As of `add`.
-
-        Example:
-            >>> clipped = ClippedSum({"w": nn.Parameter(torch.ones(1))}, Tape(), max_grad_norm=1.0)
-            >>> clipped.prepare(torch.ones(2), torch.tensor([True]))
-            Traceback (most recent call last):
-            ...
-            privacy.errors.StepError: losses: expected one loss an example, shape [1], got [2]: ...
         """
         self._refuse_interrupted()
         if not isinstance(losses, torch.Tensor):
@@ -196,13 +152,6 @@ class ClippedSum:
 
         Raises:
             StepError: An earlier addition to this sample was interrupted.
-
-        Example:
-            >>> clipped = ClippedSum({"w": nn.Parameter(torch.ones(1))}, Tape(), max_grad_norm=1.0)
-            >>> clipped.keep({}, torch.tensor([True]))
-            Traceback (most recent call last):
-            ...
-            privacy.errors.StepError: losses: expected a gradient of some parameter, got none
         """
         self._refuse_interrupted()
         if not parts:
@@ -220,14 +169,6 @@ class ClippedSum:
         The noise has standard deviation noise_multiplier * max_grad_norm, and a little more where
         the clipping releases a count besides. The division is by the plan's public batch size,
         never by the secret size of the sample.
-
-        Returns:
-            One tensor for each parameter, of its shape and dtype.
-
-        Example:
-            >>> clipped = ClippedSum({"w": nn.Parameter(torch.ones(3))}, Tape(), max_grad_norm=1.0)
-            >>> clipped.noised_mean(SecureGenerator(), noise_multiplier=1.0, batch_size=10)[0].shape
-            torch.Size([3])
         """
         self._refuse_interrupted()
         self._interrupted = True

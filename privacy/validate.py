@@ -95,11 +95,6 @@ def trainable_parameters(
             gradients alone, they lie on several devices or have hooks, or the model is not the
             module itself.
         UnsupportedLayer: A parameter has no values yet, or other ones than real numbers.
-
-    Example:
-        >>> model = nn.Linear(4, 2)
-        >>> sorted(trainable_parameters(model, torch.optim.SGD(model.parameters())))
-        ['bias', 'weight']
     """
     check_model(model)
     check_optimizer(optimizer)
@@ -126,14 +121,6 @@ def check_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
 
     Raises:
         StepError: Names the parameters that were added, replaced, frozen, unfrozen or hooked.
-
-    Example:
-        >>> model = nn.Linear(4, 2)
-        >>> parameters = dict(model.named_parameters())
-        >>> check_trainable(model.requires_grad_(False), parameters)
-        Traceback (most recent call last):
-        ...
-        privacy.errors.StepError: bias, weight: trainable when the model was attached or now, ...
     """
     now = {name: p for name, p in model.named_parameters() if p.requires_grad}
     changed = [n for n in {*now, *parameters} if now.get(n) is not parameters.get(n)]
@@ -154,20 +141,12 @@ def probe(model: nn.Module, images: torch.Tensor) -> None:
     what they leave in the model, and their outputs, may not depend on what was seen before them.
 
     Args:
-        model: In the mode in which it will be trained.
         images: Two examples or more, [n, ...]; with one example only the model itself is watched.
 
     Raises:
         UnsupportedLayer: Another example's output moved, a forward pass wrote to a buffer or a
             parameter or carries something to the next one, or the model does not map a batch to
             one tensor with a row an example.
-
-    Example:
-        >>> probe(nn.Flatten(), torch.rand(3, 2, 2))
-        >>> probe(nn.Softmax(dim=0), torch.rand(3, 4))
-        Traceback (most recent call last):
-        ...
-        privacy.errors.UnsupportedLayer: Softmax: changing one example moved ...
     """
     images, put_back = images.nan_to_num(), kept(model)
     with _state_kept(model) as written, torch.no_grad():
@@ -271,18 +250,10 @@ def rehearse(
     Args:
         model: A model whose layers write on `tape`.
         images: An example or more, [n, ...].
-        parameters: The trainable parameters by dotted name.
-        tape: The tape.
 
     Raises:
         UnsupportedLayer: A layer cannot be recorded, or sees rows that are not examples, or a
             trainable parameter is not used: it would be trained on noise alone.
-
-    Example:
-        >>> from privacy.clipping import install, rule_of
-        >>> model, tape = nn.Linear(4, 2), Tape()
-        >>> installation = install(model, tape, rule_of)
-        >>> rehearse(model, torch.rand(3, 4), dict(model.named_parameters()), tape)
     """
     before = marks(model)
     with torch.enable_grad():

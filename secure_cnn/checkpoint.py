@@ -197,13 +197,6 @@ def write_state(path: Path, state: Mapping[str, Any], *, sealing: Sealing | None
 
     Raises:
         ArchiveError: It cannot be written.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_state(Path(folder, "training.safetensors"), {"step": 3}, sealing=None)
-        ...     read_state(Path(folder, "training.safetensors"), unlocking=None)
-        {'step': 3}
     """
     tree = cast(archive.State, dict(state))
     if sealing is None:
@@ -226,18 +219,11 @@ def read_state(
 
     Args:
         path: A sealed file where `unlocking` is given, else a plain one.
-        unlocking: What opens it.
         expect: Claims that a sealed file must carry.
 
     Raises:
         ArchiveError: The file cannot be read or is not what it must be.
         ModelError: It holds no state.
-
-    Example:
-        >>> read_state(Path("nowhere.safetensors"), unlocking=None)
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.StorageError: nowhere.safetensors: cannot read: ...
     """
     if unlocking is None:
         state = archive.load_plain(path)
@@ -254,22 +240,10 @@ def check_model(architecture: Architecture, data: str, *, sealing: Sealing | Non
     """Passes if `write_model` will take the trained model; to be asked before the training.
 
     Args:
-        architecture: Of the model.
-        data: The name of its data, which the claims carry.
         sealing: As for `write_model`.
 
     Raises:
         ArchiveError: A name is none that a file can hold, or the names are too long for its head.
-
-    Example:
-        >>> architecture = Architecture(
-        ...     model="compact", channels=1, height=8, width=8, classes=("a", "b" * 2**20))
-        >>> check_model(architecture, "pets", sealing=None)
-        >>> recipient = archive.generate_identity().recipient
-        >>> check_model(architecture, "pets", sealing=Sealing(recipients=(recipient,)))
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.LimitExceeded: expected a head of at most ...
     """
     claims: dict[str, Any] = {
         "architecture": architecture.to_dict(),

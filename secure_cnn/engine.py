@@ -70,11 +70,6 @@ class CrossEntropy:
 
     Raises:
         RunError: `label_smoothing` is out of range.
-
-    Example:
-        >>> losses = CrossEntropy()(nn.Flatten(), torch.zeros(2, 1, 1, 4), torch.tensor([0, 3]))
-        >>> [round(value, 3) for value in losses.tolist()]
-        [1.386, 1.386]
     """
 
     label_smoothing: float = 0.0
@@ -94,14 +89,7 @@ class CrossEntropy:
 
 
 class MeanUpdate:
-    """The plain update: mean of the losses, backward, step. A class because it holds the optimizer.
-
-    Example:
-        >>> weight = nn.Parameter(torch.ones(1))
-        >>> update = MeanUpdate(torch.optim.SGD([weight], lr=0.5))
-        >>> update(weight * torch.tensor([1.0, 1.0])), weight.item()
-        (True, 0.5)
-    """
+    """The plain update: mean of the losses, backward, step."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
@@ -126,11 +114,6 @@ class Schedule:
 
     Raises:
         RunError: A value is out of range.
-
-    Example:
-        >>> schedule = Schedule(peak=1.0, steps=10, epochs=2, warmup=2)
-        >>> [round(schedule.at(step), 2) for step in (0, 1, 2, 6, 9)]
-        [0.5, 1.0, 1.0, 0.5, 0.04]
     """
 
     peak: float
@@ -148,25 +131,14 @@ class Schedule:
             )
 
     def at(self, step: int) -> float:
-        """The learning rate of step number `step`, counted from 0.
-
-        Example:
-            >>> Schedule(peak=0.1, steps=4, epochs=1).at(0)
-            0.1
-        """
+        """The learning rate of step number `step`, counted from 0."""
         if step < self.warmup:
             return self.peak * (step + 1) / self.warmup
         progress = (step - self.warmup) / (self.steps - self.warmup)
         return self.peak * 0.5 * (1 + math.cos(math.pi * progress))
 
     def epoch_ended(self, step: int) -> int | None:
-        """The epoch, counted from 1, that is over once `step` steps are done; None within one.
-
-        Example:
-            >>> schedule = Schedule(peak=0.1, steps=5, epochs=2)
-            >>> [schedule.epoch_ended(step) for step in range(1, 6)]
-            [None, 1, None, None, 2]
-        """
+        """The epoch, counted from 1, that is over once `step` steps are done; None within one."""
         epoch = round(step * self.epochs / self.steps)
         return epoch if epoch and round(epoch * self.steps / self.epochs) == step else None
 
@@ -178,21 +150,10 @@ class WeightAverage:
     min(decay, (1 + t) / (10 + t)). A class because it holds the averaged tensors.
 
     Args:
-        model: The model whose parameters are averaged.
         decay: In [0, 1); 0 keeps the last weights only.
 
     Raises:
         RunError: `decay` is out of range.
-
-    Example:
-        >>> model = nn.Linear(1, 1)
-        >>> average = WeightAverage(model, decay=0.9)
-        >>> with torch.no_grad():
-        ...     _ = model.weight.fill_(7.0)
-        >>> with average.applied(model):
-        ...     inside = model.weight.item()
-        >>> inside == 7.0, model.weight.item()
-        (False, 7.0)
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
@@ -207,12 +168,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Takes the model's present weights into the average.
-
-        Example:
-            >>> model = nn.Linear(1, 1)
-            >>> WeightAverage(model, decay=0.9).update(model)
-        """
+        """Takes the model's present weights into the average."""
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         self._updates += 1
         parameters = dict(model.named_parameters())
@@ -221,14 +177,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
-        """Gives the model the averaged weights, and its own back afterwards.
-
-        Example:
-            >>> model = nn.Linear(1, 1)
-            >>> with WeightAverage(model, decay=0.5).applied(model) as averaged:
-            ...     averaged is model
-            True
-        """
+        """Gives the model the averaged weights, and its own back afterwards."""
         self._exchange(model)
         try:
             yield model
@@ -236,21 +185,11 @@ class WeightAverage:
             self._exchange(model)
 
     def settle(self, model: nn.Module) -> None:
-        """Gives the model the averaged weights for good.
-
-        Example:
-            >>> model = nn.Linear(1, 1)
-            >>> WeightAverage(model, decay=0.5).settle(model)
-        """
+        """Gives the model the averaged weights for good."""
         model.load_state_dict(self._averages, strict=False)
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages and how many updates they saw.
-
-        Example:
-            >>> sorted(WeightAverage(nn.Linear(1, 1), decay=0.5).state_dict())
-            ['averages', 'updates']
-        """
+        """The averages and how many updates they saw."""
         return {"averages": dict(self._averages), "updates": self._updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -258,10 +197,6 @@ class WeightAverage:
 
         Raises:
             RunError: The averages are those of another model.
-
-        Example:
-            >>> average = WeightAverage(nn.Linear(1, 1), decay=0.5)
-            >>> average.load_state_dict(average.state_dict())
         """
         saved = {name: tuple(value.shape) for name, value in state["averages"].items()}
         own = {name: tuple(value.shape) for name, value in self._averages.items()}
@@ -295,15 +230,9 @@ def train(
 
     Args:
         model: Takes images in [0, 1]; it is put in training mode.
-        objective: One loss an example.
         batches: Images and labels of all steps from `start_step` on.
         update: Turns losses into a step; several batches may make one step.
-        optimizer: Whose learning rate follows the schedule.
         schedule: Learning rate, number of steps, and where epochs end.
-        monitor: Sees every batch and every epoch.
-        average: Takes the weights in after every step.
-        stop: Looked at after every step.
-        start_step: Steps that were done before.
 
     Returns:
         Steps done in all; `schedule.steps` when the training is complete.
@@ -311,19 +240,6 @@ def train(
     Raises:
         RunError: A batch whose losses are all not finite: the training has diverged. That batch
             was not stepped on.
-
-    Example:
-        >>> class Silent:
-        ...     def batch(self, losses, *, step): ...
-        ...     def epoch(self, epoch, *, step): print("epoch", epoch, "step", step)
-        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> batches = [(torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 0]))] * 4
-        >>> train(model, CrossEntropy(), batches, MeanUpdate(optimizer), optimizer=optimizer,
-        ...       schedule=Schedule(peak=0.1, steps=4, epochs=2), monitor=Silent())
-        epoch 1 step 2
-        epoch 2 step 4
-        4
     """
     step = start_step
     model.train()
@@ -353,14 +269,7 @@ def on_device(
     device: torch.device,
     memory_format: torch.memory_format,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Moves batches to the device, in the layout that the model has.
-
-    Example:
-        >>> batch = (torch.zeros(1, 1, 2, 2), torch.tensor([0]))
-        >>> moved = on_device([batch], torch.device("cpu"), torch.contiguous_format)
-        >>> next(moved)[1]
-        tensor([0])
-    """
+    """Moves batches to the device, in the layout that the model has."""
     for images, labels in batches:
         yield (
             images.to(device, non_blocking=True).contiguous(memory_format=memory_format),

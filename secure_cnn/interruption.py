@@ -13,34 +13,18 @@ __all__ = ["StopRequest", "Stopped", "stop_here", "stop_on_signals"]
 
 
 class StopRequest:
-    """A wish to stop after the present step; a class because a signal handler sets it.
-
-    Example:
-        >>> stop = StopRequest()
-        >>> stop.set()
-        >>> stop.requested
-        True
-    """
+    """A wish to stop after the present step; a class because a signal handler sets it."""
 
     def __init__(self) -> None:
         self.requested = False
 
     def set(self) -> None:
-        """Asks the training to stop after the present step.
-
-        Example:
-            >>> StopRequest().set()
-        """
+        """Asks the training to stop after the present step."""
         self.requested = True
 
 
 class Stopped(BaseException):
-    """Work ended because it was asked to; like KeyboardInterrupt no error, so that none hides it.
-
-    Example:
-        >>> issubclass(Stopped, Exception)
-        False
-    """
+    """Work ended because it was asked to; not an Exception, so that no handler hides it."""
 
 
 def stop_here(stop: StopRequest) -> None:
@@ -48,9 +32,6 @@ def stop_here(stop: StopRequest) -> None:
 
     Raises:
         Stopped: It was.
-
-    Example:
-        >>> stop_here(StopRequest())
     """
     if stop.requested:
         raise Stopped
@@ -61,11 +42,6 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """Turns the first Ctrl-C or SIGTERM into a stop request; a second Ctrl-C interrupts at once.
 
     Outside the main thread, where Python allows no handlers, the request is only ever set by hand.
-
-    Example:
-        >>> with stop_on_signals() as stop:
-        ...     stop.requested
-        False
     """
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():

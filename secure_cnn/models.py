@@ -87,12 +87,6 @@ class Architecture:
 
         Args:
             generator_seed: Decides the weights.
-
-        Example:
-            >>> architecture = Architecture(
-            ...     model="resnet20", channels=3, height=32, width=32, classes=("cat", "dog"))
-            >>> sum(weight.numel() for weight in architecture.build().parameters())
-            271954
         """
         with torch.device("meta"):  # no memory and no random number for weights that we draw anew
             model = _BUILDERS[self.model](self)
@@ -101,13 +95,7 @@ class Architecture:
         return model
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values.
-
-        Example:
-            >>> Architecture(
-            ...     model="compact", channels=1, height=8, width=8, classes=("a", "b")).to_dict()
-            {'model': 'compact', 'channels': 1, 'height': 8, 'width': 8, 'classes': ['a', 'b']}
-        """
+        """Plain JSON values."""
         return {
             "model": self.model,
             "channels": self.channels,
@@ -122,12 +110,6 @@ class Architecture:
 
         Raises:
             ModelError: A name is missing or unknown, or a value has another type or range.
-
-        Example:
-            >>> architecture = Architecture(
-            ...     model="compact", channels=1, height=8, width=8, classes=("a", "b"))
-            >>> Architecture.from_dict(architecture.to_dict()) == architecture
-            True
         """
         names = {"model": str, "channels": int, "height": int, "width": int, "classes": list}
         if set(values) != set(names):
@@ -180,15 +162,6 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     Raises:
         ModelError: A tensor is missing or unexpected, or has another shape or dtype; the message
             names it, and the model is as it was.
-
-    Example:
-        >>> spec = DataSpec(shape=(1, 8, 8), classes=("cat", "dog"))
-        >>> model = build_model("compact", spec)
-        >>> load_weights(model, build_model("compact", spec, generator_seed=1).state_dict())
-        >>> load_weights(model, {})
-        Traceback (most recent call last):
-        ...
-        secure_cnn.errors.ModelError: checkpoint of another model: missing conv1.weight, ...
     """
     own = model.state_dict()
     problems = [f"missing {name}" for name in own if name not in state]

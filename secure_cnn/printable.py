@@ -27,10 +27,6 @@ def printable(text: object, *, layout: bool = False) -> str:
         text: What to show; `str` is taken of it.
         layout: Whether line ends, tabs and places to break a word stay: for whole messages and
             pages of ours, not for a name.
-
-    Example:
-        >>> printable("cat\x1b[2J\u202edog\n")
-        'cat\\x1b[2J\\u202edog\\n'
     """
     kept = _JOINERS + _LAYOUT if layout else _JOINERS
     text = str(text)
@@ -54,12 +50,6 @@ class Terminal(Console):
         stderr: Whether to print to standard error, where messages for people go, unwrapped.
         wrap: Whether to wrap there all the same, as progress bars need it.
         width: Columns; None takes those of the terminal.
-
-    Example:
-        >>> with (console := Terminal()).capture() as shown:
-        ...     console.print("[bold]cat[/] :cat: \x1b[2J")
-        >>> shown.get()
-        '[bold]cat[/] :cat: \\x1b[2J\n'
     """
 
     def __init__(
@@ -75,11 +65,6 @@ class Terminal(Console):
         )
 
     def render_str(self, text: str, **options: Any) -> Text:
-        r"""Every text that is printed passes here, cells and titles of tables as well.
-
-        Example:
-            >>> Terminal().render_str("[b]\x07").plain
-            '[b]\\x07'
-        """
+        r"""Every text that is printed passes here, cells and titles of tables as well."""
         plain = {"markup": False, "emoji": False, "highlight": False}
         return super().render_str(printable(text, layout=True), **{**options, **plain})

@@ -25,14 +25,7 @@ _SMOOTHING = 0.9
 
 
 class TrainingProgress:
-    """One training's line: steps, loss, accuracy, images per second, epsilon and time left.
-
-    Example:
-        >>> from rich.progress import Progress
-        >>> line = TrainingProgress(Progress(disable=True), "plain", steps=10, done=0)
-        >>> line.advance(torch.ones(4), step=1)
-        >>> line.tell("accuracy 90 %")
-    """
+    """One training's line: steps, loss, accuracy, images per second, epsilon and time left."""
 
     def __init__(self, bar: Progress, name: str, *, steps: int, done: int) -> None:
         self._bar = bar
@@ -43,12 +36,7 @@ class TrainingProgress:
         self._images = 0
 
     def advance(self, losses: torch.Tensor, *, step: int) -> None:
-        """After a batch with `losses` [n]; `step` steps are done.
-
-        Example:
-            >>> line = TrainingProgress(Progress(disable=True), "x", steps=1, done=0)
-            >>> line.advance(torch.ones(1), step=1)
-        """
+        """After a batch with `losses` [n]; `step` steps are done."""
         loss = float(losses.mean())
         self._loss = (
             loss if self._loss is None else _SMOOTHING * self._loss + (1 - _SMOOTHING) * loss
@@ -59,11 +47,7 @@ class TrainingProgress:
         self._bar.update(self._task, completed=step, loss=f"loss {self._loss:.3f}", speed=speed)
 
     def tell(self, what: str) -> None:
-        """Shows what is known since the last epoch, such as accuracy and epsilon.
-
-        Example:
-            >>> TrainingProgress(Progress(disable=True), "x", steps=1, done=0).tell("ε 1.0")
-        """
+        """Shows what is known since the last epoch, such as accuracy and epsilon."""
         self._bar.update(self._task, told=what)
 
 
@@ -71,12 +55,7 @@ class TrainingProgress:
 def training_progress(
     name: str, *, steps: int, done: int, shown: bool = True
 ) -> Iterator[TrainingProgress]:
-    """A progress line for one training, drawn on stderr when that is a terminal.
-
-    Example:
-        >>> with training_progress("plain", steps=3, done=0, shown=False) as line:
-        ...     line.advance(torch.ones(2), step=3)
-    """
+    """A progress line for one training, drawn on stderr when that is a terminal."""
     console = Terminal(stderr=True, wrap=True)
     columns = (
         TextColumn("{task.description}", markup=False),

@@ -192,12 +192,7 @@ _ENTRIES: Mapping[Norm, Mapping[str, _Entry]] = {
 
 
 def names(norm: Norm, *, targeted: bool = False) -> tuple[str, ...]:
-    """The attacks that search a ball of this norm, sorted; with `targeted`, for a given class.
-
-    Example:
-        >>> names("l0"), names("l0", targeted=True)
-        (('gn', 'jsma', 'onepixel', 'pixle', 'sparsefool'), ('jsma', 'onepixel', 'pixle'))
-    """
+    """The attacks that search a ball of this norm, sorted; with `targeted`, for a given class."""
     entries = _ENTRIES[norm].items()
     return tuple(sorted(name for name, entry in entries if entry.targeted or not targeted))
 
@@ -207,10 +202,6 @@ def settle(name: str, threat: ThreatModel, given: Mapping[str, Setting]) -> dict
 
     Raises:
         AttackError: A setting that the attack does not take, or a value of the wrong kind.
-
-    Example:
-        >>> settle("pgd", ThreatModel(norm="linf", eps=0.1), {"steps": 10})
-        {'step_size': 0.025, 'steps': 10, 'random_start': True}
     """
     entry = _ENTRIES[threat.norm][name]
     defaults = _defaults(entry, threat)
@@ -226,15 +217,7 @@ def settle(name: str, threat: ThreatModel, given: Mapping[str, Setting]) -> dict
 def search(
     attack: "Attack", model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
 ) -> Tensor:
-    """Runs the attack of this name inside an `attack_scope`; torchattacks' seed is the scope's.
-
-    Example:
-        >>> from defenses.attacks.attack import attack
-        >>> bim = attack("bim", ThreatModel(norm="linf", eps=0.1))
-        >>> image, label = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
-        >>> search(bim, nn.Flatten(), image, label, None)
-        tensor([[[[0.5000, 0.6000]]]])
-    """
+    """Runs the attack of this name inside an `attack_scope`; torchattacks' seed is the scope's."""
     seed, asked = torch.default_generator.initial_seed(), mean_of(model, attack.draws)
     settings = {key: value for key, value in attack.settings.items() if key != "draws"}
     return run(attack.name, attack.threat, settings, asked, images, labels, seed, targets)
@@ -388,12 +371,7 @@ def _check_shape(
 def usual_attack(
     name: str, model: nn.Module, *, eps: float, steps: int
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """An attack as torchattacks' own examples use it, for comparison: nothing put back or checked.
-
-    Example:
-        >>> usual_attack("FGSM", nn.Linear(1, 1), eps=0.1, steps=1).attack
-        'FGSM'
-    """
+    """An attack as torchattacks' own examples use it: nothing put back or checked."""
     alpha = {"PGD": 2.5 * eps / steps, "TPGD": 2.5 * eps / steps, "FFGSM": 1.25 * eps}.get(name)
     options = {} if alpha is None else {"alpha": alpha}
     options |= {"steps": steps} if name in ("PGD", "TPGD") else {}

@@ -21,16 +21,6 @@ class Victim:
 
     Args:
         model: Inside an `attack_scope`.
-        threat: For the bounds.
-        images: A batch as the model takes it: its channels and its device.
-        largest_class: The largest class among labels and targets.
-        fewest_classes: How many the attack's loss compares.
-
-    Example:
-        >>> threat = ThreatModel(norm="linf", eps=1.0, bounds=(0.0, 255.0))
-        >>> image = torch.tensor([[[[51.0, 153.0]]]])
-        >>> Victim(nn.Flatten(), threat, images=image, largest_class=1)(image / 255)
-        tensor([[ 51., 153.]])
     """
 
     training = False
@@ -50,14 +40,7 @@ class Victim:
         self._checked: set[bool] = set()
 
     def parameters(self) -> Iterator[Tensor]:
-        """One empty tensor, from which torchattacks reads the device.
-
-        Example:
-            >>> threat, image = ThreatModel(norm="linf", eps=0.1), torch.zeros(1, 1, 1, 2)
-            >>> victim = Victim(nn.Flatten(), threat, images=image, largest_class=1)
-            >>> next(victim.parameters()).device
-            device(type='cpu')
-        """
+        """One empty tensor, from which torchattacks reads the device."""
         yield self._anchor
 
     def train(self) -> None:
@@ -95,23 +78,11 @@ class Victim:
 
 
 def unit_images(images: Tensor, threat: ThreatModel) -> Tensor:
-    """Images mapped from the threat model's bounds onto [0, 1], at least float32, contiguous.
-
-    Example:
-        >>> threat = ThreatModel(norm="linf", eps=1.0, bounds=(0.0, 255.0))
-        >>> unit_images(torch.tensor([51.0]), threat)
-        tensor([0.2000])
-    """
+    """Images mapped from the threat model's bounds onto [0, 1], at least float32, contiguous."""
     wide = images.to(torch.promote_types(images.dtype, torch.float32))
     return ((wide - threat.bounds[0]) / threat.width).contiguous()
 
 
 def pixels_of(unit: Tensor, threat: ThreatModel) -> Tensor:
-    """Images mapped back from [0, 1] onto the threat model's bounds.
-
-    Example:
-        >>> threat = ThreatModel(norm="linf", eps=1.0, bounds=(0.0, 255.0))
-        >>> pixels_of(torch.tensor([0.2]), threat)
-        tensor([51.])
-    """
+    """Images mapped back from [0, 1] onto the threat model's bounds."""
     return unit if threat.bounds == (0.0, 1.0) else threat.bounds[0] + threat.width * unit

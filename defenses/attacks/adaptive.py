@@ -20,19 +20,7 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 @final
 class BackwardOf(nn.Module):
-    """The answers of one model with the gradient of another (BPDA).
-
-    Args:
-        surrogate: Differentiable; takes the same images and returns logits of the same shape.
-        model: Whose answers count; no gradient is asked of it.
-
-    Example:
-        >>> model = nn.Sequential(nn.Flatten(), nn.Threshold(0.5, 0.0))
-        >>> image = torch.tensor([[[[0.25, 0.75]]]], requires_grad=True)
-        >>> answer = BackwardOf(nn.Flatten(), model)(image)
-        >>> answer.detach(), torch.autograd.grad(answer.sum(), image)[0].flatten()
-        (tensor([[0.0000, 0.7500]]), tensor([1., 1.]))
-    """
+    """The answers of one model with the gradient of another (BPDA)."""
 
     def __init__(self, surrogate: nn.Module, model: nn.Module) -> None:
         super().__init__()
@@ -64,12 +52,6 @@ def by_example(loss: Loss) -> Loss:
 
     Raises:
         AttackError: When it is called and answers something else.
-
-    Example:
-        >>> by_example(nn.CrossEntropyLoss())(torch.zeros(2, 2), torch.tensor([0, 1]))
-        Traceback (most recent call last):
-        ...
-        defenses.errors.AttackError: loss: expected 2 losses, one an image, got a tensor of shape []
     """
 
     def checked(logits: Tensor, labels: Tensor) -> Tensor:
@@ -94,16 +76,11 @@ def check_brought(name: str, loss: object, surrogate: object, *, able: Sequence[
     """Refuses a loss or a surrogate that is none, or that this attack does not take.
 
     Args:
-        name: Of the attack.
         loss: A word is a setting like others and is not judged here.
         surrogate: A module, or None.
-        able: What of the two the attack takes.
 
     Raises:
         AttackError: Naming the argument.
-
-    Example:
-        >>> check_brought("pgd", None, nn.Flatten(), able=("loss", "surrogate"))
     """
     if isinstance(loss, str) and loss.startswith(_OWN_WORD):
         raise AttackError(f"{name}: loss {loss!r} is a function of your own: give the function")
@@ -125,10 +102,5 @@ _OWN_WORD = "own: "
 
 
 def own_name(brought: object) -> str:
-    """What a report calls something of the user's own.
-
-    Example:
-        >>> own_name(torch.nn.functional.cross_entropy)
-        'own: cross_entropy'
-    """
+    """What a report calls something of the user's own."""
     return f"{_OWN_WORD}{getattr(brought, '__name__', type(brought).__name__)}"

@@ -43,10 +43,6 @@ def settle(threat: ThreatModel, given: Mapping[str, Setting]) -> tuple[dict[str,
 
     Raises:
         AttackError: A setting that is unknown, or a value that cannot be.
-
-    Example:
-        >>> settle(ThreatModel(norm="linf", eps=0.1), {"loss": "dlr"})
-        ({'steps': 100, 'loss': 'dlr', 'restarts': 1}, 0.1)
     """
     restarts = 5 if threat.norm == "l1" else 1
     defaults: dict[str, Setting] = {"steps": 100, "loss": "ce", "restarts": restarts}
@@ -66,12 +62,6 @@ def search(
 
     Raises:
         AttackError: The model cannot be searched, or has too few classes for the loss.
-
-    Example:
-        >>> from defenses.attacks.attack import attack
-        >>> apgd = attack("apgd", ThreatModel(norm="linf", eps=0.125))
-        >>> apgd(nn.Flatten(), torch.tensor([[[[1.0, 0.9]]]]), torch.tensor([0])).argmax(-1)
-        tensor([[[1]]])
     """
     wanted, won = (labels, _is_wrong) if targets is None else (targets, _is_target)
     oracle = Oracle(model, images, torch.maximum(labels, wanted), draws=attack.draws)
@@ -98,10 +88,6 @@ def settle_targets(
 
     Raises:
         AttackError: A setting that is unknown, or a value that cannot be.
-
-    Example:
-        >>> settle_targets(ThreatModel(norm="linf", eps=0.1), {})
-        ({'steps': 100, 'target_classes': 9}, 0.1)
     """
     classes = 5 if threat.norm == "l1" else 9
     return settled("apgdt", given, {"steps": 100, "target_classes": classes}), threat.eps
@@ -121,12 +107,6 @@ def search_targets(
 
     Raises:
         AttackError: The model cannot be searched.
-
-    Example:
-        >>> from defenses.attacks.attack import attack
-        >>> apgdt = attack("apgdt", ThreatModel(norm="linf", eps=0.125))
-        >>> apgdt(nn.Flatten(), torch.tensor([[[[1.0, 0.9]]]]), torch.tensor([0])).argmax(-1)
-        tensor([[[1]]])
     """
     oracle = Oracle(model, images, labels, draws=attack.draws)
     clean = images.to(torch.promote_types(images.dtype, torch.float32))

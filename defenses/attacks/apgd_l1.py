@@ -37,30 +37,15 @@ def ascend_sparsely(
     """One search from one random start, drawn from torch's global generator.
 
     Args:
-        oracle: The model.
         clean: Images in the bounds, [n, channels, height, width].
         labels: The true classes, int64, [n].
         targets: Classes to seek, int64, [n].
         threat: In l1.
-        loss: What to climb.
-        won: What ends the search of an image.
         steps: In all three balls together, at least 1.
 
     Returns:
         The first image in the ball that is won, else the one of highest loss there, [n, ...]; and
         which are won, [n].
-
-    Example:
-        >>> from torch import nn
-        >>> from defenses.scope import attack_scope
-        >>> image, label = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
-        >>> with attack_scope(nn.Flatten(), seed=0):
-        ...     found, over = ascend_sparsely(
-        ...         Oracle(nn.Flatten(), image, label), image, label, label,
-        ...         ThreatModel(norm="l1", eps=0.2), lambda z, y, t: z[:, 1] - z[:, 0],
-        ...         lambda z, y, t: z.argmax(1) != y, 10)
-        >>> found.argmax(-1), over
-        (tensor([[[1]]]), tensor([True]))
     """
     point = clean + threat.width * torch.randn_like(clean)
     wide = 3 * steps // 10

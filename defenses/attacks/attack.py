@@ -69,12 +69,7 @@ class Attack:
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """Every setting of the attack by name: those given and those by default.
-
-        Example:
-            >>> attack("apgd", ThreatModel(norm="linf", eps=0.1)).settings["steps"]
-            100
-        """
+        """Every setting of the attack by name: those given and those by default."""
         return dict(self.configuration)
 
     def __call__(
@@ -104,12 +99,6 @@ class Attack:
             ThreatModelError: The images are not in the bounds, or every image is in the ball.
             AttackError: The labels do not fit, the model's logits are unusable, the attack cannot
                 seek a target, or it broke its promise.
-
-        Example:
-            >>> model = nn.Flatten()  # two pixels, two logits
-            >>> images, labels = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
-            >>> attack("fgsm", ThreatModel(norm="linf", eps=0.1))(model, images, labels)
-            tensor([[[[0.5000, 0.6000]]]])
         """
         check_module(model)
         self.threat.check_images(images)

@@ -46,14 +46,9 @@ def ensemble(threat: ThreatModel, preset: Preset = "standard") -> tuple[Attack, 
 
     Args:
         threat: In `linf`, `l2` or `l1`; for `"quick"` in `l0` too.
-        preset: Which ensemble.
 
     Raises:
         AttackError: There is no such preset, or none in this norm.
-
-    Example:
-        >>> [each.name for each in ensemble(ThreatModel(norm="linf", eps=0.1))]
-        ['apgd', 'apgdt', 'fab', 'square']
     """
     if not is_word(preset, get_args(Preset)):
         known = ", ".join(get_args(Preset))

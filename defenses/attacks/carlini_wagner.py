@@ -39,10 +39,6 @@ def settle(threat: ThreatModel, given: Mapping[str, Setting]) -> tuple[dict[str,
 
     Raises:
         AttackError: A setting that there is not, or a value that cannot be.
-
-    Example:
-        >>> settle(ThreatModel(norm="l2", eps=0.5), {"steps": 50})[0]["steps"]
-        50
     """
     return settled("cw", given, _DEFAULTS), threat.eps
 
@@ -57,13 +53,6 @@ def search(
 
     Raises:
         AttackError: The model's logits are unusable.
-
-    Example:
-        >>> from defenses.attacks.attack import attack
-        >>> cw = attack("cw", ThreatModel(norm="l2", eps=0.5))
-        >>> found = cw(nn.Flatten(), torch.tensor([[[[1.0, 0.9]]]]), torch.tensor([0]))
-        >>> bool(found[0, 0, 0, 0] < found[0, 0, 0, 1])
-        True
     """
     settings, threat = attack.settings, attack.threat
     classes, targeted = (labels, False) if targets is None else (targets, True)

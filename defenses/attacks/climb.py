@@ -28,15 +28,6 @@ class Climb:
         labels: The true classes, int64, [n].
         targets: Classes to seek, int64, [n].
         point: Where to begin, [n, channels, height, width].
-
-    Example:
-        >>> image, label = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
-        >>> climb = Climb(image, label, label, image)
-        >>> oracle = Oracle(torch.nn.Flatten(), image, label)
-        >>> climb.look(oracle, lambda logits, labels, targets: -logits[:, 0])
-        tensor([[0.6000, 0.5000]])
-        >>> climb.best_loss, climb.gradient.flatten()
-        (tensor([-0.6000]), tensor([-1.,  0.]))
     """
 
     clean: Tensor

@@ -36,10 +36,6 @@ def settle(threat: ThreatModel, given: Mapping[str, Setting]) -> tuple[dict[str,
 
     Raises:
         AttackError: A setting that is unknown, or a value that cannot be.
-
-    Example:
-        >>> settle(ThreatModel(norm="l2", eps=0.5), {})
-        ({'steps': 50, 'overshoot': 0.02, 'target_classes': 9}, 0.5)
     """
     defaults: dict[str, Setting] = {"steps": 50, "overshoot": 0.02, "target_classes": 9}
     return settled("deepfool", given, defaults), threat.eps
@@ -58,12 +54,6 @@ def search(
 
     Raises:
         AttackError: The model cannot be searched.
-
-    Example:
-        >>> from defenses.attacks.attack import attack
-        >>> deepfool = attack("deepfool", ThreatModel(norm="l2", eps=0.5))
-        >>> deepfool(nn.Flatten(), torch.tensor([[[[0.7, 0.5]]]]), torch.tensor([0])).flatten()
-        tensor([0.5979, 0.6021])
     """
     oracle, threat = Oracle(model, images, labels, draws=attack.draws), attack.threat
     clean = images.to(torch.promote_types(images.dtype, torch.float32))

@@ -32,11 +32,6 @@ def scaled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         Losses, [n].
-
-    Example:
-        >>> logits, labels = torch.tensor([[2.0, 1.0, 1.0]]), torch.tensor([1])
-        >>> scaled_cross_entropy(logits, labels), scaled_cross_entropy(1e6 * logits, labels)
-        (tensor([10.0001]), tensor([10.0001]))
     """
     high, low = logits.detach().amax(1, keepdim=True), logits.detach().amin(1, keepdim=True)
     # Shifted first: a large common part would cost the division its digits.
@@ -53,10 +48,6 @@ def dlr(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         Ratios, [n].
-
-    Example:
-        >>> dlr(torch.tensor([[5.0, 4.0, 1.0]]), torch.tensor([0]))
-        tensor([-0.2500])
     """
     first, _, third = logits.topk(3, dim=1).values.unbind(1)
     return -margin(logits, labels, targeted=False) / (first - third + _TINY)
@@ -74,13 +65,6 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
     Returns:
         Ratios, [n].
-
-    Example:
-        >>> logits = torch.tensor([[5.0, 4.0, 1.0, 1.0]])
-        >>> targeted_dlr(logits, torch.tensor([0]), torch.tensor([1]))
-        tensor([-0.2500])
-        >>> targeted_dlr(logits[:, :2], torch.tensor([0]), torch.tensor([1]))
-        tensor([-1.])
     """
     difference = lead(logits, labels, targets)
     if logits.shape[1] < 4:
@@ -90,12 +74,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def lead(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """By how much the targets' logits are above the labels', [n].
-
-    Example:
-        >>> lead(torch.tensor([[3.0, 1.0]]), torch.tensor([0]), torch.tensor([1]))
-        tensor([-2.])
-    """
+    """By how much the targets' logits are above the labels', [n]."""
     pair = logits.gather(1, torch.stack([labels, targets], dim=1))
     return pair[:, 1] - pair[:, 0]
 
@@ -106,14 +85,9 @@ def likeliest_wrong(logits: Tensor, labels: Tensor, most: int) -> Tensor:
     Args:
         logits: [n, classes].
         labels: The true classes, int64, [n].
-        most: How many at most.
 
     Returns:
         Classes, int64, [n, min(most, classes - 1)].
-
-    Example:
-        >>> likeliest_wrong(torch.tensor([[3.0, 1.0, 2.0]]), torch.tensor([0]), 9)
-        tensor([[2, 1]])
     """
     first = logits.scatter(1, labels[:, None], math.inf)
     return first.argsort(dim=1, descending=True)[:, 1 : most + 1]

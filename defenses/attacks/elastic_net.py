@@ -38,10 +38,6 @@ def settle_l1(
 
     Raises:
         AttackError: A setting that there is not, or a value that cannot be.
-
-    Example:
-        >>> settle_l1(ThreatModel(norm="l1", eps=5.0), {"beta": 0.01})[0]["beta"]
-        0.01
     """
     return settled("eadl1", given, _DEFAULTS), threat.eps
 
@@ -53,10 +49,6 @@ def settle_elastic_net(
 
     Raises:
         AttackError: A setting that there is not, or a value that cannot be.
-
-    Example:
-        >>> settle_elastic_net(ThreatModel(norm="l1", eps=5.0), {})[0]["beta"]
-        0.01
     """
     return settled("eaden", given, _DEFAULTS), threat.eps
 
@@ -71,13 +63,6 @@ def search_l1(
 
     Raises:
         AttackError: The model's logits are unusable.
-
-    Example:
-        >>> from defenses.attacks.attack import attack
-        >>> ead = attack("eadl1", ThreatModel(norm="l1", eps=0.5))
-        >>> found = ead(nn.Flatten(), torch.tensor([[[[1.0, 0.9]]]]), torch.tensor([0]))
-        >>> bool(found[0, 0, 0, 0] < found[0, 0, 0, 1])
-        True
     """
     return _search(attack, model, images, labels, targets, _l1_length)
 
@@ -89,13 +74,6 @@ def search_elastic_net(
 
     Raises:
         AttackError: The model's logits are unusable.
-
-    Example:
-        >>> from defenses.attacks.attack import attack
-        >>> ead = attack("eaden", ThreatModel(norm="l1", eps=0.5))
-        >>> found = ead(nn.Flatten(), torch.tensor([[[[1.0, 0.9]]]]), torch.tensor([0]))
-        >>> bool(found[0, 0, 0, 0] < found[0, 0, 0, 1])
-        True
     """
     beta = float(attack.settings["beta"])
 

@@ -18,12 +18,7 @@ class Expectation(nn.Module):
     """A model whose answer is the mean of several.
 
     Args:
-        model: Returns logits, others each time.
         draws: How many to take the mean of, at least 1.
-
-    Example:
-        >>> Expectation(nn.Flatten(), 3)(torch.tensor([[[[0.5, 0.25]]]]))
-        tensor([[0.5000, 0.2500]])
     """
 
     def __init__(self, model: nn.Module, draws: int) -> None:
@@ -37,11 +32,5 @@ class Expectation(nn.Module):
 
 
 def mean_of(model: nn.Module, draws: int) -> nn.Module:
-    """The model itself for one draw, else its expectation.
-
-    Example:
-        >>> model = nn.Flatten()
-        >>> mean_of(model, 1) is model
-        True
-    """
+    """The model itself for one draw, else its expectation."""
     return model if draws == 1 else Expectation(model, draws)

@@ -15,16 +15,8 @@ __all__ = ["check_batch", "check_classes", "check_threat"]
 def check_threat(threat: object, owner: str = "", *, norms: Sequence[Norm] = ()) -> None:
     """Refuses what is no threat model, or one in a norm that its owner does not search.
 
-    Args:
-        threat: What was given for one.
-        owner: Whose it is to be, for the message.
-        norms: Those that the owner searches; any if empty.
-
     Raises:
         AttackError: Saying what came instead.
-
-    Example:
-        >>> check_threat(ThreatModel(norm="linf", eps=0.1), "free", norms=["linf"])
     """
     where = f"{owner}: expected a threat" if owner else "threat: expected a ThreatModel"
     if not isinstance(threat, ThreatModel):
@@ -37,15 +29,10 @@ def check_batch(images: object, classes: object, what: str = "labels") -> None:
     """Refuses images that are not [n, c, h, w], and labels or targets that are not n classes.
 
     Args:
-        images: To be floating point.
         classes: To be int64, 0 or more.
-        what: They are, for the message.
 
     Raises:
         AttackError: Saying what came instead.
-
-    Example:
-        >>> check_batch(torch.zeros(2, 1, 8, 8), torch.tensor([0, 1]))
     """
     if not isinstance(images, Tensor) or not images.is_floating_point():
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
@@ -69,15 +56,10 @@ def check_classes(logits: object, labels: Tensor) -> Tensor:
     """The logits of a batch, where they tell all of its labels apart.
 
     Args:
-        logits: What the model returned.
         labels: int64, [n].
 
     Raises:
         AttackError: They are not [n, classes], or a label is none of the classes.
-
-    Example:
-        >>> check_classes(torch.zeros(1, 2), torch.tensor([1])).shape
-        torch.Size([1, 2])
     """
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(labels):
         got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__

@@ -36,12 +36,6 @@ class Oracle:
         images: A batch as the model expects it, in its dtype and on its device, n >= 1.
         classes: Labels or targets that the model must have a logit for, int64, not empty.
         draws: How often to ask each question, at least 1, of a model that answers at random.
-
-    Example:
-        >>> images = torch.tensor([[[[0.6, 0.5]]]])
-        >>> oracle = Oracle(nn.Flatten(), images, torch.tensor([0]))
-        >>> oracle.logits(images)
-        tensor([[0.6000, 0.5000]])
     """
 
     def __init__(
@@ -58,10 +52,6 @@ class Oracle:
         """How many images to ask about together where that can be chosen: more is hardly faster.
 
         No fewer than the batch has.
-
-        Example:
-            >>> Oracle(nn.Flatten(), torch.zeros(2, 1, 28, 28), torch.tensor([0])).at_once
-            167
         """
         return self._at_once
 
@@ -76,11 +66,6 @@ class Oracle:
 
         Raises:
             AttackError: The logits are not usable.
-
-        Example:
-            >>> image = torch.tensor([[[[0.6, 0.5]]]])
-            >>> Oracle(nn.Flatten(), image, torch.tensor([0])).logits(image).argmax(1)
-            tensor([0])
         """
         with torch.no_grad():
             total = self._answer(images, differentiable=False)[1]
@@ -89,14 +74,7 @@ class Oracle:
         return total if self._draws == 1 else total / self._draws
 
     def wrong(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The share of the draws in which the model sees another class than the label, [k].
-
-        Example:
-            >>> image = torch.tensor([[[[0.6, 0.5]]]])
-            >>> oracle = Oracle(nn.Flatten(), image, torch.tensor([0]), draws=2)
-            >>> oracle.wrong(image, torch.tensor([1]))
-            tensor([1.])
-        """
+        """The share of the draws in which the model sees another class than the label, [k]."""
         total = torch.zeros_like(images[:, 0, 0, 0])
         with torch.no_grad():
             for _ in range(self._draws):
@@ -122,12 +100,6 @@ class Oracle:
 
         Raises:
             AttackError: The logits are not usable, or no gradient reaches the images.
-
-        Example:
-            >>> image = torch.tensor([[[[0.6, 0.5]]]])
-            >>> oracle = Oracle(nn.Flatten(), image, torch.tensor([0]))
-            >>> oracle.gradient(image, lambda logits: logits[:, 1] - logits[:, 0])[2].flatten()
-            tensor([-1.,  1.])
         """
         logits, values, gradient = self._draw(images, objective)
         least, draws = values, self._draws
@@ -205,21 +177,12 @@ def until_fooled(
         images: Clean images, [n, ...].
         standing: Which to search, booleans, [n].
         aims: Of each search the class that it is given for each image, int64, [n, searches].
-        search: One search.
-        at_once: How many images to search side by side.
         grade: From rows and their images, [k, ...], to how well these do, [k]: for a random model,
             which images may fool now and then without being won.
 
     Returns:
         The image that won, or that the last search gave (with `grade` the best); the clean one
         where nothing was searched.
-
-    Example:
-        >>> def darken(rows, aims):
-        ...     return torch.zeros(len(rows), 1), rows != 1
-        >>> standing, aims = torch.tensor([True, True, False]), torch.zeros(3, 2, dtype=torch.int64)
-        >>> until_fooled(torch.ones(3, 1), standing, aims, darken, at_once=3).flatten()
-        tensor([0., 0., 1.])
     """
     found, rows, done = images.clone(), standing.nonzero().flatten(), 0
     best = torch.full(standing.shape, -torch.inf, device=images.device, dtype=images.dtype)

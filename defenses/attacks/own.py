@@ -25,10 +25,6 @@ class Own:
         search: What it does.
         targeted: Whether it can seek a class that it is given.
         adapts: What a user may bring of their own: `"loss"`, `"surrogate"`, both or nothing.
-
-    Example:
-        >>> OWN["pgd"].adapts
-        ('loss', 'surrogate')
     """
 
     norms: tuple[Norm, ...]
@@ -39,12 +35,7 @@ class Own:
 
 
 def own_attack(name: str, norm: Norm) -> Own | None:
-    """Our own attack of this name in this norm, if there is one.
-
-    Example:
-        >>> own_attack("cw", "linf") is None
-        True
-    """
+    """Our own attack of this name in this norm, if there is one."""
     row = OWN.get(name)
     return row if row is not None and norm in row.norms else None
 

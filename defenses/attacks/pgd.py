@@ -43,10 +43,6 @@ def settle_pgd(threat: ThreatModel, given: Mapping[str, Setting]) -> _Settled:
 
     Raises:
         AttackError: A setting that is unknown, or a value that cannot be.
-
-    Example:
-        >>> settle_pgd(ThreatModel(norm="linf", eps=0.1), {"steps": 10})[0]
-        {'step_size': 0.025, 'steps': 10, 'random_start': True, 'early_stop': False}
     """
     defaults: dict[str, Setting] = {
         "step_size": threat.eps,
@@ -88,10 +84,6 @@ def settle_fgsm(threat: ThreatModel, given: Mapping[str, Setting]) -> _Settled:
 
     Raises:
         AttackError: A setting was given.
-
-    Example:
-        >>> settle_fgsm(ThreatModel(norm="linf", eps=0.1), {})
-        ({}, 0.1)
     """
     check_settings("fgsm", given, {})
     return {}, threat.eps
@@ -109,10 +101,6 @@ def settle_ffgsm(threat: ThreatModel, given: Mapping[str, Setting]) -> _Settled:
 
     Raises:
         AttackError: A setting that is unknown, or a value that cannot be.
-
-    Example:
-        >>> settle_ffgsm(ThreatModel(norm="linf", eps=0.1), {})
-        ({'step_size': 0.125}, 0.1)
     """
     defaults: dict[str, Setting] = {"step_size": 1.25 * threat.eps}
     check_settings("ffgsm", given, defaults)
@@ -134,10 +122,6 @@ def settle_n_fgsm(threat: ThreatModel, given: Mapping[str, Setting]) -> _Settled
 
     Raises:
         AttackError: A setting that is unknown, or a value that cannot be.
-
-    Example:
-        >>> settle_n_fgsm(ThreatModel(norm="linf", eps=0.125), {})
-        ({'noise': 2.0, 'step_size': 0.125}, 0.375)
     """
     settled: dict[str, Setting] = {"noise": 2.0, "step_size": threat.eps}
     check_settings("n-fgsm", given, settled)

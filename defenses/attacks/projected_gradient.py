@@ -55,7 +55,6 @@ def projected_gradient(
         reference: What the loss compares with, [n, ...]; labels are int64, [n].
         start: Where to begin; it need not lie in the ball and is not changed.
         steps: At least 0; without one, `start` comes back as it is.
-        step_size: Length of a step in the threat model's norm.
         until_fooled: Whether an image stays where it is once its logits do not favour its label;
             `reference` is the labels then.
         draws: How often to ask at each step, at least 1, of a model that answers at random: the
@@ -66,13 +65,6 @@ def projected_gradient(
 
     Raises:
         AttackError: The norm has no such steps, or the model's first logits are unusable.
-
-    Example:
-        >>> threat = ThreatModel(norm="linf", eps=0.1)
-        >>> image, label = torch.tensor([[[[0.5, 0.4]]]]), torch.tensor([0])
-        >>> projected_gradient(nn.Flatten(), image, threat, nn.functional.cross_entropy, label,
-        ...                    start=image, steps=3, step_size=0.05).flatten()
-        tensor([0.4000, 0.5000])
     """
     if threat.norm not in ("linf", "l2"):
         raise AttackError(f"norm: expected linf or l2 for projected gradient, got {threat.norm}")
@@ -94,12 +86,6 @@ def random_start(clean: Tensor, threat: ThreatModel, *, reach: float) -> Tensor:
 
     Returns:
         New images of the same memory format, [n, ...].
-
-    Example:
-        >>> threat = ThreatModel(norm="linf", eps=0.1)
-        >>> start = random_start(torch.zeros(2, 1, 32, 32), threat, reach=0.2)
-        >>> 0.1 < start.max().item() < 0.21, start.min().item()
-        (True, 0.0)
     """
     noise = torch.empty_like(clean)
     if threat.norm == "linf":

@@ -25,16 +25,11 @@ def check_settings(
     one of its choices.
 
     Args:
-        name: Of the attack, for the message.
-        given: What the caller asked for.
         defaults: Every setting there is, with its default.
         choices: The words that a setting of words may be.
 
     Raises:
         AttackError: Naming the setting.
-
-    Example:
-        >>> check_settings("n-fgsm", {"noise": 1.0}, {"noise": 2.0})
     """
     for key, value in given.items():
         if key not in defaults:
@@ -53,10 +48,6 @@ def settled(
 
     Raises:
         AttackError: As `check_settings`.
-
-    Example:
-        >>> settled("n-fgsm", {"noise": 1.0}, {"noise": 2.0, "step_size": 0.1})
-        {'noise': 1.0, 'step_size': 0.1}
     """
     check_settings(name, given, defaults, choices)
     return {**defaults, **given}

@@ -19,17 +19,10 @@ def margin(logits: Tensor, classes: Tensor, *, targeted: bool) -> Tensor:
     Args:
         logits: [n, classes].
         classes: The true classes, or with `targeted` the ones to reach, int64, [n].
-        targeted: Which of the two.
 
     Returns:
         The true class's logit above the best other one, or the best other one above the target's,
         [n].
-
-    Example:
-        >>> margin(torch.tensor([[-3.0, -1.0]]), torch.tensor([0]), targeted=False)
-        tensor([-2.])
-        >>> margin(torch.tensor([[-3.0, -1.0]]), torch.tensor([0]), targeted=True)
-        tensor([2.])
     """
     own = logits.gather(1, classes.unsqueeze(1)).squeeze(1)
     others = logits.scatter(1, classes.unsqueeze(1), -torch.inf).amax(dim=1)
@@ -53,12 +46,6 @@ def shortest_change(
 
     Returns:
         For each image the shortest of what was found, [n, ...].
-
-    Example:
-        >>> def descend(c):  # fools from c = 5 on, the farther the larger c is
-        ...     return c.view(-1, 1), c.where(c >= 5, torch.inf)
-        >>> shortest_change(descend, torch.zeros(1, 1), constant=1.0, tries=4)
-        tensor([[5.5000]])
     """
     best, best_length = clean.clone(), clean.new_full(clean.shape[:1], torch.inf)
     low, high = torch.zeros_like(best_length), best_length.clone()

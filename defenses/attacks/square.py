@@ -41,10 +41,6 @@ def settle(threat: ThreatModel, given: Mapping[str, Setting]) -> tuple[dict[str,
 
     Raises:
         AttackError: A setting that is unknown, or a value that cannot be.
-
-    Example:
-        >>> settle(ThreatModel(norm="linf", eps=0.1), {"queries": 1000})
-        ({'queries': 1000, 'largest_share': 0.8, 'restarts': 1}, 0.1)
     """
     defaults: dict[str, Setting] = {"queries": 5000, "largest_share": 0.8, "restarts": 1}
     return settled("square", given, defaults), threat.eps
@@ -63,12 +59,6 @@ def search(
 
     Raises:
         AttackError: The model's logits cannot be used.
-
-    Example:
-        >>> from defenses.attacks.attack import attack
-        >>> square = attack("square", ThreatModel(norm="linf", eps=0.125))
-        >>> square(nn.Flatten(), torch.tensor([[[[1.0, 0.9]]]]), torch.tensor([0])).argmax(-1)
-        tensor([[[1]]])
     """
     classes, targeted = (labels, False) if targets is None else (targets, True)
     oracle = Oracle(model, images, torch.maximum(labels, classes), draws=attack.draws)
@@ -84,12 +74,7 @@ def search(
 
 
 def square_share(query: int, largest: float) -> float:
-    """The share of the pixels in the square of a query: the paper's schedule, not rescaled.
-
-    Example:
-        >>> [square_share(query, 0.8) for query in (0, 11, 4001)]
-        [0.8, 0.4, 0.00625]
-    """
+    """The share of the pixels in the square of a query: the paper's schedule, not rescaled."""
     halvings = sum(query > bound for bound in (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000))
     return float(largest / 2**halvings)
 

@@ -26,14 +26,6 @@ class Bumps:
         clean: Images in the bounds, [n, channels, height, width].
         threat: In `l2` or `l1`.
         sides: Of the squares of each query, in pixels, [queries].
-
-    Example:
-        >>> threat = ThreatModel(norm="l2", eps=0.5)
-        >>> bumps = Bumps(torch.full((2, 1, 5, 5), 0.5), threat, torch.tensor([3]))
-        >>> start, rows = bumps.start(), torch.arange(2)
-        >>> step, row, trial = bumps.propose(start, rows, torch.zeros(1, 2, dtype=torch.int64))
-        >>> step, row, trial.shape
-        (tensor([0, 0]), tensor([0, 1]), torch.Size([2, 1, 5, 5]))
     """
 
     farthest = 1

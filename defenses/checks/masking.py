@@ -170,12 +170,7 @@ def transfer_does_not_beat_white_box(subject: Subject) -> Finding:
 
 
 def radii(threat: ThreatModel, image: Tensor) -> tuple[float, ...]:
-    """Half of eps, eps, and from there in equal ratios to the radius that admits every image.
-
-    Example:
-        >>> radii(ThreatModel(norm="linf", eps=0.0625), torch.zeros(1, 2, 2))
-        (0.03125, 0.0625, 0.125, 0.25, 0.5, 1.0)
-    """
+    """Half of eps, eps, and from there in equal ratios to the radius that admits every image."""
     pixels, positions = image.numel(), image[0].numel()
     largest = {
         "linf": threat.width,

@@ -32,12 +32,7 @@ _MEANING = (
 
 
 def copied(model: nn.Module) -> nn.Module | None:
-    """The model as it is before it is asked anything; None where it cannot be copied.
-
-    Example:
-        >>> copied(nn.Flatten())
-        Flatten(start_dim=1, end_dim=-1)
-    """
+    """The model as it is before it is asked anything; None where it cannot be copied."""
     try:
         return copy.deepcopy(model)
     except Exception:  # whatever it holds: then it is asked about images of its own alone

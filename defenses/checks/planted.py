@@ -36,10 +36,6 @@ class Planting:
     Attributes:
         planted: How many could be planted: the features told the two sides apart.
         found: How many of them the attack found.
-
-    Example:
-        >>> Planting(planted=10, found=9).found
-        9
     """
 
     planted: int
@@ -52,21 +48,11 @@ def plant(
     """Plants a vulnerability in each image's ball, and lets the attack look for it.
 
     Args:
-        model: Takes images in the bounds; its features are what its last linear layer is given.
         images: Clean images, [n, channels, height, width].
         threat: The ball, linf, l2 or l1.
-        search: The attack.
-        seed: Of the planted points and the attack's random starts.
 
     Raises:
         AttackError: The attack cannot work on this model.
-
-    Example:
-        >>> from defenses.attacks.attack import attack
-        >>> threat = ThreatModel(norm="linf", eps=0.1)
-        >>> search = attack("pgd", threat, steps=5)
-        >>> plant(nn.Flatten(), torch.full((3, 1, 2, 2), 0.5), threat, search, seed=0)
-        Planting(planted=3, found=3)
     """
     generator = torch.Generator().manual_seed(seed)
     planted = found = 0
@@ -87,15 +73,7 @@ def plant(
 
 
 class Readout(nn.Module):
-    """A model with a readout of two classes in the place of its last linear layer.
-
-    Example:
-        >>> readout = Readout(nn.Flatten(), torch.zeros(1, 1, 1, 2))
-        >>> readout.separate(torch.zeros(1, 1, 1, 2), torch.ones(1, 1, 1, 2))
-        True
-        >>> readout(torch.ones(1, 1, 1, 2)).argmax().item()
-        1
-    """
+    """A model with a readout of two classes in the place of its last linear layer."""
 
     def __init__(self, model: nn.Module, example: Tensor) -> None:
         super().__init__()
@@ -170,17 +148,10 @@ def random_points(
         images: In the bounds, [n, ...].
         threat: linf (a random corner of the cube), l2 (a random direction) or l1 (uniform on the
             surface of the cross-polytope).
-        generator: Of the draws.
         share: Of the radius, in [0, 1].
 
     Returns:
         Images in the ball, [n, ...].
-
-    Example:
-        >>> threat = ThreatModel(norm="linf", eps=0.5)
-        >>> points = random_points(torch.full((1, 1, 2, 2), 0.5), threat, torch.Generator())
-        >>> sorted(set(points.flatten().tolist())) in ([0.0], [1.0], [0.0, 1.0])
-        True
     """
     noise = torch.randn(images.shape, generator=generator).to(images)
     if threat.norm == "linf":

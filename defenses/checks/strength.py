@@ -23,12 +23,7 @@ _TOLERANCE = 0.02
 
 @final
 class Rescaled(nn.Module):
-    """A model with its logits multiplied: the same classes, another cross-entropy.
-
-    Example:
-        >>> Rescaled(nn.Flatten(), 50.0)(torch.tensor([[[[0.5, 0.25]]]]))
-        tensor([[25.0000, 12.5000]])
-    """
+    """A model with its logits multiplied: the same classes, another cross-entropy."""
 
     def __init__(self, model: nn.Module, factor: float) -> None:
         super().__init__()

@@ -222,11 +222,8 @@ class Subject:
 
         Args:
             images: To ask about, [k, channels, height, width].
-            where: Names the random draws.
             batch_size: Images a question; None asks as everywhere else.
-            mode: Of autograd, in which the question is asked.
             watched: Whether the images require a gradient.
-            of: Another model, to be asked in its place.
 
         Raises:
             EvaluationError: They are not finite logits of enough classes.
@@ -249,7 +246,6 @@ class Subject:
         """Which correct images an attack fools, [n].
 
         Args:
-            search: The attack.
             among: Try these only, [n]; None tries every correct one.
             seen_by: The model that the attack sees; None shows it this one.
 

@@ -37,22 +37,12 @@ class CurvePoint:
 
     @property
     def accuracy(self) -> float:
-        """Share of all images.
-
-        Example:
-            >>> CurvePoint(eps=0.1, correct=1, samples=4).accuracy
-            0.25
-        """
+        """Share of all images."""
         return self.correct / self.samples
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson 95 % interval of the accuracy.
-
-        Example:
-            >>> CurvePoint(eps=0.1, correct=0, samples=4).interval[0]
-            0.0
-        """
+        """Wilson 95 % interval of the accuracy."""
         return wilson_interval(self.correct, self.samples)
 
 
@@ -89,12 +79,7 @@ class Verdict:
             raise EvaluationError(f"outcome: expected one of {expected}, got {shown(self.outcome)}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The verdict as JSON-able values.
-
-        Example:
-            >>> Verdict(name="x", outcome="pass", figure=None, sentence="").to_dict()["outcome"]
-            'pass'
-        """
+        """The verdict as JSON-able values."""
         return {
             "name": self.name,
             "outcome": self.outcome,
@@ -118,12 +103,6 @@ class Verdict:
 
         Raises:
             EvaluationError: The values do not describe a verdict.
-
-        Example:
-            >>> Verdict.from_dict({})
-            Traceback (most recent call last):
-            ...
-            defenses.errors.EvaluationError: expected the values of a verdict: KeyError('figure')
         """
         try:
             figure = values["figure"]

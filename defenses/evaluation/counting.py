@@ -46,10 +46,6 @@ def score_interval(share: float, trials: float) -> tuple[float, float]:
     Args:
         share: In [0, 1].
         trials: Above 0; fewer than were made where these depend on each other.
-
-    Example:
-        >>> score_interval(0.5, 1000) == wilson_interval(500, 1000)
-        True
     """
     z = 1.959963984540054
     centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
@@ -67,10 +63,6 @@ def mcnemar(one: int, other: int) -> float:
 
     Returns:
         How probable counts at least this unequal are where the two are equally good, in (0, 1].
-
-    Example:
-        >>> mcnemar(0, 10), mcnemar(5, 5), mcnemar(0, 0)
-        (0.001953125, 1.0, 1.0)
     """
     return min(1.0, 2 * _tail(max(one, other), one + other))
 
@@ -81,13 +73,7 @@ def outnumbers(more: int, fewer: int, *, level: float = _LEVEL) -> bool:
     The exact one-sided form of McNemar's test.
 
     Args:
-        more: Images that speak for it.
-        fewer: Images that speak against it.
         level: How often it may say yes where both are equally likely.
-
-    Example:
-        >>> outnumbers(7, 0), outnumbers(6, 0), outnumbers(60, 50)
-        (True, False, False)
     """
     return _tail(more, more + fewer) < level
 
@@ -104,10 +90,6 @@ def majority(successes: int, trials: int) -> float:
 
     Raises:
         EvaluationError: The counts are out of range.
-
-    Example:
-        >>> majority(10, 10), majority(0, 10)
-        (0.0009765625, 1.0)
     """
     if trials < 1 or not 0 <= successes <= trials:
         raise EvaluationError(f"expected 0 <= successes <= trials, got {successes} of {trials}")
@@ -115,12 +97,7 @@ def majority(successes: int, trials: int) -> float:
 
 
 def exceeds(successes: int, trials: int, share: float) -> bool:
-    """Is a proportion above `share`, beyond its 95 % interval? Never, where nothing was tried.
-
-    Example:
-        >>> exceeds(3, 200, 0.01), exceeds(6, 200, 0.01), exceeds(0, 0, 0.01)
-        (False, True, False)
-    """
+    """Is a proportion above `share`, beyond its 95 % interval? Never, where nothing was tried."""
     return trials > 0 and wilson_interval(successes, trials)[0] > share
 
 

@@ -162,13 +162,7 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
 
 
 class _Done:
-    """What is finished, and the report of it; a class because an interruption asks in the middle.
-
-    Args:
-        trial: The trial under way.
-        named: The attacks, in order.
-        conditions: The fields of the report that are known beforehand.
-    """
+    """What is finished, and its report; a class because an interruption asks in the middle."""
 
     def __init__(
         self, trial: Trial, named: Mapping[str, Attack], conditions: Mapping[str, Any]

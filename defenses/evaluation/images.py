@@ -24,13 +24,7 @@ __all__ = [
 
 
 class MapDataset(Protocol):
-    """A data set that is read by index, as torch's map-style ones are.
-
-    Example:
-        >>> data: MapDataset = [(torch.zeros(1, 8, 8), 3)]
-        >>> len(data)
-        1
-    """
+    """A data set that is read by index, as torch's map-style ones are."""
 
     def __len__(self) -> int:
         """How many examples there are."""
@@ -46,12 +40,6 @@ class ImageTensors(Protocol):
         images: uint8 (0 and 255 are read as the threat model's bounds) or floating point, [n,
             channels, height, width].
         labels: Whole numbers, [n].
-
-    Example:
-        >>> from types import SimpleNamespace
-        >>> data: ImageTensors = SimpleNamespace(
-        ...     images=torch.zeros(2, 1, 8, 8), labels=torch.tensor([0, 1])
-        ... )
     """
 
     @property
@@ -71,10 +59,6 @@ def choose_images(count: int, samples: int | None, generator: torch.Generator) -
 
     Raises:
         EvaluationError: There is no image, or not as many as asked for.
-
-    Example:
-        >>> choose_images(3, None, torch.Generator())
-        tensor([0, 1, 2])
     """
     if count == 0:
         raise EvaluationError("data: expected at least one image, got none")
@@ -93,10 +77,6 @@ def check_question(model: object, threat: object, *, batch_size: object, seed: o
     Raises:
         EvaluationError: The model is no module, or a number is out of its range.
         ThreatModelError: The threat model is none.
-
-    Example:
-        >>> threat = ThreatModel(norm="linf", eps=0.1)
-        >>> check_question(nn.Flatten(), threat, batch_size=256, seed=0)
     """
     if not isinstance(model, nn.Module):
         raise EvaluationError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -114,9 +94,6 @@ def check_flag(name: str, value: object) -> None:
 
     Raises:
         EvaluationError: Naming the argument.
-
-    Example:
-        >>> check_flag("progress", True)
     """
     if not isinstance(value, bool):
         raise EvaluationError(f"{name}: expected True or False, got {shown(value)}")
@@ -129,16 +106,9 @@ class ImageSource:
     Args:
         data: Two tensors or arrays `images` and `labels`; anything that is read by index; or a
             `DataLoader` that keeps the order of its data set, which is read once, whole.
-        threat: In whose bounds the images are.
 
     Raises:
         EvaluationError: It is none of them.
-
-    Example:
-        >>> threat = ThreatModel(norm="linf", eps=0.1)
-        >>> source = ImageSource([(torch.zeros(1, 8, 8), 3)], threat)
-        >>> source.labels(torch.tensor([0]))
-        tensor([3])
     """
 
     def __init__(self, data: MapDataset | ImageTensors, threat: ThreatModel) -> None:

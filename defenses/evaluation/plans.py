@@ -35,16 +35,10 @@ def named_attacks(
 
     Args:
         attacks: Names, attacks or functions.
-        threat: The ball that they search.
-        draws: Of a random model's answers, for the quick ensemble; others say for themselves.
 
     Raises:
         AttackError: There is no attack of that name.
         EvaluationError: There is none at all, or one searches another ball.
-
-    Example:
-        >>> list(named_attacks(["fgsm", "pgd", "fgsm"], ThreatModel(norm="linf", eps=0.1)))
-        ['fgsm', 'pgd', 'fgsm #2']
     """
     if attacks is None:
         attacks = [

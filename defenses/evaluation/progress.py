@@ -13,13 +13,7 @@ __all__ = ["counted", "progress_bar"]
 
 
 def progress_bar(*, shown: bool) -> Progress:
-    """A bar that leaves nothing behind; silent when stderr is not a terminal.
-
-    Example:
-        >>> with progress_bar(shown=False) as bar:
-        ...     bar.finished
-        True
-    """
+    """A bar that leaves nothing behind; silent when stderr is not a terminal."""
     check_flag("progress", shown)
     return Progress(
         TextColumn("{task.description}"),

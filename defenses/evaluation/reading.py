@@ -17,12 +17,7 @@ _Found = TypeVar("_Found")
 
 
 def is_path(value: object) -> bool:
-    """Whether a value may be meant as the path of a file.
-
-    Example:
-        >>> is_path("report.json"), is_path(None)
-        (True, False)
-    """
+    """Whether a value may be meant as the path of a file."""
     return isinstance(value, str | os.PathLike)
 
 
@@ -33,12 +28,6 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
         EvaluationError: It is another kind of file, or a larger one.
         OSError: It cannot be read.
         ValueError: It is no text.
-
-    Example:
-        >>> read_text("/dev/null", "a report")
-        Traceback (most recent call last):
-        ...
-        defenses.errors.EvaluationError: /dev/null: expected a report, a regular file of ...
     """
     # Not to wait for whoever would write into a pipe.
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
@@ -55,19 +44,8 @@ def read_text(path: str | os.PathLike[str], what: str) -> str:
 def read_values(path: str | os.PathLike[str], what: str, build: Callable[[Any], _Found]) -> _Found:
     """What is built of the JSON values in a file.
 
-    Args:
-        path: The file.
-        what: It is to be, for messages.
-        build: Makes it of the values, and refuses them in our errors.
-
     Raises:
         EvaluationError: It cannot be read, is no JSON, or `build` refuses it.
-
-    Example:
-        >>> read_values("nowhere", "a report", dict)
-        Traceback (most recent call last):
-        ...
-        defenses.errors.EvaluationError: nowhere: cannot read: No such file or directory
     """
     if not is_path(path):
         raise EvaluationError(f"path: expected the file of {what}, got {shown(path)}")

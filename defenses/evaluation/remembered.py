@@ -32,10 +32,6 @@ class Remembered:
     Attributes:
         outcomes: By attack, in order: `FOOLED`, `SURVIVED` or `UNTRIED`, int8, [n] each.
         shown: By position, an attacked image and the class seen in it.
-
-    Example:
-        >>> Remembered(outcomes={}, shown={}).outcomes
-        {}
     """
 
     outcomes: Mapping[str, Tensor]
@@ -49,19 +45,11 @@ class Remembered:
 
         Args:
             content: As `Trial.content` gives it.
-            names: The attacks, in order.
             correct: Which images are right at first, bool, [n].
             exhaustive: Whether attacks are tried on images too that another has fooled.
 
         Raises:
             EvaluationError: No evaluation with these attacks leaves such a state.
-
-        Example:
-            >>> content = {"outcomes": {"pgd": [0, -1]}, "shown": {}}
-            >>> right = torch.tensor([True, False])
-            >>> read = Remembered.read(content, names=["pgd"], correct=right, exhaustive=False)
-            >>> read.outcomes["pgd"].tolist()
-            [0, -1]
         """
         try:
             rows = dict(content["outcomes"])
@@ -87,8 +75,6 @@ class Remembered:
 
         Args:
             clean: The images that were attacked, in the order of `shown`, [k, c, h, w].
-            classes: How many the model tells apart.
-            threat: The ball.
 
         Raises:
             EvaluationError: One is of another shape, outside of the ball, or seen as no class.

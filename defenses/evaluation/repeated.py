@@ -30,10 +30,6 @@ def moved(usual: Tensor, other: Tensor) -> Tensor:
     Args:
         usual: Logits, [n, classes].
         other: Those of the same images, asked otherwise or once more.
-
-    Example:
-        >>> moved(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.1]]))
-        tensor([True])
     """
     sizes = usual.abs().amax(dim=1).double()
     sizes = sizes.clamp_min(1e-3 * float(sizes.max()))  # where large numbers cancelled out
@@ -44,12 +40,7 @@ def moved(usual: Tensor, other: Tensor) -> Tensor:
 
 
 def share(draws: str) -> float:
-    """Of the draws that are right.
-
-    Example:
-        >>> share("1011")
-        0.75
-    """
+    """Of the draws that are right."""
     return draws.count("1") / len(draws)
 
 
@@ -62,18 +53,10 @@ def standing(
 
     Args:
         correct: Is each clean image classified correctly, [n].
-        outcomes: By attack, did each image survive it.
         repeats: By `"clean"` and attack the draws; empty of a deterministic model.
 
     Yields:
         `"clean"` or the attack, and the draws of n images.
-
-    Example:
-        >>> dict(standing([True, True], {"pgd": (False, None)}, {}))
-        {'clean': ('1', '1'), 'pgd': ('0', '1')}
-        >>> clean, pgd = ("1101", "0111"), ("0001", "")
-        >>> dict(standing([True, True], {"pgd": (True, None)}, {"clean": clean, "pgd": pgd}))["pgd"]
-        ('0001', '0111')
     """
     rows = repeats.get("clean", tuple("01"[right] for right in correct))
     yield "clean", rows
@@ -95,13 +78,6 @@ def interval(rows: Answers) -> tuple[float, float]:
 
     Args:
         rows: The draws of n >= 1 images, as many of each.
-
-    Example:
-        >>> interval(("1", "1", "0", "1")) == interval(("1111", "1111", "0000", "1111"))
-        True
-        >>> low, high = interval(("1100", "1100", "1100", "1100"))  # the images move as one
-        >>> round(low, 2), round(high, 2)
-        (0.08, 0.92)
     """
     count, draws = len(rows), len(rows[0])
     right = sum(row.count("1") for row in rows)
@@ -122,13 +98,9 @@ def check_repeats(
     Args:
         repeats: By `"clean"` and attack; empty of a deterministic model.
         outcomes: By attack: was any draw right; None where it was not tried.
-        count: Of the images.
 
     Raises:
         EvaluationError: Names, lengths or outcomes do not fit.
-
-    Example:
-        >>> check_repeats({"clean": ("101", "111")}, {}, 2)
     """
     if not repeats:
         return

@@ -235,13 +235,6 @@ class RobustnessReport:
 
         Rows of outcomes are strings of 0 (fooled), 1 and - (not tried). The example images are
         left out.
-
-        Example:
-            >>> sorted(RobustnessReport(
-            ...     threat=ThreatModel(norm="l2", eps=0.5), classes=2, indices=(7,), labels=(1,),
-            ...     predictions=(1,), outcomes={}, settings={}, seed=0, images="", versions={},
-            ... ).to_dict()["threat"].items())
-            [('bounds', [0.0, 1.0]), ('eps', 0.5), ('norm', 'l2')]
         """
         threat = {"norm": self.threat.norm, "eps": self.threat.eps}
         return {
@@ -275,12 +268,6 @@ class RobustnessReport:
 
         Raises:
             EvaluationError: The values do not describe a report.
-
-        Example:
-            >>> RobustnessReport.from_dict({"schema": 1})
-            Traceback (most recent call last):
-            ...
-            defenses.errors.EvaluationError: expected a report of schema 3, got 1
         """
         if not isinstance(values, Mapping) or values.get("schema") != _SCHEMA:
             got = values.get("schema") if isinstance(values, Mapping) else values
@@ -320,9 +307,6 @@ class RobustnessReport:
 
         Raises:
             OSError: The folder cannot be written to; a file already there is left as it was.
-
-        Example:
-            See `load`.
         """
         write_text(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
 
@@ -332,17 +316,6 @@ class RobustnessReport:
 
         Raises:
             EvaluationError: It cannot be read, or holds something else.
-
-        Example:
-            >>> import tempfile
-            >>> report = RobustnessReport(
-            ...     threat=ThreatModel(norm="l2", eps=0.5), classes=2, indices=(7,), labels=(1,),
-            ...     predictions=(1,), outcomes={}, settings={}, seed=0, images="", versions={},
-            ... )
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     report.save(f"{folder}/robustness.json")
-            ...     RobustnessReport.load(f"{folder}/robustness.json") == report
-            True
         """
         return read_values(path, "a report", cls.from_dict)
 
@@ -387,12 +360,6 @@ def check_report(report: object) -> None:
 
     Raises:
         EvaluationError: Saying what came instead.
-
-    Example:
-        >>> check_report("robustness.json")
-        Traceback (most recent call last):
-        ...
-        defenses.errors.EvaluationError: report: expected ...; give RobustnessReport.load(path)
     """
     if not isinstance(report, RobustnessReport):
         cure = "; give RobustnessReport.load(path)" if is_path(report) else ""

@@ -140,8 +140,6 @@ class Trial:
         """Runs one attack on the images that still stand, or on all that were right at first.
 
         Args:
-            name: Its name in this evaluation.
-            search: The attack.
             exhaustive: Whether to try those too that another attack has fooled.
 
         Yields:
@@ -265,10 +263,5 @@ class Trial:
 
 
 def derived_seed(seed: int, where: str) -> int:
-    """The seed of one place of an evaluation: another for every name, in [0, 2**63).
-
-    Example:
-        >>> derived_seed(0, "pgd/0") != derived_seed(0, "pgd/1")
-        True
-    """
+    """The seed of one place of an evaluation: another for every name, in [0, 2**63)."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{where}".encode()).digest()[:8], "big") >> 1

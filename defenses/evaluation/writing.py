@@ -14,12 +14,6 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     Raises:
         OSError: The folder cannot be written to, or a pipe or device is there; what is already
             there is left as it was.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_text(Path(folder, "a"), "text")
-        ...     Path(folder, "a").read_text()
-        'text'
     """
     write_bytes(path, text.encode("utf-8"))
 
@@ -30,12 +24,6 @@ def write_bytes(path: str | os.PathLike[str], content: bytes) -> None:
     Raises:
         OSError: The folder cannot be written to, or a pipe or device is there; what is already
             there is left as it was.
-
-    Example:
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_bytes(Path(folder, "a"), b"content")
-        ...     Path(folder, "a").read_bytes()
-        b'content'
     """
     target = Path(path)
     if target.exists() and not target.is_file():

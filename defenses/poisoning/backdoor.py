@@ -128,14 +128,7 @@ class BackdoorReport:
         return "clean" if self.clean else "poisoned"
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-able values.
-
-        Example:
-            >>> finding = ClassFinding(label=3, by="neighbours", suspects=(1,), victims=100,
-            ...                        obeyed=2, p_value=1.0)
-            >>> BackdoorReport(level=0.01, findings=(finding,)).to_dict()["verdict"]
-            'clean'
-        """
+        """The report as JSON-able values."""
         found = [
             {**asdict(each), "suspects": list(each.suspects), "interval": list(each.interval)}
             for each in self.findings

@@ -159,13 +159,7 @@ class PoisoningReport:
         return self.already / self.victims
 
     def to_dict(self) -> dict[str, Any]:
-        """The counts and, under `summary`, the figures, as JSON-able values.
-
-        Example:
-            >>> report = PoisoningReport(samples=4, correct=4, victims=2, already=0, obeyed=1)
-            >>> report.to_dict()["summary"]["success_rate"]
-            0.5
-        """
+        """The counts and, under `summary`, the figures, as JSON-able values."""
         summary = {
             "clean_accuracy": self.clean_accuracy,
             "clean_interval": list(self.clean_interval),
@@ -183,11 +177,6 @@ def predicted(model: nn.Module, images: Tensor, largest_label: int, batch_size: 
 
     Raises:
         EvaluationError: The logits are unusable, or there are fewer classes than a label needs.
-
-    Example:
-        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-        >>> predicted(model, torch.zeros(3, 1, 2, 2, dtype=torch.uint8), 1, 256).shape
-        torch.Size([3])
     """
     device, dtype = home_of(model, torch.empty(0))
     seen = []

@@ -80,14 +80,7 @@ class SpectralReport:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-able values.
-
-        Example:
-            >>> report = SpectralReport(layers=("head",), false_alarms=0.05, labels=(0, 0),
-            ...                         scores=(1.0, 9.0), threshold=3.0)
-            >>> report.to_dict()["flagged"]
-            [1]
-        """
+        """The report as JSON-able values."""
         return {
             "layers": list(self.layers),
             "false_alarms": self.false_alarms,

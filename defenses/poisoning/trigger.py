@@ -51,12 +51,7 @@ class Trigger:
         _check_overlay("patch", self.patch)
 
     def victims(self, labels: Tensor) -> Tensor:
-        """Every image of another class than the target, bool, [n].
-
-        Example:
-            >>> Trigger(target=0).victims(torch.tensor([0, 1]))
-            tensor([False,  True])
-        """
+        """Every image of another class than the target, bool, [n]."""
         return labels != self.target
 
     def apply(self, images: Tensor) -> Tensor:
@@ -67,11 +62,6 @@ class Trigger:
 
         Raises:
             AttackError: They are not that, or the patch does not fit on them.
-
-        Example:
-            >>> image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-            >>> int((Trigger(target=0).apply(image) != image).sum())
-            5
         """
         check_images(images)
         patch = _CHEQUERED if self.patch is None else self.patch
@@ -120,12 +110,7 @@ class Blend:
         _check_overlay("pattern", self.pattern)
 
     def victims(self, labels: Tensor) -> Tensor:
-        """Every image of another class than the target, bool, [n].
-
-        Example:
-            >>> Blend(target=0).victims(torch.tensor([0, 1]))
-            tensor([False,  True])
-        """
+        """Every image of another class than the target, bool, [n]."""
         return labels != self.target
 
     def apply(self, images: Tensor) -> Tensor:
@@ -136,11 +121,6 @@ class Blend:
 
         Raises:
             AttackError: They are not that, or the pattern is of another size.
-
-        Example:
-            >>> images = torch.zeros(2, 1, 4, 4, dtype=torch.uint8)
-            >>> bool((Blend(target=0, ratio=0.1).apply(images) <= 26).all())
-            True
         """
         check_images(images)
         size = images.shape[1:]
@@ -177,9 +157,6 @@ def check_bytes(images: Tensor, labels: Tensor) -> None:
 
     Raises:
         AttackError: Saying what came instead.
-
-    Example:
-        >>> check_bytes(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]))
     """
     check_images(images)
     if not isinstance(labels, Tensor):
@@ -196,9 +173,6 @@ def check_whole(owner: str, **values: object) -> None:
 
     Raises:
         AttackError: Naming the value.
-
-    Example:
-        >>> check_whole("trigger", target=0, margin=2)
     """
     for name, value in values.items():
         if as_whole(value) < 0:
@@ -210,9 +184,6 @@ def check_images(images: Tensor) -> None:
 
     Raises:
         AttackError: Saying what came instead.
-
-    Example:
-        >>> check_images(torch.zeros(2, 1, 8, 8, dtype=torch.uint8))
     """
     if not isinstance(images, Tensor):
         raise AttackError(f"images: expected a uint8 tensor, got {type(images).__name__}")

@@ -151,15 +151,6 @@ class CertificationReport:
 
         Raises:
             EvaluationError: The radius is negative or not a number.
-
-        Example:
-            >>> report = CertificationReport(
-            ...     smoothing=Smoothing(sigma=0.25, samples=1000), classes=2, indices=(0, 1),
-            ...     labels=(0, 1), selected=(0, 1), hits=(1000, 700), seed=0, images="",
-            ...     versions={},
-            ... )
-            >>> [report.certified(radius).accuracy for radius in (0.0, 0.25, 1.0)]
-            [1.0, 0.5, 0.0]
         """
         if not radius >= 0:
             raise EvaluationError(f"radius: expected a number >= 0, got {radius}")
@@ -178,14 +169,6 @@ class CertificationReport:
 
         Raises:
             EvaluationError: Fewer than 2 points.
-
-        Example:
-            >>> report = CertificationReport(
-            ...     smoothing=Smoothing(sigma=0.25, samples=1000), classes=2, indices=(0,),
-            ...     labels=(0,), selected=(0,), hits=(1000,), seed=0, images="", versions={},
-            ... )
-            >>> [point.accuracy for point in report.curve(3)]
-            [1.0, 1.0, 1.0]
         """
         if points < 2:
             raise EvaluationError(f"points: expected at least 2, got {points}")
@@ -193,16 +176,7 @@ class CertificationReport:
         return tuple(self.certified(largest * k / (points - 1)) for k in range(points))
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-able values: what it rests on, and under `summary` its figures.
-
-        Example:
-            >>> report = CertificationReport(
-            ...     smoothing=Smoothing(sigma=0.25, samples=1000), classes=2, indices=(0,),
-            ...     labels=(0,), selected=(0,), hits=(1000,), seed=0, images="", versions={},
-            ... )
-            >>> report.to_dict()["summary"]["abstention"]
-            0.0
-        """
+        """The report as JSON-able values: what it rests on, and under `summary` its figures."""
         return {
             "schema": _SCHEMA,
             "norm": "l2",
@@ -231,12 +205,6 @@ class CertificationReport:
 
         Raises:
             EvaluationError: The values do not describe a report.
-
-        Example:
-            >>> CertificationReport.from_dict({"schema": 2})
-            Traceback (most recent call last):
-            ...
-            defenses.errors.EvaluationError: expected a certification of schema 1, got 2
         """
         if not isinstance(values, Mapping) or values.get("schema") != _SCHEMA:
             got = values.get("schema") if isinstance(values, Mapping) else values
@@ -263,17 +231,6 @@ class CertificationReport:
 
         Raises:
             OSError: The folder cannot be written to; a file already there is left as it was.
-
-        Example:
-            >>> import tempfile
-            >>> report = CertificationReport(
-            ...     smoothing=Smoothing(sigma=0.25, samples=1000), classes=2, indices=(0,),
-            ...     labels=(0,), selected=(0,), hits=(1000,), seed=0, images="", versions={},
-            ... )
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     report.save(f"{folder}/certificate.json")
-            ...     CertificationReport.load(f"{folder}/certificate.json") == report
-            True
         """
         write_text(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
 
@@ -283,8 +240,5 @@ class CertificationReport:
 
         Raises:
             EvaluationError: It cannot be read, or holds something else.
-
-        Example:
-            See `save`.
         """
         return read_values(path, "a certification", cls.from_dict)

@@ -233,8 +233,6 @@ class _Voter:
 
         Args:
             levels: Whole levels, int16, [b, channels, height, width].
-            streams: One generator an image.
-            samples: Copies of each.
 
         Returns:
             Counts, int64, [b, classes].

@@ -44,13 +44,6 @@ class GridNoise:
 
     Raises:
         EvaluationError: `sigma` is out of range.
-
-    Example:
-        >>> noise = GridNoise(0.25)
-        >>> noise.draw(np.random.default_rng(0), (2, 3)).dtype
-        torch.int16
-        >>> noise.error < 1e-16
-        True
     """
 
     def __init__(self, sigma: float) -> None:
@@ -69,18 +62,9 @@ class GridNoise:
 
         Args:
             generator: Uniform words, taken for fair coins; only its own state moves.
-            shape: Of the result.
 
         Returns:
             Whole levels, int16, on the CPU.
-
-        Example:
-            >>> noise = GridNoise(0.25)
-            >>> whole = noise.draw(np.random.default_rng(0), (4,))
-            >>> generator = np.random.default_rng(0)
-            >>> parts = [noise.draw(generator, (2,)) for _ in range(2)]
-            >>> bool((torch.cat(parts) == whole).all())
-            True
         """
         words = generator.bit_generator.random_raw(math.prod(shape))
         drawn = self._guide[words >> (_WORD_BITS - _GUIDE_BITS)]

@@ -72,10 +72,6 @@ class Smoothing:
 
         Raises:
             EvaluationError: The count is out of range.
-
-        Example:
-            >>> round(Smoothing(sigma=0.25, samples=1000).radius(900), 3)
-            0.279
         """
         if not 0 <= hits <= self.samples:
             raise EvaluationError(f"hits: expected 0 to {self.samples}, got {hits}")
@@ -93,12 +89,6 @@ class Smoothing:
 
         Raises:
             EvaluationError: All samples together use up more than a hundredth of `alpha`.
-
-        Example:
-            >>> Smoothing(sigma=0.5).check_sampler(1e-6)
-            Traceback (most recent call last):
-            ...
-            defenses.errors.EvaluationError: alpha: expected at least 1.0e+00 for 10000 samples ...
         """
         needed = error * self.samples / _RESERVE
         if needed > self.alpha:

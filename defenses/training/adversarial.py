@@ -94,12 +94,7 @@ class AdversarialTraining(AdversarialObjective):
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """What it was configured with, for the record of a run.
-
-        Example:
-            >>> AdversarialTraining(ThreatModel(norm="linf", eps=0.1), "pgd").settings["steps"]
-            10
-        """
+        """What it was configured with, for the record of a run."""
         return {
             "method": self.attack.name,
             "label_smoothing": self._label_smoothing,
@@ -121,13 +116,6 @@ class AdversarialTraining(AdversarialObjective):
         Raises:
             ThreatModelError: The images are not in the bounds.
             AttackError: The labels or the model's logits are unusable.
-
-        Example:
-            >>> import torch
-            >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.2), "fgsm")
-            >>> images, labels = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
-            >>> objective(nn.Flatten(), images, labels)  # the logits become [0.4, 0.7]
-            tensor([0.8544])
         """
         logits = model(self._attacked(self.attack, model, images, labels))
         return F.cross_entropy(
@@ -139,12 +127,7 @@ class AdversarialTraining(AdversarialObjective):
 
     @property
     def single_step(self) -> bool:
-        """Whether it takes one step, so that it has a noise and may overfit to that step.
-
-        Example:
-            >>> AdversarialTraining(ThreatModel(norm="linf", eps=0.1), "pgd").single_step
-            False
-        """
+        """Whether it takes one step, so that it has a noise and may overfit to that step."""
         return self._first.name in _NOISE
 
     @property
@@ -156,12 +139,6 @@ class AdversarialTraining(AdversarialObjective):
 
         Raises:
             AttackError: The method has no noise, or on setting it to a value that cannot be.
-
-        Example:
-            >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1), "fgsm")
-            >>> objective.noise = 1.5
-            >>> objective.settings["method"], objective.settings["noise"]
-            ('n-fgsm', 1.5)
         """
         return float(self.attack.settings.get("noise", self._own_noise))
 
@@ -184,13 +161,7 @@ class AdversarialTraining(AdversarialObjective):
         return float(self._first.settings.get("noise", _NOISE[self._first.name]))
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to craft what this one would have.
-
-        Example:
-            >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
-            >>> objective.state_dict()["noise"]
-            2.0
-        """
+        """What a resumed run needs to craft what this one would have."""
         raised = {"noise": self.noise} if self.single_step else {}
         return super().state_dict() | raised
 
@@ -199,10 +170,6 @@ class AdversarialTraining(AdversarialObjective):
 
         Raises:
             AttackError: The state is not one; this objective is left as it was.
-
-        Example:
-            >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
-            >>> objective.load_state_dict(objective.state_dict())
         """
         before = self.attack
         try:

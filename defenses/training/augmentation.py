@@ -63,12 +63,7 @@ class GaussianAugmentation:
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """What it was configured with, for the record of a run.
-
-        Example:
-            >>> GaussianAugmentation(sigma=0.25).settings
-            {'method': 'gaussian', 'sigma': 0.25, 'label_smoothing': 0.0}
-        """
+        """What it was configured with, for the record of a run."""
         return {
             "method": "gaussian",
             "sigma": self._sigma,
@@ -88,12 +83,6 @@ class GaussianAugmentation:
 
         Raises:
             AttackError: Images or labels are not that.
-
-        Example:
-            >>> objective = GaussianAugmentation(sigma=0.001)
-            >>> images, labels = torch.tensor([[[[0.5, 0.5]]]]), torch.tensor([0])
-            >>> [round(loss, 1) for loss in objective(nn.Flatten(), images, labels).tolist()]
-            [0.7]
         """
         check_module(model)
         check_batch(images, labels)
@@ -108,12 +97,7 @@ class GaussianAugmentation:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """The generator's state, so that a resumed run draws what this one would have.
-
-        Example:
-            >>> GaussianAugmentation(sigma=0.25).state_dict()["generator"].dtype
-            torch.uint8
-        """
+        """The generator's state, so that a resumed run draws what this one would have."""
         return {"generator": self._generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -121,9 +105,5 @@ class GaussianAugmentation:
 
         Raises:
             AttackError: The state is not one; this objective is left as it was.
-
-        Example:
-            >>> objective = GaussianAugmentation(sigma=0.25)
-            >>> objective.load_state_dict(objective.state_dict())
         """
         self._generator.set_state(generator_in(state, "a GaussianAugmentation objective"))

@@ -76,12 +76,7 @@ class FreeAdversarialTraining(AdversarialObjective):
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """What it was configured with, for the record of a run.
-
-        Example:
-            >>> FreeAdversarialTraining(ThreatModel(norm="linf", eps=0.1)).settings["replays"]
-            8
-        """
+        """What it was configured with, for the record of a run."""
         return {
             "method": "free",
             "label_smoothing": self._label_smoothing,
@@ -102,15 +97,6 @@ class FreeAdversarialTraining(AdversarialObjective):
         Raises:
             ThreatModelError: The images are not in the bounds.
             AttackError: The labels do not fit.
-
-        Example:
-            >>> objective = FreeAdversarialTraining(ThreatModel(norm="linf", eps=0.2))
-            >>> images, labels = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
-            >>> for _ in range(2):
-            ...     loss = objective(nn.Flatten(), images, labels)
-            ...     loss.mean().backward()
-            >>> loss  # the logits became [0.4, 0.7]
-            tensor([0.8544], grad_fn=<NllLossBackward0>)
         """
         images = self._at_home(self.threat, model, images, labels)
         change = self._change_for(images)
@@ -128,13 +114,7 @@ class FreeAdversarialTraining(AdversarialObjective):
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on as this one would have: the perturbation too.
-
-        Example:
-            >>> objective = FreeAdversarialTraining(ThreatModel(norm="linf", eps=0.2))
-            >>> sorted(objective.state_dict())
-            ['generator', 'strength']
-        """
+        """What a resumed run needs to go on as this one would have: the perturbation too."""
         change = {} if self._change is None else {"change": self._change.clone()}
         return super().state_dict() | change
 
@@ -143,10 +123,6 @@ class FreeAdversarialTraining(AdversarialObjective):
 
         Raises:
             AttackError: The state is not one; this objective is left as it was.
-
-        Example:
-            >>> objective = FreeAdversarialTraining(ThreatModel(norm="linf", eps=0.2))
-            >>> objective.load_state_dict(objective.state_dict())
         """
         held = state.get("change") if isinstance(state, Mapping) else None
         if held is not None and not (isinstance(held, Tensor) and held.ndim == 4):

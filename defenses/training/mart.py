@@ -73,12 +73,7 @@ class Mart(AdversarialObjective):
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """What it was configured with, for the record of a run.
-
-        Example:
-            >>> Mart(ThreatModel(norm="linf", eps=0.1)).settings["beta"]
-            5.0
-        """
+        """What it was configured with, for the record of a run."""
         return {
             "method": "mart",
             "beta": self._beta,
@@ -101,12 +96,6 @@ class Mart(AdversarialObjective):
         Raises:
             ThreatModelError: The images are not in the bounds.
             AttackError: The labels or the model's logits are unusable.
-
-        Example:
-            >>> objective = Mart(ThreatModel(norm="linf", eps=0.1), beta=0.0)
-            >>> images, labels = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
-            >>> objective(nn.Flatten(), images, labels).shape
-            torch.Size([1])
         """
         images = self._at_home(self.attack.threat, model, images, labels)
         attacked = model(self._attacked(self.attack, model, images, labels))

@@ -67,25 +67,12 @@ class AdversarialObjective(ABC):
             model: In whatever modes training wants; they are kept.
             images: [n, channels, height, width] in the threat model's bounds; n may be 0.
             labels: int64, [n].
-
-        Example:
-            >>> from defenses import AdversarialTraining, ThreatModel
-            >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.2), "fgsm")
-            >>> images, labels = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
-            >>> objective(nn.Flatten(), images, labels)
-            tensor([0.8544])
         """
 
     @property
     @abstractmethod
     def settings(self) -> dict[str, Setting]:
-        """What it was configured with, for the record of a run.
-
-        Example:
-            >>> from defenses import AdversarialTraining, ThreatModel
-            >>> AdversarialTraining(ThreatModel(norm="linf", eps=0.1), "pgd").settings["steps"]
-            10
-        """
+        """What it was configured with, for the record of a run."""
 
     @property
     def strength(self) -> float:
@@ -97,14 +84,6 @@ class AdversarialObjective(ABC):
 
         Raises:
             AttackError: On setting it out of range.
-
-        Example:
-            >>> from defenses import AdversarialTraining, ThreatModel
-            >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
-            >>> for step in range(3):
-            ...     objective.strength = min(1.0, (step + 1) / 100)
-            >>> objective.strength
-            0.03
         """
         return self._strength
 
@@ -115,14 +94,7 @@ class AdversarialObjective(ABC):
         self._strength = float(value)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to craft what this one would have.
-
-        Example:
-            >>> from defenses import AdversarialTraining, ThreatModel
-            >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
-            >>> objective.state_dict()["generator"].dtype
-            torch.uint8
-        """
+        """What a resumed run needs to craft what this one would have."""
         return {"generator": self._generator.get_state(), "strength": self._strength}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -130,11 +102,6 @@ class AdversarialObjective(ABC):
 
         Raises:
             AttackError: The state is not one; this objective is left as it was.
-
-        Example:
-            >>> from defenses import AdversarialTraining, ThreatModel
-            >>> objective = AdversarialTraining(ThreatModel(norm="linf", eps=0.1))
-            >>> objective.load_state_dict(objective.state_dict())
         """
         held = generator_in(state, "an adversarial objective")
         self.strength = state.get("strength", 1.0)
@@ -163,10 +130,6 @@ def checked_smoothing(value: object) -> float:
 
     Raises:
         AttackError: It is not.
-
-    Example:
-        >>> checked_smoothing(0)
-        0.0
     """
     smoothing = as_real(value)
     if not 0 <= smoothing < 1:
@@ -182,10 +145,6 @@ def generator_from(seed: object) -> torch.Generator:
 
     Raises:
         AttackError: It is not.
-
-    Example:
-        >>> generator_from(7).initial_seed()
-        7
     """
     number = as_whole(seed)
     if not 0 <= number < 2**63:
@@ -198,11 +157,6 @@ def generator_in(state: object, owner: str) -> Tensor:
 
     Raises:
         AttackError: There is none, or it is of no generator.
-
-    Example:
-        >>> state = {"generator": torch.Generator().get_state()}
-        >>> generator_in(state, "an adversarial objective").dtype
-        torch.uint8
     """
     try:
         if not isinstance(state, Mapping):
@@ -218,13 +172,7 @@ def generator_in(state: object, owner: str) -> Tensor:
 
 
 def scaled(attack: Attack, factor: float) -> Attack:
-    """The same attack in a ball smaller by `factor`, in (0, 1], with shorter steps.
-
-    Example:
-        >>> from defenses import ThreatModel, attack
-        >>> scaled(attack("fgsm", ThreatModel(norm="linf", eps=0.5)), 0.5)
-        Attack('fgsm', linf eps=0.25 in [0, 1])
-    """
+    """The same attack in a ball smaller by `factor`, in (0, 1], with shorter steps."""
     if factor == 1:
         return attack
     return replace(

@@ -170,12 +170,6 @@ class OverfittingGuard:
 
         Raises:
             AttackError: The images are in neither of the two types, or unusable.
-
-        Example:
-            >>> guard = OverfittingGuard(ThreatModel(norm="linf", eps=0.1))
-            >>> images = HeldOut(images=torch.rand(8, 1, 2, 2), labels=torch.arange(8) % 2)
-            >>> guard.check(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), images).iterative <= 1
-            True
         """
         if not isinstance(images, HeldOut | TrainingImages):
             raise AttackError(
@@ -219,15 +213,6 @@ class OverfittingGuard:
 
         Raises:
             AttackError: A value cannot be, or the objective has no noise.
-
-        Example:
-            >>> threat = ThreatModel(norm="linf", eps=0.1)
-            >>> guard, objective = OverfittingGuard(threat), AdversarialTraining(threat)
-            >>> images = TrainingImages(images=torch.rand(8, 1, 2, 2), labels=torch.arange(8) % 2)
-            >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
-            >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-            >>> guard.settle(model, images, objective, [optimizer]).overfitted
-            False
         """
         if not factor > 1:
             raise AttackError(f"factor: expected a number above 1, got {factor}")
@@ -252,12 +237,7 @@ class OverfittingGuard:
         return replace(verdict, returned=returned)
 
     def state_dict(self) -> dict[str, Any]:
-        """The last good state, so that a resumed training can still go back to it.
-
-        Example:
-            >>> OverfittingGuard(ThreatModel(norm="linf", eps=0.1)).state_dict()
-            {'good': []}
-        """
+        """The last good state, so that a resumed training can still go back to it."""
         return {"good": list(self._good)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -265,10 +245,6 @@ class OverfittingGuard:
 
         Raises:
             AttackError: The state is not one; this guard is left as it was.
-
-        Example:
-            >>> guard = OverfittingGuard(ThreatModel(norm="linf", eps=0.1))
-            >>> guard.load_state_dict(guard.state_dict())
         """
         good = state.get("good")
         if not isinstance(good, list) or not all(isinstance(part, dict) for part in good):

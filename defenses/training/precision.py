@@ -26,9 +26,6 @@ def check_precision(precision: object) -> None:
 
     Raises:
         AttackError: Neither `"float32"` nor `"bfloat16"`.
-
-    Example:
-        >>> check_precision("bfloat16")
     """
     if not is_word(precision, get_args(Precision)):
         known = " or ".join(get_args(Precision))
@@ -41,12 +38,6 @@ def convolutions_in(precision: Precision) -> Iterator[None]:
 
     Their results are float32 again, and so are the gradients that come back. It holds in the
     calling thread; a model in another dtype is left alone.
-
-    Example:
-        >>> image, kernel = torch.tensor([[[[1.001]]]]), torch.ones(1, 1, 1, 1)
-        >>> with convolutions_in("bfloat16"):
-        ...     torch.conv2d(image, kernel)
-        tensor([[[[1.]]]])
     """
     if precision == "float32":
         yield

@@ -80,12 +80,7 @@ class Trades(AdversarialObjective):
 
     @property
     def settings(self) -> dict[str, Setting]:
-        """What it was configured with, for the record of a run.
-
-        Example:
-            >>> Trades(ThreatModel(norm="linf", eps=0.1)).settings["beta"]
-            6.0
-        """
+        """What it was configured with, for the record of a run."""
         return {"method": "trades", "label_smoothing": self._label_smoothing, **self._search}
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -102,12 +97,6 @@ class Trades(AdversarialObjective):
         Raises:
             ThreatModelError: The images are not in the bounds.
             AttackError: The labels or the model's logits are unusable.
-
-        Example:
-            >>> objective = Trades(ThreatModel(norm="linf", eps=0.1), beta=0.0)
-            >>> images, labels = torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0])
-            >>> objective(nn.Flatten(), images, labels)  # the clean cross-entropy alone
-            tensor([0.6444])
         """
         images = self._at_home(self.threat, model, images, labels)
         before = torch.get_rng_state()

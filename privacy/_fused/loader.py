@@ -35,16 +35,6 @@ class Samples:
 
     Args:
         prefetching: Whether worker processes draw ahead of the loop.
-
-    Example:
-        >>> samples = Samples(prefetching=False)
-        >>> samples.draw(3)
-        >>> samples.signal(skip=True)
-        >>> samples.mask(2), samples.last
-        (tensor([True, True]), False)
-        >>> samples.advance(2)
-        >>> samples.mask(1), samples.last
-        (tensor([True]), True)
     """
 
     def __init__(self, *, prefetching: bool) -> None:
@@ -205,16 +195,7 @@ def poisson_loader(loader: DataLoader[Any], samples: Samples, *, rate: float) ->
     """The loader with Poisson samples for batches: as many a pass as it had batches.
 
     Args:
-        loader: A loader over a map-style data set.
-        samples: Where each draw is noted.
         rate: Probability of each example to be in a batch, in (0, 1].
-
-    Example:
-        >>> dataset = torch.utils.data.TensorDataset(torch.rand(10, 4), torch.zeros(10))
-        >>> samples = Samples(prefetching=False)
-        >>> loader = poisson_loader(DataLoader(dataset, batch_size=3), samples, rate=0.3)
-        >>> len(loader)
-        4
     """
     dataset: Any = loader.dataset
     private = _PoissonLoader(

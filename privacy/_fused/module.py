@@ -31,14 +31,6 @@ class Outputs:
     """Where forward passes are cut from the user's loss; a class: module and optimizer share it.
 
     A forward pass is remembered only when a backward pass has reached its outputs.
-
-    Example:
-        >>> outputs = Outputs()
-        >>> outputs.cut(torch.ones(2, 3, requires_grad=True) * 2).sum(1).mean().backward()
-        >>> outputs.rows()
-        2
-        >>> outputs.losses(loss_reduction="mean")
-        tensor([6., 6.], grad_fn=<SumBackward1>)
     """
 
     def __init__(self) -> None:
@@ -164,15 +156,6 @@ class FusedModule(nn.Module):
 
     In eval mode, under `torch.no_grad()`, and for inputs that require a gradient (an attack's) it
     is the module itself, and nothing counts. A deep copy is an ordinary module again.
-
-    Example:
-        >>> module = FusedModule(nn.Linear(4, 2), Outputs())
-        >>> module(torch.ones(3, 4)).grad_fn
-        <AliasBackward0 object at ...>
-        >>> module.eval()(torch.ones(3, 4)).grad_fn
-        <AddmmBackward0 object at ...>
-        >>> sorted(module.state_dict()), module.in_features
-        (['_module.bias', '_module.weight'], 4)
     """
 
     def __init__(
@@ -273,12 +256,7 @@ class FusedModule(nn.Module):
         raise refusal(self, "compile", MODULE)
 
     def to_standard_module(self) -> nn.Module:
-        """The module itself, plain again; the private training cannot go on.
-
-        Example:
-            >>> type(FusedModule(nn.Linear(4, 2), Outputs()).to_standard_module()).__name__
-            'Linear'
-        """
+        """The module itself, plain again; the private training cannot go on."""
         if self._installation is not None:
             self._installation.remove()
         if self._reserved is not None:

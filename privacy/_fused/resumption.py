@@ -19,23 +19,11 @@ def checked_ledger(
 
     Args:
         state: What `state_dict()` gave.
-        plan: What this training began with.
-        noise_multiplier: The most noise that its steps can have had.
-        spent: What it has spent.
 
     Raises:
         PlanError: There is none; it is of another plan; it has fewer steps than were taken here, or
             than the optimizer's own counters; or steps of more noise or another rate than the
             plan's.
-
-    Example:
-        >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0)
-        >>> privacy = {"plan": plan.to_dict(), "ledger": []}
-        >>> ledger = checked_ledger(
-        ...     {"privacy": privacy}, plan=plan, noise_multiplier=1.0, spent=Ledger()
-        ... )
-        >>> ledger.steps
-        0
     """
     privacy = state.get("privacy")
     if not isinstance(privacy, Mapping) or privacy.get("plan") != plan.to_dict():

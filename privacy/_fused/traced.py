@@ -48,12 +48,6 @@ def traced(
 
     Args:
         outputs: Two rows or more.
-        checked: Called with what is known of a loss, and its backward pass, in its place.
-
-    Example:
-        >>> loss = traced(torch.rand(3, 2), lambda trace, run: trace).mean()
-        >>> loss.backward().reason
-        'mean of the whole batch is not what it is of one example alone, nor the sum or the ...
     """
     followed: torch.Tensor = _with(outputs.as_subclass(_Followed), Rows(len(outputs)), checked)
     return followed

@@ -92,21 +92,11 @@ ENGINE: Mapping[str, str] = {
 
 
 class RefusedAttribute(StepError, AttributeError):
-    """An attribute of Opacus' that the fused mode does not follow; for `hasattr` it is not there.
-
-    Example:
-        >>> issubclass(RefusedAttribute, StepError)
-        True
-    """
+    """An Opacus attribute that the fused mode does not follow; for `hasattr` it is absent."""
 
 
 def refusal(owner: object, name: str, reasons: Mapping[str, str]) -> RefusedAttribute:
-    """The error that names an attribute, and what to do instead.
-
-    Example:
-        >>> refusal(object(), "dataset", ENGINE)
-        RefusedAttribute('object.dataset: not followed in the fused mode: a data set comes with ...
-    """
+    """The error that names an attribute, and what to do instead."""
     reason = reasons.get(
         name, "nothing here reads it; keep values of your own in an object of your own"
     )

@@ -86,21 +86,13 @@ def epsilon_of_counts(
     distribution.
 
     Args:
-        hits: Positives that the test called positive.
         positives: How many there were, at least 1.
-        false_alarms: Negatives that the test called positive.
         negatives: How many there were, at least 1.
         delta: In (0, 1).
         confidence: In (0, 1).
 
     Returns:
         A lower bound on epsilon, at least 0.
-
-    Example:
-        >>> bound = epsilon_of_counts(hits=100, positives=100, false_alarms=0, negatives=100,
-        ...                           delta=1e-5, confidence=0.95)
-        >>> round(bound, 2)
-        3.28
     """
     delta, error = probability("delta", delta), (1 - probability("confidence", confidence)) / 2
     low = float(special.betaincinv(hits, positives - hits + 1, error)) if hits else 0.0
@@ -157,14 +149,7 @@ def one_run_p_value(
 def epsilon_of_guesses(
     *, examples: int, guesses: int, correct: int, delta: float, confidence: float
 ) -> float:
-    """The largest epsilon whose one-run p-value is below 1 - confidence: it is ruled out.
-
-    Example:
-        >>> bound = epsilon_of_guesses(examples=1000, guesses=1000, correct=1000, delta=1e-5,
-        ...                            confidence=0.95)
-        >>> 5 < bound < 6
-        True
-    """
+    """The largest epsilon whose one-run p-value is below 1 - confidence: it is ruled out."""
     probability("delta", delta)
     probability("confidence", confidence)
 

@@ -24,12 +24,7 @@ _CHUNK = 2**24
 
 
 class Diverged(StepError):
-    """A canary has no gradient to look at, or one that is not finite.
-
-    Example:
-        >>> issubclass(Diverged, StepError)
-        True
-    """
+    """A canary has no gradient to look at, or one that is not finite."""
 
 
 @final
@@ -39,15 +34,7 @@ class CanaryDataset:
     A class because what was read last is how the auditor learns the secret coins.
 
     Args:
-        dataset: Map-style data set of (image, label).
         indices: Which of its examples are here; int64 [n].
-        canaries: How many of them, from the end, are canaries.
-
-    Example:
-        >>> data = CanaryDataset([(torch.rand(2), 0)] * 9, torch.arange(6), canaries=2)
-        >>> images, labels = data.batch(torch.tensor([0, 5]))
-        >>> len(data), data.read()
-        (6, tensor([0, 5]))
     """
 
     batch_by_indices: ClassVar[bool] = True
@@ -69,13 +56,7 @@ class CanaryDataset:
         return pair
 
     def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images and labels of several rows.
-
-        Example:
-            >>> data = CanaryDataset([(torch.rand(2), 0)] * 9, torch.arange(6), canaries=2)
-            >>> data.batch(torch.tensor([3]))[0].shape
-            torch.Size([1, 2])
-        """
+        """Images and labels of several rows."""
         self._read += indices.tolist()
         images, labels = _rows(self._dataset, self._indices[indices])
         for index, image in zip(indices.tolist(), images, strict=True):
@@ -83,52 +64,23 @@ class CanaryDataset:
         return images, labels
 
     def canary_images(self) -> torch.Tensor:
-        """The canaries' images, as they are before any augmentation or attack.
-
-        Example:
-            >>> data = CanaryDataset([(torch.rand(2), 0)] * 9, torch.arange(6), canaries=2)
-            >>> data.canary_images().shape
-            torch.Size([2, 2])
-        """
+        """The canaries' images, as they are before any augmentation or attack."""
         return _rows(self._dataset, self._indices[self._first :])[0]
 
     def read(self) -> torch.Tensor:
-        """The rows that were read since the last call, in order; int64 [k].
-
-        Example:
-            >>> CanaryDataset([(torch.rand(2), 0)], torch.arange(1), canaries=0).read()
-            tensor([], dtype=torch.int64)
-        """
+        """The rows that were read since the last call, in order; int64 [k]."""
         read, self._read = torch.tensor(self._read, dtype=torch.int64), []
         return read
 
     def strangers(self, images: torch.Tensor, rows: torch.Tensor) -> tuple[int, int]:
-        """Of a batch: how many images were given for other rows alone, and how many for none.
-
-        Args:
-            images: The examples of the batch.
-            rows: The rows that were read for it.
-
-        Example:
-            >>> data = CanaryDataset([(torch.ones(2) * k, 0) for k in range(4)], torch.arange(4),
-            ...                      canaries=0)
-            >>> images, _ = data.batch(torch.tensor([0, 1, 2]))
-            >>> data.strangers(images[1:] + torch.tensor([[0.0], [0.5]]), torch.tensor([0, 2]))
-            (1, 1)
-        """
+        """Of a batch: how many images were given for other rows alone, and how many for none."""
         here = set(rows.tolist())
         owners = [self._given.get(_digest(image)) for image in images]
         unknown = sum(each is None for each in owners)
         return sum(each is not None and not each & here for each in owners), unknown
 
     def numbers(self, rows: torch.Tensor) -> torch.Tensor:
-        """For each row its canary's number, or -1; int64 [k].
-
-        Example:
-            >>> data = CanaryDataset([(torch.rand(2), 0)] * 9, torch.arange(6), canaries=2)
-            >>> data.numbers(torch.tensor([3, 5]))
-            tensor([-1,  1])
-        """
+        """For each row its canary's number, or -1; int64 [k]."""
         return torch.where(rows >= self._first, rows - self._first, -1)
 
 
@@ -138,20 +90,12 @@ class PlainGradients:
 
     A class because it owns the copy, made before anybody's hooks are on the model.
 
-    Args:
-        model: Maps a batch to one tensor with a row an example.
-
     Attributes:
         rows_at_once: How many rows' gradients are held in memory together.
         shapes: Of each parameter, in the order of a gradient.
 
     Raises:
         StepError: The model draws random numbers, so that a copy gives other gradients.
-
-    Example:
-        >>> gradients = PlainGradients(nn.Linear(3, 2, bias=False))
-        >>> gradients(torch.ones(4, 3), torch.ones(4, 2)).shape
-        torch.Size([4, 6])
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -194,13 +138,7 @@ class PlainGradients:
         return gradients
 
     def flattened(self, gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """The model's own gradients by name in the same order, float [d].
-
-        Example:
-            >>> PlainGradients(nn.Linear(1, 1)).flattened(
-            ...     {"bias": torch.ones(1), "weight": torch.zeros(1, 1)})
-            tensor([0., 1.])
-        """
+        """The model's own gradients by name in the same order, float [d]."""
         return torch.cat([gradients[name].flatten() for name in self._names])
 
     def _parameters(self) -> dict[str, torch.Tensor]:
@@ -217,9 +155,7 @@ class Canaries:
 
     Args:
         images: The canaries' images [k, ...].
-        outputs: Numbers in one output of the model.
         oversize: How many times the clipping norm each one's own gradient has; float [k].
-        generator: Draws the directions of the logits.
 
     Attributes:
         images: The images [k, ...].
@@ -228,21 +164,6 @@ class Canaries:
         clipped: Their gradients after clipping, in units of the clipping norm: unit vectors [k, d].
         directions: The orthonormal vectors nearest to `clipped`, [k, d]. They do not depend on
             which canaries are in.
-
-    Example:
-        >>> model = nn.Linear(4, 3)
-        >>> canaries = Canaries(
-        ...     torch.rand(2, 4),
-        ...     outputs=3,
-        ...     oversize=torch.tensor([10.0, 2.0]),
-        ...     generator=torch.Generator(),
-        ... )
-        >>> canaries.aim(PlainGradients(model), max_grad_norm=1.0)
-        >>> gradients = PlainGradients(model)(canaries.images, canaries.weights)
-        >>> [round(norm, 3) for norm in gradients.norm(dim=1).tolist()]
-        [10.0, 2.0]
-        >>> canaries.directions.shape
-        torch.Size([2, 15])
     """
 
     def __init__(
@@ -284,11 +205,6 @@ def orthonormal(rows: torch.Tensor) -> torch.Tensor:
 
     Args:
         rows: Unit vectors [k, d].
-
-    Example:
-        >>> found = orthonormal(torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
-        >>> bool(torch.allclose(found @ found.T, torch.eye(2), atol=1e-6))
-        True
     """
     values, vectors = torch.linalg.eigh((rows @ rows.T).double())
     # Directions that (nearly) depend on each other cannot be separated: they stay correlated, but

@@ -41,10 +41,6 @@ def squares(sums: Numbers, degrees: npt.ArrayLike, *, tolerance: float = _TOLERA
     """Normal scores of sums of squares of `degrees` standard normal numbers each.
 
     A deviation within `tolerance` of 1 counts as 1: it draws scores towards zero, never away.
-
-    Example:
-        >>> [round(float(score), 1) for score in squares(np.array([0.0, 10.0, 60.0]), 10)]
-        [-38.0, 0.1, 5.7]
     """
     low = special.ndtri(special.chdtr(degrees, sums / (1 - tolerance) ** 2))
     high = -special.ndtri(special.chdtrc(degrees, sums / (1 + tolerance) ** 2))
@@ -52,13 +48,7 @@ def squares(sums: Numbers, degrees: npt.ArrayLike, *, tolerance: float = _TOLERA
 
 
 def deviations(sums: Numbers, degrees: npt.ArrayLike) -> tuple[float, float]:
-    """P-values of independent sums of squares: of the one farthest out, and of their scatter.
-
-    Example:
-        >>> one, all_of_them = deviations(np.full(50, 10.0), 10)
-        >>> one > 0.5, all_of_them < 1e-20
-        (True, True)
-    """
+    """P-values of independent sums of squares: of the one farthest out, and of their scatter."""
     drawn = squares(sums, degrees)
     exact = squares(sums, degrees, tolerance=0.0)
     too_little = special.chdtr(exact.size, float(np.square(exact).sum()))
@@ -69,13 +59,7 @@ def deviations(sums: Numbers, degrees: npt.ArrayLike) -> tuple[float, float]:
 def counts(
     found: npt.ArrayLike, trials: npt.ArrayLike, chance: npt.ArrayLike, random: np.random.Generator
 ) -> Numbers:
-    """Normal scores of binomial counts; a count's own probability is spread evenly by `random`.
-
-    Example:
-        >>> random = np.random.default_rng(0)
-        >>> [round(float(score), 1) for score in counts([0, 100], 100, 0.5, random)]
-        [-11.5, 11.5]
-    """
+    """Normal scores of binomial counts; a count's own probability is spread evenly by `random`."""
     below, above = _at_most(found, trials, chance, 1), _at_least(found, trials, chance, 1)
     up_to, from_it = _at_most(found, trials, chance, 0), _at_least(found, trials, chance, 0)
     # Of the smaller tail: in the other one, a small probability is lost beside 1.
@@ -86,24 +70,14 @@ def counts(
 
 
 def odds(found: npt.ArrayLike, trials: npt.ArrayLike, chance: npt.ArrayLike) -> Numbers:
-    """Two-sided p-values of binomial counts: twice the smaller tail.
-
-    Example:
-        >>> [float(p) for p in odds([0, 5], 10, 0.5)]
-        [0.001953125, 1.0]
-    """
+    """Two-sided p-values of binomial counts: twice the smaller tail."""
     tails = _at_most(found, trials, chance, 0), _at_least(found, trials, chance, 0)
     both: Numbers = np.minimum(1.0, 2 * np.minimum(*tails))
     return both
 
 
 def likeness(products: Numbers, lengths: npt.ArrayLike) -> Numbers:
-    """Normal scores of cosines between independent Gaussian vectors of `lengths` numbers.
-
-    Example:
-        >>> [round(float(score), 1) for score in likeness(np.array([-1.0, 0.1, 0.5]), 50)]
-        [-38.0, 0.7, 3.7]
-    """
+    """Normal scores of cosines between independent Gaussian vectors of `lengths` numbers."""
     degrees = np.asarray(lengths, dtype=float) - 1
     cosines = np.clip(products, -1.0, 1.0)
     with np.errstate(divide="ignore"):
@@ -112,34 +86,19 @@ def likeness(products: Numbers, lengths: npt.ArrayLike) -> Numbers:
 
 
 def magnitudes(noise: Numbers) -> Numbers:
-    """Standard normal numbers again, made of the magnitudes of standard normal numbers alone.
-
-    Example:
-        >>> [round(float(score), 2) for score in magnitudes(np.array([-1.0, 3.0, -3.0]))]
-        [0.48, 2.78, 2.78]
-    """
+    """Standard normal numbers again, made of the magnitudes of standard normal numbers alone."""
     return _cut(-special.ndtri(2 * special.ndtr(-np.abs(noise))))
 
 
 def extreme(scores: Numbers) -> float:
-    """P-value of the score that is farthest out, on either side, corrected for their number.
-
-    Example:
-        >>> extreme(np.array([0.0, 9.0])) < 1e-17 < extreme(np.array([0.0, 1.0]))
-        True
-    """
+    """P-value of the score that is farthest out, on either side, corrected for their number."""
     if not scores.size:
         return 1.0
     return min(1.0, 2 * scores.size * float(special.ndtr(-np.abs(scores).max())))
 
 
 def scatter(scores: Numbers) -> float:
-    """P-value of independent scores that scatter too much or too little.
-
-    Example:
-        >>> scatter(np.full(50, 0.1)) < 1e-40, scatter(np.full(50, 1.0)) > 0.5
-        (True, True)
-    """
+    """P-value of independent scores that scatter too much or too little."""
     total, count = float(np.square(scores).sum()), scores.size
     if not count:
         return 1.0
@@ -148,12 +107,7 @@ def scatter(scores: Numbers) -> float:
 
 
 def lean(scores: Numbers, weights: npt.NDArray[np.floating[Any]] | None = None) -> float:
-    """P-value of independent scores whose sum, weighted by `weights`, is too far from zero.
-
-    Example:
-        >>> lean(np.full(50, 1.0)) < 1e-10 < lean(np.array([1.0, -1.0]))
-        True
-    """
+    """P-value of independent scores whose sum, weighted by `weights`, is too far from zero."""
     shares = np.ones(scores.shape) if weights is None else weights
     size = float(np.linalg.norm(shares))
     if size == 0:
@@ -162,30 +116,13 @@ def lean(scores: Numbers, weights: npt.NDArray[np.floating[Any]] | None = None) 
 
 
 def smallest(p_values: npt.ArrayLike) -> float:
-    """The smallest of several p-values, corrected for their number.
-
-    Example:
-        >>> smallest([0.5, 0.01])
-        0.02
-    """
+    """The smallest of several p-values, corrected for their number."""
     values = np.asarray(p_values, dtype=float)
     return min(1.0, float(values.min()) * values.size) if values.size else 1.0
 
 
 def joint(name: str, tests: Mapping[str, float], *, error: float, says: str) -> Check:
-    """One check of several tests, which share its error equally.
-
-    Args:
-        name: What is tested.
-        tests: P-value of each test, by what it asks.
-        error: Chance with which an honest training fails.
-        says: The comparison in words.
-
-    Example:
-        >>> check = joint("noise", {"size": 0.4, "law": 1e-9}, error=1e-5, says="as planned")
-        >>> check.passed, check.says
-        (False, 'as planned; least likely: law')
-    """
+    """One check of several tests, which share its error equally."""
     least = min(tests, key=lambda test: tests[test])
     p_value = smallest(list(tests.values()))
     return Check(

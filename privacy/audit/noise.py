@@ -54,10 +54,6 @@ class Noise:
         values: One step a row, [steps, d]; independent standard normal numbers if all is well.
         tensors: For each parameter tensor its columns.
         rows: How long a row of each tensor is: numbers that share an output.
-
-    Example:
-        >>> Noise(np.zeros((2, 3)), (slice(0, 2), slice(2, 3)), (1, 1)).values.shape
-        (2, 3)
     """
 
     values: Numbers
@@ -66,13 +62,7 @@ class Noise:
 
 
 def kept_coordinates(sizes: list[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
-    """Which coordinates of a gradient are kept, int64 [k], and each tensor's columns among them.
-
-    Example:
-        >>> indices, tensors = kept_coordinates([3, 2])
-        >>> indices.tolist(), tensors
-        ([0, 1, 2, 3, 4], (slice(0, 3, None), slice(3, 5, None)))
-    """
+    """Which coordinates of a gradient are kept, int64 [k], and each tensor's columns among them."""
     share = min(1.0, _KEPT / max(1, sum(sizes)))
     parts, tensors, first, begin = [], [], 0, 0
     for size in sizes:
@@ -88,16 +78,7 @@ def kept_coordinates(sizes: list[int]) -> tuple[torch.Tensor, tuple[slice, ...]]
 
 
 def check_noise_battery(noise: Noise, *, error: float) -> tuple[Check, ...]:
-    """Every check of the noise, each failing an honest one with probability at most `error`.
-
-    Example:
-        >>> values = np.random.default_rng(0).standard_normal((10, 200))
-        >>> halved = np.concatenate([values[:, :100], values[:, 100:] / 2], axis=1)
-        >>> tensors = (slice(0, 100), slice(100, 200))
-        >>> checks = check_noise_battery(Noise(halved, tensors, (1, 1)), error=1e-6)
-        >>> [check.name for check in checks if not check.passed][:1]
-        ['noise by tensor']
-    """
+    """Every check of the noise, each failing an honest one with probability at most `error`."""
     checks = (
         _by_tensor,
         _by_step,

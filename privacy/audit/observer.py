@@ -38,11 +38,6 @@ class Observation:
         beyond: What was added in directions of its own, noise apart nothing: towards what is
             clipped off of each physical batch, and of each canary beyond its share; float [b + k].
         examples: How many examples were in the sample.
-
-    Example:
-        >>> zeros = torch.zeros(2)
-        >>> Observation(zeros, zeros, zeros > 0, zeros, zeros, zeros, zeros, 0).was_in.sum()
-        tensor(0)
     """
 
     residual: torch.Tensor
@@ -60,20 +55,8 @@ class Observation:
 class Observer:
     """Watches the steps of one training; a class because a step is put together from its batches.
 
-    Args:
-        model: The model under training.
-        optimizer: Its optimizer; gradients are read when it steps.
-        canaries: The canaries.
-        gradients: The oracle of plain gradients.
-        max_grad_norm: C of the plan.
-        batch_size: The plan's expected batch size, by which the gradient was divided.
-
     Attributes:
         release: What it saw of everything but the gradients.
-
-    Example:
-        >>> sorted(name for name in vars(Observer) if not name.startswith("_"))
-        ['close', 'losses', 'observation']
     """
 
     def __init__(
@@ -118,7 +101,6 @@ class Observer:
         """The losses of one physical batch: the objective's, and the auditor's own for canaries.
 
         Args:
-            objective: The training's own.
             images: [rows, ...].
             labels: [rows].
             taken: For each example its canary's number or -1, int64 [k]; later rows are filling.

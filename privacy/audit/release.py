@@ -27,8 +27,6 @@ class Release:
     A class because each step is compared with what the last one left.
 
     Args:
-        model: The model under training.
-        optimizer: Its optimizer.
         images: Some that the model takes: tensors in plain attributes of its modules that every
             forward pass makes anew are not watched, given that no pass finds there what the one
             before it left.
@@ -38,17 +36,6 @@ class Release:
             tensor that changed.
         replayed: Whether the optimizer's step could be taken once more on copies.
         settings: Of the optimizer's groups, before each step.
-
-    Example:
-        >>> model = nn.Linear(2, 1)
-        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        >>> release = Release(model, optimizer, torch.zeros(1, 2))
-        >>> with torch.no_grad():
-        ...     _ = model.weight.add_(1.0)
-        >>> release.before()
-        >>> release.unexplained > 0.1
-        True
-        >>> release.close()
     """
 
     def __init__(
@@ -196,12 +183,7 @@ def _alike(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -
 
 
 def changing(one: Sequence[Settings], other: Sequence[Settings]) -> tuple[set[str], set[str]]:
-    """Settings that changed from step to step, and those that did not so in both of two trainings.
-
-    Example:
-        >>> changing([{"lr": 1.0}, {"lr": 0.5}], [{"lr": 1.0}, {"lr": 0.4}])
-        ({'lr'}, {'lr'})
-    """
+    """Settings that changed between steps, and those that changed differently in two trainings."""
     changed = {name for steps in (one, other) for each in steps for name in _unlike(steps[0], each)}
     return changed, {
         name for pair in zip(one, other, strict=False) for name in _unlike(*pair)

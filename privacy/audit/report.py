@@ -83,32 +83,17 @@ class AuditReport:
 
     @property
     def passed(self) -> bool:
-        """Whether every check passed.
-
-        Example:
-            >>> isinstance(AuditReport.passed, property)
-            True
-        """
+        """Whether every check passed."""
         return all(check.passed for check in self.checks)
 
     @property
     def failed(self) -> tuple[str, ...]:
-        """Names of the checks that did not pass.
-
-        Example:
-            >>> isinstance(AuditReport.failed, property)
-            True
-        """
+        """Names of the checks that did not pass."""
         return tuple(check.name for check in self.checks if not check.passed)
 
     @property
     def verdict(self) -> str:
-        """One sentence.
-
-        Example:
-            >>> isinstance(AuditReport.verdict, property)
-            True
-        """
+        """One sentence."""
         if self.passed:
             return (
                 f"passed: nothing in {self.steps} steps contradicts epsilon "
@@ -117,12 +102,7 @@ class AuditReport:
         return f"FAILED: {', '.join(self.failed)}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, the verdict with it.
-
-        Example:
-            >>> callable(AuditReport.to_dict)
-            True
-        """
+        """Everything as plain values, the verdict with it."""
         return {**asdict(self), "passed": self.passed, "verdict": self.verdict}
 
 
@@ -142,24 +122,9 @@ def unseen(
     """What an audit of this size cannot see, a sentence each.
 
     Args:
-        steps: Steps of each training that was watched.
-        rows: Rows of the data that were in it, at most.
-        population: Rows that the data set has.
-        kept: Coordinates of each step's noise that were looked at.
-        parameters: Coordinates that it has.
-        rate: Lowest sampling rate at which samples were watched.
         replayed: Whether the optimizer's steps could be taken once more.
         asked: Whether the objective could be asked if it keeps examples apart.
         augmented: Whether there were other images in the batches than the data set gave.
-        settings: Those of the optimizer that changed from step to step, and those of them that did
-            so otherwise in another training of the same plan.
-
-    Example:
-        >>> sentences = unseen(steps=50, rows=64, population=96, kept=568, parameters=568,
-        ...                    rate=0.25, replayed=True, asked=True, augmented=False,
-        ...                    settings=((), ()))
-        >>> sentences[0]
-        'What happens less often than about once in 50 steps, or only after them.'
     """
     some = [
         f"What happens less often than about once in {steps} steps, or only after them.",

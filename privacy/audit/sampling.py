@@ -32,10 +32,6 @@ class Samples:
     Attributes:
         table: How often each row was read in each step, whole numbers [steps, rows].
         rate: The chance of every coin.
-
-    Example:
-        >>> Samples(np.zeros((3, 8)), 0.5).coins.shape
-        (3, 8)
     """
 
     table: Numbers
@@ -43,51 +39,24 @@ class Samples:
 
     @property
     def coins(self) -> Numbers:
-        """Which rows were in, zeros and ones [steps, rows].
-
-        Example:
-            >>> Samples(np.array([[0.0, 2.0]]), 0.5).coins.tolist()
-            [[0.0, 1.0]]
-        """
+        """Which rows were in, zeros and ones [steps, rows]."""
         return np.minimum(self.table, 1.0)
 
     @property
     def both(self) -> float:
-        """Chance that two independent coins are both heads.
-
-        Example:
-            >>> Samples(np.zeros((1, 1)), 0.5).both
-            0.25
-        """
+        """Chance that two independent coins are both heads."""
         return self.rate**2
 
     @property
     def same(self) -> float:
-        """Chance that two independent coins fall alike.
-
-        Example:
-            >>> Samples(np.zeros((1, 1)), 0.5).same
-            0.5
-        """
+        """Chance that two independent coins fall alike."""
         return self.rate**2 + (1 - self.rate) ** 2
 
 
 def check_sampling_battery(
     runs: dict[str, Samples], *, error: float, seed: int
 ) -> tuple[Check, ...]:
-    """Every check of the sampler, each failing an honest one with probability at most `error`.
-
-    Args:
-        runs: Samples by the run's name; a check covers all of them.
-        error: Of each check.
-        seed: Spreads counts evenly over their own probability, so that their laws are exact.
-
-    Example:
-        >>> fixed = np.stack([np.random.default_rng(k).permutation(32) < 16 for k in range(60)])
-        >>> checks = check_sampling_battery({"1/2": Samples(1.0 * fixed, 0.5)}, error=1e-6, seed=0)
-        >>> [check.name for check in checks if not check.passed]
-        ['sample sizes']
-    """
+    """Every check of the sampler, each failing an honest one with probability at most `error`."""
     random = np.random.default_rng(seed)
 
     def of_all(

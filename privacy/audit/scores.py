@@ -65,10 +65,6 @@ class CanaryScoreAuditor:
 
         Raises:
             PlanError: `delta` or `confidence` is not in (0, 1).
-
-        Example:
-            >>> CanaryScoreAuditor([0.1, 0.2, 0.3], [0.1, 0.2, 0.3]).epsilon_from_gdp(1e-5, 0.95)
-            0.0
         """
         return gdp_epsilon(self.gdp_mu(confidence), delta)
 
@@ -77,10 +73,6 @@ class CanaryScoreAuditor:
 
         The difference is bounded below by Student's interval and the deviation above by the
         chi-squared one, each at half of the error.
-
-        Example:
-            >>> CanaryScoreAuditor([0.0, 1.0], [0.0, 1.0]).gdp_mu(0.95)
-            0.0
         """
         probability("confidence", confidence)
         difference = self.mean_difference(confidence=(1 + confidence) / 2)
@@ -92,12 +84,7 @@ class CanaryScoreAuditor:
         return difference / deviation if deviation > 0 else math.inf
 
     def mean_difference(self, *, confidence: float) -> float:
-        """A lower bound on how much higher the mean of scores that were in is; may be negative.
-
-        Example:
-            >>> CanaryScoreAuditor([5.0, 5.0], [1.0, 1.0]).mean_difference(confidence=0.95)
-            4.0
-        """
+        """A lower bound on how much higher the mean of scores that were in is; may be negative."""
         probability("confidence", confidence)
         degrees = len(self._in) + len(self._out) - 2
         error = self._deviation() * math.sqrt(1 / len(self._in) + 1 / len(self._out))
@@ -111,11 +98,6 @@ class CanaryScoreAuditor:
 
         Raises:
             PlanError: `delta` or `confidence` is not in (0, 1).
-
-        Example:
-            >>> auditor = CanaryScoreAuditor(np.ones(1000), np.zeros(1000))
-            >>> 4 < auditor.epsilon_clopper_pearson(1e-5, 0.95) < 6
-            True
         """
         probability("confidence", confidence)
         chosen_in, chosen_out = self._in[::2], self._out[::2]
@@ -134,11 +116,6 @@ class CanaryScoreAuditor:
 
         Raises:
             PlanError: `delta` or `confidence` is not in (0, 1).
-
-        Example:
-            >>> auditor = CanaryScoreAuditor(np.ones(1000), np.zeros(1000))
-            >>> 4 < auditor.epsilon_one_run(1e-5, 0.95) < 6
-            True
         """
         probability("confidence", confidence)
         corrected = 1 - (1 - confidence) / len(_GUESSED_SHARES)
@@ -156,12 +133,7 @@ class CanaryScoreAuditor:
 
     @property
     def attack_auroc(self) -> float:
-        """Probability that a score that was in is higher than one that was out; ties count half.
-
-        Example:
-            >>> CanaryScoreAuditor([2.0, 3.0], [0.0, 2.0]).attack_auroc
-            0.875
-        """
+        """Probability that a score that was in is higher than one that was out; ties count half."""
         ranks = stats.rankdata(np.concatenate([self._in, self._out]))[: len(self._in)].sum()
         pairs = len(self._in) * len(self._out)
         return float((ranks - len(self._in) * (len(self._in) + 1) / 2) / pairs)
@@ -176,10 +148,6 @@ class CanaryScoreAuditor:
 
         Raises:
             PlanError: `fpr` is not in [0, 1].
-
-        Example:
-            >>> CanaryScoreAuditor([1.0, 2.0, 3.0], [0.0, 0.5, 2.5]).tpr_at_given_fpr(0.0)
-            0.3333333333333333
         """
         if not 0 <= fpr <= 1:
             raise PlanError(f"fpr: expected a share in [0, 1], got {fpr}")

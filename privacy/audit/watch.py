@@ -82,10 +82,6 @@ class Watched:
         foreign: Images in the batches of rows that were not read for them.
         changed: Images in the batches that the data set did not give, as they are.
         mismatches: Of quiet steps, what is not the definition's sum.
-
-    Example:
-        >>> "samples" in Watched.__dataclass_fields__
-        True
     """
 
     steps: tuple[Observation, ...]

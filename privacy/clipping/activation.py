@@ -15,10 +15,6 @@ class PReLURule:
     """The rule of one PReLU layer, with one slope or one a channel (He et al. 2015).
 
     Source: arXiv 1502.01852.
-
-    Example:
-        >>> PReLURule(nn.PReLU()).forward(torch.zeros(2, 3))[0].shape
-        torch.Size([2, 3])
     """
 
     def __init__(self, layer: nn.PReLU) -> None:

@@ -48,13 +48,7 @@ _CONVOLVE: dict[tuple[int, bool], Callable[..., torch.Tensor]] = {
 
 
 class ConvolutionRule:
-    """The rule of one convolution, with any stride, padding and its mode, dilation and groups.
-
-    Example:
-        >>> rule = ConvolutionRule(nn.Conv2d(3, 4, 3, padding="same"), "conv1", Tuner())
-        >>> rule.forward(torch.zeros(2, 3, 8, 8))[0].shape
-        torch.Size([2, 4, 8, 8])
-    """
+    """The rule of one convolution, with any stride, padding and its mode, dilation and groups."""
 
     def __init__(self, layer: Convolution, name: str, tuner: Tuner) -> None:
         self.layer = layer

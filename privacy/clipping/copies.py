@@ -26,15 +26,7 @@ def of_copies(part: PerExampleGradients, copies: int, *, size: int) -> PerExampl
     """Per-example gradients [n] out of those of `n * copies` rows, an example's rows adjacent.
 
     Args:
-        part: One parameter's gradients of every row.
         copies: Rows an example, at least 1.
-        size: How many numbers the parameter has.
-
-    Example:
-        >>> rows = Instantiated([torch.tensor([[1.0], [2.0], [10.0], [20.0]])])
-        >>> of_copies(rows, 2, size=1).instantiate()
-        tensor([[ 3.],
-                [30.]])
     """
     if copies == 1:
         return part
@@ -51,11 +43,6 @@ class OfCopies:
         rows: The gradients of every row.
         copies: Rows an example.
         squares: Squared norms of the examples' gradients, float64 [n].
-
-    Example:
-        >>> rows = Instantiated([torch.tensor([[1.0], [2.0]])])
-        >>> OfCopies(rows, 2, torch.tensor([9.0])).weighted_sum(torch.tensor([0.5]))
-        tensor([1.5000])
     """
 
     rows: PerExampleGradients
@@ -63,41 +50,19 @@ class OfCopies:
     squares: torch.Tensor
 
     def squared_norms(self) -> torch.Tensor:
-        """The norms of the sums over copies.
-
-        Example:
-            >>> OfCopies(Instantiated([torch.ones(2, 1)]), 2, torch.tensor([4.0])).squared_norms()
-            tensor([4.])
-        """
+        """The norms of the sums over copies."""
         return self.squares
 
     def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
-        """Each copy has its example's factor.
-
-        Example:
-            >>> of_one = OfCopies(Instantiated([torch.ones(2, 1)]), 2, torch.tensor([4.0]))
-            >>> of_one.weighted_sum(torch.tensor([0.5]))
-            tensor([1.])
-        """
+        """Each copy has its example's factor."""
         return self.rows.weighted_sum(factors.repeat_interleave(self.copies))
 
     def instantiate(self) -> torch.Tensor:
-        """The gradients themselves, added over copies.
-
-        Example:
-            >>> OfCopies(Instantiated([torch.ones(2, 1)]), 2, torch.tensor([4.0])).instantiate()
-            tensor([[2.]])
-        """
+        """The gradients themselves, added over copies."""
         return _added(self.rows.instantiate(), self.copies)
 
     def select(self, rows: torch.Tensor) -> "OfCopies":
-        """The same of some examples.
-
-        Example:
-            >>> two = OfCopies(Instantiated([torch.ones(4, 1)]), 2, torch.tensor([4.0, 4.0]))
-            >>> two.select(torch.tensor([1])).instantiate()
-            tensor([[2.]])
-        """
+        """The same of some examples."""
         copied = rows[:, None] * self.copies + torch.arange(self.copies, device=rows.device)
         return OfCopies(self.rows.select(copied.flatten()), self.copies, self.squares[rows])
 

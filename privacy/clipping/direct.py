@@ -25,12 +25,7 @@ _LANES = 16
 
 
 def fits(inputs: torch.Tensor) -> bool:
-    """Whether the compiled code takes this input: float32, on a CPU, and compiled at all.
-
-    Example:
-        >>> fits(torch.zeros(1, dtype=torch.float64))
-        False
-    """
+    """Whether the compiled code takes this input: float32, on a CPU, and compiled at all."""
     return inputs.dtype == torch.float32 and inputs.device.type == "cpu" and compiled() is not None
 
 
@@ -46,12 +41,6 @@ def rooms(
         copies: As for `instantiated`.
         images: As for `instantiated`.
         output_gradient: As for `instantiated`.
-
-    Example:
-        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> x, dy = torch.ones(8, 3, 1, 1), torch.ones(8, 16, 1, 1)
-        >>> rooms(geometry, 1, x, dy)[0] == 8 * 16 * 3 * 4
-        True
     """
     (rows, channels, *sizes), outputs = images.shape, output_gradient.shape[1]
     whole, number = outputs + -outputs % _LANES, images.element_size()
@@ -78,16 +67,8 @@ def instantiated(
     """Per-example weight gradients, kept.
 
     Args:
-        geometry: Of the convolution, of any number of dimensions.
-        copies: Rows that follow one another and are one example's.
         images: Its input, float32 [n * copies, c, *spatial], as `fits` says; channels last is best.
         output_gradient: The gradient at its output, float32 [n * copies, outputs, *positions].
-
-    Example:
-        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> x, dy = torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4)
-        >>> not fits(x) or instantiated(geometry, 1, x, dy).instantiate().shape == (2, 1, 3, 1, 1)
-        True
     """
     layer = _Layer.of(geometry, copies, images, output_gradient)
     kept = images.new_empty(layer.examples, *layer.gradient_shape)
@@ -111,12 +92,6 @@ def twice(
         copies: As for `instantiated`.
         images: As for `instantiated`.
         output_gradient: As for `instantiated`.
-
-    Example:
-        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> x, dy = torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4)
-        >>> not fits(x) or twice(geometry, 1, x, dy).squared_norms().tolist() == [768.0, 768.0]
-        True
     """
     layer = _Layer.of(geometry, copies, images, output_gradient)
     return Twice(geometry, copies, images, output_gradient, layer.run(layer.scratch(), keep=False))
@@ -134,11 +109,6 @@ class Twice:
         images: The layer's input.
         output_gradient: The gradient at its output.
         squares: Squared norms, float64 [n].
-
-    Example:
-        >>> geometry = Geometry(kernel=(1,), stride=(1,), padding=(0,), dilation=(1,))
-        >>> Twice(geometry, 1, torch.ones(1), torch.ones(1), torch.tensor([4.0])).squared_norms()
-        tensor([4.])
     """
 
     geometry: Geometry
@@ -148,50 +118,22 @@ class Twice:
     squares: torch.Tensor
 
     def squared_norms(self) -> torch.Tensor:
-        """What the first summing up found.
-
-        Example:
-            >>> geometry = Geometry(kernel=(1,), stride=(1,), padding=(0,), dilation=(1,))
-            >>> one = torch.ones(1)
-            >>> Twice(geometry, 1, one, one, one).squared_norms()
-            tensor([1.])
-        """
+        """What the first summing up found."""
         return self.squares
 
     def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
-        """The second: each example's gradient times its factor, in the cache.
-
-        Example:
-            >>> geometry = Geometry(kernel=(1,), stride=(1,), padding=(0,), dilation=(1,))
-            >>> x = torch.ones(2, 1, 3)
-            >>> not fits(x) or twice(geometry, 1, x, x).weighted_sum(torch.ones(2)).item() == 6
-            True
-        """
+        """The second: each example's gradient times its factor, in the cache."""
         layer = _Layer.of(self.geometry, self.copies, self.images, self.output_gradient)
         total = layer.weighted_sum(floats(factors))
         return _joined(self.geometry, self.images.shape[1], layer.outputs, total)
 
     def instantiate(self) -> torch.Tensor:
-        """The gradients themselves, after all.
-
-        Example:
-            >>> geometry = Geometry(kernel=(1,), stride=(1,), padding=(0,), dilation=(1,))
-            >>> x = torch.ones(2, 1, 3)
-            >>> not fits(x) or twice(geometry, 1, x, x).instantiate().flatten().tolist() == [3, 3]
-            True
-        """
+        """The gradients themselves, after all."""
         kept = instantiated(self.geometry, self.copies, self.images, self.output_gradient)
         return kept.instantiate()
 
     def select(self, rows: torch.Tensor) -> "Twice":
-        """The same of the examples in `rows`.
-
-        Example:
-            >>> geometry = Geometry(kernel=(1,), stride=(1,), padding=(0,), dilation=(1,))
-            >>> both = Twice(geometry, 1, torch.ones(2), torch.ones(2), torch.ones(2))
-            >>> both.select(torch.tensor([1])).squares
-            tensor([1.])
-        """
+        """The same of the examples in `rows`."""
         copied = (rows[:, None] * self.copies + torch.arange(self.copies)).flatten()
         images, gradient = self.images[copied], self.output_gradient[copied]
         return Twice(self.geometry, self.copies, images, gradient, self.squares[rows])

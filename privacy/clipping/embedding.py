@@ -21,16 +21,10 @@ class EmbeddingRule:
 
     Args:
         layer: The layer; without `max_norm`, `sparse` and `scale_grad_by_freq`.
-        name: Its dotted name, for messages.
 
     Raises:
         UnsupportedLayer: The layer writes to its table in forward, or its gradients depend on how
             often the whole batch looks a row up, or are sparse.
-
-    Example:
-        >>> rule = EmbeddingRule(nn.Embedding(7, 3), "words")
-        >>> rule.forward(torch.tensor([[1, 1], [6, 0]]))[0].shape
-        torch.Size([2, 2, 3])
     """
 
     def __init__(self, layer: nn.Embedding, name: str) -> None:

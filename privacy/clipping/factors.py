@@ -37,30 +37,18 @@ SMALLEST_NORM, LARGEST_NORM = 1e-12, 1e12
 
 
 class Clipping(ABC):
-    """How the gradient of one example is bounded by the clipping norm C.
-
-    Example:
-        >>> isinstance(FlatClipping(), Clipping)
-        True
-    """
+    """How the gradient of one example is bounded by the clipping norm C."""
 
     kind: ClassVar[str]
 
     def shares(self, layers: Sequence[str]) -> list[float]:
         """What is clipped apart, as shares of C whose squares add up to 1 at most.
 
-        Args:
-            layers: The dotted name of each layer with trainable parameters, each once.
-
         Returns:
             One share for the whole gradient, or one a layer.
 
         Raises:
             PlanError: The clipping is for other layers.
-
-        Example:
-            >>> FlatClipping().shares(["conv", "fc"])
-            [1.0]
         """
         return [1.0]
 
@@ -73,10 +61,6 @@ class Clipping(ABC):
 
         Returns:
             Factors >= 0 with factor * norm <= C, [..., n].
-
-        Example:
-            >>> FlatClipping().factors(torch.tensor([0.5, 2.0]), 1.0)
-            tensor([1.0000, 0.5000])
         """
         return (max_grad_norm / norms).clamp(max=1.0)
 
@@ -85,10 +69,6 @@ class Clipping(ABC):
 
         Raises:
             PlanError: Something else that a step releases costs more than that already.
-
-        Example:
-            >>> FlatClipping().gradient_noise_multiplier(1.5)
-            1.5
         """
         return noise_multiplier
 
@@ -97,14 +77,9 @@ class Clipping(ABC):
 
         Args:
             norms: L2 norms of whole gradients, not finite ones among them, float [n].
-            max_grad_norm: C.
 
         Returns:
             Of each example at most 1/2 in size; 0 where nothing is released.
-
-        Example:
-            >>> FlatClipping().count(torch.tensor([0.5]), 1.0)
-            0.0
         """
         return 0.0
 
@@ -114,24 +89,12 @@ class Clipping(ABC):
         """C of the next step, given this step's and its count.
 
         Args:
-            max_grad_norm: This step's C.
             count: The sum of `count` over the step's examples: secret.
-            batch_size: The plan's public one.
-            generator: For the noise of the count.
-
-        Example:
-            >>> FlatClipping().next_norm(1.0, 0.0, 10, SecureGenerator())
-            1.0
         """
         return max_grad_norm
 
     def to_dict(self) -> dict[str, Any]:
-        """The clipping as plain JSON values; `clipping_of` reads them.
-
-        Example:
-            >>> AutomaticClipping().to_dict()
-            {'kind': 'automatic', 'gamma': 0.01}
-        """
+        """The clipping as plain JSON values; `clipping_of` reads them."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}  # type: ignore[arg-type]
         return {"kind": self.kind, **values}
 
@@ -178,12 +141,7 @@ class AutomaticClipping(Clipping):
         positive("gamma", self.gamma)
 
     def factors(self, norms: torch.Tensor, max_grad_norm: torch.Tensor | float) -> torch.Tensor:
-        """C / (norm + gamma).
-
-        Example:
-            >>> AutomaticClipping(gamma=1.0).factors(torch.tensor([1.0]), 1.0)
-            tensor([0.5000])
-        """
+        """C / (norm + gamma)."""
         return max_grad_norm / (norms + self.gamma)
 
 
@@ -226,12 +184,7 @@ class PerLayerClipping(Clipping):
             raise PlanError("weights: expected each layer once; a name occurs twice")
 
     def shares(self, layers: Sequence[str]) -> list[float]:
-        """One share a layer.
-
-        Example:
-            >>> PerLayerClipping().shares(["fc"])
-            [1.0]
-        """
+        """One share a layer."""
         weights = dict(self.weights) or dict.fromkeys(layers, 1.0)
         if set(weights) != set(layers):
             raise PlanError(
@@ -242,12 +195,7 @@ class PerLayerClipping(Clipping):
         return [weights[layer] / whole for layer in layers]
 
     def to_dict(self) -> dict[str, Any]:
-        """The weights as a list of pairs.
-
-        Example:
-            >>> PerLayerClipping(weights=(("fc", 1.0),)).to_dict()
-            {'kind': 'per-layer', 'weights': [['fc', 1.0]]}
-        """
+        """The weights as a list of pairs."""
         return {"kind": self.kind, "weights": [list(pair) for pair in self.weights]}
 
 
@@ -293,13 +241,7 @@ class AdaptiveClipping(Clipping):
         positive("count_noise_multiplier", self.count_noise_multiplier)
 
     def gradient_noise_multiplier(self, noise_multiplier: float) -> float:
-        """The z that makes gradients and count together cost `noise_multiplier`.
-
-        Example:
-            >>> clipping = AdaptiveClipping(count_noise_multiplier=1.0)
-            >>> round(clipping.gradient_noise_multiplier(1.2), 6)
-            1.5
-        """
+        """The z that makes gradients and count together cost `noise_multiplier`."""
         of_count = 2 * self.count_noise_multiplier
         if not noise_multiplier < of_count:
             raise PlanError(
@@ -310,24 +252,13 @@ class AdaptiveClipping(Clipping):
         return 1 / math.sqrt(noise_multiplier**-2 - of_count**-2)
 
     def count(self, norms: torch.Tensor, max_grad_norm: float) -> float:
-        """1/2 for a norm up to C, -1/2 for every other.
-
-        Example:
-            >>> AdaptiveClipping().count(torch.tensor([0.5, 2.0, 3.0]), 1.0)
-            -0.5
-        """
+        """1/2 for a norm up to C, -1/2 for every other."""
         return float((norms <= max_grad_norm).sum()) - len(norms) / 2
 
     def next_norm(
         self, max_grad_norm: float, count: float, batch_size: int, generator: SecureGenerator
     ) -> float:
-        """The geometric update, from the noised count.
-
-        Example:
-            >>> clipping = AdaptiveClipping(count_noise_multiplier=1e-3)
-            >>> clipping.next_norm(1.0, count=50.0, batch_size=100, generator=SecureGenerator()) < 1
-            True
-        """
+        """The geometric update, from the noised count."""
         noise = self.count_noise_multiplier * float(generator.normal(1))
         noised = count + round(noise / _COUNT_GRID) * _COUNT_GRID
         fraction = noised / batch_size + 0.5
@@ -346,10 +277,6 @@ def clipping_of(value: object) -> Clipping:
 
     Raises:
         PlanError: It is neither.
-
-    Example:
-        >>> clipping_of({"kind": "automatic", "gamma": 0.1})
-        AutomaticClipping(gamma=0.1)
     """
     if isinstance(value, Clipping):
         return value
@@ -385,10 +312,6 @@ def clip_factors(
 
     Returns:
         Factors >= 0, of the dtype of `squared_norms`, [..., n].
-
-    Example:
-        >>> clip_factors(torch.tensor([0.25, 4.0, float("nan")]), max_grad_norm=1.0)
-        tensor([1.0000, 0.5000, 0.0000])
     """
     norms = squared_norms.sqrt() * (1 + _ROUNDING)
     factors = (clipping or FlatClipping()).factors(norms, max_grad_norm)

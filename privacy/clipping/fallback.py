@@ -20,10 +20,6 @@ class FallbackRule:
 
     The layer must map one tensor to one tensor, examples in dimension 0 of both, and give the same
     output when it runs again: a Dropout inside it is refused.
-
-    Example:
-        >>> FallbackRule(nn.PReLU(), "act").forward(torch.zeros(2, 3))[0].shape
-        torch.Size([2, 3])
     """
 
     def __init__(self, layer: nn.Module, name: str) -> None:

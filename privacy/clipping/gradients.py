@@ -59,10 +59,6 @@ class Instantiated:
         pieces: Each [n, ...].
         join: From pieces, each example's or their sum's, to the parameter's shape.
         squares: Squared norms [n], where the kernel knows them already.
-
-    Example:
-        >>> Instantiated([torch.tensor([[3.0, 4.0]])]).squared_norms().tolist()
-        [25.0]
     """
 
     pieces: list[torch.Tensor]
@@ -70,24 +66,14 @@ class Instantiated:
     squares: torch.Tensor | None = None
 
     def squared_norms(self) -> torch.Tensor:
-        """What the kernel found, or one pass over the gradients.
-
-        Example:
-            >>> Instantiated([torch.ones(2, 2, 2)]).squared_norms()
-            tensor([4., 4.], dtype=torch.float64)
-        """
+        """What the kernel found, or one pass over the gradients."""
         if self.squares is not None:
             return self.squares
         norms = [row_squared_norms(in_rows(piece)) for piece in self.pieces]
         return torch.stack(norms).sum(0)
 
     def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
-        """A matrix-vector product, in float32 or better: a rounded factor would clip too little.
-
-        Example:
-            >>> Instantiated([torch.eye(2)]).weighted_sum(torch.tensor([2.0, 0.5]))
-            tensor([2.0000, 0.5000])
-        """
+        """A matrix-vector product, in float32 or better: a rounded factor would clip too little."""
         sums = []
         for piece in self.pieces:
             flat = in_rows(piece)
@@ -97,21 +83,11 @@ class Instantiated:
         return self.join(sums)
 
     def instantiate(self) -> torch.Tensor:
-        """The gradients in the parameter's shape.
-
-        Example:
-            >>> Instantiated([torch.eye(2)]).instantiate().shape
-            torch.Size([2, 2])
-        """
+        """The gradients in the parameter's shape."""
         return self.join(self.pieces)
 
     def select(self, rows: torch.Tensor) -> "Instantiated":
-        """The gradients of the examples in `rows`.
-
-        Example:
-            >>> Instantiated([torch.eye(2)]).select(torch.tensor([1])).instantiate()
-            tensor([[0., 1.]])
-        """
+        """The gradients of the examples in `rows`."""
         known = None if self.squares is None else self.squares[rows]
         return Instantiated([piece[rows] for piece in self.pieces], self.join, known)
 
@@ -127,14 +103,6 @@ class Deferred:
         weight_gradient: Makes the parameter's gradient, summed over examples, of an input and an
             output gradient.
         instantiation: Makes the per-example gradients of an input and an output gradient.
-
-    Example:
-        >>> def weight_gradient(x, dy): return dy.T @ x
-        >>> def instantiation(x, dy): return dy[:, :, None] * x[:, None]
-        >>> x, dy = torch.ones(2, 3), torch.ones(2, 1)
-        >>> deferred = Deferred(torch.tensor([3.0, 3.0]), x, dy, weight_gradient, instantiation)
-        >>> deferred.weighted_sum(torch.tensor([1.0, 0.5]))
-        tensor([[1.5000, 1.5000, 1.5000]])
     """
 
     squares: torch.Tensor
@@ -144,23 +112,11 @@ class Deferred:
     instantiation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
     def squared_norms(self) -> torch.Tensor:
-        """The norms that were computed when the layer was passed.
-
-        Example:
-            >>> one = torch.ones(1)
-            >>> Deferred(one, one, one, torch.mul, torch.mul).squared_norms()
-            tensor([1.])
-        """
+        """The norms that were computed when the layer was passed."""
         return self.squares
 
     def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
-        """The layer's own weight gradient, of output gradients scaled by the factors.
-
-        Example:
-            >>> one = torch.ones(1)
-            >>> Deferred(one, one, one, torch.mul, torch.mul).weighted_sum(torch.tensor([0.5]))
-            tensor([0.5000])
-        """
+        """The layer's own weight gradient, of output gradients scaled by the factors."""
         dtype = torch.promote_types(self.output_gradients.dtype, torch.float32)
         dy = self.output_gradients.to(dtype)
         scaled = dy * factors.to(dtype).view(-1, *[1] * (dy.dim() - 1))
@@ -169,23 +125,11 @@ class Deferred:
         return self.weight_gradient(self.inputs if indices else self.inputs.to(dtype), scaled)
 
     def instantiate(self) -> torch.Tensor:
-        """Forms the gradients after all: a shared parameter's are added before the norm.
-
-        Example:
-            >>> one = torch.ones(1)
-            >>> Deferred(one, one, one, torch.mul, torch.mul).instantiate()
-            tensor([1.])
-        """
+        """Forms the gradients after all: a shared parameter's are added before the norm."""
         return self.instantiation(self.inputs, self.output_gradients)
 
     def select(self, rows: torch.Tensor) -> "Deferred":
-        """The same of the examples in `rows`.
-
-        Example:
-            >>> d = Deferred(torch.ones(2), torch.ones(2), torch.ones(2), torch.mul, torch.mul)
-            >>> d.select(torch.tensor([0])).squares
-            tensor([1.])
-        """
+        """The same of the examples in `rows`."""
         return Deferred(
             self.squares[rows],
             self.inputs[rows],
@@ -203,12 +147,6 @@ class Postponed:
     Args:
         inputs: The layer's input [n, ...].
         output_gradient: The gradient at the layer's output [n, ...].
-        form: Makes the gradients of them.
-
-    Example:
-        >>> def form(x, dy): return Instantiated([x * dy])
-        >>> Postponed(torch.ones(2, 3), torch.ones(2, 3), form).squared_norms().round()
-        tensor([3., 3.], dtype=torch.float64)
     """
 
     def __init__(
@@ -222,44 +160,19 @@ class Postponed:
         self._formed: PerExampleGradients | None = None
 
     def squared_norms(self) -> torch.Tensor:
-        """Of the gradients, formed now if not before.
-
-        Example:
-            >>> def form(x, dy): return Instantiated([x * dy])
-            >>> Postponed(torch.ones(1, 2), torch.ones(1, 2), form).squared_norms().round()
-            tensor([2.], dtype=torch.float64)
-        """
+        """Of the gradients, formed now if not before."""
         return self._now().squared_norms()
 
     def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
-        """Of the gradients, formed now if not before.
-
-        Example:
-            >>> def form(x, dy): return Instantiated([x * dy])
-            >>> Postponed(torch.ones(1, 2), torch.ones(1, 2), form).weighted_sum(torch.ones(1))
-            tensor([1., 1.])
-        """
+        """Of the gradients, formed now if not before."""
         return self._now().weighted_sum(factors)
 
     def instantiate(self) -> torch.Tensor:
-        """The gradients, formed now if not before.
-
-        Example:
-            >>> def form(x, dy): return Instantiated([x * dy])
-            >>> Postponed(torch.ones(1, 2), torch.ones(1, 2), form).instantiate()
-            tensor([[1., 1.]])
-        """
+        """The gradients, formed now if not before."""
         return self._now().instantiate()
 
     def select(self, rows: torch.Tensor) -> PerExampleGradients:
-        """The gradients of the examples in `rows`, formed now if not before.
-
-        Example:
-            >>> def form(x, dy): return Instantiated([x * dy])
-            >>> both = Postponed(torch.ones(2, 1), torch.ones(2, 1), form)
-            >>> both.select(torch.tensor([0])).instantiate()
-            tensor([[1.]])
-        """
+        """The gradients of the examples in `rows`, formed now if not before."""
         return self._now().select(rows)
 
     def _now(self) -> PerExampleGradients:
@@ -272,16 +185,7 @@ class Postponed:
 
 
 def combine(parts: list[PerExampleGradients]) -> PerExampleGradients:
-    """Adds the parts that several uses of one parameter contributed: norms are taken of the sum.
-
-    Args:
-        parts: At least one.
-
-    Example:
-        >>> part = Instantiated([torch.ones(1, 2)])
-        >>> combine([part, part]).instantiate()
-        tensor([[2., 2.]])
-    """
+    """Adds the parts that several uses of one parameter contributed: norms are taken of the sum."""
     if len(parts) == 1:
         return parts[0]
     total = parts[0].instantiate().clone()
@@ -291,12 +195,7 @@ def combine(parts: list[PerExampleGradients]) -> PerExampleGradients:
 
 
 def in_rows(gradients: torch.Tensor) -> torch.Tensor:
-    """Per-example gradients as rows, [n, m]: those of a scalar have no other dimension.
-
-    Example:
-        >>> in_rows(torch.ones(3)).shape, in_rows(torch.ones(3, 2, 2)).shape
-        (torch.Size([3, 1]), torch.Size([3, 4]))
-    """
+    """Per-example gradients as rows, [n, m]: those of a scalar have no other dimension."""
     return gradients.flatten(1) if gradients.dim() > 1 else gradients.unsqueeze(1)
 
 
@@ -308,10 +207,6 @@ def row_squared_norms(rows: torch.Tensor) -> torch.Tensor:
 
     Returns:
         A float64 tensor [n].
-
-    Example:
-        >>> row_squared_norms(torch.ones(2, 4096))
-        tensor([4096., 4096.], dtype=torch.float64)
     """
     dtype = torch.promote_types(rows.dtype, torch.float32)
     whole = rows.shape[1] // LONGEST_SUM * LONGEST_SUM

@@ -21,18 +21,11 @@ def alignment(
     Rounding is relative to it, not to the norm: where positions cancel, it can be far larger.
 
     Args:
-        geometry: Of the convolution.
-        copies: Rows that follow one another and are one example's.
         images: Its input, [n * copies, c, h, w].
         output_gradient: The gradient at its output, [n * copies, outputs, *positions].
 
     Returns:
         A float64 tensor [n].
-
-    Example:
-        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> alignment(geometry, 1, torch.ones(2, 4, 3, 3), torch.ones(2, 1, 3, 3)).tolist()
-        [18.0, 18.0]
     """
     pixels = images.square().sum(1, keepdim=True)
     patches = F.conv2d(
@@ -64,21 +57,12 @@ def rounded_up(
 
     Args:
         squares: Squared norms as measured, float64 [n].
-        geometry: Of the convolution.
-        copies: Rows that follow one another and are one example's.
         images: Its input, [n * copies, c, h, w].
         output_gradient: The gradient at its output, [n * copies, outputs, *positions].
         gram: Whether the norms come from Gram products.
 
     Returns:
         A float64 tensor [n].
-
-    Example:
-        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> x, dy = torch.ones(1, 4, 3, 3), torch.ones(1, 1, 3, 3)
-        >>> found = rounded_up(torch.tensor([324.0]), geometry, 1, x, dy, gram=True)
-        >>> bool((found > 324.0) & (found < 324.1))
-        True
     """
     half_unit = torch.finfo(images.dtype).eps / 2
     whole = alignment(geometry, copies, images, output_gradient)
@@ -99,11 +83,6 @@ def gram_squares(
 
     Returns:
         A float64 tensor [n].
-
-    Example:
-        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> gram_squares(geometry, 1, torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4)).tolist()
-        [768.0, 768.0]
     """
     layout, found = Columns(geometry), []
     for some, gradient, room in chunks(layout, copies, images, output_gradient):

@@ -24,21 +24,11 @@ def grouped_gradients(
     """All examples at once, in the default layout.
 
     Args:
-        weight_gradient: Of the convolution.
-        weight: Its weight.
-        groups: Its groups.
         inputs: Its input, [n, channels, *positions].
         output_gradient: The gradient at its output, [n, outputs, *positions].
 
     Returns:
         A tensor [n, *weight.shape].
-
-    Example:
-        >>> def weight_gradient(dy, x, weight, groups):
-        ...     return torch.nn.grad.conv1d_weight(x, weight.shape, dy, groups=groups)
-        >>> weight, x, dy = torch.ones(4, 3, 1), torch.ones(2, 3, 5), torch.ones(2, 4, 5)
-        >>> grouped_gradients(weight_gradient, weight, 1, x, dy).shape
-        torch.Size([2, 4, 3, 1])
     """
     examples, shape = len(inputs), weight.shape
     stacked = weight.detach().new_empty((1,)).expand(examples * shape[0], *shape[1:])

@@ -27,14 +27,7 @@ _TOGETHER = 1024
 
 
 def plain_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
-    """The tensors without a graph that are plain attributes of a model's modules, by dotted name.
-
-    Example:
-        >>> layer = nn.Identity()
-        >>> layer.running = torch.zeros(2)
-        >>> plain_tensors(nn.Sequential(layer))
-        {'0.running': tensor([0., 0.])}
-    """
+    """Tensors without a graph that are plain attributes of a model's modules, by dotted name."""
     return {
         f"{name or type(module).__name__}.{key}": value
         for name, module in model.named_modules()
@@ -43,17 +36,7 @@ def plain_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def kept(model: nn.Module) -> Callable[[Collection[str]], None]:
-    """Remembers a model's plain tensors; what it gives puts back those that it is told to.
-
-    Example:
-        >>> layer = nn.Identity()
-        >>> layer.running = torch.zeros(2)
-        >>> put_back = kept(layer)
-        >>> layer.running += 1
-        >>> put_back(["Identity.running"])
-        >>> layer.running
-        tensor([0., 0.])
-    """
+    """Remembers a model's plain tensors; what it gives puts back those that it is told to."""
     values = {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
     modules = [(name or type(m).__name__, m, dict(vars(m))) for name, m in model.named_modules()]
 
@@ -69,26 +52,12 @@ def kept(model: nn.Module) -> Callable[[Collection[str]], None]:
 
 
 def marks(model: nn.Module) -> dict[str, tuple[torch.Tensor, int]]:
-    """The plain tensors, and how often torch saw each one written; for `remade`.
-
-    Example:
-        >>> marks(nn.Identity())
-        {}
-    """
+    """The plain tensors, and how often torch saw each one written; for `remade`."""
     return {name: (tensor, _version(tensor)) for name, tensor in plain_tensors(model).items()}
 
 
 def remade(model: nn.Module, before: Mapping[str, tuple[torch.Tensor, int]]) -> set[str]:
-    """The plain tensors that were made anew or written since `before`.
-
-    Example:
-        >>> layer = nn.Identity()
-        >>> layer.kept = layer.seen = torch.zeros(2)
-        >>> before = marks(layer)
-        >>> layer.seen = torch.ones(2)
-        >>> remade(layer, before)
-        {'Identity.seen'}
-    """
+    """The plain tensors that were made anew or written since `before`."""
     found = set()
     for name, (tensor, version) in marks(model).items():
         was = before.get(name)
@@ -98,12 +67,7 @@ def remade(model: nn.Module, before: Mapping[str, tuple[torch.Tensor, int]]) -> 
 
 
 def cure(names: Collection[str]) -> str:
-    """What to do where a forward pass writes to these.
-
-    Example:
-        >>> cure(["1.weight_u"])[:50]
-        'spectral_norm iterates at each pass in train mode:'
-    """
+    """What to do where a forward pass writes to these."""
     if all(name.endswith(("_u", "_v", ".weight")) for name in names):
         return (
             "spectral_norm iterates at each pass in train mode: take it off before attach "
@@ -124,20 +88,9 @@ class Held:
     remembered, a thousand numbers at a time.
 
     Args:
-        modules: Each module by its dotted name.
         remade: Plain tensors that every forward pass makes anew, by dotted name: not watched.
         prove: Raises where a forward pass carries something to the next one. Called where a plain
             tensor appears that was not there before.
-
-    Example:
-        >>> layer = nn.BatchNorm1d(2)
-        >>> held = Held([("0", layer)])
-        >>> held.check()
-        >>> layer.running_mean += 1
-        >>> held.check()
-        Traceback (most recent call last):
-        ...
-        privacy.errors.UnsupportedLayer: 0.running_mean: a buffer was written since the model ...
     """
 
     def __init__(
@@ -160,9 +113,6 @@ class Held:
         Raises:
             UnsupportedLayer: Something was written, by name; or a plain tensor appeared that a
                 forward pass carries to the next.
-
-        Example:
-            >>> Held([("fc", nn.Linear(2, 1))]).check()
         """
         if appeared := self._appeared():
             self._prove()

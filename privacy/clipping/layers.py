@@ -84,51 +84,23 @@ Rules = Callable[[nn.Module, str], LayerRule]
 
 
 class Installation:
-    """The layers whose `forward` was replaced; `remove` puts every one back.
-
-    Args:
-        layers: The layers by dotted name.
-        rules: Their rules by the same names.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 1))
-        >>> installation = install(model, Tape(), lambda module, name: None)
-        >>> installation.remove()
-        >>> "forward" in vars(model[0])
-        False
-    """
+    """The layers whose `forward` was replaced; `remove` puts every one back."""
 
     def __init__(self, layers: Mapping[str, nn.Module], rules: Mapping[str, LayerRule]) -> None:
         self._layers, self._rules = dict(layers), dict(rules)
 
     @property
     def rules(self) -> Mapping[str, LayerRule]:
-        """The rule of every installed layer by dotted name, in the model's order.
-
-        Example:
-            >>> from privacy.clipping import rule_of
-            >>> list(install(nn.Sequential(nn.Linear(2, 1)), Tape(), rule_of).rules)
-            ['0']
-        """
+        """The rule of every installed layer by dotted name, in the model's order."""
         return MappingProxyType(self._rules)
 
     @property
     def layers(self) -> Mapping[str, nn.Module]:
-        """The installed layers themselves, under the same names.
-
-        Example:
-            >>> from privacy.clipping import rule_of
-            >>> install(nn.Sequential(nn.Linear(2, 1)), Tape(), rule_of).layers
-            mappingproxy({'0': Linear(in_features=2, out_features=1, bias=True)})
-        """
+        """The installed layers themselves, under the same names."""
         return MappingProxyType(self._layers)
 
     def remove(self) -> None:
-        """Gives every layer its own forward back; calling it twice is harmless.
-
-        Example:
-            >>> Installation({}, {}).remove()
-        """
+        """Gives every layer its own forward back; calling it twice is harmless."""
         for layer in self._layers.values():
             vars(layer).pop("forward", None)
         self._layers, self._rules = {}, {}
@@ -141,24 +113,11 @@ def install(model: nn.Module, tape: Tape, rule_of: Rules) -> Installation:
 
     Args:
         model: Any module; batch in dimension 0.
-        tape: Where the layers write while it records.
-        rule_of: Finds each layer's rule.
 
     Raises:
         StepError: The model is installed already.
         UnsupportedLayer: A layer is used inside another one that is recorded as a whole, and
             outside of it too.
-
-    Example:
-        >>> from privacy.clipping import rule_of
-        >>> model, tape = nn.Linear(2, 1), Tape()
-        >>> installation = install(model, tape, rule_of)
-        >>> with tape.record(examples=3):
-        ...     model(torch.ones(3, 2)).sum().backward()
-        >>> [[round(x, 6) for x in p.squared_norms().tolist()] for p in tape.take().values()]
-        [[2.0, 2.0, 2.0], [1.0, 1.0, 1.0]]
-        >>> model.weight.grad is None
-        True
     """
     layers = _owners(model)
     for name, layer in layers:
@@ -171,11 +130,7 @@ def install(model: nn.Module, tape: Tape, rule_of: Rules) -> Installation:
 
 
 def recorded_name(module: nn.Module) -> str | None:
-    """The dotted name under which a layer is recorded; None if it is not.
-
-    Example:
-        >>> recorded_name(nn.Linear(2, 1))
-    """
+    """The dotted name under which a layer is recorded; None if it is not."""
     forward = vars(module).get("forward")
     return forward.name if isinstance(forward, _RecordedForward) else None
 

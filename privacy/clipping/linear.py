@@ -28,10 +28,6 @@ class LinearRule:
     2015, arXiv 1510.01799). With positions between the example and the features, the tuner chooses
     among keeping the gradients, forming them for their norms only, and Gram matrices over positions
     (Li et al. 2022, arXiv 2110.05679).
-
-    Example:
-        >>> LinearRule(nn.Linear(3, 2), "fc", Tuner()).forward(torch.zeros(4, 3))[0].shape
-        torch.Size([4, 2])
     """
 
     def __init__(self, layer: nn.Linear, name: str, tuner: Tuner) -> None:

@@ -25,10 +25,6 @@ class Lines:
     Attributes:
         gain: Of the weight, [n, channels].
         shift: Of the bias, [n, channels].
-
-    Example:
-        >>> Lines(gain=Instantiated([torch.ones(2, 3)]), shift=Instantiated([torch.ones(2, 3)]))
-        Lines(...)
     """
 
     gain: Instantiated
@@ -36,12 +32,7 @@ class Lines:
 
 
 def fits(inputs: torch.Tensor, output_gradient: torch.Tensor) -> bool:
-    """Whether the compiled code takes these, and pays: float32 on a CPU, with the channels last.
-
-    Example:
-        >>> fits(torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4))
-        False
-    """
+    """Whether the compiled code takes these, and pays: float32 on a CPU, with the channels last."""
     return (
         inputs.dtype == output_gradient.dtype == torch.float32
         and inputs.device.type == "cpu"
@@ -63,15 +54,7 @@ def lines(
 
     Args:
         inputs: As `fits` says, [n, channels, *positions].
-        output_gradient: The gradient at the output, of the same shape.
         mean: Of each group of channels, [n, groups] or, where all examples share it, [1, groups].
-        inverse: The inverse deviation, of the same shape.
-
-    Example:
-        >>> x = torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)
-        >>> zero, one = torch.zeros(2, 1), torch.ones(2, 1)
-        >>> not fits(x, x) or lines(x, x, zero, one).gain.pieces[0].unique().item() == 16
-        True
     """
     return _run(inputs, output_gradient, mean, inverse, None, None)
 
@@ -91,12 +74,6 @@ def input_gradient_and_lines(
         mean: Of each group of each example, [n, groups].
         inverse: As for `lines`.
         weight: The line's slope, [channels].
-
-    Example:
-        >>> x = torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)
-        >>> zero, one, weight = torch.zeros(2, 1), torch.ones(2, 1), torch.ones(3)
-        >>> not fits(x, x) or input_gradient_and_lines(x, x, zero, one, weight)[0].shape == x.shape
-        True
     """
     through = torch.empty_like(inputs)
     return through, _run(inputs, output_gradient, mean, inverse, weight, through)

@@ -25,12 +25,7 @@ _DIMENSIONS = {nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}
 
 
 class GroupNormRule:
-    """The rule of one GroupNorm layer (Wu and He 2018, arXiv 1803.08494).
-
-    Example:
-        >>> GroupNormRule(nn.GroupNorm(2, 4)).forward(torch.zeros(3, 4, 5, 5))[0].shape
-        torch.Size([3, 4, 5, 5])
-    """
+    """The rule of one GroupNorm layer (Wu and He 2018, arXiv 1803.08494)."""
 
     def __init__(self, layer: nn.GroupNorm) -> None:
         self.layer = layer
@@ -66,11 +61,6 @@ class InstanceNormRule:
 
     It is a GroupNorm of one channel a group, or, in eval mode with `track_running_stats`, a fixed
     line for each channel.
-
-    Example:
-        >>> rule = InstanceNormRule(nn.InstanceNorm2d(4, affine=True), "norm")
-        >>> rule.forward(torch.zeros(3, 4, 5, 5))[0].shape
-        torch.Size([3, 4, 5, 5])
     """
 
     def __init__(self, layer: InstanceNorm, name: str) -> None:
@@ -134,12 +124,7 @@ class InstanceNormRule:
 
 
 class LayerNormRule:
-    """The rule of one LayerNorm layer (Ba, Kiros and Hinton 2016, arXiv 1607.06450).
-
-    Example:
-        >>> LayerNormRule(nn.LayerNorm(4)).forward(torch.zeros(3, 5, 4))[0].shape
-        torch.Size([3, 5, 4])
-    """
+    """The rule of one LayerNorm layer (Ba, Kiros and Hinton 2016, arXiv 1607.06450)."""
 
     def __init__(self, layer: nn.LayerNorm) -> None:
         self.layer = layer
@@ -188,12 +173,7 @@ class LayerNormRule:
 
 
 class RMSNormRule:
-    """The rule of one RMSNorm layer (Zhang and Sennrich 2019, arXiv 1910.07467).
-
-    Example:
-        >>> RMSNormRule(nn.RMSNorm(4)).forward(torch.zeros(3, 5, 4))[0].shape
-        torch.Size([3, 5, 4])
-    """
+    """The rule of one RMSNorm layer (Zhang and Sennrich 2019, arXiv 1910.07467)."""
 
     def __init__(self, layer: nn.RMSNorm) -> None:
         self.layer = layer

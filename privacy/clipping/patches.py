@@ -32,12 +32,7 @@ CACHE = 1 << 21
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """A dense convolution's sizes, one number for each dimension: (vertical, horizontal) of images.
-
-    Example:
-        >>> Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1)).plain
-        True
-    """
+    """A dense convolution's sizes, one number a dimension: (vertical, horizontal) of images."""
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
@@ -46,12 +41,7 @@ class Geometry:
 
     @property
     def plain(self) -> bool:
-        """Whether neighbouring outputs see neighbouring patches: no stride, no dilation.
-
-        Example:
-            >>> Geometry(kernel=(3, 3), stride=(2, 2), padding=(1, 1), dilation=(1, 1)).plain
-            False
-        """
+        """Whether neighbouring outputs see neighbouring patches: no stride, no dilation."""
         return set(self.stride) == set(self.dilation) == {1}
 
 
@@ -88,19 +78,12 @@ class PatchLayout(Protocol):
             images: Of shape [m, copies, h, w, c].
             gradient: Of shape [m, copies * positions, outputs].
             room: As `room` made it for so many examples.
-            pieces: Where they go.
         """
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Every patch as one row of all its pixels: one wide product an example.
-
-    Example:
-        >>> same = Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
-        >>> Columns(same).pieces(2, 4)
-        (1, 4, 18)
-    """
+    """Every patch as one row of all its pixels: one wide product an example."""
 
     geometry: Geometry
 
@@ -156,11 +139,6 @@ class Rows:
     """Patches one kernel row high, so a third of the copying for a kernel of three rows.
 
     The other rows are the same memory, one image row further down. Needs no stride, no dilation.
-
-    Example:
-        >>> same = Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
-        >>> Rows(same).pieces(2, 4)
-        (3, 4, 6)
     """
 
     geometry: Geometry
@@ -212,16 +190,8 @@ def instantiated(
     """Per-example weight gradients, kept.
 
     Args:
-        layout: How.
-        copies: Rows that follow one another and are one example's.
         images: The convolution's input, [n * copies, c, h, w].
         output_gradient: The gradient at its output, [n * copies, outputs, *positions].
-
-    Example:
-        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> x, dy = torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4)
-        >>> instantiated(Columns(geometry), 1, x, dy).instantiate().shape
-        torch.Size([2, 1, 3, 1, 1])
     """
     channels = images.shape[1]
     count, *shape = layout.pieces(channels, output_gradient.shape[1])
@@ -244,12 +214,6 @@ def squares(
 
     Returns:
         A float64 tensor [n].
-
-    Example:
-        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> x, dy = torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4)
-        >>> squares(Columns(geometry), 1, x, dy).round()
-        tensor([768., 768.], dtype=torch.float64)
     """
     return _multiplied(layout, copies, images, output_gradient, None)
 
@@ -290,12 +254,6 @@ def chunks(
 
     Gives their images [m, copies, h, w, c], output gradients [m, copies * positions, outputs] and
     room to work in.
-
-    Example:
-        >>> geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
-        >>> one = chunks(Columns(geometry), 1, torch.ones(2, 3, 4, 4), torch.ones(2, 1, 4, 4))
-        >>> [images.shape for images, gradient, room in one]
-        [torch.Size([2, 1, 4, 4, 3])]
     """
     positions = (output_gradient.shape[2], output_gradient.shape[3])
     examples, threads = len(images) // copies, torch.get_num_threads()

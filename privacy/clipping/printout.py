@@ -21,17 +21,6 @@ def describe(installation: Installation) -> str:
 
     Complete after a backward pass at the real size; before one, no layer has seen a shape. Numbers
     of examples are left out: a Poisson sample's size is not covered by epsilon.
-
-    Example:
-        >>> import torch
-        >>> from torch import nn
-        >>> from privacy.clipping import Tape, install, rule_of
-        >>> model = nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4), nn.Bilinear(1, 1, 1))
-        >>> print(describe(install(model, Tape(), rule_of)))
-        layer  type       input  kernel                                               ms
-        0      Linear     -      the layer's own                                       -
-        1      LayerNorm  -      the layer's own                                       -
-        2      Bilinear   -      SLOW PATH: torch.func runs it again for each example  -
     """
     table = [("layer", "type", "input", "kernel", "ms")]
     for name, rule in installation.rules.items():

@@ -105,15 +105,7 @@ def rule_of(layer: nn.Module, name: str, tuner: Tuner | None = None) -> LayerRul
     """The rule for `layer`: a user's, else its family's own, else the slow one.
 
     Args:
-        layer: A module that owns trainable parameters.
-        name: Its dotted name, for messages.
         tuner: Chooses among the kernels of a layer that has several; a new one by default.
-
-    Example:
-        >>> type(rule_of(nn.Linear(2, 2), "fc")).__name__
-        'LinearRule'
-        >>> type(rule_of(nn.Bilinear(2, 2, 2), "mix")).__name__
-        'FallbackRule'
     """
     kind = type(layer)
     if kind in _ADDED:

@@ -28,16 +28,7 @@ class _Watch(Protocol):
 
 
 class Tape:
-    """Collects per-example gradients while it records; a class: layers and step share its state.
-
-    Example:
-        >>> tape = Tape()
-        >>> with tape.record(examples=4):
-        ...     tape.recording
-        True
-        >>> tape.recording
-        False
-    """
+    """Collects per-example gradients while it records; a class: layers and step share its state."""
 
     def __init__(self) -> None:
         self._examples: int | None = None
@@ -51,12 +42,7 @@ class Tape:
         self._asked: set[tuple[int, int, int]] = set()
 
     def watched(self, watch: _Watch) -> None:
-        """From now on the model is held against what it was.
-
-        Example:
-            >>> from privacy.clipping.watch import Watch
-            >>> Tape().watched(Watch(nn.Linear(2, 1)))
-        """
+        """From now on the model is held against what it was."""
         self._watch = watch
         self._asked.clear()
 
@@ -65,18 +51,11 @@ class Tape:
 
         Raises:
             UnsupportedLayer: The model changed, or mixes examples in these modes.
-
-        Example:
-            >>> Tape().enter("fc")
         """
         return None if self._watch is None else self._watch.enter(layer)
 
     def passed(self, modes: tuple[bool, ...] | None) -> None:
-        """Notes in which modes a layer was called that a recording came through.
-
-        Example:
-            >>> Tape().passed(None)
-        """
+        """Notes in which modes a layer was called that a recording came through."""
         if modes is not None:
             self._seen.add(modes)
 
@@ -85,9 +64,6 @@ class Tape:
 
         Raises:
             UnsupportedLayer: It is not.
-
-        Example:
-            >>> Tape().check()
         """
         if self._watch is not None:
             self._watch.check()
@@ -97,9 +73,6 @@ class Tape:
 
         Raises:
             UnsupportedLayer: They do.
-
-        Example:
-            >>> Tape().prove()
         """
         seen, self._seen = self._seen, set()
         if self._watch is not None:
@@ -109,14 +82,7 @@ class Tape:
         """Whether the first batch of a kind comes: the order of its rows is to be asked for.
 
         Args:
-            examples: Rows of the losses.
-            copies: Losses an example.
             graph: A fingerprint of the losses' graph: a loss that is made in another way may mix.
-
-        Example:
-            >>> tape = Tape()
-            >>> [tape.due(examples=4, copies=2, graph=graph) for graph in (7, 7, 8)]
-            [True, False, True]
         """
         kind = (examples if copies > 1 else 0, copies, graph)
         first = kind not in self._asked
@@ -124,25 +90,12 @@ class Tape:
         return first
 
     def ask_again(self) -> None:
-        """Takes back every `due`: a question was not answered well.
-
-        Example:
-            >>> tape = Tape()
-            >>> tape.due(examples=4, copies=2), tape.ask_again()
-            (True, None)
-            >>> tape.due(examples=4, copies=2)
-            True
-        """
+        """Takes back every `due`: a question was not answered well."""
         self._asked.clear()
 
     @property
     def recording(self) -> bool:
-        """Whether a private backward pass is running.
-
-        Example:
-            >>> Tape().recording
-            False
-        """
+        """Whether a private backward pass is running."""
         return self._examples is not None
 
     @contextmanager
@@ -150,17 +103,11 @@ class Tape:
         """Records one backward pass over `examples` examples, on an empty tape.
 
         Args:
-            examples: How many.
             copies: A layer may see each example this many times, in rows that follow one another:
                 the gradients of its copies are added up.
 
         Raises:
             StepError: A recording is running already.
-
-        Example:
-            >>> tape = Tape()
-            >>> with tape.record(examples=1):
-            ...     pass
         """
         if self.recording:
             raise StepError("a private backward pass is already running on this model")
@@ -185,13 +132,6 @@ class Tape:
 
         Yields:
             The layers in the order of the pass, each with whether others' rows were reached.
-
-        Example:
-            >>> tape = Tape()
-            >>> with tape.trace(examples=2, copies=1, chosen=torch.tensor([True, False])) as found:
-            ...     tape.note("fc", torch.ones(2, 4), torch.ones(2, 3))
-            >>> found
-            [('fc', tensor(True))]
         """
         with self.record(examples=examples, copies=copies):
             self._chosen, self._strayed, self._inputs = chosen, [], []
@@ -202,12 +142,7 @@ class Tape:
 
     @property
     def tracing(self) -> bool:
-        """Whether the rows are looked at that a backward pass reaches.
-
-        Example:
-            >>> Tape().tracing
-            False
-        """
+        """Whether the rows are looked at that a backward pass reaches."""
         return self._chosen is not None
 
     @torch.no_grad()
@@ -215,13 +150,6 @@ class Tape:
         """Notes whether a layer's gradient lies in other rows than those of the chosen examples.
 
         What is not finite proves nothing: a broken row times zero is broken too.
-
-        Example:
-            >>> tape = Tape()
-            >>> with tape.trace(examples=2, copies=1, chosen=torch.tensor([True, False])) as found:
-            ...     tape.note("fc", torch.ones(2, 3), torch.tensor([[1.0], [0.0]]))
-            >>> found
-            [('fc', tensor(False))]
         """
         assert self._chosen is not None, "a trace is under way"
         rows = output_gradient.detach().reshape(len(output_gradient), -1)
@@ -231,27 +159,12 @@ class Tape:
         self._inputs.append((layer, inputs))
 
     def first_inputs(self) -> list[torch.Tensor]:
-        """What the last trace found the model's first layer to have seen, and an empty note of it.
-
-        Returns:
-            Each call's rows, the first call's last.
-
-        Example:
-            >>> tape = Tape()
-            >>> with tape.trace(examples=1, copies=1, chosen=torch.tensor([True])):
-            ...     tape.note("fc", torch.ones(1, 3), torch.ones(1, 1))
-            >>> tape.first_inputs()
-            [tensor([[1., 1., 1.]])]
-        """
+        """What the model's first layer saw in the last trace, and an empty note of it."""
         inputs, self._inputs = self._inputs, []
         return [rows for layer, rows in inputs if layer == inputs[-1][0]]
 
     def reset(self) -> None:
-        """Forgets a recording that something interrupted before it could end.
-
-        Example:
-            >>> Tape().reset()
-        """
+        """Forgets a recording that something interrupted before it could end."""
         self._examples, self._parts, self._chosen, self._inputs = None, {}, None, []
 
     def copies(self, *, rows: int, layer: str) -> int:
@@ -259,12 +172,6 @@ class Tape:
 
         Raises:
             UnsupportedLayer: Another number of rows than the losses have: they are not examples.
-
-        Example:
-            >>> tape = Tape()
-            >>> with tape.record(examples=2, copies=3):
-            ...     tape.copies(rows=6, layer="fc"), tape.copies(rows=2, layer="fc")
-            (3, 1)
         """
         if rows == self._examples:
             return 1
@@ -277,25 +184,11 @@ class Tape:
         )
 
     def add(self, parameter: nn.Parameter, part: PerExampleGradients) -> None:
-        """Writes down one use of `parameter`.
-
-        Example:
-            >>> from privacy.clipping.gradients import Instantiated
-            >>> tape, weight = Tape(), nn.Linear(2, 1).weight
-            >>> with tape.record(examples=1):
-            ...     tape.add(weight, Instantiated([weight.unsqueeze(0)]))
-            >>> list(tape.take()) == [weight]
-            True
-        """
+        """Writes down one use of `parameter`."""
         self._parts.setdefault(parameter, []).append(part)
 
     @torch.no_grad()
     def take(self) -> dict[nn.Parameter, PerExampleGradients]:
-        """The gradients of every parameter that was used, and an empty tape again.
-
-        Example:
-            >>> Tape().take()
-            {}
-        """
+        """The gradients of every parameter that was used, and an empty tape again."""
         parts, self._parts = self._parts, {}
         return {parameter: combine(of_parameter) for parameter, of_parameter in parts.items()}

@@ -111,22 +111,12 @@ class Tuner:
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """Everything chosen so far, in the order of the first backward pass.
-
-        Example:
-            >>> Tuner().choices
-            ()
-        """
+        """Everything chosen so far, in the order of the first backward pass."""
         return tuple(self._choices.values())
 
     @property
     def selection(self) -> dict[str, str]:
-        """The kernel of each layer at its largest batch: what `fixed` takes.
-
-        Example:
-            >>> Tuner(fixed=Tuner().selection).choices
-            ()
-        """
+        """The kernel of each layer at its largest batch: what `fixed` takes."""
         by_size = sorted(self._choices.values(), key=lambda choice: choice.inputs[0])
         return {choice.layer: choice.kernel for choice in by_size}
 
@@ -140,9 +130,6 @@ class Tuner:
             inputs: Its input, [rows, ...].
             output: Its output, whose gradient is as large.
             weight: Whose gradients are wanted.
-
-        Example:
-            >>> Tuner().expect("fc", torch.ones(2, 3), torch.ones(2, 1), torch.ones(1, 3))
         """
         room = _bytes(inputs, output) / max(1, len(inputs))
         self._rooms[layer] = room
@@ -170,14 +157,6 @@ class Tuner:
 
         Raises:
             PlanError: The kernel fixed for this layer is not among the candidates.
-
-        Example:
-            >>> from privacy.clipping.gradients import Instantiated
-            >>> def product(x, dy): return Instantiated([x * dy])
-            >>> kernel, tuner = Kernel(name="product", run=product, room=0, work=1), Tuner()
-            >>> part = tuner.run("fc", [kernel], torch.ones(2, 3), torch.ones(2, 3))
-            >>> tuner.choices[0].kernel
-            'product'
         """
         # Sizes of about the same magnitude share a choice: a Poisson sample's last batch varies.
         key = (

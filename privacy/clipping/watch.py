@@ -34,15 +34,7 @@ _OBSERVERS: set[type] = set()
 
 
 def admitted(observer: _Observer) -> _Observer:
-    """Lets hooks that are methods of this very class come and go: they leave rows as they are.
-
-    Example:
-        >>> @admitted
-        ... class Listener:
-        ...     def hear(self, module, inputs, output): ...
-        >>> Watch(model := nn.Linear(2, 1)).check() is None
-        True
-    """
+    """Lets hooks that are methods of this very class come and go: they leave rows as they are."""
     _OBSERVERS.add(observer)
     return observer
 
@@ -56,20 +48,9 @@ class Watch:
     settings are watched (a dropout's probability apart), of others flags, names and functions.
 
     Args:
-        model: The model, its layers recorded.
         refuse: Raises where a layer is known to mix examples in the present modes.
         prove: Raises where examples mix in the present modes, or one pass moves the next.
         remade: Plain tensors that every forward pass makes anew: see `held.Held`.
-
-    Example:
-        >>> model = nn.Sequential(nn.Linear(2, 2), nn.Identity())
-        >>> watch = Watch(model)
-        >>> watch.check()
-        >>> model[1] = nn.BatchNorm1d(2, affine=False)
-        >>> watch.check()
-        Traceback (most recent call last):
-        ...
-        privacy.errors.UnsupportedLayer: Sequential: its submodules changed since the model was ...
     """
 
     def __init__(
@@ -92,12 +73,7 @@ class Watch:
         self._proved = {self._modes}
 
     def modes(self) -> Modes:
-        """The present modes.
-
-        Example:
-            >>> Watch(nn.Linear(2, 1).eval()).modes()
-            (False,)
-        """
+        """The present modes."""
         return tuple([part.values["training"] for part in self._parts])
 
     def enter(self, layer: str) -> Modes:
@@ -108,10 +84,6 @@ class Watch:
 
         Raises:
             UnsupportedLayer: Something changed, or a layer mixes examples in these modes.
-
-        Example:
-            >>> Watch(nn.Linear(2, 1)).enter("fc")
-            (True,)
         """
         self._compare(self._passed.get(layer, ()))
         modes = self.modes()
@@ -125,9 +97,6 @@ class Watch:
 
         Raises:
             UnsupportedLayer: Something changed.
-
-        Example:
-            >>> Watch(nn.Linear(2, 1)).check()
         """
         self._compare(self._parts)
         self._held.check()
@@ -137,9 +106,6 @@ class Watch:
 
         Raises:
             UnsupportedLayer: In some, they do.
-
-        Example:
-            >>> Watch(nn.Linear(2, 1)).prove([(True,), (False,)])
         """
         for modes in set(seen) - self._proved:
             before = self.modes()

@@ -21,12 +21,7 @@ _FUNCTIONS = ("convolution_gradients", "line_gradients", "normal_numbers")
 
 
 def compiled() -> str | None:
-    """The variant that this processor runs, or None where the installation compiled none.
-
-    Example:
-        >>> compiled() in ("avx512", "avx2", "plain", None)
-        True
-    """
+    """The variant that this processor runs, or None where the installation compiled none."""
     return _variant() if _library() is not None else None
 
 
@@ -35,16 +30,7 @@ def call(function: str, work: ctypes.Structure, *, threads: int) -> None:
 
     Args:
         function: Its name; `compiled()` is not None.
-        work: Its arguments.
         threads: At most so many; each takes its place in what `work` has for every thread.
-
-    Example:
-        >>> class Nothing(ctypes.Structure):
-        ...     _fields_ = ()
-        >>> call("no such function", Nothing(), threads=1)
-        Traceback (most recent call last):
-        ...
-        AssertionError: no function 'no such function'
     """
     assert function in _FUNCTIONS, f"no function {function!r}"
     library = _library()
@@ -56,10 +42,6 @@ def floats(values: torch.Tensor) -> torch.Tensor:
     """The values as compiled code reads them: float32, dense, at an address that C allows for them.
 
     A tensor may lie at any address: `torch.frombuffer` takes any offset.
-
-    Example:
-        >>> floats(torch.ones(2, 3, dtype=torch.float64).T).is_contiguous()
-        True
     """
     dense = values.detach().to(torch.float32).contiguous()
     return dense if dense.data_ptr() % dense.element_size() == 0 else dense.clone()

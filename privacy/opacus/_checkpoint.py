@@ -30,13 +30,6 @@ class Checkpoints:
 
         Raises:
             PlanError: No training of this engine is in one of Opacus' modes.
-
-        Example:
-            >>> from privacy.opacus import PrivacyEngine
-            >>> PrivacyEngine().save_checkpoint(path="model.pt", module=nn.Linear(4, 2))
-            Traceback (most recent call last):
-            ...
-            privacy.errors.PlanError: checkpoint: Opacus' format is a pickle, which runs code ...
         """
         self._pickling().save_checkpoint(
             path=path,

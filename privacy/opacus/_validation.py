@@ -19,13 +19,7 @@ class Validation:
     def is_compatible(
         self, *, module: nn.Module, optimizer: Any = None, data_loader: Any = None
     ) -> bool:
-        """Whether `validate` passes.
-
-        Example:
-            >>> from privacy.opacus import PrivacyEngine
-            >>> PrivacyEngine().is_compatible(module=nn.BatchNorm2d(4, affine=False))
-            False
-        """
+        """Whether `validate` passes."""
         try:
             self.validate(module=module, optimizer=optimizer, data_loader=data_loader)
         except PrivacyError:
@@ -39,10 +33,6 @@ class Validation:
 
         Raises:
             UnsupportedLayer: Says which layers and why.
-
-        Example:
-            >>> from privacy.opacus import PrivacyEngine
-            >>> PrivacyEngine().validate(module=nn.Linear(4, 2))
         """
         check_layers(module)
         errors = ModuleValidator.validate(module, strict=False)
@@ -59,12 +49,6 @@ class Validation:
 
         Raises:
             UnsupportedLayer: A layer has no replacement.
-
-        Example:
-            >>> from privacy.opacus import PrivacyEngine
-            >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4, affine=False))
-            >>> type(PrivacyEngine.get_compatible_module(model)[1]).__name__
-            'GroupNorm'
         """
         module = ModuleValidator.fix(fix(copy.deepcopy(module)))
         cls().validate(module=module)

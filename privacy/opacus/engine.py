@@ -109,14 +109,7 @@ class PrivacyEngine(Checkpoints, Validation):
 
     @property
     def accountant(self) -> Any:
-        """The engine's account, one of Opacus' accountants: what is written to it counts.
-
-        Example:
-            >>> engine = PrivacyEngine()
-            >>> engine.accountant.step(noise_multiplier=1.0, sample_rate=0.1)
-            >>> engine.get_epsilon(1e-3) > 0
-            True
-        """
+        """The engine's account, one of Opacus' accountants: what is written to it counts."""
         if self._account is None:
             # Of Opacus' own modes only: it warns of this one.
             self._account = create_accountant(mechanism=self._mechanism)
@@ -124,12 +117,7 @@ class PrivacyEngine(Checkpoints, Validation):
 
     @property
     def secure_mode(self) -> bool:
-        """As it was given; the fused mode's noise is cryptographic in any case.
-
-        Example:
-            >>> PrivacyEngine().secure_mode
-            False
-        """
+        """As it was given; the fused mode's noise is cryptographic in any case."""
         return self._secure_mode
 
     def make_private(  # noqa: PLR0913  (Opacus' interface)
@@ -278,12 +266,7 @@ class PrivacyEngine(Checkpoints, Validation):
         return self._fuse(plan, module, optimizer, data_loader, loss_reduction)
 
     def get_epsilon(self, delta: float) -> float:
-        """Epsilon of everything spent so far, at `delta` in (0, 1).
-
-        Example:
-            >>> PrivacyEngine().get_epsilon(1e-5)
-            0.0
-        """
+        """Epsilon of everything spent so far, at `delta` in (0, 1)."""
         return float(self.accountant.get_epsilon(delta))
 
     def _fuse(

@@ -115,11 +115,7 @@ class ArchiveInfo:
 
 
 def describe(header: Header, signer: Verifier | None, size: int, *, verified: bool) -> ArchiveInfo:
-    """The public facts of a header, for a file of `size` bytes.
-
-    Example:
-        See `ArchiveInfo`.
-    """
+    """The public facts of a header, for a file of `size` bytes."""
     core = header.core
     return ArchiveInfo(
         verified=verified,

@@ -61,9 +61,6 @@ class LazyArchive(Secret):
 
         Raises:
             StateError: There is no such tensor.
-
-        Example:
-            See `open_lazy`.
         """
         return self._span(name).shape
 
@@ -72,9 +69,6 @@ class LazyArchive(Secret):
 
         Raises:
             StateError: There is no such tensor.
-
-        Example:
-            See `open_lazy`.
         """
         return self._span(name).dtype
 
@@ -86,9 +80,6 @@ class LazyArchive(Secret):
             Tampered: A segment is not what was signed or encrypted.
             Truncated: The file became shorter.
             StorageError: The file is closed, or cannot be read.
-
-        Example:
-            See `open_lazy`.
         """
         span = self._span(name)
         if self._file.closed:
@@ -109,11 +100,7 @@ class LazyArchive(Secret):
         return self._index.spans[self._names[name]]
 
     def close(self) -> None:
-        """Closes the file; tensors that were read stay.
-
-        Example:
-            See `open_lazy`.
-        """
+        """Closes the file; tensors that were read stay."""
         self._file.close()
 
     def __enter__(self) -> Self:
@@ -173,9 +160,6 @@ def read_index(payload: Payload) -> Index:
     Raises:
         StateError: The plaintext is no valid safetensors file.
         Tampered: A segment is not what was signed or encrypted.
-
-    Example:
-        See `open_lazy`.
     """
     length = payload.layout.plaintext_length
     first = bytearray(payload.layout.plaintext(0)[1])
@@ -193,9 +177,6 @@ def read_tensor(payload: Payload, index: Index, span: Span) -> torch.Tensor:
 
     Raises:
         Tampered: A segment is not what was signed or encrypted.
-
-    Example:
-        See `open_lazy`.
     """
     data = empty_bytes(span.stop - span.start)
     if len(data):
@@ -208,10 +189,6 @@ def empty_bytes(length: int) -> torch.Tensor:
 
     Raises:
         LimitExceeded: There is not so much.
-
-    Example:
-        >>> empty_bytes(3).shape
-        torch.Size([3])
     """
     try:
         return torch.empty(length, dtype=torch.uint8)

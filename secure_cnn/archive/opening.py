@@ -57,18 +57,10 @@ def opened(path: Path, *, flags: int = os.O_RDONLY) -> Iterator[int]:
     """A regular file, open; errors of the operating system in the block are ours.
 
     Args:
-        path: The file.
         flags: ``os.O_RDONLY`` or ``os.O_RDWR``.
 
     Raises:
         StorageError: It cannot be opened, read or written, or is no regular file.
-
-    Example:
-        >>> with opened("nowhere") as fd:
-        ...     pass
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.StorageError: nowhere: cannot read: ...
     """
     verb = "read" if flags == os.O_RDONLY else "change"
     try:
@@ -82,15 +74,7 @@ def opened(path: Path, *, flags: int = os.O_RDONLY) -> Iterator[int]:
 
 
 def layout_of(header: Header) -> Layout:
-    """Where the payload of a file lies.
-
-    Example:
-        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
-        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
-        >>> from secure_cnn.archive.format.header import seal_header
-        >>> layout_of(parse_header(seal_header(core, [], bytes(32), 512))).offset
-        2048
-    """
+    """Where the payload of a file lies."""
     return Layout(
         offset=header.payload_offset,
         segment_length=header.core.segment_length,
@@ -99,14 +83,7 @@ def layout_of(header: Header) -> Layout:
 
 
 def footer_length(core: Core) -> int:
-    """Bytes of leaf hashes, root, public key and signature; none if unsigned.
-
-    Example:
-        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
-        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
-        >>> footer_length(core)
-        0
-    """
+    """Bytes of leaf hashes, root, public key and signature; none if unsigned."""
     if core.signer is None:
         return 0
     return 32 * (core.segments + 2) + sum(footer_lengths(core.signer))
@@ -117,14 +94,6 @@ def read_header(fd: int) -> Header:
 
     Raises:
         ArchiveError: `NotSealed`, `UnsupportedVersion`, `LimitExceeded`, `Truncated` or `Tampered`.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryFile() as file:
-        ...     read_header(file.fileno())
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.NotSealed: expected a sealed file, got another kind; ...
     """
     size = os.fstat(fd).st_size
     length = min(size, head_length(*read_lengths(read_at(fd, min(size, FIXED_LENGTH), 0))))
@@ -146,9 +115,6 @@ def signer_of(fd: int, header: Header) -> Verifier | None:
 
     Raises:
         Tampered: The key in the footer is another.
-
-    Example:
-        See `signed_leaves`.
     """
     core = header.core
     if core.signer is None:
@@ -169,12 +135,6 @@ def check_trust(signer: Verifier | None, trusted: Sequence[Verifier]) -> None:
 
     Raises:
         UntrustedSigner: Nobody, or somebody else.
-
-    Example:
-        >>> check_trust(None, [])
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.UntrustedSigner: the file is not signed, ...
     """
     if signer is None:
         raise UntrustedSigner(
@@ -192,23 +152,11 @@ def signed_leaves(fd: int, header: Header, trusted: Sequence[Verifier] | None) -
     """The leaf hashes that the signer signed together with the core; empty if unsigned.
 
     Args:
-        fd: A file open for reading.
-        header: Its head.
         trusted: Whose signatures count; None asks for none, but one that is there must hold.
 
     Raises:
         UntrustedSigner: The file is not signed by one of them.
         Tampered: The signature does not hold.
-
-    Example:
-        >>> import tempfile, secure_cnn.archive as archive
-        >>> me, signer = archive.generate_identity(), archive.generate_signer()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     archive.save(f"{folder}/m", {}, recipients=[me.recipient], signer=signer)
-        ...     with opened(f"{folder}/m") as fd:
-        ...         header = read_header(fd)
-        ...         len(signed_leaves(fd, header, [signer.verifier]))
-        2
     """
     found = None if trusted is None else check_trusted(trusted)
     signer = signer_of(fd, header)
@@ -237,17 +185,11 @@ def unlock(
     """Head and payload, after all that can be checked before decrypting was checked.
 
     Args:
-        fd: A file open for reading.
-        identity: Who opens it.
         trusted: Whose signatures count; see `signed_leaves`.
-        expect: Claims; those that are public are compared here.
         core_hash: The core hash the file must have, if any.
 
     Raises:
         ArchiveError: As `load`.
-
-    Example:
-        See `load`.
     """
     identity, trusted = check_identity(identity), trusted and check_trusted(trusted)
     _check_wanted(expect, core_hash)

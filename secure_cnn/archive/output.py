@@ -18,20 +18,10 @@ def new_file(
 
     Args:
         path: Where the file goes. Its folder must exist.
-        length: Bytes to reserve before anything is written, so that a full disk shows at once.
         overwrite: Whether a regular file at `path` may be replaced; nothing else ever is.
-        mode: Permissions of the new file, less the umask.
 
     Raises:
         StorageError: There is a file already, or something else, or the operating system refuses.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with new_file(f"{folder}/x", length=5, overwrite=False, mode=0o600) as fd:
-        ...         written = os.write(fd, b"hello")
-        ...     os.listdir(folder)
-        ['x']
     """
     try:
         with files.new_file(path, overwrite=overwrite, mode=mode, length=length) as fd:

@@ -32,10 +32,6 @@ def is_torch(first: bytes) -> bool:
 
     Args:
         first: Its first bytes, 9 or more of them.
-
-    Example:
-        >>> is_torch(bytes([0x80, 2, 0x8A])), is_torch(bytes([0x80, 2, 0, 0, 0, 0, 0, 0]) + b"{")
-        (True, False)
     """
     is_safetensors = first[8:9] == b"{" and not any(first[4:8])
     return first.startswith(_TORCH) and not is_safetensors

@@ -77,11 +77,6 @@ def lock(fd: int, path: Path) -> None:
 
     Raises:
         StorageError: Another process is changing it.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryFile() as file:
-        ...     lock(file.fileno(), "example")
     """
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

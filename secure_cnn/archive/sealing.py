@@ -38,11 +38,6 @@ def new_core(
     Raises:
         StateError: Name or claims are not what they must be.
         LimitExceeded: A length is outside its range.
-
-    Example:
-        >>> new_core(name="", lineage=None, claims={}, recipients=[], signer=None,
-        ...          plaintext_length=0, segment_length=4096).signer is None
-        True
     """
     if not isinstance(name, str):
         raise StateError(f"name: expected text, got {type(name).__name__}")
@@ -76,22 +71,13 @@ def write_sealed(
     """Encrypts a plaintext under a fresh file key and puts the file at `path`.
 
     Args:
-        path: Where the file goes.
         core: Made by `new_core` for these recipients and this signer.
-        plaintext: As long as the core says.
-        recipients: Who can open it.
-        signer: Who signs it.
         overwrite: Whether a file at `path` may be replaced.
-        mode: Permissions of the file, less the umask.
-        progress: Told how much of the plaintext is encrypted.
 
     Raises:
         InvalidKey: No recipients, or a mix.
         LimitExceeded: Too many recipients or claims, or passphrases that cost too much to try.
         StorageError: There is a file already, or the operating system refuses.
-
-    Example:
-        See `save`.
     """
     copy_length = copy_length_for([who.kind for who in recipients])
     core_hash = hashlib.sha256(seal_prefix(core, copy_length)).digest()

@@ -48,23 +48,12 @@ def measure_archive(
     """Times whole saves, whole loads, and the load of one tensor; what ends a load is said above.
 
     Args:
-        load: The workload.
-        rivals: Whom to time too, by variant.
         rounds: Counted rounds, at least 1.
-        clock: Seconds, ever rising.
 
     Returns:
         `save`, `durable_save`, `load` and `fresh_load` of every variant that has it; for ours the
         ratios to each rival, such as `load_vs_safetensors`, below 1 if ours is faster; and
         `one_tensor_vs_load`, against a `fresh_load` of all.
-
-    Example:
-        >>> import tempfile
-        >>> from secure_cnn.bench.archive_workload import archive_workload
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     rows = measure_archive(archive_workload(1, Path(folder)), {}, rounds=1)
-        >>> [row.metric for row in rows if row.variant == "sealed"]
-        ['save', 'load', 'fresh_load', 'one_tensor', 'one_tensor_vs_load']
     """
     identity, signer = archive.generate_identity(), archive.generate_signer()
     ours = {

@@ -38,20 +38,10 @@ def measure_stall(
     """How long a training loop stands still at a background save, against copying the tensors.
 
     Args:
-        load: The workload; its folder gets a store.
         rounds: Counted rounds, at least 1.
-        clock: Seconds, ever rising.
 
     Returns:
         `stall`, `copy` and `stall_vs_copy`; and `background_save`, from the call to the commit.
-
-    Example:
-        >>> import tempfile
-        >>> from secure_cnn.bench.archive_workload import archive_workload
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     rows = measure_stall(archive_workload(1, Path(folder)), rounds=1)
-        >>> [row.metric for row in rows]
-        ['copy', 'stall', 'background_save', 'stall_vs_copy']
     """
     identity, signer = archive.generate_identity(), archive.generate_signer()
     copies = [torch.zeros_like(tensor) for tensor in load.tensors.values()]
@@ -88,20 +78,10 @@ def measure_head(
     """Times what should not depend on the size of the file.
 
     Args:
-        load: The workload.
         rounds: Counted rounds, at least 1.
-        clock: Seconds, ever rising.
 
     Returns:
         `inspect`, `add_recipient` and `remove_recipient`, in seconds.
-
-    Example:
-        >>> import tempfile
-        >>> from secure_cnn.bench.archive_workload import archive_workload
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     rows = measure_head(archive_workload(1, Path(folder)), rounds=1)
-        >>> [row.metric for row in rows]
-        ['inspect', 'add_recipient', 'remove_recipient']
     """
     me, other = archive.generate_identity(), archive.generate_identity()
     path = load.folder / "head"
@@ -130,15 +110,9 @@ def measure_cipher(
     Args:
         load: The workload, of which only the size is used, and at least 1 GiB.
         rounds: Counted rounds, at least 1.
-        clock: Seconds, ever rising.
 
     Returns:
         `payload_vs_aesgcm`: 1 is the speed of the bare cipher, below 1 is slower.
-
-    Example:
-        >>> from secure_cnn.bench.archive_workload import archive_workload
-        >>> [row.metric for row in measure_cipher(archive_workload(1, Path("folder")), rounds=1)]
-        ['payload_vs_aesgcm']
     """
     size = sum(tensor.numel() * tensor.element_size() for tensor in load.tensors.values())
     # Less would time the start of the threads, not the cipher.
@@ -160,14 +134,6 @@ def measure_size(load: ArchiveWorkload) -> list[Row]:
         `size_overhead` of each of our variants, a part of the plain safetensors file; and, where
         the system tells, `save_memory` and `load_memory` in MiB: the most that a save has resident
         beyond what was there, and a load beyond the tensors that it returns.
-
-    Example:
-        >>> import tempfile
-        >>> from secure_cnn.bench.archive_workload import archive_workload
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     rows = measure_size(archive_workload(1, Path(folder)))
-        >>> all(row.median < 0.03 for row in rows if row.metric == "size_overhead")
-        True
     """
     identity, signer = archive.generate_identity(), archive.generate_signer()
     rows = []

@@ -38,13 +38,6 @@ class ArchiveRival:
         load: Reads them back; None where that is not compared.
         load_into: Reads them into tensors that are there; None where that is to load and to copy.
         versions: What it is made of, by name, beyond what `secure_cnn.report.versions` names.
-
-    Example:
-        >>> rival = archive_rivals(["safetensors"])[0]["safetensors"]
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     rival.save(Path(folder, "a"), {"weight": torch.ones(2)})
-        ...     rival.load(Path(folder, "a"))
-        {'weight': tensor([1., 1.])}
     """
 
     save: Callable[[Path, Tensors], None]
@@ -58,11 +51,6 @@ def archive_rivals(names: Sequence[str]) -> tuple[dict[str, ArchiveRival], dict[
 
     Raises:
         RunError: There is no such rival.
-
-    Example:
-        >>> here, skipped = archive_rivals(["torch.save", "age"])
-        >>> {*here, *skipped} == {"torch.save", "age"}
-        True
     """
     here: dict[str, ArchiveRival] = {}
     skipped: dict[str, str] = {}
@@ -77,16 +65,7 @@ def archive_rivals(names: Sequence[str]) -> tuple[dict[str, ArchiveRival], dict[
 
 
 def encrypt_raw(length: int, piece: int, threads: int) -> Callable[[], None]:
-    """AES-256-GCM and nothing else: so many bytes in pieces, on so many threads, from warm memory.
-
-    Args:
-        length: Bytes in all.
-        piece: Bytes of one call.
-        threads: How many, each with its own key and buffers.
-
-    Example:
-        >>> encrypt_raw(1 << 16, 1 << 12, 2)()
-    """
+    """AES-256-GCM alone: so many bytes in pieces, on so many threads, from warm memory."""
 
     def work(calls: int) -> None:
         cipher, plain, sealed = AESGCM(os.urandom(32)), bytes(piece), bytearray(piece + 16)

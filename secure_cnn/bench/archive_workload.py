@@ -42,10 +42,6 @@ class ArchiveWorkload:
         case: Name of the row in the results.
         tensors: The checkpoint.
         folder: An empty folder; the file system under it is part of what is measured.
-
-    Example:
-        >>> archive_workload(1, Path("folder")).case
-        'fp32-1MiB'
     """
 
     case: str
@@ -58,14 +54,9 @@ def archive_workload(mebibytes: int, folder: Path) -> ArchiveWorkload:
 
     Args:
         mebibytes: Size of all of them, at least 1.
-        folder: Where the files go.
 
     Raises:
         RunError: The size is below 1.
-
-    Example:
-        >>> len(archive_workload(1, Path("folder")).tensors)
-        100
     """
     if mebibytes < 1:
         raise RunError(f"size: expected at least 1 MiB, got {mebibytes}")
@@ -85,10 +76,6 @@ class Turn:
         call: What is timed.
         before: Called first; by default the disk is brought to rest.
         after: Called last.
-
-    Example:
-        >>> Turn(call=list, before=list).call()
-        []
     """
 
     call: Callable[[], object]
@@ -102,14 +89,7 @@ def in_turn(
     """Seconds of each call, round by round, in an order drawn anew; one round first for warmth.
 
     Args:
-        turns: What to time, by name.
         rounds: Counted rounds, at least 1.
-        clock: Seconds, ever rising.
-
-    Example:
-        >>> ticks = iter(range(9))
-        >>> in_turn({"a": Turn(call=list, before=list)}, rounds=2, clock=lambda: next(ticks))
-        {'a': [1, 1]}
     """
     seconds: dict[str, list[float]] = {name: [] for name in turns}
 
@@ -133,12 +113,7 @@ def in_turn(
 
 
 def sealed(identity: archive.Identity, signer: archive.Signer | None) -> ArchiveRival:
-    """Our own save and load, in the form of a rival's; signed and verified if there is a signer.
-
-    Example:
-        >>> sealed(archive.generate_identity(), None).load is None
-        False
-    """
+    """Our own save and load, in the form of a rival's; signed and verified if there is a signer."""
     trusted = None if signer is None else [signer.verifier]
 
     def save(path: Path, tensors: Tensors) -> None:

@@ -23,10 +23,6 @@ def workload(name: str) -> Workload:
 
     Raises:
         RunError: There is no such case.
-
-    Example:
-        >>> len(workload("compact").split)
-        256
     """
     if name not in CASES:
         raise RunError(f"case: expected one of {', '.join(CASES)}, got {name}")

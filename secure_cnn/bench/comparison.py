@@ -32,13 +32,6 @@ class Change:
     Attributes:
         before: The row of the first file.
         after: The row of the second.
-
-    Example:
-        >>> row = {"case": "compact", "variant": "private", "metric": "time", "unit": "s", "n": 9}
-        >>> change = Change(before=Row(median=1.0, low=0.9, high=1.1, **row),
-        ...                 after=Row(median=1.3, low=1.2, high=1.4, **row))
-        >>> change.beyond_noise, change.worse, round(change.worsening, 2)
-        (True, True, 0.3)
     """
 
     before: Row
@@ -86,10 +79,6 @@ class Comparison:
         only_before: Rows of the first file alone.
         only_after: Rows of the second alone.
         warnings: What makes the comparison less than fair.
-
-    Example:
-        >>> Comparison(changes=(), only_before=(), only_after=(), warnings=()).worse(0.05)
-        ()
     """
 
     changes: tuple[Change, ...]
@@ -105,10 +94,6 @@ class Comparison:
 
         Raises:
             RunError: The tolerance is negative or no number.
-
-        Example:
-            >>> Comparison(changes=(), only_before=(), only_after=(), warnings=()).worse(0.0)
-            ()
         """
         if not tolerance >= 0:
             raise RunError(f"tolerance: expected at least 0, got {tolerance}")
@@ -159,12 +144,7 @@ def compare(
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether more of it is better: shares that are right, and speeds; all else is a cost.
-
-    Example:
-        >>> higher_is_better("accuracy_same_time"), higher_is_better("memory_ratio")
-        (True, False)
-    """
+    """Whether more of it is better: shares that are right, and speeds; all else is a cost."""
     for ending in _AFTER:
         metric = metric.removesuffix(ending)
     return metric in _BETTER_IF_HIGHER

@@ -30,11 +30,6 @@ class CopiedCrossEntropy:
 
     Raises:
         RunError: There are fewer.
-
-    Example:
-        >>> losses = CopiedCrossEntropy(copies=3)
-        >>> losses(nn.Flatten(), torch.rand(5, 1, 1, 2), torch.zeros(5, dtype=torch.int64)).shape
-        torch.Size([5, 3])
     """
 
     copies: int
@@ -53,12 +48,7 @@ class CopiedCrossEntropy:
 
 
 def copies_against(copies: int | None) -> dict[str, str]:
-    """The variant with K copies, and what it is held against; nothing where K is None.
-
-    Example:
-        >>> copies_against(4)
-        {'private-4-copies': 'plain-4-steps'}
-    """
+    """The variant with K copies, and what it is held against; nothing where K is None."""
     return {} if copies is None else {f"private-{copies}-copies": f"plain-{copies}-steps"}
 
 
@@ -68,21 +58,10 @@ def copies_makers(
     """What makes the private step with K copies, and what makes K plain steps in one call.
 
     Args:
-        load: The workload.
         copies: K, at least 2; None makes nothing.
 
     Raises:
         RunError: There are fewer copies.
-
-    Example:
-        >>> from secure_cnn.bench.step import synthetic
-        >>> from secure_cnn.data import DataSpec
-        >>> from secure_cnn.models import build_model
-        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
-        >>> model = build_model("compact", spec)
-        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
-        >>> for make in copies_makers(load, 2).values():
-        ...     make()()
     """
     if copies is None:
         return {}

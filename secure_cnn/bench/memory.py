@@ -47,23 +47,10 @@ def measure_memory(load: Workload, makers: Mapping[str, MakeStep]) -> list[Row]:
     """The peak of every variant's step, and its ratio to plain.
 
     Args:
-        load: The workload that the steps are on.
         makers: Calls that make a step with a copy of the model, by variant, `plain` among them.
 
     Returns:
         For each variant its `memory` in MiB and its `memory_ratio`.
-
-    Example:
-        >>> from secure_cnn.bench.step import protections, stepper, synthetic
-        >>> from secure_cnn.data import DataSpec
-        >>> from secure_cnn.models import build_model
-        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
-        >>> model = build_model("compact", spec)
-        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
-        >>> def plain(): return stepper(load, protections({})["plain"])
-        >>> rows = measure_memory(load, {"plain": plain})
-        >>> [(row.metric, row.median > 0) for row in rows]
-        [('memory', True), ('memory_ratio', True)]
     """
     device = next(load.model.parameters()).device
     weights = sum(p.numel() * p.element_size() for p in load.model.parameters())
@@ -86,15 +73,6 @@ def peak_rows(load: Workload, makers: Mapping[str, MakeStep]) -> list[Row]:
     Args:
         load: As for `measure_memory`.
         makers: As for `measure_memory`.
-
-    Example:
-        >>> from secure_cnn.bench.step import synthetic
-        >>> from secure_cnn.data import DataSpec
-        >>> images = synthetic(DataSpec(shape=(1, 8, 8), classes=("0", "1")), 4)
-        >>> load = Workload(case="none", model=torch.nn.Linear(1, 1), split=images)
-        >>> rows = peak_rows(load, {"plain": lambda: lambda: torch.zeros(1000)})
-        >>> [row.metric for row in rows][:2]
-        ['memory', 'memory_ratio']
     """
     rows = measure_memory(load, makers)
     for name, make in makers.items():
@@ -105,18 +83,7 @@ def peak_rows(load: Workload, makers: Mapping[str, MakeStep]) -> list[Row]:
 
 
 def peak_bytes(make: MakeStep) -> int:
-    """Bytes that making a step leaves alive, and the most that the step itself allocates.
-
-    Args:
-        make: Makes the step, with all that it keeps.
-
-    Example:
-        >>> def make():
-        ...     kept = torch.zeros(1000)
-        ...     return lambda: kept.clone()
-        >>> peak_bytes(make)
-        8000
-    """
+    """Bytes that making a step leaves alive, and the most that the step itself allocates."""
     # What others left must not be freed meanwhile.
     gc.collect()
     with _profiled() as making:
@@ -129,12 +96,7 @@ def peak_bytes(make: MakeStep) -> int:
 
 
 def cuda_peak_bytes(make: MakeStep, device: torch.device) -> int:
-    """Bytes that making a step and taking it have allocated on a CUDA device at most.
-
-    Example:
-        >>> cuda_peak_bytes.__name__
-        'cuda_peak_bytes'
-    """
+    """Bytes that making a step and taking it have allocated on a CUDA device at most."""
     gc.collect()
     before = torch.cuda.memory_allocated(device)
     step = make()
@@ -148,13 +110,7 @@ def cuda_peak_bytes(make: MakeStep, device: torch.device) -> int:
 
 
 def resident_peak_bytes(make: MakeStep) -> int | None:
-    """The most bytes that this process had resident during a step; None where nobody tells.
-
-    Example:
-        >>> found = resident_peak_bytes(lambda: lambda: torch.zeros(1000))
-        >>> found is None or found > 4000
-        True
-    """
+    """The most bytes that this process had resident during a step; None where nobody tells."""
     gc.collect()
     step = make()
     for _ in range(_WARMUP):

@@ -162,12 +162,6 @@ def overhead_workload(model: nn.Module, data: ImageData, settings: OverheadSetti
 
     Raises:
         RunError: There are fewer training images than a batch has.
-
-    Example:
-        >>> from secure_cnn.data import load_data
-        >>> data = load_data("digits")
-        >>> overhead_workload(nn.Flatten(), data, OverheadSettings()).case
-        'Flatten, digits, batch 64, save every 5'
     """
     if len(data.train) < settings.batch_size:
         raise RunError(
@@ -192,13 +186,7 @@ def take_turns(
     Two rounds are run first and not counted: caches are warm and kernels are chosen by then.
 
     Args:
-        stretches: What takes turns, by name.
         rounds: Counted rounds, at least 1.
-        seed: Of the order.
-
-    Example:
-        >>> take_turns({"plain": lambda: {"other": 1.0}}, rounds=2)
-        {'plain': [{'other': 1.0}, {'other': 1.0}]}
     """
     found: dict[str, list[dict[str, float]]] = {name: [] for name in stretches}
 
@@ -217,13 +205,8 @@ def on_this_machine(
     """A document of the rows that says on which device, cores and threads they were measured.
 
     Args:
-        rows: What was measured.
         model: On the device where it was.
         rivals: As for `document`.
-
-    Example:
-        >>> "affinity" in on_this_machine([], nn.Linear(1, 1)).hardware
-        True
     """
     device = next(model.parameters()).device
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None

@@ -33,17 +33,7 @@ class Marks(Protocol):
 
 @final
 class ClockMarks:
-    """Marks are readings of a clock: right where a call returns when its work is done.
-
-    Args:
-        clock: Seconds, ever rising.
-
-    Example:
-        >>> ticks = iter([1.0, 3.5])
-        >>> marks = ClockMarks(lambda: next(ticks))
-        >>> marks.seconds(marks.mark(), marks.mark())
-        2.5
-    """
+    """Marks are readings of a clock: right where a call returns when its work is done."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -66,14 +56,6 @@ class EventMarks:
 
     Args:
         record: Gives a `torch.cuda.Event` with timing that has been put into the queue.
-
-    Example:
-        >>> class Event:
-        ...     def synchronize(self): ...
-        ...     def elapsed_time(self, end): return 1500.0
-        >>> marks = EventMarks(Event)
-        >>> marks.seconds(marks.mark(), marks.mark())
-        1.5
     """
 
     def __init__(self, record: Callable[[], Any]) -> None:
@@ -90,16 +72,7 @@ class EventMarks:
 
 
 def marks_for(device: torch.device, clock: Callable[[], float]) -> Marks:
-    """Events on a CUDA device, the clock elsewhere.
-
-    Args:
-        device: Where the work runs.
-        clock: Seconds, ever rising.
-
-    Example:
-        >>> type(marks_for(torch.device("cpu"), lambda: 0.0)).__name__
-        'ClockMarks'
-    """
+    """Events on a CUDA device, the clock elsewhere."""
     if device.type == "cuda":
         return EventMarks(partial(_recorded, device))
     return ClockMarks(clock)
@@ -107,16 +80,7 @@ def marks_for(device: torch.device, clock: Callable[[], float]) -> Marks:
 
 @final
 class Stopwatch:
-    """Seconds of each part; a class because it holds what is under way.
-
-    Example:
-        >>> watch = Stopwatch(ClockMarks(iter(range(10)).__next__))
-        >>> with watch.part("other"):
-        ...     with watch.part("data"):
-        ...         pass
-        >>> watch.take()
-        {'other': 2.0, 'data': 1.0}
-    """
+    """Seconds of each part; a class because it holds what is under way."""
 
     def __init__(self, marks: Marks) -> None:
         self._marks = marks
@@ -124,34 +88,19 @@ class Stopwatch:
         self._changes: list[tuple[str | None, Any]] = []
 
     def enter(self, name: str) -> None:
-        """A part begins inside of the present one.
-
-        Example:
-            >>> Stopwatch(ClockMarks(lambda: 0.0)).enter("data")
-        """
+        """A part begins inside of the present one."""
         self._under_way.append(name)
         self._changes.append((name, self._marks.mark()))
 
     def leave(self) -> None:
-        """The present part ends; the one around it goes on.
-
-        Example:
-            >>> watch = Stopwatch(ClockMarks(lambda: 0.0))
-            >>> watch.enter("data")
-            >>> watch.leave()
-        """
+        """The present part ends; the one around it goes on."""
         self._under_way.pop()
         around = self._under_way[-1] if self._under_way else None
         self._changes.append((around, self._marks.mark()))
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
-        """What happens inside is this part's, unless a part inside of it claims it.
-
-        Example:
-            >>> with Stopwatch(ClockMarks(lambda: 0.0)).part("data"):
-            ...     pass
-        """
+        """What happens inside is this part's, unless a part inside of it claims it."""
         self.enter(name)
         try:
             yield
@@ -161,21 +110,8 @@ class Stopwatch:
     def wrap(self, owner: object, method: str, name: str) -> None:
         """From now on the calls of a method of this one object are a part.
 
-        Args:
-            owner: The object; its class stays as it is.
-            method: The method's name.
-            name: The part's.
-
         Raises:
             AttributeError: The object has no such method.
-
-        Example:
-            >>> watch = Stopwatch(ClockMarks(iter(range(10)).__next__))
-            >>> optimizer = torch.optim.SGD([torch.zeros(1)])
-            >>> watch.wrap(optimizer, "step", "optimizer")
-            >>> optimizer.step()
-            >>> watch.take()
-            {'optimizer': 1.0}
         """
         call = getattr(owner, method)
 
@@ -187,12 +123,7 @@ class Stopwatch:
         setattr(owner, method, timed)
 
     def take(self) -> dict[str, float]:
-        """Seconds of each part since the last time; starts anew.
-
-        Example:
-            >>> Stopwatch(ClockMarks(lambda: 0.0)).take()
-            {}
-        """
+        """Seconds of each part since the last time; starts anew."""
         changes, self._changes = self._changes, []
         found: dict[str, float] = {}
         for (name, start), (_, end) in pairwise(changes):

@@ -44,20 +44,10 @@ def rival_step(load: Workload, rival: str) -> Callable[[], None]:
     by the loop.
 
     Args:
-        load: The workload.
         rival: One of `RIVALS`.
 
     Raises:
         RunError: There is no such rival.
-
-    Example:
-        >>> from secure_cnn.bench.step import synthetic
-        >>> from secure_cnn.data import DataSpec
-        >>> from secure_cnn.models import build_model
-        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
-        >>> model = build_model("compact", spec)
-        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
-        >>> rival_step(load, "opacus-hooks")()
     """
     if rival not in RIVALS:
         raise RunError(f"rival: expected one of {', '.join(RIVALS)}, got {rival}")

@@ -36,11 +36,6 @@ def judges(threat: ThreatModel, *, seed: int = 0) -> dict[str, Judge]:
 
     Args:
         threat: In `linf`, `l2` or `l1`.
-        seed: Of every random start.
-
-    Example:
-        >>> "autoattack" in judges(ThreatModel(norm="linf", eps=0.1))
-        True
     """
     found: dict[str, Judge] = {"autoattack": partial(autoattack, threat=threat, seed=seed)}
     if find_spec("pyautoattack") is None:
@@ -55,14 +50,7 @@ def judges(threat: ThreatModel, *, seed: int = 0) -> dict[str, Judge]:
 def autoattack(
     model: nn.Module, images: Tensor, labels: Tensor, *, threat: ThreatModel, seed: int
 ) -> Tensor:
-    """Which images withstand the standard ensemble, each attack taking what the last one left.
-
-    Example:
-        >>> images, labels = torch.tensor([[[[0.9, 0.3]]], [[[0.5, 0.4]]]]), torch.tensor([0, 0])
-        >>> threat = ThreatModel(norm="linf", eps=0.1)
-        >>> autoattack(nn.Flatten(), images, labels, threat=threat, seed=0)
-        tensor([ True, False])
-    """
+    """Which images withstand the standard ensemble, each attack taking what the last one left."""
     standing = _correct(model, images, labels)
     for attack in ensemble(threat):
         rows = standing.nonzero().flatten()
@@ -117,23 +105,11 @@ def measure_robustness(
         load: The model, in evaluation mode or not, and the images.
         variants: As `judges` gives them.
         batch_size: Images judged at once, at least 1.
-        clock: Seconds, ever rising.
 
     Returns:
         For each variant its `time` for a batch and its `robust_accuracy`; for each but the first
         the `time_ratio` of the first to it, and the `agreement` of their verdicts. Shares come
         with their 95 % Wilson intervals.
-
-    Example:
-        >>> from secure_cnn.bench.step import synthetic
-        >>> from secure_cnn.data import DataSpec
-        >>> from secure_cnn.models import build_model
-        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
-        >>> model = build_model("compact", spec)
-        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
-        >>> rows = measure_robustness(load, {"all": lambda model, images, labels: labels >= 0})
-        >>> [(row.metric, row.median) for row in rows if row.unit == "1"]
-        [('robust_accuracy', 1.0)]
     """
     model = copy.deepcopy(load.model).to(memory_format=load.memory_format).eval()
     every = torch.arange(len(load.split))

@@ -10,12 +10,7 @@ __all__ = ["measured_row", "share_row"]
 
 
 def measured_row(case: str, variant: str, metric: str, values: Sequence[float], unit: str) -> Row:
-    """Values as their median with its 95 % bootstrap interval; a single one is exact.
-
-    Example:
-        >>> measured_row("compact", "plain", "time", [1.0, 3.0, 2.0], "s").median
-        2.0
-    """
+    """Values as their median with its 95 % bootstrap interval; a single one is exact."""
     found = estimate(values)
     return Row(
         case=case,
@@ -30,12 +25,7 @@ def measured_row(case: str, variant: str, metric: str, values: Sequence[float], 
 
 
 def share_row(case: str, variant: str, metric: str, right: int, count: int) -> Row:
-    """A share of the images with its 95 % interval (Wilson 1927).
-
-    Example:
-        >>> share_row("compact", "plain", "accuracy", 3, 4).median
-        0.75
-    """
+    """A share of the images with its 95 % interval (Wilson 1927)."""
     low, high = defenses.wilson_interval(right, count)
     share = right / count
     return Row(

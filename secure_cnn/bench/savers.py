@@ -37,15 +37,7 @@ MakeSaver: TypeAlias = Callable[[Path], Saver]
 
 @final
 class SealedSaver:
-    """Seals and signs in the loop, over the file before; a class because it holds the keys.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     SealedSaver(Path(folder)).save({"weight": torch.ones(2)})
-        ...     bytes_in(Path(folder)) > 8
-        True
-    """
+    """Seals and signs in the loop, over the file before; a class because it holds the keys."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "training.sealed"
@@ -71,17 +63,7 @@ class SealedSaver:
 
 @final
 class BackgroundSaver:
-    """Copies in the loop, seals beside it, in a `CheckpointStore` that keeps the last one.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     saver = BackgroundSaver(Path(folder))
-        ...     saver.save({"weight": torch.ones(2)})
-        ...     saver.close()
-        ...     bytes_in(Path(folder)) > 8
-        True
-    """
+    """Copies in the loop, seals beside it, in a `CheckpointStore` that keeps the last one."""
 
     def __init__(self, folder: Path) -> None:
         identity, self._saves = archive.generate_identity(), 0
@@ -108,21 +90,7 @@ class BackgroundSaver:
 
 @final
 class RivalSaver:
-    """Saves the tensors of the state as somebody else's call does, in the loop.
-
-    Args:
-        rival: Whose.
-        folder: Where to.
-
-    Example:
-        >>> import tempfile
-        >>> from secure_cnn.bench.archive_rivals import archive_rivals
-        >>> rival = archive_rivals(["safetensors"])[0]["safetensors"]
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     RivalSaver(rival, Path(folder)).save({"weight": torch.ones(2)})
-        ...     bytes_in(Path(folder)) > 8
-        True
-    """
+    """Saves the tensors of the state as somebody else's call does, in the loop."""
 
     def __init__(self, rival: ArchiveRival, folder: Path) -> None:
         self._write = partial(rival.save, folder / "training")
@@ -139,15 +107,7 @@ class RivalSaver:
 
 
 def bytes_in(folder: Path) -> int:
-    """Bytes of all files in a folder.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     _ = Path(folder, "a").write_bytes(b"four")
-        ...     bytes_in(Path(folder))
-        4
-    """
+    """Bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

@@ -50,10 +50,6 @@ class Size:
 
     Raises:
         RunError: A number is out of its range.
-
-    Example:
-        >>> Size(batch=64).width
-        16
     """
 
     batch: int = 16
@@ -92,10 +88,6 @@ class Exponent:
         value: The slope.
         standard_error: Of the slope, from how far the points lie from the line.
         points: How many there are, at least 3.
-
-    Example:
-        >>> fit_exponent([1, 2, 4], [3.0, 6.0, 12.0]).value
-        1.0
     """
 
     value: float
@@ -118,11 +110,6 @@ def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> Exponent:
 
     Raises:
         RunError: There are too few points, or one is not above 0.
-
-    Example:
-        >>> found = fit_exponent([1, 2, 4, 8], [1.0, 4.0, 16.0, 64.0])
-        >>> round(found.value, 6), round(found.standard_error, 6)
-        (2.0, 0.0)
     """
     if len(sizes) != len(costs) or len(sizes) < 3 or len(set(sizes)) < 2:
         raise RunError(
@@ -145,10 +132,6 @@ def network(size: Size) -> nn.Sequential:
     """Convolutions of the same width, each with GroupNorm and ReLU, then a mean and a linear layer.
 
     Its weights are drawn by torch; the global random state is as it was.
-
-    Example:
-        >>> network(Size(depth=2))(torch.rand(3, 3, 16, 16)).shape
-        torch.Size([3, 10])
     """
     layers: list[nn.Module] = []
     with torch.random.fork_rng(devices=[]):
@@ -177,7 +160,6 @@ def measure_scaling(
         variants_at: The variants at a size, the same names at each, `plain` among them.
         rounds: Counted rounds, at least 1.
         device: Where the work runs; the CPU by default.
-        clock: Seconds, ever rising.
 
     Returns:
         Of the case of each size, such as `width 32`, the `time` of each variant's stretch and its
@@ -186,13 +168,6 @@ def measure_scaling(
 
     Raises:
         RunError: There is no such axis, no plain variant, or not the same variants at each size.
-
-    Example:
-        >>> from secure_cnn.bench.variant import combinations
-        >>> plain = {"plain": combinations({})["plain"]}
-        >>> rows = measure_scaling("steps", lambda size: plain, rounds=1)
-        >>> rows[-2].metric, rows[-2].n
-        ('exponent', 4)
     """
     if axis not in AXES:
         raise RunError(f"axis: expected one of {', '.join(AXES)}, got {axis}")

@@ -49,14 +49,6 @@ class Workload:
         model: The network; never trained itself, only its copies are.
         split: Exactly one batch of images; every step sees it whole.
         memory_format: Layout of the network and the images, the same for every variant.
-
-    Example:
-        >>> from secure_cnn.models import build_model
-        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
-        >>> model = build_model("compact", spec)
-        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
-        >>> len(load.split)
-        4
     """
 
     case: str
@@ -66,12 +58,7 @@ class Workload:
 
 
 def synthetic(spec: DataSpec, samples: int) -> Split:
-    """Random images and labels of the given shape: speed does not depend on what they show.
-
-    Example:
-        >>> len(synthetic(DataSpec(shape=(1, 8, 8), classes=("0", "1")), 4))
-        4
-    """
+    """Random images and labels of the given shape: speed does not depend on what they show."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (samples, *spec.shape), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, len(spec.classes), (samples,), generator=generator)
@@ -79,23 +66,13 @@ def synthetic(spec: DataSpec, samples: int) -> Split:
 
 
 def subset(split: Split, samples: int) -> Split:
-    """The first `samples` examples of a split, or all where it has fewer.
-
-    Example:
-        >>> len(subset(synthetic(DataSpec(shape=(1, 8, 8), classes=("0", "1")), 4), 3))
-        3
-    """
+    """The first `samples` examples of a split, or all where it has fewer."""
     return Split(images=split.images[:samples], labels=split.labels[:samples])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protection:
-    """One variant of a step: its objective, and whether DP-SGD makes the update.
-
-    Example:
-        >>> Protection(objective=CrossEntropy(), private=True).private
-        True
-    """
+    """One variant of a step: its objective, and whether DP-SGD makes the update."""
 
     objective: Objective
     private: bool
@@ -107,12 +84,7 @@ def protections(
     """The plain step and every combination of the protections given that can be, by variant.
 
     Args:
-        objectives: Adversarial objectives by name.
         private: Whether to combine each with DP-SGD too, where each loss is one example's.
-
-    Example:
-        >>> list(protections({"pgd": CrossEntropy()}))
-        ['plain', 'private', 'pgd', 'private+pgd']
     """
     found: dict[str, Protection] = {}
     plain: Objective = CrossEntropy()
@@ -159,16 +131,7 @@ def measure_steps(
 
 
 def steppers(load: Workload, variants: Mapping[str, Protection]) -> dict[str, Callable[[], None]]:
-    """A step for each variant, each on a copy of the model.
-
-    Example:
-        >>> from secure_cnn.models import build_model
-        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
-        >>> model = build_model("compact", spec)
-        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
-        >>> list(steppers(load, protections({})))
-        ['plain', 'private']
-    """
+    """A step for each variant, each on a copy of the model."""
     return {name: stepper(load, protection) for name, protection in variants.items()}
 
 
@@ -182,18 +145,7 @@ def noise_share(
     """What share of a private step goes into its noise, drawn and added, and into its sample.
 
     Args:
-        load: The workload; the sample is drawn from as many examples as its split has.
-        seconds_per_step: Of its private step.
         rounds: Counted draws, at least 1.
-        clock: Seconds, ever rising.
-
-    Example:
-        >>> from secure_cnn.models import build_model
-        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
-        >>> model = build_model("compact", spec)
-        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
-        >>> noise_share(load, 1.0, rounds=3).metric
-        'noise_share'
     """
     generator = privacy.SecureGenerator()
     sums = [torch.zeros_like(p) for p in load.model.parameters() if p.requires_grad]
@@ -213,19 +165,7 @@ def cost_rows(
     *,
     copies: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Row]:
-    """Rows of the time and of the ratio to `plain`, which must be among the variants.
-
-    Args:
-        case: Name of the workload.
-        seconds: Of each round, by variant.
-        copies: By variant that sees each example K times in a step, that of K plain steps.
-
-    Example:
-        >>> rows = cost_rows("compact", {"plain": [1.0], "private": [2.0]})
-        >>> [(row.variant, row.metric, row.median) for row in rows]
-        [('plain', 'time', 1.0), ('plain', 'time_ratio', 1.0), ('private', 'time', 2.0), ('private',
-        'time_ratio', 2.0)]
-    """
+    """Rows of the time and of the ratio to `plain`, which must be among the variants."""
     rows = []
     for variant, own in seconds.items():
         rows.append(measured_row(case, variant, "time", own, "s"))
@@ -243,12 +183,7 @@ def document(
     """Rows with when, where and with what they were measured.
 
     Args:
-        rows: What was measured.
         rivals: Versions of those measured beside us that `versions` does not name, by name.
-
-    Example:
-        >>> document([]).rows
-        ()
     """
     return Measurements(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -259,16 +194,7 @@ def document(
 
 
 def kernel_choices(load: Workload) -> tuple[privacy.Choice, ...]:
-    """Which clipping kernel the tuner picks for each layer of the workload.
-
-    Example:
-        >>> from secure_cnn.models import build_model
-        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
-        >>> model = build_model("compact", spec)
-        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 8))
-        >>> sorted({choice.layer for choice in kernel_choices(load)})
-        ['conv1', 'conv2', 'conv3']
-    """
+    """Which clipping kernel the tuner picks for each layer of the workload."""
     tuner, samples = privacy.Tuner(), len(load.split)
     stepper(load, Protection(objective=CrossEntropy(), private=True), tuner=tuner)()
     return tuple(choice for choice in tuner.choices if choice.inputs[0] == samples)
@@ -277,20 +203,7 @@ def kernel_choices(load: Workload) -> tuple[privacy.Choice, ...]:
 def stepper(
     load: Workload, protection: Protection, *, tuner: privacy.Tuner | None = None
 ) -> Callable[[], None]:
-    """One training step of a copy of the model, as a call.
-
-    Args:
-        load: The workload.
-        protection: Which variant.
-        tuner: Chooses the clipping kernels of a private variant.
-
-    Example:
-        >>> from secure_cnn.models import build_model
-        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
-        >>> model = build_model("compact", spec)
-        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
-        >>> stepper(load, Protection(objective=CrossEntropy(), private=True))()
-    """
+    """One training step of a copy of the model, as a call."""
     model = copy.deepcopy(load.model).to(memory_format=load.memory_format).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
     private = _attached(load, model, optimizer, tuner) if protection.private else None

@@ -37,13 +37,7 @@ class TimedTraining:
     A private variant gets GroupNorm in the place of BatchNorm, by `privacy.fix`.
 
     Args:
-        load: The model, the images to train on, and the layout.
-        variant: With which protections.
-        folder: Where checkpoints go; made if the variant saves any.
-        marks: What tells the time.
         batch_size: Images a step; on average where the variant is private.
-        epochs: How long the private plan is, and the plain batches last.
-        learning_rate: Constant.
 
     Attributes:
         model: The copy.
@@ -52,21 +46,6 @@ class TimedTraining:
 
     Raises:
         PrivacyError: The model or the objective cannot be trained privately.
-
-    Example:
-        >>> import time
-        >>> from secure_cnn.bench.parts import ClockMarks
-        >>> from secure_cnn.bench.step import synthetic
-        >>> from secure_cnn.data import DataSpec
-        >>> from secure_cnn.models import build_model
-        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
-        >>> model = build_model("compact", spec)
-        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 8))
-        >>> plain = Variant(objective=CrossEntropy(), private=False)
-        >>> marks = ClockMarks(time.perf_counter)
-        >>> training = TimedTraining(load, plain, Path("unused"), marks, batch_size=4)
-        >>> sorted(training.stretch(2))
-        ['backward', 'data', 'forward', 'optimizer', 'other']
     """
 
     def __init__(
@@ -113,14 +92,8 @@ class TimedTraining:
         Args:
             steps: Optimizer steps, at least 1.
 
-        Returns:
-            Seconds of each part of the stretch; together they are the stretch.
-
         Raises:
             StopIteration: The data or the plan end before.
-
-        Example:
-            See `TimedTraining`.
         """
         with self.stopwatch.part("other"):
             self._save()
@@ -134,14 +107,8 @@ class TimedTraining:
         Args:
             save: Whether to save first, where the variant saves at all.
 
-        Returns:
-            Seconds that this took.
-
         Raises:
             StopIteration: The data or the plan end before.
-
-        Example:
-            See `TimedTraining`.
         """
         with self.stopwatch.part("other"):
             if save:
@@ -151,11 +118,7 @@ class TimedTraining:
 
     @contextmanager
     def as_kept(self) -> Iterator[nn.Module]:
-        """Gives the model as it would be kept if training ended now: with the averaged weights.
-
-        Example:
-            See `TimedTraining`.
-        """
+        """Gives the model as it would be kept if training ended now: with the averaged weights."""
         if self._average is None:
             yield self.model
         else:
@@ -163,11 +126,7 @@ class TimedTraining:
                 yield averaged
 
     def close(self) -> None:
-        """Ends the saves; the training does not go on.
-
-        Example:
-            See `TimedTraining`.
-        """
+        """Ends the saves; the training does not go on."""
         if self._saver is not None:
             self._release()
 

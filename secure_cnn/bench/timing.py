@@ -18,12 +18,7 @@ _RESAMPLES = 2000
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A median and the interval in which it lies with 95 % confidence.
-
-    Example:
-        >>> Estimate(median=1.2, low=1.1, high=1.3, n=30).median
-        1.2
-    """
+    """A median and the interval in which it lies with 95 % confidence."""
 
     median: float
     low: float

@@ -50,10 +50,6 @@ class TrainedSettings:
 
     Raises:
         RunError: A number is out of its range.
-
-    Example:
-        >>> TrainedSettings(epochs=1).batch_size
-        64
     """
 
     epochs: int = 3
@@ -86,11 +82,7 @@ def measure_trained(
 
     Args:
         model: As for `overhead`; only copies are trained.
-        data: Training images, and test images to judge on.
         protections: By variant, `plain` among them.
-        settings: How long, and what is judged.
-        case: Name of the rows.
-        clock: Seconds, ever rising.
 
     Returns:
         For each variant `accuracy`, `macro_recall` and, with a threat model, `robust_accuracy`
@@ -100,17 +92,6 @@ def measure_trained(
 
     Raises:
         RunError: `plain` is missing, or a batch is larger than the data.
-
-    Example:
-        >>> from secure_cnn.bench.variant import combinations
-        >>> from secure_cnn.data import load_data
-        >>> from secure_cnn.models import build_model
-        >>> data = load_data("digits")
-        >>> rows = measure_trained(
-        ...     build_model("compact", data.spec), data, {"plain": combinations({})["plain"]},
-        ...     TrainedSettings(epochs=1, batch_size=256), case="compact")
-        >>> [row.metric for row in rows][:2]
-        ['accuracy_same_examples', 'macro_recall_same_examples']
     """
     if PLAIN not in protections:
         raise RunError(f"protections: expected {PLAIN} among them, got {', '.join(protections)}")

@@ -42,13 +42,7 @@ class Variant(Protection):
 
 
 def variant_of(protection: Protection) -> Variant:
-    """The same protection as a variant: no average and no saves where it says nothing of them.
-
-    Example:
-        >>> from secure_cnn.engine import CrossEntropy
-        >>> variant_of(Protection(objective=CrossEntropy(), private=True)).private
-        True
-    """
+    """The same protection as a variant: no average and no saves where it says nothing of them."""
     if isinstance(protection, Variant):
         return protection
     return Variant(objective=protection.objective, private=protection.private)
@@ -67,17 +61,9 @@ def combinations(
     protections; where there are neither, it is missing.
 
     Args:
-        objectives: Adversarial objectives by name.
         private: Whether DP-SGD is among them.
         average: Whether averaged weights are.
         sealed: Whether sealed checkpoints are, in the loop and beside it.
-
-    Example:
-        >>> from secure_cnn.engine import CrossEntropy
-        >>> list(combinations({"pgd": CrossEntropy()}))[:5]
-        ['plain', 'private', 'pgd', 'private+pgd', 'average']
-        >>> list(combinations({"pgd": CrossEntropy()}))[5:]
-        ['sealed', 'sealed-background', 'private+pgd+average+sealed-background']
     """
     found = {
         name: variant_of(each) for name, each in protections(objectives, private=private).items()

@@ -42,12 +42,7 @@ _EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
 
 
 def main() -> None:
-    """Runs the command line; an error of ours is one line on stderr and its exit code.
-
-    Example:
-        >>> callable(main)
-        True
-    """
+    """Runs the command line; an error of ours is one line on stderr and its exit code."""
     try:
         app()
     except (ArchiveError, DefenseError, PrivacyError, SecureCNNError) as error:

@@ -34,14 +34,9 @@ def sealing_from(
     Args:
         recipients: Public texts, or files that hold one a line.
         passphrase_file: A file whose first line is a passphrase; `-` asks for it.
-        signer: A signer's file.
 
     Raises:
         ArchiveError: A key cannot be read.
-
-    Example:
-        >>> sealing_from([], None, None) is None
-        True
     """
     who = writers_from(recipients, passphrase_file, None)
     if not who:
@@ -61,10 +56,6 @@ def unlocking_from(
 
     Raises:
         ArchiveError: A key cannot be read, or a signature is demanded of a plain file.
-
-    Example:
-        >>> unlocking_from(None, None, []) is None
-        True
     """
     reader = reader_from(identity, passphrase_file, None)
     if reader is None:
@@ -89,10 +80,6 @@ def writers_from(
 
     Raises:
         ArchiveError: A key cannot be read.
-
-    Example:
-        >>> writers_from([], None, None)
-        []
     """
     who: list[archive.SlotWriter] = [
         archive.Recipient.from_text(text) for given in recipients for text in _texts(given)
@@ -111,10 +98,6 @@ def reader_from(
 
     Raises:
         ArchiveError: A key cannot be read, or more than one is named.
-
-    Example:
-        >>> reader_from(None, None, None) is None
-        True
     """
     named = sum(given is not None for given in (identity, passphrase_file, kek))
     if named > 1:
@@ -137,12 +120,6 @@ def kek_from(source: str) -> archive.KeyEncryptionKey:
 
     Raises:
         ArchiveError: There is no key, or it cannot be read.
-
-    Example:
-        >>> kek_from("env:NOT_SET")
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.KeyServiceError: expected a key in the variable NOT_SET, got ...
     """
     kind, _, rest = source.partition(":")
     if kind == "env":
@@ -163,10 +140,6 @@ def verifiers_from(trusted: Sequence[str]) -> list[archive.Verifier]:
 
     Raises:
         ArchiveError: A text is not one.
-
-    Example:
-        >>> verifiers_from([])
-        []
     """
     return [archive.Verifier.from_text(text) for given in trusted for text in _texts(given)]
 
@@ -176,10 +149,6 @@ def signer_from(path: Path | None) -> archive.Signer | None:
 
     Raises:
         ArchiveError: The file cannot be read, or others can read it.
-
-    Example:
-        >>> signer_from(None) is None
-        True
     """
     return None if path is None else archive.read_signer(path)
 
@@ -193,12 +162,6 @@ def passphrase_from(path: Path, *, twice: bool = False) -> archive.Passphrase:
 
     Raises:
         ArchiveError: There is none, or it is not usable.
-
-    Example:
-        >>> passphrase_from(Path("nowhere"))
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.KeyFileError: nowhere: cannot read the key file: ...
     """
     if str(path) == "-":
         text = os.environ.get(_ENVIRONMENT)

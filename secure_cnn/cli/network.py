@@ -32,21 +32,8 @@ def network(text: str, spec: DataSpec) -> nn.Module:
     Guarantee: it takes the data's images and gives a logit for each class at least, or it is
     refused.
 
-    Args:
-        text: What was given; a colon makes it the user's own code, which is imported and run.
-        spec: Of the images that it will be trained on.
-
     Raises:
         RunError: Nothing is there, it makes no network, or the network does not fit the images.
-
-    Example:
-        >>> spec = DataSpec(shape=(3, 32, 32), classes=("cat", "dog"))
-        >>> network("compact", spec).name
-        'compact'
-        >>> network("torch.nn:Identity", spec)
-        Traceback (most recent call last):
-        ...
-        secure_cnn.errors.RunError: torch.nn:Identity: expected logits [n, 2 or more] of 3x32x32 ...
     """
     where, colon, name = text.rpartition(":")
     if not colon:

@@ -49,11 +49,7 @@ Trusted: TypeAlias = Annotated[
 
 
 def message(text: str) -> None:
-    """One line on standard error, for people.
-
-    Example:
-        >>> message("sealed file: model.sealed")
-    """
+    """One line on standard error, for people."""
     Terminal(stderr=True).print(text)
 
 
@@ -62,12 +58,6 @@ def needed(reader: archive.SlotReader | None) -> archive.SlotReader:
 
     Raises:
         InvalidKey: It was not.
-
-    Example:
-        >>> needed(None)
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.InvalidKey: expected --identity, --passphrase-file or --kek, ...
     """
     if reader is None:
         raise archive.InvalidKey(

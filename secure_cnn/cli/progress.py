@@ -29,16 +29,8 @@ def file_progress(
     It is drawn on stderr when that is a terminal, comes when the work has taken a second, and goes
     when it ends, however it ends.
 
-    Args:
-        name: What is done.
-        clock: Seconds, ever rising.
-
     Returns:
         What to call with the bytes done so far, and those there are in all.
-
-    Example:
-        >>> with file_progress("sealing") as progress:
-        ...     progress(1 << 20, 2 << 20)
     """
     console = Terminal(stderr=True, wrap=True)
     columns = (

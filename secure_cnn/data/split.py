@@ -59,32 +59,17 @@ class DataSpec:
 
     @property
     def channels(self) -> int:
-        """1 for grey images, 3 for colour.
-
-        Example:
-            >>> DataSpec(shape=(3, 32, 48), classes=("a", "b")).channels
-            3
-        """
+        """1 for grey images, 3 for colour."""
         return self.shape[0]
 
     @property
     def height(self) -> int:
-        """Rows of one image.
-
-        Example:
-            >>> DataSpec(shape=(3, 32, 48), classes=("a", "b")).height
-            32
-        """
+        """Rows of one image."""
         return self.shape[1]
 
     @property
     def width(self) -> int:
-        """Columns of one image.
-
-        Example:
-            >>> DataSpec(shape=(3, 32, 48), classes=("a", "b")).width
-            48
-        """
+        """Columns of one image."""
         return self.shape[2]
 
 
@@ -148,13 +133,6 @@ class Split(Dataset[tuple[Tensor, int]]):
         Returns:
             float32 images `[b, channels, height, width]` in [0, 1] and int64 labels `[b]`; both
             are copies.
-
-        Example:
-            >>> split = Split(images=torch.zeros(3, 1, 8, 8, dtype=torch.uint8),
-            ...               labels=torch.tensor([0, 1, 0]))
-            >>> images, labels = split.batch(torch.tensor([2, 1]))
-            >>> images.shape, labels
-            (torch.Size([2, 1, 8, 8]), tensor([0, 1]))
         """
         return self.images[index].float().div_(255), self.labels[index]
 
@@ -210,11 +188,6 @@ class ImageData:
 
         Two data sets have the same fingerprint exactly when a model sees the same examples in
         them. Computed when first asked for, in chunks.
-
-        Example:
-            >>> from secure_cnn.data import load_data
-            >>> len(load_data("digits").fingerprint)
-            64
         """
         header = {
             "shape": self.spec.shape,

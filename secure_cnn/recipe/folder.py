@@ -46,42 +46,22 @@ class RunFolder:
 
     @property
     def record(self) -> Path:
-        """Where the record is.
-
-        Example:
-            >>> RunFolder(root=Path("runs/1"), sealed=True).record.name
-            'run.json'
-        """
+        """Where the record is."""
         return self.root / "run.json"
 
     @property
     def page(self) -> Path:
-        """Where the page is.
-
-        Example:
-            >>> RunFolder(root=Path("runs/1"), sealed=True).page.name
-            'report.html'
-        """
+        """Where the page is."""
         return self.root / "report.html"
 
     @property
     def model(self) -> Path:
-        """Where the finished model is.
-
-        Example:
-            >>> RunFolder(root=Path("runs/1"), sealed=False).model.name
-            'model.safetensors'
-        """
+        """Where the finished model is."""
         return self._checkpoint("model")
 
     @property
     def training(self) -> Path:
-        """Where the training under way is.
-
-        Example:
-            >>> RunFolder(root=Path("runs/1"), sealed=False).training.name
-            'training.safetensors'
-        """
+        """Where the training under way is."""
         return self._checkpoint("training")
 
     def recorded(self) -> RunRecord:
@@ -89,12 +69,6 @@ class RunFolder:
 
         Raises:
             RunError: No run has begun here, or the record cannot be read.
-
-        Example:
-            >>> RunFolder(root=Path("runs/1"), sealed=False).recorded()
-            Traceback (most recent call last):
-            ...
-            secure_cnn.errors.RunError: runs/1: no run has begun here, so ...
         """
         if not os.path.lexists(self.record):
             raise RunError(
@@ -113,14 +87,6 @@ class RunFolder:
         Raises:
             RunError: It holds a run or something else, another run is under way in it, or it cannot
                 be written to.
-
-        Example:
-            >>> import tempfile
-            >>> with tempfile.TemporaryDirectory() as parent:
-            ...     folder = RunFolder(root=Path(parent, "1"), sealed=False)
-            ...     with folder.begun(force=False):
-            ...         folder.model.parent.is_dir()
-            True
         """
         with self._writable():
             self.root.mkdir(parents=True, exist_ok=True)
@@ -139,12 +105,6 @@ class RunFolder:
 
         Raises:
             RunError: There is one in it, or no folder.
-
-        Example:
-            >>> import tempfile
-            >>> with tempfile.TemporaryDirectory() as parent:
-            ...     with RunFolder(root=Path(parent), sealed=False).locked():
-            ...         pass
         """
         try:
             fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

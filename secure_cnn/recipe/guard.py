@@ -34,11 +34,6 @@ class EpochGuard:
     """Watches one training, takes it back, and remembers when; a class because it remembers.
 
     Args:
-        guard: What decides.
-        images: The fixed images it looks at.
-        model: In training.
-        objective: Its noise is raised.
-        optimizer: Goes back with the model.
         average: Goes back too, where there is one.
     """
 
@@ -109,18 +104,7 @@ class EpochGuard:
 def make_guard(
     recipe: Recipe, seams: Seams, model: nn.Module, average: WeightAverage | None, data: ImageData
 ) -> EpochGuard | None:
-    """The guard of a training on single steps, where the recipe asks for it; None for others.
-
-    Example:
-        >>> from secure_cnn.data import load_data
-        >>> from secure_cnn.models import build_model
-        >>> from secure_cnn.recipe.seams import make_seams
-        >>> data, recipe = load_data("digits"), Recipe(out="runs/1", eps=0.1)
-        >>> model = build_model("compact", data.spec)
-        >>> seams = make_seams(recipe, recipe.variant, model, data, None)
-        >>> make_guard(recipe, seams, model, None, data) is None  # not asked for
-        True
-    """
+    """The guard of a training on single steps, where the recipe asks for it; None for others."""
     objective = seams.objective
     if not recipe.guard or not isinstance(objective, AdversarialTraining):
         return None
@@ -138,10 +122,5 @@ def make_guard(
 
 
 def is_unguarded(recipe: Recipe) -> bool:
-    """Whether the recipe's own training takes single steps, and nothing watches over it.
-
-    Example:
-        >>> is_unguarded(Recipe(out="runs/1", eps=0.1, epsilon=3.0))
-        True
-    """
+    """Whether the recipe's own training takes single steps, and nothing watches over it."""
     return recipe.variant.single_step and not recipe.guard

@@ -30,10 +30,6 @@ class RunIdentity:
 
     Raises:
         RunError: One of them is something else.
-
-    Example:
-        >>> RunIdentity.draw(private=False).key
-        ''
     """
 
     id: str
@@ -48,31 +44,15 @@ class RunIdentity:
 
     @classmethod
     def draw(cls, *, private: bool) -> "RunIdentity":
-        """That of a run that begins; a key is drawn for a private one.
-
-        Example:
-            >>> len(RunIdentity.draw(private=True).key)
-            64
-        """
+        """That of a run that begins; a key is drawn for a private one."""
         return cls(id=secrets.token_hex(16), key=secrets.token_hex(32) if private else "")
 
     def fingerprint(self, data: ImageData) -> str:
-        """The data's digest as everybody may see it.
-
-        Example:
-            >>> from secure_cnn.data import load_data
-            >>> RunIdentity.draw(private=True).fingerprint(load_data("digits"))[:12]
-            'hmac-sha256:'
-        """
+        """The data's digest as everybody may see it."""
         return keyed_fingerprint(data, self.key) if self.key else data.fingerprint
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, the key among them.
-
-        Example:
-            >>> sorted(RunIdentity.draw(private=True).to_dict())
-            ['id', 'key']
-        """
+        """As plain values, the key among them."""
         return {"id": self.id, "key": self.key}
 
     @classmethod
@@ -81,11 +61,6 @@ class RunIdentity:
 
         Raises:
             RunError: It is something else.
-
-        Example:
-            >>> one = RunIdentity.draw(private=True)
-            >>> RunIdentity.from_dict(one.to_dict()) == one
-            True
         """
         found: dict[str, Any] = values if isinstance(values, dict) else {}
         return cls(id=found.get("id", ""), key=found.get("key", "none"))
@@ -95,16 +70,10 @@ def keyed_fingerprint(data: ImageData, key: str) -> str:
     """The data's digest under a key, as the claims of a private model have it.
 
     Args:
-        data: The images.
         key: 64 hexadecimal digits; among the private claims of the model's sealed file.
 
     Raises:
         RunError: The key is none.
-
-    Example:
-        >>> from secure_cnn.data import load_data
-        >>> keyed_fingerprint(load_data("digits"), 64 * "0")[:12]
-        'hmac-sha256:'
     """
     if not _is_hex(key, 64):
         raise RunError("data_fingerprint_key: expected 64 hexadecimal digits")

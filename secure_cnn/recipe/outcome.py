@@ -44,12 +44,7 @@ _COST_ROUNDS = 9
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A training's result and, where it was attacked, some of the images.
-
-    Example:
-        >>> sorted(Outcome.__dataclass_fields__)
-        ['examples', 'result']
-    """
+    """A training's result and, where it was attacked, some of the images."""
 
     result: ResultRecord
     examples: Examples | None
@@ -105,12 +100,7 @@ def measure_cost(recipe: Recipe, model: nn.Module, data: ImageData, stop: StopRe
 
 
 def trials_note(recipe: Recipe) -> str:
-    """What epsilon leaves out, since choosing among trainings on the same data spends too.
-
-    Example:
-        >>> trials_note(Recipe(out="runs/1", epsilon=3.0, trials=4)).partition(":")[0]
-        'ε is that of this training alone'
-    """
+    """What epsilon leaves out, since choosing among trainings on the same data spends too."""
     tried = "how many is not stated" if recipe.trials is None else f"{recipe.trials}, as stated"
     return (
         "ε is that of this training alone: it does not charge the settings that were tried on "

@@ -38,10 +38,6 @@ class Resumed:
         identity: Of the run.
         state: Of the training under way.
         uncounted: Noised steps that were released after the state was taken.
-
-    Example:
-        >>> sorted(Resumed.__dataclass_fields__)
-        ['identity', 'record', 'state', 'uncounted']
     """
 
     record: RunRecord
@@ -62,11 +58,7 @@ def resume(
     """Reads the run in a folder, once it is sure that it is this recipe's and may go on.
 
     Args:
-        recipe: What the run is asked to be.
-        folder: Where it is.
         fresh: The record of a run of this recipe that has not begun.
-        data: The images.
-        sealing: As the run will be sealed and signed from now on.
         unlocking: What opens its state, and whose signatures count; by default the signer's own.
 
     Raises:
@@ -120,10 +112,6 @@ def released_by(state: Mapping[str, Any]) -> int:
 
     Raises:
         PlanError: Its ledger is none.
-
-    Example:
-        >>> released_by({"variant": "plain", "step": 7})
-        0
     """
     private = state.get("private")
     if not isinstance(private, Mapping):

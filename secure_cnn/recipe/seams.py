@@ -37,10 +37,6 @@ class Seams:
         optimizer: What steps.
         schedule: Learning rate and number of steps.
         private: The private training, where the variant is one.
-
-    Example:
-        >>> sorted(Seams.__dataclass_fields__)
-        ['objective', 'optimizer', 'private', 'schedule', 'update']
     """
 
     objective: Objective
@@ -55,10 +51,6 @@ def make_threat(recipe: Recipe) -> defenses.ThreatModel | None:
 
     Raises:
         ThreatModelError: A value is out of its range.
-
-    Example:
-        >>> make_threat(Recipe(out="runs/1", eps=0.1)).eps
-        0.1
     """
     return None if recipe.eps is None else defenses.ThreatModel(norm=recipe.norm, eps=recipe.eps)
 
@@ -68,10 +60,6 @@ def make_plan(recipe: Recipe, samples: int) -> privacy.DPPlan | None:
 
     Raises:
         PlanError: The budget cannot be reached, or a value is out of its range.
-
-    Example:
-        >>> make_plan(Recipe(out="runs/1", epsilon=8.0, epochs=1), 600).epsilon() <= 8.0
-        True
     """
     if recipe.epsilon is None:
         return None
@@ -89,11 +77,6 @@ def objective_for(recipe: Recipe, variant: Variant) -> Objective:
 
     Raises:
         AttackError: The method is unknown, or cannot be configured so.
-
-    Example:
-        >>> recipe = Recipe(out="runs/1", eps=0.1, attack="pgd")
-        >>> type(objective_for(recipe, recipe.variant)).__name__
-        'AdversarialTraining'
     """
     threat = make_threat(recipe)
     if variant.method is not None and recipe.gaussian_sigma is not None:
@@ -118,25 +101,12 @@ def make_seams(
     """Puts one training together.
 
     Args:
-        recipe: The recipe.
-        variant: Which of its trainings.
-        model: The network, on its device.
-        data: The images.
         plan: The calibrated plan; used where the variant is private.
 
     Raises:
         PrivacyError: The model or the objective cannot be trained privately.
         ObjectiveError: The objective's losses depend on other examples, against its word.
         RunError: A setting is out of range.
-
-    Example:
-        >>> from secure_cnn.data import load_data
-        >>> from secure_cnn.models import build_model
-        >>> data, recipe = load_data("digits"), Recipe(out="runs/1", epochs=2)
-        >>> model = build_model("compact", data.spec)
-        >>> seams = make_seams(recipe, recipe.variant, model, data, None)
-        >>> seams.schedule.steps, seams.schedule.epochs
-        (24, 2)
     """
     objective = objective_for(recipe, variant)
     optimizer = _optimizer(recipe, variant, model)
@@ -179,20 +149,7 @@ def batches_for(
     memory_format: torch.memory_format,
     start_step: int,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The batches of all steps from `start_step` on, augmented, on the device.
-
-    Example:
-        >>> from secure_cnn.data import load_data
-        >>> from secure_cnn.models import build_model
-        >>> data, recipe = load_data("digits"), Recipe(out="runs/1", batch_size=100)
-        >>> model = build_model("compact", data.spec)
-        >>> seams = make_seams(recipe, recipe.variant, model, data, None)
-        >>> batches = batches_for(
-        ...     recipe, recipe.variant, seams, data, device=torch.device("cpu"),
-        ...     memory_format=torch.contiguous_format, start_step=7)
-        >>> next(batches)[0].shape
-        torch.Size([100, 1, 8, 8])
-    """
+    """The batches of all steps from `start_step` on, augmented, on the device."""
     augment = (
         Augmentation(flip=recipe.flip, shift=recipe.shift) if recipe.flip or recipe.shift else None
     )

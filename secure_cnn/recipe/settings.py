@@ -41,23 +41,13 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """The protections joined by `+`, or `plain`.
-
-        Example:
-            >>> Variant(private=True, method=None).name
-            'private'
-        """
+        """The protections joined by `+`, or `plain`."""
         parts = ["private"] * self.private + ([self.method] if self.method else [])
         return "+".join(parts) or "plain"
 
     @property
     def single_step(self) -> bool:
-        """Whether it trains on single steps, and so may overfit to them.
-
-        Example:
-            >>> Variant(private=True, method="fgsm").single_step
-            True
-        """
+        """Whether it trains on single steps, and so may overfit to them."""
         return self.method in _SINGLE_STEPS
 
 
@@ -229,12 +219,7 @@ class Recipe:
 
     @property
     def variant(self) -> Variant:
-        """The training that the recipe asks for.
-
-        Example:
-            >>> Recipe(out="runs/1").variant.name
-            'plain'
-        """
+        """The training that the recipe asks for."""
         method = (self.attack or "n-fgsm") if self.eps is not None else None
         if self.gaussian_sigma is not None:
             method = "gaussian"
@@ -242,24 +227,12 @@ class Recipe:
 
     @property
     def variants(self) -> tuple[Variant, ...]:
-        """All trainings of the run, the recipe's own last.
-
-        Example:
-            >>> recipe = Recipe(out="runs/1", epsilon=3.0, baseline=False)
-            >>> [variant.name for variant in recipe.variants]
-            ['private']
-        """
+        """All trainings of the run, the recipe's own last."""
         plain = Variant(private=False, method=None)
         return (plain, self.variant) if self.baseline and self.variant != plain else (self.variant,)
 
     def batch_size_for(self, variant: Variant, samples: int) -> int:
-        """Images a step, the recipe's own or the variant's usual.
-
-        Example:
-            >>> recipe = Recipe(out="runs/1", epsilon=3.0)
-            >>> [recipe.batch_size_for(variant, 1438) for variant in recipe.variants]
-            [128, 239]
-        """
+        """Images a step, the recipe's own or the variant's usual."""
         if self.batch_size is not None:
             return self.batch_size
         if variant.private:
@@ -267,13 +240,7 @@ class Recipe:
         return max(1, min(_PLAIN_BATCH, samples))
 
     def learning_rate_for(self, variant: Variant) -> float:
-        """The peak learning rate, the recipe's own or the usual one of its optimizer.
-
-        Example:
-            >>> recipe = Recipe(out="runs/1", optimizer="adamw")
-            >>> recipe.learning_rate_for(recipe.variant)
-            0.002
-        """
+        """The peak learning rate, the recipe's own or the usual one of its optimizer."""
         if self.learning_rate is not None:
             return self.learning_rate
         if self.optimizer == "adamw":
@@ -281,34 +248,17 @@ class Recipe:
         return 0.25 if variant.private else 0.1
 
     def delta_for(self, samples: int) -> float:
-        """The delta of a private training on so many samples.
-
-        Example:
-            >>> Recipe(out="runs/1", epsilon=3.0).delta_for(60_000)
-            1.6666666666666667e-06
-        """
+        """The delta of a private training on so many samples."""
         return min(_LARGEST_DELTA, 0.1 / samples) if self.delta is None else self.delta
 
     def changed_from(self, settings: Mapping[str, Any]) -> list[str]:
-        """Names of the settings that differ from those of an earlier run, wherever its folder is.
-
-        Example:
-            >>> earlier = Recipe(out="runs/1", epochs=3).to_dict()
-            >>> Recipe(out="moved/1", epochs=5).changed_from(earlier)
-            ['epochs']
-        """
+        """Names of the settings, but `out`, that differ from those of an earlier run."""
         own = self.to_dict()
         names = sorted({*own, *settings} - {"out"})
         return [n for n in names if n not in own or n not in settings or own[n] != settings[n]]
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values.
-
-        Example:
-            >>> recipe = Recipe(out="runs/1", epsilon=3.0)
-            >>> Recipe.from_dict(recipe.to_dict()) == recipe
-            True
-        """
+        """The settings as plain JSON values."""
         return asdict(self)
 
     @classmethod
@@ -317,12 +267,6 @@ class Recipe:
 
         Raises:
             RunError: There are settings that this version does not know.
-
-        Example:
-            >>> Recipe.from_dict({"out": "runs/1", "colour": "red"})
-            Traceback (most recent call last):
-            ...
-            secure_cnn.errors.RunError: settings: unknown colour; ...
         """
         unknown = sorted(set(settings) - {field.name for field in fields(cls)})
         if unknown:

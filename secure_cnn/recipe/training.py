@@ -83,10 +83,6 @@ class Training:
         memory_format: Layout of the network and the images.
         identity: Of the run, for the states.
         epoch_loss: The losses of the epoch under way.
-
-    Example:
-        >>> sorted(Training.__dataclass_fields__)[:3]
-        ['average', 'data', 'epoch_loss']
     """
 
     recipe: Recipe
@@ -109,12 +105,6 @@ class Training:
         stop: StopRequest,
     ) -> bool:
         """Trains to the end of the schedule, or until a stop is requested.
-
-        Args:
-            start_step: Steps done before.
-            save: Keeps the state; called after every epoch and on a stop.
-            record: Keeps an epoch's figures.
-            stop: Looked at after every step.
 
         Returns:
             Whether the training is complete; then the model holds the averaged weights.

@@ -18,8 +18,6 @@ def recall_table(
     one for what is left under attack where that was measured.
 
     Args:
-        results: By the name that heads the column.
-        classes: The class names.
         baseline: The name of what the others are compared with, or None.
     """
     head, columns = ["class"], [["accuracy", "macro recall", *classes]]

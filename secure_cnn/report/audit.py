@@ -40,14 +40,6 @@ class AuditRecord:
 
     Raises:
         RunError: A value has the wrong type, or the report lacks what the picture shows.
-
-    Example:
-        >>> report = {"in_scores": [1.0, 2.0], "out_scores": [0.0, 1.0], "bounds": [],
-        ...           "checks": [], "claimed_epsilon": 1.0, "delta": 1e-5, "verdict": "passed"}
-        >>> record = AuditRecord(created="2025-01-01", hardware={}, versions={}, settings={},
-        ...                      report=report)
-        >>> record.report["verdict"]
-        'passed'
     """
 
     created: str
@@ -67,33 +59,13 @@ class AuditRecord:
 
         Raises:
             RunError: The place cannot be written to.
-
-        Example:
-            >>> from tempfile import TemporaryDirectory
-            >>> report = {"in_scores": [1.0, 2.0], "out_scores": [0.0, 1.0], "bounds": [],
-            ...           "checks": [], "claimed_epsilon": 1.0, "delta": 1e-5, "verdict": "passed"}
-            >>> record = AuditRecord(created="2025-01-01", hardware={}, versions={}, settings={},
-            ...                      report=report)
-            >>> with TemporaryDirectory() as parent:
-            ...     record.write(parent)
-            ...     sorted(path.name for path in Path(parent).iterdir())
-            ['audit.html', 'audit.json']
         """
         _document.write_document(Path(folder, "audit.json"), "audit", self)
         _document.write_text(Path(folder, "audit.html"), render_audit(self))
 
 
 def render_audit(record: AuditRecord) -> str:
-    """The page of an audit as text; it needs no network and runs no script.
-
-    Example:
-        >>> report = {"in_scores": [1.0, 2.0], "out_scores": [0.0, 1.0], "bounds": [],
-        ...           "checks": [], "claimed_epsilon": 1.0, "delta": 1e-5, "verdict": "passed"}
-        >>> record = AuditRecord(created="2025-01-01", hardware={}, versions={}, settings={},
-        ...                      report=report)
-        >>> render_audit(record).startswith("<!doctype html>")
-        True
-    """
+    """The page of an audit as text; it needs no network and runs no script."""
     report = record.report
     given = {name: value for name, value in record.settings.items() if value is not None}
     values = {
@@ -109,19 +81,7 @@ def render_audit(record: AuditRecord) -> str:
 
 
 def audit_figure(record: AuditRecord) -> str:
-    """Scores in and out as histograms with the Gaussians fitted to them; bounds below the claim.
-
-    Returns:
-        One SVG string.
-
-    Example:
-        >>> report = {"in_scores": [1.0, 2.0], "out_scores": [0.0, 1.0], "bounds": [],
-        ...           "checks": [], "claimed_epsilon": 1.0, "delta": 1e-5, "verdict": "passed"}
-        >>> record = AuditRecord(created="2025-01-01", hardware={}, versions={}, settings={},
-        ...                      report=report)
-        >>> audit_figure(record).startswith("<svg")
-        True
-    """
+    """Scores in and out as histograms with the Gaussians fitted to them; bounds below the claim."""
     title = "Scores of canaries in and out, and lower bounds on epsilon against the claim"
     return render("audit", title, (WIDTH, _HEIGHT), partial(_draw, record.report))
 

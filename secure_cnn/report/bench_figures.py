@@ -37,18 +37,8 @@ def ratio_bars(case: str, ratios: Sequence[Row], check: NoiseCheck | None) -> st
     """Each variant's time against plain with its interval; the noise of the machine as a band.
 
     Args:
-        case: What was worked on.
         ratios: The `time_ratio` rows of the case, at least one.
         check: Plain against plain, where it was timed.
-
-    Returns:
-        One SVG string.
-
-    Example:
-        >>> row = Row(case="compact", variant="private", metric="time_ratio",
-        ...           median=1.5, low=1.4, high=1.6, unit="x", n=15)
-        >>> ratio_bars("compact", [row], None).startswith("<svg")
-        True
     """
     size = (WIDTH, 42 + _ROW * len(ratios) + 26)
     draw = partial(_ratios, ratios, check)
@@ -59,15 +49,7 @@ def parts_bars(case: str, parts: Mapping[str, Mapping[str, float]]) -> str:
     """Where the time of a step goes, one stacked bar a variant.
 
     Args:
-        case: What was worked on.
         parts: Seconds by part, by variant; at least one variant.
-
-    Returns:
-        One SVG string.
-
-    Example:
-        >>> parts_bars("compact", {"plain": {"forward": 0.1, "other": 0.01}}).startswith("<svg")
-        True
     """
     used = [name for name in SHOWN_PARTS if any(name in own for own in parts.values())]
     top = 30 + 18 * math.ceil(len(used) / _ACROSS)
@@ -80,15 +62,7 @@ def scaling_curves(axis: str, times: Mapping[str, Mapping[float, float]]) -> str
     """Time against size, both in logarithms, one line a variant.
 
     Args:
-        axis: What grows.
         times: Seconds by size, by variant; at least one variant.
-
-    Returns:
-        One SVG string.
-
-    Example:
-        >>> scaling_curves("batch", {"plain": {8: 0.1, 16: 0.2}}).startswith("<svg")
-        True
     """
     draw = partial(_curves, axis, times)
     size = (WIDTH, _CURVES + 66 + 18 * len(times))
@@ -99,15 +73,7 @@ def trained_dots(case: str, shares: Mapping[str, Mapping[str, float]]) -> str:
     """What each variant came to: with the same examples a dot, in the same time a diamond.
 
     Args:
-        case: What was worked on.
         shares: By variant, by metric such as `accuracy_same_time`; at least one variant.
-
-    Returns:
-        One SVG string.
-
-    Example:
-        >>> trained_dots("compact", {"plain": {"accuracy_same_time": 0.9}}).startswith("<svg")
-        True
     """
     size = (WIDTH, 54 + _ROW * len(shares) + 26)
     return render(f"trained-{case}", f"Accuracy: {case}", size, partial(_dots, shares))

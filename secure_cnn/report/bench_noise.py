@@ -25,12 +25,6 @@ class NoiseCheck:
         case: What was worked on.
         ratio: Plain against plain, of which the truth is 1.
         within: Variants whose ratio cannot be told from the plain step's own.
-
-    Example:
-        >>> row = Row(case="compact", variant=CONTROL, metric="time_ratio",
-        ...           median=1.01, low=0.98, high=1.03, unit="x", n=15)
-        >>> NoiseCheck(case="compact", ratio=row, within=()).quiet
-        True
     """
 
     case: str
@@ -54,15 +48,7 @@ class NoiseCheck:
 
     @property
     def verdict(self) -> str:
-        """What to think of the figures of this case, in a sentence or two.
-
-        Example:
-            >>> row = Row(case="compact", variant=CONTROL, metric="time_ratio",
-            ...           median=1.1, low=1.05, high=1.2, unit="x", n=15)
-            >>> NoiseCheck(case="compact", ratio=row, within=("average",)).verdict
-            'compact: plain against plain gave 1.10 (1.05 to 1.20), not 1: this machine is too noisy
-            for differences below 20 %. Within the noise: average.'
-        """
+        """What to think of the figures of this case, in a sentence or two."""
         found = f"{self.ratio.median:.2f} ({self.ratio.low:.2f} to {self.ratio.high:.2f})"
         least = 100 * max(self.high - 1, 1 - self.low)
         said = (
@@ -80,14 +66,6 @@ def noise_checks(rows: Iterable[Row]) -> tuple[NoiseCheck, ...]:
 
     Args:
         rows: Rows of a benchmark; the `time_ratio` of each variant against `plain` among them.
-
-    Example:
-        >>> ratio = {"case": "compact", "metric": "time_ratio", "unit": "x", "n": 15}
-        >>> rows = [Row(variant=CONTROL, median=1.0, low=0.9, high=1.1, **ratio),
-        ...         Row(variant="average", median=1.1, low=1.05, high=1.2, **ratio),
-        ...         Row(variant="private", median=1.5, low=1.4, high=1.6, **ratio)]
-        >>> noise_checks(rows)[0].within
-        ('average',)
     """
     ratios = [row for row in rows if row.metric == "time_ratio"]
     checks = []

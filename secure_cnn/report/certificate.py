@@ -37,16 +37,8 @@ def certificate_curve(curves: Mapping[str, Sequence[CurvePoint]]) -> str:
         curves: By name, at least one and at most six, points of ascending radius up to the largest
             that could be certified: for a `CertificationReport`, `summary.curve` of its `to_dict`.
 
-    Returns:
-        An SVG for an HTML body.
-
     Raises:
         RunError: There is no curve, there are too many, or one is not of this form.
-
-    Example:
-        >>> points = [(0.0, 0.8, 0.7, 0.9), (0.5, 0.6, 0.5, 0.7)]
-        >>> certificate_curve({"sigma 0.25": points}).startswith("<svg")
-        True
     """
     require(1 <= len(curves) <= len(SERIES), "curves", f"1 to {len(SERIES)}", len(curves))
     for name, points in curves.items():

@@ -39,49 +39,19 @@ class _Series:
 
 
 def accuracy_curve(record: RunRecord) -> str:
-    """Test accuracy against epochs, all variants in one frame.
-
-    Example:
-        >>> from secure_cnn.report import DataRecord, ModelRecord
-        >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-        ...                   classes=("cat", "dog"))
-        >>> model = ModelRecord(name="compact", parameters=9000)
-        >>> record = RunRecord(created="2025-01-01", data=data, model=model)
-        >>> accuracy_curve(record).startswith("<svg")
-        True
-    """
+    """Test accuracy against epochs, all variants in one frame."""
     series = _series(record, "test_accuracy")
     return render("accuracy", "Test accuracy by epoch", (WIDTH, 230), partial(_curve, series, "%"))
 
 
 def loss_curve(record: RunRecord) -> str:
-    """Mean test cross-entropy against epochs, all variants in one frame.
-
-    Example:
-        >>> from secure_cnn.report import DataRecord, ModelRecord
-        >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-        ...                   classes=("cat", "dog"))
-        >>> model = ModelRecord(name="compact", parameters=9000)
-        >>> record = RunRecord(created="2025-01-01", data=data, model=model)
-        >>> loss_curve(record).startswith("<svg")
-        True
-    """
+    """Mean test cross-entropy against epochs, all variants in one frame."""
     series = _series(record, "test_loss")
     return render("loss", "Test loss by epoch", (WIDTH, 230), partial(_curve, series, "loss"))
 
 
 def epsilon_curve(record: RunRecord) -> str:
-    """ε spent against epochs, for the variants that are private.
-
-    Example:
-        >>> from secure_cnn.report import DataRecord, ModelRecord
-        >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-        ...                   classes=("cat", "dog"))
-        >>> model = ModelRecord(name="compact", parameters=9000)
-        >>> record = RunRecord(created="2025-01-01", data=data, model=model)
-        >>> epsilon_curve(record).startswith("<svg")
-        True
-    """
+    """ε spent against epochs, for the variants that are private."""
     series = _series(record, "epsilon")
     return render("epsilon", "Epsilon spent by epoch", (WIDTH, 230), partial(_curve, series, "ε"))
 

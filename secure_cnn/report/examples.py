@@ -81,14 +81,6 @@ def example_figure(examples: Examples, index: int) -> str:
 
     Raises:
         IndexError: There is no such image.
-
-    Example:
-        >>> import torch
-        >>> image, label = torch.zeros(1, 1, 8, 8), torch.tensor([0])
-        >>> examples = Examples(clean=image, adversarial=image, labels=label, before=label,
-        ...     after=label, classes=("cat", "dog"), variant="plain", attack="pgd")
-        >>> example_figure(examples, 0).startswith("<svg")
-        True
     """
     label = examples.classes[int(examples.labels[index])]
     height = 3 * (SIDE + 26)

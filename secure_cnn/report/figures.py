@@ -55,15 +55,6 @@ def variant_colors(record: RunRecord) -> dict[str, str]:
 
     Returns:
         A colour such as `"#0b62a8"` by variant; `"plain"` is grey and comes first.
-
-    Example:
-        >>> from secure_cnn.report import DataRecord, ModelRecord
-        >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-        ...                   classes=("cat", "dog"))
-        >>> model = ModelRecord(name="compact", parameters=9000)
-        >>> record = RunRecord(created="2025-01-01", data=data, model=model)
-        >>> variant_colors(record)
-        {'plain': '#68707c'}
     """
     parts: tuple[EpochRecord | ResultRecord | Row, ...]
     parts = (*record.epochs, *record.results, *record.cost)
@@ -72,12 +63,7 @@ def variant_colors(record: RunRecord) -> dict[str, str]:
 
 
 def colors_of(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name, in the order in which they appear; plain is grey and first.
-
-    Example:
-        >>> colors_of(["private"])
-        {'plain': '#68707c', 'private': '#0b62a8'}
-    """
+    """A colour for each name, in the order in which they appear; plain is grey and first."""
     others = [name for name in dict.fromkeys(names) if name != "plain"]
     hues = SERIES[1:]
     return {"plain": SERIES[0]} | {n: hues[i % len(hues)] for i, n in enumerate(others)}
@@ -87,15 +73,6 @@ def class_recall(record: RunRecord) -> str:
     """Accuracy, macro recall and recall per class of every variant; diamonds are under attack.
 
     With more than 24 classes, the 24 with the lowest recall in the last result are shown.
-
-    Example:
-        >>> from secure_cnn.report import DataRecord, ModelRecord
-        >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-        ...                   classes=("cat", "dog"))
-        >>> model = ModelRecord(name="compact", parameters=9000)
-        >>> record = RunRecord(created="2025-01-01", data=data, model=model)
-        >>> class_recall(record).startswith("<svg")
-        True
     """
     results = record.results
     order = list(range(len(record.data.classes)))
@@ -114,17 +91,6 @@ def confusion_matrix(record: RunRecord, variant: str) -> str:
 
     Raises:
         RunError: The record has no result of that variant.
-
-    Example:
-        >>> from secure_cnn.report import DataRecord, ModelRecord
-        >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-        ...                   classes=("cat", "dog"))
-        >>> model = ModelRecord(name="compact", parameters=9000)
-        >>> record = RunRecord(created="2025-01-01", data=data, model=model)
-        >>> confusion_matrix(record, "plain")
-        Traceback (most recent call last):
-        ...
-        secure_cnn.errors.RunError: variant: expected one of [], got 'plain'; correct the record
     """
     found = [result for result in record.results if result.variant == variant]
     known = [result.variant for result in record.results]
@@ -139,17 +105,7 @@ def confusion_matrix(record: RunRecord, variant: str) -> str:
 
 
 def cost_bars(record: RunRecord, metric: Literal["time_ratio", "memory_ratio"]) -> str:
-    """A cost against plain, one bar for each case and variant, with its spread as a whisker.
-
-    Example:
-        >>> from secure_cnn.report import DataRecord, ModelRecord
-        >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-        ...                   classes=("cat", "dog"))
-        >>> model = ModelRecord(name="compact", parameters=9000)
-        >>> record = RunRecord(created="2025-01-01", data=data, model=model)
-        >>> cost_bars(record, "time_ratio").startswith("<svg")
-        True
-    """
+    """A cost against plain, one bar for each case and variant, with its spread as a whisker."""
     rows = [row for row in record.cost if row.metric == metric]
     draw = partial(_cost, rows, variant_colors(record), metric)
     return render(metric, f"Cost: {metric}", (WIDTH, 44 + 40 * max(1, len(rows))), draw)
@@ -161,17 +117,6 @@ def recall_dots(
     """Accuracy, macro recall and recall per class, a dot for each result; plain is a bar.
 
     With more than 24 classes, the 24 with the lowest recall in any result are shown.
-
-    Args:
-        results: By name.
-        classes: The class names.
-        colors: The colour of each result, by name.
-
-    Example:
-        >>> result = ResultRecord(variant="plain", accuracy=0.5, macro_recall=0.5,
-        ...                       recall=(1.0, 0.0), confusion=((2, 0), (2, 0)))
-        >>> recall_dots({"plain": result}, ("cat", "dog"), {"plain": "#68707c"})[:4]
-        '<svg'
     """
     every = list(results.values())
     order = sorted(

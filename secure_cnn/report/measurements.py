@@ -57,13 +57,7 @@ class Row:
 
     @property
     def words(self) -> tuple[str, str, str]:
-        """Low end, median and high end for a table, seconds in milliseconds.
-
-        Example:
-            >>> Row(case="1MiB", variant="sealed", metric="save",
-            ...     median=0.002, low=0.001, high=0.004, unit="s", n=3).words
-            ('1.00', '2.00 ms', '4.00')
-        """
+        """Low end, median and high end for a table, seconds in milliseconds."""
         scale, unit = {"s": (1000, " ms"), "1": (1, "")}.get(self.unit, (1, f" {self.unit}"))
         digits = 6 if self.unit == "1" else 2
         ends = (self.low, self.median, self.high)
@@ -100,12 +94,7 @@ class Measurements:
         conform(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The document as plain JSON types.
-
-        Example:
-            >>> Measurements(created="2025-01-01", hardware={}, versions={}).to_dict()["rows"]
-            []
-        """
+        """The document as plain JSON types."""
         return _document.to_dict(None, self)
 
     @classmethod
@@ -114,11 +103,6 @@ class Measurements:
 
         Raises:
             RunError: The schema is unknown, or an entry is missing, unknown or of the wrong type.
-
-        Example:
-            >>> document = Measurements(created="2025-01-01", hardware={}, versions={})
-            >>> Measurements.from_dict(document.to_dict()) == document
-            True
         """
         return _document.from_dict(cls, None, content)
 
@@ -127,14 +111,6 @@ class Measurements:
 
         Raises:
             RunError: The place cannot be written to.
-
-        Example:
-            >>> from tempfile import TemporaryDirectory
-            >>> document = Measurements(created="2025-01-01", hardware={}, versions={})
-            >>> with TemporaryDirectory() as folder:
-            ...     document.write(f"{folder}/bench.json")
-            ...     Measurements.read(f"{folder}/bench.json") == document
-            True
         """
         _document.write_document(Path(path), None, self)
 
@@ -144,11 +120,5 @@ class Measurements:
 
         Raises:
             RunError: The file cannot be read, is no JSON, or is no document of this schema.
-
-        Example:
-            >>> Measurements.read("nowhere.json")
-            Traceback (most recent call last):
-            ...
-            secure_cnn.errors.RunError: nowhere.json: expected a readable file, ...
         """
         return _document.read_document(Path(path), None, cls)

@@ -18,25 +18,12 @@ _DISTRIBUTIONS = ("torch", "opacus", "torchattacks", "cryptography", "safetensor
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of everything that a number may depend on.
-
-    Returns:
-        Version by distribution name; a distribution that is missing says so.
-
-    Example:
-        >>> sorted(versions())[:3]
-        ['cryptography', 'opacus', 'python']
-    """
+    """The versions of Python and of everything that a number may depend on."""
     return {"python": platform.python_version()} | {name: version(name) for name in _DISTRIBUTIONS}
 
 
 def version(distribution: str) -> str:
-    """The installed version of one distribution; one that is missing says so.
-
-    Example:
-        >>> version("nobody-wrote-this")
-        'not installed'
-    """
+    """The installed version of one distribution; one that is missing says so."""
     try:
         return metadata.version(distribution)
     except metadata.PackageNotFoundError:
@@ -46,16 +33,9 @@ def version(distribution: str) -> str:
 def hardware(device: str | torch.device = "cpu") -> dict[str, Any]:
     """What this process may use of the machine it runs on.
 
-    Args:
-        device: The device that the work runs on.
-
     Returns:
         `cpu` (model), `cores` (logical, usable by this process), `threads` (torch's), `memory`
         (bytes; None where the system does not tell) and `device` (a GPU by its model).
-
-    Example:
-        >>> hardware()["device"]
-        'cpu'
     """
     return {
         "cpu": _cpu(Path("/proc/cpuinfo")),

@@ -40,11 +40,6 @@ class DataRecord:
 
     Raises:
         RunError: A value has the wrong type or range.
-
-    Example:
-        >>> DataRecord(name="digits", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-        ...            classes=("0", "1")).classes
-        ('0', '1')
     """
 
     name: str
@@ -71,10 +66,6 @@ class ModelRecord:
 
     Raises:
         RunError: A value has the wrong type.
-
-    Example:
-        >>> ModelRecord(name="compact", parameters=9000).parameters
-        9000
     """
 
     name: str
@@ -103,12 +94,6 @@ class PrivacyRecord:
 
     Raises:
         RunError: A value has the wrong type or range.
-
-    Example:
-        >>> PrivacyRecord(epsilon=3.0, delta=1e-5, noise_multiplier=1.1, max_grad_norm=1.0,
-        ...               sampling_rate=0.1, steps=10, relation="add-or-remove-one",
-        ...               accountant="prv").delta
-        1e-05
     """
 
     epsilon: float
@@ -145,10 +130,6 @@ class ThreatRecord:
 
     Raises:
         RunError: A value has the wrong type or range.
-
-    Example:
-        >>> ThreatRecord(norm="linf", eps=0.1, bounds=(0.0, 1.0)).eps
-        0.1
     """
 
     norm: str
@@ -243,16 +224,7 @@ class RunRecord:
             require(inside, "checkpoints", "a path inside the run's folder", name)
 
     def to_dict(self) -> dict[str, Any]:
-        """The record as plain JSON types; what JSON lacks becomes `"nan"`, `"inf"` or `"-inf"`.
-
-        Example:
-            >>> data = DataRecord(name="digits", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-            ...                   classes=("0", "1"))
-            >>> model = ModelRecord(name="compact", parameters=9000)
-            >>> record = RunRecord(created="2025-01-01", data=data, model=model)
-            >>> record.to_dict()["model"]
-            {'name': 'compact', 'parameters': 9000}
-        """
+        """The record as plain JSON types; what JSON lacks becomes `"nan"`, `"inf"` or `"-inf"`."""
         return _document.to_dict("run", self)
 
     @classmethod
@@ -261,12 +233,6 @@ class RunRecord:
 
         Raises:
             RunError: The schema is unknown, or an entry is missing, unknown or of the wrong type.
-
-        Example:
-            >>> RunRecord.from_dict({"schema": 2, "kind": "run"})
-            Traceback (most recent call last):
-            ...
-            secure_cnn.errors.RunError: RunRecord.schema: expected 1, got 2; ...
         """
         return _document.from_dict(cls, "run", content)
 
@@ -275,16 +241,6 @@ class RunRecord:
 
         Raises:
             RunError: The place cannot be written to.
-
-        Example:
-            >>> data = DataRecord(name="digits", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-            ...                   classes=("0", "1"))
-            >>> model = ModelRecord(name="compact", parameters=9000)
-            >>> record = RunRecord(created="2025-01-01", data=data, model=model)
-            >>> record.write("nowhere/run.json")
-            Traceback (most recent call last):
-            ...
-            secure_cnn.errors.RunError: nowhere/run.json: expected a place to write to, ...
         """
         _document.write_document(Path(path), "run", self)
 
@@ -294,12 +250,6 @@ class RunRecord:
 
         Raises:
             RunError: The file cannot be read, is no JSON, or is no record of this schema.
-
-        Example:
-            >>> RunRecord.read("nowhere/run.json")
-            Traceback (most recent call last):
-            ...
-            secure_cnn.errors.RunError: nowhere/run.json: expected a readable file, ...
         """
         return _document.read_document(Path(path), "run", cls)
 

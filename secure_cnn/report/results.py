@@ -31,11 +31,6 @@ class EpochRecord:
 
     Raises:
         RunError: A value has the wrong type or range, or a private epoch carries its training loss.
-
-    Example:
-        >>> EpochRecord(variant="plain", epoch=1, step=9, seconds=1.0, learning_rate=0.1,
-        ...             test_loss=0.5, test_accuracy=0.9, train_loss=0.6, epsilon=None).epoch
-        1
     """
 
     variant: str
@@ -79,11 +74,6 @@ class ResultRecord:
 
     Raises:
         RunError: A value has the wrong type, shape or range, or a robustness claim is incomplete.
-
-    Example:
-        >>> ResultRecord(variant="plain", accuracy=0.5, macro_recall=0.5, recall=(1.0, 0.0),
-        ...              confusion=((2, 0), (2, 0))).robust_accuracy is None
-        True
     """
 
     variant: str
@@ -121,13 +111,6 @@ class ResultRecord:
 
     @property
     def robust_macro_recall(self) -> float | None:
-        """The mean of `robust_recall` over the classes that have test images, or None without it.
-
-        Example:
-            >>> ResultRecord(variant="plain", accuracy=0.5, macro_recall=0.5, recall=(1.0, 0.0),
-            ...              confusion=((2, 0), (2, 0)),
-            ...              robust_recall=(0.5, 0.0)).robust_macro_recall
-            0.25
-        """
+        """Mean of `robust_recall` over the classes that have test images, or None without it."""
         there = [share for share in self.robust_recall or () if not math.isnan(share)]
         return sum(there) / len(there) if there else None

@@ -39,13 +39,6 @@ class RobustnessRecord:
 
     Raises:
         RunError: A value has the wrong type, or the report lacks what the page shows.
-
-    Example:
-        >>> RobustnessRecord(created="2025-01-01", hardware={}, versions={}, model="compact",
-        ...                  data="digits", classes=("0", "1"), report={})
-        Traceback (most recent call last):
-        ...
-        secure_cnn.errors.RunError: robustness.report: expected entries threat, outcomes, ...
     """
 
     created: str
@@ -80,7 +73,6 @@ def render_robustness(record: RobustnessRecord, examples: Examples | None = None
     """The page of an evaluation as text; it needs no network and runs no script.
 
     Args:
-        record: What was found.
         examples: Attacked test images to show, or None.
     """
     report, summary = record.report, record.report["summary"]

@@ -35,12 +35,6 @@ def eps_curve(
 
     Args:
         curve: Points with `eps`, `accuracy` and `interval`, from radius 0 upwards.
-        threat: The threat model as plain values; its radius is marked, with what the evaluation
-            found there.
-        summary: The figures of the report.
-
-    Returns:
-        One SVG string.
     """
     title = "Accuracy against the size of the perturbation"
     draw = partial(_curve, curve, float(threat["eps"]), summary)
@@ -53,10 +47,6 @@ def recall_rows(
     """Name, clean share and attacked share: accuracy, macro recall, then the classes.
 
     With more than 24 classes, those with the lowest recall under attack.
-
-    Args:
-        classes: Their names.
-        summary: The figures of the report.
     """
     order = sorted(range(len(classes)), key=lambda k: summary["worst_case_recall"][k] or 0.0)
     shown = sorted(order[:_MOST_CLASSES])
@@ -72,9 +62,6 @@ def recall_bars(rows: Sequence[tuple[str, float | None, float | None]]) -> str:
 
     Args:
         rows: As `recall_rows` gives them.
-
-    Returns:
-        One SVG string.
     """
     size = (WIDTH, 30 + _ROW * len(rows) + 26)
     return render(

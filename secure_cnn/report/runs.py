@@ -52,16 +52,9 @@ class SavedRun:
 
         Args:
             folder: Where `run.json` is.
-            name: What to call it.
 
         Raises:
             RunError: There is no readable run, or the audit is of another recipe.
-
-        Example:
-            >>> SavedRun.read("nowhere", "first")
-            Traceback (most recent call last):
-            ...
-            secure_cnn.errors.RunError: nowhere/run.json: expected a readable file, ...
         """
         record = RunRecord.read(Path(folder, "run.json"))
         path = Path(folder, "audit.json")
@@ -110,17 +103,6 @@ class Comparison:
 
         Raises:
             RunError: The place cannot be written to.
-
-        Example:
-            >>> from secure_cnn.report import DataRecord
-            >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-            ...                   classes=("cat", "dog"))
-            >>> nothing = Comparison(data=data, points=(), results={}, runs={}, differences=(),
-            ...                      notes=(), warnings=())
-            >>> nothing.write("nowhere", Needs())
-            Traceback (most recent call last):
-            ...
-            secure_cnn.errors.RunError: nowhere/compare.json: expected a place to write to, ...
         """
         _document.write_document(Path(folder, "compare.json"), "comparison", self)
         _document.write_text(Path(folder, "compare.html"), render_comparison(self, needs))
@@ -141,17 +123,8 @@ def compare_runs(runs: Sequence[SavedRun]) -> Comparison:
     A plain training that several runs made in the same way (the same network with the same
     confusion matrix) is shown once.
 
-    Args:
-        runs: At least one, of different names.
-
     Raises:
         RunError: A run is on other data than the first, has no result, or comes twice.
-
-    Example:
-        >>> compare_runs([])
-        Traceback (most recent call last):
-        ...
-        secure_cnn.errors.RunError: runs: expected at least one, got none; name their folders
     """
     if not runs:
         raise RunError("runs: expected at least one, got none; name their folders")
@@ -175,21 +148,7 @@ def compare_runs(runs: Sequence[SavedRun]) -> Comparison:
 
 
 def render_comparison(comparison: Comparison, needs: Needs) -> str:
-    """The page as text; it needs no network and runs no script.
-
-    Args:
-        comparison: What to show.
-        needs: The limits under which a variant is to be chosen.
-
-    Example:
-        >>> from secure_cnn.report import DataRecord
-        >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-        ...                   classes=("cat", "dog"))
-        >>> nothing = Comparison(data=data, points=(), results={}, runs={}, differences=(),
-        ...                      notes=(), warnings=())
-        >>> render_comparison(nothing, Needs()).startswith("<!doctype html>")
-        True
-    """
+    """The page as text; it needs no network and runs no script."""
     colors = colors_of(comparison.results)
     classes = comparison.data.classes
     plain = [name for name, each in comparison.results.items() if each.variant == "plain"]
@@ -206,17 +165,7 @@ def render_comparison(comparison: Comparison, needs: Needs) -> str:
 
 
 def comparison_table(comparison: Comparison, chosen: TradeoffPoint | None) -> Table:
-    """The same figures for a terminal; the chosen variant bears a star.
-
-    Example:
-        >>> from secure_cnn.report import DataRecord
-        >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-        ...                   classes=("cat", "dog"))
-        >>> nothing = Comparison(data=data, points=(), results={}, runs={}, differences=(),
-        ...                      notes=(), warnings=())
-        >>> comparison_table(nothing, None).row_count
-        0
-    """
+    """The same figures for a terminal; the chosen variant bears a star."""
     table = Table(
         title=f"{len(comparison.runs)} runs on {comparison.data.name}", box=box.SIMPLE_HEAD
     )

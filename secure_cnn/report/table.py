@@ -14,20 +14,9 @@ _COLUMNS = ("accuracy", "macro recall", "robust accuracy", "ε", "s/step", "÷ p
 def summary_table(record: RunRecord) -> Table:
     """One row for each finished training of the run.
 
-    Args:
-        record: The run's record.
-
     Returns:
         A table with accuracy, macro recall, robust accuracy with its 95 % interval, ε, seconds of
         a step, and that step against the plain one (both timed in turn, on the same images).
-
-    Example:
-        >>> from secure_cnn.report import DataRecord, ModelRecord
-        >>> data = DataRecord(name="digits", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-        ...                   classes=("0", "1"))
-        >>> model = ModelRecord(name="compact", parameters=9000)
-        >>> summary_table(RunRecord(created="2025-01-01", data=data, model=model)).row_count
-        0
     """
     table = Table(title=f"{record.model.name} on {record.data.name}", box=box.SIMPLE_HEAD)
     table.add_column("training", no_wrap=True)

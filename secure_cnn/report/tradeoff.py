@@ -43,10 +43,6 @@ class Estimate:
 
     Raises:
         RunError: `low <= value <= high` does not hold.
-
-    Example:
-        >>> Estimate(value=0.9, low=0.8, high=0.95).value
-        0.9
     """
 
     value: float
@@ -72,11 +68,6 @@ class TradeoffPoint:
         epsilon: ε of the training.
         audited: Of one step: the largest lower bound on ε that an audit found, and the claim.
         time: Time of a step against plain.
-
-    Example:
-        >>> accuracy = Estimate(value=0.9, low=0.8, high=0.95)
-        >>> TradeoffPoint(name="plain", accuracy=accuracy, macro_recall=0.9).epsilon is None
-        True
     """
 
     name: str
@@ -103,10 +94,6 @@ class Needs:
 
     Raises:
         RunError: A limit is negative or not a number.
-
-    Example:
-        >>> Needs(epsilon=8.0, robust_accuracy=0.5).words
-        'ε ≤ 8, robust accuracy ≥ 50.0%'
     """
 
     epsilon: float | None = None
@@ -122,12 +109,7 @@ class Needs:
 
     @property
     def words(self) -> str:
-        """The limits in one phrase; empty where there are none.
-
-        Example:
-            >>> Needs(time=2.0).words
-            'a step of at most 2 × plain'
-        """
+        """The limits in one phrase; empty where there are none."""
         said = (
             self.epsilon is not None and f"ε ≤ {self.epsilon:g}",
             self.robust_accuracy is not None
@@ -137,14 +119,7 @@ class Needs:
         return ", ".join(part for part in said if part)
 
     def met_by(self, point: TradeoffPoint) -> bool:
-        """Whether a point keeps every limit; what was not measured keeps none.
-
-        Example:
-            >>> accuracy = Estimate(value=0.9, low=0.8, high=0.95)
-            >>> plain = TradeoffPoint(name="plain", accuracy=accuracy, macro_recall=0.9)
-            >>> Needs(epsilon=8.0).met_by(plain), Needs().met_by(plain)
-            (False, True)
-        """
+        """Whether a point keeps every limit; what was not measured keeps none."""
         _, _, robust, private, quick = _merits(point)
         return (
             (self.epsilon is None or -private <= self.epsilon)
@@ -154,47 +129,20 @@ class Needs:
 
 
 def pareto_front(points: Sequence[TradeoffPoint]) -> tuple[bool, ...]:
-    """Whether each point is beaten by no other: `FRONT_RULE` says when one is.
-
-    Example:
-        >>> good = Estimate(value=0.9, low=0.8, high=0.95)
-        >>> poor = Estimate(value=0.5, low=0.4, high=0.6)
-        >>> pareto_front([TradeoffPoint(name="a", accuracy=good, macro_recall=0.9),
-        ...               TradeoffPoint(name="b", accuracy=poor, macro_recall=0.5),
-        ...               TradeoffPoint(name="c", accuracy=poor, macro_recall=0.5, epsilon=1.0)])
-        (True, False, True)
-    """
+    """Whether each point is beaten by no other: `FRONT_RULE` says when one is."""
     merits = [_merits(point) for point in points]
     return tuple(not any(_beats(other, own) for other in merits) for own in merits)
 
 
 def choose(points: Sequence[TradeoffPoint], needs: Needs) -> TradeoffPoint | None:
-    """The most accurate point of the front that keeps the limits, or None if there is none.
-
-    Example:
-        >>> good = Estimate(value=0.9, low=0.8, high=0.95)
-        >>> poor = Estimate(value=0.5, low=0.4, high=0.6)
-        >>> points = [TradeoffPoint(name="a", accuracy=good, macro_recall=0.9),
-        ...           TradeoffPoint(name="c", accuracy=poor, macro_recall=0.5, epsilon=1.0)]
-        >>> choose(points, Needs(epsilon=3.0)).name
-        'c'
-    """
+    """The most accurate point of the front that keeps the limits, or None if there is none."""
     front = pareto_front(points)
     fit = [point for point, on in zip(points, front, strict=True) if on and needs.met_by(point)]
     return max(fit, key=_merits, default=None)
 
 
 def points_of(record: RunRecord) -> list[TradeoffPoint]:
-    """A point for each result of a run, with what the run itself measured.
-
-    Example:
-        >>> from secure_cnn.report import DataRecord, ModelRecord
-        >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-        ...                   classes=("cat", "dog"))
-        >>> model = ModelRecord(name="compact", parameters=9000)
-        >>> points_of(RunRecord(created="2025-01-01", data=data, model=model))
-        []
-    """
+    """A point for each result of a run, with what the run itself measured."""
     times = {
         row.variant: Estimate(value=row.median, low=row.low, high=row.high)
         for row in record.cost
@@ -217,14 +165,7 @@ def points_of(record: RunRecord) -> list[TradeoffPoint]:
 
 
 def cells(number: int, point: TradeoffPoint, *, on_front: bool) -> tuple[str, ...]:
-    r"""A point's row under `COLUMNS`; an interval stands in a second line of its cell.
-
-    Example:
-        >>> accuracy = Estimate(value=0.9, low=0.8, high=0.95)
-        >>> point = TradeoffPoint(name="plain", accuracy=accuracy, macro_recall=0.9)
-        >>> cells(1, point, on_front=True)
-        ('1', 'plain', '90.0%\n80.0–95.0', '90.0%', '–', 'none', '–', '–', 'yes')
-    """
+    r"""A point's row under `COLUMNS`; an interval stands in a second line of its cell."""
     audited, time = point.audited, point.time
     return (
         str(number),

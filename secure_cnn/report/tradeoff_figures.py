@@ -144,17 +144,6 @@ def tradeoff_map(points: Sequence[TradeoffPoint], colors: Mapping[str, str]) -> 
 
     Args:
         points: What to draw; their numbers are their places, from 1.
-        colors: The colour of each, by name.
-
-    Returns:
-        SVGs for an HTML body.
-
-    Example:
-        >>> good = Estimate(value=0.9, low=0.8, high=0.95)
-        >>> points = [TradeoffPoint(name="a", accuracy=good, macro_recall=0.9),
-        ...           TradeoffPoint(name="b", accuracy=good, macro_recall=0.9, epsilon=3.0)]
-        >>> len(tradeoff_map(points, {"a": "#727a86", "b": "#0b62a8"}))
-        1
     """
     panels = [panel for panel in _PANELS if _tells(panel, points)]
     return [

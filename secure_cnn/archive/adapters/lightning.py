@@ -46,8 +46,6 @@ class SealedCheckpointIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
 
     Args:
         recipients: Who can open what is saved, as for `save`.
-        signer: Who vouches for it.
-        claims: What everyone can read in it.
         identity: Opens what is loaded; None if this trainer never resumes.
         trusted: Whose signatures count when loading; the signer's own if None and there is a
             signer, else nobody's.
@@ -55,18 +53,6 @@ class SealedCheckpointIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
 
     Raises:
         MissingExtra: Lightning is not installed.
-
-    Example:
-        >>> import tempfile, secure_cnn.archive as archive
-        >>> me = archive.generate_identity()
-        >>> try:
-        ...     plugin = SealedCheckpointIO(recipients=[me.recipient], identity=me)
-        ...     with tempfile.TemporaryDirectory() as folder:
-        ...         plugin.save_checkpoint({"epoch": 3}, f"{folder}/a.ckpt")
-        ...         print(plugin.load_checkpoint(f"{folder}/a.ckpt"))
-        ... except MissingExtra:  # without it, this is all
-        ...     print({"epoch": 3})
-        {'epoch': 3}
     """
 
     def __init__(
@@ -93,16 +79,11 @@ class SealedCheckpointIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
         """Seals a checkpoint, over an older one if there is one; the folder is made.
 
         Args:
-            checkpoint: What Lightning saves.
-            path: A local path.
             storage_options: None; there are no options.
 
         Raises:
             StateError: Something in it is no plain data, or there are options.
             ArchiveError: As for `save`.
-
-        Example:
-            See `SealedCheckpointIO`.
         """
         if storage_options is not None:
             raise StateError("storage_options: expected None, got some; leave them out")
@@ -125,16 +106,11 @@ class SealedCheckpointIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
         """A sealed checkpoint; its tensors are in main memory.
 
         Args:
-            path: A local path.
             map_location: None or the CPU: Lightning moves tensors on its own.
-            weights_only: Whatever Lightning asks for: nothing in a sealed file can run.
 
         Raises:
             StateError: It holds no dict, or tensors are wanted elsewhere.
             ArchiveError: As for `load`.
-
-        Example:
-            See `SealedCheckpointIO`.
         """
         if self._identity is None:
             raise StateError(
@@ -152,9 +128,6 @@ class SealedCheckpointIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
 
         Raises:
             StorageError: The operating system refuses.
-
-        Example:
-            See `SealedCheckpointIO`.
         """
         try:
             Path(path).unlink(missing_ok=True)

@@ -26,15 +26,10 @@ def canonical_json(value: object, path: str) -> bytes:
     Args:
         value: dict with str keys, list, tuple (becomes a list), str, int, finite float, bool or
             None.
-        path: What the value is, for messages.
 
     Raises:
         StateError: A value is anything else, holds text that UTF-8 does not, or nests deeper than
             64.
-
-    Example:
-        >>> canonical_json({"b": [1, 2.5], "a": None}, "claims")
-        b'{"a":null,"b":[1,2.5]}'
     """
     _check(value, path, _MAX_DEPTH)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
@@ -45,14 +40,9 @@ def copy_claims(claims: object, path: str) -> dict[str, JSON]:
 
     Args:
         claims: A mapping with values as for `canonical_json`; None for no claims.
-        path: What they are, for messages.
 
     Raises:
         StateError: They are something else.
-
-    Example:
-        >>> copy_claims({"epsilon": 3.0}, "claims"), copy_claims(None, "claims")
-        ({'epsilon': 3.0}, {})
     """
     if claims is None:
         return {}
@@ -68,12 +58,6 @@ def parse_json(raw: bytes, what: str) -> JSON:
     Raises:
         Tampered: The bytes are not JSON, a key stands twice, a number is not finite or has more
             than 1024 bits.
-
-    Example:
-        >>> parse_json(b'{"a": 1, "a": 2}', "the core")
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.Tampered: the core is no JSON of version 1 (key 'a' twice); ...
     """
     try:
         value: JSON = json.loads(
@@ -98,12 +82,6 @@ def check_claims(claims: Mapping[str, JSON], expect: Mapping[str, object]) -> No
     Raises:
         ClaimMismatch: One is missing or differs.
         StateError: An expected value is no JSON.
-
-    Example:
-        >>> check_claims({"epsilon": 3.0}, {"epsilon": 1.0})
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.ClaimMismatch: claim epsilon: expected 1.0, the file says 3.0; ...
     """
     for name, wanted in expect.items():
         if name not in claims:

@@ -81,11 +81,6 @@ class Core:
     Raises:
         LimitExceeded: A number is outside its range.
         Tampered: A field has another type or form.
-
-    Example:
-        >>> Core(file_id="00" * 32, created="", name="", lineage=None, audience=(), claims={},
-        ...      plaintext_length=0, segment_length=1 << 20, signer=None).segments
-        1
     """
 
     file_id: str
@@ -125,12 +120,6 @@ class Core:
 
         Raises:
             StateError: A value is no JSON.
-
-        Example:
-            >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
-            ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
-            >>> Core.from_bytes(core.to_bytes()) == core
-            True
         """
         return canonical_json({**asdict(self), "suite": _SUITE}, "core")
 
@@ -143,12 +132,6 @@ class Core:
                 unknown or malformed.
             UnsupportedVersion: The suite is another.
             LimitExceeded: A number is outside its range.
-
-        Example:
-            >>> Core.from_bytes(b"{}")
-            Traceback (most recent call last):
-            ...
-            secure_cnn.archive.errors.Tampered: the core has other fields than version 1; ...
         """
         fields = parse_json(raw, "the core")
         if not isinstance(fields, dict) or fields.keys() != {*cls.__dataclass_fields__, "suite"}:
@@ -164,12 +147,7 @@ class Core:
 
 
 def is_hex(value: object, size: int) -> bool:
-    """Whether a value is so many bytes in lower-case hexadecimal.
-
-    Example:
-        >>> is_hex("00ff", 2), is_hex("00FF", 2), is_hex(3, 2)
-        (True, False, False)
-    """
+    """Whether a value is so many bytes in lower-case hexadecimal."""
     return type(value) is str and len(value) == 2 * size and set(value) <= set("0123456789abcdef")
 
 

@@ -14,9 +14,6 @@ def check_tensor(tensor: torch.Tensor, path: str) -> None:
     Raises:
         StateError: It is of a class of its own, not dense, without data, or of a type that
             safetensors has not.
-
-    Example:
-        >>> check_tensor(torch.ones(1), "state.weight")
     """
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         raise StateError(
@@ -36,10 +33,6 @@ def bytes_of(tensor: torch.Tensor, name: str) -> memoryview:
 
     Raises:
         StateError: It has none that can be read, or is a bool tensor with another than 0 and 1.
-
-    Example:
-        >>> bytes(bytes_of(torch.tensor([1, 2], dtype=torch.uint8), "two"))
-        b'\x01\x02'
     """
     try:
         # As bytes: torch makes 1 of every other byte where it copies bools, as `contiguous` may.

@@ -75,10 +75,6 @@ class Copy:
         slots: The wrapped file keys, in file order.
         maced: Its raw bytes under the MAC: the slots and their length.
         mac: The 32-byte MAC that stands behind them.
-
-    Example:
-        >>> Copy(slots=(), maced=bytes(4), mac=bytes(32)).slots
-        ()
     """
 
     slots: tuple[Slot, ...]
@@ -97,12 +93,6 @@ class Header:
         mark: Zeros, or the mark of a change under way.
         copies: One copy, or the candidates while a change is under way, to be tried in order.
         copy_length: Bytes that each copy takes in the file.
-
-    Example:
-        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
-        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
-        >>> parse_header(seal_header(core, [], bytes(32), 512)).payload_offset
-        2048
     """
 
     core: Core
@@ -133,16 +123,6 @@ class Header:
             WrongKey: No slot is for this identity.
             Tampered: The head is not what a holder of the file key wrote.
             LimitExceeded: A passphrase slot asks for too much.
-
-        Example:
-            >>> from secure_cnn.archive.keys.identity import generate_identity
-            >>> me, core = generate_identity(), Core(
-            ...     file_id="00" * 32, created="", name="", lineage=None, audience=(), claims={},
-            ...     plaintext_length=0, segment_length=4096, signer=None)
-            >>> core_hash = hashlib.sha256(seal_prefix(core, 1536)).digest()
-            >>> slots = [me.recipient.wrap(b"f" * 32, core_hash)]
-            >>> parse_header(seal_header(core, slots, b"f" * 32, 1536)).unlock(me)[0] == b"f" * 32
-            True
         """
         refused: list[ArchiveError] = []
         for copy in self.copies:
@@ -170,10 +150,6 @@ def derive_key(file_key: bytes, purpose: bytes) -> bytes:
     Args:
         file_key: 32 bytes.
         purpose: ``b"header"``, ``b"mark"`` or ``b"payload"``.
-
-    Example:
-        >>> derive_key(bytes(32), b"header") != derive_key(bytes(32), b"payload")
-        True
     """
     info = b"secure-cnn/sealed/v1/" + purpose
     return HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(file_key)
@@ -185,10 +161,6 @@ def copy_length_for(kinds: Sequence[SlotKind]) -> int:
     Raises:
         InvalidKey: There is no recipient, or kinds that do not mix.
         LimitExceeded: There are more than 256.
-
-    Example:
-        >>> copy_length_for([SlotKind.X25519])
-        512
     """
     check_mix(kinds)
     longest = max(kinds, key=lambda kind: kind.body_lengths[-1])
@@ -200,12 +172,6 @@ def seal_prefix(core: Core, copy_length: int) -> bytes:
 
     Raises:
         LimitExceeded: The head would pass 1 MiB.
-
-    Example:
-        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
-        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
-        >>> seal_prefix(core, 512).startswith(MAGIC)
-        True
     """
     raw = core.to_bytes()
     _check_lengths(len(raw), copy_length)
@@ -217,10 +183,6 @@ def seal_copy(prefix: bytes, slots: Sequence[Slot], file_key: bytes, copy_length
 
     Raises:
         LimitExceeded: The slots do not fit.
-
-    Example:
-        >>> len(seal_copy(b"", [], bytes(32), 512))
-        512
     """
     packed = pack_slots(slots)
     if len(packed) + _COPY_OVERHEAD > copy_length:
@@ -237,12 +199,6 @@ def seal_header(core: Core, slots: Sequence[Slot], file_key: bytes, copy_length:
 
     Raises:
         LimitExceeded: The head would pass 1 MiB, or the slots do not fit.
-
-    Example:
-        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
-        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
-        >>> len(seal_header(core, [], bytes(32), 512))
-        2048
     """
     prefix = seal_prefix(core, copy_length)
     copy = seal_copy(prefix, slots, file_key, copy_length)
@@ -250,12 +206,7 @@ def seal_header(core: Core, slots: Sequence[Slot], file_key: bytes, copy_length:
 
 
 def head_length(core_length: int, copy_length: int) -> int:
-    """Bytes of everything before the payload.
-
-    Example:
-        >>> head_length(400, 512)
-        2048
-    """
+    """Bytes of everything before the payload."""
     return _round_up(FIXED_LENGTH + core_length) + SECTOR + 2 * copy_length
 
 
@@ -268,12 +219,6 @@ def read_lengths(fixed: bytes) -> tuple[int, int]:
         UnsupportedVersion: Version or critical flags are not those of version 1.
         LimitExceeded: Together the parts pass 1 MiB.
         Tampered: The length of a copy is no multiple of 512.
-
-    Example:
-        >>> read_lengths(b'{"weights": 1}      ')
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.NotSealed: expected a sealed file, got another kind; ...
     """
     if fixed[: len(MAGIC)] != MAGIC[: len(fixed)] or not fixed:
         raise NotSealed(
@@ -301,12 +246,6 @@ def parse_header(raw: bytes) -> Header:
     Raises:
         ArchiveError: As `read_lengths`; `Truncated` when bytes are missing; `Tampered` when parts
             disagree.
-
-    Example:
-        >>> core = Core(file_id="00" * 32, created="", name="", lineage=None, audience=(),
-        ...             claims={}, plaintext_length=0, segment_length=4096, signer=None)
-        >>> parse_header(seal_header(core, [], bytes(32), 512)).core == core
-        True
     """
     core_length, copy_length = read_lengths(raw[:FIXED_LENGTH])
     core_end = FIXED_LENGTH + core_length

@@ -40,14 +40,7 @@ The calls come from the thread that called us. What they raise ends the work as 
 
 
 class Plaintext(Protocol):
-    """What is encrypted, read in parts by several threads.
-
-    Example:
-        >>> from secure_cnn.archive.format.pieces import Pieces
-        >>> source: Plaintext = Pieces([memoryview(b"hello")])
-        >>> bytes(source.read(1, 3, memoryview(bytearray(3))))
-        b'ell'
-    """
+    """What is encrypted, read in parts by several threads."""
 
     def read(self, start: int, length: int, scratch: memoryview) -> memoryview:
         """The bytes from `start`; in `scratch` where they are not in one piece elsewhere."""
@@ -65,30 +58,15 @@ def encrypt_file(
     """Writes a whole payload at its offset.
 
     Args:
-        fd: A file open for writing.
-        layout: Where the payload goes.
         floe: A stream made by `create_stream` for this file alone.
         plaintext: Exactly `layout.plaintext_length` bytes.
         hashed: Whether to hash what is written.
-        progress: Told how much of the plaintext is done.
 
     Returns:
         The leaf hashes of header and segments in order if `hashed`, else an empty list.
 
     Raises:
         OSError: Writing failed.
-
-    Example:
-        >>> import tempfile
-        >>> from secure_cnn.archive.format.pieces import Pieces
-        >>> from secure_cnn.archive.format.stream import create_stream
-        >>> floe = create_stream(bytes(32), b"", 4096)
-        >>> layout = Layout(offset=0, segment_length=4096, plaintext_length=5)
-        >>> with tempfile.TemporaryFile() as file:
-        ...     fd = file.fileno()
-        ...     leaves = encrypt_file(fd, layout, floe, Pieces([memoryview(b"hello")]), hashed=True)
-        >>> len(leaves), layout.end
-        (2, 111)
     """
     leaves = [b""] * (layout.segments + 1) if hashed else []
     if hashed:
@@ -119,31 +97,7 @@ def encrypt_file(
 
 @final
 class Payload:
-    """A payload open for reading: whole, or the segments of a range, each checked at every read.
-
-    Args:
-        fd: A file open for reading.
-        layout: Where the payload lies.
-        floe: Its stream, opened.
-        leaves: The signed leaf hashes, each compared before its segment is decrypted; empty if
-            unsigned.
-
-    Example:
-        >>> import tempfile
-        >>> from secure_cnn.archive.format.pieces import Pieces
-        >>> from secure_cnn.archive.format.stream import create_stream
-        >>> floe = create_stream(bytes(32), b"", 4096)
-        >>> layout = Layout(offset=0, segment_length=4096, plaintext_length=5)
-        >>> with tempfile.TemporaryFile() as file, tempfile.TemporaryFile() as out:
-        ...     fd = file.fileno()
-        ...     leaves = encrypt_file(fd, layout, floe, Pieces([memoryview(b"hello")]), hashed=True)
-        ...     payload = Payload(fd, layout, floe, leaves)
-        ...     target = bytearray(3)
-        ...     payload.read_into(memoryview(target), start=1)
-        ...     payload.copy_to(out.fileno())
-        ...     bytes(target), out.read()
-        (b'ell', b'hello')
-    """
+    """A payload open for reading: whole, or the segments of a range, each checked at every read."""
 
     __slots__ = ("_fd", "_floe", "_leaves", "layout")
 
@@ -151,11 +105,7 @@ class Payload:
         self._fd, self.layout, self._floe, self._leaves = fd, layout, floe, leaves
 
     def on(self, fd: int) -> "Payload":
-        """The same payload, read through another file descriptor of the same file.
-
-        Example:
-            See `open_lazy`.
-        """
+        """The same payload, read through another file descriptor of the same file."""
         return Payload(fd, self.layout, self._floe, self._leaves)
 
     def read_into(self, target: memoryview, start: int = 0) -> None:
@@ -163,14 +113,10 @@ class Payload:
 
         Args:
             target: As many bytes as are wanted. All of none, from 0, still checks a segment.
-            start: Where the range starts in the plaintext.
 
         Raises:
             Tampered: A segment is not what was signed or encrypted.
             Truncated: The file ends too early.
-
-        Example:
-            See `Payload`.
         """
         self.scatter_into(Pieces([target]), start)
 
@@ -180,9 +126,6 @@ class Payload:
         Raises:
             Tampered: A segment is not what was signed or encrypted.
             Truncated: The file ends too early.
-
-        Example:
-            See `load_into`.
         """
         layout, stop = self.layout, start + len(targets)
 
@@ -212,9 +155,6 @@ class Payload:
         Raises:
             Tampered: The segment is not what was signed or encrypted.
             Truncated: The file ends too early.
-
-        Example:
-            See `rotate`.
         """
         index = self.layout.covering(start, start + length)[0]
         self._decrypt(index, memoryview(bytearray(self.layout.longest)), [scratch[:length]])
@@ -226,9 +166,6 @@ class Payload:
         Raises:
             Tampered: A segment is not what was signed or encrypted.
             Truncated: The file ends too early.
-
-        Example:
-            See `Payload`.
         """
         self._decrypt_each(lambda first, plain: write_at(out, plain, first), progress)
 
@@ -238,9 +175,6 @@ class Payload:
         Raises:
             Tampered: A segment is not what was signed or encrypted.
             Truncated: The file ends too early.
-
-        Example:
-            See `verify`.
         """
         self._decrypt_each(lambda first, plain: None, progress)
 
@@ -276,18 +210,6 @@ def hash_file(fd: int, layout: Layout, progress: Progress | None = None) -> list
 
     Raises:
         Truncated: The file ends too early.
-
-    Example:
-        >>> import tempfile
-        >>> from secure_cnn.archive.format.pieces import Pieces
-        >>> from secure_cnn.archive.format.stream import create_stream
-        >>> floe = create_stream(bytes(32), b"", 4096)
-        >>> layout = Layout(offset=0, segment_length=4096, plaintext_length=5)
-        >>> with tempfile.TemporaryFile() as file:
-        ...     fd = file.fileno()
-        ...     leaves = encrypt_file(fd, layout, floe, Pieces([memoryview(b"hello")]), hashed=True)
-        ...     hash_file(fd, layout) == leaves
-        True
     """
     leaves = [b""] * (layout.segments + 1)
     leaves[0] = leaf_hash(read_at(fd, HEADER_LENGTH, layout.offset))
@@ -309,13 +231,6 @@ def read_at(fd: int, length: int, offset: int) -> bytes:
 
     Raises:
         Truncated: The file ends too early.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryFile() as file:
-        ...     write_at(file.fileno(), memoryview(b"hello"), 0)
-        ...     read_at(file.fileno(), 3, 2)
-        b'llo'
     """
     buffer = bytearray(length)
     _read_into(fd, memoryview(buffer), offset)
@@ -323,29 +238,14 @@ def read_at(fd: int, length: int, offset: int) -> bytes:
 
 
 def write_at(fd: int, data: memoryview, offset: int) -> None:
-    """Writes all of `data` to a file at `offset`.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryFile() as file:
-        ...     write_at(file.fileno(), memoryview(b"hello"), 0)
-        ...     file.read()
-        b'hello'
-    """
+    """Writes all of `data` to a file at `offset`."""
     while len(data):
         done = os.pwrite(fd, data, offset)
         data, offset = data[done:], offset + done
 
 
 def wipe(target: memoryview) -> None:
-    """Fills a buffer with zeros, a part at a time, so that no second one is needed.
-
-    Example:
-        >>> secret = bytearray(b"secret")
-        >>> wipe(memoryview(secret))
-        >>> secret == bytes(6)
-        True
-    """
+    """Fills a buffer with zeros, a part at a time, so that no second one is needed."""
     zeros = bytes(min(len(target), _WIPE_LENGTH))
     for start in range(0, len(target), _WIPE_LENGTH):
         part = target[start : start + _WIPE_LENGTH]

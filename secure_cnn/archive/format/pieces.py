@@ -16,11 +16,6 @@ class Pieces:
 
     Attributes:
         buffers: Those that are not empty.
-
-    Example:
-        >>> pieces = Pieces([memoryview(b"hello "), memoryview(b"world")])
-        >>> len(pieces), bytes(pieces.read(4, 4, memoryview(bytearray(4))))
-        (11, b'o wo')
     """
 
     __slots__ = ("_starts", "buffers")
@@ -33,13 +28,7 @@ class Pieces:
         return self._starts[-1]
 
     def parts(self, start: int, length: int) -> list[memoryview]:
-        """Views of the `length` bytes from `start`, one of each buffer that has some of them.
-
-        Example:
-            >>> pieces = Pieces([memoryview(b"hello "), memoryview(b"world")])
-            >>> [bytes(part) for part in pieces.parts(4, 4)]
-            [b'o ', b'wo']
-        """
+        """Views of the `length` bytes from `start`, one of each buffer that has some of them."""
         parts: list[memoryview] = []
         index = bisect.bisect_right(self._starts, start) - 1
         while length > 0:
@@ -50,11 +39,7 @@ class Pieces:
         return parts
 
     def read(self, start: int, length: int, scratch: memoryview) -> memoryview:
-        """A view of `length` bytes from `start`; copied to `scratch` if several buffers have them.
-
-        Example:
-            See `Pieces`.
-        """
+        """A view of `length` bytes from `start`; copied to `scratch` if they span buffers."""
         parts = self.parts(start, length)
         if len(parts) == 1:
             return parts[0]

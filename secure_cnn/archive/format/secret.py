@@ -12,17 +12,7 @@ __all__ = ["Secret"]
 
 
 class Secret:
-    """A class whose objects hold a secret: they are neither copied nor pickled.
-
-    Example:
-        >>> import copy
-        >>> class Key(Secret):
-        ...     pass
-        >>> copy.copy(Key())
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.SecretKeptError: a Key is neither copied nor pickled, ...
-    """
+    """A class whose objects hold a secret: they are neither copied nor pickled."""
 
     __slots__ = ()
 

@@ -35,12 +35,7 @@ _SLOT_HEAD = struct.Struct(">HH16s")
 
 
 class SlotKind(enum.IntEnum):
-    """How a slot wraps the file key.
-
-    Example:
-        >>> SlotKind.HYBRID.body_lengths
-        range(1168, 1169)
-    """
+    """How a slot wraps the file key."""
 
     HYBRID = 1
     X25519 = 2
@@ -74,10 +69,6 @@ class Slot:
             over.
         key_id: 16 bytes that say for whom it is; for a passphrase, its salt.
         body: The wrapped key.
-
-    Example:
-        >>> Slot(kind=SlotKind.X25519, key_id=NO_KEY_ID, body=bytes(80)).name
-        'x25519'
     """
 
     kind: int
@@ -128,12 +119,7 @@ class SlotReader(Protocol):
 
 
 def slot_info(kind: SlotKind, core_hash: bytes) -> bytes:
-    r"""What every wrap binds: the kind of slot and the file.
-
-    Example:
-        >>> slot_info(SlotKind.HYBRID, b"")
-        b'secure-cnn/sealed/v1/slot|\x00\x01'
-    """
+    r"""What every wrap binds: the kind of slot and the file."""
     return b"secure-cnn/sealed/v1/slot|" + struct.pack(">H", kind) + core_hash
 
 
@@ -144,9 +130,6 @@ def check_mix(kinds: Iterable[int]) -> None:
         InvalidKey: There is none, or a classical one beside one that a quantum computer does not
             open.
         LimitExceeded: There are more than 256, or more than 8 passphrases.
-
-    Example:
-        >>> check_mix([SlotKind.HYBRID, SlotKind.ARGON2ID])
     """
     kinds = list(kinds)
     if not kinds:
@@ -166,23 +149,12 @@ def check_mix(kinds: Iterable[int]) -> None:
 
 
 def slots_length(kinds: Iterable[SlotKind]) -> int:
-    """Bytes that slots of these kinds take at most when packed.
-
-    Example:
-        >>> slots_length([SlotKind.X25519])
-        100
-    """
+    """Bytes that slots of these kinds take at most when packed."""
     return sum(_SLOT_HEAD.size + kind.body_lengths[-1] for kind in kinds)
 
 
 def pack_slots(slots: Sequence[Slot]) -> bytes:
-    """The bytes of slots, one behind the other.
-
-    Example:
-        >>> slot = Slot(kind=SlotKind.X25519, key_id=NO_KEY_ID, body=bytes(80))
-        >>> parse_slots(pack_slots([slot])) == (slot,)
-        True
-    """
+    """The bytes of slots, one behind the other."""
     return b"".join(
         _SLOT_HEAD.pack(slot.kind, len(slot.body), slot.key_id) + slot.body for slot in slots
     )
@@ -194,10 +166,6 @@ def parse_slots(raw: bytes) -> tuple[Slot, ...]:
     Raises:
         LimitExceeded: There are more than 256.
         Tampered: A length does not fit.
-
-    Example:
-        >>> parse_slots(b"")
-        ()
     """
     slots: list[Slot] = []
     at = 0

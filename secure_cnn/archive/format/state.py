@@ -59,16 +59,9 @@ def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list
         state: A tree, up to 32 deep, of dict (keys str or int; an `OrderedDict` becomes a dict),
             list, tuple, str, int (up to 1024 bits), float, bool, None and tensors (dense, any
             device, any dtype that safetensors has; parameters come back as tensors).
-        claims: Private claims, a JSON object.
 
     Raises:
         StateError: Something else is in the tree; the message has its dotted path.
-
-    Example:
-        >>> buffers = encode_state({"weight": torch.zeros(2)})
-        >>> import safetensors.torch
-        >>> safetensors.torch.load(b"".join(buffers))
-        {'weight': tensor([0., 0.])}
     """
     encoder = _Encoder()
     structure = json.dumps(encoder.node(state, ()), separators=(",", ":"), allow_nan=False)
@@ -105,11 +98,6 @@ def decode_state(data: torch.Tensor) -> State:
     Raises:
         StateError: The bytes are no valid safetensors file, or its structure does not fit its
             tensors.
-
-    Example:
-        >>> buffers = encode_state({"step": 3, 0: (torch.ones(2), None)})
-        >>> decode_state(torch.tensor(list(b"".join(buffers)), dtype=torch.uint8))
-        {'step': 3, 0: (tensor([1., 1.]), None)}
     """
     index = index_of(data)
     return build_state(index, lambda name: _cut(index, data, name))
@@ -123,11 +111,6 @@ def index_of(data: torch.Tensor) -> Index:
 
     Raises:
         StateError: The bytes are no valid safetensors file.
-
-    Example:
-        >>> raw = b"".join(encode_state({"a": torch.ones(2)}, {"private": 1}))
-        >>> index_of(torch.frombuffer(bytearray(raw), dtype=torch.uint8)).claims
-        {'private': 1}
     """
     end = header_end(data[:8].numpy().tobytes(), len(data))
     return parse_index(data[8:end].numpy().tobytes(), len(data))
@@ -136,16 +119,8 @@ def index_of(data: torch.Tensor) -> Index:
 def build_state(index: Index, tensor: Callable[[str], torch.Tensor]) -> State:
     """The tree that an index describes; a dict of its tensors if another tool made it.
 
-    Args:
-        index: Of a safetensors file.
-        tensor: Gives the tensor of a name; asked once for each.
-
     Raises:
         StateError: The structure does not fit the tensors.
-
-    Example:
-        >>> build_state(parse_index(b"{}", 10), lambda name: torch.ones(1))
-        {}
     """
     tensors = {name: tensor(name) for name in index.spans}
     if STRUCTURE not in index.metadata:
@@ -161,12 +136,6 @@ def tensor_names(index: Index) -> dict[str, str]:
 
     Raises:
         StateError: The structure is malformed.
-
-    Example:
-        >>> weight = torch.ones(2)
-        >>> raw = b"".join(encode_state({"a": weight, "tied": weight}))
-        >>> tensor_names(index_of(torch.frombuffer(bytearray(raw), dtype=torch.uint8)))
-        {'a': 'a', 'tied': 'a'}
     """
     names = {name: name for name in index.spans}
     if STRUCTURE in index.metadata:
@@ -182,14 +151,6 @@ def named_tensors(state: State) -> dict[str, torch.Tensor]:
     Raises:
         StateError: The state holds what `encode_state` refuses, as far as that shows without its
             tensors' bytes; the message has its dotted path.
-
-    Example:
-        >>> named_tensors({"step": 3, "layers": [torch.ones(2)]})
-        {'layers.0': tensor([1., 1.])}
-        >>> named_tensors({"classes": ["caf\udce9"]})
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.StateError: state.classes.0: expected text that UTF-8 can hold
     """
     encoder = _Encoder()
     encoder.node(state, ())
@@ -207,10 +168,6 @@ def with_tensors(
 
     Raises:
         StateError: As for `named_tensors`.
-
-    Example:
-        >>> with_tensors([torch.ones(1)], lambda found: {name: -found[name] for name in found})
-        [tensor([-1.])]
     """
     encoder = _Encoder()
     structure = encoder.node(state, ())

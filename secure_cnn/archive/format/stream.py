@@ -44,16 +44,6 @@ class Floe(Secret):
 
     Safe to share between threads. Attributes are public facts: `header` (74 bytes) and
     `segment_length`, the length of a whole encrypted segment; `piece` is the plaintext of one.
-
-    Example:
-        >>> floe = create_stream(bytes(32), b"what this is", 64)
-        >>> segment = bytearray(64)
-        >>> length = floe.encrypt_into(0, True, b"hello", memoryview(segment))
-        >>> plain = bytearray(5)
-        >>> open_stream(bytes(32), b"what this is", floe.header).decrypt_into(
-        ...     0, True, memoryview(segment)[:length], [memoryview(plain)])
-        >>> bytes(plain)
-        b'hello'
     """
 
     __slots__ = ("_aad", "_cipher", "_iv", "_message_key", "header", "piece", "segment_length")
@@ -98,9 +88,6 @@ class Floe(Secret):
 
         Raises:
             LimitExceeded: The plaintext does not fit.
-
-        Example:
-            See `Floe`.
         """
         length = len(plaintext) + OVERHEAD
         if length > self.segment_length or (not last and length != self.segment_length):
@@ -131,14 +118,6 @@ class Floe(Secret):
         Raises:
             Truncated: The segment is the wrong one of last and not last, or has another length.
             Tampered: The segment is not what was encrypted at this position of this stream.
-
-        Example:
-            >>> floe, segment = create_stream(bytes(32), b"", 64), memoryview(bytearray(64))
-            >>> length = floe.encrypt_into(0, True, b"hello", segment)
-            >>> outs = [memoryview(bytearray(2)), memoryview(bytearray(3))]
-            >>> floe.decrypt_into(0, True, segment[:length], outs)
-            >>> [bytes(out) for out in outs]
-            [b'he', b'llo']
         """
         length = len(segment)
         if not OVERHEAD <= length <= self.segment_length or length != OVERHEAD + sum(
@@ -180,15 +159,10 @@ def create_stream(key: bytes, aad: bytes, segment_length: int) -> Floe:
 
     Args:
         key: 32 bytes.
-        aad: What the stream belongs to; needed again to open it.
         segment_length: Length of a whole encrypted segment, 33 bytes to 64 MiB.
 
     Raises:
         LimitExceeded: The segment length is outside its range.
-
-    Example:
-        >>> len(create_stream(bytes(32), b"", 4096).header)
-        74
     """
     return Floe(key, aad, segment_length, os.urandom(_IV_LENGTH))
 
@@ -199,12 +173,6 @@ def open_stream(key: bytes, aad: bytes, header: bytes) -> Floe:
     Raises:
         Tampered: The header is not of this key and associated data, or has other parameters.
         LimitExceeded: Its segment length is outside its range.
-
-    Example:
-        >>> open_stream(b"k" * 32, b"", create_stream(bytes(32), b"", 4096).header)
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.Tampered: the payload does not belong to this header and key; ...
     """
     if len(header) != HEADER_LENGTH:
         raise Truncated(f"expected a stream header of {HEADER_LENGTH} bytes, got {len(header)}")

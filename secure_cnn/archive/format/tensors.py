@@ -64,10 +64,6 @@ class Span:
         shape: Its shape.
         start: Offset of its first byte in the data of the file.
         stop: Offset behind its last byte.
-
-    Example:
-        >>> Span(dtype=torch.uint8, shape=(2,), start=0, stop=2).view(torch.ones(2).byte())
-        tensor([1, 1], dtype=torch.uint8)
     """
 
     dtype: torch.dtype
@@ -83,9 +79,6 @@ class Span:
 
         Raises:
             StateError: It is a bool tensor with a byte other than 0 and 1.
-
-        Example:
-            See `Span`.
         """
         self.check(data)
         if self.start == self.stop:
@@ -104,12 +97,6 @@ class Span:
 
         Raises:
             StateError: It is a bool tensor with a byte other than 0 and 1.
-
-        Example:
-            >>> Span(dtype=torch.bool, shape=(1,), start=0, stop=1).check(torch.full([1], 2).byte())
-            Traceback (most recent call last):
-            ...
-            secure_cnn.archive.errors.StateError: a bool tensor (1,): expected bytes 0 and 1, ...
         """
         if self.dtype is torch.bool and len(data) and (most := int(data.max())) > 1:
             raise StateError(
@@ -127,10 +114,6 @@ class Index:
         spans: Its tensors by name, in file order; they tile the data.
         metadata: Its texts.
         data_start: Where the data starts in the file.
-
-    Example:
-        >>> parse_index(b"{}", 10).spans
-        {}
     """
 
     spans: Mapping[str, Span]
@@ -156,14 +139,9 @@ def header_end(first: bytes, length: int) -> int:
 
     Args:
         first: Its first eight bytes.
-        length: Bytes of the whole file.
 
     Raises:
         StateError: No safetensors file starts so.
-
-    Example:
-        >>> header_end(bytes([2, 0, 0, 0, 0, 0, 0, 0]), 10)
-        10
     """
     if len(first) < 8 or (header := int.from_bytes(first[:8], "little")) < 2:
         raise StateError(
@@ -179,15 +157,9 @@ def parse_index(header: bytes, length: int) -> Index:
 
     Args:
         header: The JSON, without the eight bytes before it.
-        length: Bytes of the whole file.
 
     Raises:
         StateError: It is no such header, or does not fit the file.
-
-    Example:
-        >>> entry = b'{"a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]}}'
-        >>> parse_index(entry, 8 + len(entry) + 3).spans["a"].shape
-        (3,)
     """
     entries = parse_text(header)
     if not isinstance(entries, dict):
@@ -214,10 +186,6 @@ def parse_text(text: object) -> JSON:
 
     Raises:
         StateError: It is none.
-
-    Example:
-        >>> parse_text("[1, 2]")
-        [1, 2]
     """
     if not isinstance(text, str | bytes):
         raise StateError("a text of the plaintext is none; save the state again")

@@ -21,21 +21,8 @@ def share_out(
     When it returns or raises, no thread is at work any more. After a failure, or an interrupt, no
     index is begun.
 
-    Args:
-        indexes: What to do.
-        start: Called once in each thread, for buffers that it uses again and again; gives the work
-            on one index.
-        told: Called now and then, in the calling thread alone, with how many indexes are done; the
-            last time with all of them.
-
     Raises:
         BaseException: The first failure, of the work or of `told`.
-
-    Example:
-        >>> done = []
-        >>> share_out(range(5), lambda: done.append)
-        >>> sorted(done)
-        [0, 1, 2, 3, 4]
     """
     left, taking, failures = iter(indexes), threading.Lock(), list[BaseException]()
     finished = 0

@@ -54,13 +54,6 @@ def check_recipients(who: object, *, name: str = "recipients") -> tuple[SlotWrit
 
     Raises:
         InvalidKey: They are no list of such.
-
-    Example:
-        >>> from secure_cnn.archive.keys.identity import generate_identity
-        >>> check_recipients([generate_identity()])
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.InvalidKey: recipients[0]: expected ... give identity.recipient
     """
     expected = "a Recipient, Passphrase, KeyEncryptionKey or ServiceKey"
     found = []
@@ -76,12 +69,6 @@ def check_identity(who: object, *, name: str = "identity") -> SlotReader:
 
     Raises:
         InvalidKey: It cannot.
-
-    Example:
-        >>> check_identity("me.key")
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.InvalidKey: identity: expected ..., got text; give read_...
     """
     if not isinstance(who, type) and callable(getattr(who, "unwrap", None)) and not _serves(who):
         return who  # type: ignore[return-value]  # by shape
@@ -94,9 +81,6 @@ def check_signer(who: object) -> Signer | None:
 
     Raises:
         InvalidKey: It is no signer.
-
-    Example:
-        >>> check_signer(None)
     """
     if who is None or isinstance(who, Signer):
         return who
@@ -108,10 +92,6 @@ def check_trusted(who: object) -> tuple[Verifier, ...]:
 
     Raises:
         InvalidKey: They are no list of verifiers.
-
-    Example:
-        >>> check_trusted([])
-        ()
     """
     found = []
     for place, each in _listed(who, "trusted", "a Verifier", _TRUSTED_CURES):
@@ -126,12 +106,6 @@ def trusted_with(signer: Signer | None, trusted: Sequence[Verifier] | None) -> t
 
     Raises:
         InvalidKey: There is neither, the signer is not among the trusted, or they are none.
-
-    Example:
-        >>> from secure_cnn.archive.keys.signatures import generate_signer
-        >>> signer = generate_signer()
-        >>> trusted_with(signer, None) == (signer.verifier,)
-        True
     """
     signer = check_signer(signer)
     if trusted is None and signer is None:
@@ -151,10 +125,6 @@ def key_ids(who: object, *, name: str) -> set[str]:
 
     Raises:
         InvalidKey: They are neither.
-
-    Example:
-        >>> key_ids(["1f" * 16], name="remove")
-        {'1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f1f'}
     """
     expected = "a Recipient or its key_id.hex()"
     cures: dict[type, str] = {Identity: "give identity.recipient"}

@@ -69,12 +69,7 @@ class KeyEncryptionKey(Secret):
         )
 
     def to_text(self) -> str:
-        """The secret, one line: whoever reads it can open the files. Prefer `write_key`.
-
-        Example:
-            >>> generate_kek().to_text()[:24]
-            'secure-cnn-kek-secret-1-'
-        """
+        """The secret, one line: whoever reads it can open the files. Prefer `write_key`."""
         return encode_key(_PREFIX, 1, self._secret)
 
     @classmethod
@@ -83,11 +78,6 @@ class KeyEncryptionKey(Secret):
 
         Raises:
             InvalidKey: The line is no such key, or was copied wrongly.
-
-        Example:
-            >>> kek = generate_kek()
-            >>> KeyEncryptionKey.from_text(kek.to_text()).key_id == kek.key_id
-            True
         """
         kind, secret = decode_key(_PREFIX, text)
         if kind != 1:
@@ -100,9 +90,6 @@ class KeyEncryptionKey(Secret):
         Args:
             file_key: 32 bytes.
             core_hash: 32 bytes, the core hash of the file.
-
-        Example:
-            See `KeyEncryptionKey`.
         """
         salt = os.urandom(_SALT_LENGTH)
         wrapped = wrap_key(self._secret, salt, slot_info(self.kind, core_hash), file_key)
@@ -114,12 +101,6 @@ class KeyEncryptionKey(Secret):
         Raises:
             WrongKey: No slot has this key's id.
             Tampered: One has, but does not open: it or the core was changed.
-
-        Example:
-            >>> generate_kek().unwrap([], bytes(32))
-            Traceback (most recent call last):
-            ...
-            secure_cnn.archive.errors.WrongKey: not sealed for ...; ...
         """
         found = [slot for slot in slots if (slot.kind, slot.key_id) == (self.kind, self.key_id)]
         if not found:

@@ -40,12 +40,7 @@ def _checksum(prefix: str, body: bytes) -> bytes:
 
 
 def fingerprint(public: bytes) -> bytes:
-    """The first 16 bytes of SHA-256 over a public key: its id in slots, messages and reprs.
-
-    Example:
-        >>> fingerprint(bytes(32)).hex()
-        '66687aadf862bd776c8fc18b8e9f8e20'
-    """
+    """The first 16 bytes of SHA-256 over a public key: its id in slots, messages and reprs."""
     return hashlib.sha256(public).digest()[:16]
 
 
@@ -55,11 +50,6 @@ def encode_key(prefix: str, kind: int, key: bytes) -> str:
     Args:
         prefix: What the key is, such as ``secure-cnn-recipient-1``.
         kind: The algorithm, 0 to 255.
-        key: The raw key.
-
-    Example:
-        >>> encode_key("example-1", 1, b"abc")
-        'example-1-AWFiY0W0kYY'
     """
     body = bytes([kind]) + key
     text = base64.urlsafe_b64encode(body + _checksum(prefix, body)).decode().rstrip("=")
@@ -72,10 +62,6 @@ def decode_key(prefix: str, text: str) -> tuple[int, bytes]:
     Raises:
         InvalidKey: The text has another prefix, a typing error, or is cut short. It is never
             repeated in the message, since it may be a secret.
-
-    Example:
-        >>> decode_key("example-1", "example-1-AWFiY0W0kYY")
-        (1, b'abc')
     """
     line = text.strip()
     if not line.startswith(f"{prefix}-"):
@@ -101,13 +87,7 @@ def decode_key(prefix: str, text: str) -> tuple[int, bytes]:
 
 
 class SecretKey(Protocol):
-    """A key that is kept in a file of its own: identity, signer or key-encryption key.
-
-    Example:
-        >>> from secure_cnn.archive.keys.identity import generate_identity
-        >>> generate_identity().comments[0]
-        'secure-cnn identity: keep it secret, keep a copy elsewhere'
-    """
+    """A key that is kept in a file of its own: identity, signer or key-encryption key."""
 
     @property
     def comments(self) -> tuple[str, ...]:
@@ -157,12 +137,6 @@ def read_key(path: str | os.PathLike[str], parse: Callable[[str], _Key]) -> _Key
     Raises:
         KeyFileError: The file is missing, not a regular file, readable or writable by group or
             others, too large, or holds no such key or more than one.
-
-    Example:
-        >>> read_key("no-such-file", str)
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.KeyFileError: no-such-file: cannot read the key file: ...
     """
     lines = [line.strip() for line in read_private(path).splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
@@ -185,12 +159,6 @@ def read_private(path: str | os.PathLike[str]) -> str:
     Raises:
         KeyFileError: The file is missing, not a regular file, readable or writable by group or
             others, too large, or no text.
-
-    Example:
-        >>> read_private("no-such-file")
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.KeyFileError: no-such-file: cannot read the key file: ...
     """
     try:
         with reading(path) as file:

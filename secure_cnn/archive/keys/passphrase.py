@@ -106,11 +106,6 @@ class Passphrase(Secret):
         Args:
             file_key: 32 bytes.
             core_hash: 32 bytes, SHA-256 of the core of the file.
-
-        Example:
-            >>> secret = Passphrase("example", cost=INSECURE_TEST_COST)
-            >>> secret.unwrap([secret.wrap(bytes(32), bytes(32))], bytes(32)) == bytes(32)
-            True
         """
         salt = os.urandom(16)
         cost = _COST.pack(self._cost.memory_kib, self._cost.iterations, self._cost.lanes)
@@ -125,12 +120,6 @@ class Passphrase(Secret):
             WrongKey: No passphrase slot opens. A changed header looks the same.
             LimitExceeded: A slot asks for more than `Argon2Cost` allows, all together for more
                 than one may, or there are more than 8.
-
-        Example:
-            >>> Passphrase("example").unwrap([], bytes(32))
-            Traceback (most recent call last):
-            ...
-            secure_cnn.archive.errors.WrongKey: expected a file sealed with a passphrase, ...
         """
         found = [slot for slot in slots if slot.kind == self.kind]
         if not found:
@@ -175,9 +164,6 @@ def check_costs(slots: Iterable[Slot]) -> None:
     Raises:
         LimitExceeded: Memory times iterations, summed, is more than the largest `Argon2Cost`; or
             one slot alone is outside of its limits.
-
-    Example:
-        >>> check_costs([])
     """
     costs = [_read_cost(slot.body) for slot in slots if slot.kind == SlotKind.ARGON2ID]
     total = sum(cost.memory_kib * cost.iterations for cost in costs)

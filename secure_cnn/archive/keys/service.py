@@ -89,9 +89,6 @@ class ServiceKey(Secret):
 
         Raises:
             KeyServiceError: The service fails, or gives back something of another length.
-
-        Example:
-            See `ServiceKey`.
         """
         once, info = os.urandom(32), slot_info(self.kind, core_hash)
         try:
@@ -113,9 +110,6 @@ class ServiceKey(Secret):
             WrongKey: No slot has this key's id.
             KeyServiceError: The service fails.
             Tampered: What it gives does not open the slot: it or the core was changed.
-
-        Example:
-            See `ServiceKey`.
         """
         found = [slot for slot in slots if (slot.kind, slot.key_id) == (self.kind, self.key_id)]
         if not found:

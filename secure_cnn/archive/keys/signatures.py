@@ -77,12 +77,7 @@ class Verifier:
         return f"{self.algorithm}:{hashlib.sha256(self.public).hexdigest()}"
 
     def to_text(self) -> str:
-        """One line, ``secure-cnn-verifier-1-…``, safe to publish.
-
-        Example:
-            >>> generate_signer().verifier.to_text()[:22]
-            'secure-cnn-verifier-1-'
-        """
+        """One line, ``secure-cnn-verifier-1-…``, safe to publish."""
         kind = _ED25519 if len(self.public) == _ED25519_PUBLIC else _HYBRID
         return encode_key(_VERIFIER_PREFIX, kind, self.public)
 
@@ -92,12 +87,6 @@ class Verifier:
 
         Raises:
             InvalidKey: The line is no verifier, or was copied wrongly.
-
-        Example:
-            >>> Verifier.from_text("hello")
-            Traceback (most recent call last):
-            ...
-            secure_cnn.archive.errors.InvalidKey: expected a key that starts with ...
         """
         kind, public = decode_key(_VERIFIER_PREFIX, text)
         verifier = cls(public)
@@ -115,10 +104,6 @@ class Verifier:
 
         Raises:
             Tampered: The signature does not hold.
-
-        Example:
-            >>> signer = generate_signer()
-            >>> signer.verifier.check(signer.sign(bytes(32), bytes(32)), bytes(32), bytes(32))
         """
         self.check_statement(signature, _SEALED, core_hash + root)
 
@@ -132,11 +117,6 @@ class Verifier:
 
         Raises:
             Tampered: The signature does not hold.
-
-        Example:
-            >>> signer = generate_signer()
-            >>> signature = signer.sign_statement("text/plain", b"hello")
-            >>> signer.verifier.check_statement(signature, "text/plain", b"hello")
         """
         message = _encoding(payload_type, body)
         try:
@@ -190,12 +170,7 @@ class Signer(Secret):
         return ("secure-cnn signer: keep it secret", f"verifier: {self.verifier.to_text()}")
 
     def to_text(self) -> str:
-        """The secret, one line: whoever reads it can sign as you. Prefer `write_key`.
-
-        Example:
-            >>> generate_signer().to_text()[:27]
-            'secure-cnn-signer-secret-1-'
-        """
+        """The secret, one line: whoever reads it can sign as you. Prefer `write_key`."""
         return encode_key(_SIGNER_PREFIX, self._kind, self._seed)
 
     @classmethod
@@ -204,29 +179,16 @@ class Signer(Secret):
 
         Raises:
             InvalidKey: The line is no signer, or was copied wrongly.
-
-        Example:
-            >>> signer = generate_signer()
-            >>> Signer.from_text(signer.to_text()).verifier == signer.verifier
-            True
         """
         kind, seed = decode_key(_SIGNER_PREFIX, text)
         return cls(seed, post_quantum=_known_kind(kind) == _HYBRID)
 
     def sign(self, core_hash: bytes, root: bytes) -> bytes:
-        """The signature over a core and a ciphertext: 64 bytes, 3373 with ML-DSA-65.
-
-        Example:
-            See `Verifier.check`.
-        """
+        """The signature over a core and a ciphertext: 64 bytes, 3373 with ML-DSA-65."""
         return self.sign_statement(_SEALED, core_hash + root)
 
     def sign_statement(self, payload_type: str, body: bytes) -> bytes:
-        """The signature over a body that is a statement of this type.
-
-        Example:
-            See `Verifier.check_statement`.
-        """
+        """The signature over a body that is a statement of this type."""
         message = _encoding(payload_type, body)
         signature = self._ed25519.sign(message)
         return signature if self._mldsa is None else signature + self._mldsa.sign(message)
@@ -265,12 +227,7 @@ def read_signer(path: str | os.PathLike[str]) -> Signer:
 
 
 def footer_lengths(signer_id: str) -> tuple[int, int]:
-    """Bytes of public key and signature in a file whose core names this signer.
-
-    Example:
-        >>> footer_lengths("ed25519:…")
-        (32, 64)
-    """
+    """Bytes of public key and signature in a file whose core names this signer."""
     return _ALGORITHMS[signer_id.partition(":")[0]]
 
 

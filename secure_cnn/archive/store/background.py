@@ -9,16 +9,7 @@ __all__ = ["Background"]
 
 @final
 class Background:
-    """Runs work in a thread, never two at once.
-
-    Example:
-        >>> done = []
-        >>> background = Background()
-        >>> background.start(lambda: done.append(1))
-        >>> background.wait()
-        >>> done
-        [1]
-    """
+    """Runs work in a thread, never two at once."""
 
     __slots__ = ("_error", "_thread")
 
@@ -31,9 +22,6 @@ class Background:
 
         Raises:
             BaseException: What the work before raised; then the new work is not started.
-
-        Example:
-            See `Background`.
         """
         self.wait()
 
@@ -54,9 +42,6 @@ class Background:
 
         Raises:
             BaseException: What the work raised, once.
-
-        Example:
-            See `Background`.
         """
         if self._thread is not None:
             self._thread.join()

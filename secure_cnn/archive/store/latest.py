@@ -29,14 +29,6 @@ class Latest:
         core_hash: Which file it is.
         log_length: Bytes of the log that count.
         log_head: Hash of the last line that counts.
-
-    Example:
-        >>> from secure_cnn.archive.keys.signatures import generate_signer
-        >>> signer = generate_signer()
-        >>> latest = Latest(run="00" * 16, signer=signer.verifier.to_text(), generation=1,
-        ...                 core_hash="11" * 32, log_length=99, log_head="22" * 32)
-        >>> Latest.from_bytes(latest.to_bytes(signer), [signer.verifier]) == latest
-        True
     """
 
     run: str
@@ -47,11 +39,7 @@ class Latest:
     log_head: str
 
     def to_bytes(self, signer: Signer) -> bytes:
-        """Two lines: the statement as JSON, and the signature over the bytes of the first.
-
-        Example:
-            See `Latest`.
-        """
+        """Two lines: the statement as JSON, and the signature over the bytes of the first."""
         body = canonical_json(asdict(self), "latest")
         return body + b"\n" + signer.sign_statement(_TYPE, body).hex().encode() + b"\n"
 
@@ -62,12 +50,6 @@ class Latest:
         Raises:
             UntrustedSigner: It is signed by somebody who is not among the trusted.
             Tampered: The signature does not hold, or the bytes are no statement.
-
-        Example:
-            >>> Latest.from_bytes(b"{}", [])
-            Traceback (most recent call last):
-            ...
-            secure_cnn.archive.errors.Tampered: latest is no statement with a signature; ...
         """
         body, _, rest = raw.partition(b"\n")
         value = parse_json(body, "latest")

@@ -27,22 +27,9 @@ class FolderLock:
 
     Args:
         path: The file to lock; made if it is missing, and never removed.
-        owner: One line that tells who holds it.
 
     Raises:
         StorageError: Somebody else has it, or the operating system refuses.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     first = FolderLock(Path(folder, "lock"), owner="process 1")
-        ...     try:
-        ...         FolderLock(Path(folder, "lock"), owner="process 2")
-        ...     except StorageError as error:
-        ...         print("process 1" in str(error))
-        ...     first.release()
-        ...     FolderLock(Path(folder, "lock"), owner="process 2").release()
-        True
     """
 
     __slots__ = ("__weakref__", "_fd", "_path")
@@ -75,13 +62,6 @@ class FolderLock:
 
         Raises:
             StorageError: It is not.
-
-        Example:
-            >>> import tempfile
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     lock = FolderLock(Path(folder, "lock"), owner="me")
-            ...     lock.check()
-            ...     lock.release()
         """
         if self._fd is None:
             raise StorageError(
@@ -97,11 +77,7 @@ class FolderLock:
         )
 
     def release(self) -> None:
-        """Gives the lock back; may be called again.
-
-        Example:
-            See `FolderLock`.
-        """
+        """Gives the lock back; may be called again."""
         if self._fd is not None:
             # A forked child may still have a copy of the descriptor; closing ours is not enough.
             with contextlib.suppress(OSError):
@@ -124,19 +100,8 @@ class FolderLock:
 def lock_folder(folder: Path, *, now: datetime) -> FolderLock:
     """The lock of a folder, which is made if it is missing.
 
-    Args:
-        folder: What to lock.
-        now: For whom the lock keeps out: since when.
-
     Raises:
         StorageError: Somebody else has it, or the operating system refuses.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     lock_folder(Path(folder, "new"), now=datetime(2026, 1, 1)).release()
-        ...     os.listdir(folder)
-        ['new']
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -33,12 +33,6 @@ class HighWaterMark:
     Attributes:
         run: Which run; empty if nothing was seen yet.
         seen: Highest generation and the hash of its core, by the text of the signer's verifier.
-
-    Example:
-        >>> latest = Latest(run="00" * 16, signer="someone", generation=7, core_hash="11" * 32,
-        ...                 log_length=99, log_head="22" * 32)
-        >>> HighWaterMark().raised_to(latest).seen["someone"][0]
-        7
     """
 
     run: str = ""
@@ -50,15 +44,6 @@ class HighWaterMark:
         Raises:
             RolledBack: It is older, or there is none although something was seen.
             Tampered: It is of another run, or another file of the same generation.
-
-        Example:
-            >>> from secure_cnn.archive.keys.signatures import generate_signer
-            >>> signer = generate_signer().verifier
-            >>> mark = HighWaterMark(run="00" * 16, seen={signer.to_text(): (7, "11" * 32)})
-            >>> mark.check(None, [signer])
-            Traceback (most recent call last):
-            ...
-            secure_cnn.archive.errors.RolledBack: generation 7 was seen here before, ...
         """
         texts = [it.to_text() for it in trusted]
         seen = max((self.seen[text] for text in texts if text in self.seen), default=None)
@@ -82,11 +67,7 @@ class HighWaterMark:
             )
 
     def raised_to(self, latest: Latest) -> Self:
-        """The mark after `latest` was seen; lower than before it never is.
-
-        Example:
-            See `HighWaterMark`.
-        """
+        """The mark after `latest` was seen; lower than before it never is."""
         before = self.seen.get(latest.signer, (0, ""))
         now = max(before, (latest.generation, latest.core_hash))
         return type(self)(run=latest.run, seen={**self.seen, latest.signer: now})
@@ -98,10 +79,6 @@ class HighWaterMark:
         Raises:
             Tampered: The file is no mark.
             StorageError: It cannot be read.
-
-        Example:
-            >>> HighWaterMark.read(Path("no-such-file")).run
-            ''
         """
         raw = read_small(path, _MAX_LENGTH)
         return cls() if raw is None else cls(**_parsed(raw, path))
@@ -111,13 +88,6 @@ class HighWaterMark:
 
         Raises:
             StorageError: It cannot be written.
-
-        Example:
-            >>> import tempfile
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     HighWaterMark(run="00" * 16).write(Path(folder, "mark"))
-            ...     HighWaterMark.read(Path(folder, "mark")).run == "00" * 16
-            True
         """
         seen = {signer: list(mark) for signer, mark in self.seen.items()}
         replace_small(path, canonical_json({"run": self.run, "seen": seen}, "mark") + b"\n")

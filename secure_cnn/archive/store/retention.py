@@ -24,12 +24,6 @@ class Retention:
 
     Raises:
         StateError: A number is below 1.
-
-    Example:
-        >>> Retention(keep_last=0)
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.StateError: keep_last: expected a whole number of at least 1, ...
     """
 
     keep_last: int | None = None
@@ -43,19 +37,7 @@ class Retention:
                 raise StateError(f"{name}: expected a whole number of at least 1, got {value!r}")
 
     def superfluous(self, checkpoints: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
-        """Those that no rule wants.
-
-        Args:
-            checkpoints: In the order of their generations.
-
-        Example:
-            >>> saved = [
-            ...     Checkpoint(generation=i + 1, step=i, metric=m, created="", core_hash="00" * 32)
-            ...     for i, m in enumerate([0.9, 0.5, 0.7])]
-            >>> rule = Retention(keep_last=1, keep_best=1)
-            >>> [checkpoint.generation for checkpoint in rule.superfluous(saved)]
-            [2]
-        """
+        """Those that no rule wants."""
         if self.keep_last is self.keep_best is self.every is None:
             return ()
         measured = sorted(

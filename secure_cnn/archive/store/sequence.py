@@ -40,15 +40,8 @@ class SequenceFolder:
     """A folder of checkpoints, as one process sees it.
 
     Args:
-        folder: Where the files are.
-        trusted: Whose signatures count.
-        high_water: Where a high-water mark is beside the one in the folder, which the writer keeps.
         exclusive: Whether nobody else can write, so that the folder must be as we left it.
         unmarked: Whether the mark in the folder may be missing.
-
-    Example:
-        >>> SequenceFolder(Path("no-such-folder"), [], high_water=None, exclusive=False).read().kept
-        ()
     """
 
     __slots__ = (
@@ -78,25 +71,12 @@ class SequenceFolder:
         self._attempted: Latest | None = None
 
     def path(self, checkpoint: Checkpoint) -> Path:
-        """Where the file of a checkpoint is: under its first name until its writer renamed it.
-
-        Example:
-            >>> folder = SequenceFolder(Path("runs"), [], high_water=None, exclusive=False)
-            >>> folder.path(Checkpoint(
-            ...     generation=1, step=0, metric=None, created="", core_hash="00" * 32)).as_posix()
-            'runs/checkpoint-00000001.sealed'
-        """
+        """Where the file of a checkpoint is: under its first name until its writer renamed it."""
         path, pending = self.folder / checkpoint.name, self.folder / checkpoint.pending
         return pending if not path.exists() and pending.exists() else path
 
     def missing(self, which: object) -> StorageError:
-        """Says that a checkpoint is not there, or that its folder is not.
-
-        Example:
-            >>> folder = SequenceFolder(Path("nowhere"), [], high_water=None, exclusive=False)
-            >>> folder.missing("latest")
-            StorageError("nowhere: no checkpoint for 'latest': there is no such folder; ...")
-        """
+        """Says that a checkpoint is not there, or that its folder is not."""
         there = "" if self.folder.is_dir() else ": there is no such folder"
         return StorageError(f"{self.folder}: no checkpoint for {which!r}{there}; list the store")
 
@@ -109,9 +89,6 @@ class SequenceFolder:
             Tampered: It was cut, edited, or is of another run.
             UntrustedSigner: Somebody else signed it.
             StorageError: The operating system refuses.
-
-        Example:
-            See `SequenceFolder`.
         """
         while True:
             before = read_small(self.folder / _LATEST, _MAX_LATEST)
@@ -156,9 +133,6 @@ class SequenceFolder:
             Tampered: It is missing, or another.
             RolledBack: It is another one of the same run.
             ArchiveError: Its head cannot be read.
-
-        Example:
-            See `CheckpointStore.verify`.
         """
         path = self.path(checkpoint)
         if not path.exists():
@@ -178,16 +152,8 @@ class SequenceFolder:
     def commit(self, lines: bytes, log: Log, signer: Signer) -> None:
         """Makes lines and the log that ends with them count; on a crash all of it or nothing does.
 
-        Args:
-            lines: What to add to the log.
-            log: The log with them.
-            signer: Who says so.
-
         Raises:
             StorageError: The operating system refuses.
-
-        Example:
-            See `CheckpointStore`.
         """
         newest = log.history[-1]
         latest = Latest(
@@ -214,9 +180,6 @@ class SequenceFolder:
 
         Raises:
             StorageError: The operating system refuses.
-
-        Example:
-            See `CheckpointStore.prune`.
         """
         name = _LOG
         try:

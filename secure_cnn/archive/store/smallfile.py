@@ -20,10 +20,6 @@ def read_small(path: Path, limit: int) -> bytes | None:
     Raises:
         LimitExceeded: It is longer than `limit`.
         StorageError: It is no regular file, or the operating system refuses.
-
-    Example:
-        >>> read_small(Path("no-such-file"), 10) is None
-        True
     """
     try:
         fd = open_regular(path, follow=False)
@@ -49,14 +45,6 @@ def replace_small(path: Path, data: bytes) -> None:
 
     Raises:
         StorageError: It is a symbolic link, or the operating system refuses.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     replace_small(Path(folder, "a"), b"one")
-        ...     replace_small(Path(folder, "a"), b"two")
-        ...     read_small(Path(folder, "a"), 10)
-        b'two'
     """
     with new_file(path, length=len(data), overwrite=True, mode=0o666) as fd:
         write_at(fd, memoryview(data), 0)
@@ -69,14 +57,6 @@ def append_at(path: Path, data: bytes, offset: int) -> None:
 
     Raises:
         StorageError: It is a symbolic link, or the operating system refuses.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     append_at(Path(folder, "a"), b"one, lost", 0)
-        ...     append_at(Path(folder, "a"), b" two", 3)
-        ...     read_small(Path(folder, "a"), 10)
-        b'one two'
     """
     try:
         fd = open_regular(path, os.O_WRONLY | os.O_CREAT, follow=False)

@@ -22,16 +22,7 @@ _Form: TypeAlias = tuple[torch.dtype, torch.Size, tuple[int, ...]]
 
 @final
 class HostBuffer:
-    """One buffer in main memory that holds one copy of a state at a time.
-
-    Example:
-        >>> buffer, weight = HostBuffer(), torch.ones(2)
-        >>> copy = buffer.copy({"weight": weight, "step": 3})
-        >>> weight.zero_()
-        tensor([0., 0.])
-        >>> copy
-        {'weight': tensor([1., 1.]), 'step': 3}
-    """
+    """One buffer in main memory that holds one copy of a state at a time."""
 
     __slots__ = ("_forms", "_memory", "_views")
 
@@ -50,9 +41,6 @@ class HostBuffer:
 
         Raises:
             StateError: `save` would refuse the state, or there is no memory for the copy.
-
-        Example:
-            See `HostBuffer`.
         """
         return with_tensors(state, self._copies)
 

@@ -152,9 +152,6 @@ class CheckpointStore:
             InvalidKey: The store has no recipients.
             ArchiveError: The save before failed, then this one is not made; or the store is not
                 open for writing in this process.
-
-        Example:
-            See `CheckpointStore`.
         """
         self._settle()
         self._writing()
@@ -179,9 +176,6 @@ class CheckpointStore:
 
         Raises:
             ArchiveError: The save failed; the checkpoint before it is the newest.
-
-        Example:
-            See `CheckpointStore`.
         """
         self._saving.wait()
 
@@ -196,9 +190,6 @@ class CheckpointStore:
             StorageError: There is no such checkpoint.
             WrongKey: The store was opened without an identity, or with one of no recipient.
             ArchiveError: As for `archive.load`, and as for opening the store.
-
-        Example:
-            See `CheckpointStore`.
         """
         return self._read(which, load)
 
@@ -215,9 +206,6 @@ class CheckpointStore:
         Raises:
             StateError: The tensors are not those of the checkpoint, or cannot be decrypted into.
             ArchiveError: As for `load`.
-
-        Example:
-            See `CheckpointStore`.
         """
         return self._read(which, partial(load_into, state))
 
@@ -228,15 +216,6 @@ class CheckpointStore:
             StateError: `which` is neither of the two words nor a generation.
             StorageError: There is no such checkpoint.
             ArchiveError: As for opening the store.
-
-        Example:
-            >>> import tempfile, secure_cnn.archive as archive
-            >>> signer = archive.generate_signer().verifier
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     CheckpointStore(folder, trusted=[signer]).find("latest")
-            Traceback (most recent call last):
-            ...
-            secure_cnn.archive.errors.StorageError: ...: no checkpoint for 'latest'; list the store
         """
         if (found := choose(self.list(), which)) is None:
             raise self._files.missing(which)
@@ -247,9 +226,6 @@ class CheckpointStore:
 
         Raises:
             ArchiveError: As for opening the store, or the save before failed.
-
-        Example:
-            See `CheckpointStore`.
         """
         self._settle()
         return self._files.read().kept
@@ -268,13 +244,6 @@ class CheckpointStore:
         Raises:
             Tampered: One is missing, changed or exchanged.
             ArchiveError: As for opening the store.
-
-        Example:
-            >>> import tempfile, secure_cnn.archive as archive
-            >>> signer = archive.generate_signer().verifier
-            >>> with tempfile.TemporaryDirectory() as folder:
-            ...     CheckpointStore(folder, trusted=[signer]).verify()
-            ()
         """
         self._settle()
         log = self._files.read()
@@ -292,9 +261,6 @@ class CheckpointStore:
 
         Raises:
             ArchiveError: As for `save`.
-
-        Example:
-            See `CheckpointStore`.
         """
         self._settle()
         signer = self._writing()
@@ -311,9 +277,6 @@ class CheckpointStore:
 
         Raises:
             ArchiveError: The save failed.
-
-        Example:
-            See `CheckpointStore`.
         """
         try:
             self._saving.wait()

@@ -34,10 +34,6 @@ class Place:
         file: The name of a sealed file in the folder of the checkpoint.
         core_hash: The core hash of that file.
         tensor: The name of the tensor in it.
-
-    Example:
-        >>> Place(file="rank-0.sealed", core_hash="00" * 32, tensor="3").file
-        'rank-0.sealed'
     """
 
     file: str
@@ -53,10 +49,6 @@ class Contents:
     Attributes:
         metadata: As torch's planners take it.
         places: By the index that planners ask with.
-
-    Example:
-        >>> Contents(metadata=Metadata({}), places={}).places
-        {}
     """
 
     metadata: Metadata
@@ -68,10 +60,6 @@ def tree_of(contents: Contents) -> State:
 
     Raises:
         StateError: A tensor has a type that safetensors has not.
-
-    Example:
-        >>> tree_of(Contents(metadata=Metadata({"step": BytesStorageMetadata()}), places={}))
-        {'entries': {'step': None}, 'planner_data': None, 'places': []}
     """
     return {
         "entries": {
@@ -97,10 +85,6 @@ def contents_of(tree: State) -> Contents:
 
     Raises:
         StateError: The tree is none of `tree_of`.
-
-    Example:
-        >>> contents_of({"entries": {}, "planner_data": {}, "places": []}).places
-        {}
     """
     fields: Any = tree
     try:

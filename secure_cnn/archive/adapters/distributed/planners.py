@@ -36,9 +36,6 @@ class SealedSavePlanner(DefaultSavePlanner):
 
         Raises:
             StateError: It is neither.
-
-        Example:
-            See `SealedReader`.
         """
         if write_item.type is not WriteItemType.BYTE_IO:
             return object
@@ -63,9 +60,6 @@ class SealedLoadPlanner(DefaultLoadPlanner):
 
         Raises:
             StateError: The bytes are none.
-
-        Example:
-            See `SealedReader`.
         """
         name = read_item.dest_index.fqn
         plain = decode_state(torch.frombuffer(bytearray(value.getvalue()), dtype=torch.uint8))
@@ -84,9 +78,6 @@ def resolve(item: WriteItem, planner: SavePlanner) -> torch.Tensor:
 
     Raises:
         StateError: It is no tensor, and the planner would pickle it.
-
-    Example:
-        See `SealedReader`.
     """
     if item.type is WriteItemType.BYTE_IO and not isinstance(planner, SealedSavePlanner):
         raise StateError(
@@ -102,9 +93,6 @@ def hand_over(item: ReadItem, tensor: torch.Tensor, planner: LoadPlanner) -> Non
 
     Raises:
         StateError: It is no tensor and the planner would unpickle it, or it does not fit.
-
-    Example:
-        See `SealedReader`.
     """
     name = item.storage_index.fqn
     if item.type is LoadItemType.BYTE_IO:

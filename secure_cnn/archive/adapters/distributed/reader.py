@@ -92,36 +92,21 @@ class SealedReader(StorageReader):
 
         Raises:
             ArchiveError: As for `load`.
-
-        Example:
-            See `SealedReader`.
         """
         if checkpoint_id is not None:
             self._open(checkpoint_id)
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """What was read when this was made.
-
-        Example:
-            See `SealedReader`.
-        """
+        """What was read when this was made."""
         return self._contents.metadata
 
     def set_up_storage_reader(
         self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
     ) -> None:
-        """Nothing is left to do.
-
-        Example:
-            See `SealedReader`.
-        """
+        """Nothing is left to do."""
 
     def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
-        """The plan, with what this rank read it from.
-
-        Example:
-            See `SealedReader`.
-        """
+        """The plan, with what this rank read it from."""
         return LoadPlan(plan.items, self._read_from, plan.planner_data)
 
     def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
@@ -129,9 +114,6 @@ class SealedReader(StorageReader):
 
         Raises:
             RolledBack: Two ranks read different ones.
-
-        Example:
-            See `SealedReader`.
         """
         if len({plan.storage_data for plan in plans}) > 1:
             raise RolledBack(
@@ -146,9 +128,6 @@ class SealedReader(StorageReader):
         Raises:
             StateError: The checkpoint lacks it, or the planner would unpickle it.
             ArchiveError: As for `load`.
-
-        Example:
-            See `SealedReader`.
         """
         wanted: dict[tuple[str, str], dict[str, list[ReadItem]]] = {}
         for item in plan.items:
@@ -179,10 +158,5 @@ class SealedReader(StorageReader):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Path) -> bool:
-        """Whether it is a local path.
-
-        Example:
-            >>> SealedReader.validate_checkpoint_id("folder")
-            True
-        """
+        """Whether it is a local path."""
         return SealedWriter.validate_checkpoint_id(checkpoint_id)

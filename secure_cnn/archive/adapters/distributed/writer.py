@@ -71,11 +71,7 @@ class SealedWriter(StorageWriter):
         self._claims, self._name = claims, name
 
     def reset(self, checkpoint_id: Path | None = None) -> None:
-        """Takes another folder, if torch was given one.
-
-        Example:
-            >>> SealedWriter("one", recipients=[]).reset("two")
-        """
+        """Takes another folder, if torch was given one."""
         if checkpoint_id is not None:
             self._folder = pathlib.Path(checkpoint_id)
 
@@ -85,9 +81,6 @@ class SealedWriter(StorageWriter):
         Raises:
             StorageError: There is a checkpoint, or the folder cannot be made.
             StateError: Ranks are to save without talking to each other.
-
-        Example:
-            See `SealedReader`.
         """
         if not kwargs.get("use_collectives", True):
             raise StateError("use_collectives: expected True, so that one file names all others")
@@ -100,21 +93,11 @@ class SealedWriter(StorageWriter):
             raise StorageError(f"{self._folder}: cannot make it: {error.strerror}") from error
 
     def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
-        """The plan as it is.
-
-        Example:
-            >>> SealedWriter("folder", recipients=[]).prepare_local_plan(SavePlan([])).items
-            []
-        """
+        """The plan as it is."""
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """The plans as they are.
-
-        Example:
-            >>> SealedWriter("folder", recipients=[]).prepare_global_plan([])
-            []
-        """
+        """The plans as they are."""
         return plans
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
@@ -123,9 +106,6 @@ class SealedWriter(StorageWriter):
         Raises:
             StateError: Something is no tensor, and the planner would pickle it.
             ArchiveError: As for `save`.
-
-        Example:
-            See `SealedReader`.
         """
         share = [resolve(item, planner) for item in plan.items]
         file = f"rank-{self._rank}.sealed"
@@ -177,9 +157,6 @@ class SealedWriter(StorageWriter):
         Raises:
             StateError: The planner adds something that is no plain data.
             StorageError: There is a checkpoint by now, or the operating system refuses.
-
-        Example:
-            See `SealedReader`.
         """
         places = {result.index: result.storage_data for share in results for result in share}
         save(
@@ -193,10 +170,5 @@ class SealedWriter(StorageWriter):
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Path) -> bool:
-        """Whether it is a local path.
-
-        Example:
-            >>> SealedWriter.validate_checkpoint_id("s3://bucket/checkpoint")
-            False
-        """
+        """Whether it is a local path."""
         return "://" not in str(checkpoint_id)
