@@ -202,6 +202,11 @@ def code_runners(source: str, module: str) -> list[str]:
     return found
 
 
+def imported_tests(source: str) -> list[str]:
+    """Test modules that a source imports."""
+    return sorted(name for name in imported(source, "") if name.startswith("test_"))
+
+
 def vague_names(module: str) -> list[str]:
     """Parts of a module's name that say nothing."""
     return [part for part in module.split(".") if part.strip("_") in VAGUE_NAMES]
@@ -419,6 +424,20 @@ def test_a_module_that_grew_is_caught():
     assert too_long(f"def f():\n{body}", "m") == ["m.f has a body of 41 lines"]
     docstring = '    """' + "text\n" * 60 + '    """\n'
     assert too_long(f"def f():\n{docstring}    return 1\n", "m") == []
+
+
+def test_no_test_imports_a_test_module():
+    """What several test modules need stands in `tests/support`, which imports none of them."""
+    tests = {path: path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("*.py")}
+    assert len(tests) > 100
+    assert {path.name: found for path, s in tests.items() if (found := imported_tests(s))} == {}
+
+
+def test_an_import_of_a_test_module_is_caught():
+    """Control: in either form."""
+    assert imported_tests("import test_suite") == ["test_suite"]
+    assert imported_tests("from test_suite import x") == ["test_suite.x"]
+    assert imported_tests("from support.networks import Net") == []
 
 
 def test_every_module_is_named_after_what_it_holds():

@@ -7,11 +7,11 @@ import subprocess
 from html import unescape
 
 import pytest
-from test_secure_cnn_audit import record_of as audit_record
-from test_secure_cnn_certificate import report as certification
-from test_secure_cnn_cli_evaluate import record_of as robustness_record
-from test_secure_cnn_compare import saved_run
-from test_secure_cnn_report import PROTECTED, make_examples, make_record
+from support.audit_records import record_of as audit_record
+from support.certificates import report as certification
+from support.robustness_records import record_of as robustness_record
+from support.run_records import PROTECTED, make_examples, make_record
+from support.saved_runs import saved_run
 
 from secure_cnn.report import Measurements, Row, render_page
 from secure_cnn.report.audit import render_audit

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_defenses_apgd import linear, right
+from support.searched import linear, right
 from torch import nn
 
 from defenses import AttackError, EvaluationError, ThreatModel, attack, evaluate, rerun

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_defenses_apgd import L1, Counting, digits, linear, right
+from support.searched import L1, Counting, digits, linear, right
 
 from defenses import ThreatModel, attack, attack_scope
 from defenses.attacks.apgd_l1 import _SparseClimb

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 import torchattacks
-from test_defenses_scope import Net
+from support.networks import Net
 from torch import nn
 
 from defenses import (

@@ -1,7 +1,7 @@
 """AutoAttack: the constants of the standard, honest names, and the verdicts of the reference."""
 
 import pytest
-from test_defenses_apgd import LINF, digits, right
+from support.searched import LINF, digits, right
 
 from defenses import AttackError, ThreatModel, attack, attack_scope
 from defenses.attacks import _torchattacks

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from test_defenses_evaluation import LINF, tensors
-from test_defenses_scope import Net
+from support.evaluated import LINF, tensors
+from support.networks import Net
 
 from defenses import EvaluationError, ThreatModel, evaluate
 from defenses.evaluation.comparison import PairedComparison, compare

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_defenses_checks import (
+from support.suspects import (
     ALL,
     COMPANY,
     LINF,

@@ -8,8 +8,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_defenses_checks import ALL
-from test_defenses_scope import Net, assert_same, disturbed_net, snapshot
+from support.evaluated import LINF, tensors
+from support.networks import Net, assert_same, disturbed_net, snapshot
+from support.suspects import ALL
 from torch import nn
 
 from defenses import (
@@ -27,15 +28,7 @@ from defenses import (
 )
 from defenses.checks.checks import CheckSettings
 
-LINF = ThreatModel(norm="linf", eps=0.1)
 FAST = ("fgsm",)
-
-
-def tensors(n=40, classes=4, seed=0):
-    """Random uint8 images and labels, as two tensors."""
-    draw = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (n, 1, 8, 8), generator=draw, dtype=torch.uint8)
-    return SimpleNamespace(images=images, labels=torch.randint(classes, (n,), generator=draw))
 
 
 def linear(weight, bias):

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog
-from test_defenses_apgd import LINF, Counting, digits, linear, right
+from support.searched import LINF, Counting, digits, linear, right
 
 from defenses import ThreatModel, attack
 from defenses.attacks.fab import step_onto_hyperplane

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from test_defenses_every_attack import EVERY, batch, cheap
-from test_defenses_scope import Net
+from support.every_attack import EVERY, batch, cheap
+from support.networks import Net
 
 from defenses import (
     OBJECTIVES,

@@ -8,17 +8,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_defenses_evaluation import LINF, tensors
-from test_defenses_scope import Net
+from support.evaluated import LINF
+from support.journalled import run, subject
+from support.networks import Net
 from torch import nn
 
-from defenses import EvaluationError, Smoothing, ThreatModel, attack, certify, evaluate
+from defenses import EvaluationError, Smoothing, certify, evaluate
 from defenses.checks.checks import CheckSettings
 from defenses.evaluation.journal import Journal, digest_of, digest_of_model
 from defenses.evaluation.writing import write_text
-
-GENTLE = ThreatModel(norm="linf", eps=0.03)
-FEW = CheckSettings(samples=12, steps=2, queries=5, draws=2, planted=2, spot=1)
 
 
 class Killed(BaseException):
@@ -37,27 +35,6 @@ class Mortal(nn.Module):
         if self.lives < 0:
             raise Killed
         return self.net(images)
-
-
-def subject(n=45):
-    """A net with random weights, and images that it gets right."""
-    torch.manual_seed(0)
-    net, data = Net().eval(), tensors(n)
-    with torch.no_grad():
-        data.labels = net(data.images.float() / 255).argmax(1)
-    data.labels[::9] = (data.labels[::9] + 1) % 4
-    return net, data
-
-
-def run(model, data, *, state=None, **changes):
-    """A small evaluation with two attacks and the verdicts."""
-    settings = {
-        "attacks": [attack("fgsm", GENTLE), attack("pgd", GENTLE, steps=3)],
-        "batch_size": 8,
-        "verdicts": FEW,
-        "progress": False,
-    }
-    return evaluate(model, data, GENTLE, state=state, **settings | changes)
 
 
 def same_examples(one, other):

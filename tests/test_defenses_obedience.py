@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from test_defenses_scope import assert_same, disturbed_net, snapshot
+from support.networks import assert_same, disturbed_net, snapshot
 from torch import nn
 
 import privacy

@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from test_defenses_training import PerExample, batch
+from support.objectives import PerExample, batch, seen_images
 from torch import nn
 
 import privacy
@@ -27,13 +27,6 @@ from defenses import (
 
 LINF = ThreatModel(norm="linf", eps=0.1)
 TWO_PASSES = {"trades": Trades, "mart": Mart}
-
-
-def seen_images(model):
-    """The list to which every forward pass adds the images it gets."""
-    seen = []
-    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
-    return seen
 
 
 def trades_by_the_paper(model, images, adversarial, labels, beta=6.0):

@@ -5,9 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_defenses_apgd import LINF, digits
-from test_defenses_objectives import seen_images
-from test_defenses_training import PerExample, batch
+from support.objectives import PerExample, batch, seen_images
+from support.searched import LINF, digits
 from torch import nn
 
 from defenses import (

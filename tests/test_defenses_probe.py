@@ -5,8 +5,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_defenses_scope import assert_same, snapshot
-from test_defenses_training import PerExample, batch
+from support.networks import assert_same, snapshot
+from support.objectives import PerExample, batch
 from torch import nn
 
 from defenses import (

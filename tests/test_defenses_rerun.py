@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_defenses_evaluation import tensors
-from test_defenses_journal import GENTLE, run, subject
+from support.evaluated import tensors
+from support.journalled import GENTLE, run, subject
 from torch import nn
 
 from defenses import (

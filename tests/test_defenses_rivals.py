@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from test_defenses_apgd import digits, right
+from support.searched import digits, right
 from torch import nn
 
 from defenses import ThreatModel, attack, attack_scope

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from test_defenses_scope import assert_same, disturbed_net, snapshot
+from support.networks import assert_same, disturbed_net, snapshot
 from torch import nn
 
 from defenses.errors import EvaluationError, ThreatModelError

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from test_defenses_scope import assert_same, disturbed_net, snapshot
+from support.networks import assert_same, disturbed_net, snapshot
 from torch import nn
 
 from defenses.errors import AttackError, EvaluationError

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_defenses_apgd import LINF, Counting, digits, linear, right
+from support.searched import LINF, Counting, digits, linear, right
 
 from defenses import ThreatModel, attack, attack_scope
 from defenses.attacks import square as room

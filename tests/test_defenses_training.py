@@ -6,32 +6,14 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from test_defenses_scope import Net, assert_same, disturbed_net, snapshot
+from support.networks import Net, assert_same, disturbed_net, snapshot
+from support.objectives import PerExample, batch
 from torch import nn
 
 from defenses import AdversarialTraining, AttackError, ThreatModel, ThreatModelError, attack
 
 LINF = ThreatModel(norm="linf", eps=0.1)
 METHODS = ["n-fgsm", "ffgsm", "fgsm", "pgd"]
-
-
-def batch(n=6):
-    """Images and labels of four classes."""
-    draw = torch.Generator().manual_seed(4)
-    return torch.rand(n, 1, 8, 8, generator=draw), torch.arange(n) % 4
-
-
-class PerExample(nn.Module):
-    """A net whose layers never mix examples."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(1, 4, 3, padding=1)
-        self.norm = nn.GroupNorm(2, 4)
-        self.head = nn.Linear(4 * 64, 4)
-
-    def forward(self, images):
-        return self.head(F.relu(self.norm(self.conv(images))).flatten(1))
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_privacy_clipping import (
+from support.gradients import (
     check,
     close,
     drawn,

@@ -4,28 +4,12 @@ import re
 from xml.etree import ElementTree
 
 import pytest
+from support.certificates import report
 
-from defenses.smoothing.certificate import CertificationReport
-from defenses.smoothing.smoothing import Smoothing
 from secure_cnn.errors import SecureCNNError
 from secure_cnn.report.certificate import certificate_curve
 
 POINTS = [(0.0, 0.8, 0.7, 0.9), (0.25, 0.5, 0.4, 0.6), (0.5, 0.0, 0.0, 0.1)]
-
-
-def report():
-    """A report of four images."""
-    return CertificationReport(
-        smoothing=Smoothing(sigma=0.25, samples=1000),
-        classes=2,
-        indices=(0, 1, 2, 3),
-        labels=(0, 0, 1, 1),
-        selected=(0, 0, 1, 0),
-        hits=(1000, 900, 700, 1000),
-        seed=0,
-        images="",
-        versions={},
-    )
 
 
 def test_a_reports_summary_can_be_drawn():

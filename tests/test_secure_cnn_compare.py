@@ -9,7 +9,8 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_secure_cnn_report import PROTECTED, make_record, make_result
+from support.run_records import PROTECTED, make_record, make_result
+from support.saved_runs import saved_run
 
 from defenses import wilson_interval
 from secure_cnn.cli import main
@@ -26,13 +27,6 @@ from secure_cnn.report.tradeoff import (
     points_of,
 )
 from secure_cnn.report.tradeoff_figures import _apart, tradeoff_map
-
-
-def saved_run(name, accuracy=0.8, epsilon=2.991, **fields):
-    """A run with its plain baseline; `fields` are those of its record."""
-    protected = make_result(PROTECTED, 3, accuracy=accuracy, epsilon=epsilon)
-    results = [make_result("plain", 3), protected]
-    return SavedRun(name=name, record=make_record(**({"results": results} | fields)))
 
 
 def audit(bound=1.5, claimed=2.0, passed=True, **recipe):

@@ -4,10 +4,10 @@ import math
 import re
 
 import pytest
-from test_secure_cnn_audit import record_of as audit_record
-from test_secure_cnn_certificate import report as certification
-from test_secure_cnn_cli_evaluate import record_of as robustness_record
-from test_secure_cnn_report import PROTECTED, Page, make_record, make_result
+from support.audit_records import record_of as audit_record
+from support.certificates import report as certification
+from support.robustness_records import record_of as robustness_record
+from support.run_records import PROTECTED, Page, make_record, make_result
 
 from secure_cnn.errors import RunError
 from secure_cnn.report import Measurements, Row, render_page
