@@ -24,9 +24,9 @@ from privacy.errors import (
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
-from privacy.private import Private
 from privacy.replacement import fix
 from privacy.sampling import PhysicalBatches
+from privacy.training import PrivateTraining
 from privacy.validate import check_layers, mixing_layers
 
 __all__ = [
@@ -44,7 +44,7 @@ __all__ = [
     "PhysicalBatches",
     "PlanError",
     "PrivacyError",
-    "Private",
+    "PrivateTraining",
     "SecureGenerator",
     "StepError",
     "Tuner",

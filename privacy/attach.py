@@ -16,9 +16,9 @@ from privacy.inputs import check_dataset
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
-from privacy.private import Private
 from privacy.reserved import Reserved
 from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, read
+from privacy.training import PrivateTraining
 from privacy.update import ClippedSum
 from privacy.validate import check_layers, probe, rehearse, trainable_parameters
 
@@ -36,14 +36,14 @@ def attach(
     physical_batches: PhysicalBatches | None = None,
     tuner: Tuner | None = None,
     ledger: Ledger | None = None,
-) -> Private:
+) -> PrivateTraining:
     """Makes the training of `model` on `dataset` follow `plan`.
 
     Guarantee: what `private.step` writes to the parameters is (`private.spent(delta)`,
     delta)-differentially private in `dataset` under adding or removing one example, given that the
-    losses of a row depend on that row's example only, which `Private.check_objective` tests, and
-    that nothing else of the data reaches the model or its user (choosing settings by looking at
-    private losses does).
+    losses of a row depend on that row's example only, which `PrivateTraining.check_objective`
+    tests, and that nothing else of the data reaches the model or its user (choosing settings by
+    looking at private losses does).
 
     Args:
         plan: A plan with its noise, for exactly `len(dataset)` samples.
@@ -103,7 +103,7 @@ def attach(
     reserved = Reserved(optimizer)
     try:
         rehearse(model, images, parameters, tape)
-        return Private(
+        return PrivateTraining(
             plan,
             model,
             reserved,

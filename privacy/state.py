@@ -19,7 +19,8 @@ def clipping_norm(state: Mapping[str, Any], plan: DPPlan) -> float:
     """The clipping norm with which a state goes on, given that it is one of `plan`.
 
     Args:
-        state: What `Private.state_dict` gave; one that never changes may be missing in an old one.
+        state: What `PrivateTraining.state_dict` gave; one that never changes may be missing in an
+            old one.
 
     Raises:
         PlanError: It is no state, is of another plan, or has a norm that the plan did not come to.

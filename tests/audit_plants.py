@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import nn
 
-from privacy import DPPlan, PhysicalBatches, Private, SecureGenerator, attach
+from privacy import DPPlan, PhysicalBatches, PrivateTraining, SecureGenerator, attach
 from privacy.audit import AuditReport, AuditSettings, audit
 from privacy.sampling import sample_indices
 from secure_cnn.report import Measurements, Row, hardware, versions
@@ -71,7 +71,7 @@ def ours(
     model: nn.Module | None = None,
     key: bytes = KEY,
     batches: PhysicalBatches | None = None,
-) -> Private:
+) -> PrivateTraining:
     """Our own private training, with a secret that the test knows."""
     model = network() if model is None else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
@@ -1054,7 +1054,7 @@ def honest(name: str, seed: int) -> AuditReport:
     return audited(lambda plan, data: HONEST[name](plan, data, key_of(seed)))
 
 
-def adam(plan: DPPlan, dataset: Any, key: bytes) -> Private:
+def adam(plan: DPPlan, dataset: Any, key: bytes) -> PrivateTraining:
     """Adam with weight decay."""
     model = network()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.003, weight_decay=0.1)

@@ -18,7 +18,7 @@ from privacy import (
     DPPlan,
     PhysicalBatches,
     PlanError,
-    Private,
+    PrivateTraining,
     SecureGenerator,
     StepError,
     Tuner,
@@ -62,7 +62,7 @@ def attached(
     plan: DPPlan = PLAN,
     batches: PhysicalBatches | None = None,
     key: bytes = KEY,
-) -> Private:
+) -> PrivateTraining:
     """A private training whose secret is known: only a test may do that."""
     model = network() if model is None else model
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -84,7 +84,7 @@ def losses_of(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> t
     return F.cross_entropy(model(images), labels, reduction="none")
 
 
-def train(private: Private) -> dict[str, torch.Tensor]:
+def train(private: PrivateTraining) -> dict[str, torch.Tensor]:
     """The loop of the documentation; the parameters it ends with."""
     for images, labels in private.batches:
         private.step(losses_of(private.model, images, labels))
@@ -169,7 +169,7 @@ def test_physical_batches_change_speed_only() -> None:
 def test_an_attack_inside_the_loop_changes_nothing_of_the_step() -> None:
     """Gradients at the images, re-seeded generators, modes toggled: the same bits."""
 
-    def attacked(private: Private) -> dict[str, torch.Tensor]:
+    def attacked(private: PrivateTraining) -> dict[str, torch.Tensor]:
         model = private.model
         for images, labels in private.batches:
             torch.manual_seed(0)

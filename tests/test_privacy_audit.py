@@ -39,7 +39,7 @@ from privacy import (
     PhysicalBatches,
     PlanError,
     PrivacyError,
-    Private,
+    PrivateTraining,
     SecureGenerator,
     StepError,
     UnsupportedLayer,
@@ -52,7 +52,7 @@ __all__ = ["CLASSES", "CLIP", "KEY", "SAMPLES", "SETTINGS", "Losses", "Naive", "
 
 # The module: the package has a function of the same name.
 ATTACH = importlib.import_module("privacy.attach")
-PRIVATE = importlib.import_module("privacy.private")
+PRIVATE = importlib.import_module("privacy.training")
 GATE = importlib.import_module("privacy.audit.gate")
 
 
@@ -422,7 +422,7 @@ def test_what_comes_after_the_gradient_is_not_held_against_a_training() -> None:
         assert "could not be repeated" in report.unseen[-1]
 
 
-def our_noise_off(private: Private, patch: pytest.MonkeyPatch) -> None:
+def our_noise_off(private: PrivateTraining, patch: pytest.MonkeyPatch) -> None:
     perturb = private._generator.perturb
     patch.setattr(
         private._generator,
@@ -431,7 +431,7 @@ def our_noise_off(private: Private, patch: pytest.MonkeyPatch) -> None:
     )
 
 
-def our_noise_halved(private: Private, patch: pytest.MonkeyPatch) -> None:
+def our_noise_halved(private: PrivateTraining, patch: pytest.MonkeyPatch) -> None:
     perturb = private._generator.perturb
     patch.setattr(
         private._generator,
@@ -440,7 +440,7 @@ def our_noise_halved(private: Private, patch: pytest.MonkeyPatch) -> None:
     )
 
 
-def our_noise_reseeded(private: Private, patch: pytest.MonkeyPatch) -> None:
+def our_noise_reseeded(private: PrivateTraining, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(
         private._generator,
         "perturb",
@@ -448,19 +448,19 @@ def our_noise_reseeded(private: Private, patch: pytest.MonkeyPatch) -> None:
     )
 
 
-def our_clip_off(_: Private, patch: pytest.MonkeyPatch) -> None:
+def our_clip_off(_: PrivateTraining, patch: pytest.MonkeyPatch) -> None:
     patch.setattr("privacy.update.clip_factors", lambda squares, **_: torch.ones_like(squares))
 
 
-def our_threshold_forgotten(private: Private, _: pytest.MonkeyPatch) -> None:
+def our_threshold_forgotten(private: PrivateTraining, _: pytest.MonkeyPatch) -> None:
     release_by(private, noise=1 / 3)
 
 
-def our_batch_size_physical(private: Private, _: pytest.MonkeyPatch) -> None:
+def our_batch_size_physical(private: PrivateTraining, _: pytest.MonkeyPatch) -> None:
     release_by(private, size=1 / 3)
 
 
-def release_by(private: Private, *, noise: float = 1, size: float = 1) -> None:
+def release_by(private: PrivateTraining, *, noise: float = 1, size: float = 1) -> None:
     """Another noise and batch size where they are used: the ledger refuses them in the plan."""
     noised = private._clipped.noised_mean
 
@@ -474,7 +474,7 @@ def release_by(private: Private, *, noise: float = 1, size: float = 1) -> None:
     private._clipped.noised_mean = wrong  # type: ignore[method-assign]
 
 
-def our_batches_counted_twice(private: Private, _: pytest.MonkeyPatch) -> None:
+def our_batches_counted_twice(private: PrivateTraining, _: pytest.MonkeyPatch) -> None:
     keep = private._clipped.keep
 
     def twice(parts: Any, mask: torch.Tensor) -> int:
@@ -498,13 +498,13 @@ def our_batches_counted_twice(private: Private, _: pytest.MonkeyPatch) -> None:
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_defect_planted_in_our_own_path_is_caught(
-    plant: Callable[[Private, pytest.MonkeyPatch], None],
+    plant: Callable[[PrivateTraining, pytest.MonkeyPatch], None],
     expected: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The audit goes through the real path: what is broken there shows."""
 
-    def broken(plan: DPPlan, dataset: Any) -> Private:
+    def broken(plan: DPPlan, dataset: Any) -> PrivateTraining:
         private = ours(plan, dataset)
         plant(private, monkeypatch)
         return private
@@ -556,9 +556,9 @@ def test_a_frozen_batch_norm_in_eval_mode_passes() -> None:
 
 def test_the_model_and_the_optimizer_are_left_without_hooks() -> None:
     """Also where the training breaks off."""
-    made: list[Private] = []
+    made: list[PrivateTraining] = []
 
-    def make(plan: DPPlan, dataset: Any) -> Private:
+    def make(plan: DPPlan, dataset: Any) -> PrivateTraining:
         made.append(ours(plan, dataset))
         return made[-1]
 

@@ -23,7 +23,7 @@ from privacy import (
     Ledger,
     PlanError,
     PrivacyError,
-    Private,
+    PrivateTraining,
     StepError,
     UnsupportedLayer,
     attach,
@@ -49,7 +49,7 @@ def attached(
     optimizer: Any = None,
     plan: Any = None,
     **settings: Any,
-) -> Private:
+) -> PrivateTraining:
     model = nn.Linear(4, 2) if model is None else model
     if optimizer is None:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

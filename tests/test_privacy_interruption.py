@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
-import privacy.private
 import privacy.summation
+import privacy.training
 import privacy.update
 from privacy import (
     AdaptiveClipping,
@@ -19,7 +19,7 @@ from privacy import (
     FlatClipping,
     PhysicalBatches,
     PrivacyError,
-    Private,
+    PrivateTraining,
     StepError,
     attach,
 )
@@ -27,10 +27,10 @@ from privacy.clipping.factors import Clipping
 from privacy.update import ClippedSum
 
 EXAMPLES = 4
-WATCHED = {module.__file__ for module in (privacy.private, privacy.update, privacy.summation)}
+WATCHED = {module.__file__ for module in (privacy.training, privacy.update, privacy.summation)}
 
 
-def attached(clipping: Clipping, *, float_safe: bool) -> Private:
+def attached(clipping: Clipping, *, float_safe: bool) -> PrivateTraining:
     """Every example is in every sample, cut in two; each has gradient C, in one direction."""
     plan = DPPlan(
         samples=EXAMPLES,
@@ -73,12 +73,12 @@ def interrupted_at(line: int, action: Callable[[], Any]) -> bool:
     return False
 
 
-def step(private: Private, images: torch.Tensor) -> None:
+def step(private: PrivateTraining, images: torch.Tensor) -> None:
     """One step on new losses."""
     private.step(private.model(images).squeeze(1))
 
 
-def moved(private: Private, *, batch: int, line: int) -> tuple[float, bool]:
+def moved(private: PrivateTraining, *, batch: int, line: int) -> tuple[float, bool]:
     """Interrupts a step, tries it again, goes on: how far the weights went, in examples."""
     (weight,) = private.model.parameters()
     before = weight.detach().clone()
@@ -130,7 +130,7 @@ def test_no_example_counts_twice_wherever_a_step_is_interrupted(
 
 def test_a_step_that_forgets_its_interruption_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Control: without the refusal some line lets an example count twice."""
-    for owner in (Private, ClippedSum):
+    for owner in (PrivateTraining, ClippedSum):
         monkeypatch.setattr(owner, "_refuse_interrupted", lambda self: None)
     trials = []
     for line in range(100):

@@ -555,7 +555,7 @@ def several() -> tuple[nn.Module, torch.Tensor]:
     return model, torch.rand(16, 288)
 
 
-def attached(tuner: Tuner) -> tuple[privacy.Private, torch.Tensor]:
+def attached(tuner: Tuner) -> tuple[privacy.PrivateTraining, torch.Tensor]:
     """A private training of that network that has taken one step."""
     model, images = several()
     plan = privacy.DPPlan(samples=16, batch_size=16, epochs=2, noise_multiplier=1.0, delta=1e-2)

@@ -23,7 +23,7 @@ STEP = PLAN.event(steps=1)
 HUGE = pytest.param(10**400, id="huge")
 
 
-def training(ledger: Ledger | None = None, plan: DPPlan = PLAN) -> privacy.Private:
+def training(ledger: Ledger | None = None, plan: DPPlan = PLAN) -> privacy.PrivateTraining:
     """A small private training of six steps."""
     model = nn.Linear(4, 2)
     data = [(torch.rand(4), i % 2) for i in range(8)]
@@ -31,7 +31,7 @@ def training(ledger: Ledger | None = None, plan: DPPlan = PLAN) -> privacy.Priva
     return privacy.attach(plan, model, optimizer, data, ledger=ledger)
 
 
-def take(private: privacy.Private, steps: int) -> dict[str, Any]:
+def take(private: privacy.PrivateTraining, steps: int) -> dict[str, Any]:
     """So many steps; the state after them."""
     goal = private.steps + steps
     for images, labels in private.batches:
@@ -104,7 +104,7 @@ def test_a_state_that_says_less_is_charged_for_the_larger(path: Path) -> None:
     assert spent(path) == 6
 
 
-def spent_of(private: privacy.Private) -> int:
+def spent_of(private: privacy.PrivateTraining) -> int:
     return sum(row["steps"] for row in private.state_dict()["ledger"])
 
 
@@ -457,13 +457,13 @@ def test_an_attach_that_fails_lets_go_of_what_it_made(
     if was_there:
         take(private := training(Ledger.open(path)), 2)
         private.detach()
-    ledger, made = Ledger.open(path), privacy.Private
+    ledger, made = Ledger.open(path), privacy.PrivateTraining
 
     def fails(*arguments: Any) -> None:
         made(*arguments)
         raise error
 
-    monkeypatch.setattr(sys.modules["privacy.attach"], "Private", fails)
+    monkeypatch.setattr(sys.modules["privacy.attach"], "PrivateTraining", fails)
     with pytest.raises(error):
         training(ledger)
     monkeypatch.undo()

@@ -21,7 +21,7 @@ from privacy import (
     FlatClipping,
     PerLayerClipping,
     PlanError,
-    Private,
+    PrivateTraining,
     SecureGenerator,
     attach,
 )
@@ -422,7 +422,7 @@ def test_bad_values_are_refused_by_name(kind: str) -> None:
         make()
 
 
-def attached(**changed: Any) -> Private:
+def attached(**changed: Any) -> PrivateTraining:
     """A private training on drawn data whose secret is known."""
     data = [(image.float(), i % 2) for i, image in enumerate(images_of(24))]
     plan = DPPlan(
@@ -435,7 +435,7 @@ def attached(**changed: Any) -> Private:
     return private
 
 
-def step(private: Private, batches: Any) -> None:
+def step(private: PrivateTraining, batches: Any) -> None:
     """One step on the next batch."""
     images, labels = next(batches)
     losses = nn.functional.cross_entropy(private.model(images), labels, reduction="none")

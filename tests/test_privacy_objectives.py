@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from privacy import DPPlan, Private, StepError, attach
+from privacy import DPPlan, PrivateTraining, StepError, attach
 from privacy.objectives import keeps_apart
 
 CLASSES = 3
@@ -24,7 +24,7 @@ def data_of(samples: int = SAMPLES) -> list[tuple[torch.Tensor, int]]:
     return [(torch.rand(1, 4, 4), CLASSES * i // samples) for i in range(samples)]
 
 
-def attached(*, dropout: bool = False, samples: int = SAMPLES) -> Private:
+def attached(*, dropout: bool = False, samples: int = SAMPLES) -> PrivateTraining:
     layers = [nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, CLASSES)]
     model = nn.Sequential(*layers[:2], nn.Dropout(0.5), *layers[2:]) if dropout else None
     model = model or nn.Sequential(*layers)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from privacy import DPPlan, PhysicalBatches, Private, UnsupportedLayer, attach
+from privacy import DPPlan, PhysicalBatches, PrivateTraining, UnsupportedLayer, attach
 from privacy.clipping import Tape
 from privacy.rows import halves, some_of
 
@@ -40,7 +40,7 @@ def neighbours(inputs: torch.Tensor) -> torch.Tensor:
     return inputs[order]
 
 
-def attached(model: nn.Module, shape: tuple[int, ...], samples: int = ROWS) -> Private:
+def attached(model: nn.Module, shape: tuple[int, ...], samples: int = ROWS) -> PrivateTraining:
     """Every example in every sample, one physical batch, C = 1, no noise to speak of."""
     data = [(torch.rand(shape), i % 2) for i in range(samples)]
     plan = DPPlan(samples=samples, batch_size=samples, epochs=30, noise_multiplier=1e-9)
@@ -161,7 +161,7 @@ def drawn_anew(x: torch.Tensor) -> torch.Tensor:
     return torch.rand(x.shape, generator=torch.Generator().manual_seed(3))
 
 
-def attached_to_images(samples: int, images: torch.Tensor | None = None) -> Private:
+def attached_to_images(samples: int, images: torch.Tensor | None = None) -> PrivateTraining:
     """A network whose first layer sees the normalised image."""
     if images is None:
         images = torch.rand(samples, 2, 8, 8, generator=torch.Generator().manual_seed(1))

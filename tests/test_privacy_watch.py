@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import defenses
-from privacy import DPPlan, PrivacyError, Private, UnsupportedLayer, attach
+from privacy import DPPlan, PrivacyError, PrivateTraining, UnsupportedLayer, attach
 from privacy.clipping.watch import admitted
 
 
@@ -58,14 +58,14 @@ def network() -> nn.Module:
     return model
 
 
-def attached(model: nn.Module) -> Private:
+def attached(model: nn.Module) -> PrivateTraining:
     """A training with no noise to speak of."""
     data = [(torch.rand(1, 6, 6), i % 3) for i in range(16)]
     plan = DPPlan(samples=16, batch_size=8, epochs=4, noise_multiplier=1e-6)
     return attach(plan, model, torch.optim.SGD(model.parameters(), lr=0.1), data)
 
 
-def losses_of(private: Private, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def losses_of(private: PrivateTraining, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     return F.cross_entropy(private.model(images), labels, reduction="none")
 
 

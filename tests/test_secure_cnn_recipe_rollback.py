@@ -437,7 +437,7 @@ def test_a_stop_after_the_last_step_is_listened_to(recipe, stopped_after, monkey
     assert not part.folder.model.exists()
     assert read_state(part.folder.training, unlocking=None)["step"] == STEPS
     with monkeypatch.context() as patch:
-        patch.setattr(privacy.Private, "step", lambda *_: pytest.fail("trained again"))
+        patch.setattr(privacy.PrivateTraining, "step", lambda *_: pytest.fail("trained again"))
         done = run(asked, resume=True)
     assert done.record.status == "complete"
     assert done.record.claims["privacy"]["steps"] == STEPS

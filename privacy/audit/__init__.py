@@ -12,15 +12,15 @@ from privacy.audit.gate import audit
 from privacy.audit.report import AuditReport, Bound
 from privacy.audit.scores import CanaryScoreAuditor
 from privacy.audit.settings import AuditSettings
-from privacy.audit.watch import PrivateTraining
+from privacy.audit.watch import AuditedTraining
 
 __all__ = [
     "AuditReport",
     "AuditSettings",
+    "AuditedTraining",
     "Bound",
     "CanaryScoreAuditor",
     "Check",
-    "PrivateTraining",
     "audit",
     "gdp_delta",
     "gdp_epsilon",

@@ -24,7 +24,7 @@ from privacy.objectives import ExamplesMix, keeps_apart
 from privacy.plan import DPPlan
 from privacy.sampling import MapStyle
 
-__all__ = ["MakeTraining", "PrivateTraining", "Watched", "half", "watch", "watch_quietly"]
+__all__ = ["AuditedTraining", "MakeTraining", "Watched", "half", "watch", "watch_quietly"]
 __all__ += ["watch_samples"]
 
 _QUIET = 1e-4
@@ -43,7 +43,7 @@ _ASKED = (5, 12)
 whom the hardest tenth is not just one."""
 
 
-class PrivateTraining(Protocol):
+class AuditedTraining(Protocol):
     """What can be audited: ours, or anybody's that has these four."""
 
     @property
@@ -62,7 +62,7 @@ class PrivateTraining(Protocol):
         """Takes the losses of the last batch; True once the optimizer has stepped."""
 
 
-MakeTraining = Callable[[DPPlan, MapStyle], tuple[PrivateTraining, Objective]]
+MakeTraining = Callable[[DPPlan, MapStyle], tuple[AuditedTraining, Objective]]
 """Puts together the training of a plan on a data set, and what it minimises: one loss a row."""
 
 
@@ -267,7 +267,7 @@ class _Watching:
         )
 
 
-def _made(made: object) -> tuple[PrivateTraining, Objective]:
+def _made(made: object) -> tuple[AuditedTraining, Objective]:
     """What was put together, given that it is a training and what it minimises."""
     training: Any
     training, objective = made if isinstance(made, tuple) and len(made) == 2 else (made, None)

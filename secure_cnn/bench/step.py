@@ -226,7 +226,7 @@ def _attached(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     tuner: privacy.Tuner | None,
-) -> privacy.Private:
+) -> privacy.PrivateTraining:
     """DP-SGD at sampling rate 1: every step sees the same images as the plain one."""
     samples = len(load.split)
     plan = privacy.DPPlan(

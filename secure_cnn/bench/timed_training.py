@@ -65,7 +65,7 @@ class TimedTraining:
         self.model = (privacy.fix(copied) if variant.private else copied).train()
         self.model.to(memory_format=load.memory_format)
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=learning_rate, momentum=0.9)
-        self.private: privacy.Private | None = None
+        self.private: privacy.PrivateTraining | None = None
         self._update: Update = MeanUpdate(self._optimizer)
         source: Any = None
         if variant.private:
@@ -192,7 +192,7 @@ class TimedTraining:
             with self.stopwatch.part("saving"):
                 self._saver.settle()
 
-    def _attached(self, load: Workload, batch_size: int, epochs: int) -> privacy.Private:
+    def _attached(self, load: Workload, batch_size: int, epochs: int) -> privacy.PrivateTraining:
         """DP-SGD on the same images; one batch a step, of that size on average."""
         samples = len(load.split)
         plan = privacy.DPPlan(

@@ -151,7 +151,7 @@ class _Workbench:
     record: RunRecord
     state: Mapping[str, Any] | None = None
     uncounted: int = 0
-    private: privacy.Private | None = None
+    private: privacy.PrivateTraining | None = None
     model: nn.Module | None = None
     outcome: Outcome | None = None
     started: float = field(default_factory=time.monotonic)

@@ -43,7 +43,7 @@ class Seams:
     update: Update
     optimizer: torch.optim.Optimizer
     schedule: Schedule
-    private: privacy.Private | None
+    private: privacy.PrivateTraining | None
 
 
 def make_threat(recipe: Recipe) -> defenses.ThreatModel | None:

@@ -1,4 +1,4 @@
-"""`Private`: a private training under way, from its first sample to the plan's last step.
+"""`PrivateTraining`: a private training under way, from its first sample to the plan's last step.
 
 It owns the secret generator and the ledger. It is made by `attach`, which refuses what would void
 the guarantee; optimizers, objectives and checkpoints are whoever's they are.
@@ -23,12 +23,12 @@ from privacy.turn import InTurn, Turn
 from privacy.update import ClippedSum
 from privacy.validate import check_layers, check_trainable
 
-__all__ = ["Private"]
+__all__ = ["PrivateTraining"]
 
 _KEPT = ("plan", "model", "optimizer")
 
 
-class Private:
+class PrivateTraining:
     """A private training under way; made by `attach`.
 
     A class because it owns the secret generator and the ledger.
@@ -46,7 +46,7 @@ class Private:
         >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0, delta=0.01)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> attach(plan, model, optimizer, [(torch.rand(4), 0)] * 8)
-        Private(step 0 of 2, noise_multiplier=1, max_grad_norm=1)
+        PrivateTraining(step 0 of 2, noise_multiplier=1, max_grad_norm=1)
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Private:
     def __repr__(self) -> str:
         plan = self.plan
         return (
-            f"Private(step {self.steps} of {plan.steps}, "
+            f"PrivateTraining(step {self.steps} of {plan.steps}, "
             f"noise_multiplier={plan.noise_multiplier:g}, "
             f"max_grad_norm={self.max_grad_norm:g})"
         )
