@@ -23,6 +23,10 @@ __all__ = [
     "new_file",
     "open_regular",
     "reading",
+    "sync_folder",
+    "target_of",
+    "write_at",
+    "write_file",
 ]
 
 AnyPath: TypeAlias = str | os.PathLike[str]
@@ -37,6 +41,8 @@ _KINDS = {
 }
 _STEM = 100
 _RANDOM = 8
+# `.part` was the ending of earlier versions.
+_LEFT_BEHIND = re.compile(rf"\.(.+)\.[0-9a-f]{{{2 * _RANDOM}}}\.(?:tmp|part)")
 
 
 class IrregularFileError(OSError):
@@ -48,13 +54,7 @@ def open_regular(
 ) -> int:
     """A descriptor of a regular file; what is something else is not even opened.
 
-    Args:
-        flags: As for `os.open`; with `os.O_CREAT` the file may be missing.
-        follow: Whether a symbolic link is followed.
-
-    Raises:
-        IrregularFileError: It is a pipe, a device, a folder or, without `follow`, a link.
-        OSError: The operating system refuses.
+    With `os.O_CREAT` among the flags the file may be missing; without `follow` a link is refused.
     """
     check_path(path)
     # Looked at first: to open some devices is to use them.
@@ -71,21 +71,12 @@ def open_regular(
 
 
 def reading(path: AnyPath) -> BinaryIO:
-    """A regular file, open for reading.
-
-    Raises:
-        OSError: As for `open_regular`.
-    """
+    """A regular file, open for reading."""
     return open(open_regular(path), "rb")
 
 
 def check_target(path: AnyPath) -> None:
-    """Passes if nothing is at a path, or a regular file, which may then be replaced.
-
-    Raises:
-        IrregularFileError: There is something else: a link, a folder, a pipe, a device.
-        OSError: The operating system refuses.
-    """
+    """Passes if nothing is at a path, or a regular file, which may then be replaced."""
     check_path(path)
     with contextlib.suppress(FileNotFoundError):
         _check(path, os.stat(path, follow_symlinks=False))
@@ -100,15 +91,11 @@ def new_file(
     Until then it has no name where the system can do that (Linux, most file systems), so that
     nothing is left whatever ends the process. Elsewhere it has a temporary name in the same folder,
     goes on any failure, and if the process was killed when the next file is written there.
-
-    Args:
-        path: Where the file goes. Its folder must exist.
-        overwrite: Whether a regular file at `path` may be replaced.
+    The folder must exist; `length` bytes are reserved where the file system can do that.
 
     Raises:
         FileExistsError: There is a file already, and `overwrite` is False.
         IrregularFileError: There is something that is no regular file.
-        OSError: The operating system refuses.
     """
     check_target(path)
     target = Path(path)
@@ -128,12 +115,36 @@ def new_file(
         os.close(fd)
 
 
-def check_path(path: AnyPath) -> None:
-    r"""Refuses what no system takes as a path, such as one with a zero byte in it.
+def write_file(path: AnyPath, data: bytes, *, overwrite: bool, mode: int = 0o666) -> None:
+    """Writes a file whole or not at all, as `new_file` does."""
+    with new_file(path, overwrite=overwrite, mode=mode, length=len(data)) as fd:
+        write_at(fd, memoryview(data), 0)
 
-    Raises:
-        OSError: It is none.
-    """
+
+def write_at(fd: int, data: memoryview, offset: int) -> None:
+    """Writes all of `data` to a file at `offset`; one call of the system may take less."""
+    while len(data):
+        done = os.pwrite(fd, data, offset)
+        data, offset = data[done:], offset + done
+
+
+def sync_folder(folder: AnyPath) -> None:
+    """Puts the names in a folder on the disk: a file is found after a power cut only then."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def target_of(name: str) -> str | None:
+    """The file for which a killed writer left the temporary one of that name, None if none did."""
+    found = _LEFT_BEHIND.fullmatch(name)
+    return found[1] if found else None
+
+
+def check_path(path: AnyPath) -> None:
+    r"""Refuses what no system takes as a path, such as one with a zero byte in it."""
     try:
         raw = os.fsencode(path)
     except (TypeError, UnicodeEncodeError):
@@ -227,11 +238,7 @@ def _publish(fd: int, temporary: Path, target: Path, *, named: bool, overwrite: 
             if os.path.lexists(target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
             temporary.replace(target)
-    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync_folder(target.parent)
 
 
 def _link(fd: int, path: Path) -> None:

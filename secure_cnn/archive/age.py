@@ -15,11 +15,12 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from secure_cnn.archive.errors import InvalidKey
-from secure_cnn.archive.format.payload import Payload, Progress, write_at
+from secure_cnn.archive.format.payload import Payload, Progress
 from secure_cnn.archive.format.slots import SlotReader
 from secure_cnn.archive.keys.signatures import Verifier
 from secure_cnn.archive.opening import Path, opened, unlock
 from secure_cnn.archive.output import new_file
+from secure_cnn.files import write_at
 
 __all__ = ["export_age"]
 

@@ -11,10 +11,9 @@ import torch
 
 from secure_cnn.archive.errors import StateError, StorageError
 from secure_cnn.archive.format.header import MAGIC
-from secure_cnn.archive.format.payload import write_at
 from secure_cnn.archive.format.state import State, decode_state, encode_state
 from secure_cnn.archive.output import new_file
-from secure_cnn.files import reading
+from secure_cnn.files import reading, write_at
 
 __all__ = ["is_torch", "load_plain", "save_plain"]
 

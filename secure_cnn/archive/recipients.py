@@ -11,11 +11,11 @@ from collections.abc import Sequence, Set
 
 from secure_cnn.archive.errors import InvalidKey, StorageError
 from secure_cnn.archive.format.header import SECTOR, Header, derive_key, seal_copy
-from secure_cnn.archive.format.payload import write_at
 from secure_cnn.archive.format.slots import Slot, SlotReader, SlotWriter, check_mix
 from secure_cnn.archive.keys.doors import check_identity, check_recipients, key_ids
 from secure_cnn.archive.keys.passphrase import check_costs
 from secure_cnn.archive.opening import Path, opened, read_header
+from secure_cnn.files import write_at
 
 __all__ = ["change_recipients", "lock"]
 

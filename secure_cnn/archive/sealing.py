@@ -12,13 +12,14 @@ from secure_cnn.archive.format.core import Core, Lineage
 from secure_cnn.archive.format.header import copy_length_for, derive_key, seal_header, seal_prefix
 from secure_cnn.archive.format.layout import Layout
 from secure_cnn.archive.format.merkle import merkle_root
-from secure_cnn.archive.format.payload import Plaintext, Progress, encrypt_file, write_at
+from secure_cnn.archive.format.payload import Plaintext, Progress, encrypt_file
 from secure_cnn.archive.format.slots import NO_KEY_ID, SlotWriter
 from secure_cnn.archive.format.stream import create_stream
 from secure_cnn.archive.keys.passphrase import check_costs
 from secure_cnn.archive.keys.signatures import Signer
 from secure_cnn.archive.opening import Path, footer_length
 from secure_cnn.archive.output import new_file
+from secure_cnn.files import write_at
 
 __all__ = ["new_core", "write_sealed"]
 

@@ -17,13 +17,13 @@ from secure_cnn.archive.errors import InvalidKey, StorageError, Tampered, Untrus
 from secure_cnn.archive.format.claims import canonical_json, parse_json
 from secure_cnn.archive.format.core import is_hex
 from secure_cnn.archive.format.header import Header
-from secure_cnn.archive.format.payload import read_at, write_at
+from secure_cnn.archive.format.payload import read_at
 from secure_cnn.archive.keys.doors import check_signer, check_trusted
 from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.opening import Path, opened, read_header
 from secure_cnn.archive.output import new_file
 from secure_cnn.archive.recipients import lock
-from secure_cnn.files import check_target
+from secure_cnn.files import check_target, sync_folder, write_at
 
 __all__ = ["Certificate", "read_certificate", "shred"]
 
@@ -121,7 +121,7 @@ def shred(
             write_at(fd, memoryview(os.urandom(done.overwritten)), header.mark_offset)
             os.fsync(fd)
             target.unlink()
-            _sync_folder(target.parent)
+            sync_folder(target.parent)
     return done
 
 
@@ -205,12 +205,3 @@ def _parse(statement: str) -> Certificate:
     if not is_hex(value["core_hash"], 32) or not isinstance(value["unknown"], list):
         raise Tampered("the statement is malformed; ask who made it")
     return Certificate(**{**value, "unknown": tuple(value["unknown"])})
-
-
-def _sync_folder(folder: pathlib.Path) -> None:
-    """Puts the removal of a name on the disk."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -1,7 +1,6 @@
 """`secure-cnn evaluate`: accuracy, recall and robust accuracy of a checkpoint, and its verdicts."""
 
 import json
-import os
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +23,7 @@ from secure_cnn.data import ImageData, load_data
 from secure_cnn.data.named import NAMES
 from secure_cnn.errors import ModelError, RunError
 from secure_cnn.evaluate import ClassificationReport, evaluate_model
-from secure_cnn.files import new_file
+from secure_cnn.files import write_file
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
@@ -253,8 +252,7 @@ def _write_json(
         "certified": proven.to_dict() if proven else None,
     }
     try:
-        with new_file(path, overwrite=True) as fd, os.fdopen(os.dup(fd), "wb") as file:
-            file.write((json.dumps(figures, indent=1) + "\n").encode())
+        write_file(path, (json.dumps(figures, indent=1) + "\n").encode(), overwrite=True)
     except OSError as error:
         raise RunError(f"{path}: expected a place to write to: {error.strerror}") from error
 

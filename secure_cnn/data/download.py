@@ -6,17 +6,15 @@ Not here: which files belong to which data set (`named`).
 
 import hashlib
 import http.client
-import os
-import tempfile
 import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from rich.progress import DownloadColumn, Progress
 
 from secure_cnn.errors import DataError
+from secure_cnn.files import new_file, write_at
 from secure_cnn.printable import Terminal
 
 __all__ = ["RemoteFile", "download"]
@@ -51,32 +49,26 @@ def download(file: RemoteFile, mirrors: Sequence[str], folder: Path) -> Path:
 
 
 def _fetch(file: RemoteFile, url: str, folder: Path) -> Path:
-    """Fetch one URL into a temporary file, check it, and move it to its name."""
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".download-", delete=False) as target:
-        try:
-            # The table in `named` holds only http and https addresses, never the user's.
-            with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310
-                digest = _copy(response, target, file)
-            if digest != file.sha256:
-                raise DataError(f"expected SHA-256 {file.sha256}, got {digest}")
-            os.replace(target.name, folder / file.name)
-        except BaseException:  # Ctrl-C too: no half file stays behind
-            Path(target.name).unlink(missing_ok=True)
-            raise
-    return folder / file.name
+    """Fetch one URL; the file appears once its digest is right."""
+    path = folder / file.name
+    with new_file(path, overwrite=True, mode=0o600) as fd:
+        # The table in `named` holds only http and https addresses, never the user's.
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310
+            digest = _copy(response, fd, file)
+        if digest != file.sha256:
+            raise DataError(f"expected SHA-256 {file.sha256}, got {digest}")
+    return path
 
 
-def _copy(response: http.client.HTTPResponse, target: IO[bytes], file: RemoteFile) -> str:
+def _copy(response: http.client.HTTPResponse, fd: int, file: RemoteFile) -> str:
     """Copy at most one byte more than is expected; the SHA-256 of what came."""
-    digest, left = hashlib.sha256(), file.size + 1
+    digest, taken = hashlib.sha256(), 0
     columns = (*Progress.get_default_columns(), DownloadColumn())
     with Progress(*columns, console=Terminal(stderr=True, wrap=True)) as progress:
         task = progress.add_task(f"downloading {file.name}", total=file.size)
-        while left and (data := response.read(min(_CHUNK, left))):
-            target.write(data)
+        while data := response.read(min(_CHUNK, file.size + 1 - taken)):
+            write_at(fd, memoryview(data), taken)
             digest.update(data)
-            left -= len(data)
+            taken += len(data)
             progress.advance(task, len(data))
-    target.flush()
-    os.fsync(target.fileno())
     return digest.hexdigest()

@@ -9,10 +9,8 @@ import mmap
 import os
 import shutil
 import sys
-import tempfile
 from math import prod
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ from torch import Tensor
 from secure_cnn.data.source import Source
 from secure_cnn.data.split import DataSpec, ImageData, Split
 from secure_cnn.errors import DataError
-from secure_cnn.files import reading
+from secure_cnn.files import new_file, reading, write_at
 from secure_cnn.printable import Terminal, printable
 
 __all__ = ["decode", "default_cache", "needed", "stored_shape"]
@@ -93,18 +91,11 @@ def _decode_to_memory(source: Source) -> Tensor:
 
 
 def _decode_to_file(source: Source, path: Path) -> None:
-    """Decode into a temporary file beside `path`, which appears only when it is complete."""
+    """Decode into a file that appears only when it is complete."""
     _check_room(source, path.parent)
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=".decoding-", delete=False
-        ) as file:
-            try:
-                _write(source, file)
-                os.replace(file.name, path)
-            except BaseException:  # Ctrl-C too: half a data set must not stay behind
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        with new_file(path, overwrite=True, mode=0o600) as fd:
+            _write(source, fd)
     except OSError as error:
         raise DataError(
             f"{path.parent}: expected room and permission for {source.size} bytes of decoded "
@@ -129,7 +120,7 @@ def _check_room(source: Source, cache: Path) -> None:
         )
 
 
-def _write(source: Source, file: IO[bytes]) -> None:
+def _write(source: Source, fd: int) -> None:
     """Write every chunk at its place, showing progress on standard error."""
     stride = prod(source.shape)
     with Progress(console=Terminal(stderr=True, wrap=True)) as progress:
@@ -137,11 +128,8 @@ def _write(source: Source, file: IO[bytes]) -> None:
             f"decoding {escape(printable(source.name))}", total=len(source.labels)
         )
         for start, images in source.chunks():
-            file.seek(start * stride)
-            file.write(images.tobytes())
+            write_at(fd, memoryview(images.tobytes()), start * stride)
             progress.advance(task, len(images))
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def _map(path: Path, shape: tuple[int, int, int, int]) -> Tensor:

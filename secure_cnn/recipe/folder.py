@@ -8,7 +8,6 @@ checkpoints/training.*          the training under way, gone once it is complete
 
 import fcntl
 import os
-import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secure_cnn.errors import RunError
+from secure_cnn.files import target_of
 from secure_cnn.report import RunRecord
 
 __all__ = ["RunFolder"]
@@ -25,7 +25,6 @@ _OWN = ("run.json", "report.html", "audit.json", "audit.html")
 _OWN_CHECKPOINTS = tuple(
     f"{stem}.{end}" for stem in ("model", "training") for end in ("sealed", "safetensors")
 )
-_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.(?:tmp|part)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +136,7 @@ class RunFolder:
     def _clear(self, *, force: bool) -> None:
         """Removes an earlier run, if that is what the folder holds and it may go."""
         own, strangers = self._sorted()
-        if strangers or not all(_TEMPORARY.fullmatch(path.name) for path in own):
+        if strangers or not all(target_of(path.name) for path in own):
             self._check_replaceable(strangers, force=force)
         # The record last: killed in between, what is left is still a run to replace.
         for path in sorted(own, key=lambda path: path == self.record):
@@ -177,8 +176,7 @@ class RunFolder:
                 if path in places:
                     continue
                 # Of a name with what a killed writer adds to it, its temporary file.
-                left_behind = _TEMPORARY.fullmatch(path.name)
-                written = left_behind[1] if left_behind else path.name
+                written = target_of(path.name) or path.name
                 regular = stat.S_ISREG(path.stat(follow_symlinks=False).st_mode)
                 if regular and written in names:
                     own.append(path)

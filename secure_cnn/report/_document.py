@@ -7,7 +7,6 @@ class looked up by a name that a file holds.
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from numbers import Integral, Real
@@ -26,7 +25,7 @@ from typing import (
 )
 
 from secure_cnn.errors import RunError
-from secure_cnn.files import new_file, reading
+from secure_cnn.files import reading, write_file
 
 __all__ = [
     "conform",
@@ -108,11 +107,9 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` so that `path` holds either its old content or all of the new."""
     # A folder name that is no UTF-8 reaches us as lone surrogates; written as `\udc..` they are
     # a JSON escape that reads back equal, where an encoding error would lose the record.
-    raw = memoryview(text.encode("utf-8", errors="backslashreplace"))
+    raw = text.encode("utf-8", errors="backslashreplace")
     try:
-        with new_file(path, overwrite=True) as fd:
-            while raw:
-                raw = raw[os.write(fd, raw) :]
+        write_file(path, raw, overwrite=True)
     except OSError as error:
         raise RunError(
             f"{path}: expected a place to write to, got {error.strerror or error}; nothing was "

@@ -16,6 +16,7 @@ from secure_cnn.archive.format.merkle import leaf_hash
 from secure_cnn.archive.format.pieces import Pieces
 from secure_cnn.archive.format.stream import HEADER_LENGTH, Floe
 from secure_cnn.archive.format.threads import Work, share_out
+from secure_cnn.files import write_at
 
 __all__ = [
     "Payload",
@@ -25,7 +26,6 @@ __all__ = [
     "hash_file",
     "read_at",
     "wipe",
-    "write_at",
 ]
 
 _WIPE_LENGTH = 1 << 20
@@ -235,13 +235,6 @@ def read_at(fd: int, length: int, offset: int) -> bytes:
     buffer = bytearray(length)
     _read_into(fd, memoryview(buffer), offset)
     return bytes(buffer)
-
-
-def write_at(fd: int, data: memoryview, offset: int) -> None:
-    """Writes all of `data` to a file at `offset`."""
-    while len(data):
-        done = os.pwrite(fd, data, offset)
-        data, offset = data[done:], offset + done
 
 
 def wipe(target: memoryview) -> None:

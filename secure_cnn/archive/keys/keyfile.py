@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from secure_cnn.archive.errors import InvalidKey, KeyFileError
-from secure_cnn.files import new_file, reading
+from secure_cnn.files import reading, write_file
 
 __all__ = [
     "SecretKey",
@@ -117,8 +117,7 @@ def write_key(path: str | os.PathLike[str], key: SecretKey) -> None:
     """
     text = "".join(f"# {comment}\n" for comment in key.comments) + key.to_text() + "\n"
     try:
-        with new_file(path, overwrite=False, mode=0o600) as fd:
-            os.write(fd, text.encode())
+        write_file(path, text.encode(), overwrite=False, mode=0o600)
     except FileExistsError:
         raise KeyFileError(
             f"{path}: a file is already there; choose another path, keys are never overwritten"

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 from secure_cnn.archive.errors import LimitExceeded, StorageError
-from secure_cnn.archive.format.payload import read_at, write_at
+from secure_cnn.archive.format.payload import read_at
 from secure_cnn.archive.output import new_file
-from secure_cnn.files import open_regular
+from secure_cnn.files import open_regular, write_at
 
 __all__ = ["append_at", "read_small", "replace_small"]
 
