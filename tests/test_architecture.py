@@ -35,7 +35,7 @@ ARROWS = {
         *("defenses", "privacy"),
     },
     "recipe": {
-        *("errors", "archive", "bench", "checkpoint", "data", "engine", "evaluate", "models"),
+        *("errors", "archive", "checkpoint", "data", "engine", "evaluate", "models"),
         *("interruption", "progress", "report", "defenses", "privacy"),
     },
     "cli": {

@@ -21,6 +21,7 @@ from secure_cnn import (
     read_model,
     run,
 )
+from secure_cnn.bench import step_costs
 from secure_cnn.errors import DataError, ModelError, RunError, SecureCNNError
 from secure_cnn.evaluate import evaluate_model
 from secure_cnn.recipe import RunFolder, Variant
@@ -343,7 +344,7 @@ def test_a_folder_names_its_files_after_their_protection(tmp_path):
 
 def test_a_whole_run_with_both_protections(recipe, tmp_path):
     """Everything on: record, page, checkpoint, costs, and figures that can be had again."""
-    done = run(recipe(**PRIVATE, **ROBUST))
+    done = run(recipe(**PRIVATE, **ROBUST), measure_cost=step_costs)
     record = RunRecord.read(tmp_path / "run" / "run.json")
     assert record.to_dict() == done.record.to_dict()
     assert record.status == "complete"

@@ -15,7 +15,7 @@ from secure_cnn import Recipe, Sealing, Unlocking, archive, run
 from secure_cnn.checkpoint import read_model, read_state, write_state
 from secure_cnn.data import load_data
 from secure_cnn.errors import RunError
-from secure_cnn.interruption import StopRequest, stop_here
+from secure_cnn.interruption import StopRequest
 from secure_cnn.recipe import RunFolder
 from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
 from secure_cnn.report import ResultRecord, RunRecord
@@ -450,23 +450,24 @@ def test_a_stop_while_costs_are_measured_or_the_page_drawn(recipe, monkeypatch):
     module = sys.modules["secure_cnn.recipe.run"]
     asked = []
 
-    def cost(recipe, model, data, stop):
-        stop.set()
-        stop_here(stop)
+    def request():
+        asked.append(StopRequest())
+        return contextlib.nullcontext(asked[-1])
+
+    def cost(*_, before_step, **__):
+        asked[-1].set()
+        before_step()
+        pytest.fail("went on after it was asked to stop")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "measure_cost", cost)
-        part = run(recipe())
+        patch.setattr(module, "stop_on_signals", request)
+        part = run(recipe(), measure_cost=cost)
         assert (part.record.status, part.model) == ("interrupted", None)
         assert part.folder.training.exists()
 
     def page(record, examples, path):
         if record.checkpoints:
-            asked[0].set()
-
-    def request():
-        asked.append(StopRequest())
-        return contextlib.nullcontext(asked[0])
+            asked[-1].set()
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_page", page)

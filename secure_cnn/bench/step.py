@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -30,6 +31,7 @@ __all__ = [
     "measure_steps",
     "noise_share",
     "protections",
+    "step_costs",
     "stepper",
     "steppers",
     "subset",
@@ -38,6 +40,7 @@ __all__ = [
 
 NOISE_MULTIPLIER = 1.0
 _MANY = 1_000_000
+_COST_BATCH, _COST_ROUNDS = 128, 9
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,6 +133,28 @@ def measure_steps(
     return cost_rows(case, seconds, copies=copies)
 
 
+def step_costs(
+    case: str,
+    model: nn.Module,
+    split: Split,
+    objectives: Mapping[str, Objective],
+    *,
+    private: bool,
+    before_step: Callable[[], None],
+) -> list[Row]:
+    """What a run's protections cost, each alone and together, on one batch of its images.
+
+    Args:
+        objectives: The run's own, by method; none for a run without.
+        private: Whether the run is.
+        before_step: Called before every step; what it raises ends the measurement.
+    """
+    load = Workload(case=case, model=model, split=subset(split, _COST_BATCH))
+    timed = steppers(load, protections(objectives, private=private))
+    steps = {name: partial(_after, before_step, step) for name, step in timed.items()}
+    return measure_steps(case, steps, rounds=_COST_ROUNDS)
+
+
 def steppers(load: Workload, variants: Mapping[str, Protection]) -> dict[str, Callable[[], None]]:
     """A step for each variant, each on a copy of the model."""
     return {name: stepper(load, protection) for name, protection in variants.items()}
@@ -219,6 +244,11 @@ def stepper(
             torch.cuda.synchronize(device)
 
     return step
+
+
+def _after(first: Callable[[], None], then: Callable[[], None]) -> None:
+    first()
+    then()
 
 
 def _attached(

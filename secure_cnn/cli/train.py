@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from defenses import OBJECTIVES
+from secure_cnn.bench import step_costs
 from secure_cnn.cli.keys import sealing_from, unlocking_from
 from secure_cnn.errors import RunError
 from secure_cnn.memory import keep_freed_memory
@@ -134,6 +135,7 @@ def train(
         unlocking=unlocking_from(identity, passphrase_file, trusted or []) if resume else None,
         resume=resume,
         force=force,
+        measure_cost=step_costs,
     )
     _tell(done)
 

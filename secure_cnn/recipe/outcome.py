@@ -1,21 +1,20 @@
 """What a finished training can do: its figures, its robustness and what it may claim."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 import defenses
 import privacy
-from secure_cnn.bench import Workload, measure_steps, protections, steppers, subset
-from secure_cnn.data import ImageData
+from secure_cnn.data import ImageData, Split
+from secure_cnn.engine import Objective
 from secure_cnn.evaluate import evaluate_model
 from secure_cnn.interruption import StopRequest, stop_here
 from secure_cnn.recipe.identity import RunIdentity
-from secure_cnn.recipe.seams import Seams, make_threat, objective_for
+from secure_cnn.recipe.seams import Seams, make_threat
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.report import (
     Examples,
@@ -27,10 +26,10 @@ from secure_cnn.report import (
 )
 
 __all__ = [
+    "MeasureCost",
     "Outcome",
     "claims_of",
     "judge",
-    "measure_cost",
     "privacy_record",
     "threat_record",
     "trials_note",
@@ -38,8 +37,22 @@ __all__ = [
 
 _RELATION = "add or remove one example"
 _ACCOUNTANT = "PRV and RDP, the smaller bound"
-_COST_BATCH = 128
-_COST_ROUNDS = 9
+
+
+class MeasureCost(Protocol):
+    """Times a training step under each protection of a run; `secure_cnn.bench.step_costs` does."""
+
+    def __call__(
+        self,
+        case: str,
+        model: nn.Module,
+        split: Split,
+        objectives: Mapping[str, Objective],
+        *,
+        private: bool,
+        before_step: Callable[[], None],
+    ) -> Sequence[Row]:
+        """Rows of time and of its ratio to the plain step; `before_step` may end it by raising."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,20 +96,6 @@ def judge(
         **({} if robust is None else _robust_fields(robust)),
     )
     return Outcome(result=result, examples=_examples(robust, model, data, variant))
-
-
-def measure_cost(recipe: Recipe, model: nn.Module, data: ImageData, stop: StopRequest) -> list[Row]:
-    """Times a step under each of the recipe's protections and their combination, and plain.
-
-    Raises:
-        Stopped: It was asked for; looked at before every step.
-    """
-    variant = recipe.variant
-    objectives = {} if variant.method is None else {variant.method: objective_for(recipe, variant)}
-    load = Workload(case=recipe.model, model=model, split=subset(data.train, _COST_BATCH))
-    timed = steppers(load, protections(objectives, private=variant.private))
-    steps = {name: partial(_watched, step, stop) for name, step in timed.items()}
-    return measure_steps(load.case, steps, rounds=_COST_ROUNDS)
 
 
 def trials_note(recipe: Recipe) -> str:
@@ -181,11 +180,6 @@ def claims_of(
             "images": min(recipe.robust_samples or len(data.test), len(data.test)),
         }
     return claims
-
-
-def _watched(step: Callable[[], None], stop: StopRequest) -> None:
-    stop_here(stop)
-    step()
 
 
 def _robustness(

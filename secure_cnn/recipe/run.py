@@ -1,13 +1,14 @@
 """`run`: does what a recipe says, and leaves a folder with the record, the checkpoint and the page.
 
-The composition root: with `secure_cnn.bench` the only place that knows models, attacks and privacy
-together.
+The composition root. What the protections cost is measured by whoever asks for it: the command
+gives `run` a function of `secure_cnn.bench`, on which this room does not stand.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,10 @@ from secure_cnn.recipe.folder import RunFolder
 from secure_cnn.recipe.guard import UNGUARDED_NOTE, is_unguarded, make_guard
 from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.outcome import (
+    MeasureCost,
     Outcome,
     claims_of,
     judge,
-    measure_cost,
     privacy_record,
     threat_record,
     trials_note,
@@ -42,6 +43,7 @@ from secure_cnn.report import (
     DataRecord,
     EpochRecord,
     ModelRecord,
+    Row,
     RunRecord,
     hardware,
     versions,
@@ -84,6 +86,7 @@ def run(
     unlocking: Unlocking | None = None,
     resume: bool = False,
     force: bool = False,
+    measure_cost: MeasureCost | None = None,
 ) -> Run:
     """Trains, evaluates, measures, seals and reports.
 
@@ -102,6 +105,8 @@ def run(
             signers whose states count, by default the one of `sealing`.
         resume: Go on with the run in the recipe's folder.
         force: Replace a run that is in the recipe's folder.
+        measure_cost: Times the protections' steps once the training is done, for the record:
+            `secure_cnn.bench.step_costs`; None measures nothing.
 
     Returns:
         The run; look at its record's status.
@@ -131,7 +136,7 @@ def run(
                         continue
                     if not bench.train(variant, stop):
                         return bench.interrupted()
-                return bench.finish(stop)
+                return bench.finish(stop, measure_cost)
             except Stopped:
                 return bench.interrupted()
 
@@ -258,10 +263,10 @@ class _Workbench:
         self.write()
         return Run(record=self.record, folder=self.folder, model=None)
 
-    def finish(self, stop: StopRequest) -> Run:
-        """Measures what the protections cost, writes the model and closes the record."""
+    def finish(self, stop: StopRequest, measure_cost: MeasureCost | None) -> Run:
+        """Has measured what the protections cost, writes the model and closes the record."""
         assert self.model is not None, "the recipe's own variant was trained"
-        cost = measure_cost(self.recipe, self.architecture.build().to(self.device), self.data, stop)
+        cost = () if measure_cost is None else self._cost(measure_cost, stop)
         key = self.identity.key
         write_model(
             self.folder.model,
@@ -291,6 +296,21 @@ class _Workbench:
         self.record = replace(self.record, seconds=seconds)
         self.record.write(self.folder.record)
         write_page(self.record, self.outcome.examples if self.outcome else None, self.folder.page)
+
+    def _cost(self, measure_cost: MeasureCost, stop: StopRequest) -> Sequence[Row]:
+        """Times the recipe's protections on a new network."""
+        variant = self.recipe.variant
+        own = (
+            {} if variant.method is None else {variant.method: objective_for(self.recipe, variant)}
+        )
+        return measure_cost(
+            self.recipe.model,
+            self.architecture.build().to(self.device),
+            self.data.train,
+            own,
+            private=variant.private,
+            before_step=partial(stop_here, stop),
+        )
 
     def _record_outcome(self, outcome: Outcome, acted: str) -> None:
         found = outcome.result
