@@ -92,7 +92,7 @@ BANNED_CALLS = {
 # Modules excused what they are there for: people's old files, read without running code; a rival;
 # and the code of whoever is at the command line, which it names there.
 EXCUSED = {
-    "secure_cnn.archive.foreign": {"torch.load"},
+    "secure_cnn.archive.plain": {"torch.load"},
     "secure_cnn.bench.archive_rivals": {"torch.save"},
     "secure_cnn.cli.network": {
         "importlib.import_module",
@@ -300,9 +300,9 @@ def test_arrows_inside_the_archive_point_one_way():
         ("format.header", "from secure_cnn.archive.keys.identity import Identity"),
         ("format.header", "from secure_cnn.archive import opening"),
         ("format.header", "from ..output import new_file"),
-        ("keys.kek", "import secure_cnn.archive.sealed"),
-        ("sealed", "from secure_cnn.archive.store.log import Log"),
-        ("sealed", "from secure_cnn.archive import load"),
+        ("keys.kek", "import secure_cnn.archive.sealing"),
+        ("sealing", "from secure_cnn.archive.store.log import Log"),
+        ("sealing", "from secure_cnn.archive import load"),
         ("store.store", "from secure_cnn.archive.adapters import lightning"),
         ("adapters.lightning", "from secure_cnn import archive"),
         ("errors", "def f():\n    from secure_cnn.archive.format import claims"),
@@ -318,7 +318,7 @@ def test_a_wrong_arrow_inside_the_archive_is_caught(module, source):
     [
         ("archive", "from secure_cnn.archive.adapters.lightning import X"),
         ("archive.adapters.lightning", "from secure_cnn.archive.store import store"),
-        ("archive.sealed", "from secure_cnn.archive import lazy"),
+        ("archive.sealing", "from secure_cnn.archive import opening"),
         ("archive.keys.kek", "from secure_cnn.archive.format.slots import Slot"),
         ("checkpoint", "from secure_cnn import archive"),
     ],
@@ -388,7 +388,7 @@ def test_code_that_loads_code_is_caught(source):
 
 def test_an_excused_module_is_excused_one_call():
     """Control: the reader of old files may not unpickle, and may do nothing else."""
-    reader = "secure_cnn.archive.foreign"
+    reader = "secure_cnn.archive.plain"
     assert code_runners("import torch\ntorch.load('x', weights_only=True)", reader) == []
     assert code_runners("import torch\ntorch.load('x')", reader)
     assert code_runners("import torch\ntorch.save({}, 'x')", reader)

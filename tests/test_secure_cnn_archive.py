@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PublicKey
 from forging import Parts, root_of
 
 from secure_cnn import archive
-from secure_cnn.archive import lazy, sealing
+from secure_cnn.archive import loading, sealing
 from secure_cnn.archive.format.payload import Payload, encrypt_file
 
 ME = archive.generate_identity(post_quantum=False)
@@ -99,7 +99,7 @@ def test_a_bad_segment_wipes_the_target(tmp_path, monkeypatch):
         targets.append(empty(*args, **settings))
         return targets[-1]
 
-    monkeypatch.setattr(lazy.torch, "empty", remembered)
+    monkeypatch.setattr(loading.torch, "empty", remembered)
     with pytest.raises(archive.Tampered):
         archive.load(path, identity=ME)
     assert targets

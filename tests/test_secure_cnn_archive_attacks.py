@@ -11,7 +11,7 @@ import torch
 from forging import Parts, forge, root_of
 
 from secure_cnn import archive
-from secure_cnn.archive import lazy
+from secure_cnn.archive import loading
 from secure_cnn.archive.format import claims as claims_module
 from secure_cnn.archive.format.core import Core
 from secure_cnn.archive.format.state import encode_state
@@ -483,7 +483,7 @@ def test_lying_cores_are_refused_before_memory_is_taken(tmp_path, monkeypatch, f
     file = Parts.of(path.read_bytes())
     file.tell(**{field: value})
     path.write_bytes(file.raw())
-    monkeypatch.setattr(lazy.torch, "empty", None)
+    monkeypatch.setattr(loading.torch, "empty", None)
     for call in (archive.inspect, lambda path: archive.load(path, identity=ME)):
         with pytest.raises(error):
             call(path)

@@ -141,7 +141,7 @@ def test_a_bool_is_one_of_two_bytes(tmp_path, monkeypatch, value):
     signer = archive.generate_signer()
     with monkeypatch.context() as patch:  # a writer who does not look
         raw = memoryview(with_byte(value))
-        patch.setattr("secure_cnn.archive.sealed.encode_state", lambda *_: [raw])
+        patch.setattr("secure_cnn.archive.sealing.encode_state", lambda *_: [raw])
         seal(tmp_path / "m", {}, signer=signer)
     target = {"mask": torch.ones(3, dtype=torch.bool)}
     with archive.open_lazy(tmp_path / "m", identity=ME) as file:

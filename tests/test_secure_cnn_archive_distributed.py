@@ -22,7 +22,7 @@ from secure_cnn.archive.adapters.distributed import (
     SealedSavePlanner,
     SealedWriter,
 )
-from secure_cnn.archive.adapters.distributed.metadata import Contents, Place, contents_of, tree_of
+from secure_cnn.archive.adapters.planning import Contents, Place, contents_of, tree_of
 from secure_cnn.archive.format.state import encode_state
 
 pytestmark = [

@@ -12,10 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secure_cnn import archive
-from secure_cnn.archive.format.layout import Layout
 from secure_cnn.archive.format.payload import Payload, encrypt_file
-from secure_cnn.archive.format.pieces import Pieces
-from secure_cnn.archive.format.stream import create_stream
+from secure_cnn.archive.format.stream import Layout, create_stream
+from secure_cnn.archive.format.tensors import Pieces
 
 ME = archive.generate_identity(post_quantum=False)
 SIGNER = archive.generate_signer()

@@ -13,13 +13,10 @@ from hypothesis import strategies as st
 
 from secure_cnn import archive
 from secure_cnn.archive.format import payload as payload_module
-from secure_cnn.archive.format import threads as threads_module
-from secure_cnn.archive.format.layout import Layout
-from secure_cnn.archive.format.payload import Payload, encrypt_file, hash_file
-from secure_cnn.archive.format.pieces import Pieces
+from secure_cnn.archive.format.payload import Payload, encrypt_file, hash_file, share_out
 from secure_cnn.archive.format.state import encode_state
-from secure_cnn.archive.format.stream import create_stream
-from secure_cnn.archive.format.threads import share_out
+from secure_cnn.archive.format.stream import Layout, create_stream
+from secure_cnn.archive.format.tensors import Pieces
 
 ME = archive.generate_identity(post_quantum=False)
 SIGNER = archive.generate_signer()
@@ -95,7 +92,7 @@ def told_every(request, monkeypatch):
 @pytest.fixture
 def alone(monkeypatch):
     """The calling thread does all, so that it is never chance how much is left for it."""
-    monkeypatch.setattr(threads_module, "_MAX_THREADS", 1)
+    monkeypatch.setattr(payload_module, "_MAX_THREADS", 1)
 
 
 @pytest.mark.usefixtures("told_every")

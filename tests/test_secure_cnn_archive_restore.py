@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from secure_cnn import archive
-from secure_cnn.archive.format.pieces import Pieces
-from secure_cnn.archive.format.threads import share_out
+from secure_cnn.archive.format.payload import share_out
+from secure_cnn.archive.format.tensors import Pieces
 
 ME = archive.generate_identity(post_quantum=False)
 SIGNER = archive.generate_signer()

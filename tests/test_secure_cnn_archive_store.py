@@ -28,8 +28,7 @@ from secure_cnn.archive.errors import (
     WrongKey,
 )
 from secure_cnn.archive.store import store as store_module
-from secure_cnn.archive.store.log import Checkpoint, Log
-from secure_cnn.archive.store.retention import Retention
+from secure_cnn.archive.store.log import Checkpoint, Log, Retention
 from secure_cnn.archive.store.store import CheckpointStore
 
 ME = archive.generate_identity(post_quantum=False)

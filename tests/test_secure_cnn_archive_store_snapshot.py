@@ -11,7 +11,7 @@ import torch
 
 from secure_cnn.archive.errors import StateError
 from secure_cnn.archive.format.state import decode_state, encode_state
-from secure_cnn.archive.store.snapshot import HostBuffer
+from secure_cnn.archive.store.background import HostBuffer
 
 DTYPES = [
     *(torch.bool, torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32),

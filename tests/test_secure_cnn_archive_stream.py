@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from secure_cnn.archive.errors import ArchiveError, LimitExceeded, Tampered
 from secure_cnn.archive.format import stream
 from secure_cnn.archive.format.payload import Layout
-from secure_cnn.archive.format.pieces import Pieces
+from secure_cnn.archive.format.tensors import Pieces
 
 VECTORS = Path(__file__).parents[1] / "../shared/vectors/floe"
 KEY = bytes(32)

@@ -31,16 +31,17 @@ from secure_cnn.archive.errors import (
     UntrustedSigner,
     WrongKey,
 )
-from secure_cnn.archive.foreign import import_
 from secure_cnn.archive.format.claims import JSON
 from secure_cnn.archive.format.core import Lineage
 from secure_cnn.archive.format.payload import Progress
 from secure_cnn.archive.format.slots import SlotReader, SlotWriter
 from secure_cnn.archive.format.state import State
-from secure_cnn.archive.info import ArchiveInfo, SlotInfo
+from secure_cnn.archive.info import ArchiveInfo, SlotInfo, inspect, verify
 from secure_cnn.archive.keys.identity import Identity, Recipient, generate_identity, read_identity
 from secure_cnn.archive.keys.kek import (
     KeyEncryptionKey,
+    KeyService,
+    ServiceKey,
     generate_kek,
     kek_from_command,
     kek_from_environment,
@@ -49,14 +50,11 @@ from secure_cnn.archive.keys.kek import (
 )
 from secure_cnn.archive.keys.keyfile import write_key
 from secure_cnn.archive.keys.passphrase import INSECURE_TEST_COST, Argon2Cost, Passphrase
-from secure_cnn.archive.keys.service import KeyService, ServiceKey
 from secure_cnn.archive.keys.signatures import Signer, Verifier, generate_signer, read_signer
-from secure_cnn.archive.lazy import LazyArchive, open_lazy
-from secure_cnn.archive.plain import load_plain, save_plain
-from secure_cnn.archive.recipients import change_recipients
-from secure_cnn.archive.restore import load_into
-from secure_cnn.archive.rotation import rotate
-from secure_cnn.archive.sealed import check, decrypt, inspect, load, save, verify
+from secure_cnn.archive.loading import LazyArchive, load, load_into, open_lazy
+from secure_cnn.archive.plain import decrypt, import_, load_plain, save_plain
+from secure_cnn.archive.recipients import change_recipients, rotate
+from secure_cnn.archive.sealing import check, save
 from secure_cnn.archive.shredding import Certificate, read_certificate, shred
 from secure_cnn.archive.store.log import Checkpoint
 from secure_cnn.archive.store.store import CheckpointStore

@@ -13,11 +13,10 @@ from typing import Any
 
 from secure_cnn.archive.errors import MissingExtra, StateError
 from secure_cnn.archive.format.claims import JSON
-from secure_cnn.archive.info import ArchiveInfo
+from secure_cnn.archive.info import ArchiveInfo, inspect, verify
 from secure_cnn.archive.keys.signatures import Verifier
 from secure_cnn.archive.opening import Path
 from secure_cnn.archive.output import new_file
-from secure_cnn.archive.sealed import inspect, verify
 from secure_cnn.files import write_at
 
 __all__ = ["bill_of_materials", "export_bill_of_materials", "export_card", "model_card"]

@@ -1,16 +1,36 @@
-"""What a sealed file says in clear, as a value to print or to read, and whether it was verified."""
+"""What a sealed file says in clear: as anyone may have written it, or as a signer vouches for."""
 
 import json
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
+import torch
+
+from secure_cnn.archive.errors import Tampered
 from secure_cnn.archive.format.claims import JSON
 from secure_cnn.archive.format.core import Lineage
 from secure_cnn.archive.format.header import VERSION, Header
+from secure_cnn.archive.format.payload import Payload, Progress, hash_file
+from secure_cnn.archive.format.slots import SlotReader
+from secure_cnn.archive.format.state import (
+    build_state,
+)
 from secure_cnn.archive.keys.signatures import Verifier
+from secure_cnn.archive.loading import read_index, read_tensor
+from secure_cnn.archive.opening import (
+    Path,
+    layout_of,
+    opened,
+    read_header,
+    signed_leaves,
+    signer_of,
+    unlock,
+)
 from secure_cnn.printable import printable
 
-__all__ = ["ArchiveInfo", "SlotInfo", "describe"]
+__all__ = ["ArchiveInfo", "SlotInfo", "describe", "inspect", "verify"]
 
 
 @final
@@ -139,3 +159,91 @@ def describe(header: Header, signer: Verifier | None, size: int, *, verified: bo
         segment_length=core.segment_length,
         file_length=size,
     )
+
+
+def inspect(path: Path) -> ArchiveInfo:
+    """What a sealed file says in clear; needs no key and checks no signature.
+
+    Raises:
+        ArchiveError: The file is not sealed, is cut short, or its head is malformed.
+
+    Example:
+        >>> import tempfile, secure_cnn.archive as archive
+        >>> me = archive.generate_identity()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     archive.save(f"{folder}/m", {}, recipients=[me.recipient], claims={"epsilon": 3.0})
+        ...     info = archive.inspect(f"{folder}/m")
+        >>> info.claims, info.verified
+        ({'epsilon': 3.0}, False)
+    """
+    with opened(path) as fd:
+        header = read_header(fd)
+        return describe(header, signer_of(fd, header), os.fstat(fd).st_size, verified=False)
+
+
+def verify(
+    path: Path,
+    *,
+    trusted: Sequence[Verifier],
+    deep: SlotReader | None = None,
+    progress: Progress | None = None,
+) -> ArchiveInfo:
+    """What a sealed file says, after a trusted signature held over core and payload.
+
+    Needs no decryption key. The slots are not signed, so that they can be exchanged: who can open
+    the file is not verified, what it holds is.
+
+    Args:
+        path: A sealed file.
+        trusted: The file must be signed by one of these; an empty list refuses every file.
+        deep: An identity, with which the file is also decrypted, its slots' MAC checked and its
+            inside read to the end, without keeping any of it.
+        progress: Called now and then with the bytes read so far, and those there are to read:
+            with `deep` each twice.
+
+    Raises:
+        UntrustedSigner: The file is unsigned, or signed by someone else.
+        Tampered: The signature does not hold, or the payload is not what was signed.
+        ArchiveError: As for `inspect`; with `deep`, as for `load`.
+
+    Example:
+        >>> import tempfile, secure_cnn.archive as archive
+        >>> me, signer = archive.generate_identity(), archive.generate_signer()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     archive.save(f"{folder}/m", {}, recipients=[me.recipient], signer=signer)
+        ...     archive.verify(f"{folder}/m", trusted=[signer.verifier], deep=me).verified
+        True
+    """
+    with opened(path) as fd:
+        header = read_header(fd)
+        passes = 1 if deep is None else 2
+        signed = signed_leaves(fd, header, trusted)
+        if signed != hash_file(fd, layout_of(header), _part(progress, 0, passes)):
+            raise Tampered("the payload is not the one that was signed; get the file again")
+        if deep is not None:
+            _, payload = unlock(
+                fd,
+                identity=deep,
+                trusted=trusted,
+                expect={},
+                core_hash=header.core_hash.hex(),
+            )
+            payload.check(_part(progress, 1, passes))
+            _check_inside(payload)
+        return describe(header, signer_of(fd, header), os.fstat(fd).st_size, verified=True)
+
+
+def _check_inside(payload: Payload) -> None:
+    """Passes if the plaintext is a state; its segments were checked, and only bools are read."""
+    index = read_index(payload)
+    for span in index.spans.values():
+        if span.dtype is torch.bool:
+            read_tensor(payload, index, span)
+    build_state(index, lambda name: torch.empty(0))
+
+
+def _part(progress: Progress | None, before: int, passes: int) -> Progress | None:
+    """How one of several passes over a payload is told, after so many before it."""
+    if progress is None:
+        return None
+    return lambda done, total: progress(before * total + done, passes * total)

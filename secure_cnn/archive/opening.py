@@ -28,12 +28,10 @@ from secure_cnn.archive.format.header import (
     parse_header,
     read_lengths,
 )
-from secure_cnn.archive.format.layout import Layout
-from secure_cnn.archive.format.merkle import leaf_hash, merkle_root
-from secure_cnn.archive.format.payload import Payload, read_at
+from secure_cnn.archive.format.payload import Payload, leaf_hash, merkle_root, read_at
 from secure_cnn.archive.format.slots import SlotReader
-from secure_cnn.archive.format.stream import HEADER_LENGTH, open_stream
-from secure_cnn.archive.keys.doors import check_identity, check_trusted
+from secure_cnn.archive.format.stream import HEADER_LENGTH, Layout, open_stream
+from secure_cnn.archive.keys import check_identity, check_trusted
 from secure_cnn.archive.keys.signatures import Verifier, footer_lengths
 from secure_cnn.files import open_regular
 
@@ -58,9 +56,6 @@ def opened(path: Path, *, flags: int = os.O_RDONLY) -> Iterator[int]:
 
     Args:
         flags: ``os.O_RDONLY`` or ``os.O_RDWR``.
-
-    Raises:
-        StorageError: It cannot be opened, read or written, or is no regular file.
     """
     verb = "read" if flags == os.O_RDONLY else "change"
     try:
@@ -90,11 +85,7 @@ def footer_length(core: Core) -> int:
 
 
 def read_header(fd: int) -> Header:
-    """The head of an open file, with every length checked against the limits and the file.
-
-    Raises:
-        ArchiveError: `NotSealed`, `UnsupportedVersion`, `LimitExceeded`, `Truncated` or `Tampered`.
-    """
+    """The head of an open file, with every length checked against the limits and the file."""
     size = os.fstat(fd).st_size
     length = min(size, head_length(*read_lengths(read_at(fd, min(size, FIXED_LENGTH), 0))))
     try:
@@ -111,11 +102,7 @@ def read_header(fd: int) -> Header:
 
 
 def signer_of(fd: int, header: Header) -> Verifier | None:
-    """The key that the core names as its signer's, from the footer; None if unsigned.
-
-    Raises:
-        Tampered: The key in the footer is another.
-    """
+    """The key that the core names as its signer's, from the footer; None if unsigned."""
     core = header.core
     if core.signer is None:
         return None
@@ -131,11 +118,7 @@ def signer_of(fd: int, header: Header) -> Verifier | None:
 
 
 def check_trust(signer: Verifier | None, trusted: Sequence[Verifier]) -> None:
-    """Passes if a trusted signer is named as signer.
-
-    Raises:
-        UntrustedSigner: Nobody, or somebody else.
-    """
+    """Passes if a trusted signer is named as signer."""
     if signer is None:
         raise UntrustedSigner(
             "the file is not signed, expected a signature of someone trusted; get a signed one, or "
@@ -153,10 +136,6 @@ def signed_leaves(fd: int, header: Header, trusted: Sequence[Verifier] | None) -
 
     Args:
         trusted: Whose signatures count; None asks for none, but one that is there must hold.
-
-    Raises:
-        UntrustedSigner: The file is not signed by one of them.
-        Tampered: The signature does not hold.
     """
     found = None if trusted is None else check_trusted(trusted)
     signer = signer_of(fd, header)
@@ -187,9 +166,6 @@ def unlock(
     Args:
         trusted: Whose signatures count; see `signed_leaves`.
         core_hash: The core hash the file must have, if any.
-
-    Raises:
-        ArchiveError: As `load`.
     """
     identity, trusted = check_identity(identity), trusted and check_trusted(trusted)
     _check_wanted(expect, core_hash)

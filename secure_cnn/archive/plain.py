@@ -1,42 +1,48 @@
-"""Plain checkpoints: the same one safetensors file, neither encrypted nor signed.
+"""Plain files: safetensors of ours and of others, what `torch.save` wrote, and out of sealed ones.
 
-For runs that did not ask for sealing. A function of its own, so that nothing that expects a sealed
-file ever takes a plain one.
+Functions of their own, so that nothing that expects a sealed file ever takes a plain one. This is
+the only place that lets torch read one of its own files, and only with its restricted reader, which
+builds tensors and plain containers and runs no code of the file.
 """
 
-import os
-from typing import TypeAlias
+import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from secure_cnn.archive.errors import StateError, StorageError
 from secure_cnn.archive.format.header import MAGIC
+from secure_cnn.archive.format.payload import Progress
+from secure_cnn.archive.format.slots import SlotReader
 from secure_cnn.archive.format.state import State, decode_state, encode_state
+from secure_cnn.archive.keys.signatures import Verifier
+from secure_cnn.archive.opening import (
+    Path,
+    opened,
+    unlock,
+)
 from secure_cnn.archive.output import new_file
 from secure_cnn.files import reading, write_at
 
-__all__ = ["is_torch", "load_plain", "save_plain"]
+__all__ = ["decrypt", "import_", "is_torch", "load_plain", "save_plain"]
 
 # What `torch.save` writes today, a zip file, and what it wrote until 2020, a bare pickle.
 _TORCH = (b"PK\x03\x04", b"\x80\x02")
-
-_Path: TypeAlias = str | os.PathLike[str]
 
 
 def is_torch(first: bytes) -> bool:
     """Whether a file that begins so was written by `torch.save`.
 
     A safetensors file may begin with the same two bytes, if its header is 640 bytes long; but then
-    a number that small stands before the brace of its JSON, and in neither of the others.
-
-    Args:
-        first: Its first bytes, 9 or more of them.
+    a number that small stands before the brace of its JSON, and in neither of the others. Needs
+    the first 9 bytes.
     """
     is_safetensors = first[8:9] == b"{" and not any(first[4:8])
     return first.startswith(_TORCH) and not is_safetensors
 
 
-def save_plain(path: _Path, state: State, *, overwrite: bool = False) -> None:
+def save_plain(path: Path, state: State, *, overwrite: bool = False) -> None:
     """Writes a state as a plain safetensors file with mode 0600, whole or not at all.
 
     Guarantee: none against reading or changing it; see `save` for that.
@@ -65,7 +71,7 @@ def save_plain(path: _Path, state: State, *, overwrite: bool = False) -> None:
             offset += len(buffer)
 
 
-def load_plain(path: _Path) -> State:
+def load_plain(path: Path) -> State:
     """Reads a plain safetensors file: the tree that `save_plain` wrote, or another tool's tensors.
 
     Args:
@@ -98,3 +104,84 @@ def load_plain(path: _Path) -> State:
         return decode_state(torch.frombuffer(data, dtype=torch.uint8))
     except StateError as error:
         raise StateError(f"{path}: {error}") from error
+
+
+def import_(path: Path) -> State:
+    """The state in a plain file of another tool, ready to be sealed.
+
+    Args:
+        path: A safetensors file, or a file of `torch.save` that holds tensors, numbers, texts and
+            plain containers only.
+
+    Raises:
+        StorageError: The file cannot be read.
+        StateError: It is neither, is sealed, or holds objects of classes, which would run code.
+
+    Example:
+        >>> import tempfile, safetensors.torch
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     safetensors.torch.save_file({"w": torch.ones(2)}, f"{folder}/m.safetensors")
+        ...     import_(f"{folder}/m.safetensors")
+        {'w': tensor([1., 1.])}
+    """
+    try:
+        with reading(path) as file:
+            first = file.read(16)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot read: {error.strerror}") from error
+    state = _load_torch(path) if is_torch(first) else load_plain(path)
+    encode_state(state)  # refuses here, with the path of what cannot be sealed
+    return state
+
+
+def _load_torch(path: Path) -> Any:
+    """What torch's restricted reader makes of a file; it knows no classes but tensors."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about its own old formats
+            return torch.load(  # noqa: TID251 - the one adapter; weights_only runs no code
+                path, map_location="cpu", weights_only=True
+            )
+    except Exception as error:
+        raise StateError(
+            f"{path}: expected a state of tensors and plain data, got something else "
+            f"({type(error).__name__}); save its state_dict() with torch.save"
+        ) from None
+
+
+def decrypt(
+    path: Path,
+    out: Path,
+    *,
+    identity: SlotReader,
+    trusted: Sequence[Verifier] | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Writes the plain safetensors file inside a sealed file, with mode 0600, whole or not at all.
+
+    Args:
+        path: A sealed file.
+        out: Where the plain file goes.
+        identity: As for `load`.
+        trusted: As for `load`.
+        overwrite: Whether a file at `out` may be replaced.
+        progress: Called now and then with the bytes decrypted so far, and those there are in all.
+
+    Raises:
+        ArchiveError: As for `load`; `StorageError` if there is a file at `out`.
+
+    Example:
+        >>> import tempfile, safetensors.torch, secure_cnn.archive as archive
+        >>> me, state = archive.generate_identity(), {"weight": torch.ones(2)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     archive.save(f"{folder}/m.sealed", state, recipients=[me.recipient])
+        ...     archive.decrypt(f"{folder}/m.sealed", f"{folder}/m.safetensors", identity=me)
+        ...     safetensors.torch.load_file(f"{folder}/m.safetensors")
+        {'weight': tensor([1., 1.])}
+    """
+    with opened(path) as fd:
+        _, payload = unlock(fd, identity=identity, trusted=trusted, expect={}, core_hash=None)
+        length = payload.layout.plaintext_length
+        with new_file(out, length=length, overwrite=overwrite, mode=0o600) as plain:
+            payload.copy_to(plain, progress)

@@ -1,4 +1,4 @@
-"""Writing a sealed file: a core, its slots, its payload and its signature, whole or not at all."""
+"""Making a sealed file: a core, its slots, its payload and its signature, whole or not at all."""
 
 import hashlib
 import json
@@ -7,21 +7,167 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 from secure_cnn.archive.errors import StateError
-from secure_cnn.archive.format.claims import JSON, canonical_json
+from secure_cnn.archive.format.claims import JSON, canonical_json, copy_claims
 from secure_cnn.archive.format.core import Core, Lineage
 from secure_cnn.archive.format.header import copy_length_for, derive_key, seal_header, seal_prefix
-from secure_cnn.archive.format.layout import Layout
-from secure_cnn.archive.format.merkle import merkle_root
-from secure_cnn.archive.format.payload import Plaintext, Progress, encrypt_file
-from secure_cnn.archive.format.slots import NO_KEY_ID, SlotWriter
-from secure_cnn.archive.format.stream import create_stream
+from secure_cnn.archive.format.payload import (
+    Plaintext,
+    Progress,
+    encrypt_file,
+    merkle_root,
+)
+from secure_cnn.archive.format.slots import NO_KEY_ID, SlotKind, SlotWriter
+from secure_cnn.archive.format.state import (
+    State,
+    encode_state,
+    named_tensors,
+)
+from secure_cnn.archive.format.stream import Layout, create_stream
+from secure_cnn.archive.format.tensors import Pieces
+from secure_cnn.archive.keys import check_recipients, check_signer
 from secure_cnn.archive.keys.passphrase import check_costs
 from secure_cnn.archive.keys.signatures import Signer
-from secure_cnn.archive.opening import Path, footer_length
+from secure_cnn.archive.opening import (
+    Path,
+    footer_length,
+)
 from secure_cnn.archive.output import new_file
 from secure_cnn.files import write_at
 
-__all__ = ["new_core", "write_sealed"]
+__all__ = ["check", "new_core", "save", "write_sealed"]
+
+_SEGMENT_LENGTH = 1 << 20
+
+
+def save(  # noqa: PLR0913  (each is one decision of who saves)
+    path: Path,
+    state: State,
+    *,
+    recipients: Sequence[SlotWriter],
+    signer: Signer | None = None,
+    claims: Mapping[str, JSON] | None = None,
+    private_claims: Mapping[str, JSON] | None = None,
+    name: str = "",
+    lineage: Lineage | None = None,
+    overwrite: bool = False,
+    segment_length: int = _SEGMENT_LENGTH,
+    progress: Progress | None = None,
+) -> None:
+    """Encrypts a state to recipients, signs it, and puts it at `path` whole or not at all.
+
+    Args:
+        path: Where the file goes.
+        state: A tree of dict, list, tuple, plain data and tensors; see `encode_state`. A flat dict
+            of tensors keeps its names. One tensor, number, text or None is a tree too.
+        recipients: Who can open the file: 1 to 256 of `Recipient`, `Passphrase`,
+            `KeyEncryptionKey` and `ServiceKey`. Hybrid and X25519 recipients do not mix, since the
+            file would be no stronger than the weaker.
+        signer: Who vouches for it. Without one, `load(trusted=…)` will refuse the file.
+        claims: A JSON object that everyone can read, bound into MAC, payload and signature.
+        private_claims: A JSON object that recipients only can read, bound as the tensors are. It
+            has no key in common with `claims`.
+        name: A logical name that everyone can read.
+        lineage: Where the file stands in a sequence; everyone can read it.
+        overwrite: Whether a file at `path` may be replaced.
+        segment_length: Bytes of an encrypted segment, 4 KiB to 64 MiB.
+        progress: Called now and then with the bytes encrypted so far, and those there are in all.
+            What it raises ends the save, and no file is left.
+
+    Raises:
+        StateError: State, claims or lineage hold something that the format cannot; the message has
+            its path.
+        InvalidKey: No recipients, a mix, or what is no recipient or signer.
+        KeyServiceError: A key service did not wrap the file key.
+        LimitExceeded: Too many recipients or claims, or a segment length outside its range.
+        StorageError: There is a file already, or the operating system refuses.
+
+    Example:
+        >>> import tempfile, torch, secure_cnn.archive as archive
+        >>> me, state = archive.generate_identity(), {"weight": torch.ones(2)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     archive.save(f"{folder}/m.sealed", state, recipients=[me.recipient])
+        ...     archive.load(f"{folder}/m.sealed", identity=me)
+        {'weight': tensor([1., 1.])}
+    """
+    recipients, signer = check_recipients(recipients), check_signer(signer)
+    public, private = _apart(claims, private_claims)
+    plaintext = Pieces(encode_state(state, private))
+    core = new_core(
+        name=name,
+        lineage=lineage,
+        claims=public,
+        recipients=recipients,
+        signer=signer,
+        plaintext_length=len(plaintext),
+        segment_length=segment_length,
+    )
+    write_sealed(
+        path,
+        core,
+        plaintext,
+        recipients=recipients,
+        signer=signer,
+        overwrite=overwrite,
+        progress=progress,
+    )
+
+
+def check(
+    state: State = None,
+    *,
+    claims: Mapping[str, JSON] | None = None,
+    private_claims: Mapping[str, JSON] | None = None,
+    name: str = "",
+    recipients: Sequence[SlotWriter] = (),
+) -> None:
+    """Passes if `save`, and `save_plain`, will take these: to be asked before hours of work.
+
+    Cheap: the bytes of tensors are not looked at, and nothing is written. What remains for `save`
+    to refuse is the disk, and a bool tensor with bytes that are none.
+
+    Args:
+        state: As for `save`; with tensors of the types that it will have.
+        claims: As for `save`.
+        private_claims: As for `save`.
+        name: As for `save`.
+        recipients: As for `save`; with none, one is thought of.
+
+    Raises:
+        InvalidKey: The recipients do not mix, or are none.
+        StateError: State, claims or name hold something that the format cannot.
+        LimitExceeded: The claims are too long.
+
+    Example:
+        >>> import torch
+        >>> check({"weight": torch.ones(2)}, claims={"epsilon": float("nan")})
+        Traceback (most recent call last):
+        ...
+        secure_cnn.archive.errors.StateError: claims.epsilon: expected plain JSON ...
+    """
+    named_tensors(state)
+    recipients = check_recipients(recipients)
+    public, _ = _apart(claims, private_claims)
+    core = new_core(
+        name=name,
+        lineage=None,
+        claims=public,
+        recipients=recipients,
+        signer=None,
+        plaintext_length=0,
+        segment_length=_SEGMENT_LENGTH,
+    )
+    seal_prefix(core, copy_length_for([who.kind for who in recipients] or [SlotKind.HYBRID]))
+
+
+def _apart(
+    claims: Mapping[str, JSON] | None, private_claims: Mapping[str, JSON] | None
+) -> tuple[dict[str, JSON], dict[str, JSON]]:
+    """Public and private claims, which have no key in common."""
+    public = copy_claims(claims, "claims")
+    private = copy_claims(private_claims, "private_claims")
+    if twice := public.keys() & private.keys():
+        raise StateError(f"claims: expected {sorted(twice)} to be public or private, got both")
+    return public, private
 
 
 def new_core(
@@ -34,12 +180,7 @@ def new_core(
     plaintext_length: int,
     segment_length: int,
 ) -> Core:
-    """The core of a new file, with a fresh id.
-
-    Raises:
-        StateError: Name or claims are not what they must be.
-        LimitExceeded: A length is outside its range.
-    """
+    """The core of a new file, with a fresh id."""
     if not isinstance(name, str):
         raise StateError(f"name: expected text, got {type(name).__name__}")
     if lineage is not None and not isinstance(lineage, Lineage):
@@ -74,11 +215,6 @@ def write_sealed(
     Args:
         core: Made by `new_core` for these recipients and this signer.
         overwrite: Whether a file at `path` may be replaced.
-
-    Raises:
-        InvalidKey: No recipients, or a mix.
-        LimitExceeded: Too many recipients or claims, or passphrases that cost too much to try.
-        StorageError: There is a file already, or the operating system refuses.
     """
     copy_length = copy_length_for([who.kind for who in recipients])
     core_hash = hashlib.sha256(seal_prefix(core, copy_length)).digest()

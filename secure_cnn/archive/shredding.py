@@ -18,7 +18,7 @@ from secure_cnn.archive.format.claims import canonical_json, parse_json
 from secure_cnn.archive.format.core import is_hex
 from secure_cnn.archive.format.header import Header
 from secure_cnn.archive.format.payload import read_at
-from secure_cnn.archive.keys.doors import check_signer, check_trusted
+from secure_cnn.archive.keys import check_signer, check_trusted
 from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.opening import Path, opened, read_header
 from secure_cnn.archive.output import new_file

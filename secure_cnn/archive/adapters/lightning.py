@@ -13,14 +13,10 @@ import torch
 from secure_cnn.archive.errors import MissingExtra, StateError, StorageError
 from secure_cnn.archive.format.claims import JSON
 from secure_cnn.archive.format.slots import SlotReader, SlotWriter
-from secure_cnn.archive.keys.doors import (
-    check_identity,
-    check_recipients,
-    check_signer,
-    check_trusted,
-)
+from secure_cnn.archive.keys import check_identity, check_recipients, check_signer, check_trusted
 from secure_cnn.archive.keys.signatures import Signer, Verifier
-from secure_cnn.archive.sealed import load, save
+from secure_cnn.archive.loading import load
+from secure_cnn.archive.sealing import save
 
 try:
     from lightning.fabric.plugins import (  # type: ignore[import-not-found,unused-ignore]
@@ -80,10 +76,6 @@ class SealedCheckpointIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
 
         Args:
             storage_options: None; there are no options.
-
-        Raises:
-            StateError: Something in it is no plain data, or there are options.
-            ArchiveError: As for `save`.
         """
         if storage_options is not None:
             raise StateError("storage_options: expected None, got some; leave them out")
@@ -107,10 +99,6 @@ class SealedCheckpointIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
 
         Args:
             map_location: None or the CPU: Lightning moves tensors on its own.
-
-        Raises:
-            StateError: It holds no dict, or tensors are wanted elsewhere.
-            ArchiveError: As for `load`.
         """
         if self._identity is None:
             raise StateError(
@@ -124,11 +112,7 @@ class SealedCheckpointIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
         return state
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Removes a checkpoint if it is there; the copies of it stay readable.
-
-        Raises:
-            StorageError: The operating system refuses.
-        """
+        """Removes a checkpoint if it is there; the copies of it stay readable."""
         try:
             Path(path).unlink(missing_ok=True)
         except OSError as error:

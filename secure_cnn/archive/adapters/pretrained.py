@@ -14,8 +14,9 @@ from secure_cnn.archive.errors import StateError
 from secure_cnn.archive.format.claims import JSON
 from secure_cnn.archive.format.slots import SlotReader, SlotWriter
 from secure_cnn.archive.keys.signatures import Signer, Verifier
+from secure_cnn.archive.loading import load
 from secure_cnn.archive.opening import Path
-from secure_cnn.archive.sealed import load, save
+from secure_cnn.archive.sealing import save
 
 __all__ = ["from_pretrained", "save_pretrained"]
 

@@ -26,10 +26,6 @@ def canonical_json(value: object, path: str) -> bytes:
     Args:
         value: dict with str keys, list, tuple (becomes a list), str, int, finite float, bool or
             None.
-
-    Raises:
-        StateError: A value is anything else, holds text that UTF-8 does not, or nests deeper than
-            64.
     """
     _check(value, path, _MAX_DEPTH)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
@@ -40,9 +36,6 @@ def copy_claims(claims: object, path: str) -> dict[str, JSON]:
 
     Args:
         claims: A mapping with values as for `canonical_json`; None for no claims.
-
-    Raises:
-        StateError: They are something else.
     """
     if claims is None:
         return {}
@@ -53,12 +46,7 @@ def copy_claims(claims: object, path: str) -> dict[str, JSON]:
 
 
 def parse_json(raw: bytes, what: str) -> JSON:
-    """The value in JSON bytes from a file.
-
-    Raises:
-        Tampered: The bytes are not JSON, a key stands twice, a number is not finite or has more
-            than 1024 bits.
-    """
+    """The value in JSON bytes from a file."""
     try:
         value: JSON = json.loads(
             raw.decode("utf-8"),
@@ -78,10 +66,6 @@ def check_claims(claims: Mapping[str, JSON], expect: Mapping[str, object]) -> No
     """Passes if each expected claim is there with the expected value.
 
     Values are compared as JSON has them: true is no number, at any depth, and 3 is 3.0.
-
-    Raises:
-        ClaimMismatch: One is missing or differs.
-        StateError: An expected value is no JSON.
     """
     for name, wanted in expect.items():
         if name not in claims:

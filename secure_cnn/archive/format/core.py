@@ -77,10 +77,6 @@ class Core:
         plaintext_length: Bytes of the plaintext, up to 2^48.
         segment_length: Bytes of a whole encrypted segment, 4 KiB to 64 MiB.
         signer: Algorithm and hash of the signer's public key; None if unsigned.
-
-    Raises:
-        LimitExceeded: A number is outside its range.
-        Tampered: A field has another type or form.
     """
 
     file_id: str
@@ -116,23 +112,12 @@ class Core:
         return max(1, -(-self.plaintext_length // (self.segment_length - 32)))
 
     def to_bytes(self) -> bytes:
-        """The canonical JSON of the core.
-
-        Raises:
-            StateError: A value is no JSON.
-        """
+        """The canonical JSON of the core."""
         return canonical_json({**asdict(self), "suite": _SUITE}, "core")
 
     @classmethod
     def from_bytes(cls, raw: bytes) -> "Core":
-        """The core in raw bytes, which are not trusted yet.
-
-        Raises:
-            Tampered: The bytes are no JSON object, a key stands twice, or fields are missing,
-                unknown or malformed.
-            UnsupportedVersion: The suite is another.
-            LimitExceeded: A number is outside its range.
-        """
+        """The core in raw bytes, which are not trusted yet."""
         fields = parse_json(raw, "the core")
         if not isinstance(fields, dict) or fields.keys() != {*cls.__dataclass_fields__, "suite"}:
             raise Tampered("the core has other fields than version 1; get the file again")

@@ -117,13 +117,7 @@ class Header:
         return head_length(len(self.prefix) - FIXED_LENGTH, self.copy_length)
 
     def unlock(self, identity: SlotReader) -> tuple[bytes, tuple[Slot, ...]]:
-        """The file key, and the slots of the copy that it authenticates.
-
-        Raises:
-            WrongKey: No slot is for this identity.
-            Tampered: The head is not what a holder of the file key wrote.
-            LimitExceeded: A passphrase slot asks for too much.
-        """
+        """The file key, and the slots of the copy that it authenticates."""
         refused: list[ArchiveError] = []
         for copy in self.copies:
             try:
@@ -156,34 +150,21 @@ def derive_key(file_key: bytes, purpose: bytes) -> bytes:
 
 
 def copy_length_for(kinds: Sequence[SlotKind]) -> int:
-    """Bytes of a copy for slots of these kinds, with room for one more of the longest.
-
-    Raises:
-        InvalidKey: There is no recipient, or kinds that do not mix.
-        LimitExceeded: There are more than 256.
-    """
+    """Bytes of a copy for slots of these kinds, with room for one more of the longest."""
     check_mix(kinds)
     longest = max(kinds, key=lambda kind: kind.body_lengths[-1])
     return _round_up(_COPY_OVERHEAD + slots_length([*kinds, longest]))
 
 
 def seal_prefix(core: Core, copy_length: int) -> bytes:
-    """The bytes that never change: fixed header and core. Their SHA-256 is the core hash.
-
-    Raises:
-        LimitExceeded: The head would pass 1 MiB.
-    """
+    """The bytes that never change: fixed header and core. Their SHA-256 is the core hash."""
     raw = core.to_bytes()
     _check_lengths(len(raw), copy_length)
     return _FIXED.pack(MAGIC, VERSION, 0, len(raw), copy_length) + raw
 
 
 def seal_copy(prefix: bytes, slots: Sequence[Slot], file_key: bytes, copy_length: int) -> bytes:
-    """The bytes of one copy, padded with zeros to its length.
-
-    Raises:
-        LimitExceeded: The slots do not fit.
-    """
+    """The bytes of one copy, padded with zeros to its length."""
     packed = pack_slots(slots)
     if len(packed) + _COPY_OVERHEAD > copy_length:
         raise LimitExceeded(
@@ -195,11 +176,7 @@ def seal_copy(prefix: bytes, slots: Sequence[Slot], file_key: bytes, copy_length
 
 
 def seal_header(core: Core, slots: Sequence[Slot], file_key: bytes, copy_length: int) -> bytes:
-    """The bytes of the whole head, up to the payload.
-
-    Raises:
-        LimitExceeded: The head would pass 1 MiB, or the slots do not fit.
-    """
+    """The bytes of the whole head, up to the payload."""
     prefix = seal_prefix(core, copy_length)
     copy = seal_copy(prefix, slots, file_key, copy_length)
     return prefix.ljust(_round_up(len(prefix)), b"\0") + bytes(SECTOR) + copy + copy
@@ -211,15 +188,7 @@ def head_length(core_length: int, copy_length: int) -> int:
 
 
 def read_lengths(fixed: bytes) -> tuple[int, int]:
-    """The lengths of core and copies in the first 20 bytes of a file.
-
-    Raises:
-        NotSealed: The file does not start with the magic.
-        Truncated: The file ends within the 20 bytes.
-        UnsupportedVersion: Version or critical flags are not those of version 1.
-        LimitExceeded: Together the parts pass 1 MiB.
-        Tampered: The length of a copy is no multiple of 512.
-    """
+    """The lengths of core and copies in the first 20 bytes of a file."""
     if fixed[: len(MAGIC)] != MAGIC[: len(fixed)] or not fixed:
         raise NotSealed(
             "expected a sealed file, got another kind; plain files are refused, seal it first"
@@ -242,10 +211,6 @@ def parse_header(raw: bytes) -> Header:
 
     Args:
         raw: The first bytes of the file, at least up to the payload.
-
-    Raises:
-        ArchiveError: As `read_lengths`; `Truncated` when bytes are missing; `Tampered` when parts
-            disagree.
     """
     core_length, copy_length = read_lengths(raw[:FIXED_LENGTH])
     core_end = FIXED_LENGTH + core_length

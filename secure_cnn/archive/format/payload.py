@@ -1,35 +1,41 @@
 """The payload on disk: segments encrypted and decrypted by a few threads, at fixed offsets.
 
 Cipher, hash, read and write all release the interpreter lock on pieces of this size, so threads
-scale; each has one ciphertext and one plaintext buffer that it uses again and again. Nothing here
+scale; each has one ciphertext and one plaintext buffer that it uses again and again. What a
+signature covers is the root of a hash tree over the ciphertext, the tree of RFC 6962. Nothing here
 knows a header or a tensor.
 """
 
 import contextlib
+import hashlib
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeAlias, final
 
 from secure_cnn.archive.errors import Tampered, Truncated
-from secure_cnn.archive.format.layout import Layout
-from secure_cnn.archive.format.merkle import leaf_hash
-from secure_cnn.archive.format.pieces import Pieces
-from secure_cnn.archive.format.stream import HEADER_LENGTH, Floe
-from secure_cnn.archive.format.threads import Work, share_out
+from secure_cnn.archive.format.stream import HEADER_LENGTH, Floe, Layout
+from secure_cnn.archive.format.tensors import Pieces
 from secure_cnn.files import write_at
 
 __all__ = [
     "Payload",
     "Plaintext",
     "Progress",
+    "Work",
     "encrypt_file",
     "hash_file",
+    "leaf_hash",
+    "merkle_root",
     "read_at",
+    "share_out",
     "wipe",
 ]
 
 _WIPE_LENGTH = 1 << 20
+
 _WRITE_BACK = 8 << 20
+
 _TOLD_EVERY = 8 << 20
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -37,6 +43,10 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 The calls come from the thread that called us. What they raise ends the work as any failure does.
 """
+
+Work: TypeAlias = Callable[[int], None]
+
+_MAX_THREADS = 4
 
 
 class Plaintext(Protocol):
@@ -64,9 +74,6 @@ def encrypt_file(
 
     Returns:
         The leaf hashes of header and segments in order if `hashed`, else an empty list.
-
-    Raises:
-        OSError: Writing failed.
     """
     leaves = [b""] * (layout.segments + 1) if hashed else []
     if hashed:
@@ -113,20 +120,11 @@ class Payload:
 
         Args:
             target: As many bytes as are wanted. All of none, from 0, still checks a segment.
-
-        Raises:
-            Tampered: A segment is not what was signed or encrypted.
-            Truncated: The file ends too early.
         """
         self.scatter_into(Pieces([target]), start)
 
     def scatter_into(self, targets: Pieces, start: int = 0) -> None:
-        """As `read_into`, into several buffers one behind the other.
-
-        Raises:
-            Tampered: A segment is not what was signed or encrypted.
-            Truncated: The file ends too early.
-        """
+        """As `read_into`, into several buffers one behind the other."""
         layout, stop = self.layout, start + len(targets)
 
         def begin() -> Work:
@@ -150,32 +148,17 @@ class Payload:
             raise
 
     def read(self, start: int, length: int, scratch: memoryview) -> memoryview:
-        """Exactly one segment's plaintext, in `scratch`: what a file of the same layout encrypts.
-
-        Raises:
-            Tampered: The segment is not what was signed or encrypted.
-            Truncated: The file ends too early.
-        """
+        """One segment's plaintext, in `scratch`: what a file of the same layout encrypts."""
         index = self.layout.covering(start, start + length)[0]
         self._decrypt(index, memoryview(bytearray(self.layout.longest)), [scratch[:length]])
         return scratch[:length]
 
     def copy_to(self, out: int, progress: Progress | None = None) -> None:
-        """Decrypts all into a file open for writing, which the caller throws away on failure.
-
-        Raises:
-            Tampered: A segment is not what was signed or encrypted.
-            Truncated: The file ends too early.
-        """
+        """Decrypts all into a file open for writing, which the caller throws away on failure."""
         self._decrypt_each(lambda first, plain: write_at(out, plain, first), progress)
 
     def check(self, progress: Progress | None = None) -> None:
-        """Decrypts all and keeps nothing.
-
-        Raises:
-            Tampered: A segment is not what was signed or encrypted.
-            Truncated: The file ends too early.
-        """
+        """Decrypts all and keeps nothing."""
         self._decrypt_each(lambda first, plain: None, progress)
 
     def _decrypt_each(
@@ -206,11 +189,7 @@ class Payload:
 
 
 def hash_file(fd: int, layout: Layout, progress: Progress | None = None) -> list[bytes]:
-    """The leaf hashes of header and segments as they are in the file; needs no key.
-
-    Raises:
-        Truncated: The file ends too early.
-    """
+    """The leaf hashes of header and segments as they are in the file; needs no key."""
     leaves = [b""] * (layout.segments + 1)
     leaves[0] = leaf_hash(read_at(fd, HEADER_LENGTH, layout.offset))
 
@@ -227,11 +206,7 @@ def hash_file(fd: int, layout: Layout, progress: Progress | None = None) -> list
 
 
 def read_at(fd: int, length: int, offset: int) -> bytes:
-    """Exactly `length` bytes of a file from `offset`.
-
-    Raises:
-        Truncated: The file ends too early.
-    """
+    """Exactly `length` bytes of a file from `offset`."""
     buffer = bytearray(length)
     _read_into(fd, memoryview(buffer), offset)
     return bytes(buffer)
@@ -283,3 +258,77 @@ def _read_segment(fd: int, layout: Layout, index: int, scratch: memoryview) -> m
     segment = scratch[:length]
     _read_into(fd, segment, offset)
     return segment
+
+
+def leaf_hash(data: bytes | memoryview) -> bytes:
+    """SHA-256 over a zero byte and the data: a leaf of the tree."""
+    digest = hashlib.sha256(b"\0")
+    digest.update(data)
+    return digest.digest()
+
+
+def merkle_root(leaves: Sequence[bytes]) -> bytes:
+    """The root over leaf hashes: nodes are SHA-256(1, left, right), an odd last one moves up.
+
+    Args:
+        leaves: At least one 32-byte hash.
+    """
+    level = list(leaves)
+    while len(level) > 1:
+        odd = level[len(level) & ~1 :]
+        pairs = zip(level[::2], level[1::2], strict=False)
+        level = [hashlib.sha256(b"\1" + left + right).digest() for left, right in pairs] + odd
+    return level[0]
+
+
+def share_out(
+    indexes: range, start: Callable[[], Work], told: Callable[[int], None] | None = None
+) -> None:
+    """Does the work of each index, in about this order; whoever is free takes the next one.
+
+    When it returns or raises, no thread is at work any more. After a failure, or an interrupt, no
+    index is begun.
+    """
+    left, taking, failures = iter(indexes), threading.Lock(), list[BaseException]()
+    finished = 0
+
+    def run(tell: Callable[[int], None] | None) -> None:
+        nonlocal finished
+        try:
+            work, done = start(), 0
+            while not failures:
+                with taking:
+                    finished += done
+                    index = next(left, None)
+                if index is None:
+                    return
+                if tell is not None:
+                    tell(finished)
+                work(index)
+                done = 1
+        except BaseException as error:
+            failures.append(error)
+
+    count = min(_MAX_THREADS, len(indexes), len(os.sched_getaffinity(0)))
+    others = [threading.Thread(target=run, args=[None], name="segments") for _ in range(count - 1)]
+    try:
+        # While the interpreter ends no thread can be started; then this one does all.
+        with contextlib.suppress(RuntimeError):
+            for thread in others:
+                thread.start()
+        run(told)
+        _join(others)
+        if told is not None and not failures:
+            told(finished)
+    except BaseException as interrupt:
+        failures.append(interrupt)
+        _join(others)
+    if failures:
+        raise failures[0]
+
+
+def _join(threads: Sequence[threading.Thread]) -> None:
+    """Returns when those that were started are done."""
+    for thread in threads:
+        if thread.ident is not None:
+            thread.join()

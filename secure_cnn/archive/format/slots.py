@@ -124,13 +124,7 @@ def slot_info(kind: SlotKind, core_hash: bytes) -> bytes:
 
 
 def check_mix(kinds: Iterable[int]) -> None:
-    """Passes if a file may have slots of all these kinds.
-
-    Raises:
-        InvalidKey: There is none, or a classical one beside one that a quantum computer does not
-            open.
-        LimitExceeded: There are more than 256, or more than 8 passphrases.
-    """
+    """Passes if a file may have slots of all these kinds."""
     kinds = list(kinds)
     if not kinds:
         raise InvalidKey("expected at least one recipient, got none; nobody could open the file")
@@ -161,12 +155,7 @@ def pack_slots(slots: Sequence[Slot]) -> bytes:
 
 
 def parse_slots(raw: bytes) -> tuple[Slot, ...]:
-    """The slots in bytes made by `pack_slots`, which are not trusted yet.
-
-    Raises:
-        LimitExceeded: There are more than 256.
-        Tampered: A length does not fit.
-    """
+    """The slots in bytes made by `pack_slots`, which are not trusted yet."""
     slots: list[Slot] = []
     at = 0
     while at < len(raw):

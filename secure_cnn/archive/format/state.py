@@ -16,13 +16,14 @@ import torch
 
 from secure_cnn.archive.errors import StateError
 from secure_cnn.archive.format.claims import JSON, canonical_json
-from secure_cnn.archive.format.dense import bytes_of, check_tensor
 from secure_cnn.archive.format.tensors import (
     CLAIMS,
     DTYPES,
     METADATA,
     STRUCTURE,
     Index,
+    bytes_of,
+    check_tensor,
     header_end,
     parse_index,
     parse_text,
@@ -59,9 +60,6 @@ def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list
         state: A tree, up to 32 deep, of dict (keys str or int; an `OrderedDict` becomes a dict),
             list, tuple, str, int (up to 1024 bits), float, bool, None and tensors (dense, any
             device, any dtype that safetensors has; parameters come back as tensors).
-
-    Raises:
-        StateError: Something else is in the tree; the message has its dotted path.
     """
     encoder = _Encoder()
     structure = json.dumps(encoder.node(state, ()), separators=(",", ":"), allow_nan=False)
@@ -94,10 +92,6 @@ def decode_state(data: torch.Tensor) -> State:
 
     Args:
         data: uint8 tensor [n]. The tensors of the state use its memory.
-
-    Raises:
-        StateError: The bytes are no valid safetensors file, or its structure does not fit its
-            tensors.
     """
     index = index_of(data)
     return build_state(index, lambda name: _cut(index, data, name))
@@ -108,20 +102,13 @@ def index_of(data: torch.Tensor) -> Index:
 
     Args:
         data: uint8 tensor [n].
-
-    Raises:
-        StateError: The bytes are no valid safetensors file.
     """
     end = header_end(data[:8].numpy().tobytes(), len(data))
     return parse_index(data[8:end].numpy().tobytes(), len(data))
 
 
 def build_state(index: Index, tensor: Callable[[str], torch.Tensor]) -> State:
-    """The tree that an index describes; a dict of its tensors if another tool made it.
-
-    Raises:
-        StateError: The structure does not fit the tensors.
-    """
+    """The tree that an index describes; a dict of its tensors if another tool made it."""
     tensors = {name: tensor(name) for name in index.spans}
     if STRUCTURE not in index.metadata:
         return dict(tensors)
@@ -133,9 +120,6 @@ def tensor_names(index: Index) -> dict[str, str]:
 
     Those are the stored names, and where a tensor stands at several places of the tree, the dotted
     paths of the others.
-
-    Raises:
-        StateError: The structure is malformed.
     """
     names = {name: name for name in index.spans}
     if STRUCTURE in index.metadata:
@@ -146,12 +130,7 @@ def tensor_names(index: Index) -> dict[str, str]:
 
 
 def named_tensors(state: State) -> dict[str, torch.Tensor]:
-    r"""The tensors of a state, by the names they are stored under; the same memory.
-
-    Raises:
-        StateError: The state holds what `encode_state` refuses, as far as that shows without its
-            tensors' bytes; the message has its dotted path.
-    """
+    r"""The tensors of a state, by the names they are stored under; the same memory."""
     encoder = _Encoder()
     encoder.node(state, ())
     return encoder.tensors
@@ -165,9 +144,6 @@ def with_tensors(
     Args:
         state: A tree as for `encode_state`.
         exchange: Gives the other tensors, by the names of `named_tensors`.
-
-    Raises:
-        StateError: As for `named_tensors`.
     """
     encoder = _Encoder()
     structure = encoder.node(state, ())

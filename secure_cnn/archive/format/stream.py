@@ -22,17 +22,24 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from secure_cnn.archive.errors import LimitExceeded, Tampered, Truncated
 from secure_cnn.archive.format.secret import Secret
 
-__all__ = ["HEADER_LENGTH", "OVERHEAD", "Floe", "create_stream", "open_stream"]
+__all__ = ["HEADER_LENGTH", "OVERHEAD", "Floe", "Layout", "create_stream", "open_stream"]
 
 HEADER_LENGTH = 74
+
 OVERHEAD = 32
 
 _IV_LENGTH = 32
+
 _TAG_LENGTH = 16
+
 _NOT_LAST = 0xFFFFFFFF
+
 _ROTATION_MASK = ~((1 << 20) - 1)
+
 _MAX_SEGMENT = 64 << 20
+
 _SEGMENT_HEAD = struct.Struct(">I12s")
+
 _PARAMETERS = struct.Struct(">HII")
 
 _Bytes: TypeAlias = bytes | bytearray | memoryview
@@ -85,9 +92,6 @@ class Floe(Secret):
 
         Returns:
             The length of the segment in `out`.
-
-        Raises:
-            LimitExceeded: The plaintext does not fit.
         """
         length = len(plaintext) + OVERHEAD
         if length > self.segment_length or (not last and length != self.segment_length):
@@ -114,10 +118,6 @@ class Floe(Secret):
             last: Whether it must be the last one.
             segment: Exactly its bytes.
             outs: Together exactly 32 bytes shorter.
-
-        Raises:
-            Truncated: The segment is the wrong one of last and not last, or has another length.
-            Tampered: The segment is not what was encrypted at this position of this stream.
         """
         length = len(segment)
         if not OVERHEAD <= length <= self.segment_length or length != OVERHEAD + sum(
@@ -160,20 +160,12 @@ def create_stream(key: bytes, aad: bytes, segment_length: int) -> Floe:
     Args:
         key: 32 bytes.
         segment_length: Length of a whole encrypted segment, 33 bytes to 64 MiB.
-
-    Raises:
-        LimitExceeded: The segment length is outside its range.
     """
     return Floe(key, aad, segment_length, os.urandom(_IV_LENGTH))
 
 
 def open_stream(key: bytes, aad: bytes, header: bytes) -> Floe:
-    """The stream that a header belongs to, after its tag was compared in constant time.
-
-    Raises:
-        Tampered: The header is not of this key and associated data, or has other parameters.
-        LimitExceeded: Its segment length is outside its range.
-    """
+    """The stream that a header belongs to, after its tag was compared in constant time."""
     if len(header) != HEADER_LENGTH:
         raise Truncated(f"expected a stream header of {HEADER_LENGTH} bytes, got {len(header)}")
     suite, segment_length, iv_length = _PARAMETERS.unpack_from(header)
@@ -189,3 +181,45 @@ def open_stream(key: bytes, aad: bytes, header: bytes) -> Floe:
 def _segment_aad(position: int, last: bool) -> bytes:
     """What a segment's tag binds besides its bytes."""
     return struct.pack(">QB", position, last)
+
+
+@final
+class Layout:
+    """Where the segments of a payload lie in the file."""
+
+    __slots__ = ("_piece", "offset", "plaintext_length", "segment_length", "segments")
+
+    def __init__(self, *, offset: int, segment_length: int, plaintext_length: int) -> None:
+        self.offset, self.segment_length = offset, segment_length
+        self.plaintext_length = plaintext_length
+        self._piece = segment_length - OVERHEAD
+        self.segments = max(1, -(-plaintext_length // self._piece))
+
+    @property
+    def longest(self) -> int:
+        """Bytes of the longest segment there is."""
+        return min(self.segment_length, self.plaintext_length + OVERHEAD)
+
+    @property
+    def end(self) -> int:
+        """The offset behind the last segment."""
+        return self.offset + HEADER_LENGTH + self.plaintext_length + self.segments * OVERHEAD
+
+    def plaintext(self, index: int) -> tuple[int, int]:
+        """Start and length of a segment's plaintext."""
+        start = index * self._piece
+        return start, min(self._piece, self.plaintext_length - start)
+
+    def ciphertext(self, index: int) -> tuple[int, int]:
+        """Offset in the file and length of a segment."""
+        start = self.offset + HEADER_LENGTH + index * self.segment_length
+        return start, self.plaintext(index)[1] + OVERHEAD
+
+    def covering(self, start: int, stop: int) -> range:
+        """The segments that hold a range of the plaintext, at least one."""
+        first = start // self._piece
+        return range(first, max(first + 1, -(-stop // self._piece)))
+
+    def is_last(self, index: int) -> bool:
+        """Whether this is the last segment."""
+        return index == self.segments - 1

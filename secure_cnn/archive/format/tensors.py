@@ -1,13 +1,17 @@
-"""The index of a safetensors file: which tensor lies where, checked before a byte of it is used.
+"""The tensors of a safetensors file: which kinds there are, where each lies, and their bytes.
 
-No tree and no file here: `state` makes a tree of the tensors, `lazy` reads single ones.
+The index is checked before a byte of the data is used. No tree and no file here: `state` makes a
+tree of the tensors, `loading` reads single ones.
 """
 
+import bisect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, final
 
+import numpy as np
 import torch
 
 from secure_cnn.archive.errors import StateError, Tampered
@@ -19,15 +23,21 @@ __all__ = [
     "METADATA",
     "STRUCTURE",
     "Index",
+    "Pieces",
     "Span",
+    "bytes_of",
+    "check_tensor",
     "header_end",
     "parse_index",
     "parse_text",
 ]
 
 METADATA = "__metadata__"
+
 STRUCTURE = "secure_cnn.state"
+
 CLAIMS = "secure_cnn.claims"
+
 DTYPES = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
@@ -50,7 +60,9 @@ DTYPES = {
 }
 
 _BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
+
 _MAX_HEADER = 100_000_000
+
 _MAX_SIZE = 1 << 48
 
 
@@ -76,9 +88,6 @@ class Span:
 
         Args:
             data: uint8 [stop - start].
-
-        Raises:
-            StateError: It is a bool tensor with a byte other than 0 and 1.
         """
         self.check(data)
         if self.start == self.stop:
@@ -94,9 +103,6 @@ class Span:
 
         Args:
             data: uint8 [stop - start].
-
-        Raises:
-            StateError: It is a bool tensor with a byte other than 0 and 1.
         """
         if self.dtype is torch.bool and len(data) and (most := int(data.max())) > 1:
             raise StateError(
@@ -122,11 +128,7 @@ class Index:
 
     @property
     def claims(self) -> dict[str, JSON]:
-        """The private claims, empty if there are none.
-
-        Raises:
-            StateError: They are no JSON object.
-        """
+        """The private claims, empty if there are none."""
         text = self.metadata.get(CLAIMS)
         claims = {} if text is None else parse_text(text)
         if not isinstance(claims, dict):
@@ -139,9 +141,6 @@ def header_end(first: bytes, length: int) -> int:
 
     Args:
         first: Its first eight bytes.
-
-    Raises:
-        StateError: No safetensors file starts so.
     """
     if len(first) < 8 or (header := int.from_bytes(first[:8], "little")) < 2:
         raise StateError(
@@ -157,9 +156,6 @@ def parse_index(header: bytes, length: int) -> Index:
 
     Args:
         header: The JSON, without the eight bytes before it.
-
-    Raises:
-        StateError: It is no such header, or does not fit the file.
     """
     entries = parse_text(header)
     if not isinstance(entries, dict):
@@ -182,11 +178,7 @@ def parse_index(header: bytes, length: int) -> Index:
 
 
 def parse_text(text: object) -> JSON:
-    """JSON from inside the plaintext, as text or bytes.
-
-    Raises:
-        StateError: It is none.
-    """
+    """JSON from inside the plaintext, as text or bytes."""
     if not isinstance(text, str | bytes):
         raise StateError("a text of the plaintext is none; save the state again")
     try:
@@ -214,3 +206,91 @@ def _span(name: str, entry: Any) -> Span:
 def _is_size(value: object) -> bool:
     """Whether a value can be a length; larger ones would overflow in strides."""
     return type(value) is int and 0 <= value <= _MAX_SIZE
+
+
+def check_tensor(tensor: torch.Tensor, path: str) -> None:
+    """Refuses tensors whose bytes are not the whole story, without looking at them."""
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        raise StateError(
+            f"{path}: expected a plain tensor, got {type(tensor).__name__}; convert it"
+        )
+    if not _is_dense(tensor):
+        kind = "nested" if tensor.is_nested else str(tensor.layout)
+        raise StateError(
+            f"{path}: expected a dense tensor with data, got {kind} on {tensor.device}; convert it"
+        )
+    if tensor.dtype not in DTYPES:
+        raise StateError(f"{path}: safetensors has no {tensor.dtype}; convert it")
+
+
+def bytes_of(tensor: torch.Tensor, name: str) -> memoryview:
+    r"""The bytes of a tensor in row-major order; its own memory where that is so already."""
+    try:
+        # As bytes: torch makes 1 of every other byte where it copies bools, as `contiguous` may.
+        seen = tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor
+        plain = seen.resolve_conj().resolve_neg().cpu().contiguous()
+        raw = plain.reshape(-1).view(torch.uint8)
+        memory: memoryview = raw.numpy().data
+    except (RuntimeError, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise StateError(
+            f"{name}: expected a tensor whose bytes can be read, got one of which torch says: "
+            f"{reason}; save a plain tensor in main memory"
+        ) from None
+    if tensor.dtype is torch.bool and len(memory) and int(raw.max()) > 1:
+        raise StateError(f"{name}: expected a bool tensor of bytes 0 and 1, got another byte")
+    return memory
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether all elements of a tensor are in its memory, one behind the other or strided."""
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
+        return False
+    # Memory that was given back, as sharding libraries do, cannot be read.
+    try:
+        return tensor.numel() == 0 or tensor.untyped_storage().nbytes() > 0
+    except (NotImplementedError, RuntimeError):  # within a transform there is none
+        return False
+
+
+@final
+class Pieces:
+    """Buffers used as if they stood one behind the other, without joining them.
+
+    Attributes:
+        buffers: Those that are not empty.
+    """
+
+    __slots__ = ("_starts", "buffers")
+
+    def __init__(self, buffers: Sequence[memoryview]) -> None:
+        self.buffers = [buffer for buffer in buffers if len(buffer)]
+        self._starts = [0, *accumulate(len(buffer) for buffer in self.buffers)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def parts(self, start: int, length: int) -> list[memoryview]:
+        """Views of the `length` bytes from `start`, one of each buffer that has some of them."""
+        parts: list[memoryview] = []
+        index = bisect.bisect_right(self._starts, start) - 1
+        while length > 0:
+            within = start - self._starts[index]
+            parts.append(self.buffers[index][within : within + length])
+            taken = len(parts[-1])
+            start, length, index = start + taken, length - taken, index + 1
+        return parts
+
+    def read(self, start: int, length: int, scratch: memoryview) -> memoryview:
+        """A view of `length` bytes from `start`; copied to `scratch` if they span buffers."""
+        parts = self.parts(start, length)
+        if len(parts) == 1:
+            return parts[0]
+        done = 0
+        for part in parts:
+            # An assignment would hold the interpreter lock while it copies.
+            np.copyto(
+                np.frombuffer(scratch[done : done + len(part)], "B"), np.frombuffer(part, "B")
+            )
+            done += len(part)
+        return scratch[:length]

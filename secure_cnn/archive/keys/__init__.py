@@ -1,1 +1,148 @@
-"""Keys: what wraps a file key and what signs, as values, in files and behind services."""
+"""Keys, and the door for them: who is named to open, sign or be trusted is looked at first.
+
+Halves of keys look alike to who writes a call, and trust that is given to the wrong half would read
+like an attack. No message shows a text: it may be a secret. Each kind of key has a module here.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeGuard
+
+from secure_cnn.archive.errors import InvalidKey
+from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.keys.identity import Identity, Recipient
+from secure_cnn.archive.keys.signatures import Signer, Verifier
+
+__all__ = [
+    "check_identity",
+    "check_recipients",
+    "check_signer",
+    "check_trusted",
+    "key_ids",
+    "trusted_with",
+]
+
+_SERVICE = "make it ServiceKey(service, name)"
+
+_RECIPIENT_CURES: Mapping[type, str] = {
+    Identity: "give identity.recipient",
+    str: "give Recipient.from_text(line), or Passphrase(text)",
+    Signer: "signers sign; give a recipient, of generate_identity()",
+    Verifier: "verifiers check signatures; give a recipient, of generate_identity()",
+}
+
+_IDENTITY_CURES: Mapping[type, str] = {
+    Recipient: "a recipient seals and opens nothing; give the Identity that it is of",
+    str: "give read_identity(path), or Passphrase(text)",
+    list: "give the one identity that opens the file",
+    tuple: "give the one identity that opens the file",
+    Signer: "signers sign; give an Identity",
+    Verifier: "verifiers check signatures; give an Identity",
+}
+
+_SIGNER_CURES: Mapping[type, str] = {
+    Verifier: "a verifier signs nothing; give the Signer that it is of",
+    Identity: "identities open files; give a Signer, of generate_signer()",
+    str: "give read_signer(path)",
+}
+
+_TRUSTED_CURES: Mapping[type, str] = {
+    Signer: "give signer.verifier",
+    str: "give Verifier.from_text(line), of the line in the .pub file",
+    Identity: "identities open files; give the Verifier of who signed",
+    Recipient: "recipients seal files; give the Verifier of who signed",
+}
+
+
+def check_recipients(who: object, *, name: str = "recipients") -> tuple[SlotWriter, ...]:
+    """Those who can be given the file key."""
+    expected = "a Recipient, Passphrase, KeyEncryptionKey or ServiceKey"
+    found = []
+    for place, each in _listed(who, name, expected, _RECIPIENT_CURES):
+        if not _writes(each):
+            raise _refused(place, expected, each, _RECIPIENT_CURES)
+        found.append(each)
+    return tuple(found)
+
+
+def check_identity(who: object, *, name: str = "identity") -> SlotReader:
+    """Who can take the file key out of a slot."""
+    if not isinstance(who, type) and callable(getattr(who, "unwrap", None)) and not _serves(who):
+        return who  # type: ignore[return-value]  # by shape
+    expected = "an Identity, Passphrase, KeyEncryptionKey or ServiceKey"
+    raise _refused(name, expected, who, _IDENTITY_CURES)
+
+
+def check_signer(who: object) -> Signer | None:
+    """Who signs, if anybody."""
+    if who is None or isinstance(who, Signer):
+        return who
+    raise _refused("signer", "a Signer or None", who, _SIGNER_CURES)
+
+
+def check_trusted(who: object) -> tuple[Verifier, ...]:
+    """Those whose signatures count."""
+    found = []
+    for place, each in _listed(who, "trusted", "a Verifier", _TRUSTED_CURES):
+        if not isinstance(each, Verifier):
+            raise _refused(place, "a Verifier", each, _TRUSTED_CURES)
+        found.append(each)
+    return tuple(found)
+
+
+def trusted_with(signer: Signer | None, trusted: Sequence[Verifier] | None) -> tuple[Verifier, ...]:
+    """Whose signatures count for someone who may sign: the trusted, or the signer's own alone."""
+    signer = check_signer(signer)
+    if trusted is None and signer is None:
+        raise InvalidKey("expected trusted verifiers or a signer, got neither; say whom to trust")
+    if trusted is None and signer is not None:
+        return (signer.verifier,)
+    found = check_trusted(trusted)
+    if signer is not None and signer.verifier not in found:
+        raise InvalidKey(
+            f"expected {signer.verifier!r} among the trusted, since it signs here; add it"
+        )
+    return found
+
+
+def key_ids(who: object, *, name: str) -> set[str]:
+    """Key ids in hexadecimal digits, of these or of those whose they are."""
+    expected = "a Recipient or its key_id.hex()"
+    cures: dict[type, str] = {Identity: "give identity.recipient"}
+    found = set()
+    for place, each in _listed(who, name, expected, cures):
+        if not isinstance(each, str) and not _writes(each):
+            raise _refused(place, expected, each, cures)
+        found.add(each if isinstance(each, str) else each.key_id.hex())
+    return found
+
+
+def _listed(
+    who: object, name: str, expected: str, cures: Mapping[type, str]
+) -> list[tuple[str, object]]:
+    """Each with its place in the list."""
+    if isinstance(who, str | bytes | Mapping) or not isinstance(who, Iterable):
+        fits = _writes(who) or isinstance(who, Verifier | str)
+        cure = "" if type(who) in cures else f"; put it in a list, {name}=[...]" if fits else ""
+        raise _refused(name, f"a list, each {expected}", who, cures, cure)
+    return [(f"{name}[{number}]", each) for number, each in enumerate(who)]
+
+
+def _writes(who: object) -> TypeGuard[SlotWriter]:
+    """Whether it has the shape of a recipient."""
+    shape = ("kind", "key_id", "wrap")
+    return not isinstance(who, type) and all(hasattr(who, name) for name in shape)
+
+
+def _serves(who: object) -> bool:
+    """Whether it is a bare key service, which knows nothing of slots."""
+    return hasattr(who, "wrap") and hasattr(who, "unwrap") and not _writes(who)
+
+
+def _refused(
+    name: str, expected: str, who: object, cures: Mapping[type, str], cure: str = ""
+) -> InvalidKey:
+    """What was expected, what kind came, and what to do about it."""
+    kind = "text" if isinstance(who, str) else type(who).__name__
+    told = next((f"; {text}" for known, text in cures.items() if isinstance(who, known)), cure)
+    told = f"; {_SERVICE}" if not told and _serves(who) else told
+    return InvalidKey(f"{name}: expected {expected}, got {kind}{told}")

@@ -70,11 +70,7 @@ class Recipient:
 
     @classmethod
     def from_text(cls, text: str) -> "Recipient":
-        """The recipient of a line made by `to_text`.
-
-        Raises:
-            InvalidKey: The line is no recipient, or was copied wrongly.
-        """
+        """The recipient of a line made by `to_text`."""
         kind, public = decode_key(_RECIPIENT_PREFIX, text)
         return cls(_known_kind(kind), public)
 
@@ -84,9 +80,6 @@ class Recipient:
         Args:
             file_key: 32 bytes.
             core_hash: 32 bytes, SHA-256 of the core of the file.
-
-        Raises:
-            InvalidKey: The public key is a point that agrees on nothing.
         """
         try:
             body = _SUITES[self.kind].encrypt(
@@ -137,21 +130,12 @@ class Identity(Secret):
 
     @classmethod
     def from_text(cls, text: str) -> "Identity":
-        """The identity of a line made by `to_text`.
-
-        Raises:
-            InvalidKey: The line is no identity, or was copied wrongly.
-        """
+        """The identity of a line made by `to_text`."""
         kind, seed = decode_key(_IDENTITY_PREFIX, text)
         return cls(_known_kind(kind), seed)
 
     def unwrap(self, slots: Sequence[Slot], core_hash: bytes) -> bytes:
-        """The file key out of the slot with this identity's id.
-
-        Raises:
-            WrongKey: No slot has this identity's id.
-            Tampered: One has, but does not open: it or the core was changed.
-        """
+        """The file key out of the slot with this identity's id."""
         mine = self.recipient
         found = [slot for slot in slots if (slot.kind, slot.key_id) == (mine.kind, mine.key_id)]
         if not found:

@@ -57,12 +57,7 @@ def encode_key(prefix: str, kind: int, key: bytes) -> str:
 
 
 def decode_key(prefix: str, text: str) -> tuple[int, bytes]:
-    """The kind and the raw key of a text made by `encode_key`.
-
-    Raises:
-        InvalidKey: The text has another prefix, a typing error, or is cut short. It is never
-            repeated in the message, since it may be a secret.
-    """
+    """The kind and the raw key of a text made by `encode_key`."""
     line = text.strip()
     if not line.startswith(f"{prefix}-"):
         known = _PREFIX.match(line)
@@ -132,10 +127,6 @@ def read_key(path: str | os.PathLike[str], parse: Callable[[str], _Key]) -> _Key
     Args:
         path: A file that its owner alone may touch.
         parse: What makes a key of its line, such as ``Identity.from_text``.
-
-    Raises:
-        KeyFileError: The file is missing, not a regular file, readable or writable by group or
-            others, too large, or holds no such key or more than one.
     """
     lines = [line.strip() for line in read_private(path).splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
@@ -154,10 +145,6 @@ def read_private(path: str | os.PathLike[str]) -> str:
 
     Args:
         path: A file of up to 64 KiB that its owner alone may touch.
-
-    Raises:
-        KeyFileError: The file is missing, not a regular file, readable or writable by group or
-            others, too large, or no text.
     """
     try:
         with reading(path) as file:

@@ -13,7 +13,7 @@ from typing import final
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from secure_cnn.archive.errors import InvalidKey, LimitExceeded, WrongKey
-from secure_cnn.archive.format.secret import Secret
+from secure_cnn.archive.format.secret import Secret, unwrap_key, wrap_key
 from secure_cnn.archive.format.slots import (
     MAX_PASSPHRASE_SLOTS,
     NO_KEY_ID,
@@ -21,7 +21,6 @@ from secure_cnn.archive.format.slots import (
     SlotKind,
     slot_info,
 )
-from secure_cnn.archive.keys.wrap import unwrap_key, wrap_key
 
 __all__ = ["INSECURE_TEST_COST", "Argon2Cost", "Passphrase", "check_costs"]
 
@@ -114,13 +113,7 @@ class Passphrase(Secret):
         return Slot(kind=self.kind, key_id=salt, body=cost + wrapped)
 
     def unwrap(self, slots: Sequence[Slot], core_hash: bytes) -> bytes:
-        """The file key out of the first slot that opens; all costs are checked before one is paid.
-
-        Raises:
-            WrongKey: No passphrase slot opens. A changed header looks the same.
-            LimitExceeded: A slot asks for more than `Argon2Cost` allows, all together for more
-                than one may, or there are more than 8.
-        """
+        """The file key of the first slot that opens; all costs are checked before one is paid."""
         found = [slot for slot in slots if slot.kind == self.kind]
         if not found:
             raise WrongKey(
@@ -159,12 +152,7 @@ class Passphrase(Secret):
 
 
 def check_costs(slots: Iterable[Slot]) -> None:
-    """Passes if to try the passphrase slots among these, all of them, costs no more than one may.
-
-    Raises:
-        LimitExceeded: Memory times iterations, summed, is more than the largest `Argon2Cost`; or
-            one slot alone is outside of its limits.
-    """
+    """Passes if trying all passphrase slots among these costs no more than it may."""
     costs = [_read_cost(slot.body) for slot in slots if slot.kind == SlotKind.ARGON2ID]
     total = sum(cost.memory_kib * cost.iterations for cost in costs)
     if total > _MAX_TOTAL:

@@ -83,11 +83,7 @@ class Verifier:
 
     @classmethod
     def from_text(cls, text: str) -> "Verifier":
-        """The verifier of a line made by `to_text`.
-
-        Raises:
-            InvalidKey: The line is no verifier, or was copied wrongly.
-        """
+        """The verifier of a line made by `to_text`."""
         kind, public = decode_key(_VERIFIER_PREFIX, text)
         verifier = cls(public)
         if _known_kind(kind) != (_ED25519 if len(public) == _ED25519_PUBLIC else _HYBRID):
@@ -101,9 +97,6 @@ class Verifier:
             signature: 64 bytes, or 3373 for a key with ML-DSA-65.
             core_hash: 32 bytes, the core hash.
             root: 32 bytes, the Merkle root of the ciphertext.
-
-        Raises:
-            Tampered: The signature does not hold.
         """
         self.check_statement(signature, _SEALED, core_hash + root)
 
@@ -114,9 +107,6 @@ class Verifier:
             signature: As for `check`.
             payload_type: A media type; a signature for one type holds for no other.
             body: What was signed.
-
-        Raises:
-            Tampered: The signature does not hold.
         """
         message = _encoding(payload_type, body)
         try:
@@ -175,11 +165,7 @@ class Signer(Secret):
 
     @classmethod
     def from_text(cls, text: str) -> "Signer":
-        """The signer of a line made by `to_text`.
-
-        Raises:
-            InvalidKey: The line is no signer, or was copied wrongly.
-        """
+        """The signer of a line made by `to_text`."""
         kind, seed = decode_key(_SIGNER_PREFIX, text)
         return cls(seed, post_quantum=_known_kind(kind) == _HYBRID)
 

@@ -27,9 +27,6 @@ class FolderLock:
 
     Args:
         path: The file to lock; made if it is missing, and never removed.
-
-    Raises:
-        StorageError: Somebody else has it, or the operating system refuses.
     """
 
     __slots__ = ("__weakref__", "_fd", "_path")
@@ -58,11 +55,7 @@ class FolderLock:
         _held.add(self)
 
     def check(self) -> None:
-        """Passes if the lock is still ours: nobody removed its file, and this is no forked child.
-
-        Raises:
-            StorageError: It is not.
-        """
+        """Passes if the lock is ours: nobody removed its file, and this is no forked child."""
         if self._fd is None:
             raise StorageError(
                 f"{self._path.parent}: is not open for writing in this process; "
@@ -98,11 +91,7 @@ class FolderLock:
 
 
 def lock_folder(folder: Path, *, now: datetime) -> FolderLock:
-    """The lock of a folder, which is made if it is missing.
-
-    Raises:
-        StorageError: Somebody else has it, or the operating system refuses.
-    """
+    """The lock of a folder, which is made if it is missing."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -16,7 +16,7 @@ from secure_cnn.archive.errors import StateError, Tampered
 from secure_cnn.archive.format.claims import canonical_json, parse_json
 from secure_cnn.archive.format.core import Lineage
 
-__all__ = ["Checkpoint", "Log", "Which", "as_metric", "choose"]
+__all__ = ["Checkpoint", "Log", "Retention", "Which", "as_metric", "choose"]
 
 Which: TypeAlias = Literal["latest", "best"] | int
 """Which checkpoint: the newest, the one with the largest metric, or a generation."""
@@ -99,11 +99,7 @@ class Log:
 
     @classmethod
     def replay(cls, run: str, raw: bytes) -> Self:
-        """The log that its lines tell.
-
-        Raises:
-            Tampered: A line was changed, left out, moved, or is none of ours.
-        """
+        """The log that its lines tell."""
         head = cls.empty(run).head
         history: list[Checkpoint] = []
         gone: set[int] = set()
@@ -195,11 +191,7 @@ class Log:
 
 
 def as_metric(value: object) -> float | None:
-    """The metric of a checkpoint, from any number: a tensor's or numpy's too; None stays None.
-
-    Raises:
-        StateError: It is no number.
-    """
+    """The metric of a checkpoint, from any number: a tensor's or numpy's too; None stays None."""
     if value is None:
         return None
     try:
@@ -215,9 +207,6 @@ def choose(checkpoints: Sequence[Checkpoint], which: Which) -> Checkpoint | None
 
     Args:
         which: The newest, the best (among equals the newer), or a generation.
-
-    Raises:
-        StateError: It is none of these.
     """
     # True and 1.0 are equal to 1 and no generation.
     if type(which) not in (int, str):
@@ -257,3 +246,42 @@ def _shown(value: object) -> str:
 def _is_hash(text: object) -> bool:
     """Whether a value is 32 bytes in lower-case hexadecimal digits."""
     return isinstance(text, str) and len(text) == 64 and not text.strip("0123456789abcdef")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """A checkpoint stays if any of the three rules wants it; without a rule all stay.
+
+    The newest one always stays.
+
+    Attributes:
+        keep_last: The newest so many.
+        keep_best: The so many with the largest metric; among equals the newer.
+        every: Each whose generation is a multiple of this.
+    """
+
+    keep_last: int | None = None
+    keep_best: int | None = None
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("keep_last", "keep_best", "every"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise StateError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+    def superfluous(self, checkpoints: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
+        """Those that no rule wants."""
+        if self.keep_last is self.keep_best is self.every is None:
+            return ()
+        measured = sorted(
+            (it for it in checkpoints if it.metric is not None),
+            key=lambda it: (it.metric, it.generation),
+            reverse=True,
+        )
+        wanted = {it.generation for it in checkpoints[-(self.keep_last or 1) :]}
+        wanted |= {it.generation for it in measured[: self.keep_best or 0]}
+        if self.every is not None:
+            wanted |= {it.generation for it in checkpoints if it.generation % self.every == 0}
+        return tuple(it for it in checkpoints if it.generation not in wanted)

@@ -16,11 +16,10 @@ from typing import final
 
 from secure_cnn.archive.errors import ArchiveError, RolledBack, StorageError, Tampered
 from secure_cnn.archive.format.core import LATEST_FILE as _LATEST
+from secure_cnn.archive.info import inspect
 from secure_cnn.archive.keys.signatures import Signer, Verifier
-from secure_cnn.archive.sealed import inspect
-from secure_cnn.archive.store.latest import Latest
+from secure_cnn.archive.store.latest import HighWaterMark, Latest
 from secure_cnn.archive.store.log import Checkpoint, Log
-from secure_cnn.archive.store.mark import HighWaterMark
 from secure_cnn.archive.store.smallfile import append_at, read_small, replace_small
 from secure_cnn.files import check_path
 
@@ -81,15 +80,7 @@ class SequenceFolder:
         return StorageError(f"{self.folder}: no checkpoint for {which!r}{there}; list the store")
 
     def read(self) -> Log:
-        """The log, after its signature, its chain and its age held.
-
-        Raises:
-            RolledBack: It ends earlier than the files, the lines, the mark, or this object saw
-                before; or there is no mark.
-            Tampered: It was cut, edited, or is of another run.
-            UntrustedSigner: Somebody else signed it.
-            StorageError: The operating system refuses.
-        """
+        """The log, after its signature, its chain and its age held."""
         while True:
             before = read_small(self.folder / _LATEST, _MAX_LATEST)
             try:
@@ -127,13 +118,7 @@ class SequenceFolder:
         return log
 
     def check(self, checkpoint: Checkpoint, log: Log) -> None:
-        """Passes if the file of a checkpoint is there and is the one that was saved, by its head.
-
-        Raises:
-            Tampered: It is missing, or another.
-            RolledBack: It is another one of the same run.
-            ArchiveError: Its head cannot be read.
-        """
+        """Passes if the file of a checkpoint is there and is the one that was saved."""
         path = self.path(checkpoint)
         if not path.exists():
             raise Tampered(
@@ -150,11 +135,7 @@ class SequenceFolder:
         raise Tampered(f"{path}: is not the file that was saved; get the right one from a copy")
 
     def commit(self, lines: bytes, log: Log, signer: Signer) -> None:
-        """Makes lines and the log that ends with them count; on a crash all of it or nothing does.
-
-        Raises:
-            StorageError: The operating system refuses.
-        """
+        """Makes new lines of the log count; after a crash all of them do, or none."""
         newest = log.history[-1]
         latest = Latest(
             run=log.run,
@@ -176,11 +157,7 @@ class SequenceFolder:
             self._raise(path, latest)
 
     def clear(self, log: Log) -> None:
-        """Names the newest file, removes those pruned, and what a writer that died left half-done.
-
-        Raises:
-            StorageError: The operating system refuses.
-        """
+        """Names the newest file; removes those pruned, and what a writer that died left."""
         name = _LOG
         try:
             if (newest := log.newest) and self.path(newest).name == newest.pending:

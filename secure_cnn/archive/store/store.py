@@ -17,16 +17,15 @@ from secure_cnn.archive.errors import InvalidKey, StorageError, Tampered, WrongK
 from secure_cnn.archive.format.claims import JSON, copy_claims
 from secure_cnn.archive.format.slots import SlotReader, SlotWriter
 from secure_cnn.archive.format.state import State
-from secure_cnn.archive.keys.doors import check_identity, check_recipients, trusted_with
+from secure_cnn.archive.info import inspect, verify
+from secure_cnn.archive.keys import check_identity, check_recipients, trusted_with
 from secure_cnn.archive.keys.signatures import Signer, Verifier
-from secure_cnn.archive.restore import load_into
-from secure_cnn.archive.sealed import inspect, load, save, verify
-from secure_cnn.archive.store.background import Background
+from secure_cnn.archive.loading import load, load_into
+from secure_cnn.archive.sealing import save
+from secure_cnn.archive.store.background import Background, HostBuffer
 from secure_cnn.archive.store.lock import FolderLock, lock_folder
-from secure_cnn.archive.store.log import Checkpoint, Log, Which, as_metric, choose
-from secure_cnn.archive.store.retention import Retention
+from secure_cnn.archive.store.log import Checkpoint, Log, Retention, Which, as_metric, choose
 from secure_cnn.archive.store.sequence import SequenceFolder
-from secure_cnn.archive.store.snapshot import HostBuffer
 
 __all__ = ["CheckpointStore"]
 
