@@ -1,4 +1,4 @@
-"""`secure_cnn.data.batches` and `augment`: every example once per epoch, and resumable anywhere."""
+"""`secure_cnn.data.batches`: every example once per epoch, and resumable anywhere."""
 
 import pytest
 import torch

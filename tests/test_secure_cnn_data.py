@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import secure_cnn.data
-from secure_cnn.data import DataSpec, ImageData, Split, load_data, npz, source, store
-from secure_cnn.data.labels import stratified_split
+from secure_cnn.data import DataSpec, ImageData, Split, load_data, source, store
+from secure_cnn.data.source import stratified_split
 from secure_cnn.errors import DataError
 
 
@@ -201,7 +201,7 @@ class TestNpz:
         """Three images at a time, split by the seed, into a mapped file: the same data set."""
         save_npz(tmp_path / "x.npz", count=50, classes=3)
         want = load_data(tmp_path / "x.npz").fingerprint
-        monkeypatch.setattr(npz, "CHUNK_BYTES", 200)
+        monkeypatch.setattr(source, "CHUNK_BYTES", 200)
         load = {"cache": tmp_path / "cache", "memory_cap": 0}
         assert load_data(tmp_path / "x.npz").fingerprint == want
         assert load_data(tmp_path / "x.npz", **load).fingerprint == want

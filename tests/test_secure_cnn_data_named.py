@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from secure_cnn.data import cifar, load_data, named
-from secure_cnn.data.download import RemoteFile, download
+from secure_cnn.data.named import RemoteFile, download
 from secure_cnn.errors import DataError
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -81,7 +81,7 @@ def test_mapped_mnist_equals_mnist_in_memory(tmp_path, monkeypatch):
     """Also when it is read a few images at a time."""
     write_mnist(tmp_path / "mnist")
     want = load_data("mnist", cache=tmp_path).fingerprint
-    monkeypatch.setattr("secure_cnn.data.idx.CHUNK_BYTES", 3000)
+    monkeypatch.setattr("secure_cnn.data.source.CHUNK_BYTES", 3000)
     assert load_data("mnist", cache=tmp_path, memory_cap=0).fingerprint == want
 
 

@@ -199,7 +199,7 @@ def test_every_reader_of_data_and_records_refuses_a_pipe(tmp_path):
     import defenses
     from defenses.evaluation.journal import Journal
     from defenses.evaluation.writing import write_text as write_state
-    from secure_cnn.data import cifar, idx, load_data
+    from secure_cnn.data import cifar, load_data, mnist
     from secure_cnn.errors import DataError, RunError
     from secure_cnn.report import RunRecord
     from secure_cnn.report._document import write_text
@@ -212,8 +212,8 @@ def test_every_reader_of_data_and_records_refuses_a_pipe(tmp_path):
     for read, error in (
         (lambda: load_data(str(pipes[0])), DataError),
         (lambda: load_data(str(tmp_path / "classes")), DataError),
-        (lambda: idx.read_labels(pipes[3]), DataError),
-        (lambda: cifar.read_labels(pipes[3]), DataError),
+        (lambda: mnist.mnist_source("mnist", [pipes[3]] * 4, ("a", "b")), DataError),
+        (lambda: cifar.cifar_source("cifar10", pipes[3], ("a", "b")), DataError),
         (lambda: RunRecord.read(pipes[3]), RunError),
         (lambda: write_text(pipes[3], "text"), RunError),
         (lambda: write_state(pipes[3], "text"), OSError),

@@ -7,8 +7,7 @@ statistic of the data (a model's input normalisation is fixed; see `secure_cnn.m
 
 from pathlib import Path
 
-from secure_cnn.data.augment import Augmentation
-from secure_cnn.data.batches import ShuffledBatches
+from secure_cnn.data.batches import Augmentation, ShuffledBatches
 from secure_cnn.data.folder import folder_source
 from secure_cnn.data.named import NAMES, named_source
 from secure_cnn.data.npz import npz_source

@@ -12,46 +12,66 @@ from pathlib import Path
 
 import numpy as np
 
-from secure_cnn.data.labels import Labels
-from secure_cnn.data.source import Chunk, Pixels
+from secure_cnn.data import source
+from secure_cnn.data.source import Chunk, Pixels, Source
 from secure_cnn.errors import DataError
 from secure_cnn.files import reading
 
-__all__ = ["SHAPE", "TEST_FILES", "TRAIN_FILES", "read_images", "read_labels"]
+__all__ = ["TEST_FILES", "TRAIN_FILES", "cifar_source"]
 
-SHAPE = (3, 32, 32)
 TRAIN_FILES = tuple(f"cifar-10-batches-bin/data_batch_{number}.bin" for number in range(1, 6))
 TEST_FILES = ("cifar-10-batches-bin/test_batch.bin",)
 
+_SHAPE = (3, 32, 32)
 _RECORD = 1 + 3 * 32 * 32
 _MOST_BYTES = 10_000 * _RECORD  # the size of every official file
 
 
-def read_labels(path: Path) -> dict[str, Labels]:
-    """The labels in each of the six files."""
-    return {name: records[:, 0].astype(np.int64) for name, records in _records(path)}
+def cifar_source(name: str, path: Path, classes: tuple[str, ...]) -> Source:
+    """The archive at `path`: one pass for the labels, which are few, and one for the pixels."""
+    found = {file: records[:, 0].astype(np.int64) for file, records in _records(path)}
+    starts, row = {}, 0
+    for file in (*TRAIN_FILES, *TEST_FILES):
+        starts[file] = row
+        row += len(found[file])
+    labels = np.concatenate([found[file] for file in starts])
+    train_count = starts[TEST_FILES[0]]
+    source.check_labels(labels[:train_count], classes, path)
+    source.check_range(labels[train_count:], classes, path)
+    return Source(
+        name=name,
+        key=source.key_of([path], name),
+        classes=classes,
+        labels=labels,
+        train_count=train_count,
+        shape=_SHAPE,
+        chunks=lambda: _chunks(path, starts),
+    )
 
 
-def read_images(path: Path, starts: dict[str, int]) -> Iterator[Chunk]:
-    """The images of each file in `starts`, placed at the row that it gives, in archive order."""
-    for name, records in _records(path):
-        yield starts[name], records[:, 1:].reshape(-1, *SHAPE)
+def _chunks(path: Path, starts: dict[str, int]) -> Iterator[Chunk]:
+    """The images of each file at the row where it starts, in the order of the archive."""
+    for file, records in _records(path):
+        yield starts[file], records[:, 1:].reshape(-1, *_SHAPE)
 
 
 def _records(path: Path) -> Iterator[tuple[str, Pixels]]:
     """Each of the six files once, as records uint8 `[n, 3073]`, in one pass over the archive."""
     missing = {*TRAIN_FILES, *TEST_FILES}
-    try:
-        with reading(path) as raw, tarfile.open(fileobj=raw, mode="r|gz") as archive:
-            for member in archive:
-                if member.name in missing and member.isfile():
-                    missing.remove(member.name)
-                    yield member.name, _read(archive, member, path)
-    except (OSError, EOFError, zlib.error, tarfile.TarError) as error:
-        raise DataError(
-            f"{path}: expected a whole .tar.gz archive, got {error}; "
-            "it is damaged or truncated: remove it and put a fresh copy there"
-        ) from error
+    with (
+        source.unusable(
+            path,
+            *(OSError, EOFError, zlib.error, tarfile.TarError),
+            expected="a whole .tar.gz archive",
+            cure="it is damaged or truncated: remove it and put a fresh copy there",
+        ),
+        reading(path) as raw,
+        tarfile.open(fileobj=raw, mode="r|gz") as archive,
+    ):
+        for member in archive:
+            if member.name in missing and member.isfile():
+                missing.remove(member.name)
+                yield member.name, _read(archive, member, path)
     if missing:
         raise DataError(
             f"{path}: expected the binary version of CIFAR-10, got an archive without "

@@ -12,7 +12,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from secure_cnn.data.labels import Labels, check_name, stratified_split
-from secure_cnn.data.source import CHUNK_BYTES, Chunk, Pixels, Source, key_of
+from secure_cnn.data import source
+from secure_cnn.data.source import Chunk, Labels, Pixels, Source
 from secure_cnn.data.store import stored_shape
 from secure_cnn.errors import DataError
 from secure_cnn.files import reading
@@ -58,12 +58,12 @@ class _Listing:
 def folder_source(root: Path, *, cache: Path | None, test_fraction: float, seed: int) -> Source:
     """The images below `root`, of which `cache` may already hold the pixels."""
     name = root.resolve().name
-    check_name(name, f"{root}: the name of the folder")
+    source.check_name(name, f"{root}: the name of the folder")
     split = (root / "train").is_dir() and (root / "test").is_dir()
     train, test = _listed_split(root) if split else _seeded_split(root, test_fraction, seed)
     files, labels = train.files + test.files, np.concatenate([train.labels, test.labels])
     with _readable(root):
-        key = key_of(files, train.classes, len(train.files), "upright")
+        key = source.key_of(files, train.classes, len(train.files), "upright")
     shape = stored_shape(cache, key, len(files)) or _common_shape(files)
     return Source(
         name=name,
@@ -96,7 +96,7 @@ def _seeded_split(root: Path, test_fraction: float, seed: int) -> tuple[_Listing
             files=[listing.files[row] for row in rows],
             labels=listing.labels[rows],
         )
-        for rows in stratified_split(
+        for rows in source.stratified_split(
             listing.labels, listing.classes, root, test_fraction=test_fraction, seed=seed
         )
     )
@@ -109,7 +109,7 @@ def _list(root: Path) -> _Listing:
         entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
         folders = [entry for entry in entries if entry.is_dir()]
         for folder in folders:
-            check_name(folder.name, f"{folder}: the name of the class folder")
+            source.check_name(folder.name, f"{folder}: the name of the class folder")
         stray = [entry for entry in entries if entry.suffix.lower() in _SUFFIXES]
         if stray:
             raise DataError(f"{stray[0]}: expected images inside class folders; move it into one")
@@ -167,7 +167,7 @@ def _size(image: Image.Image) -> tuple[int, int]:
 
 def _decode(files: list[Path], shape: tuple[int, int, int]) -> Iterator[Chunk]:
     """The pixels of all files, a few at a time."""
-    rows = max(1, CHUNK_BYTES // prod(shape))
+    rows = max(1, source.CHUNK_BYTES // prod(shape))
     for start in range(0, len(files), rows):
         yield start, np.stack([_pixels(file, shape) for file in files[start : start + rows]])
 
@@ -187,7 +187,11 @@ def _pixels(file: Path, shape: tuple[int, int, int]) -> Pixels:
 @contextmanager
 def _opened(file: Path) -> Iterator[Image.Image]:
     """An image with a sound header; what its decoder raises later is a `DataError` too."""
-    with _readable(file), warnings.catch_warnings():
+    small = f"at most {_MOST_PIXELS} pixels"
+    too_large = source.unusable(
+        file, Image.DecompressionBombError, expected=small, cure="make it smaller"
+    )
+    with _readable(file), too_large, warnings.catch_warnings():
         # Above its own limit Pillow only warns; ours is lower and final.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         # A damaged tag says nothing about the pixels; what is sound of the tags is kept.
@@ -195,8 +199,7 @@ def _opened(file: Path) -> Iterator[Image.Image]:
         with reading(file) as raw, Image.open(raw, formats=("PNG", "JPEG")) as image:
             if image.width * image.height > _MOST_PIXELS:
                 raise DataError(
-                    f"{file}: expected at most {_MOST_PIXELS} pixels, "
-                    f"got {image.width}x{image.height}; make it smaller"
+                    f"{file}: expected {small}, got {image.width}x{image.height}; make it smaller"
                 )
             if image.mode not in _GREY + _COLOUR:
                 raise DataError(
@@ -205,27 +208,12 @@ def _opened(file: Path) -> Iterator[Image.Image]:
             yield image
 
 
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turn what the file system and the decoders raise into one error that names `path`."""
-    try:
-        yield
-    except DataError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{path}: expected at most {_MOST_PIXELS} pixels, got far more; make it smaller"
-        ) from error
-    except (
-        OSError,
-        ValueError,
+def _readable(path: Path) -> AbstractContextManager[None]:
+    """One error that names `path`, whatever the file system and the decoders raise."""
+    return source.unusable(
+        path,
+        *(OSError, ValueError, EOFError, IndexError, struct.error, zlib.error),
         SyntaxError,  # what Pillow raises for a broken PNG
-        EOFError,
-        IndexError,
-        struct.error,
-        zlib.error,
-    ) as error:
-        raise DataError(
-            f"{path}: expected a readable PNG or JPEG image, or a folder of them, got {error}; "
-            "it is damaged or truncated: replace or remove it"
-        ) from error
+        expected="a readable PNG or JPEG image, or a folder of them",
+        cure="it is damaged or truncated: replace or remove it",
+    )

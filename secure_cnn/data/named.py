@@ -1,34 +1,47 @@
 """The data sets that have a name: digits, mnist, fashion-mnist and cifar10.
 
 Files are looked for in the system's data folder, then in the cache, and are downloaded only when
-they are in neither. A download is pinned by SHA-256; a file that somebody put there is not (Debian
-packs Fashion-MNIST anew), but its format, sizes and labels are checked.
+they are in neither. A download is pinned by size and SHA-256, so that it does not matter whom the
+bytes come from; a file that somebody put there is not (Debian packs Fashion-MNIST anew), but its
+format, sizes and labels are checked.
 """
 
-from collections.abc import Iterator
+import hashlib
+import http.client
+import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from rich.progress import DownloadColumn, Progress
 from sklearn.datasets import load_digits
 
-from secure_cnn.data import cifar, idx
-from secure_cnn.data.download import RemoteFile, download
-from secure_cnn.data.labels import Labels, check_labels, check_range, stratified_split
-from secure_cnn.data.source import Chunk, Source, key_of
+from secure_cnn.data import mnist
+from secure_cnn.data.cifar import cifar_source
+from secure_cnn.data.source import Source, key_of, stratified_split
 from secure_cnn.data.store import needed
 from secure_cnn.errors import DataError
+from secure_cnn.files import new_file, write_at
+from secure_cnn.printable import Terminal
 
-__all__ = ["NAMES", "named_source"]
+__all__ = ["NAMES", "RemoteFile", "download", "named_source"]
 
 _DIGITS = tuple("0123456789")
+_CLOTHES = "T-shirt/top,Trouser,Pullover,Dress,Coat,Sandal,Shirt,Sneaker,Bag,Ankle boot"
+_CIFAR = "airplane,automobile,bird,cat,deer,dog,frog,horse,ship,truck"
 _SYSTEM = Path("/usr/share/datasets")
-_IDX_FILES = (
-    "train-images-idx3-ubyte.gz",
-    "train-labels-idx1-ubyte.gz",
-    "t10k-images-idx3-ubyte.gz",
-    "t10k-labels-idx1-ubyte.gz",
-)
+_TIMEOUT = 15.0  # seconds without a byte before a mirror is given up
+_CHUNK = 1 << 18
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFile:
+    """A file that mirrors offer, and what it must be."""
+
+    name: str
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +54,23 @@ class _Remote:
     package: str | None = None
 
 
+def _mnist_files(*pinned: tuple[int, str]) -> tuple[RemoteFile, ...]:
+    """The four files of MNIST's form, each with its size and digest."""
+    return tuple(
+        RemoteFile(name=name, size=size, sha256=sha256)
+        for name, (size, sha256) in zip(mnist.FILES, pinned, strict=True)
+    )
+
+
 # Sizes and digests: TensorFlow Datasets' `url_checksums`.
 _REMOTE = {
     "mnist": _Remote(
         classes=_DIGITS,
-        files=tuple(
-            RemoteFile(name=name, size=size, sha256=sha256)
-            for name, size, sha256 in zip(
-                _IDX_FILES,
-                (9_912_422, 28_881, 1_648_877, 4_542),
-                (
-                    "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-                    "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-                    "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-                    "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-                ),
-                strict=True,
-            )
+        files=_mnist_files(
+            (9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+            (28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+            (1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+            (4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
         ),
         mirrors=(
             "https://storage.googleapis.com/cvdf-datasets/mnist/",
@@ -65,31 +78,12 @@ _REMOTE = {
         ),
     ),
     "fashion-mnist": _Remote(
-        classes=(
-            "T-shirt/top",
-            "Trouser",
-            "Pullover",
-            "Dress",
-            "Coat",
-            "Sandal",
-            "Shirt",
-            "Sneaker",
-            "Bag",
-            "Ankle boot",
-        ),
-        files=tuple(
-            RemoteFile(name=name, size=size, sha256=sha256)
-            for name, size, sha256 in zip(
-                _IDX_FILES,
-                (26_421_880, 29_515, 4_422_102, 5_148),
-                (
-                    "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-                    "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-                    "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-                    "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-                ),
-                strict=True,
-            )
+        classes=tuple(_CLOTHES.split(",")),
+        files=_mnist_files(
+            (26_421_880, "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84"),
+            (29_515, "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845"),
+            (4_422_102, "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073"),
+            (5_148, "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5"),
         ),
         mirrors=(
             "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
@@ -98,18 +92,7 @@ _REMOTE = {
         package="dataset-fashion-mnist",
     ),
     "cifar10": _Remote(
-        classes=(
-            "airplane",
-            "automobile",
-            "bird",
-            "cat",
-            "deer",
-            "dog",
-            "frog",
-            "horse",
-            "ship",
-            "truck",
-        ),
+        classes=tuple(_CIFAR.split(",")),
         files=(
             RemoteFile(
                 name="cifar-10-binary.tar.gz",
@@ -128,8 +111,26 @@ def named_source(name: str, *, cache: Path | None, test_fraction: float, seed: i
     """The data set called `name`, one of `NAMES`; only `digits` is split here, by `seed`."""
     if name == "digits":
         return _digits(test_fraction, seed)
-    paths = _locate(name, cache)
-    return _cifar(name, paths[0]) if name == "cifar10" else _idx(name, paths)
+    paths, classes = _locate(name, cache), _REMOTE[name].classes
+    if name == "cifar10":
+        return cifar_source(name, paths[0], classes)
+    return mnist.mnist_source(name, paths, classes)
+
+
+def download(file: RemoteFile, mirrors: Sequence[str], folder: Path) -> Path:
+    """Fetches `file` into `folder` from the first mirror (a URL that ends in a slash) that has it.
+
+    The file appears under its name only when it is complete and its digest is right; otherwise
+    there is one `DataError` with what every mirror said.
+    """
+    failures = []
+    for mirror in mirrors:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return _fetch(file, mirror + file.name, folder)
+        except (OSError, http.client.HTTPException, DataError) as error:
+            failures.append(f"{mirror + file.name}: {error}")
+    raise DataError(", then ".join(failures))
 
 
 def _digits(test_fraction: float, seed: int) -> Source:
@@ -179,62 +180,27 @@ def _obtain(name: str, file: RemoteFile, folders: list[Path]) -> Path:
         ) from error
 
 
-def _idx(name: str, paths: list[Path]) -> Source:
-    """MNIST, and what was made in its image: images and labels to train on, then to test on."""
-    train = _idx_labels(name, paths[0], paths[1])
-    test = _idx_labels(name, paths[2], paths[3])
-    check_labels(train, _REMOTE[name].classes, paths[1])
-
-    def chunks() -> Iterator[Chunk]:
-        start = 0
-        for path in (paths[0], paths[2]):
-            for images in idx.read_images(path):
-                yield start, images
-                start += len(images)
-
-    return Source(
-        name=name,
-        key=key_of(paths, name),
-        classes=_REMOTE[name].classes,
-        labels=np.concatenate([train, test]),
-        train_count=len(train),
-        shape=(1, 28, 28),
-        chunks=chunks,
-    )
+def _fetch(file: RemoteFile, url: str, folder: Path) -> Path:
+    """Fetch one URL; the file appears once its digest is right."""
+    path = folder / file.name
+    with new_file(path, overwrite=True, mode=0o600) as fd:
+        # The table above holds only http and https addresses, never the user's.
+        with urllib.request.urlopen(url, timeout=_TIMEOUT) as response:  # noqa: S310
+            digest = _copy(response, fd, file)
+        if digest != file.sha256:
+            raise DataError(f"expected SHA-256 {file.sha256}, got {digest}")
+    return path
 
 
-def _idx_labels(name: str, images: Path, labels: Path) -> Labels:
-    """The labels in one file, once they fit the images in the other."""
-    count, *size = idx.read_shape(images, 3)
-    if size != [28, 28]:
-        raise DataError(f"{images}: expected images of 28x28, its header says {size}")
-    values = idx.read_labels(labels)
-    if len(values) != count:
-        raise DataError(
-            f"{labels}: expected {count} labels, one for each image in {images}, got {len(values)}"
-        )
-    check_range(values, _REMOTE[name].classes, labels)
-    return values
-
-
-def _cifar(name: str, path: Path) -> Source:
-    """CIFAR-10: one pass over the archive for the labels, which are few, and one for the pixels."""
-    found = cifar.read_labels(path)
-    files = (*cifar.TRAIN_FILES, *cifar.TEST_FILES)
-    starts, row = {}, 0
-    for file in files:
-        starts[file] = row
-        row += len(found[file])
-    labels = np.concatenate([found[file] for file in files])
-    train_count = starts[cifar.TEST_FILES[0]]
-    check_labels(labels[:train_count], _REMOTE[name].classes, path)
-    check_range(labels[train_count:], _REMOTE[name].classes, path)
-    return Source(
-        name=name,
-        key=key_of([path], name),
-        classes=_REMOTE[name].classes,
-        labels=labels,
-        train_count=train_count,
-        shape=cifar.SHAPE,
-        chunks=lambda: cifar.read_images(path, starts),
-    )
+def _copy(response: http.client.HTTPResponse, fd: int, file: RemoteFile) -> str:
+    """Copy at most one byte more than is expected; the SHA-256 of what came."""
+    digest, taken = hashlib.sha256(), 0
+    columns = (*Progress.get_default_columns(), DownloadColumn())
+    with Progress(*columns, console=Terminal(stderr=True, wrap=True)) as progress:
+        task = progress.add_task(f"downloading {file.name}", total=file.size)
+        while data := response.read(min(_CHUNK, file.size + 1 - taken)):
+            write_at(fd, memoryview(data), taken)
+            digest.update(data)
+            taken += len(data)
+            progress.advance(task, len(data))
+    return digest.hexdigest()

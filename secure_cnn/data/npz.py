@@ -23,8 +23,8 @@ from typing import IO
 import numpy as np
 from numpy.lib import format as npy
 
-from secure_cnn.data.labels import Labels, check_labels, check_range, stratified_split
-from secure_cnn.data.source import CHUNK_BYTES, Chunk, Pixels, Source, key_of
+from secure_cnn.data import source
+from secure_cnn.data.source import Chunk, Labels, Pixels, Source
 from secure_cnn.errors import DataError
 from secure_cnn.files import reading
 
@@ -58,17 +58,17 @@ def npz_source(path: Path, *, test_fraction: float, seed: int) -> Source:
             f"got {labels[0].min()}..{labels[0].max()}; number the classes from 0"
         )
     classes = tuple(str(label) for label in range(int(labels[0].max()) + 1))
-    check_labels(labels[0], classes, path)
-    check_range(labels[-1], classes, path)
+    source.check_labels(labels[0], classes, path)
+    source.check_range(labels[-1], classes, path)
     if len(parts) == 2:
         train, test = np.arange(len(labels[0])), np.arange(len(labels[1])) + len(labels[0])
     else:
-        train, test = stratified_split(
+        train, test = source.stratified_split(
             labels[0], classes, path, test_fraction=test_fraction, seed=seed
         )
     return Source(
         name=path.stem,
-        key=key_of([path], test_fraction, seed),
+        key=source.key_of([path], test_fraction, seed),
         classes=classes,
         labels=np.concatenate(labels)[np.concatenate([train, test])],
         train_count=len(train),
@@ -110,7 +110,7 @@ def _images(archive: zipfile.ZipFile, path: Path, name: str) -> Iterator[Pixels]
     with archive.open(f"{name}.npy") as file:
         header = _header(file, path, name)
         stride = prod(header.shape[1:]) * header.dtype.itemsize
-        rows = max(1, CHUNK_BYTES // stride)
+        rows = max(1, source.CHUNK_BYTES // stride)
         for start in range(0, header.shape[0], rows):
             taken = min(rows, header.shape[0] - start)
             values = np.frombuffer(_exactly(file, taken * stride, path, name), header.dtype)
@@ -211,21 +211,14 @@ def _exactly(file: IO[bytes], size: int, path: Path, name: str) -> bytes:
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """The archive; every way in which it can be unreadable is a `DataError`."""
-    try:
-        with reading(path) as raw, zipfile.ZipFile(raw) as archive:
-            yield archive
-    except DataError:
-        raise
-    except (
-        OSError,
+    readable = source.unusable(
+        path,
+        *(OSError, EOFError, zipfile.BadZipFile, zlib.error),
         ValueError,  # numpy's, for a bad array header
-        EOFError,
         NotImplementedError,  # a compression method that Python does not know
         RuntimeError,  # an encrypted member
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise DataError(
-            f"{path}: expected a .npz file that numpy.savez wrote, got {error}; "
-            "it is damaged or another kind of file: write it again"
-        ) from error
+        expected="a .npz file that numpy.savez wrote",
+        cure="it is damaged or another kind of file: write it again",
+    )
+    with readable, reading(path) as raw, zipfile.ZipFile(raw) as archive:
+        yield archive

@@ -1,8 +1,12 @@
-"""What every reader of a format hands on: a data set of which only the pixels are still to come."""
+"""A data set of which only the pixels are still to be decoded, and what must hold for its labels.
+
+Every reader of a format hands on a `Source`; `store` decodes it.
+"""
 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -10,10 +14,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from secure_cnn.data.labels import Labels
+from secure_cnn.errors import DataError
 
-__all__ = ["CHUNK_BYTES", "Chunk", "Pixels", "Source", "key_of"]
+__all__ = [
+    *("CHUNK_BYTES", "Chunk", "Labels", "Pixels", "Source", "check_labels", "check_name"),
+    *("check_range", "key_of", "stratified_split", "unusable"),
+]
 
+Labels = NDArray[np.int64]
 Pixels = NDArray[np.uint8]
 Chunk = tuple[int, Pixels]  # the row of the first image, and images [k, channels, height, width]
 
@@ -50,3 +58,75 @@ def key_of(files: Iterable[Path], *settings: object) -> str:
         line = [str(file.absolute()), status.st_size, status.st_mtime_ns]
         digest.update(json.dumps(line).encode())
     return digest.hexdigest()[:32]
+
+
+@contextmanager
+def unusable(path: Path, *errors: type[Exception], expected: str, cure: str) -> Iterator[None]:
+    """Turns these errors of the block into one `DataError` that names the path and the cure."""
+    try:
+        yield
+    except DataError:
+        raise
+    except errors as error:
+        raise DataError(f"{path}: expected {expected}, got {error}; {cure}") from error
+
+
+def check_name(name: str, what: str) -> None:
+    """Refuses a name that UTF-8 cannot hold; `what` says what it names."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what}: expected UTF-8, since it is written into the model's file, got {name!a}; "
+            "rename it"
+        ) from error
+
+
+def check_range(labels: Labels, classes: tuple[str, ...], source: object) -> None:
+    """Refuses labels of `source` that name no class."""
+    if not 0 <= labels.min() <= labels.max() < len(classes):
+        raise DataError(
+            f"{source}: expected labels in 0..{len(classes) - 1}, "
+            f"got {labels.min()}..{labels.max()}; number the classes from 0 without gaps"
+        )
+
+
+def check_labels(labels: Labels, classes: tuple[str, ...], source: object) -> None:
+    """Refuses training labels of fewer than two classes, or without one of the classes."""
+    check_range(labels, classes, source)
+    if len(classes) < 2:
+        raise DataError(f"{source}: expected at least two classes, got one; a classifier needs two")
+    counts = np.bincount(labels, minlength=len(classes))
+    empty = [name for name, count in zip(classes, counts, strict=True) if count == 0]
+    if empty:
+        raise DataError(
+            f"{source}: expected images of every class, got none of {empty}; "
+            "add some, or remove the class and number the others without gaps"
+        )
+
+
+def stratified_split(
+    labels: Labels, classes: tuple[str, ...], source: object, *, test_fraction: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sorted indices of the training and the test examples, the same share of each class in both.
+
+    Each class has at least one example on either side, which scikit-learn's splitter does not
+    promise for small classes. Deterministic in `seed`.
+    """
+    if not 0 < test_fraction < 1:
+        raise DataError(f"test_fraction: expected a share between 0 and 1, got {test_fraction}")
+    if seed < 0:
+        raise DataError(f"seed: expected an integer of at least 0, got {seed}")
+    random = np.random.Generator(np.random.PCG64(seed))
+    train, test = [], []
+    for label, name in enumerate(classes):
+        members = random.permutation(np.flatnonzero(labels == label))
+        if len(members) < 2:
+            raise DataError(
+                f"{source}: expected at least 2 images of class {name!r}, one to train and one to "
+                f"test on, got {len(members)}; add images, or bring a test set of your own"
+            )
+        held_out = min(max(1, round(test_fraction * len(members))), len(members) - 1)
+        test.append(members[:held_out])
+        train.append(members[held_out:])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from secure_cnn.data.labels import check_name
+from secure_cnn.data.source import check_name
 from secure_cnn.errors import DataError
 
 __all__ = ["DataSpec", "ImageData", "Split"]

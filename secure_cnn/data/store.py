@@ -18,7 +18,7 @@ from rich.markup import escape
 from rich.progress import Progress
 from torch import Tensor
 
-from secure_cnn.data.source import Source
+from secure_cnn.data.source import Source, unusable
 from secure_cnn.data.split import DataSpec, ImageData, Split
 from secure_cnn.errors import DataError
 from secure_cnn.files import new_file, reading, write_at
@@ -26,6 +26,7 @@ from secure_cnn.printable import Terminal, printable
 
 __all__ = ["decode", "default_cache", "needed", "stored_shape"]
 
+_ELSEWHERE = "set SECURE_CNN_CACHE to another folder"
 # A private mapping of a file larger than memory is refused by Linux unless no swap is reserved for
 # it. Python names the flag from 3.13 on.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)
@@ -93,26 +94,18 @@ def _decode_to_memory(source: Source) -> Tensor:
 def _decode_to_file(source: Source, path: Path) -> None:
     """Decode into a file that appears only when it is complete."""
     _check_room(source, path.parent)
-    try:
-        with new_file(path, overwrite=True, mode=0o600) as fd:
-            _write(source, fd)
-    except OSError as error:
-        raise DataError(
-            f"{path.parent}: expected room and permission for {source.size} bytes of decoded "
-            f"images of {source.name}, got {error}; set SECURE_CNN_CACHE to another folder"
-        ) from error
+    place = f"room and permission for {source.size} bytes of decoded images of {source.name}"
+    writable = unusable(path.parent, OSError, expected=place, cure=_ELSEWHERE)
+    with writable, new_file(path, overwrite=True, mode=0o600) as fd:
+        _write(source, fd)
 
 
 def _check_room(source: Source, cache: Path) -> None:
     """Make the cache folder, and refuse what its disk cannot hold before decoding anything."""
-    try:
+    expected = "a cache folder that can be written"
+    with unusable(cache, OSError, expected=expected, cure=_ELSEWHERE):
         cache.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(cache).free
-    except OSError as error:
-        raise DataError(
-            f"{cache}: expected a cache folder that can be written, got {error}; "
-            "set SECURE_CNN_CACHE to another folder"
-        ) from error
     if source.size > free:
         raise DataError(
             f"{source.name}: expected at most {free} bytes of images, which is what {cache} has "
