@@ -12,9 +12,8 @@ from pathlib import Path
 
 from secure_cnn.bench import CASES
 from secure_cnn.bench.archive_rivals import ARCHIVE_RIVALS
-from secure_cnn.report import Measurements, Row
-from secure_cnn.report.bench_figures import SHOWN_PARTS
-from secure_cnn.report.bench_noise import noise_checks
+from secure_cnn.pages import SHOWN_PARTS
+from secure_cnn.record import Measurements, Row, noise_checks
 
 DOCS = Path(__file__).parent
 

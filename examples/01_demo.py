@@ -9,7 +9,7 @@ from rich.console import Console
 import secure_cnn
 from secure_cnn import archive
 from secure_cnn.bench import step_costs
-from secure_cnn.report import summary_table
+from secure_cnn.pages import summary_table
 
 console = Console(highlight=False, soft_wrap=True)
 

@@ -23,7 +23,7 @@ from torch import nn
 from privacy import DPPlan, PhysicalBatches, PrivateTraining, SecureGenerator, attach
 from privacy.audit import AuditReport, AuditSettings, audit
 from privacy.sampling import sample_indices
-from secure_cnn.report import Measurements, Row, hardware, versions
+from secure_cnn.record import Measurements, Row, hardware, versions
 
 KEY = bytes(range(32))
 SAMPLES, CLASSES = 96, 8

@@ -13,12 +13,14 @@ from support.robustness_records import record_of as robustness_record
 from support.run_records import PROTECTED, make_examples, make_record
 from support.saved_runs import saved_run
 
-from secure_cnn.report import Measurements, Row, render_page
-from secure_cnn.report.audit import render_audit
-from secure_cnn.report.bench import render_bench
-from secure_cnn.report.robustness import render_robustness
-from secure_cnn.report.runs import compare_runs, render_comparison
-from secure_cnn.report.tradeoff import Needs
+from secure_cnn.pages import (
+    render_audit,
+    render_bench,
+    render_comparison,
+    render_page,
+    render_robustness,
+)
+from secure_cnn.record import Measurements, Needs, Row, compare_runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")

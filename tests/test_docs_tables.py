@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from secure_cnn.report import Measurements, Row
+from secure_cnn.record import Measurements, Row
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"

@@ -94,7 +94,7 @@ def test_the_wheel_holds_three_packages_and_all_of_them(wheel):
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert sources >= {f"{package}/py.typed" for package in PACKAGES}
-    assert "secure_cnn/report/page.html.jinja" in sources
+    assert "secure_cnn/pages/run.html.jinja" in sources
     assert names - {name for name in names if name.startswith(information)} == sources
     assert f"{information}/licenses/LICENSE" in names
 

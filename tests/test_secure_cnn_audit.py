@@ -9,7 +9,8 @@ from support.audit_records import record_of, report_of
 from privacy import SecureGenerator
 from secure_cnn.cli import main
 from secure_cnn.errors import RunError
-from secure_cnn.report.audit import AuditRecord, audit_figure, render_audit
+from secure_cnn.pages.audit import audit_figure, render_audit
+from secure_cnn.record import AuditRecord
 
 QUICK = ["--canaries", "4", "--steps", "12", "--epsilon", "8", "--epochs", "2"]
 

@@ -40,7 +40,7 @@ from secure_cnn.data import DataSpec
 from secure_cnn.engine import CrossEntropy
 from secure_cnn.errors import RunError
 from secure_cnn.models import build_model
-from secure_cnn.report import Measurements
+from secure_cnn.record import Measurements
 
 SPEC = DataSpec(shape=(1, 8, 8), classes=("a", "b"))
 

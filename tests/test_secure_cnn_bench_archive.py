@@ -16,7 +16,7 @@ from secure_cnn.bench.archive_rivals import ARCHIVE_RIVALS, ArchiveRival, archiv
 from secure_cnn.bench.archive_workload import Turn, archive_workload, in_turn
 from secure_cnn.cli import bench_archive
 from secure_cnn.errors import RunError
-from secure_cnn.report import versions
+from secure_cnn.record import versions
 
 MADE_BY = {"torch.save": "torch", "fernet": "cryptography"}
 

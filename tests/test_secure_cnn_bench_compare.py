@@ -12,8 +12,7 @@ from typer.testing import CliRunner
 from secure_cnn.bench.comparison import Change, compare, higher_is_better
 from secure_cnn.cli.bench_compare import compare_command
 from secure_cnn.errors import RunError
-from secure_cnn.report import Measurements, Row
-from secure_cnn.report.bench_noise import CONTROL
+from secure_cnn.record import CONTROL, Measurements, Row
 
 VALUES = st.tuples(*[st.floats(0.001, 1000)] * 3).map(sorted)
 

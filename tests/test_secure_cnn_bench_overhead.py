@@ -44,10 +44,8 @@ from secure_cnn.data import DataSpec, ImageData
 from secure_cnn.engine import CrossEntropy
 from secure_cnn.errors import RunError
 from secure_cnn.models import build_model
-from secure_cnn.report import Measurements, Row
-from secure_cnn.report.bench import render_bench
-from secure_cnn.report.bench_figures import SHOWN_PARTS
-from secure_cnn.report.bench_noise import CONTROL, noise_checks
+from secure_cnn.pages import SHOWN_PARTS, render_bench
+from secure_cnn.record import CONTROL, Measurements, Row, noise_checks
 
 SPEC = DataSpec(shape=(1, 8, 8), classes=("a", "b"))
 QUICK = OverheadSettings(batch_size=4, steps=2, rounds=2, memory=False)

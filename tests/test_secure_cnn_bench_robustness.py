@@ -14,7 +14,7 @@ from secure_cnn.cli import main
 from secure_cnn.data import DataSpec, load_data
 from secure_cnn.errors import RunError
 from secure_cnn.models import Architecture, build_model
-from secure_cnn.report import Measurements, version, versions
+from secure_cnn.record import Measurements, version, versions
 
 SPEC = DataSpec(shape=(1, 8, 8), classes=("a", "b"))
 LINF = ThreatModel(norm="linf", eps=0.02)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from secure_cnn import Recipe, archive, load_data, read_model
 from secure_cnn.cli import main
-from secure_cnn.report import Measurements, RunRecord
+from secure_cnn.record import Measurements, RunRecord
 
 QUICK = ("--epochs", "1", "--robust-samples", "4")
 

@@ -18,8 +18,8 @@ from secure_cnn.data import load_data
 from secure_cnn.errors import RunError
 from secure_cnn.evaluate import ClassificationReport
 from secure_cnn.models import Architecture
-from secure_cnn.report import Examples
-from secure_cnn.report.robustness import RobustnessRecord, render_robustness
+from secure_cnn.pages import Examples, render_robustness
+from secure_cnn.record import RobustnessRecord
 
 EPS = ("--eps", "0.3", "--attack", "fgsm", "--attack", "ffgsm")
 

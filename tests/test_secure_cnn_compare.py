@@ -15,10 +15,10 @@ from support.saved_runs import saved_run
 from defenses import wilson_interval
 from secure_cnn.cli import main
 from secure_cnn.errors import RunError
-from secure_cnn.report import DataRecord, ThreatRecord
-from secure_cnn.report.audit import AuditRecord
-from secure_cnn.report.runs import SavedRun, compare_runs, render_comparison
-from secure_cnn.report.tradeoff import (
+from secure_cnn.pages import render_comparison
+from secure_cnn.pages.tradeoff import _apart, tradeoff_map
+from secure_cnn.record import AuditRecord, DataRecord, SavedRun, ThreatRecord, compare_runs
+from secure_cnn.record.tradeoff import (
     Estimate,
     Needs,
     TradeoffPoint,
@@ -26,7 +26,6 @@ from secure_cnn.report.tradeoff import (
     pareto_front,
     points_of,
 )
-from secure_cnn.report.tradeoff_figures import _apart, tradeoff_map
 
 
 def audit(bound=1.5, claimed=2.0, passed=True, **recipe):
@@ -254,7 +253,7 @@ def test_more_runs_than_colours_are_told_apart():
 def test_the_command_prints_writes_and_chooses(tmp_path, monkeypatch, capsys):
     """The table on stdout, the rest on stderr, both files in the folder."""
     first, second = folder_of(tmp_path, "first"), folder_of(tmp_path, "second", accuracy=0.7)
-    audit().write(first)
+    audit().write(first / "audit.json")
     out = tmp_path / "new" / "out"
     assert run_command(monkeypatch, first, second, "--out", out, "--max-epsilon", "3") == 0
     printed = capsys.readouterr()
@@ -276,6 +275,6 @@ def test_the_command_fails_in_one_line(tmp_path, monkeypatch, capsys):
     assert "no variant keeps the limits: ε ≤ 0.5" in capsys.readouterr().err
     assert run_command(monkeypatch, first, tmp_path / "nowhere") == 3
     assert "nowhere/run.json" in capsys.readouterr().err
-    audit(batch_size=64).write(first)
+    audit(batch_size=64).write(first / "audit.json")
     assert run_command(monkeypatch, first) == 3
     assert "got another batch_size" in capsys.readouterr().err

@@ -201,8 +201,8 @@ def test_every_reader_of_data_and_records_refuses_a_pipe(tmp_path):
     from defenses.evaluation.writing import write_text as write_state
     from secure_cnn.data import cifar, load_data, mnist
     from secure_cnn.errors import DataError, RunError
-    from secure_cnn.report import RunRecord
-    from secure_cnn.report._document import write_text
+    from secure_cnn.record import RunRecord
+    from secure_cnn.record.document import write_text
 
     (tmp_path / "classes" / "a").mkdir(parents=True)
     (tmp_path / "classes" / "b").mkdir()

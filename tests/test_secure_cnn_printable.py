@@ -5,8 +5,8 @@ import unicodedata
 import pytest
 from rich.table import Table
 
+from secure_cnn.pages.template import _shown
 from secure_cnn.printable import Terminal, printable
-from secure_cnn.report._html import _shown
 
 HOSTILE = "cat\x1b[2J\x07\u202edog\u2066\u2069\x9b[/bold] [red]:cat:\x7f\u2028\ud800\ufeff"
 

@@ -27,7 +27,7 @@ from secure_cnn.evaluate import evaluate_model
 from secure_cnn.recipe import RunFolder, Variant
 from secure_cnn.recipe.guard import is_unguarded
 from secure_cnn.recipe.seams import make_plan, make_seams
-from secure_cnn.report import RunRecord
+from secure_cnn.record import RunRecord
 
 PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "batch_size": 64}
 ROBUST = {"eps": 0.05, "attack": "fgsm"}

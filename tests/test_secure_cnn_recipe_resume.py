@@ -20,7 +20,7 @@ from defenses import OverfittingGuard
 from secure_cnn import Recipe, Sealing, Unlocking, archive, run
 from secure_cnn.checkpoint import read_state, write_state
 from secure_cnn.errors import RunError
-from secure_cnn.report import RunRecord
+from secure_cnn.record import RunRecord
 
 # Four steps an epoch, three epochs.
 BASE = {"epochs": 3, "batch_size": 16, "robust_samples": 4, "baseline": False}

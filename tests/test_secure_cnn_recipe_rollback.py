@@ -18,7 +18,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.interruption import StopRequest
 from secure_cnn.recipe import RunFolder
 from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
-from secure_cnn.report import ResultRecord, RunRecord
+from secure_cnn.record import ResultRecord, RunRecord
 
 # One noised step of an expected 16 of 64 images; four an epoch.
 PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "batch_size": 16, "epochs": 3}

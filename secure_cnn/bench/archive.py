@@ -33,7 +33,7 @@ from secure_cnn.bench.archive_workload import (
 )
 from secure_cnn.bench.rows import measured_row
 from secure_cnn.bench.timing import ratios
-from secure_cnn.report import Row
+from secure_cnn.record import Row
 
 __all__ = ["measure_archive"]
 

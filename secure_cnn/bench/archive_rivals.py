@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from secure_cnn.errors import RunError
-from secure_cnn.report import version
+from secure_cnn.record import version
 
 __all__ = ["ARCHIVE_RIVALS", "ArchiveRival", "Tensors", "archive_rivals", "encrypt_raw"]
 
@@ -37,7 +37,7 @@ class ArchiveRival:
         save: Writes tensors to a path, over what is there.
         load: Reads them back; None where that is not compared.
         load_into: Reads them into tensors that are there; None where that is to load and to copy.
-        versions: What it is made of, by name, beyond what `secure_cnn.report.versions` names.
+        versions: What it is made of, by name, beyond what `secure_cnn.record.versions` names.
     """
 
     save: Callable[[Path, Tensors], None]

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import final
 
 from secure_cnn.errors import RunError
-from secure_cnn.report import Measurements, Row
-from secure_cnn.report.bench_noise import noise_checks
+from secure_cnn.record import Measurements, Row, noise_checks
 
 __all__ = ["Change", "Comparison", "compare", "higher_is_better"]
 

@@ -23,7 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from secure_cnn.bench.rows import measured_row
 from secure_cnn.bench.step import Workload
-from secure_cnn.report import Row
+from secure_cnn.record import Row
 
 __all__ = [
     "MakeStep",

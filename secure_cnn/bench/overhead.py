@@ -28,8 +28,7 @@ from secure_cnn.bench.timing import interleave, ratios
 from secure_cnn.bench.variant import PLAIN, Variant, variant_of
 from secure_cnn.data import ImageData
 from secure_cnn.errors import RunError
-from secure_cnn.report import Measurements, Row, hardware
-from secure_cnn.report.bench_noise import CONTROL
+from secure_cnn.record import CONTROL, Measurements, Row, hardware
 
 __all__ = [
     "OverheadSettings",

@@ -20,7 +20,7 @@ from secure_cnn.bench.rows import measured_row, share_row
 from secure_cnn.bench.step import Workload
 from secure_cnn.bench.timing import ratios
 from secure_cnn.errors import RunError
-from secure_cnn.report import Row
+from secure_cnn.record import Row
 
 __all__ = ["Judge", "autoattack", "judges", "measure_robustness", "pyautoattack"]
 

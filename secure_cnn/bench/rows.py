@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import defenses
 from secure_cnn.bench.timing import estimate
-from secure_cnn.report import Row
+from secure_cnn.record import Row
 
 __all__ = ["measured_row", "share_row"]
 

@@ -27,7 +27,7 @@ from secure_cnn.bench.timed_training import TimedTraining
 from secure_cnn.bench.variant import PLAIN, variant_of
 from secure_cnn.data import DataSpec
 from secure_cnn.errors import RunError
-from secure_cnn.report import Row
+from secure_cnn.record import Row
 
 __all__ = ["AXES", "Exponent", "Size", "fit_exponent", "measure_scaling", "network"]
 

@@ -20,7 +20,7 @@ from secure_cnn.bench.rows import measured_row
 from secure_cnn.bench.timing import interleave, ratios
 from secure_cnn.data import DataSpec, ShuffledBatches, Split
 from secure_cnn.engine import CrossEntropy, MeanUpdate, Objective, Update, on_device
-from secure_cnn.report import Measurements, Row, hardware, versions
+from secure_cnn.record import Measurements, Row, hardware, versions
 
 __all__ = [
     "Protection",

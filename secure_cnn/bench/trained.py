@@ -25,8 +25,7 @@ from secure_cnn.bench.variant import PLAIN, Variant, variant_of
 from secure_cnn.data import ImageData, Split
 from secure_cnn.errors import RunError
 from secure_cnn.evaluate import evaluate_model
-from secure_cnn.report import Row
-from secure_cnn.report.bench_noise import CONTROL
+from secure_cnn.record import CONTROL, Row
 
 __all__ = ["TrainedSettings", "measure_trained"]
 

@@ -19,11 +19,11 @@ from secure_cnn.data import DataSpec, ImageData, load_data
 from secure_cnn.errors import RunError
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS, build_model
+from secure_cnn.pages import write_audit
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe
 from secure_cnn.recipe.seams import Seams, batches_for, make_plan, make_seams
-from secure_cnn.report import RunRecord, hardware, versions
-from secure_cnn.report.audit import AuditRecord
+from secure_cnn.record import AuditRecord, RunRecord, hardware, versions
 
 __all__ = ["audit"]
 
@@ -85,7 +85,7 @@ def audit(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: expected a folder that can be made: {error}") from error
-    record.write(out)
+    write_audit(record, out)
     Terminal().print(_table(report))
     messages = Terminal(stderr=True)
     messages.print(report.verdict, style="" if report.passed else "bold red")

@@ -37,7 +37,7 @@ from secure_cnn.cli.bench_overhead import overhead_command
 from secure_cnn.cli.bench_robustness import robustness_command
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.printable import Terminal
-from secure_cnn.report import Row
+from secure_cnn.record import Row
 
 __all__ = ["app", "group", "step"]
 

@@ -19,7 +19,7 @@ from secure_cnn.bench.archive_workload import archive_workload
 from secure_cnn.bench.step import document
 from secure_cnn.cli.options import message
 from secure_cnn.printable import Terminal
-from secure_cnn.report import Row
+from secure_cnn.record import Row
 
 __all__ = ["archive"]
 

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from secure_cnn.bench.comparison import Change, Comparison, compare
 from secure_cnn.printable import Terminal
-from secure_cnn.report import Measurements
+from secure_cnn.record import Measurements
 
 __all__ = ["compare_command"]
 

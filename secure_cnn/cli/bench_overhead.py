@@ -30,10 +30,9 @@ from secure_cnn.cli.network import network
 from secure_cnn.data import load_data
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS
+from secure_cnn.pages import write_bench
 from secure_cnn.printable import Terminal
-from secure_cnn.report import Row
-from secure_cnn.report.bench import write_bench
-from secure_cnn.report.bench_noise import noise_checks
+from secure_cnn.record import Row, noise_checks
 
 __all__ = ["overhead_command"]
 

@@ -16,7 +16,7 @@ from secure_cnn.cli.options import IdentityFile, PassphraseFile, message
 from secure_cnn.data import load_data
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.printable import Terminal
-from secure_cnn.report import Row, version
+from secure_cnn.record import Row, version
 
 __all__ = ["robustness_command"]
 

@@ -6,9 +6,9 @@ from typing import Annotated
 import typer
 
 from secure_cnn.errors import RunError
+from secure_cnn.pages import comparison_table, write_comparison
 from secure_cnn.printable import Terminal
-from secure_cnn.report.runs import SavedRun, compare_runs, comparison_table
-from secure_cnn.report.tradeoff import FRONT_RULE, Needs, choose
+from secure_cnn.record import FRONT_RULE, Needs, SavedRun, choose, compare_runs
 
 __all__ = ["compare"]
 
@@ -46,7 +46,7 @@ def compare(
             out.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"{out}: expected a folder that can be made: {error}") from error
-        comparison.write(out, needs)
+        write_comparison(comparison, needs, out)
         messages.print(f"report: {out / 'compare.html'}")
     if needs.words and chosen is None:
         messages.print(f"no variant keeps the limits: {needs.words}", style="bold red")

@@ -25,10 +25,10 @@ from secure_cnn.errors import ModelError, RunError
 from secure_cnn.evaluate import ClassificationReport, evaluate_model
 from secure_cnn.files import write_file
 from secure_cnn.memory import keep_freed_memory
+from secure_cnn.pages import Examples, write_robustness
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
-from secure_cnn.report import Examples, hardware, versions
-from secure_cnn.report.robustness import RobustnessRecord
+from secure_cnn.record import RobustnessRecord, hardware, versions
 
 __all__ = ["evaluate"]
 
@@ -279,7 +279,7 @@ def _write_page(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise RunError(f"{out}: expected a folder that can be made: {error}") from error
-    record.write(out, _examples(loaded, images, robust))
+    write_robustness(record, _examples(loaded, images, robust), out)
     message(f"report: {out / 'robustness.html'}")
 
 

@@ -11,9 +11,9 @@ from secure_cnn.cli.keys import sealing_from, unlocking_from
 from secure_cnn.errors import RunError
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS
+from secure_cnn.pages import summary_table
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe, Run, RunFolder, run
-from secure_cnn.report import summary_table
 
 __all__ = ["train"]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from secure_cnn.errors import RunError
 from secure_cnn.files import target_of
-from secure_cnn.report import RunRecord
+from secure_cnn.record import RunRecord
 
 __all__ = ["RunFolder"]
 

@@ -13,17 +13,11 @@ from secure_cnn.data import ImageData, Split
 from secure_cnn.engine import Objective
 from secure_cnn.evaluate import evaluate_model
 from secure_cnn.interruption import StopRequest, stop_here
+from secure_cnn.pages import Examples
 from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.seams import Seams, make_threat
 from secure_cnn.recipe.settings import Recipe, Variant
-from secure_cnn.report import (
-    Examples,
-    PrivacyRecord,
-    ResultRecord,
-    Row,
-    ThreatRecord,
-    versions,
-)
+from secure_cnn.record import PrivacyRecord, ResultRecord, Row, ThreatRecord, versions
 
 __all__ = [
     "MeasureCost",

@@ -19,7 +19,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.recipe.folder import RunFolder
 from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.settings import Recipe
-from secure_cnn.report import RunRecord
+from secure_cnn.record import RunRecord
 
 __all__ = ["Resumed", "released_by", "resume"]
 

@@ -23,6 +23,7 @@ from secure_cnn.engine import WeightAverage
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import Stopped, StopRequest, stop_here, stop_on_signals
 from secure_cnn.models import Architecture
+from secure_cnn.pages import write_page
 from secure_cnn.recipe.folder import RunFolder
 from secure_cnn.recipe.guard import UNGUARDED_NOTE, is_unguarded, make_guard
 from secure_cnn.recipe.identity import RunIdentity
@@ -39,7 +40,7 @@ from secure_cnn.recipe.resuming import resume as resume_run
 from secure_cnn.recipe.seams import make_plan, make_seams, objective_for
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.recipe.training import Training
-from secure_cnn.report import (
+from secure_cnn.record import (
     DataRecord,
     EpochRecord,
     ModelRecord,
@@ -47,7 +48,6 @@ from secure_cnn.report import (
     RunRecord,
     hardware,
     versions,
-    write_page,
 )
 
 __all__ = ["Run", "run"]

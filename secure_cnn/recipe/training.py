@@ -26,7 +26,7 @@ from secure_cnn.recipe.guard import EpochGuard
 from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.seams import Seams, batches_for
 from secure_cnn.recipe.settings import Recipe, Variant
-from secure_cnn.report import EpochRecord
+from secure_cnn.record import EpochRecord
 
 __all__ = ["Training"]
 

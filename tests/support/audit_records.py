@@ -1,6 +1,6 @@
 """The record of an audit, as the command writes it."""
 
-from secure_cnn.report.audit import AuditRecord
+from secure_cnn.record import AuditRecord
 
 
 def report_of(**changes):

@@ -1,6 +1,6 @@
 """The record of an evaluation, as the command writes it."""
 
-from secure_cnn.report.robustness import RobustnessRecord
+from secure_cnn.record import RobustnessRecord
 
 
 def record_of(**changes):

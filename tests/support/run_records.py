@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from secure_cnn import report
+from secure_cnn import pages, record
 
 PROTECTED = "private+n-fgsm"
 
@@ -22,7 +22,7 @@ def make_epoch(variant, number, **fields):
         "train_loss": None if private else 0.5 / number,
         "epsilon": 0.6 * number if private else None,
     }
-    return report.EpochRecord(variant=variant, epoch=number, **(values | fields))
+    return record.EpochRecord(variant=variant, epoch=number, **(values | fields))
 
 
 def make_result(variant, classes, **fields):
@@ -40,15 +40,15 @@ def make_result(variant, classes, **fields):
         "attacks": {"pgd": 0.62, "apgd": 0.61},
         "seconds_per_step": 0.02,
     }
-    return report.ResultRecord(variant=variant, **(values | fields))
+    return record.ResultRecord(variant=variant, **(values | fields))
 
 
 def make_record(variants=("plain", PROTECTED), names=("cat", "dog", "eel"), length=3, **fields):
-    row = report.Row(
+    row = record.Row(
         case="compact", variant=PROTECTED, metric="time_ratio", median=2.0, low=1.8, high=2.2,
         unit="x", n=30,
     )  # fmt: skip
-    privacy = report.PrivacyRecord(
+    privacy = record.PrivacyRecord(
         epsilon=3.0, delta=1e-5, noise_multiplier=1.1, max_grad_norm=1.0, sampling_rate=0.1,
         steps=50, relation="add-or-remove-one", accountant="prv",
     )  # fmt: skip
@@ -59,13 +59,13 @@ def make_record(variants=("plain", PROTECTED), names=("cat", "dog", "eel"), leng
         "settings": {"batch_size": 128, "seed": None, "augment": ["shift"]},
         "versions": {"torch": "2.9"},
         "hardware": {"cpu": "a processor", "memory": 2**34},
-        "data": report.DataRecord(
+        "data": record.DataRecord(
             name="animals", fingerprint="sha256:00ff", train=900, test=90, shape=(1, 8, 8),
             classes=names,
         ),
-        "model": report.ModelRecord(name="compact", parameters=9000),
+        "model": record.ModelRecord(name="compact", parameters=9000),
         "privacy": privacy if PROTECTED in variants else None,
-        "threat": report.ThreatRecord(norm="linf", eps=0.1, bounds=(0, 1)),
+        "threat": record.ThreatRecord(norm="linf", eps=0.1, bounds=(0, 1)),
         "epochs": [make_epoch(v, n) for v in variants for n in range(1, length + 1)],
         "results": [make_result(v, len(names)) for v in variants],
         "cost": [row] if PROTECTED in variants else [],
@@ -73,14 +73,14 @@ def make_record(variants=("plain", PROTECTED), names=("cat", "dog", "eel"), leng
         "checkpoints": ["checkpoints/final.sealed"],
         "notes": ["a note"],
     }  # fmt: skip
-    return report.RunRecord(**(values | fields))
+    return record.RunRecord(**(values | fields))
 
 
 def make_examples(names=("cat", "dog", "eel"), channels=1):
     generator = torch.Generator().manual_seed(0)
     clean = torch.rand(4, channels, 8, 8, generator=generator)
     labels = torch.tensor([0, 1, 1, 0])
-    return report.Examples(
+    return pages.Examples(
         clean=clean, adversarial=(clean + 0.1).clamp(0, 1), labels=labels, before=labels,
         after=1 - labels, classes=names, variant=PROTECTED, attack="apgd",
     )  # fmt: skip

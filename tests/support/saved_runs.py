@@ -1,6 +1,6 @@
 """A run's folder with nothing in it but its record."""
 
-from secure_cnn.report.runs import SavedRun
+from secure_cnn.record import SavedRun
 from support.run_records import PROTECTED, make_record, make_result
 
 

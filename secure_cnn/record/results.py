@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from secure_cnn.errors import RunError
-from secure_cnn.report._document import conform, require, require_share
+from secure_cnn.record.document import conform, require, require_share
 
 __all__ = ["EpochRecord", "ResultRecord"]
 

@@ -6,9 +6,9 @@ from functools import partial
 
 from matplotlib.axes import Axes
 
-from secure_cnn.report._canvas import CARD, HAIR, INK, MUTED, SERIES, WIDTH, Canvas, render, short
-from secure_cnn.report.bench_noise import CONTROL, NoiseCheck
-from secure_cnn.report.measurements import Row
+from secure_cnn.pages.canvas import CARD, HAIR, INK, MUTED, SERIES, WIDTH, Canvas, render, short
+from secure_cnn.record.measurements import Row
+from secure_cnn.record.noise import CONTROL, NoiseCheck
 
 __all__ = ["SHOWN_PARTS", "parts_bars", "ratio_bars", "scaling_curves", "trained_dots"]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import final
 
-from secure_cnn.report.measurements import Row
+from secure_cnn.record.measurements import Row
 
 __all__ = ["CONTROL", "NoiseCheck", "noise_checks"]
 

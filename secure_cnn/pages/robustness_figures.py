@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from secure_cnn.report._canvas import (
+from secure_cnn.pages.canvas import (
     CARD,
     HAIR,
     INK,

@@ -12,19 +12,23 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from secure_cnn.report._canvas import CARD, HAIR, INK, MUTED, WIDTH, Canvas, render, tick_percent
-from secure_cnn.report.tradeoff import (
-    COLUMNS,
+from secure_cnn.pages.canvas import CARD, HAIR, INK, MUTED, WIDTH, Canvas, render, tick_percent
+from secure_cnn.record import wording
+from secure_cnn.record.tradeoff import (
     FRONT_RULE,
     Estimate,
     Needs,
     TradeoffPoint,
-    cells,
     choose,
     pareto_front,
 )
 
-__all__ = ["Tradeoff", "TradeoffRow", "tradeoff_map"]
+__all__ = ["COLUMNS", "Tradeoff", "TradeoffRow", "cells", "tradeoff_map"]
+
+COLUMNS = (
+    *("no.", "variant", "accuracy", "macro recall", "robust accuracy", "ε"),
+    *("ε of a step, audited", "step ÷ plain", "front"),
+)
 
 _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 280, 46, 36, 16, 54
 _MARK, _GAP = 8.0, 18.0
@@ -96,6 +100,28 @@ class Tradeoff:
             rule=FRONT_RULE,
             choice=_choice(chosen, needs),
         )
+
+
+def cells(number: int, point: TradeoffPoint, *, on_front: bool) -> tuple[str, ...]:
+    r"""A point's row under `COLUMNS`; an interval stands in a second line of its cell."""
+    audited, time = point.audited, point.time
+    return (
+        str(number),
+        point.name,
+        _interval(point.accuracy),
+        wording.share(point.macro_recall),
+        "–" if point.robust_accuracy is None else _interval(point.robust_accuracy),
+        "none" if point.epsilon is None else wording.epsilon(point.epsilon),
+        "–" if audited is None else f"≥ {audited[0]:.2f}\nof {wording.epsilon(audited[1])}",
+        "–" if time is None else f"{time.value:.2f}×\n{time.low:.2f}–{time.high:.2f}",
+        "yes" if on_front else "no",
+    )
+
+
+def _interval(estimate: Estimate) -> str:
+    """A share with its interval, in percent."""
+    low, high = 100 * estimate.low, 100 * estimate.high
+    return f"{wording.share(estimate.value)}\n{low:.1f}–{high:.1f}"
 
 
 def _choice(chosen: TradeoffPoint | None, needs: Needs) -> str:

@@ -32,7 +32,10 @@ __all__ = [
     "tick_percent",
 ]
 
-INK, MUTED, HAIR, CARD = "#20242c", "#5f6671", "#dadde2", "#fffffe"
+INK = "#20242c"
+MUTED = "#5f6671"
+HAIR = "#dadde2"
+CARD = "#fffffe"
 PLAIN = "#68707c"
 # After Okabe and Ito (2008): told apart with every common colour blindness; darkened to carry text.
 SERIES = (PLAIN, "#0b62a8", "#b5510a", "#00755a", "#8b3f8f", "#806200")

@@ -8,9 +8,9 @@ from importlib.resources import files
 from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
+from secure_cnn.pages.canvas import css
 from secure_cnn.printable import printable
-from secure_cnn.report import _words
-from secure_cnn.report._canvas import css
+from secure_cnn.record import wording
 
 __all__ = ["fill"]
 
@@ -31,16 +31,16 @@ def _environment() -> Environment:
         loader=FunctionLoader(_source),
     )
     environment.filters |= {
-        "breakable": _words.breakable,
+        "breakable": wording.breakable,
         "css": css,
-        "date": _words.date,
-        "delta": _words.delta,
-        "epsilon": _words.epsilon,
-        "figure": _words.figure,
+        "date": wording.date,
+        "delta": wording.delta,
+        "epsilon": wording.epsilon,
+        "figure": wording.figure,
         "labelled": _labelled,
-        "number": _words.number,
-        "share": _words.share,
-        "shown": _words.shown,
+        "number": wording.number,
+        "share": wording.share,
+        "shown": wording.shown,
     }
     return environment
 
@@ -54,7 +54,7 @@ def _shown(value: object) -> object:
 
 def _source(name: str) -> str:
     """A template's text, wherever the package is installed."""
-    return files("secure_cnn.report").joinpath(name).read_text(encoding="utf-8")
+    return files("secure_cnn.pages").joinpath(name).read_text(encoding="utf-8")
 
 
 _FEW = 2

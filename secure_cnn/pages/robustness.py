@@ -4,69 +4,33 @@ Plain values go in, text comes out. Deliberately not here: the evaluation itself
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secure_cnn.report import _document, _words
-from secure_cnn.report._document import conform, require
-from secure_cnn.report._html import fill
-from secure_cnn.report._words import Table
-from secure_cnn.report.certificate import certificate_curve
-from secure_cnn.report.examples import Examples, example_figure
-from secure_cnn.report.robustness_figures import eps_curve, recall_bars, recall_rows
+from secure_cnn.pages.certificate import certificate_curve
+from secure_cnn.pages.examples import Examples, example_figure
+from secure_cnn.pages.robustness_figures import eps_curve, recall_bars, recall_rows
+from secure_cnn.pages.template import fill
+from secure_cnn.record import wording
+from secure_cnn.record.document import write_text
+from secure_cnn.record.reports import RobustnessRecord
+from secure_cnn.record.wording import Table
 
-__all__ = ["RobustnessRecord", "render_robustness"]
+__all__ = ["render_robustness", "write_robustness"]
 
-_SHOWN = ("threat", "outcomes", "settings", "seed", "images", "versions", "verdicts", "summary")
-_PROVEN = ("smoothing", "summary")
 _SIGNS = {"pass": "✓ pass", "fail": "✗ FAIL", "not checked": "– not checked"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class RobustnessRecord:
-    """A robustness evaluation as it is written down, in `robustness.json`.
-
-    Attributes:
-        created: When, as ISO 8601.
-        hardware: As `secure_cnn.report.hardware` gives it.
-        versions: As `secure_cnn.report.versions` gives it.
-        model: Which model, in words.
-        data: Which images, in words.
-        classes: The class names.
-        report: What was found, as `defenses.RobustnessReport.to_dict` gives it.
-        certification: What was proven, as `CertificationReport.to_dict` gives it; or None.
+def write_robustness(
+    record: RobustnessRecord, examples: Examples | None, folder: str | Path
+) -> None:
+    """Writes `robustness.json` and the page `robustness.html` into a folder, each atomically.
 
     Raises:
-        RunError: A value has the wrong type, or the report lacks what the page shows.
+        RunError: The place cannot be written to.
     """
-
-    created: str
-    hardware: Mapping[str, Any]
-    versions: Mapping[str, str]
-    model: str
-    data: str
-    classes: tuple[str, ...]
-    report: Mapping[str, Any]
-    certification: Mapping[str, Any] | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be shown."""
-        conform(self)
-        missing = [name for name in _SHOWN if name not in self.report]
-        require(not missing, "robustness.report", f"entries {', '.join(_SHOWN)}", missing)
-        unproven = [name for name in _PROVEN if name not in (self.certification or _PROVEN)]
-        where = "robustness.certification"
-        require(not unproven, where, f"entries {', '.join(_PROVEN)}", unproven)
-
-    def write(self, folder: str | Path, examples: Examples | None) -> None:
-        """Writes `robustness.json` and the page `robustness.html` into a folder, each atomically.
-
-        Raises:
-            RunError: The place cannot be written to.
-        """
-        _document.write_document(Path(folder, "robustness.json"), "robustness", self)
-        _document.write_text(Path(folder, "robustness.html"), render_robustness(self, examples))
+    record.write(Path(folder, "robustness.json"))
+    write_text(Path(folder, "robustness.html"), render_robustness(record, examples))
 
 
 def render_robustness(record: RobustnessRecord, examples: Examples | None = None) -> str:
@@ -96,7 +60,7 @@ def render_robustness(record: RobustnessRecord, examples: Examples | None = None
         "recall": recall_bars(recalls),
         "recall_table": (
             ("class", "clean", "worst case"),
-            [(name, *map(_words.share, shares)) for name, *shares in recalls],
+            [(name, *map(wording.share, shares)) for name, *shares in recalls],
         ),
         "pictures": pictures,
         **_certificate(record.certification),
@@ -109,9 +73,9 @@ def _headline(report: Mapping[str, Any]) -> str:
     summary = report["summary"]
     low, high = summary["worst_case_interval"]
     return (
-        f"{_words.share(summary['worst_case_accuracy'])} of {summary['samples']} test images are "
+        f"{wording.share(summary['worst_case_accuracy'])} of {summary['samples']} test images are "
         f"classified correctly whatever {_listed(list(report['outcomes']))} changed within "
-        f"{_threat(report['threat'])}; 95% interval {_words.share(low)} to {_words.share(high)}."
+        f"{_threat(report['threat'])}; 95% interval {wording.share(low)} to {wording.share(high)}."
     )
 
 
@@ -161,7 +125,7 @@ def _attacks(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _threat(threat: Mapping[str, Any]) -> str:
     """A threat model in one phrase."""
-    return _words.threat(threat["norm"], threat["eps"], threat["bounds"])
+    return wording.threat(threat["norm"], threat["eps"], threat["bounds"])
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -174,7 +138,7 @@ def _curve_table(curve: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
         (
             f"{point['eps']:.3g}",
-            _words.share(point["accuracy"]),
+            wording.share(point["accuracy"]),
             _between(point["interval"]),
         )
         for point in curve
@@ -192,10 +156,10 @@ def _certificate(certification: Mapping[str, Any] | None) -> dict[str, Any]:
         f"Of {len(summary['radii'])} test images, classified by the model smoothed with noise of "
         f"σ = {smoothing['sigma']:g} ({smoothing['samples']} samples an image; each statement "
         f"fails with a chance of at most {smoothing['alpha']:g}); "
-        f"{_words.share(summary['abstention'])} abstained. This is about the smoothed model, and "
+        f"{wording.share(summary['abstention'])} abstained. This is about the smoothed model, and "
         "it is a proof up to that chance, not a measurement."
     )
-    rows = [(f"{r:.3f}", _words.share(a), _between((low, high))) for r, a, low, high in curve]
+    rows = [(f"{r:.3f}", wording.share(a), _between((low, high))) for r, a, low, high in curve]
     return {
         "certificate": certificate_curve({f"σ = {smoothing['sigma']:g}": curve}),
         "certified": said,
@@ -205,4 +169,4 @@ def _certificate(certification: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _between(ends: Sequence[float]) -> str:
     """An interval in percent."""
-    return f"{_words.share(ends[0])} to {_words.share(ends[1])}"
+    return f"{wording.share(ends[0])} to {wording.share(ends[1])}"

@@ -10,13 +10,11 @@ from support.robustness_records import record_of as robustness_record
 from support.run_records import PROTECTED, Page, make_record, make_result
 
 from secure_cnn.errors import RunError
-from secure_cnn.report import Measurements, Row, render_page
-from secure_cnn.report._canvas import tick_percent
-from secure_cnn.report._classes import recall_table
-from secure_cnn.report._words import date, epsilon, shown
-from secure_cnn.report.audit import render_audit
-from secure_cnn.report.bench import render_bench
-from secure_cnn.report.robustness import RobustnessRecord, render_robustness
+from secure_cnn.pages import render_audit, render_bench, render_page, render_robustness
+from secure_cnn.pages.canvas import tick_percent
+from secure_cnn.pages.classes import recall_table
+from secure_cnn.record import Measurements, RobustnessRecord, Row
+from secure_cnn.record.wording import date, epsilon, shown
 
 
 def bench_of(**metrics):

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.ticker import FuncFormatter
 
-from secure_cnn.report._canvas import (
+from secure_cnn.pages.canvas import (
     CARD,
     HAIR,
     INK,
@@ -28,10 +28,10 @@ from secure_cnn.report._canvas import (
     short,
     tick_percent,
 )
-from secure_cnn.report._document import require
-from secure_cnn.report.measurements import Row
-from secure_cnn.report.record import RunRecord
-from secure_cnn.report.results import EpochRecord, ResultRecord
+from secure_cnn.record.document import require
+from secure_cnn.record.measurements import Row
+from secure_cnn.record.results import EpochRecord, ResultRecord
+from secure_cnn.record.run import RunRecord
 
 __all__ = [
     "class_recall",

@@ -10,8 +10,8 @@ from functools import partial
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from secure_cnn.report._canvas import MUTED, SERIES, Canvas, render, short
-from secure_cnn.report._document import require
+from secure_cnn.pages.canvas import MUTED, SERIES, Canvas, render, short
+from secure_cnn.record.document import require
 
 __all__ = ["Examples", "example_figure"]
 

@@ -3,15 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 
-from secure_cnn.report import _words
-from secure_cnn.report.results import ResultRecord
+from secure_cnn.record import wording
+from secure_cnn.record.results import ResultRecord
 
 __all__ = ["recall_table"]
 
 
 def recall_table(
     results: Mapping[str, ResultRecord], classes: Sequence[str], baseline: str | None
-) -> _words.Table:
+) -> wording.Table:
     """The head and the rows: accuracy, macro recall, then every class.
 
     Each result has a column, one for its change against the baseline in percentage points, and
@@ -25,14 +25,14 @@ def recall_table(
     for name, result in results.items():
         own = _shares(result)
         head.append(name)
-        columns.append([_words.share(share) for share in own])
+        columns.append([wording.share(share) for share in own])
         if before is not None and name != baseline:
             head.append("change")
             columns.append([_change(*pair) for pair in zip(before, own, strict=True)])
         if result.robust_recall is not None:
             head.append("attacked")
             attacked = (result.robust_accuracy, result.robust_macro_recall, *result.robust_recall)
-            columns.append([_words.share(share) for share in attacked])
+            columns.append([wording.share(share) for share in attacked])
     return tuple(head), list(zip(*columns, strict=True))
 
 

@@ -7,26 +7,17 @@ robust accuracy within another threat model, ε at another δ. Deliberately not 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
-
-from rich import box
-from rich.table import Table
-from rich.text import Text
+from typing import ClassVar
 
 from secure_cnn.errors import RunError
-from secure_cnn.printable import printable
-from secure_cnn.report import _document, _words
-from secure_cnn.report._classes import recall_table
-from secure_cnn.report._document import conform
-from secure_cnn.report._html import fill
-from secure_cnn.report.audit import AuditRecord
-from secure_cnn.report.figures import colors_of, recall_dots
-from secure_cnn.report.record import DataRecord, RunRecord, ThreatRecord
-from secure_cnn.report.results import ResultRecord
-from secure_cnn.report.tradeoff import COLUMNS, Needs, TradeoffPoint, cells, pareto_front, points_of
-from secure_cnn.report.tradeoff_figures import Tradeoff
+from secure_cnn.record import wording
+from secure_cnn.record.document import Document, conform
+from secure_cnn.record.reports import AuditRecord
+from secure_cnn.record.results import ResultRecord
+from secure_cnn.record.run import DataRecord, RunRecord, ThreatRecord
+from secure_cnn.record.tradeoff import TradeoffPoint, points_of
 
-__all__ = ["Comparison", "SavedRun", "compare_runs", "comparison_table", "render_comparison"]
+__all__ = ["Comparison", "SavedRun", "compare_runs"]
 
 _ELSEWHERE = {"out", "device"}
 """Settings that say where a run was made, not what it is."""
@@ -60,7 +51,7 @@ class SavedRun:
         path = Path(folder, "audit.json")
         if not path.exists():
             return cls(name=name, record=record)
-        audit = _document.read_document(path, "audit", AuditRecord)
+        audit = AuditRecord.read(path)
         names = sorted(({*record.settings} | {*audit.settings}) - _ELSEWHERE)
         other = [name for name in names if record.settings.get(name) != audit.settings.get(name)]
         if other:
@@ -72,7 +63,7 @@ class SavedRun:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(Document):
     """Variants of runs on the same data, side by side.
 
     Attributes:
@@ -86,6 +77,8 @@ class Comparison:
         warnings: What a reader must not believe.
     """
 
+    KIND: ClassVar[str | None] = "comparison"
+
     data: DataRecord
     points: tuple[TradeoffPoint, ...]
     results: Mapping[str, ResultRecord]
@@ -97,15 +90,6 @@ class Comparison:
     def __post_init__(self) -> None:
         """Refuse values of the wrong type."""
         conform(self)
-
-    def write(self, folder: str | Path, needs: Needs) -> None:
-        """Writes `compare.json` and the page `compare.html` into a folder, each atomically.
-
-        Raises:
-            RunError: The place cannot be written to.
-        """
-        _document.write_document(Path(folder, "compare.json"), "comparison", self)
-        _document.write_text(Path(folder, "compare.html"), render_comparison(self, needs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,44 +129,6 @@ def compare_runs(runs: Sequence[SavedRun]) -> Comparison:
             if run.audit is not None and _failed(run)
         ),
     )
-
-
-def render_comparison(comparison: Comparison, needs: Needs) -> str:
-    """The page as text; it needs no network and runs no script."""
-    colors = colors_of(comparison.results)
-    classes = comparison.data.classes
-    plain = [name for name, each in comparison.results.items() if each.variant == "plain"]
-    baseline = plain[0] if len(plain) == 1 else None
-    values = {
-        "comparison": comparison,
-        "tradeoff": Tradeoff.between(comparison.points, colors, needs),
-        "recall": recall_dots(comparison.results, classes, colors),
-        "recalls": recall_table(comparison.results, classes, baseline),
-        "baseline": baseline,
-        "differences": (("", *comparison.runs), comparison.differences),
-    }
-    return fill("compare.html.jinja", values)
-
-
-def comparison_table(comparison: Comparison, chosen: TradeoffPoint | None) -> Table:
-    """The same figures for a terminal; the chosen variant bears a star."""
-    table = Table(
-        title=f"{len(comparison.runs)} runs on {comparison.data.name}", box=box.SIMPLE_HEAD
-    )
-    widths = {"variant": 16, "robust accuracy": 9}
-    for column in COLUMNS[1:]:
-        side: Literal["left", "right"] = "left" if column == "variant" else "right"
-        table.add_column(column, justify=side, overflow="fold", min_width=widths.get(column))
-    front = pareto_front(comparison.points)
-    for number, (point, on_front) in enumerate(zip(comparison.points, front, strict=True), start=1):
-        _, name, accuracy, recall, robust, epsilon, audited, time, _ = cells(
-            number, point, on_front=on_front
-        )
-        star = "★ " if point is chosen else ""
-        brief = [each.partition("\n")[0] for each in (accuracy, time)]
-        figures = (brief[0], recall, robust, epsilon, audited, brief[1])
-        table.add_row(Text(star + printable(name)), *figures, "●" if on_front else "")
-    return table
 
 
 def _refuse(run: SavedRun, runs: Sequence[SavedRun]) -> None:
@@ -274,9 +220,9 @@ def _differences(runs: Sequence[SavedRun]) -> tuple[tuple[str, ...], ...]:
         {
             "model": run.record.model.name,
             "status": run.record.status,
-            **dict(_words.shown(run.record.settings)),
-            **dict(_words.shown(run.record.versions)),
-            **dict(_words.shown(run.record.hardware)),
+            **dict(wording.shown(run.record.settings)),
+            **dict(wording.shown(run.record.versions)),
+            **dict(wording.shown(run.record.hardware)),
         }
         for run in runs
     ]
@@ -289,13 +235,13 @@ def _notes(runs: Sequence[SavedRun], threat: ThreatRecord | None) -> tuple[str, 
     """Conditions that are not the same everywhere, or that a reader must know."""
     notes = []
     if threat is not None:
-        words = _words.threat(threat.norm, threat.eps, threat.bounds)
+        words = wording.threat(threat.norm, threat.eps, threat.bounds)
         notes.append(f"Robust accuracy is within {words}.")
         others = [run.name for run in runs if _threat(run) not in (None, threat)]
         if others:
             notes.append(f"Attacked within another threat model, so not shown: {_list(others)}.")
     plans = {run.name: run.record.privacy for run in runs}
-    deltas = sorted({_words.delta(plan.delta) for plan in plans.values() if plan is not None})
+    deltas = sorted({wording.delta(plan.delta) for plan in plans.values() if plan is not None})
     if deltas:
         notes.append(f"ε is at δ = {' or '.join(deltas)}.")
     if len(deltas) > 1:

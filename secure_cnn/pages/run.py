@@ -8,17 +8,18 @@ scripts, fonts and anything else that a browser would have to fetch; the page fo
 from pathlib import Path
 from typing import Literal
 
-from secure_cnn.report import _words, figures
-from secure_cnn.report._classes import recall_table
-from secure_cnn.report._document import write_text
-from secure_cnn.report._html import fill
-from secure_cnn.report._words import Fact
-from secure_cnn.report.curves import accuracy_curve, epsilon_curve, loss_curve
-from secure_cnn.report.examples import Examples, example_figure
-from secure_cnn.report.record import RunRecord, ThreatRecord
-from secure_cnn.report.results import EpochRecord, ResultRecord
-from secure_cnn.report.tradeoff import Needs, points_of
-from secure_cnn.report.tradeoff_figures import Tradeoff
+from secure_cnn.pages import figures
+from secure_cnn.pages.classes import recall_table
+from secure_cnn.pages.curves import accuracy_curve, epsilon_curve, loss_curve
+from secure_cnn.pages.examples import Examples, example_figure
+from secure_cnn.pages.template import fill
+from secure_cnn.pages.tradeoff import Tradeoff
+from secure_cnn.record import wording
+from secure_cnn.record.document import write_text
+from secure_cnn.record.results import EpochRecord, ResultRecord
+from secure_cnn.record.run import RunRecord, ThreatRecord
+from secure_cnn.record.tradeoff import Needs, points_of
+from secure_cnn.record.wording import Fact
 
 __all__ = ["render_page", "write_page"]
 
@@ -39,7 +40,7 @@ def write_page(record: RunRecord, examples: Examples | None, path: str | Path) -
 
     Example:
         >>> from tempfile import TemporaryDirectory
-        >>> from secure_cnn.report import DataRecord, ModelRecord
+        >>> from secure_cnn.record import DataRecord, ModelRecord
         >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
         ...                   classes=("cat", "dog"))
         >>> model = ModelRecord(name="compact", parameters=9000)
@@ -60,7 +61,7 @@ def render_page(record: RunRecord, examples: Examples | None = None) -> str:
         examples: Test images to show, or None.
 
     Example:
-        >>> from secure_cnn.report import DataRecord, ModelRecord
+        >>> from secure_cnn.record import DataRecord, ModelRecord
         >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
         ...                   classes=("cat", "dog"))
         >>> model = ModelRecord(name="compact", parameters=9000)
@@ -96,7 +97,7 @@ def render_page(record: RunRecord, examples: Examples | None = None) -> str:
         "pictures": _pictures(examples),
         "shown": figures.MOST_CLASSES,
     }
-    return fill("page.html.jinja", values)
+    return fill("run.html.jinja", values)
 
 
 def _outcome(record: RunRecord) -> ResultRecord | None:
@@ -167,10 +168,10 @@ def _facts(
     pairs = [("Accuracy", "accuracy"), ("Macro recall", "macro_recall")]
     for name, value in pairs:
         before = (
-            f"plain: {_words.share(getattr(baseline, value))}" if baseline else "no plain baseline"
+            f"plain: {wording.share(getattr(baseline, value))}" if baseline else "no plain baseline"
         )
         detail = before if outcome.variant != "plain" else "on the test images"
-        facts.append(Fact(name=name, value=_words.share(getattr(outcome, value)), detail=detail))
+        facts.append(Fact(name=name, value=wording.share(getattr(outcome, value)), detail=detail))
     return [*facts, _cost_fact(record, outcome, baseline)]
 
 
@@ -179,8 +180,8 @@ def _privacy_fact(record: RunRecord) -> Fact:
     spent = _spent(record)
     if record.privacy is None or spent is None:
         return Fact(name="Privacy", value="none", detail="no bound on what the model memorised")
-    detail = f"ε spent, at δ = {_words.delta(record.privacy.delta)}"
-    return Fact(name="Privacy", value=f"ε = {_words.epsilon(spent)}", detail=detail)
+    detail = f"ε spent, at δ = {wording.delta(record.privacy.delta)}"
+    return Fact(name="Privacy", value=f"ε = {wording.epsilon(spent)}", detail=detail)
 
 
 def _robust_fact(
@@ -190,13 +191,13 @@ def _robust_fact(
     if outcome is None or outcome.robust_accuracy is None:
         return Fact(name="Robust accuracy", value="unknown", detail="not evaluated")
     interval = (
-        f"95% interval {_words.share(outcome.robust_low)} to {_words.share(outcome.robust_high)}"
+        f"95% interval {wording.share(outcome.robust_low)} to {wording.share(outcome.robust_high)}"
     )
     against = f"worst of {', '.join(outcome.attacks) or 'unnamed attacks'}"
     before = ""
     if baseline is not None and baseline.robust_accuracy is not None:
-        before = f"; plain: {_words.share(baseline.robust_accuracy)}"
-    value = _words.share(outcome.robust_accuracy)
+        before = f"; plain: {wording.share(baseline.robust_accuracy)}"
+    value = wording.share(outcome.robust_accuracy)
     return Fact(name="Robust accuracy", value=value, detail=f"{interval}; {against}{before}")
 
 
@@ -225,11 +226,11 @@ def _privacy(record: RunRecord) -> str:
             "weights may reveal single training images."
         )
     return (
-        f"({_words.epsilon(spent)}, {_words.delta(terms.delta)})-differential privacy for each "
+        f"({wording.epsilon(spent)}, {wording.delta(terms.delta)})-differential privacy for each "
         f"training image, where neighbours are “{terms.relation}”: gradients clipped to norm "
         f"{terms.max_grad_norm:.4g}, noise {terms.noise_multiplier:.4g} times that norm, each "
         f"image joining a step with probability {terms.sampling_rate:.4g}; the plan is "
-        f"{terms.steps} steps for ε = {_words.epsilon(terms.epsilon)}, counted by "
+        f"{terms.steps} steps for ε = {wording.epsilon(terms.epsilon)}, counted by "
         f"“{terms.accountant}”. "
         "It covers the weights of this variant and everything computed from them."
     )
@@ -268,9 +269,10 @@ def _robustness(record: RunRecord, outcome: ResultRecord | None) -> str:
     if outcome is None or outcome.robust_accuracy is None:
         return f"Robustness was not evaluated: no attack was run within {_against(record.threat)}."
     attacks = ", ".join(outcome.attacks) or "attacks that the record does not name"
-    low, high = _words.share(outcome.robust_low), _words.share(outcome.robust_high)
+    low, high = wording.share(outcome.robust_low), wording.share(outcome.robust_high)
+    share = wording.share(outcome.robust_accuracy)
     return (
-        f"{_words.share(outcome.robust_accuracy)} of the attacked test images are still classified "
+        f"{share} of the attacked test images are still classified "
         f"correctly in the worst case, image by image, over {attacks} ({_against(record.threat)}). "
         f"The 95% interval, {low} to {high}, is about the choice of test images. This is a "
         "measurement, not a proof: a stronger attack may find more."
@@ -279,4 +281,4 @@ def _robustness(record: RunRecord, outcome: ResultRecord | None) -> str:
 
 def _against(threat: ThreatRecord) -> str:
     """A threat model in one phrase."""
-    return _words.threat(threat.norm, threat.eps, threat.bounds)
+    return wording.threat(threat.norm, threat.eps, threat.bounds)

@@ -12,7 +12,7 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from secure_cnn.report._canvas import (
+from secure_cnn.pages.canvas import (
     CARD,
     HAIR,
     INK,
@@ -23,8 +23,8 @@ from secure_cnn.report._canvas import (
     short,
     tick_percent,
 )
-from secure_cnn.report.figures import variant_colors
-from secure_cnn.report.record import RunRecord
+from secure_cnn.pages.figures import variant_colors
+from secure_cnn.record.run import RunRecord
 
 __all__ = ["accuracy_curve", "epsilon_curve", "loss_curve"]
 

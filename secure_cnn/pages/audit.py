@@ -5,7 +5,6 @@ Plain values go in, text comes out. Deliberately not here: the audit itself.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,55 +12,28 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from secure_cnn.report import _document, _words
-from secure_cnn.report._canvas import HAIR, INK, MUTED, SERIES, WIDTH, Canvas, render
-from secure_cnn.report._document import conform, require
-from secure_cnn.report._html import fill
-from secure_cnn.report._words import Fact, Table
+from secure_cnn.pages.canvas import HAIR, INK, MUTED, SERIES, WIDTH, Canvas, render
+from secure_cnn.pages.template import fill
+from secure_cnn.record import wording
+from secure_cnn.record.document import write_text
+from secure_cnn.record.reports import AuditRecord
+from secure_cnn.record.wording import Fact, Table
 
-__all__ = ["AuditRecord", "audit_figure", "render_audit"]
+__all__ = ["audit_figure", "render_audit", "write_audit"]
 
 _OUT, _IN = SERIES[0], SERIES[1]
 _HEIGHT, _NAMES = 430, 132
 _BINS = 41
-_SHOWN = ("in_scores", "out_scores", "bounds", "checks", "claimed_epsilon", "delta", "verdict")
 
 
-@dataclass(frozen=True, kw_only=True)
-class AuditRecord:
-    """An audit as it is written down, in `audit.json`.
-
-    Attributes:
-        created: When, as ISO 8601.
-        hardware: As `secure_cnn.report.hardware` gives it.
-        versions: As `secure_cnn.report.versions` gives it.
-        settings: The recipe that was audited.
-        report: What was found, as plain values; scores are in units of the clipping norm.
+def write_audit(record: AuditRecord, folder: str | Path) -> None:
+    """Writes `audit.json` and the page `audit.html` into a folder, each atomically.
 
     Raises:
-        RunError: A value has the wrong type, or the report lacks what the picture shows.
+        RunError: The place cannot be written to.
     """
-
-    created: str
-    hardware: Mapping[str, Any]
-    versions: Mapping[str, str]
-    settings: Mapping[str, Any]
-    report: Mapping[str, Any]
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be shown."""
-        conform(self)
-        missing = [name for name in _SHOWN if name not in self.report]
-        require(not missing, "audit.report", f"entries {', '.join(_SHOWN)}", missing)
-
-    def write(self, folder: str | Path) -> None:
-        """Writes `audit.json` and the page `audit.html` into a folder, each atomically.
-
-        Raises:
-            RunError: The place cannot be written to.
-        """
-        _document.write_document(Path(folder, "audit.json"), "audit", self)
-        _document.write_text(Path(folder, "audit.html"), render_audit(self))
+    record.write(Path(folder, "audit.json"))
+    write_text(Path(folder, "audit.html"), render_audit(record))
 
 
 def render_audit(record: AuditRecord) -> str:
@@ -94,7 +66,7 @@ def _facts(report: Mapping[str, Any]) -> list[Fact]:
         Fact(
             name="Claimed, one step",
             value=f"ε = {claimed:.3g}",
-            detail=f"at δ = {_words.delta(float(report['delta']))}, without amplification",
+            detail=f"at δ = {wording.delta(float(report['delta']))}, without amplification",
         )
     ]
     if bounds:
@@ -143,7 +115,7 @@ def _draw(report: Mapping[str, Any], canvas: Canvas) -> None:
     _histograms(canvas.axes(8, 44, WIDTH - 16, 180), report)
     canvas.text(WIDTH / 2, 252, "clipping norms", color=MUTED, align="center")
     canvas.text(0, 290, "Lower bounds on the ε of one step", bold=True, size=12.5)
-    canvas.text(0, 308, f"at δ = {_words.delta(float(report['delta']))}", color=MUTED)
+    canvas.text(0, 308, f"at δ = {wording.delta(float(report['delta']))}", color=MUTED)
     _bounds(canvas, report)
 
 

@@ -6,11 +6,9 @@ Deliberately not here: measuring. A row says what was found, never how to find i
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-from secure_cnn.report import _document
-from secure_cnn.report._document import conform, require
+from secure_cnn.record.document import Document, conform, require
 
 __all__ = ["Measurements", "Row"]
 
@@ -66,13 +64,13 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurements:
+class Measurements(Document):
     """A benchmark's document: rows, and where and with what they were measured.
 
     Attributes:
         created: When, as ISO 8601.
-        hardware: As `secure_cnn.report.hardware` gives it.
-        versions: As `secure_cnn.report.versions` gives it, and those of the rivals measured.
+        hardware: As `secure_cnn.record.hardware` gives it.
+        versions: As `secure_cnn.record.versions` gives it, and those of the rivals measured.
         rows: The measured values.
 
     Raises:
@@ -92,33 +90,3 @@ class Measurements:
     def __post_init__(self) -> None:
         """Refuse what the schema does not know."""
         conform(self)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The document as plain JSON types."""
-        return _document.to_dict(None, self)
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """The document that `to_dict` gave.
-
-        Raises:
-            RunError: The schema is unknown, or an entry is missing, unknown or of the wrong type.
-        """
-        return _document.from_dict(cls, None, content)
-
-    def write(self, path: str | Path) -> None:
-        """Write the document to `path`, atomically: a reader sees the old file or the new one.
-
-        Raises:
-            RunError: The place cannot be written to.
-        """
-        _document.write_document(Path(path), None, self)
-
-    @classmethod
-    def read(cls, path: str | Path) -> Self:
-        """Read a document that `write` made.
-
-        Raises:
-            RunError: The file cannot be read, is no JSON, or is no document of this schema.
-        """
-        return _document.read_document(Path(path), None, cls)

@@ -7,22 +7,22 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from secure_cnn.report import _document
-from secure_cnn.report._html import fill
-from secure_cnn.report.bench_figures import (
+from secure_cnn.pages.bench_figures import (
     SHOWN_PARTS,
     parts_bars,
     ratio_bars,
     scaling_curves,
     trained_dots,
 )
-from secure_cnn.report.bench_noise import noise_checks
-from secure_cnn.report.figures import colors_of
-from secure_cnn.report.measurements import Measurements, Row
-from secure_cnn.report.tradeoff import Estimate, Needs, TradeoffPoint
-from secure_cnn.report.tradeoff_figures import Tradeoff
+from secure_cnn.pages.figures import colors_of
+from secure_cnn.pages.template import fill
+from secure_cnn.pages.tradeoff import Tradeoff
+from secure_cnn.record.document import write_text
+from secure_cnn.record.measurements import Measurements, Row
+from secure_cnn.record.noise import noise_checks
+from secure_cnn.record.tradeoff import Estimate, Needs, TradeoffPoint
 
-__all__ = ["render_bench", "write_bench"]
+__all__ = ["SHOWN_PARTS", "render_bench", "write_bench"]
 
 _TRAINED = ("accuracy", "macro_recall", "robust_accuracy", "epsilon")
 
@@ -36,7 +36,7 @@ def write_bench(path: Path, measured: Measurements) -> None:
     Raises:
         RunError: The place cannot be written to.
     """
-    _document.write_text(path, render_bench(measured))
+    write_text(path, render_bench(measured))
 
 
 def render_bench(measured: Measurements) -> str:

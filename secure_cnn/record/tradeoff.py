@@ -8,18 +8,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from secure_cnn.report import _words
-from secure_cnn.report._document import conform, require
-from secure_cnn.report.record import RunRecord
-from secure_cnn.report.results import ResultRecord
+from secure_cnn.record import wording
+from secure_cnn.record.document import conform, require
+from secure_cnn.record.results import ResultRecord
+from secure_cnn.record.run import RunRecord
 
 __all__ = [
-    "COLUMNS",
     "FRONT_RULE",
     "Estimate",
     "Needs",
     "TradeoffPoint",
-    "cells",
     "choose",
     "pareto_front",
     "points_of",
@@ -29,10 +27,6 @@ FRONT_RULE = (
     "Filled marks are on the Pareto front: no other variant is at least as good in accuracy, macro "
     "recall, robust accuracy, ε and time, and better in one of them. What was not measured counts "
     "as worst; intervals are not taken into account."
-)
-COLUMNS = (
-    *("no.", "variant", "accuracy", "macro recall", "robust accuracy", "ε"),
-    *("ε of a step, audited", "step ÷ plain", "front"),
 )
 _Z = 1.959963984540054
 
@@ -113,7 +107,7 @@ class Needs:
         said = (
             self.epsilon is not None and f"ε ≤ {self.epsilon:g}",
             self.robust_accuracy is not None
-            and f"robust accuracy ≥ {_words.share(self.robust_accuracy)}",
+            and f"robust accuracy ≥ {wording.share(self.robust_accuracy)}",
             self.time is not None and f"a step of at most {self.time:g} × plain",
         )
         return ", ".join(part for part in said if part)
@@ -164,22 +158,6 @@ def points_of(record: RunRecord) -> list[TradeoffPoint]:
     ]
 
 
-def cells(number: int, point: TradeoffPoint, *, on_front: bool) -> tuple[str, ...]:
-    r"""A point's row under `COLUMNS`; an interval stands in a second line of its cell."""
-    audited, time = point.audited, point.time
-    return (
-        str(number),
-        point.name,
-        _interval(point.accuracy),
-        _words.share(point.macro_recall),
-        "–" if point.robust_accuracy is None else _interval(point.robust_accuracy),
-        "none" if point.epsilon is None else _words.epsilon(point.epsilon),
-        "–" if audited is None else f"≥ {audited[0]:.2f}\nof {_words.epsilon(audited[1])}",
-        "–" if time is None else f"{time.value:.2f}×\n{time.low:.2f}–{time.high:.2f}",
-        "yes" if on_front else "no",
-    )
-
-
 def _merits(point: TradeoffPoint) -> tuple[float, float, float, float, float]:
     """The five measures, larger being better; what is not known is worst."""
     robust, epsilon, time = point.robust_accuracy, point.epsilon, point.time
@@ -218,9 +196,3 @@ def _robust(result: ResultRecord) -> Estimate | None:
     if value is None or low is None or high is None:
         return None
     return Estimate(value=value, low=low, high=high) if low <= value <= high else None
-
-
-def _interval(estimate: Estimate) -> str:
-    """A share with its interval, in percent."""
-    low, high = 100 * estimate.low, 100 * estimate.high
-    return f"{_words.share(estimate.value)}\n{low:.1f}–{high:.1f}"

@@ -14,8 +14,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import (
     Any,
+    ClassVar,
     Literal,
     NoReturn,
+    Self,
     TypeVar,
     Union,
     cast,
@@ -27,68 +29,91 @@ from typing import (
 from secure_cnn.errors import RunError
 from secure_cnn.files import reading, write_file
 
-__all__ = [
-    "conform",
-    "from_dict",
-    "read_document",
-    "require",
-    "require_share",
-    "to_dict",
-    "write_document",
-    "write_text",
-]
+__all__ = ["Document", "conform", "require", "require_share", "write_text"]
 
 MAX_BYTES = 64 * 2**20
 """A larger document is refused unread; a thousand epochs take about a quarter of a megabyte."""
 
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
-_Document = TypeVar("_Document")
+_Dataclass = TypeVar("_Dataclass")
 
 
-def encode(value: object) -> object:
-    """JSON's own types for `value`; what JSON cannot say becomes `"nan"`, `"inf"` or `"-inf"`."""
-    if is_dataclass(value) and not isinstance(value, type):
-        # What later versions added is written where it says something: earlier ones read the rest.
-        later: frozenset[str] = getattr(value, "LATER", frozenset())
-        return {
-            field.name: encode(getattr(value, field.name))
-            for field in fields(value)
-            if field.name not in later or getattr(value, field.name) != field.default
-        }
-    if isinstance(value, Mapping):
-        return {key: encode(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [encode(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+class Document:
+    """What one file holds: the fields of a frozen dataclass, read back equal (NaN equals nothing).
 
+    Fields named in `LATER` were added after the first release: they are left out where they hold
+    their default, so that earlier versions read the file, and may be missing where one is read.
+    """
 
-def decode(kind: object, value: object, where: str) -> object:
-    """`value` as the type `kind`, or a RunError that names `where` in the document it is wrong."""
-    origin = get_origin(kind)
-    if kind is Any:
-        return _plain(value, where)
-    if origin in (Union, UnionType):
-        inner = next(option for option in get_args(kind) if option is not NoneType)
-        return None if value is None else decode(inner, value, where)
-    if origin is Literal:
-        return value if value in get_args(kind) else _refuse(where, _choices(kind), value)
-    if origin is tuple:
-        return _sequence(get_args(kind), value, where)
-    if origin is Mapping:
-        return _mapping(get_args(kind)[1], value, where)
-    if isinstance(kind, type) and is_dataclass(kind):
-        return value if isinstance(value, kind) else _dataclass(kind, value, where)
-    return _scalar(kind, value, where)
+    KIND: ClassVar[str | None] = None
+    """What tells this file from others that have the same schema."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The document in JSON's types; what JSON lacks becomes `"nan"`, `"inf"` or `"-inf"`."""
+        return _head(self.KIND) | cast("dict[str, Any]", _encode(self))
+
+    @classmethod
+    def from_dict(cls, content: object) -> Self:
+        """The document that `to_dict` gave.
+
+        Raises:
+            RunError: The schema is unknown, or an entry is missing, unknown or of the wrong type.
+        """
+        if not isinstance(content, Mapping):
+            _refuse(cls.__name__, "an object", content)
+        head = _head(cls.KIND)
+        for name, expected in head.items():
+            found = content.get(name)
+            if type(found) is not type(expected) or found != expected:
+                raise RunError(
+                    f"{cls.__name__}.{name}: expected {expected!r}, got {found!r}; "
+                    "read this file with the version of secure-cnn that wrote it"
+                )
+        body = {name: item for name, item in content.items() if name not in head}
+        return _dataclass(cls, body, cls.__name__)
+
+    def write(self, path: str | Path) -> None:
+        """Write the document to `path`, atomically: a reader sees the old file or the new one.
+
+        Raises:
+            RunError: The place cannot be written to.
+        """
+        text = json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
+        write_text(Path(path), text + "\n")
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a document that `write` made.
+
+        Raises:
+            RunError: The file cannot be read, is no JSON, or is no document of this schema.
+        """
+        path = Path(path)
+        try:
+            with reading(path) as file:
+                content = file.read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:
+                raise RunError(
+                    f"expected at most {MAX_BYTES} bytes, got more; is this the right file?"
+                )
+            return cls.from_dict(json.loads(content, object_pairs_hook=_no_duplicates))
+        except OSError as error:
+            reason = error.strerror or error
+            raise RunError(
+                f"{path}: expected a readable file, got {reason}; check the path"
+            ) from error
+        except RunError as error:
+            raise RunError(f"{path}: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{path}: expected JSON, got a damaged file ({error})") from error
 
 
 def conform(document: object) -> None:
     """Check every field of a frozen dataclass against its type; lists become tuples."""
     for name, kind in _schema(type(document)).items():
         where = f"{type(document).__name__}.{name}"
-        object.__setattr__(document, name, decode(kind, getattr(document, name), where))
+        object.__setattr__(document, name, _decode(kind, getattr(document, name), where))
 
 
 def require(holds: bool, where: str, expected: str, got: object) -> None:
@@ -117,53 +142,47 @@ def write_text(path: Path, text: str) -> None:
         ) from error
 
 
-def write_document(path: Path, kind: str | None, document: object) -> None:
-    """Write a document atomically as indented JSON."""
-    content = to_dict(kind, document)
-    text = json.dumps(content, indent=1, allow_nan=False, ensure_ascii=False)
-    write_text(path, text + "\n")
-
-
-def read_document(path: Path, kind: str | None, cls: type[_Document]) -> _Document:
-    """Read one document, or raise a RunError that names the file and what is wrong in it."""
-    try:
-        with reading(path) as file:
-            content = file.read(MAX_BYTES + 1)
-        if len(content) > MAX_BYTES:
-            raise RunError(f"expected at most {MAX_BYTES} bytes, got more; is this the right file?")
-        return from_dict(cls, kind, json.loads(content, object_pairs_hook=_no_duplicates))
-    except OSError as error:
-        reason = error.strerror or error
-        raise RunError(f"{path}: expected a readable file, got {reason}; check the path") from error
-    except RunError as error:
-        raise RunError(f"{path}: {error}") from error
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path}: expected JSON, got a damaged file ({error})") from error
-
-
-def head(kind: str | None) -> dict[str, Any]:
+def _head(kind: str | None) -> dict[str, Any]:
     """What every document starts with: its schema and, where there is more than one, its kind."""
     return {"schema": 1} if kind is None else {"schema": 1, "kind": kind}
 
 
-def to_dict(kind: str | None, document: object) -> dict[str, Any]:
-    """A document as plain JSON types."""
-    return head(kind) | cast("dict[str, Any]", encode(document))
+def _encode(value: object) -> object:
+    """JSON's own types for `value`."""
+    if is_dataclass(value) and not isinstance(value, type):
+        # What later versions added is written where it says something: earlier ones read the rest.
+        later: frozenset[str] = getattr(value, "LATER", frozenset())
+        return {
+            field.name: _encode(getattr(value, field.name))
+            for field in fields(value)
+            if field.name not in later or getattr(value, field.name) != field.default
+        }
+    if isinstance(value, Mapping):
+        return {key: _encode(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encode(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
 
 
-def from_dict(cls: type[_Document], kind: str | None, content: object) -> _Document:
-    """A document from plain JSON; another schema or kind is refused before anything else."""
-    if not isinstance(content, Mapping):
-        _refuse(cls.__name__, "an object", content)
-    for name, expected in head(kind).items():
-        found = content.get(name)
-        if type(found) is not type(expected) or found != expected:
-            raise RunError(
-                f"{cls.__name__}.{name}: expected {expected!r}, got {found!r}; "
-                "read this file with the version of secure-cnn that wrote it"
-            )
-    body = {name: item for name, item in content.items() if name not in head(kind)}
-    return _dataclass(cls, body, cls.__name__)
+def _decode(kind: object, value: object, where: str) -> object:
+    """`value` as the type `kind`, or a RunError that names `where` in the document it is wrong."""
+    origin = get_origin(kind)
+    if kind is Any:
+        return _plain(value, where)
+    if origin in (Union, UnionType):
+        inner = next(option for option in get_args(kind) if option is not NoneType)
+        return None if value is None else _decode(inner, value, where)
+    if origin is Literal:
+        return value if value in get_args(kind) else _refuse(where, _choices(kind), value)
+    if origin is tuple:
+        return _sequence(get_args(kind), value, where)
+    if origin is Mapping:
+        return _mapping(get_args(kind)[1], value, where)
+    if isinstance(kind, type) and is_dataclass(kind):
+        return value if isinstance(value, kind) else _dataclass(kind, value, where)
+    return _scalar(kind, value, where)
 
 
 def _schema(cls: object) -> dict[str, object]:
@@ -172,7 +191,7 @@ def _schema(cls: object) -> dict[str, object]:
     return {field.name: hints[field.name] for field in fields(cast("Any", cls))}
 
 
-def _dataclass(cls: type[_Document], value: object, where: str) -> _Document:
+def _dataclass(cls: type[_Dataclass], value: object, where: str) -> _Dataclass:
     """An instance from a mapping that has exactly the fields of `cls`."""
     if not isinstance(value, Mapping):
         _refuse(where, "an object", value)
@@ -184,7 +203,7 @@ def _dataclass(cls: type[_Document], value: object, where: str) -> _Document:
         raise RunError(f"{where}: expected only {sorted(schema)}, got {unknown[0]!r}; remove it")
     return cls(
         **{
-            name: decode(kind, value[name], f"{where}.{name}")
+            name: _decode(kind, value[name], f"{where}.{name}")
             for name, kind in schema.items()
             if name in value
         }
@@ -200,7 +219,7 @@ def _sequence(kinds: tuple[Any, ...], value: object, where: str) -> tuple[Any, .
     if len(kinds) != len(value):
         raise RunError(f"{where}: expected {len(kinds)} values, got {len(value)}")
     return tuple(
-        decode(kind, item, f"{where}[{index}]")
+        _decode(kind, item, f"{where}[{index}]")
         for index, (kind, item) in enumerate(zip(kinds, value, strict=True))
     )
 
@@ -209,7 +228,7 @@ def _mapping(kind: object, value: object, where: str) -> dict[str, object]:
     """A dict of our own with text keys."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         _refuse(where, "an object with text keys", value)
-    return {key: decode(kind, item, f"{where}.{key}") for key, item in value.items()}
+    return {key: _decode(kind, item, f"{where}.{key}") for key, item in value.items()}
 
 
 def _scalar(kind: object, value: object, where: str) -> object:
@@ -234,7 +253,7 @@ def _plain(value: object, where: str) -> object:
     if isinstance(value, list | tuple):
         return [_plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if value is None or isinstance(value, bool | str | int | float):
-        return encode(value)
+        return _encode(value)
     return _refuse(where, "plain JSON", value)
 
 

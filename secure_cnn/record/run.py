@@ -8,14 +8,13 @@ not here. Deliberately not here either: how a number was found, and how it is sh
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path, PurePosixPath
-from typing import Any, ClassVar, Literal, Self
+from pathlib import PurePosixPath
+from typing import Any, ClassVar, Literal
 
 from secure_cnn.errors import RunError
-from secure_cnn.report import _document
-from secure_cnn.report._document import conform, require
-from secure_cnn.report.measurements import Row
-from secure_cnn.report.results import EpochRecord, ResultRecord
+from secure_cnn.record.document import Document, conform, require
+from secure_cnn.record.measurements import Row
+from secure_cnn.record.results import EpochRecord, ResultRecord
 
 __all__ = [
     "DataRecord",
@@ -143,7 +142,7 @@ class ThreatRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunRecord:
+class RunRecord(Document):
     """The whole run, as `run.json` keeps it.
 
     Guarantee: a record claims nothing without its conditions. ε needs `privacy`, robust accuracy
@@ -184,6 +183,8 @@ class RunRecord:
         True
     """
 
+    KIND: ClassVar[str | None] = "run"
+
     created: str
     data: DataRecord
     model: ModelRecord
@@ -222,36 +223,6 @@ class RunRecord:
             path = PurePosixPath(name)
             inside = not path.is_absolute() and ".." not in path.parts
             require(inside, "checkpoints", "a path inside the run's folder", name)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The record as plain JSON types; what JSON lacks becomes `"nan"`, `"inf"` or `"-inf"`."""
-        return _document.to_dict("run", self)
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """The record that `to_dict` gave.
-
-        Raises:
-            RunError: The schema is unknown, or an entry is missing, unknown or of the wrong type.
-        """
-        return _document.from_dict(cls, "run", content)
-
-    def write(self, path: str | Path) -> None:
-        """Write the record to `path`, atomically: a reader sees the old file or the new one.
-
-        Raises:
-            RunError: The place cannot be written to.
-        """
-        _document.write_document(Path(path), "run", self)
-
-    @classmethod
-    def read(cls, path: str | Path) -> Self:
-        """Read a record that `write` made.
-
-        Raises:
-            RunError: The file cannot be read, is no JSON, or is no record of this schema.
-        """
-        return _document.read_document(Path(path), "run", cls)
 
 
 def _private_only_under_conditions(

@@ -10,7 +10,7 @@ from itertools import pairwise
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from secure_cnn.report._canvas import (
+from secure_cnn.pages.canvas import (
     HAIR,
     MUTED,
     SERIES,
@@ -20,7 +20,7 @@ from secure_cnn.report._canvas import (
     short,
     tick_percent,
 )
-from secure_cnn.report._document import require
+from secure_cnn.record.document import require
 
 __all__ = ["CurvePoint", "certificate_curve"]
 

@@ -1,0 +1,40 @@
+"""What people look at: pages of one design, the figures on them, and tables for a terminal.
+
+A record goes in, text comes out; a page is one HTML file that loads nothing and runs no script.
+Deliberately not here: any number that the record does not hold.
+"""
+
+from secure_cnn.pages.audit import render_audit, write_audit
+from secure_cnn.pages.bench import SHOWN_PARTS, render_bench, write_bench
+from secure_cnn.pages.comparison import render_comparison, write_comparison
+from secure_cnn.pages.curves import accuracy_curve, epsilon_curve, loss_curve
+from secure_cnn.pages.examples import Examples, example_figure
+from secure_cnn.pages.figures import class_recall, confusion_matrix, cost_bars, variant_colors
+from secure_cnn.pages.robustness import render_robustness, write_robustness
+from secure_cnn.pages.run import render_page, write_page
+from secure_cnn.pages.tables import comparison_table, summary_table
+
+__all__ = [
+    "SHOWN_PARTS",
+    "Examples",
+    "accuracy_curve",
+    "class_recall",
+    "comparison_table",
+    "confusion_matrix",
+    "cost_bars",
+    "epsilon_curve",
+    "example_figure",
+    "loss_curve",
+    "render_audit",
+    "render_bench",
+    "render_comparison",
+    "render_page",
+    "render_robustness",
+    "summary_table",
+    "variant_colors",
+    "write_audit",
+    "write_bench",
+    "write_comparison",
+    "write_page",
+    "write_robustness",
+]

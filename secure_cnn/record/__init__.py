@@ -1,0 +1,48 @@
+"""What is written down as JSON: a run, benchmarks, an audit, an evaluation, runs side by side.
+
+Each document is a frozen dataclass whose fields are the schema, checked when it is made and when it
+is read. Deliberately not here: training, attacks and accounting, of which this room knows nothing,
+and whatever people look at.
+"""
+
+from secure_cnn.record.comparison import Comparison, SavedRun, compare_runs
+from secure_cnn.record.measurements import Measurements, Row
+from secure_cnn.record.noise import CONTROL, NoiseCheck, noise_checks
+from secure_cnn.record.provenance import hardware, version, versions
+from secure_cnn.record.reports import AuditRecord, RobustnessRecord
+from secure_cnn.record.results import EpochRecord, ResultRecord
+from secure_cnn.record.run import (
+    DataRecord,
+    ModelRecord,
+    PrivacyRecord,
+    RunRecord,
+    ThreatRecord,
+)
+from secure_cnn.record.tradeoff import FRONT_RULE, Needs, TradeoffPoint, choose
+
+__all__ = [
+    "CONTROL",
+    "FRONT_RULE",
+    "AuditRecord",
+    "Comparison",
+    "DataRecord",
+    "EpochRecord",
+    "Measurements",
+    "ModelRecord",
+    "Needs",
+    "NoiseCheck",
+    "PrivacyRecord",
+    "ResultRecord",
+    "RobustnessRecord",
+    "Row",
+    "RunRecord",
+    "SavedRun",
+    "ThreatRecord",
+    "TradeoffPoint",
+    "choose",
+    "compare_runs",
+    "hardware",
+    "noise_checks",
+    "version",
+    "versions",
+]
