@@ -5,13 +5,14 @@ Works alone: it knows neither `defenses` nor `secure_cnn`.
 
 from privacy.accounting import GaussianSteps, epsilon_of, noise_multiplier_for
 from privacy.attach import attach
-from privacy.clipping import Choice, Tuner, register
+from privacy.clipping import register
 from privacy.clipping.factors import (
     AdaptiveClipping,
     AutomaticClipping,
     FlatClipping,
     PerLayerClipping,
 )
+from privacy.clipping.tuner import Choice, Tuner
 from privacy.errors import (
     AccountingError,
     BudgetExceeded,

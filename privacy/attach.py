@@ -10,7 +10,10 @@ from functools import partial
 import torch
 from torch import nn
 
-from privacy.clipping import Tape, Tuner, install, rule_of
+from privacy.clipping import rule_of
+from privacy.clipping.layers import install
+from privacy.clipping.tape import Tape
+from privacy.clipping.tuner import Tuner
 from privacy.errors import PlanError, PrivacyError
 from privacy.inputs import check_dataset
 from privacy.ledger import Ledger

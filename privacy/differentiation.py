@@ -10,7 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from privacy.clipping import PerExampleGradients, Tape
+from privacy.clipping import PerExampleGradients
+from privacy.clipping.tape import Tape
 from privacy.errors import StepError, UnsupportedLayer
 from privacy.graph import graph_of
 from privacy.rows import check_head, check_rows, some_of

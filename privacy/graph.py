@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from privacy.clipping import Tape
+from privacy.clipping.tape import Tape
 
 __all__ = ["Graph", "graph_of"]
 

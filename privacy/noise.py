@@ -14,6 +14,7 @@ from threading import Lock
 
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from torch import Tensor
 
 from privacy.errors import PlanError
 from privacy.native.library import call, compiled
@@ -68,7 +69,7 @@ class SecureGenerator:
     def __reduce__(self) -> str:
         raise TypeError("a SecureGenerator cannot be copied or saved: its noise would repeat")
 
-    def words(self, count: int) -> torch.Tensor:
+    def words(self, count: int) -> Tensor:
         """Uniform 64-bit words.
 
         Args:
@@ -79,7 +80,7 @@ class SecureGenerator:
         """
         return self._words(self._take(count), count, _room(count))
 
-    def uniform(self, count: int) -> torch.Tensor:
+    def uniform(self, count: int) -> Tensor:
         """Uniform numbers in the open interval (0, 1), on a grid of 2^-53 shifted by half a cell.
 
         Returns:
@@ -88,7 +89,7 @@ class SecureGenerator:
         # The last cell's centre rounds up to 1; the largest double below 1 keeps the interval open.
         return _centres(self.words(count)).clamp_(max=1 - 2.0**-_MANTISSA_BITS)
 
-    def normal(self, count: int) -> torch.Tensor:
+    def normal(self, count: int) -> Tensor:
         """Standard normal numbers, with tails to 8.5 sigma.
 
         By the transform of Box and Muller (1958) of 53-bit uniforms, in float64.
@@ -98,7 +99,7 @@ class SecureGenerator:
         """
         return torch.cat([torch.empty(0, dtype=torch.float64), *self.normal_blocks(count)])
 
-    def normal_blocks(self, count: int) -> Iterator[torch.Tensor]:
+    def normal_blocks(self, count: int) -> Iterator[Tensor]:
         """The same as `normal`, a piece at a time, so that what uses them finds them in the cache.
 
         Returns:
@@ -108,7 +109,7 @@ class SecureGenerator:
             size = part.stop - part.start
             yield _normal(self._words(place, size + size % 2, _room(size + 1)))[:size]
 
-    def perturb(self, values: list[torch.Tensor], *, deviation: float, scale: float = 1.0) -> None:
+    def perturb(self, values: list[Tensor], *, deviation: float, scale: float = 1.0) -> None:
         """Puts (values + deviation * z) * scale in the place of the values.
 
         The z are the numbers of `normal`, one for each value. All is done in float64 and rounded
@@ -146,7 +147,7 @@ class SecureGenerator:
         with ThreadPoolExecutor(streams) as pool:
             list(pool.map(lambda some: add(some, 1), [parts[i::streams] for i in range(streams)]))
 
-    def bernoulli(self, count: int, probability: float) -> torch.Tensor:
+    def bernoulli(self, count: int, probability: float) -> Tensor:
         """Independent coins: the Poisson sample of `count` examples.
 
         Args:
@@ -179,7 +180,7 @@ class SecureGenerator:
             self._place += count
             return self._place - count
 
-    def _words(self, place: int, count: int, room: torch.Tensor) -> torch.Tensor:
+    def _words(self, place: int, count: int, room: Tensor) -> Tensor:
         """Words from a place that was taken."""
         if os.getpid() != self._process:
             self._rekey(os.urandom(_KEY_BYTES))
@@ -190,15 +191,15 @@ class SecureGenerator:
         self._stream, self._process = _key_stream(key), os.getpid()
 
 
-def _room(count: int) -> torch.Tensor:
+def _room(count: int) -> Tensor:
     """Fresh memory for so many words, and the block more that the cipher wants at either end."""
     return torch.empty(count + 2 * _WORDS, dtype=torch.int64)
 
 
-def _key_stream(key: bytes) -> Callable[[int, int, torch.Tensor], torch.Tensor]:
+def _key_stream(key: bytes) -> Callable[[int, int, Tensor], Tensor]:
     """The words of a key's stream: so many, from a place on, in a room. Only it knows the key."""
 
-    def words(place: int, count: int, room: torch.Tensor) -> torch.Tensor:
+    def words(place: int, count: int, room: Tensor) -> Tensor:
         counter, skipped = divmod(place, _WORDS)
         cipher = Cipher(algorithms.AES(key), modes.CTR(counter.to_bytes(_BLOCK_BYTES, "big")))
         encryptor = cipher.encryptor()
@@ -211,7 +212,7 @@ def _key_stream(key: bytes) -> Callable[[int, int, torch.Tensor], torch.Tensor]:
     return words
 
 
-def _centres(words: torch.Tensor) -> torch.Tensor:
+def _centres(words: Tensor) -> Tensor:
     """Uniform numbers as the centres of 2^53 cells, float64 in (0, 1], in the place of words."""
     words.bitwise_and_(2**_MANTISSA_BITS - 1)
     # Each number takes its word's own place: fresh memory costs more than the numbers.
@@ -219,7 +220,7 @@ def _centres(words: torch.Tensor) -> torch.Tensor:
     return torch.add(_HALF_A_CELL, cells, alpha=2.0**-_MANTISSA_BITS, out=cells)
 
 
-def _normal(words: torch.Tensor) -> torch.Tensor:
+def _normal(words: Tensor) -> Tensor:
     """Normal numbers of an even number of words, in their place."""
     if compiled() is not None:
         _fused(words, [], 0.0, 0.0, threads=torch.get_num_threads())
@@ -234,7 +235,7 @@ def _normal(words: torch.Tensor) -> torch.Tensor:
     return normals
 
 
-def _in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
+def _in_memory_order(tensor: Tensor) -> Tensor:
     """The numbers of a dense tensor in one dimension, as they lie: a view.
 
     Raises:
@@ -247,13 +248,13 @@ def _in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
     return dense.view(-1)
 
 
-def _is_plain(values: torch.Tensor) -> bool:
+def _is_plain(values: Tensor) -> bool:
     """Whether a compiled function may write them: a tensor may lie at any address."""
     aligned = values.data_ptr() % values.element_size() == 0
     return values.is_cpu and values.dtype == torch.float32 and aligned
 
 
-def _cut(values: list[torch.Tensor], part: slice) -> list[torch.Tensor]:
+def _cut(values: list[Tensor], part: slice) -> list[Tensor]:
     """What lies in a part of all the values together, views of one dimension."""
     found, first = [], 0
     for of_tensor in values:
@@ -264,7 +265,7 @@ def _cut(values: list[torch.Tensor], part: slice) -> list[torch.Tensor]:
     return found
 
 
-def _add(noise: torch.Tensor, pieces: list[torch.Tensor], deviation: float, scale: float) -> None:
+def _add(noise: Tensor, pieces: list[Tensor], deviation: float, scale: float) -> None:
     """What `SecureGenerator.perturb` does, with noise for all pieces together."""
     for piece, of_piece in zip(pieces, torch.split(noise, [*map(len, pieces)]), strict=True):
         moved = of_piece.to(piece.device).mul_(deviation).add_(piece)
@@ -272,12 +273,7 @@ def _add(noise: torch.Tensor, pieces: list[torch.Tensor], deviation: float, scal
 
 
 def _fused(
-    words: torch.Tensor,
-    pieces: list[torch.Tensor],
-    deviation: float,
-    scale: float,
-    *,
-    threads: int,
+    words: Tensor, pieces: list[Tensor], deviation: float, scale: float, *, threads: int
 ) -> None:
     """`_normal` and `_add` in one pass, compiled."""
     work = _Work(

@@ -12,7 +12,7 @@ first layer saw is therefore compared with the images that were given.
 import torch
 from torch.autograd.graph import GradientEdge
 
-from privacy.clipping import Tape
+from privacy.clipping.tape import Tape
 from privacy.errors import UnsupportedLayer
 from privacy.graph import Graph
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 from torch.utils.data import default_collate
 
 from privacy.errors import PlanError
@@ -78,18 +79,16 @@ class PhysicalBatch:
         last: Whether it completes the sample.
     """
 
-    indices: torch.Tensor
+    indices: Tensor
     rows: int
     last: bool
 
-    def mask(self) -> torch.Tensor:
+    def mask(self) -> Tensor:
         """Which rows are examples, bool [rows]."""
         return torch.arange(self.rows) < len(self.indices)
 
 
-def sample_indices(
-    generator: SecureGenerator, *, samples: int, sampling_rate: float
-) -> torch.Tensor:
+def sample_indices(generator: SecureGenerator, *, samples: int, sampling_rate: float) -> Tensor:
     """Draws one Poisson sample: indices in ascending order, int64 [k].
 
     Guarantee: each of the `samples` examples is in it independently, with probability
@@ -98,7 +97,7 @@ def sample_indices(
     return generator.bernoulli(samples, sampling_rate).nonzero().squeeze(1)
 
 
-def cut(indices: torch.Tensor, batches: PhysicalBatches) -> list[PhysicalBatch]:
+def cut(indices: Tensor, batches: PhysicalBatches) -> list[PhysicalBatch]:
     """Cuts a sample into physical batches of about equal size.
 
     An empty sample becomes one batch of filling: it is a step like any other.
@@ -111,7 +110,7 @@ def cut(indices: torch.Tensor, batches: PhysicalBatches) -> list[PhysicalBatch]:
     ]
 
 
-def read(dataset: MapStyle, batch: PhysicalBatch) -> tuple[torch.Tensor, torch.Tensor]:
+def read(dataset: MapStyle, batch: PhysicalBatch) -> tuple[Tensor, Tensor]:
     """Reads a physical batch, with zeros in the rows that are filling.
 
     A data set whose class says `batch_by_indices = True` is read whole, by its method
@@ -133,7 +132,7 @@ def read(dataset: MapStyle, batch: PhysicalBatch) -> tuple[torch.Tensor, torch.T
     return images, labels
 
 
-def _pairs(dataset: MapStyle, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _pairs(dataset: MapStyle, indices: Tensor) -> tuple[Tensor, Tensor]:
     """The pairs at `indices`, stacked."""
     by_indices = _reads_whole(type(dataset))
     pairs = _read(dataset, indices) if by_indices else [_read(dataset, i) for i in indices.tolist()]
@@ -144,7 +143,7 @@ def _pairs(dataset: MapStyle, indices: torch.Tensor) -> tuple[torch.Tensor, torc
             "dataset: expected pairs (image, label) of tensors or numbers, all of one shape; the "
             f"examples read could not be stacked: {error}{_of_pictures(pairs)}"
         ) from error
-    if not (isinstance(images, torch.Tensor) and isinstance(labels, torch.Tensor)):
+    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
         raise PlanError(
             "dataset: expected pairs (image, label) of tensors or numbers, got "
             f"({type(images).__name__}, {type(labels).__name__})"
@@ -162,9 +161,9 @@ def _pairs(dataset: MapStyle, indices: torch.Tensor) -> tuple[torch.Tensor, torc
 def _read(dataset: Any, wanted: Any) -> Any:
     """An example, or by a tensor of indices several; a data set that shrank says so."""
     try:
-        return dataset.batch(wanted) if isinstance(wanted, torch.Tensor) else dataset[wanted]
+        return dataset.batch(wanted) if isinstance(wanted, Tensor) else dataset[wanted]
     except IndexError as error:
-        index = int(wanted.max()) if isinstance(wanted, torch.Tensor) else wanted
+        index = int(wanted.max()) if isinstance(wanted, Tensor) else wanted
         raise PlanError(
             f"dataset: its example {index} could not be read: {error}; it has {len(dataset)} now, "
             "and must have as many, at each index from 0 on, as when it was attached"
@@ -175,7 +174,7 @@ def _of_pictures(pairs: Any) -> str:
     """The cure where an example is PIL's picture; else nothing."""
     first = pairs[0] if isinstance(pairs, list) and pairs else ()
     values = first.values() if isinstance(first, Mapping) else first
-    if not isinstance(values, Iterable) or isinstance(values, torch.Tensor):
+    if not isinstance(values, Iterable) or isinstance(values, Tensor):
         return ""
     if not any(type(value).__module__.startswith("PIL.") for value in values):
         return ""

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from privacy.clipping import Installation, describe
+from privacy.clipping.layers import Installation
+from privacy.clipping.registry import describe
 from privacy.errors import BudgetExceeded, StepError
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from privacy.clipping import Tape
 from privacy.clipping.factors import Clipping, FlatClipping, clip_factors
+from privacy.clipping.tape import Tape
 from privacy.differentiation import Parts, differentiate
 from privacy.errors import StepError
 from privacy.noise import SecureGenerator

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from privacy.clipping import Tape
 from privacy.clipping.held import cure, kept, marks, plain_tensors, remade
+from privacy.clipping.tape import Tape
 from privacy.clipping.watch import Watch
 from privacy.differentiation import differentiate
 from privacy.errors import PrivacyError, StepError, UnsupportedLayer

@@ -12,7 +12,9 @@ from support.networks import Net, Switched, assert_same, disturbed_net, snapshot
 from torch import nn
 
 from defenses import AttackError, ThreatModel, attack, attack_names
-from privacy.clipping import Tape, install, rule_of
+from privacy.clipping import rule_of
+from privacy.clipping.layers import install
+from privacy.clipping.tape import Tape
 from privacy.differentiation import differentiate
 
 

@@ -20,8 +20,10 @@ from privacy import (
     attach,
     epsilon_of,
 )
-from privacy.clipping import Tape, install, rule_of
-from privacy.clipping.copies import OfCopies
+from privacy.clipping import rule_of
+from privacy.clipping.gradients import SummedCopies
+from privacy.clipping.layers import install
+from privacy.clipping.tape import Tape
 from privacy.differentiation import differentiate
 from privacy.sampling import sample_indices
 from privacy.update import ClippedSum
@@ -180,7 +182,7 @@ def test_every_kernel_takes_copies(kernel: str) -> None:
             torch.testing.assert_close(one.weighted_sum(torch.ones(1).double()), expected)
             norm = part.squared_norms()[example].sqrt()
             torch.testing.assert_close(norm, expected.norm(), rtol=1e-9, atol=1e-12)
-    deferred = isinstance(parts[model.get_parameter("0.weight")], OfCopies)
+    deferred = isinstance(parts[model.get_parameter("0.weight")], SummedCopies)
     assert deferred == kernel.endswith("native")
 
 

@@ -19,9 +19,13 @@ from support.gradients import (
 )
 from torch import nn
 
-from privacy.clipping import Tape, Tuner, clip_factors, install, rule_of
-from privacy.clipping.gradients import Deferred, Instantiated, row_squared_norms
+from privacy.clipping import rule_of
+from privacy.clipping.factors import clip_factors
+from privacy.clipping.gradients import GhostNorm, Instantiated, row_squared_norms
+from privacy.clipping.layers import install
 from privacy.clipping.linear import LinearRule
+from privacy.clipping.tape import Tape
+from privacy.clipping.tuner import Tuner
 from privacy.errors import PrivacyError, StepError, UnsupportedLayer
 
 properties = settings(deadline=None, derandomize=True, max_examples=60)
@@ -450,7 +454,7 @@ def test_half_precision_does_not_round_factors_up() -> None:
     """Gradients in bfloat16 are clipped in float32: 0.334 would round up by a thousandth."""
     gradients = torch.ones(4, 9, dtype=torch.bfloat16)
     inputs, output_gradients = torch.ones(4, 9).bfloat16(), torch.ones(4, 1).bfloat16()
-    deferred = Deferred(
+    deferred = GhostNorm(
         torch.full((4,), 9.0), inputs, output_gradients, lambda x, dy: dy.mT @ x, torch.mul
     )
     for part in (Instantiated([gradients]), deferred):

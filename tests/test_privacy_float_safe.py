@@ -12,8 +12,10 @@ from scipy import stats
 from torch import nn
 
 from privacy import DPPlan, PlanError, SecureGenerator, attach
-from privacy.clipping import Tape, install, rule_of
+from privacy.clipping import rule_of
 from privacy.clipping.gradients import Instantiated
+from privacy.clipping.layers import install
+from privacy.clipping.tape import Tape
 from privacy.summation import FloatSum, GridSum, grid_of
 from privacy.update import ClippedSum
 

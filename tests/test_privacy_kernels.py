@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 from torch import nn
 
 import privacy
-from privacy.clipping import Kernel, Tape, Tuner, install, rule_of
+from privacy.clipping import rule_of
 from privacy.clipping.convolution import ConvolutionRule
-from privacy.clipping.gradients import Instantiated, Postponed
+from privacy.clipping.gradients import AfterBackward, Instantiated
+from privacy.clipping.layers import install
 from privacy.clipping.patches import CACHE
+from privacy.clipping.tape import Tape
+from privacy.clipping.tuner import Kernel, Tuner
 from privacy.differentiation import differentiate
 from privacy.native.library import compiled
 from secure_cnn.bench import peak_bytes
@@ -168,7 +171,7 @@ def test_the_compiled_kernels_take_no_more_room_than_they_say(
             part.weighted_sum(torch.ones(len(part.squared_norms())))
 
         sums = layer.weight.nbytes * 256 / outputs  # the result itself, of whole vectors
-        allowed = kernel.room + kernel.later + sums + CACHE + 2**13
+        allowed = kernel.peak_bytes + kernel.later_bytes + sums + CACHE + 2**13
         assert peak_bytes(lambda step=step: step) <= allowed, kernel.name
 
 
@@ -180,8 +183,8 @@ def test_patches_are_there_where_nothing_is_compiled(monkeypatch: pytest.MonkeyP
     deferred = {f"{name}, then native" for name in kept | {"gram"}}
     assert names_of(layer, images, gradient) == kept | deferred | {"grouped"}
     last = [tensor.contiguous(memory_format=torch.channels_last) for tensor in (images, gradient)]
-    room = {k.name: k.room for k in ConvolutionRule(layer, "c", Tuner())._kernels(*last, 1)}
-    assert room["grouped"] == room["columns"] + sum(tensor.nbytes for tensor in last)
+    peak = {k.name: k.peak_bytes for k in ConvolutionRule(layer, "c", Tuner())._kernels(*last, 1)}
+    assert peak["grouped"] == peak["columns"] + sum(tensor.nbytes for tensor in last)
 
 
 def fake(name: str, seconds: float, room: int, clock: list[float]) -> Kernel:
@@ -191,7 +194,7 @@ def fake(name: str, seconds: float, room: int, clock: list[float]) -> Kernel:
         clock[0] += seconds
         return Instantiated([x * dy])
 
-    return Kernel(name=name, run=run, room=room, work=1)
+    return Kernel(name=name, run=run, peak_bytes=room, work=1)
 
 
 def test_the_tuner_takes_the_fastest_kernel_and_times_it_once() -> None:
@@ -227,7 +230,7 @@ def test_what_is_postponed_fits_into_what_the_whole_pass_lets_go() -> None:
     """
     clock, batch = [0.0], torch.ones(8, 2)
     slow = fake("slow", 2.0, 0, clock)
-    postponed = dataclasses.replace(fake("postponed", 1.0, 0, clock), later=200)
+    postponed = dataclasses.replace(fake("postponed", 1.0, 0, clock), later_bytes=200)
     for weight, expected in ((1, ["postponed", "slow"]), (2, ["slow", "slow"])):
         tuner = Tuner(clock=lambda: clock[0])
         for layer in ("first", "second"):
@@ -243,7 +246,7 @@ def test_what_fits_at_once_is_not_postponed() -> None:
     tuner = Tuner(clock=lambda: clock[0])
     kernels = [
         fake("kept", 2.0, 128, clock),
-        dataclasses.replace(fake("postponed", 1.0, 0, clock), later=128),
+        dataclasses.replace(fake("postponed", 1.0, 0, clock), later_bytes=128),
     ]
     tuner.expect("fc", batch, batch, torch.ones(1))
     tuner.run("fc", kernels, batch, batch)
@@ -260,7 +263,7 @@ def test_postponed_gradients_let_go_what_they_are_formed_of() -> None:
 
     images = torch.ones(4, 3)
     alive = weakref.ref(images)
-    part = Postponed(images, torch.full((4, 3), 2.0), form)
+    part = AfterBackward(images, torch.full((4, 3), 2.0), form)
     del images
     assert alive() is not None
     assert part.squared_norms().round().tolist() == [12.0] * 4

@@ -20,20 +20,14 @@ from support.gradients import (
 from torch import nn
 
 import privacy
-from privacy.clipping import (
-    Choice,
-    FallbackRule,
-    Instantiated,
-    Tape,
-    Tuner,
-    clip_factors,
-    describe,
-    install,
-    register,
-    rule_of,
-)
+from privacy.clipping import FallbackRule, Instantiated, register, rule_of
+from privacy.clipping.factors import clip_factors
+from privacy.clipping.layers import install
 from privacy.clipping.linear import LinearRule, _kernels, _most
 from privacy.clipping.normalisation import _sums_over_positions
+from privacy.clipping.registry import describe
+from privacy.clipping.tape import Tape
+from privacy.clipping.tuner import Choice, Tuner
 from privacy.errors import PlanError, UnsupportedLayer
 
 properties = settings(deadline=None, derandomize=True, max_examples=40)

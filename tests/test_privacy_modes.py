@@ -25,9 +25,11 @@ from privacy import (
     SecureGenerator,
     attach,
 )
-from privacy.clipping import Tape, install, rule_of
+from privacy.clipping import rule_of
 from privacy.clipping.factors import Clipping, clipping_of
 from privacy.clipping.gradients import Instantiated
+from privacy.clipping.layers import install
+from privacy.clipping.tape import Tape
 from privacy.update import ClippedSum
 
 properties = settings(deadline=None, derandomize=True, max_examples=40)

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from privacy import SecureGenerator, noise
-from privacy.clipping import direct, lines
+from privacy.clipping import affine, direct
 from privacy.clipping.normalisation import GroupNormRule, InstanceNormRule
 from privacy.clipping.patches import Geometry
 from privacy.native import library
@@ -286,7 +286,7 @@ def test_line_and_input_gradients_are_those_of_autograd(
     rule: Any = GroupNormRule(single)
     if not isinstance(layer, nn.GroupNorm):
         rule = InstanceNormRule(single, "norm")
-    assert lines.fits(x, dy) == (not x.is_contiguous())
+    assert affine.fits(x, dy) == (not x.is_contiguous())
     with torch.no_grad():
         _, saved = rule.forward(x)
         found, parts = rule.in_one_pass(x, saved, dy)
@@ -318,7 +318,7 @@ def test_floats_are_read_only_where_floats_may_lie(
         seen.extend(getattr(work, name) or 0 for name in names)
         library.call(function, work, threads=threads)
 
-    for module in (direct, lines):
+    for module in (direct, affine):
         monkeypatch.setattr(module, "call", watched)
     generator = torch.Generator().manual_seed(0)
     right = [torch.randn(3, 5, 5, 16, generator=generator) for _ in range(2)]
@@ -327,7 +327,7 @@ def test_floats_are_read_only_where_floats_may_lie(
     one, factors = misaligned(torch.ones(3, 1)), misaligned(torch.ones(3))
     weight = misaligned(torch.ones(16))
     found = direct.twice(geometry, 1, x, dy).weighted_sum(factors)
-    _, line = lines.input_gradient_and_lines(x, dy, one, one, weight)
+    _, line = affine.input_and_affine_gradients(x, dy, one, one, weight)
     assert seen
     assert not any(address % 4 for address in seen)
     expected = torch.einsum("nhwi,nhwo->oi", *right)
@@ -340,8 +340,8 @@ def test_a_weight_of_another_dtype_is_not_read_as_floats(variant: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(2, 5, 5, 8, generator=generator).movedim(-1, 1) for _ in range(2))
     zero, one, weight = torch.zeros(2, 2), torch.ones(2, 2), torch.rand(8, generator=generator)
-    expected, _ = lines.input_gradient_and_lines(x, dy, zero, one, weight)
-    found, _ = lines.input_gradient_and_lines(x, dy, zero, one, weight.double())
+    expected, _ = affine.input_and_affine_gradients(x, dy, zero, one, weight)
+    found, _ = affine.input_and_affine_gradients(x, dy, zero, one, weight.double())
     assert torch.equal(found, expected)
 
 
@@ -355,7 +355,7 @@ def test_the_tables_lie_on_the_cpu_whatever_the_default_device() -> None:
 
 def test_the_structures_are_declared_alike_on_both_sides() -> None:
     """Same names in the same order as in the C: nothing else would notice."""
-    for source, structure in (("convolution.c", direct._Work), ("normalisation.c", lines._Work)):
+    for source, structure in (("convolution.c", direct._Work), ("normalisation.c", affine._Work)):
         text = (NATIVE / source).read_text()
         (body,) = re.findall(r"typedef struct \{([^}]*)\} work;", text)
         body = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from privacy import DPPlan, PhysicalBatches, PrivateTraining, UnsupportedLayer, attach
-from privacy.clipping import Tape
+from privacy.clipping.tape import Tape
 from privacy.rows import halves, some_of
 
 ROWS = 8

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from privacy.clipping import Tape, install, rule_of
+from privacy.clipping import rule_of
 from privacy.clipping.gradients import Instantiated
+from privacy.clipping.layers import install
+from privacy.clipping.tape import Tape
 from privacy.differentiation import differentiate
 from privacy.errors import StepError, UnsupportedLayer
 from privacy.noise import SecureGenerator

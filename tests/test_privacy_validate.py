@@ -11,7 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from privacy import StepError, UnsupportedLayer, check_layers, fix, mixing_layers
-from privacy.clipping import Tape, install, rule_of
+from privacy.clipping import rule_of
+from privacy.clipping.layers import install
+from privacy.clipping.tape import Tape
 from privacy.validate import check_trainable, probe, rehearse, trainable_parameters
 
 

@@ -15,7 +15,9 @@ from torch import nn
 
 import defenses
 import privacy
-from privacy.clipping import Tape, install, rule_of
+from privacy.clipping import rule_of
+from privacy.clipping.layers import install
+from privacy.clipping.tape import Tape
 from privacy.differentiation import differentiate
 from secure_cnn.data import DataSpec, Split
 from secure_cnn.models import build_model

@@ -17,7 +17,9 @@ from privacy._fused.offers import check_settings, refuse_adaptive
 from privacy._fused.optimizer import FusedOptimizer
 from privacy._fused.settings import Account
 from privacy._fused.writes import ENGINE, RefusedAttribute, refusal
-from privacy.clipping import Tape, install, rule_of
+from privacy.clipping import rule_of
+from privacy.clipping.layers import install
+from privacy.clipping.tape import Tape
 from privacy.errors import PlanError, StepError
 from privacy.ledger import Ledger
 from privacy.plan import DPPlan

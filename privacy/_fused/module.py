@@ -10,7 +10,7 @@ from torch import nn
 from privacy._fused.traced import traced
 from privacy._fused.traces import Mixed, Setting, Total, Trace
 from privacy._fused.writes import MODULE, refusal
-from privacy.clipping import Installation
+from privacy.clipping.layers import Installation
 from privacy.errors import StepError, UnsupportedLayer
 from privacy.reserved import Reserved
 

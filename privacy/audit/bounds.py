@@ -14,13 +14,7 @@ from scipy import optimize, special
 from privacy.errors import PlanError
 from privacy.quantities import probability, real, whole
 
-__all__ = [
-    "epsilon_of_counts",
-    "epsilon_of_guesses",
-    "gdp_delta",
-    "gdp_epsilon",
-    "one_run_p_value",
-]
+__all__ = ["epsilon_of_counts", "epsilon_of_guesses", "gdp_delta", "gdp_epsilon", "one_run_p_value"]
 
 _LARGEST_EPSILON = 700.0
 """Above it e^epsilon has no double; a bound that high says `no privacy` as well as any."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from privacy.errors import StepError
@@ -39,7 +39,7 @@ class CanaryDataset:
 
     batch_by_indices: ClassVar[bool] = True
 
-    def __init__(self, dataset: MapStyle, indices: torch.Tensor, *, canaries: int) -> None:
+    def __init__(self, dataset: MapStyle, indices: Tensor, *, canaries: int) -> None:
         self._dataset, self._indices = dataset, indices
         self._first = len(indices) - canaries
         self._read: list[int] = []
@@ -51,11 +51,11 @@ class CanaryDataset:
     def __getitem__(self, index: int) -> Any:
         self._read.append(index)
         pair = self._dataset[int(self._indices[index])]
-        if isinstance(pair, (tuple, list)) and pair and isinstance(pair[0], torch.Tensor):
+        if isinstance(pair, (tuple, list)) and pair and isinstance(pair[0], Tensor):
             self._given.setdefault(_digest(pair[0]), set()).add(index)
         return pair
 
-    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of several rows."""
         self._read += indices.tolist()
         images, labels = _rows(self._dataset, self._indices[indices])
@@ -63,23 +63,23 @@ class CanaryDataset:
             self._given.setdefault(_digest(image), set()).add(index)
         return images, labels
 
-    def canary_images(self) -> torch.Tensor:
+    def canary_images(self) -> Tensor:
         """The canaries' images, as they are before any augmentation or attack."""
         return _rows(self._dataset, self._indices[self._first :])[0]
 
-    def read(self) -> torch.Tensor:
+    def read(self) -> Tensor:
         """The rows that were read since the last call, in order; int64 [k]."""
         read, self._read = torch.tensor(self._read, dtype=torch.int64), []
         return read
 
-    def strangers(self, images: torch.Tensor, rows: torch.Tensor) -> tuple[int, int]:
+    def strangers(self, images: Tensor, rows: Tensor) -> tuple[int, int]:
         """Of a batch: how many images were given for other rows alone, and how many for none."""
         here = set(rows.tolist())
         owners = [self._given.get(_digest(image)) for image in images]
         unknown = sum(each is None for each in owners)
         return sum(each is not None and not each & here for each in owners), unknown
 
-    def numbers(self, rows: torch.Tensor) -> torch.Tensor:
+    def numbers(self, rows: Tensor) -> Tensor:
         """For each row its canary's number, or -1; int64 [k]."""
         return torch.where(rows >= self._first, rows - self._first, -1)
 
@@ -114,7 +114,7 @@ class PlainGradients:
         self.shapes = [parameter.shape for parameter in trainable.values()]
         self.rows_at_once = max(1, _CHUNK // sum(p.numel() for p in trainable.values()))
 
-    def __call__(self, images: torch.Tensor, output_gradients: torch.Tensor) -> torch.Tensor:
+    def __call__(self, images: Tensor, output_gradients: Tensor) -> Tensor:
         """One gradient a row, all parameters in one line: float [rows, d].
 
         Args:
@@ -123,9 +123,9 @@ class PlainGradients:
         """
         parameters = self._parameters()
 
-        def of_example(image: torch.Tensor, output_gradient: torch.Tensor) -> torch.Tensor:
-            def run(current: Mapping[str, torch.Tensor]) -> torch.Tensor:
-                output: torch.Tensor = torch.func.functional_call(
+        def of_example(image: Tensor, output_gradient: Tensor) -> Tensor:
+            def run(current: Mapping[str, Tensor]) -> Tensor:
+                output: Tensor = torch.func.functional_call(
                     self._plain, dict(current), (image.unsqueeze(0),)
                 )
                 return output.squeeze(0)
@@ -134,14 +134,14 @@ class PlainGradients:
             return torch.cat([found[name].flatten() for name in self._names])
 
         mapped = torch.func.vmap(of_example, chunk_size=self.rows_at_once)
-        gradients: torch.Tensor = mapped(images, output_gradients)
+        gradients: Tensor = mapped(images, output_gradients)
         return gradients
 
-    def flattened(self, gradients: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    def flattened(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """The model's own gradients by name in the same order, float [d]."""
         return torch.cat([gradients[name].flatten() for name in self._names])
 
-    def _parameters(self) -> dict[str, torch.Tensor]:
+    def _parameters(self) -> dict[str, Tensor]:
         """The model's present trainable parameters, by name."""
         found = dict(self._model.named_parameters())
         return {name: found[name].detach() for name in self._names}
@@ -167,12 +167,7 @@ class Canaries:
     """
 
     def __init__(
-        self,
-        images: torch.Tensor,
-        *,
-        outputs: int,
-        oversize: torch.Tensor,
-        generator: torch.Generator,
+        self, images: Tensor, *, outputs: int, oversize: Tensor, generator: torch.Generator
     ) -> None:
         self.images, self.oversize = images, oversize.to(images.device)
         self._logits = _orthonormal_blocks(len(images), outputs, generator).to(images.device)
@@ -198,7 +193,7 @@ class Canaries:
         self.directions = orthonormal(self.clipped)
 
 
-def orthonormal(rows: torch.Tensor) -> torch.Tensor:
+def orthonormal(rows: Tensor) -> Tensor:
     """The unit vectors nearest to `rows` that are orthogonal to each other (Löwdin 1950).
 
     Gaussian noise has independent components along them.
@@ -213,7 +208,7 @@ def orthonormal(rows: torch.Tensor) -> torch.Tensor:
     return nn.functional.normalize(inverse_root.to(rows.dtype) @ rows, dim=1)
 
 
-def _orthonormal_blocks(count: int, width: int, generator: torch.Generator) -> torch.Tensor:
+def _orthonormal_blocks(count: int, width: int, generator: torch.Generator) -> Tensor:
     """Random unit vectors [count, width], orthogonal within every `width` in turn."""
     blocks = [
         torch.linalg.qr(torch.randn(width, min(width, count), generator=generator))[0].T
@@ -222,11 +217,11 @@ def _orthonormal_blocks(count: int, width: int, generator: torch.Generator) -> t
     return torch.cat(blocks)[:count]
 
 
-def _rows(dataset: MapStyle, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _rows(dataset: MapStyle, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Images and labels at `indices`, none of them filling; an empty sample has its shape too."""
     return read(dataset, PhysicalBatch(indices, rows=len(indices), last=True))
 
 
-def _digest(image: torch.Tensor) -> int:
+def _digest(image: Tensor) -> int:
     """A number that no other image has, but by a chance of 2**-64."""
     return hash(image.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())

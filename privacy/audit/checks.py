@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 from scipy import stats
+from torch import Tensor
 
 __all__ = ["Check", "check_epsilon", "check_freshness", "check_noise", "check_nothing_else"]
 
@@ -46,7 +47,7 @@ def check_epsilon(method: str, bound: float, *, claimed: float) -> Check:
     )
 
 
-def check_noise(residuals: torch.Tensor, *, noise_multiplier: float, error: float) -> Check:
+def check_noise(residuals: Tensor, *, noise_multiplier: float, error: float) -> Check:
     """The noise may not be less than the plan's.
 
     Args:
@@ -63,7 +64,7 @@ def check_noise(residuals: torch.Tensor, *, noise_multiplier: float, error: floa
     )
 
 
-def check_nothing_else(residuals: torch.Tensor, *, noise_multiplier: float, error: float) -> Check:
+def check_nothing_else(residuals: Tensor, *, noise_multiplier: float, error: float) -> Check:
     """Nothing but clipped gradients and the plan's noise may be in the gradient.
 
     Noise larger than planned fails too: from outside it looks like something that depends on data.
@@ -79,7 +80,7 @@ def check_nothing_else(residuals: torch.Tensor, *, noise_multiplier: float, erro
     )
 
 
-def check_freshness(residuals: torch.Tensor, *, error: float) -> Check:
+def check_freshness(residuals: Tensor, *, error: float) -> Check:
     """The noise of two steps may not be alike: the difference of the two would be without noise.
 
     The largest correlation over all pairs of steps; of independent noise each follows
@@ -102,7 +103,7 @@ def check_freshness(residuals: torch.Tensor, *, error: float) -> Check:
     )
 
 
-def _deviation(residuals: torch.Tensor) -> float:
+def _deviation(residuals: Tensor) -> float:
     """Root mean square of everything: the noise has mean zero."""
     return float(residuals.double().square().mean().sqrt())
 

@@ -7,8 +7,8 @@ too large; and in steps with hardly any noise the sum itself is held against its
 import math
 from collections.abc import Sequence
 
-import torch
 from scipy import stats
+from torch import Tensor
 
 from privacy.audit.checks import Check
 from privacy.audit.scores import CanaryScoreAuditor
@@ -46,9 +46,7 @@ def check_contribution(auditor: CanaryScoreAuditor, *, error: float) -> Check:
     )
 
 
-def check_sum(
-    sums: torch.Tensor, excess: torch.Tensor, *, noise_multiplier: float, error: float
-) -> Check:
+def check_sum(sums: Tensor, excess: Tensor, *, noise_multiplier: float, error: float) -> Check:
     """No more may be added up than the definition's clipped sum, less may.
 
     Many small excesses of all examples together show here, where none of them shows alone.
@@ -70,7 +68,7 @@ def check_sum(
     )
 
 
-def check_largest(beyond: torch.Tensor, *, noise_multiplier: float, error: float) -> Check:
+def check_largest(beyond: Tensor, *, noise_multiplier: float, error: float) -> Check:
     """In no physical batch, and by no canary, may more be added than the clipping norm each.
 
     Args:
@@ -89,9 +87,7 @@ def check_largest(beyond: torch.Tensor, *, noise_multiplier: float, error: float
     )
 
 
-def mismatch(
-    residual: torch.Tensor, total: torch.Tensor, *, examples: int, noise_multiplier: float
-) -> float:
+def mismatch(residual: Tensor, total: Tensor, *, examples: int, noise_multiplier: float) -> float:
     """What one step with hardly any noise added up that is not the definition's sum, or less of it.
 
     Args:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from privacy.audit.bounds import gdp_epsilon
 from privacy.audit.checks import (
@@ -139,12 +140,12 @@ class _Seen:
     apart: bool | None
 
     @property
-    def scores(self) -> torch.Tensor:
+    def scores(self) -> Tensor:
         """Of every canary in every step, [steps, k]."""
         return torch.stack([step.scores for step in self.loud.steps]).double().cpu()
 
     @property
-    def were_in(self) -> torch.Tensor:
+    def were_in(self) -> Tensor:
         """Which canaries were in which sample, [steps, k]."""
         return torch.stack([step.was_in for step in self.loud.steps])
 

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from scipy import special, stats
+from torch import Tensor
 
 from privacy.audit.checks import Check
 from privacy.audit.laws import (
@@ -61,7 +62,7 @@ class Noise:
     rows: tuple[int, ...]
 
 
-def kept_coordinates(sizes: list[int]) -> tuple[torch.Tensor, tuple[slice, ...]]:
+def kept_coordinates(sizes: list[int]) -> tuple[Tensor, tuple[slice, ...]]:
     """Which coordinates of a gradient are kept, int64 [k], and each tensor's columns among them."""
     share = min(1.0, _KEPT / max(1, sum(sizes)))
     parts, tensors, first, begin = [], [], 0, 0

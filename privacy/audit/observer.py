@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from privacy.audit.canaries import Canaries, PlainGradients
 from privacy.audit.release import Release
@@ -19,7 +19,7 @@ from privacy.errors import StepError
 
 __all__ = ["Observation", "Observer"]
 
-Objective = Callable[[nn.Module, torch.Tensor, torch.Tensor], torch.Tensor]
+Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,13 @@ class Observation:
         examples: How many examples were in the sample.
     """
 
-    residual: torch.Tensor
-    scores: torch.Tensor
-    was_in: torch.Tensor
-    sums: torch.Tensor
-    excess: torch.Tensor
-    total: torch.Tensor
-    beyond: torch.Tensor
+    residual: Tensor
+    scores: Tensor
+    was_in: Tensor
+    sums: Tensor
+    excess: Tensor
+    total: Tensor
+    beyond: Tensor
     examples: int
 
 
@@ -72,11 +72,11 @@ class Observer:
         self._model, self._canaries, self._gradients = model, canaries, gradients
         self._max_grad_norm, self._batch_size = max_grad_norm, batch_size
         self._rows = torch.empty(0, dtype=torch.int64)
-        self._calls: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._others: torch.Tensor | None = None
+        self._calls: list[tuple[Tensor, Tensor]] = []
+        self._others: Tensor | None = None
         self._was_in = torch.zeros(0, dtype=torch.bool)
-        self._seen: list[torch.Tensor] = []
-        self._escapes: list[torch.Tensor] = []
+        self._seen: list[Tensor] = []
+        self._escapes: list[Tensor] = []
         self._examples = 0
         self.release = Release(model, optimizer, canaries.images)
         self._handles = [
@@ -91,13 +91,7 @@ class Observer:
         for handle in self._handles:
             handle.remove()
 
-    def losses(
-        self,
-        objective: Objective,
-        images: torch.Tensor,
-        labels: torch.Tensor,
-        taken: torch.Tensor,
-    ) -> torch.Tensor:
+    def losses(self, objective: Objective, images: Tensor, labels: Tensor, taken: Tensor) -> Tensor:
         """The losses of one physical batch: the objective's, and the auditor's own for canaries.
 
         Args:
@@ -159,11 +153,7 @@ class Observer:
         self._seen, self._escapes, self._examples = [], [], 0
 
     def _account(
-        self,
-        losses: torch.Tensor,
-        calls: list[tuple[torch.Tensor, torch.Tensor]],
-        *,
-        examples: int,
+        self, losses: Tensor, calls: list[tuple[Tensor, Tensor]], *, examples: int
     ) -> None:
         """Adds what the definition says that this batch contributes, in units of C."""
         outputs = [output for _, output in calls]
@@ -185,9 +175,7 @@ class Observer:
             escape += off
         self._escapes.append(escape)
 
-    def _sums(
-        self, pairs: list[tuple[torch.Tensor, torch.Tensor]]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sums(self, pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
         """Sums of some examples' clipped gradients by the definition and of what is clipped off."""
         total = torch.stack([self._gradients(x, g) for x, g in pairs]).sum(0)
         norms = total.norm(dim=1, keepdim=True) / self._max_grad_norm
@@ -196,7 +184,7 @@ class Observer:
         off = torch.where(norms.isfinite(), total / self._max_grad_norm - clipped, 0.0)
         return clipped.sum(0), off.sum(0)
 
-    def _of_rows(self, of_canaries: torch.Tensor) -> torch.Tensor:
+    def _of_rows(self, of_canaries: Tensor) -> Tensor:
         """A canary's value in its row, zeros in all others."""
         chosen = of_canaries[self._rows.clamp(min=0)]
         is_canary = (self._rows >= 0).view(-1, *[1] * (chosen.dim() - 1))
@@ -212,7 +200,7 @@ class Observer:
 
     def _remember_call(self, _: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Keeps what the model was called with while its outputs can reach the losses."""
-        if isinstance(output, torch.Tensor) and output.requires_grad:
+        if isinstance(output, Tensor) and output.requires_grad:
             self._calls.append((inputs[0].detach(), output))
 
     def _read_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from privacy.clipping.held import marks, plain_tensors, remade
 
@@ -38,17 +38,15 @@ class Release:
         settings: Of the optimizer's groups, before each step.
     """
 
-    def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor
-    ) -> None:
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor) -> None:
         self.unexplained = 0.0
         self.replayed = not _hooked(optimizer)
         self.settings: list[Settings] = []
         self._model, self._optimizer = model, optimizer
         self._remade = self._proved(images)
-        self._expected: dict[str, torch.Tensor] = {}
+        self._expected: dict[str, Tensor] = {}
         self._expected_settings: Settings = {}
-        self._gradients: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
+        self._gradients: list[tuple[Tensor, list[Tensor]]] = []
         self._left = self._copies()
         self._handle = optimizer.register_step_post_hook(self._after)
 
@@ -103,7 +101,7 @@ class Release:
                 if parameter.grad is not None:
                     gradients.append(parameter.grad.detach().clone())
 
-    def _proved(self, images: torch.Tensor) -> set[str]:
+    def _proved(self, images: Tensor) -> set[str]:
         """The plain tensors that a forward pass makes anew, from nothing that the last one left."""
         before, seen = marks(self._model), []
         devices = [images.device] if images.is_cuda else []
@@ -116,15 +114,15 @@ class Release:
         self._compare(one, other)
         return names
 
-    def _copies(self) -> dict[str, torch.Tensor]:
+    def _copies(self) -> dict[str, Tensor]:
         """Copies of everything that is kept from step to step, by name."""
         return _copied(self._kept() | _moving(self._optimizer))
 
-    def _kept(self) -> dict[str, torch.Tensor]:
+    def _kept(self) -> dict[str, Tensor]:
         """What the model keeps and no step may change."""
         known = {id(parameter) for parameter in _parameters(self._optimizer)}
         memory = {p.untyped_storage().data_ptr() for p in self._model.parameters()}
-        found: dict[str, torch.Tensor] = {
+        found: dict[str, Tensor] = {
             name: p for name, p in self._model.named_parameters() if id(p) not in known
         }
         found |= {f"buffer {name}": buffer for name, buffer in self._model.named_buffers()}
@@ -135,11 +133,11 @@ class Release:
             if name not in self._remade and tensor.untyped_storage().data_ptr() not in memory
         }
 
-    def _replay(self) -> dict[str, torch.Tensor]:
+    def _replay(self) -> dict[str, Tensor]:
         """What the optimizer's own becomes by the gradients that its parameters have now."""
         copies: dict[int, Any] = {}
         for parameter in _parameters(self._optimizer):
-            twin: torch.Tensor = parameter.detach().clone().requires_grad_(parameter.requires_grad)
+            twin: Tensor = parameter.detach().clone().requires_grad_(parameter.requires_grad)
             twin.grad = None if parameter.grad is None else parameter.grad.detach().clone()
             copies[id(parameter)] = twin
         try:
@@ -155,9 +153,7 @@ class Release:
         self._expected_settings = _settings(twins)
         return _moving(twins)
 
-    def _compare(
-        self, expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]
-    ) -> None:
+    def _compare(self, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
         """Notes the largest difference between two states; a name of one alone is infinitely so."""
         if expected.keys() != found.keys():
             self.unexplained = math.inf
@@ -177,7 +173,7 @@ def _hooked(optimizer: torch.optim.Optimizer) -> bool:
     return any(not str(getattr(hook, "__module__", "")).startswith("privacy.") for hook in hooks)
 
 
-def _alike(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+def _alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
     """Whether two replays came to the same."""
     return one.keys() == other.keys() and not any(_moved(v, other[k]) for k, v in one.items())
 
@@ -200,7 +196,7 @@ def _unlike(one: Settings, other: Settings) -> set[str]:
 def _settings(optimizer: torch.optim.Optimizer) -> Settings:
     """The settings of its groups that are plain values."""
     found = {
-        f"{name} {number}": value.tolist() if isinstance(value, torch.Tensor) else value
+        f"{name} {number}": value.tolist() if isinstance(value, Tensor) else value
         for number, group in enumerate(optimizer.param_groups)
         for name, value in group.items()
         if name != "params"
@@ -209,33 +205,33 @@ def _settings(optimizer: torch.optim.Optimizer) -> Settings:
     return {name: value for name, value in found.items() if isinstance(value, plain)}
 
 
-def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     """The optimizer's parameters in its order."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
-def _moving(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+def _moving(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """What an optimizer's step may change: its parameters, tensors and numbers of its state."""
     parameters = _parameters(optimizer)
     names = {id(parameter): f"optimizer {number}" for number, parameter in enumerate(parameters)}
     found = dict(zip(names.values(), parameters, strict=False))
     for key, state in optimizer.state.items():
-        own = type(key).__name__ if isinstance(key, torch.Tensor) else str(key)
+        own = type(key).__name__ if isinstance(key, Tensor) else str(key)
         prefix = names.get(id(key), f"optimizer {own}")
         for name, value in (state if isinstance(state, Mapping) else {"": state}).items():
             if isinstance(value, (int, float)):
                 found[f"{prefix} {name}"] = torch.tensor(value, dtype=torch.float64)
-            elif isinstance(value, torch.Tensor):
+            elif isinstance(value, Tensor):
                 found[f"{prefix} {name}"] = value
     return found
 
 
-def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies that nothing changes any more."""
     return {name: value.detach().clone() for name, value in tensors.items()}
 
 
-def _moved(one: torch.Tensor, other: torch.Tensor) -> float:
+def _moved(one: Tensor, other: Tensor) -> float:
     """By how much another tensor differs, as a part of it; infinitely where no number says so."""
     if (one.shape, one.dtype) != (other.shape, other.dtype):
         return math.inf
@@ -249,13 +245,13 @@ def _moved(one: torch.Tensor, other: torch.Tensor) -> float:
     return math.inf if math.isnan(moved) else moved
 
 
-def _differs(one: torch.Tensor, other: torch.Tensor) -> float:
+def _differs(one: Tensor, other: Tensor) -> float:
     """Nothing where two tensors are the same to the last bit, infinite elsewhere."""
     alike = (one.shape, one.dtype) == (other.shape, other.dtype)
     return 0.0 if alike and torch.equal(_bytes(one), _bytes(other)) else math.inf
 
 
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+def _bytes(tensor: Tensor) -> Tensor:
     """A tensor's bytes, uint8 [n]."""
     dense = tensor.dequantize() if tensor.is_quantized else tensor.detach().to_dense()
     return dense.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8)

@@ -11,16 +11,7 @@ import numpy as np
 from scipy import special
 
 from privacy.audit.checks import Check
-from privacy.audit.laws import (
-    Numbers,
-    counts,
-    extreme,
-    joint,
-    lean,
-    odds,
-    scatter,
-    smallest,
-)
+from privacy.audit.laws import Numbers, counts, extreme, joint, lean, odds, scatter, smallest
 
 __all__ = ["Samples", "check_sampling_battery"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from privacy.audit.canaries import Canaries, CanaryDataset, Diverged, PlainGradients
 from privacy.audit.contributions import MISMATCH, mismatch
@@ -55,10 +55,10 @@ class AuditedTraining(Protocol):
         """Steps on the released gradients: their noised sum divided by the plan's batch size."""
 
     @property
-    def batches(self) -> Iterable[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(self) -> Iterable[tuple[Tensor, Tensor]]:
         """Physical batches of Poisson samples, examples first and filling after them."""
 
-    def step(self, losses: torch.Tensor, /) -> bool:
+    def step(self, losses: Tensor, /) -> bool:
         """Takes the losses of the last batch; True once the optimizer has stepped."""
 
 
@@ -225,7 +225,7 @@ class _Watching:
             max_grad_norm=plan.max_grad_norm,
             batch_size=plan.batch_size,
         )
-        self._table: list[torch.Tensor] = []
+        self._table: list[Tensor] = []
         self._foreign = self._changed = 0
         data.read()
 
@@ -298,13 +298,13 @@ def _planned(plan: DPPlan, samples: int, batch_size: int, settings: AuditSetting
     )
 
 
-def _chosen(dataset: MapStyle, samples: int, settings: AuditSettings) -> torch.Tensor:
+def _chosen(dataset: MapStyle, samples: int, settings: AuditSettings) -> Tensor:
     """Rows of the data set, by the settings' seed."""
     generator = torch.Generator().manual_seed(settings.seed)
     return torch.randperm(len(dataset), generator=generator)[:samples]
 
 
-def _samples(table: list[torch.Tensor], plan: DPPlan) -> Samples:
+def _samples(table: list[Tensor], plan: DPPlan) -> Samples:
     """The samples of a plan."""
     read = torch.stack(table) if table else torch.zeros(0, plan.samples)
     return Samples(read.double().numpy(), plan.sampling_rate)

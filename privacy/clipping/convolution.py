@@ -2,29 +2,37 @@
 
 The native kernel gives the input gradient alone, the weight gradient of scaled output gradients,
 and, with each example made a group of one large grouped convolution, per-example weight gradients.
-Dense convolutions have faster ways (`direct`, and where nothing is compiled `patches`; `gram` where
-positions are few); the tuner chooses.
+Dense convolutions have faster ways (`direct`, and where nothing is compiled `patches`; Gram
+matrices where positions are few); the tuner chooses.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import cast
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from privacy.clipping import direct
-from privacy.clipping.copies import OfCopies, of_copies
-from privacy.clipping.gradients import Deferred, Instantiated, PerExampleGradients, Postponed
-from privacy.clipping.gram import gram_squares, rounded_up
-from privacy.clipping.grouped import grouped_gradients
+from privacy.clipping.gradients import (
+    AfterBackward,
+    GhostNorm,
+    Instantiated,
+    Parts,
+    PerExampleGradients,
+    Saved,
+    SummedCopies,
+    sum_copies,
+)
 from privacy.clipping.patches import (
     Columns,
     Geometry,
     PatchLayout,
     Rows,
+    gram_squares,
     instantiated,
+    rounded_up,
     squares,
 )
 from privacy.clipping.tuner import Kernel, Tuner
@@ -35,9 +43,8 @@ Convolution = (
     nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
 )
 
-
 # By their public names they follow autocast.
-_CONVOLVE: dict[tuple[int, bool], Callable[..., torch.Tensor]] = {
+_CONVOLVE: dict[tuple[int, bool], Callable[..., Tensor]] = {
     (1, False): F.conv1d,
     (2, False): F.conv2d,
     (3, False): F.conv3d,
@@ -51,16 +58,14 @@ class ConvolutionRule:
     """The rule of one convolution, with any stride, padding and its mode, dilation and groups."""
 
     def __init__(self, layer: Convolution, name: str, tuner: Tuner) -> None:
-        self.layer = layer
-        self.name = name
-        self.tuner = tuner
-        self._known: dict[tuple[object, ...], list[Kernel]] = {}
+        self.layer, self.name, self.tuner = layer, name, tuner
         self.parameters = tuple(layer.parameters(recurse=False))
+        self._known: dict[tuple[object, ...], list[Kernel]] = {}
         # Padding that the kernel cannot express (a mode, or an uneven "same") is done before it, on
         # the input.
         self.outer_padding, self.padding = _split_padding(layer)
 
-    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def forward(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The convolution, and the padded input where padding happens outside the kernel."""
         padded = self._padded(inputs)
         layer = self.layer
@@ -77,14 +82,11 @@ class ConvolutionRule:
         self.tuner.expect(self.name, padded, output, layer.weight)
         return output, (() if padded is inputs else (padded,))
 
-    def input_gradient(
-        self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
-    ) -> torch.Tensor:
+    def input_gradient(self, inputs: Tensor, saved: Saved, output_gradient: Tensor) -> Tensor:
         """The kernel's input gradient, carried through the outer padding where there is one."""
         padded = saved[0] if saved else inputs
-        gradient = self._backward(
-            output_gradient, padded, self.layer.weight, self.layer.groups, of_input=True
-        )
+        weight, groups = self.layer.weight, self.layer.groups
+        gradient = self._backward(output_gradient, padded, weight, groups, of_input=True)
         if not saved:
             return gradient
         with torch.enable_grad():
@@ -92,23 +94,16 @@ class ConvolutionRule:
             (through,) = torch.autograd.grad(self._padded(leaf), leaf, gradient)
         return through
 
-    def per_example_gradients(
-        self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
-    ) -> list[tuple[nn.Parameter, PerExampleGradients]]:
+    def per_example_gradients(self, inputs: Tensor, saved: Saved, output_gradient: Tensor) -> Parts:
         """Weight gradients by the fastest kernel, bias gradients by a sum over positions."""
         return self.gradients_of_copies(inputs, saved, output_gradient, copies=1)
 
     def gradients_of_copies(
-        self,
-        inputs: torch.Tensor,
-        saved: Sequence[torch.Tensor],
-        output_gradient: torch.Tensor,
-        *,
-        copies: int,
-    ) -> list[tuple[nn.Parameter, PerExampleGradients]]:
-        """The same of examples of so many adjacent rows each: their positions are added up."""
+        self, inputs: Tensor, saved: Saved, output_gradient: Tensor, *, copies: int
+    ) -> Parts:
+        """Copies of an example are more positions of it: the same sums add them up."""
         padded = saved[0] if saved else inputs
-        layer, parts = self.layer, list[tuple[nn.Parameter, PerExampleGradients]]()
+        layer, parts = self.layer, Parts()
         if layer.weight.requires_grad:
             weight = cast(nn.Parameter, layer.weight)
             # Kernels for float32 and float64 only: norms of rounded gradients would be too small.
@@ -119,19 +114,29 @@ class ConvolutionRule:
         if layer.bias is not None and layer.bias.requires_grad:
             bias = cast(nn.Parameter, layer.bias)
             of_rows = Instantiated([output_gradient.flatten(2).sum(2)])
-            parts.append((bias, of_copies(of_rows, copies, size=bias.numel())))
+            parts.append((bias, sum_copies(of_rows, copies, size=bias.numel())))
         return parts
 
-    def grouped_weight_gradients(
-        self, inputs: torch.Tensor, output_gradient: torch.Tensor
-    ) -> torch.Tensor:
-        """Per-example weight gradients [n, *weight.shape], one grouped convolution's gradient."""
-        layer = self.layer
-        return grouped_gradients(self._native, layer.weight, layer.groups, inputs, output_gradient)
+    def grouped_weight_gradients(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
+        """Per-example weight gradients [n, *weight.shape], of any convolution.
 
-    def _kernels(
-        self, inputs: torch.Tensor, output_gradient: torch.Tensor, copies: int
-    ) -> list[Kernel]:
+        Each example becomes a group of one large grouped convolution (Rochette, Manoel and Tramel
+        2019, arXiv 1912.06015). What costs is the layout: the channels of all groups must lie side
+        by side, so that channels-last tensors are copied.
+        """
+        layer, examples, shape = self.layer, len(inputs), self.layer.weight.shape
+        # Of the weight only the shape counts: one number, repeated, stands for all of it.
+        stacked = layer.weight.detach().new_empty((1,)).expand(examples * shape[0], *shape[1:])
+        gradient = self._backward(
+            output_gradient.reshape(1, -1, *output_gradient.shape[2:]),
+            inputs.reshape(1, -1, *inputs.shape[2:]),
+            stacked,
+            layer.groups * examples,
+            of_input=False,
+        )
+        return gradient.view(examples, *shape)
+
+    def _kernels(self, inputs: Tensor, output_gradient: Tensor, copies: int) -> list[Kernel]:
         """Every way to the weight's gradients that is exact for this layer, likely ones first."""
         layouts = (inputs.stride(), output_gradient.stride())
         key = (inputs.shape, output_gradient.shape, *layouts, inputs.dtype, inputs.device, copies)
@@ -139,43 +144,33 @@ class ConvolutionRule:
             self._known[key] = self._candidates(inputs, output_gradient, copies)
         return self._known[key]
 
-    def _candidates(
-        self, inputs: torch.Tensor, output_gradient: torch.Tensor, copies: int
-    ) -> list[Kernel]:
+    def _candidates(self, inputs: Tensor, output_gradient: Tensor, copies: int) -> list[Kernel]:
         """The same, made anew; they hold no tensor."""
         examples, positions = len(inputs) // copies, copies * output_gradient[0, 0].numel()
         size = examples * self.layer.weight.numel() * inputs.element_size()
         product = float(examples * positions * self.layer.weight.numel())
         # In another layout than the default one, both tensors are laid out anew.
         copied = sum(t.nbytes for t in (inputs, output_gradient) if not t.is_contiguous())
-        grouped, room = partial(self._grouped, copies=copies), copies * size + copied
+        grouped, peak = partial(self._grouped, copies=copies), copies * size + copied
         geometry = self._geometry()
         kernels = list[Kernel]()
         compiled = geometry is not None and direct.fits(inputs)
         if geometry is not None and compiled:
-            once, again = direct.rooms(geometry, copies, inputs, output_gradient)
-            held = partial(direct.instantiated, geometry, copies)
-            kernels.append(Kernel(name="direct", run=held, room=once, work=product))
-            later = partial(Postponed, form=held)
-            kernels.append(
-                Kernel(name="direct, postponed", run=later, room=0, work=product, later=once)
-            )
-            twice = partial(direct.twice, geometry, copies)
-            kernels.append(Kernel(name="direct, twice", run=twice, room=again, work=2 * product))
-        kernels.append(Kernel(name="grouped", run=grouped, room=room, work=product))
+            kernels += _direct_kernels(geometry, copies, inputs, output_gradient, product)
+        kernels.append(Kernel(name="grouped", run=grouped, peak_bytes=peak, work=product))
         if geometry is None or len(geometry.kernel) != 2:
             return kernels
-        deferring = partial(self._deferring, geometry=geometry, copies=copies)
+        ghost = partial(self._ghost, geometry=geometry, copies=copies)
         layouts = {} if compiled else self._layouts(geometry)
         for name, layout in layouts.items():
             kept = partial(instantiated, layout, copies)
-            kernels.append(Kernel(name=name, run=kept, room=size, work=product))
+            kernels.append(Kernel(name=name, run=kept, peak_bytes=size, work=product))
             found = partial(squares, layout, copies)
-            kernels.append(deferring(name, found, work=2 * product, gram=False))
+            kernels.append(ghost(name, found, work=2 * product, gram=False))
         pairs, outputs = float(examples * positions**2), output_gradient.shape[1]
         patch = self.layer.weight[0].numel()
         found, work = partial(gram_squares, geometry, copies), pairs * (patch + outputs) + product
-        kernels.append(deferring("gram", found, work=work, gram=True))
+        kernels.append(ghost("gram", found, work=work, gram=True))
         return kernels
 
     def _layouts(self, geometry: Geometry) -> dict[str, PatchLayout]:
@@ -198,10 +193,10 @@ class ConvolutionRule:
             dilation=whole(layer.dilation),
         )
 
-    def _deferring(
+    def _ghost(
         self,
         name: str,
-        norms: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+        norms: Callable[[Tensor, Tensor], Tensor],
         *,
         geometry: Geometry,
         copies: int,
@@ -210,51 +205,39 @@ class ConvolutionRule:
     ) -> Kernel:
         """A kernel that finds norms only, and leaves the clipped sum to the native kernel."""
 
-        def run(inputs: torch.Tensor, output_gradient: torch.Tensor) -> PerExampleGradients:
+        def run(inputs: Tensor, output_gradient: Tensor) -> PerExampleGradients:
             measured = norms(inputs, output_gradient)
             found = rounded_up(measured, geometry, copies, inputs, output_gradient, gram=gram)
-            rows = Deferred(
+            rows = GhostNorm(
                 found.repeat_interleave(copies),
                 inputs,
                 output_gradient,
                 self._weight_gradient,
                 self.grouped_weight_gradients,
             )
-            return OfCopies(rows, copies, found) if copies > 1 else rows
+            return SummedCopies(rows, copies, found) if copies > 1 else rows
 
-        return Kernel(name=f"{name}, then native", run=run, room=0, work=work)
+        return Kernel(name=f"{name}, then native", run=run, peak_bytes=0, work=work)
 
-    def _grouped(
-        self, inputs: torch.Tensor, output_gradient: torch.Tensor, *, copies: int
-    ) -> PerExampleGradients:
+    def _grouped(self, inputs: Tensor, dy: Tensor, *, copies: int) -> PerExampleGradients:
         """Per-example weight gradients of the grouped convolution."""
-        rows = Instantiated([self.grouped_weight_gradients(inputs, output_gradient)])
-        return of_copies(rows, copies, size=self.layer.weight.numel())
+        rows = Instantiated([self.grouped_weight_gradients(inputs, dy)])
+        return sum_copies(rows, copies, size=self.layer.weight.numel())
 
-    def _weight_gradient(self, inputs: torch.Tensor, output_gradient: torch.Tensor) -> torch.Tensor:
+    def _weight_gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
         """The native kernel's weight gradient, summed over the examples."""
-        weight = self.layer.weight.detach()
-        return self._native(output_gradient, inputs, weight, self.layer.groups)
-
-    def _native(
-        self,
-        output_gradient: torch.Tensor,
-        inputs: torch.Tensor,
-        weight: torch.Tensor,
-        groups: int,
-    ) -> torch.Tensor:
-        """The native kernel's weight gradient, of a weight of this shape in so many groups."""
+        weight, groups = self.layer.weight.detach(), self.layer.groups
         return self._backward(output_gradient, inputs, weight, groups, of_input=False)
 
     def _backward(
         self,
-        output_gradient: torch.Tensor,
-        inputs: torch.Tensor,
-        weight: torch.Tensor,
+        output_gradient: Tensor,
+        inputs: Tensor,
+        weight: Tensor,
         groups: int,
         *,
         of_input: bool,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         """One of the native kernel's two gradients, in the dtype of the output gradient."""
         layer, dtype = self.layer, output_gradient.dtype
         gradients = torch.ops.aten.convolution_backward(
@@ -270,15 +253,30 @@ class ConvolutionRule:
             groups,
             (of_input, not of_input, False),
         )
-        gradient: torch.Tensor = gradients[0] if of_input else gradients[1]
+        gradient: Tensor = gradients[0] if of_input else gradients[1]
         return gradient
 
-    def _padded(self, inputs: torch.Tensor) -> torch.Tensor:
+    def _padded(self, inputs: Tensor) -> Tensor:
         """The input as the kernel sees it."""
         if not any(self.outer_padding):
             return inputs
         mode = self.layer.padding_mode
         return F.pad(inputs, self.outer_padding, "constant" if mode == "zeros" else mode)
+
+
+def _direct_kernels(
+    geometry: Geometry, copies: int, inputs: Tensor, output_gradient: Tensor, work: float
+) -> list[Kernel]:
+    """The compiled kernel: its gradients kept, formed after the backward pass, or formed twice."""
+    kept_peak, twice_peak = direct.peak_bytes(geometry, copies, inputs, output_gradient)
+    kept = partial(direct.instantiated, geometry, copies)
+    after = partial(AfterBackward, form=kept)
+    twice = partial(direct.twice, geometry, copies)
+    return [
+        Kernel(name="direct", run=kept, peak_bytes=kept_peak, work=work),
+        Kernel(name="direct, postponed", run=after, peak_bytes=0, work=work, later_bytes=kept_peak),
+        Kernel(name="direct, twice", run=twice, peak_bytes=twice_peak, work=2 * work),
+    ]
 
 
 def _split_padding(layer: Convolution) -> tuple[list[int], tuple[int, ...]]:

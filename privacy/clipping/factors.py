@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, final
 
 import torch
+from torch import Tensor
 
 from privacy.errors import PlanError
 from privacy.noise import SecureGenerator
@@ -52,7 +53,7 @@ class Clipping(ABC):
         """
         return [1.0]
 
-    def factors(self, norms: torch.Tensor, max_grad_norm: torch.Tensor | float) -> torch.Tensor:
+    def factors(self, norms: Tensor, max_grad_norm: Tensor | float) -> Tensor:
         """Flat clipping: min(1, C / norm).
 
         Args:
@@ -72,7 +73,7 @@ class Clipping(ABC):
         """
         return noise_multiplier
 
-    def count(self, norms: torch.Tensor, max_grad_norm: float) -> float:
+    def count(self, norms: Tensor, max_grad_norm: float) -> float:
         """What some examples add to the count that a step releases beside its gradient.
 
         Args:
@@ -140,7 +141,7 @@ class AutomaticClipping(Clipping):
     def __post_init__(self) -> None:
         positive("gamma", self.gamma)
 
-    def factors(self, norms: torch.Tensor, max_grad_norm: torch.Tensor | float) -> torch.Tensor:
+    def factors(self, norms: Tensor, max_grad_norm: Tensor | float) -> Tensor:
         """C / (norm + gamma)."""
         return max_grad_norm / (norms + self.gamma)
 
@@ -251,7 +252,7 @@ class AdaptiveClipping(Clipping):
             )
         return 1 / math.sqrt(noise_multiplier**-2 - of_count**-2)
 
-    def count(self, norms: torch.Tensor, max_grad_norm: float) -> float:
+    def count(self, norms: Tensor, max_grad_norm: float) -> float:
         """1/2 for a norm up to C, -1/2 for every other."""
         return float((norms <= max_grad_norm).sum()) - len(norms) / 2
 
@@ -294,11 +295,8 @@ def clipping_of(value: object) -> Clipping:
 
 
 def clip_factors(
-    squared_norms: torch.Tensor,
-    *,
-    max_grad_norm: torch.Tensor | float,
-    clipping: Clipping | None = None,
-) -> torch.Tensor:
+    squared_norms: Tensor, *, max_grad_norm: Tensor | float, clipping: Clipping | None = None
+) -> Tensor:
     """The clipping's factors, and 0 for a norm that is not finite.
 
     Guarantee: factor times true norm is at most `max_grad_norm`, given squared norms that are

@@ -3,13 +3,13 @@
 It costs one more forward and backward pass, vectorised over the examples.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from privacy.clipping.gradients import Instantiated, PerExampleGradients
+from privacy.clipping.gradients import Instantiated, Parts, Saved
 from privacy.errors import UnsupportedLayer
 
 __all__ = ["FallbackRule"]
@@ -28,36 +28,32 @@ class FallbackRule:
         self.parameters = tuple(layer.parameters())
         self._plain_forward = layer.forward
 
-    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def forward(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The layer itself."""
         output = self._plain_forward(inputs)
-        if not isinstance(output, torch.Tensor) or output.shape[:1] != inputs.shape[:1]:
+        if not isinstance(output, Tensor) or output.shape[:1] != inputs.shape[:1]:
             raise UnsupportedLayer(
                 f"{self.name}: expected {type(self.layer).__name__} to map a batch to one tensor "
                 "with the same number of rows; replace it, or freeze its parameters"
             )
         return output, ()
 
-    def input_gradient(
-        self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
-    ) -> torch.Tensor:
+    def input_gradient(self, inputs: Tensor, saved: Saved, output_gradient: Tensor) -> Tensor:
         """By running the layer again, on the whole batch."""
         with torch.enable_grad():
             leaf = inputs.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(self._plain_forward(leaf), leaf, output_gradient)
         return gradient
 
-    def per_example_gradients(
-        self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
-    ) -> list[tuple[nn.Parameter, PerExampleGradients]]:
-        """By running the layer again, vectorised over examples of one."""
+    def per_example_gradients(self, inputs: Tensor, saved: Saved, output_gradient: Tensor) -> Parts:
+        """By running the layer again, vectorised over the examples, each a batch of one."""
         plain = _Plain(self.layer, self._plain_forward)
         named = {name: p for name, p in plain.named_parameters() if p.requires_grad}
         values = {name: p.detach() for name, p in named.items()}
 
-        def of_example(x: torch.Tensor, dy: torch.Tensor) -> dict[str, torch.Tensor]:
-            def run(current: dict[str, torch.Tensor]) -> torch.Tensor:
-                output: torch.Tensor = torch.func.functional_call(plain, current, (x.unsqueeze(0),))
+        def of_example(x: Tensor, dy: Tensor) -> dict[str, Tensor]:
+            def run(current: dict[str, Tensor]) -> Tensor:
+                output: Tensor = torch.func.functional_call(plain, current, (x.unsqueeze(0),))
                 return output.squeeze(0)
 
             pull_back = torch.func.vjp(run, values)[1]
@@ -95,5 +91,5 @@ class _Plain(nn.Module):
         self.layer = layer
         self._plain_forward = plain_forward
 
-    def forward(self, inputs: torch.Tensor) -> Any:
+    def forward(self, inputs: Tensor) -> Any:
         return self._plain_forward(inputs)

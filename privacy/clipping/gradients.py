@@ -1,52 +1,68 @@
 """Per-example gradients of one parameter, in the forms that a clipped sum can be made from.
 
-`Instantiated` holds them, `Postponed` will; `Deferred` knows only their norms and makes the
-weighted sum from the layer's input and output gradient.
+`Instantiated` holds them. `GhostNorm` knows only their norms and makes the clipped sum in a second
+pass over the layer's input and output gradient (ghost clipping: Goodfellow 2015, arXiv 1510.01799;
+Li et al. 2022, arXiv 2110.05679). `AfterBackward` forms them when the backward pass is over, and
+`SummedCopies` adds up an example's augmented copies before the norm is taken.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from torch import Tensor, nn
 
 __all__ = [
     "LONGEST_SUM",
-    "Deferred",
+    "AfterBackward",
+    "GhostNorm",
     "Instantiated",
+    "Parts",
     "PerExampleGradients",
-    "Postponed",
+    "Saved",
+    "SummedCopies",
     "combine",
     "in_rows",
     "row_squared_norms",
+    "sum_copies",
 ]
 
 LONGEST_SUM = 1024
 """Squares added up in float32 before float64 takes over. Ten million of them in float32 come out
 up to one percent too small, and with them the norm that clipping bounds.
 """
+_AT_A_TIME = 2**23
+"""Numbers of per-row gradients formed at a time where a layer has formed none."""
 
 
 class PerExampleGradients(Protocol):
     """What the private step needs of one parameter's per-example gradients."""
 
-    def squared_norms(self) -> torch.Tensor:
+    def squared_norms(self) -> Tensor:
         """Squared L2 norm of each example's gradient, float64 [n]."""
 
-    def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
+    def weighted_sum(self, factors: Tensor) -> Tensor:
         """Sum over examples of factor times gradient, of the parameter's shape; factors are [n].
 
         A tensor of its own: the noise is added in its place.
         """
 
-    def instantiate(self) -> torch.Tensor:
+    def instantiate(self) -> Tensor:
         """The gradients themselves, [n, *parameter.shape]."""
 
-    def select(self, rows: torch.Tensor) -> "PerExampleGradients":
-        """The same of the examples in `rows` only, an int64 tensor of indices."""
+    def select(self, rows: Tensor) -> "PerExampleGradients":
+        """The same for the examples in `rows` only, an int64 tensor of indices."""
 
 
-def _only(pieces: list[torch.Tensor]) -> torch.Tensor:
+Parts = list[tuple[nn.Parameter, PerExampleGradients]]
+"""What a layer's rule gives: each trainable parameter and its per-example gradients."""
+
+Saved = Sequence[Tensor]
+"""What a rule's `forward` kept for the backward pass beside the layer's input."""
+
+
+def _only(pieces: list[Tensor]) -> Tensor:
     """The one piece of a gradient that was not cut."""
     return pieces[0]
 
@@ -61,18 +77,18 @@ class Instantiated:
         squares: Squared norms [n], where the kernel knows them already.
     """
 
-    pieces: list[torch.Tensor]
-    join: Callable[[list[torch.Tensor]], torch.Tensor] = _only
-    squares: torch.Tensor | None = None
+    pieces: list[Tensor]
+    join: Callable[[list[Tensor]], Tensor] = _only
+    squares: Tensor | None = None
 
-    def squared_norms(self) -> torch.Tensor:
+    def squared_norms(self) -> Tensor:
         """What the kernel found, or one pass over the gradients."""
         if self.squares is not None:
             return self.squares
         norms = [row_squared_norms(in_rows(piece)) for piece in self.pieces]
         return torch.stack(norms).sum(0)
 
-    def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
+    def weighted_sum(self, factors: Tensor) -> Tensor:
         """A matrix-vector product, in float32 or better: a rounded factor would clip too little."""
         sums = []
         for piece in self.pieces:
@@ -82,19 +98,19 @@ class Instantiated:
             sums.append(total.view(piece.shape[1:]))
         return self.join(sums)
 
-    def instantiate(self) -> torch.Tensor:
+    def instantiate(self) -> Tensor:
         """The gradients in the parameter's shape."""
         return self.join(self.pieces)
 
-    def select(self, rows: torch.Tensor) -> "Instantiated":
+    def select(self, rows: Tensor) -> "Instantiated":
         """The gradients of the examples in `rows`."""
         known = None if self.squares is None else self.squares[rows]
         return Instantiated([piece[rows] for piece in self.pieces], self.join, known)
 
 
 @dataclass(frozen=True)
-class Deferred:
-    """Per-example gradients that were never formed: their norms, and what makes their weighted sum.
+class GhostNorm:
+    """Per-example gradients that were never formed: their norms, and the second pass to their sum.
 
     Attributes:
         squares: Squared norms [n].
@@ -105,83 +121,132 @@ class Deferred:
         instantiation: Makes the per-example gradients of an input and an output gradient.
     """
 
-    squares: torch.Tensor
-    inputs: torch.Tensor
-    output_gradients: torch.Tensor
-    weight_gradient: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-    instantiation: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+    squares: Tensor
+    inputs: Tensor
+    output_gradients: Tensor
+    weight_gradient: Callable[[Tensor, Tensor], Tensor]
+    instantiation: Callable[[Tensor, Tensor], Tensor]
 
-    def squared_norms(self) -> torch.Tensor:
-        """The norms that were computed when the layer was passed."""
+    def squared_norms(self) -> Tensor:
+        """The norms that were found in the backward pass."""
         return self.squares
 
-    def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
-        """The layer's own weight gradient, of output gradients scaled by the factors."""
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        """The second pass: the layer's own weight gradient, of scaled output gradients."""
         dtype = torch.promote_types(self.output_gradients.dtype, torch.float32)
         dy = self.output_gradients.to(dtype)
         scaled = dy * factors.to(dtype).view(-1, *[1] * (dy.dim() - 1))
-        # Indices stay whole: a large one has no exact float32.
+        # Indices stay integers: a large one has no exact float32.
         indices = not self.inputs.is_floating_point()
         return self.weight_gradient(self.inputs if indices else self.inputs.to(dtype), scaled)
 
-    def instantiate(self) -> torch.Tensor:
+    def instantiate(self) -> Tensor:
         """Forms the gradients after all: a shared parameter's are added before the norm."""
         return self.instantiation(self.inputs, self.output_gradients)
 
-    def select(self, rows: torch.Tensor) -> "Deferred":
-        """The same of the examples in `rows`."""
-        return Deferred(
-            self.squares[rows],
-            self.inputs[rows],
-            self.output_gradients[rows],
-            self.weight_gradient,
-            self.instantiation,
-        )
+    def select(self, rows: Tensor) -> "GhostNorm":
+        """The same for the examples in `rows`."""
+        squares, inputs, dy = (t[rows] for t in (self.squares, self.inputs, self.output_gradients))
+        return GhostNorm(squares, inputs, dy, self.weight_gradient, self.instantiation)
 
 
-class Postponed:
-    """Per-example gradients that are formed once the backward pass has let its activations go.
+class AfterBackward:
+    """Per-example gradients that are formed once the backward pass has freed its activations.
 
-    A class because it forms them at the first question, and then lets go what it made them from.
-
-    Args:
-        inputs: The layer's input [n, ...].
-        output_gradient: The gradient at the layer's output [n, ...].
+    They are formed at the first question, and what they are made of is freed then. A layer whose
+    gradients do not fit beside the activations can so be kept after all.
     """
 
     def __init__(
         self,
-        inputs: torch.Tensor,
-        output_gradient: torch.Tensor,
-        form: Callable[[torch.Tensor, torch.Tensor], PerExampleGradients],
+        inputs: Tensor,
+        output_gradient: Tensor,
+        form: Callable[[Tensor, Tensor], PerExampleGradients],
     ) -> None:
-        self._source: tuple[torch.Tensor, torch.Tensor] | None = (inputs, output_gradient)
+        self._source: tuple[Tensor, Tensor] | None = (inputs, output_gradient)
         self._form = form
         self._formed: PerExampleGradients | None = None
 
-    def squared_norms(self) -> torch.Tensor:
-        """Of the gradients, formed now if not before."""
+    def squared_norms(self) -> Tensor:
+        """Squared norms of the gradients."""
         return self._now().squared_norms()
 
-    def weighted_sum(self, factors: torch.Tensor) -> torch.Tensor:
-        """Of the gradients, formed now if not before."""
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        """The gradients' weighted sum."""
         return self._now().weighted_sum(factors)
 
-    def instantiate(self) -> torch.Tensor:
-        """The gradients, formed now if not before."""
+    def instantiate(self) -> Tensor:
+        """The gradients."""
         return self._now().instantiate()
 
-    def select(self, rows: torch.Tensor) -> PerExampleGradients:
-        """The gradients of the examples in `rows`, formed now if not before."""
+    def select(self, rows: Tensor) -> PerExampleGradients:
+        """The gradients of the examples in `rows`."""
         return self._now().select(rows)
 
     def _now(self) -> PerExampleGradients:
-        """The gradients."""
         if self._formed is None:
             assert self._source is not None, "it is kept until the gradients are formed"
             self._formed = self._form(*self._source)
             self._source = None
         return self._formed
+
+
+@dataclass(frozen=True)
+class SummedCopies:
+    """Gradients of examples with several rows each that were not formed: only their norms were.
+
+    Attributes:
+        rows: The gradients of every row, in a form of their own.
+        copies: Rows an example.
+        squares: Squared norms of the examples' gradients, float64 [n].
+    """
+
+    rows: PerExampleGradients
+    copies: int
+    squares: Tensor
+
+    def squared_norms(self) -> Tensor:
+        """The norms of the sums over copies."""
+        return self.squares
+
+    def weighted_sum(self, factors: Tensor) -> Tensor:
+        """Each copy has its example's factor."""
+        return self.rows.weighted_sum(factors.repeat_interleave(self.copies))
+
+    def instantiate(self) -> Tensor:
+        """The gradients themselves, added over copies."""
+        return _added(self.rows.instantiate(), self.copies)
+
+    def select(self, rows: Tensor) -> "SummedCopies":
+        """The same for some examples."""
+        copied = rows[:, None] * self.copies + torch.arange(self.copies, device=rows.device)
+        return SummedCopies(self.rows.select(copied.flatten()), self.copies, self.squares[rows])
+
+
+def sum_copies(part: PerExampleGradients, copies: int, *, size: int) -> PerExampleGradients:
+    """Per-example gradients [n] out of those of `n * copies` rows, an example's rows adjacent.
+
+    Copies are one example with different augmentations: their gradients are added before clipping.
+    Convolutions and linear layers add them up in their products; this serves every other layer, so
+    that its rule need not know of copies. `size` is the number of values of one gradient.
+    """
+    if copies == 1:
+        return part
+    if isinstance(part, Instantiated):
+        return Instantiated([_added(piece, copies) for piece in part.pieces], part.join)
+    rows = torch.arange(len(part.squared_norms()), device=part.squared_norms().device)
+    few = max(1, _AT_A_TIME // (copies * size)) * copies
+    squares = [
+        row_squared_norms(in_rows(_added(part.select(some).instantiate(), copies)))
+        for some in torch.split(rows, few)
+    ]
+    return SummedCopies(part, copies, torch.cat(squares))
+
+
+def _added(rows: Tensor, copies: int) -> Tensor:
+    """Sums over adjacent rows, in float32 or better."""
+    dtype = torch.promote_types(rows.dtype, torch.float32)
+    return rows.view(-1, copies, *rows.shape[1:]).sum(1, dtype=dtype)
 
 
 def combine(parts: list[PerExampleGradients]) -> PerExampleGradients:
@@ -194,25 +259,18 @@ def combine(parts: list[PerExampleGradients]) -> PerExampleGradients:
     return Instantiated([total])
 
 
-def in_rows(gradients: torch.Tensor) -> torch.Tensor:
+def in_rows(gradients: Tensor) -> Tensor:
     """Per-example gradients as rows, [n, m]: those of a scalar have no other dimension."""
     return gradients.flatten(1) if gradients.dim() > 1 else gradients.unsqueeze(1)
 
 
-def row_squared_norms(rows: torch.Tensor) -> torch.Tensor:
-    """Squared L2 norm of each row, right to one part in 10^5 whatever the number of columns.
-
-    Args:
-        rows: Any floating dtype, [n, m].
-
-    Returns:
-        A float64 tensor [n].
-    """
+def row_squared_norms(rows: Tensor) -> Tensor:
+    """Squared L2 norm of each row [n, m], float64 [n]: right to one part in 10^5 for any m."""
     dtype = torch.promote_types(rows.dtype, torch.float32)
     whole = rows.shape[1] // LONGEST_SUM * LONGEST_SUM
     rest = torch.linalg.vector_norm(rows[:, whole:], dim=1, dtype=dtype)
     # Squares too small for the dtype vanish: each is counted as the largest that can.
-    total: torch.Tensor = rest.double().square() + rows.shape[1] * torch.finfo(dtype).tiny
+    total: Tensor = rest.double().square() + rows.shape[1] * torch.finfo(dtype).tiny
     if whole:
         blocks = rows[:, :whole].view(len(rows), whole // LONGEST_SUM, LONGEST_SUM)
         norms = torch.linalg.vector_norm(blocks, dim=2, dtype=dtype)

@@ -13,20 +13,20 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from privacy.errors import UnsupportedLayer
 
 __all__ = ["Held", "cure", "kept", "marks", "plain_tensors", "remade"]
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.int64}
-_OF_TORCH = (torch.Tensor, nn.Parameter)
+_OF_TORCH = (Tensor, nn.Parameter)
 _LARGE = 2**16
 _FROZEN = "a parameter that is not trained"
 _TOGETHER = 1024
 
 
-def plain_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Tensors without a graph that are plain attributes of a model's modules, by dotted name."""
     return {
         f"{name or type(module).__name__}.{key}": value
@@ -36,14 +36,14 @@ def plain_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def kept(model: nn.Module) -> Callable[[Collection[str]], None]:
-    """Remembers a model's plain tensors; what it gives puts back those that it is told to."""
+    """Remembers a model's plain tensors; gives a function that puts back those of given names."""
     values = {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
     modules = [(name or type(m).__name__, m, dict(vars(m))) for name, m in model.named_modules()]
 
     def put_back(names: Collection[str]) -> None:
         for name, module, before in modules:
             for key in [key for key in vars(module) if f"{name}.{key}" in names]:
-                # One that was not there stays, as nothing: the next pass may look for it.
+                # One that was not there becomes None: the next pass may look for the name.
                 vars(module)[key] = before.get(key)
                 if f"{name}.{key}" in values:
                     before[key].copy_(values[f"{name}.{key}"])
@@ -51,12 +51,12 @@ def kept(model: nn.Module) -> Callable[[Collection[str]], None]:
     return put_back
 
 
-def marks(model: nn.Module) -> dict[str, tuple[torch.Tensor, int]]:
+def marks(model: nn.Module) -> dict[str, tuple[Tensor, int]]:
     """The plain tensors, and how often torch saw each one written; for `remade`."""
     return {name: (tensor, _version(tensor)) for name, tensor in plain_tensors(model).items()}
 
 
-def remade(model: nn.Module, before: Mapping[str, tuple[torch.Tensor, int]]) -> set[str]:
+def remade(model: nn.Module, before: Mapping[str, tuple[Tensor, int]]) -> set[str]:
     """The plain tensors that were made anew or written since `before`."""
     found = set()
     for name, (tensor, version) in marks(model).items():
@@ -83,14 +83,13 @@ def cure(names: Collection[str]) -> str:
 class Held:
     """The bytes of what a model holds; a class because it remembers them.
 
-    The version that torch counts is not asked: writes through `.data` or numpy leave it as it was,
-    and what is held is mostly small beside the parameters. Of large tensors sums of their bits are
+    Torch's version counter is not enough: writes through `.data` or numpy leave it as it was, and
+    what is held is mostly small beside the parameters. Of large tensors sums of their bits are
     remembered, a thousand numbers at a time.
 
-    Args:
-        remade: Plain tensors that every forward pass makes anew, by dotted name: not watched.
-        prove: Raises where a forward pass carries something to the next one. Called where a plain
-            tensor appears that was not there before.
+    Tensors in `remade`, which every forward pass makes anew, are not watched. `prove` is called
+    where a plain tensor appears that was not there before; it raises where a forward pass carries
+    something to the next one.
     """
 
     def __init__(
@@ -108,12 +107,7 @@ class Held:
         self._described, self._bytes = self._now()
 
     def check(self) -> None:
-        """Refuses other bytes than before.
-
-        Raises:
-            UnsupportedLayer: Something was written, by name; or a plain tensor appeared that a
-                forward pass carries to the next.
-        """
+        """Refuses other bytes than before, and new plain tensors that carry over to a next pass."""
         if appeared := self._appeared():
             self._prove()
             self._left_out |= appeared
@@ -151,7 +145,7 @@ class Held:
         now = {f"{name}.{key}" for name, values in self._modules for key, _ in _plain(values)}
         return now - self._names - self._left_out
 
-    def _watched(self) -> Iterator[tuple[str, torch.Tensor]]:
+    def _watched(self) -> Iterator[tuple[str, Tensor]]:
         """Everything that is watched, as it is now."""
         for name, values in self._modules:
             for key, buffer in values["_buffers"].items():
@@ -164,10 +158,10 @@ class Held:
                 if f"{name}.{key}" in self._names:
                     yield f"{name}.{key}", tensor
 
-    def _now(self) -> tuple[list[tuple[Any, ...]], dict[torch.device, torch.Tensor]]:
+    def _now(self) -> tuple[list[tuple[Any, ...]], dict[torch.device, Tensor]]:
         """Name, dtype and shape of each tensor, and the bytes of all of them on each device."""
         described: list[tuple[Any, ...]] = []
-        raw: dict[torch.device, list[torch.Tensor]] = {}
+        raw: dict[torch.device, list[Tensor]] = {}
         for name, tensor in self._watched():
             flat = _bytes(tensor.detach())
             raw.setdefault(tensor.device, []).append(flat)
@@ -175,7 +169,7 @@ class Held:
         return described, {device: torch.cat(each) for device, each in raw.items()}
 
     def _changed(
-        self, described: list[tuple[Any, ...]], now: Mapping[torch.device, torch.Tensor]
+        self, described: list[tuple[Any, ...]], now: Mapping[torch.device, Tensor]
     ) -> list[str]:
         """What changed, by name."""
         if described != self._described:
@@ -196,7 +190,7 @@ class Held:
         return "a tensor" if any(name in self._names for name in names) else "a buffer"
 
 
-def _plain(values: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+def _plain(values: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     """A module's plain attributes that are dense tensors with values and without a graph."""
     for key, value in values.items():
         if type(value) in _OF_TORCH and not (
@@ -210,17 +204,17 @@ def _plain(values: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
             yield key, value
 
 
-def _version(tensor: torch.Tensor) -> int:
+def _version(tensor: Tensor) -> int:
     """How often torch saw it written; what was made in inference mode has no count."""
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _memory(tensor: torch.Tensor) -> tuple[torch.device, int]:
+def _memory(tensor: Tensor) -> tuple[torch.device, int]:
     """Where its values lie."""
     return tensor.device, tensor.untyped_storage().data_ptr()
 
 
-def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+def _bytes(tensor: Tensor) -> Tensor:
     """A tensor's bytes, uint8 [n]; of a large one sums of its bits, and the bytes of the rest."""
     flat = tensor.resolve_conj().resolve_neg().reshape(-1)
     if len(flat) < _LARGE:

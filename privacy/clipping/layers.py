@@ -7,16 +7,15 @@ as it was. No module hook is used: in-place operations after a layer stay allowe
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache
 from types import MappingProxyType, MethodType
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from privacy.clipping.copies import of_copies
-from privacy.clipping.gradients import PerExampleGradients
+from privacy.clipping.gradients import Parts, Saved, sum_copies
 from privacy.clipping.tape import Tape
 from privacy.errors import StepError, UnsupportedLayer
 
@@ -40,17 +39,13 @@ class LayerRule(Protocol):
 
     parameters: tuple[nn.Parameter, ...]
 
-    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, tuple[torch.Tensor, ...]]:
+    def forward(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The layer's output, and tensors to save beside the input."""
 
-    def input_gradient(
-        self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
-    ) -> torch.Tensor:
+    def input_gradient(self, inputs: Tensor, saved: Saved, output_gradient: Tensor) -> Tensor:
         """The gradient at the layer's input."""
 
-    def per_example_gradients(
-        self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
-    ) -> list[tuple[nn.Parameter, PerExampleGradients]]:
+    def per_example_gradients(self, inputs: Tensor, saved: Saved, output_gradient: Tensor) -> Parts:
         """One entry for each trainable parameter of the layer."""
 
 
@@ -59,13 +54,8 @@ class AddsCopies(Protocol):
     """A rule that adds up an example's copies at less cost than after each row's gradient."""
 
     def gradients_of_copies(
-        self,
-        inputs: torch.Tensor,
-        saved: Sequence[torch.Tensor],
-        output_gradient: torch.Tensor,
-        *,
-        copies: int,
-    ) -> list[tuple[nn.Parameter, PerExampleGradients]]:
+        self, inputs: Tensor, saved: Saved, output_gradient: Tensor, *, copies: int
+    ) -> Parts:
         """`per_example_gradients` of examples that are `copies` adjacent rows each."""
 
 
@@ -74,8 +64,8 @@ class InOnePass(Protocol):
     """A rule whose two gradients share work: asked for both, it is asked once."""
 
     def in_one_pass(
-        self, inputs: torch.Tensor, saved: Sequence[torch.Tensor], output_gradient: torch.Tensor
-    ) -> tuple[torch.Tensor, list[tuple[nn.Parameter, PerExampleGradients]]]:
+        self, inputs: Tensor, saved: Saved, output_gradient: Tensor
+    ) -> tuple[Tensor, Parts]:
         """`input_gradient` and `per_example_gradients`."""
 
 
@@ -110,14 +100,8 @@ def install(model: nn.Module, tape: Tape, rule_of: Rules) -> Installation:
     """Lets every layer of `model` that holds a trainable parameter write on `tape`.
 
     A deep copy of an installed model is a plain model again: each copied layer has its own forward.
-
-    Args:
-        model: Any module; batch in dimension 0.
-
-    Raises:
-        StepError: The model is installed already.
-        UnsupportedLayer: A layer is used inside another one that is recorded as a whole, and
-            outside of it too.
+    A model that is installed already is refused, and so is a layer that is used inside another one
+    that is recorded as a whole, and outside of it too.
     """
     layers = _owners(model)
     for name, layer in layers:
@@ -187,7 +171,7 @@ class _RecordedForward:
         if not trainable or not torch.is_grad_enabled():
             return self._plain_forward(*inputs, **settings)
         modes = self._tape.enter(self.name)
-        if settings or len(inputs) != 1 or not isinstance(inputs[0], torch.Tensor):
+        if settings or len(inputs) != 1 or not isinstance(inputs[0], Tensor):
             raise UnsupportedLayer(
                 f"{self.name}: expected {type(self._layer).__name__} to be called with one "
                 f"tensor, got {len(inputs)} positional and {len(settings)} named arguments; only "
@@ -216,9 +200,9 @@ class _RecordedLayer(torch.autograd.Function):
         tape: Tape,
         name: str,
         modes: tuple[bool, ...] | None,
-        inputs: torch.Tensor,
+        inputs: Tensor,
         *trainable: nn.Parameter,
-    ) -> torch.Tensor:
+    ) -> Tensor:
         output, saved = rule.forward(inputs)
         ctx.rule, ctx.tape, ctx.layer, ctx.trainable = rule, tape, name, len(trainable)
         ctx.modes = modes
@@ -226,7 +210,7 @@ class _RecordedLayer(torch.autograd.Function):
         return output
 
     @staticmethod
-    def backward(ctx: Any, output_gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
             input_gradient = _input_gradient_recorded(ctx, output_gradient)
         # With create_graph; it would otherwise pass for a constant where the loss is linear.
@@ -241,11 +225,11 @@ class _Once(torch.autograd.Function):
     """A gradient that refuses to be differentiated again."""
 
     @staticmethod
-    def forward(ctx: Any, gradient: torch.Tensor, marker: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, gradient: Tensor, marker: Tensor) -> Tensor:
         return gradient.clone()
 
     @staticmethod
-    def backward(ctx: Any, *_: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
         raise UnsupportedLayer(
             "losses: they contain a gradient of the model (a gradient penalty, say), and what an "
             "example contributes through it cannot be clipped; leave the penalty out, or compute "
@@ -253,7 +237,7 @@ class _Once(torch.autograd.Function):
         )
 
 
-def _input_gradient_recorded(ctx: Any, output_gradient: torch.Tensor) -> torch.Tensor | None:
+def _input_gradient_recorded(ctx: Any, output_gradient: Tensor) -> Tensor | None:
     """The gradient at a layer's input; the rest is written on the tape while it records."""
     inputs, *saved = ctx.saved_tensors
     rule: LayerRule = ctx.rule
@@ -282,25 +266,19 @@ def _gives_both(kind: type[LayerRule]) -> bool:
 
 
 def _gradients(
-    rule: LayerRule,
-    inputs: torch.Tensor,
-    saved: Sequence[torch.Tensor],
-    output_gradient: torch.Tensor,
-    copies: int,
-) -> list[tuple[nn.Parameter, PerExampleGradients]]:
+    rule: LayerRule, inputs: Tensor, saved: Saved, output_gradient: Tensor, copies: int
+) -> Parts:
     """Each example's gradients, those of its copies added up by the rule or after it."""
     if copies > 1 and isinstance(rule, AddsCopies):
         return rule.gradients_of_copies(inputs, saved, output_gradient, copies=copies)
     return _folded(rule.per_example_gradients(inputs, saved, output_gradient), copies)
 
 
-def _folded(
-    parts: list[tuple[nn.Parameter, PerExampleGradients]], copies: int
-) -> list[tuple[nn.Parameter, PerExampleGradients]]:
+def _folded(parts: Parts, copies: int) -> Parts:
     """Each example's gradients out of each row's."""
     return [
-        (parameter, of_copies(part, copies, size=parameter.numel())) for parameter, part in parts
+        (parameter, sum_copies(part, copies, size=parameter.numel())) for parameter, part in parts
     ]
 
 
-_apply: Callable[..., torch.Tensor] = _RecordedLayer.apply
+_apply: Callable[..., Tensor] = _RecordedLayer.apply

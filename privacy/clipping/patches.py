@@ -1,17 +1,26 @@
 """Per-example weight gradients of dense two-dimensional convolutions, from patches of the input.
 
 A weight gradient is a product of output gradients and input patches. Writing all patches down costs
-kernel-size times the input; here a few examples at a time are written down into room that stays in
-the processor's cache, and multiplied there. Two layouts differ in what is copied and how wide the
-products are. Copies of one example are more positions of it: one product adds them up.
+kernel-size times the input; here a few examples at a time are written down into memory that stays
+in the processor's cache, and multiplied there. Two layouts differ in what is copied and how wide
+the products are. Copies of one example are more positions of it: one product adds them up.
+
+Norms alone also come from Gram matrices, without any gradient: the squared norm of a sum of outer
+products is the inner product of two Gram matrices (Goodfellow 2015, arXiv 1510.01799; for
+convolutions Rochette, Manoel and Tramel 2019, arXiv 1912.06015). That pays where positions are few
+and channels many.
+
+Everywhere here `images` is a convolution's input [n * copies, c, h, w], and `output_gradient` the
+gradient at its output [n * copies, outputs, *positions].
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from privacy.clipping.gradients import LONGEST_SUM, Instantiated
 
@@ -21,8 +30,9 @@ __all__ = [
     "Geometry",
     "PatchLayout",
     "Rows",
-    "chunks",
+    "gram_squares",
     "instantiated",
+    "rounded_up",
     "squares",
 ]
 
@@ -45,42 +55,6 @@ class Geometry:
         return set(self.stride) == set(self.dilation) == {1}
 
 
-class PatchLayout(Protocol):
-    """How patches lie in memory, and with them the gradients made from them.
-
-    A layout may cut one gradient into pieces of one shape, each the product of one matrix
-    multiplication.
-    """
-
-    @property
-    def geometry(self) -> Geometry:
-        """The convolution's sizes."""
-
-    def pieces(self, inputs: int, outputs: int) -> tuple[int, int, int]:
-        """How many pieces a gradient has, and the shape of one, given the channels."""
-
-    def join(self, pieces: list[torch.Tensor], inputs: int) -> torch.Tensor:
-        """From pieces, leading dimensions kept, to [..., outputs, inputs, height, width]."""
-
-    def room(self, images: torch.Tensor, positions: tuple[int, int]) -> list[torch.Tensor]:
-        """Room to work in for as many examples as `images` [m, copies, h, w, c] has, m first."""
-
-    def multiply(
-        self,
-        images: torch.Tensor,
-        gradient: torch.Tensor,
-        room: list[torch.Tensor],
-        pieces: Sequence[torch.Tensor],
-    ) -> None:
-        """Writes gradients to `pieces`, each [m, ...].
-
-        Args:
-            images: Of shape [m, copies, h, w, c].
-            gradient: Of shape [m, copies * positions, outputs].
-            room: As `room` made it for so many examples.
-        """
-
-
 @dataclass(frozen=True)
 class Columns:
     """Every patch as one row of all its pixels: one wide product an example."""
@@ -88,49 +62,51 @@ class Columns:
     geometry: Geometry
 
     def pieces(self, inputs: int, outputs: int) -> tuple[int, int, int]:
-        """One of [outputs, height * width * inputs]."""
+        """How many pieces a gradient has and the shape of one: [outputs, height * width * inputs].
+
+        Channels come last: a pixel's channels lie side by side in memory and are copied together.
+        """
         height, width = self.geometry.kernel
         return 1, outputs, height * width * inputs
 
-    def join(self, pieces: list[torch.Tensor], inputs: int) -> torch.Tensor:
-        """The input channels come last here."""
+    def join(self, pieces: list[Tensor], inputs: int) -> Tensor:
+        """From pieces, leading dimensions kept, to [..., outputs, inputs, height, width]."""
         return torch.unflatten(pieces[0], -1, (*self.geometry.kernel, inputs)).movedim(-1, -3)
 
-    def room(self, images: torch.Tensor, positions: tuple[int, int]) -> list[torch.Tensor]:
+    def scratch(self, images: Tensor, positions: tuple[int, int]) -> list[Tensor]:
         """Padded images, and patches [m, copies, *positions, *kernel, c]."""
-        shape = (*images.shape[:2], *positions, *self.geometry.kernel, images.shape[-1])
-        patches = images.new_empty(shape)
-        return [_padded_room(images, self.geometry.padding), patches]
+        (examples, copies, height, width, channels), padding = images.shape, self.geometry.padding
+        padded = (height + 2 * padding[0], width + 2 * padding[1])
+        patches = (*positions, *self.geometry.kernel)
+        return [
+            images.new_zeros(examples, copies, *padded, channels),
+            images.new_empty(examples, copies, *patches, channels),
+        ]
 
     def multiply(
-        self,
-        images: torch.Tensor,
-        gradient: torch.Tensor,
-        room: list[torch.Tensor],
-        pieces: Sequence[torch.Tensor],
+        self, images: Tensor, gradient: Tensor, scratch: list[Tensor], pieces: Sequence[Tensor]
     ) -> None:
-        """Copies the patches, then multiplies."""
-        torch.bmm(gradient.mT, self.patches(images, room), out=pieces[0])
+        """Writes gradients to `pieces` [m, ...]: copies the patches, then multiplies.
 
-    def patches(self, images: torch.Tensor, room: list[torch.Tensor]) -> torch.Tensor:
-        """The patches in their room, [m, copies * positions, patch]."""
-        padded, patches = room
-        _pad(images, padded, self.geometry.padding)
+        Images are [m, copies, h, w, c] here, and the gradient [m, copies * positions, outputs].
+        """
+        torch.bmm(gradient.mT, self.patches(images, scratch), out=pieces[0])
+
+    def patches(self, images: Tensor, scratch: list[Tensor]) -> Tensor:
+        """The patches, [m, copies * positions, patch]."""
+        padded, patches = scratch
+        # The border stays zero from example to example: only the middle is written.
+        (top, left), (height, width) = self.geometry.padding, images.shape[2:4]
+        padded[:, :, top : top + height, left : left + width].copy_(images)
         example, copy, down, right, channel = padded.stride()
         (step_down, step_right), (apart_down, apart_right) = (
             self.geometry.stride,
             self.geometry.dilation,
         )
-        strides = (
-            example,
-            copy,
-            down * step_down,
-            right * step_right,
-            down * apart_down,
-            right * apart_right,
-            channel,
-        )
-        patches.copy_(padded.as_strided(patches.shape, strides))
+        # All patches as a view, in which a pixel occurs once for each patch that it is in.
+        positions = (down * step_down, right * step_right)
+        within = (down * apart_down, right * apart_right, channel)
+        patches.copy_(padded.as_strided(patches.shape, (example, copy, *positions, *within)))
         return patches.flatten(4).flatten(1, 3)
 
 
@@ -144,32 +120,26 @@ class Rows:
     geometry: Geometry
 
     def pieces(self, inputs: int, outputs: int) -> tuple[int, int, int]:
-        """For each kernel row [outputs, width * inputs]."""
+        """For each kernel row a piece of [outputs, width * inputs]."""
         height, width = self.geometry.kernel
         return height, outputs, width * inputs
 
-    def join(self, pieces: list[torch.Tensor], inputs: int) -> torch.Tensor:
+    def join(self, pieces: list[Tensor], inputs: int) -> Tensor:
         """The input channels come last here, the rows are pieces."""
         width = self.geometry.kernel[1]
-        return torch.stack(
-            [torch.unflatten(piece, -1, (width, inputs)).mT for piece in pieces], dim=-2
-        )
+        return torch.stack([torch.unflatten(p, -1, (width, inputs)).mT for p in pieces], dim=-2)
 
-    def room(self, images: torch.Tensor, positions: tuple[int, int]) -> list[torch.Tensor]:
+    def scratch(self, images: Tensor, positions: tuple[int, int]) -> list[Tensor]:
         """Patches [m, copies, padded image height, horizontal positions, width, c]."""
         rows = images.shape[2] + 2 * self.geometry.padding[0]
         shape = (*images.shape[:2], rows, positions[1], self.geometry.kernel[1], images.shape[-1])
         return [images.new_zeros(shape)]
 
     def multiply(
-        self,
-        images: torch.Tensor,
-        gradient: torch.Tensor,
-        room: list[torch.Tensor],
-        pieces: Sequence[torch.Tensor],
+        self, images: Tensor, gradient: Tensor, scratch: list[Tensor], pieces: Sequence[Tensor]
     ) -> None:
         """Copies the row patches, then multiplies once for each kernel row."""
-        (patches,) = room
+        (patches,) = scratch
         (down, right), (high, wide) = self.geometry.padding, images.shape[2:4]
         inner, positions = patches[:, :, down : down + high], patches.shape[3]
         for column in range(patches.shape[4]):
@@ -184,15 +154,15 @@ class Rows:
             torch.bmm(transposed, lines[:, :, row : row + height].flatten(1, 3), out=piece)
 
 
-def instantiated(
-    layout: PatchLayout, copies: int, images: torch.Tensor, output_gradient: torch.Tensor
-) -> Instantiated:
-    """Per-example weight gradients, kept.
+PatchLayout = Columns | Rows
+"""How patches lie in memory, and with them the gradients made from them: a gradient may be cut into
+pieces of one shape, each the product of one matrix multiplication."""
 
-    Args:
-        images: The convolution's input, [n * copies, c, h, w].
-        output_gradient: The gradient at its output, [n * copies, outputs, *positions].
-    """
+
+def instantiated(
+    layout: PatchLayout, copies: int, images: Tensor, output_gradient: Tensor
+) -> Instantiated:
+    """Per-example weight gradients, kept."""
     channels = images.shape[1]
     count, *shape = layout.pieces(channels, output_gradient.shape[1])
     # A block of memory for each piece: one for all costs a few percent of a whole step.
@@ -201,43 +171,31 @@ def instantiated(
     return Instantiated(kept, join=lambda pieces: layout.join(pieces, channels), squares=norms)
 
 
-def squares(
-    layout: PatchLayout, copies: int, images: torch.Tensor, output_gradient: torch.Tensor
-) -> torch.Tensor:
-    """Squared norms of the per-example weight gradients, which are not kept.
-
-    Args:
-        layout: As for `instantiated`.
-        copies: As for `instantiated`.
-        images: As for `instantiated`.
-        output_gradient: As for `instantiated`.
-
-    Returns:
-        A float64 tensor [n].
-    """
+def squares(layout: PatchLayout, copies: int, images: Tensor, output_gradient: Tensor) -> Tensor:
+    """Squared norms of the per-example weight gradients, which are not kept; float64 [n]."""
     return _multiplied(layout, copies, images, output_gradient, None)
 
 
 def _multiplied(
     layout: PatchLayout,
     copies: int,
-    images: torch.Tensor,
-    output_gradient: torch.Tensor,
-    kept: list[torch.Tensor] | None,
-) -> torch.Tensor:
+    images: Tensor,
+    output_gradient: Tensor,
+    kept: list[Tensor] | None,
+) -> Tensor:
     """Squared norms, chunk by chunk while the gradients are in the cache; keeps them if asked."""
     count, *shape = layout.pieces(images.shape[1], output_gradient.shape[1])
     examples, size = len(images) // copies, math.prod(shape)
     block = _block_length(size)
     norms = images.new_empty(count, examples, size // block)
-    done, scratch = 0, kept
-    for some, gradient, room in chunks(layout, copies, images, output_gradient):
-        if scratch is None:
-            scratch = [images.new_empty(len(some), *shape) for _ in range(count)]
+    done, written = 0, kept
+    for some, gradient, scratch in _chunks(layout, copies, images, output_gradient):
+        if written is None:
+            written = [images.new_empty(len(some), *shape) for _ in range(count)]
         part = slice(done, done + len(some))
         own = slice(len(some)) if kept is None else part
-        pieces = [piece[own] for piece in scratch]
-        layout.multiply(some, gradient, room, pieces)
+        pieces = [piece[own] for piece in written]
+        layout.multiply(some, gradient, scratch, pieces)
         for piece, norm in zip(pieces, norms, strict=True):
             blocks = piece.view(len(some), -1, block)
             torch.linalg.vector_norm(blocks, dim=2, out=norm[part])
@@ -247,13 +205,18 @@ def _multiplied(
     return norms.double().square().sum((0, 2)) + vanished
 
 
-def chunks(
-    layout: PatchLayout, copies: int, images: torch.Tensor, output_gradient: torch.Tensor
-) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]]:
-    """Examples by the few whose patches fit the cache, as many for each thread.
+def _block_length(size: int) -> int:
+    """Values to add up in float32 before float64 takes over: a divisor of `size`."""
+    return next(block for block in range(min(size, LONGEST_SUM), 0, -1) if size % block == 0)
+
+
+def _chunks(
+    layout: PatchLayout, copies: int, images: Tensor, output_gradient: Tensor
+) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
+    """A few examples at a time whose patches fit the cache, as many for each thread.
 
     Gives their images [m, copies, h, w, c], output gradients [m, copies * positions, outputs] and
-    room to work in.
+    memory to work in.
     """
     positions = (output_gradient.shape[2], output_gradient.shape[3])
     examples, threads = len(images) // copies, torch.get_num_threads()
@@ -261,30 +224,75 @@ def chunks(
         examples, copies * math.prod(positions), -1
     )
     source = torch.unflatten(images.permute(0, 2, 3, 1), 0, (examples, copies))
-    one = sum(part.numel() * part.element_size() for part in layout.room(source[:1], positions))
+    one = sum(part.numel() * part.element_size() for part in layout.scratch(source[:1], positions))
     fit = max(threads, min(64, CACHE // max(1, one)))
     # The last chunk should be as long as the others, and the threads have as many examples each.
     even = -(-examples // -(-examples // fit))
     size = -(-even // threads) * threads
-    room = layout.room(source[:size], positions)
+    scratch = layout.scratch(source[:size], positions)
     for start in range(0, examples, size):
         some = source[start : start + size]
-        yield some, gradient[start : start + size], [part[: len(some)] for part in room]
+        yield some, gradient[start : start + size], [part[: len(some)] for part in scratch]
 
 
-def _padded_room(images: torch.Tensor, padding: tuple[int, ...]) -> torch.Tensor:
-    """Zeros [m, copies, h, w, c] of the padded size."""
-    examples, copies, height, width, channels = images.shape
-    down, right = padding
-    return images.new_zeros(examples, copies, height + 2 * down, width + 2 * right, channels)
+def gram_squares(
+    geometry: Geometry, copies: int, images: Tensor, output_gradient: Tensor
+) -> Tensor:
+    """Squared norms, float64 [n], as the product of two Gram matrices: of patches and of gradients.
+
+    Its cost grows with the square of the number of positions.
+    """
+    layout, found = Columns(geometry), []
+    for some, gradient, scratch in _chunks(layout, copies, images, output_gradient):
+        patches = layout.patches(some, scratch)
+        found.append(_inner(torch.bmm(patches, patches.mT), torch.bmm(gradient, gradient.mT)))
+    return torch.cat(found)
 
 
-def _pad(images: torch.Tensor, padded: torch.Tensor, padding: tuple[int, ...]) -> None:
-    """Writes [m, copies, h, w, c] into the middle of its padded room; the border stays zero."""
-    (down, right), (height, width) = padding, images.shape[2:4]
-    padded[:, :, down : down + height, right : right + width].copy_(images)
+def _inner(first: Tensor, second: Tensor) -> Tensor:
+    """Inner products of two batches of matrices, never below zero, float64 [m]."""
+    product = (first * second).flatten(1)
+    return product.sum(1, dtype=torch.float64).clamp_(min=0)
 
 
-def _block_length(size: int) -> int:
-    """Values to add up in float32 before float64 takes over: a divisor of `size`."""
-    return next(block for block in range(min(size, LONGEST_SUM), 0, -1) if size % block == 0)
+def rounded_up(
+    squares: Tensor,
+    geometry: Geometry,
+    copies: int,
+    images: Tensor,
+    output_gradient: Tensor,
+    *,
+    gram: bool,
+) -> Tensor:
+    """Squared norms [n] that no rounding can make too small for the gradient that is released.
+
+    The norm is measured by one kernel and the clipped sum made by another, which rounds otherwise;
+    a Gram product of cancelling positions loses more still (`gram`). Each error is bounded by the
+    number of additions, half a unit of rounding, and `_alignment` (Higham 2002, section 3.1).
+    """
+    half_unit = torch.finfo(images.dtype).eps / 2
+    whole = _alignment(geometry, copies, images, output_gradient)
+    if gram:
+        patch = images.shape[1] * geometry.kernel[0] * geometry.kernel[1]
+        additions = patch + output_gradient.shape[1] + 2
+        squares = squares + additions * half_unit * whole.square()
+    positions = copies * output_gradient[0, 0].numel()
+    return (squares.sqrt() + positions * half_unit * whole).square()
+
+
+def _alignment(geometry: Geometry, copies: int, images: Tensor, output_gradient: Tensor) -> Tensor:
+    """What a norm would be were all positions to agree: sum of |patch| |dy|, float64 [n].
+
+    Rounding is relative to it, not to the norm: where positions cancel, it can be far larger.
+    """
+    pixels = images.square().sum(1, keepdim=True)
+    patches = F.conv2d(
+        pixels,
+        pixels.new_ones(1, 1, *geometry.kernel),
+        stride=geometry.stride,
+        padding=geometry.padding,
+        dilation=geometry.dilation,
+    )
+    squares = patches[:, 0] * output_gradient.square().sum(1)
+    rows = squares.clamp_(min=0).sqrt_().flatten(1).sum(1, dtype=torch.float64)
+    return rows.view(-1, copies).sum(1)

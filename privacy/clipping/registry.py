@@ -1,26 +1,24 @@
-"""Which rule a layer gets: its family's own, a user's, or the fallback's."""
+"""Which rule a layer gets (its family's own, a user's, or the fallback's), and what was chosen."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from privacy.clipping.activation import PReLURule
 from privacy.clipping.convolution import ConvolutionRule
-from privacy.clipping.embedding import EmbeddingRule
 from privacy.clipping.fallback import FallbackRule
-from privacy.clipping.layers import LayerRule
-from privacy.clipping.linear import LinearRule
+from privacy.clipping.layers import Installation, LayerRule
+from privacy.clipping.linear import EmbeddingRule, LinearRule, PReLURule
 from privacy.clipping.normalisation import (
     GroupNormRule,
     InstanceNormRule,
     LayerNormRule,
     RMSNormRule,
 )
-from privacy.clipping.tuner import Tuner
+from privacy.clipping.tuner import Choice, Tuner
 from privacy.errors import UnsupportedLayer
 
-__all__ = ["register", "rule_of"]
+__all__ = ["describe", "register", "rule_of"]
 
 # Exact types: a subclass may compute something else in its forward.
 _OWN: dict[type[nn.Module], Callable[[Any, str, Tuner], LayerRule]] = {
@@ -44,10 +42,7 @@ _ADDED: dict[type[nn.Module], Callable[[Any, str], LayerRule]] = {}
 
 
 def register(
-    layer_type: type[nn.Module],
-    rule: Callable[[Any, str], LayerRule],
-    *,
-    replace: bool = False,
+    layer_type: type[nn.Module], rule: Callable[[Any, str], LayerRule], *, replace: bool = False
 ) -> None:
     """Gives a layer type a rule of its own, in the whole process and from the next `attach` on.
 
@@ -104,8 +99,7 @@ def register(
 def rule_of(layer: nn.Module, name: str, tuner: Tuner | None = None) -> LayerRule:
     """The rule for `layer`: a user's, else its family's own, else the slow one.
 
-    Args:
-        tuner: Chooses among the kernels of a layer that has several; a new one by default.
+    The tuner chooses among the kernels of a layer that has several; it is a new one by default.
     """
     kind = type(layer)
     if kind in _ADDED:
@@ -113,3 +107,50 @@ def rule_of(layer: nn.Module, name: str, tuner: Tuner | None = None) -> LayerRul
     if kind in _OWN:
         return _OWN[kind](layer, name, tuner or Tuner())
     return FallbackRule(layer, name)
+
+
+@runtime_checkable
+class _Tuned(Protocol):
+    """A rule whose kernels a tuner chooses."""
+
+    tuner: Tuner
+
+
+def describe(installation: Installation) -> str:
+    """One line a layer and input shape: name, type, kernel, and its milliseconds where timed.
+
+    Complete after a backward pass at the real size; before one, no layer has seen a shape. Numbers
+    of examples are left out: a Poisson sample's size is not covered by epsilon.
+    """
+    table = [("layer", "type", "input", "kernel", "ms")]
+    for name, rule in installation.rules.items():
+        kind = type(installation.layers[name]).__name__
+        table += [(name, kind, *cells) for cells in _ways(name, rule)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for *cells, milliseconds in table:
+        left = [cell.ljust(width) for cell, width in zip(cells, widths, strict=False)]
+        lines.append("  ".join([*left, milliseconds.rjust(widths[-1])]))
+    return "\n".join(lines)
+
+
+def _ways(name: str, rule: LayerRule) -> list[tuple[str, str, str]]:
+    """Input, kernel and milliseconds of every shape that a layer has seen."""
+    if isinstance(rule, FallbackRule):
+        return [("-", "SLOW PATH: torch.func runs it again for each example", "-")]
+    seen = rule.tuner.choices if isinstance(rule, _Tuned) else ()
+    largest: dict[tuple[int, ...], Choice] = {}
+    for choice in (choice for choice in seen if choice.layer == name):
+        shape, examples = choice.inputs[1:], choice.inputs[0]
+        if shape not in largest or examples > largest[shape].inputs[0]:
+            largest[shape] = choice
+    if not largest:
+        return [("-", "the layer's own", "-")]
+    return [_way(choice) for choice in largest.values()]
+
+
+def _way(choice: Choice) -> tuple[str, str, str]:
+    """One choice's input without its examples, kernel and milliseconds."""
+    seconds = choice.seconds.get(choice.kernel)
+    milliseconds = "not timed" if seconds is None else f"{1e3 * seconds:.2f}"
+    return "x".join(map(str, choice.inputs[1:])), choice.kernel, milliseconds

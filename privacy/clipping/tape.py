@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from privacy.clipping.gradients import PerExampleGradients, combine
 from privacy.errors import StepError, UnsupportedLayer
@@ -18,7 +18,7 @@ __all__ = ["Tape"]
 
 
 class _Watch(Protocol):
-    """Knows what the model was when its rows were proved to be examples."""
+    """Knows what the model was when its rows were proved to be examples; see `watch.Watch`."""
 
     def enter(self, layer: str) -> tuple[bool, ...]: ...
 
@@ -34,9 +34,9 @@ class Tape:
         self._examples: int | None = None
         self._copies = 1
         self._parts: dict[nn.Parameter, list[PerExampleGradients]] = {}
-        self._chosen: torch.Tensor | None = None
-        self._strayed: list[tuple[str, torch.Tensor]] = []
-        self._inputs: list[tuple[str, torch.Tensor]] = []
+        self._chosen: Tensor | None = None
+        self._strayed: list[tuple[str, Tensor]] = []
+        self._inputs: list[tuple[str, Tensor]] = []
         self._watch: _Watch | None = None
         self._seen: set[tuple[bool, ...]] = set()
         self._asked: set[tuple[int, int, int]] = set()
@@ -47,11 +47,7 @@ class Tape:
         self._asked.clear()
 
     def enter(self, layer: str) -> tuple[bool, ...] | None:
-        """The modes in which a recorded layer is called, for `passed`.
-
-        Raises:
-            UnsupportedLayer: The model changed, or mixes examples in these modes.
-        """
+        """The modes in which a recorded layer is called, for `passed`; refuses a changed model."""
         return None if self._watch is None else self._watch.enter(layer)
 
     def passed(self, modes: tuple[bool, ...] | None) -> None:
@@ -60,29 +56,20 @@ class Tape:
             self._seen.add(modes)
 
     def check(self) -> None:
-        """Refuses a model that is not what it was.
-
-        Raises:
-            UnsupportedLayer: It is not.
-        """
+        """Refuses a model that is not what it was."""
         if self._watch is not None:
             self._watch.check()
 
     def prove(self) -> None:
-        """Refuses a recording of layers in modes in which examples mix.
-
-        Raises:
-            UnsupportedLayer: They do.
-        """
+        """Refuses a recording of layers in modes in which examples mix."""
         seen, self._seen = self._seen, set()
         if self._watch is not None:
             self._watch.prove(seen)
 
     def due(self, *, examples: int, copies: int, graph: int = 0) -> bool:
-        """Whether the first batch of a kind comes: the order of its rows is to be asked for.
+        """Whether the first batch of a kind comes: the order of its rows is then to be proved.
 
-        Args:
-            graph: A fingerprint of the losses' graph: a loss that is made in another way may mix.
+        `graph` is a fingerprint of the losses' graph: a loss that is made in another way may mix.
         """
         kind = (examples if copies > 1 else 0, copies, graph)
         first = kind not in self._asked
@@ -90,7 +77,7 @@ class Tape:
         return first
 
     def ask_again(self) -> None:
-        """Takes back every `due`: a question was not answered well."""
+        """Takes back every `due`: a proof of the rows' order failed."""
         self._asked.clear()
 
     @property
@@ -102,12 +89,8 @@ class Tape:
     def record(self, *, examples: int, copies: int = 1) -> Iterator[None]:
         """Records one backward pass over `examples` examples, on an empty tape.
 
-        Args:
-            copies: A layer may see each example this many times, in rows that follow one another:
-                the gradients of its copies are added up.
-
-        Raises:
-            StepError: A recording is running already.
+        A layer may see each example `copies` times, in rows that follow one another: the gradients
+        of its copies are added up.
         """
         if self.recording:
             raise StepError("a private backward pass is already running on this model")
@@ -121,17 +104,12 @@ class Tape:
 
     @contextmanager
     def trace(
-        self, *, examples: int, copies: int, chosen: torch.Tensor
-    ) -> Iterator[list[tuple[str, torch.Tensor]]]:
+        self, *, examples: int, copies: int, chosen: Tensor
+    ) -> Iterator[list[tuple[str, Tensor]]]:
         """Looks whose rows a backward pass from some examples reaches, and writes nothing else.
 
-        Args:
-            examples: As of `record`.
-            copies: As of `record`.
-            chosen: The examples that the backward pass begins at, bool [examples].
-
-        Yields:
-            The layers in the order of the pass, each with whether others' rows were reached.
+        `chosen` are the examples at which the pass begins, bool [examples]. Yields the layers in
+        the order of the pass, each with whether others' rows were reached.
         """
         with self.record(examples=examples, copies=copies):
             self._chosen, self._strayed, self._inputs = chosen, [], []
@@ -142,11 +120,11 @@ class Tape:
 
     @property
     def tracing(self) -> bool:
-        """Whether the rows are looked at that a backward pass reaches."""
+        """Whether a `trace` is under way."""
         return self._chosen is not None
 
     @torch.no_grad()
-    def note(self, layer: str, inputs: torch.Tensor, output_gradient: torch.Tensor) -> None:
+    def note(self, layer: str, inputs: Tensor, output_gradient: Tensor) -> None:
         """Notes whether a layer's gradient lies in other rows than those of the chosen examples.
 
         What is not finite proves nothing: a broken row times zero is broken too.
@@ -158,7 +136,7 @@ class Tape:
         self._strayed.append((layer, (reached & ~own).any()))
         self._inputs.append((layer, inputs))
 
-    def first_inputs(self) -> list[torch.Tensor]:
+    def first_inputs(self) -> list[Tensor]:
         """What the model's first layer saw in the last trace, and an empty note of it."""
         inputs, self._inputs = self._inputs, []
         return [rows for layer, rows in inputs if layer == inputs[-1][0]]
@@ -170,8 +148,7 @@ class Tape:
     def copies(self, *, rows: int, layer: str) -> int:
         """How many adjacent rows are one example, where `layer` saw so many rows.
 
-        Raises:
-            UnsupportedLayer: Another number of rows than the losses have: they are not examples.
+        Refuses any other number of rows than the losses have: they are not examples.
         """
         if rows == self._examples:
             return 1

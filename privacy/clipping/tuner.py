@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from privacy.clipping.gradients import PerExampleGradients
 from privacy.errors import PlanError
@@ -32,23 +33,17 @@ class Kernel:
     Attributes:
         name: What it is called in printouts and in `Tuner(fixed=...)`.
         run: From a layer's input and output gradient to the gradients.
-        room: Bytes that it takes at most, beyond input and output gradient and what it has in the
+        peak_bytes: What it takes at most, beyond input and output gradient and what it has in the
             processor's cache.
         work: Multiplications that it needs, roughly: what is hopeless need not be timed.
-        later: Bytes that its result takes once the backward pass is over, and not before.
-
-    Example:
-        >>> from privacy.clipping.gradients import Instantiated
-        >>> def run(x, dy): return Instantiated([x * dy])
-        >>> Kernel(name="product", run=run, room=8, work=2).name
-        'product'
+        later_bytes: What its result takes once the backward pass is over, and not before.
     """
 
     name: str
-    run: Callable[[torch.Tensor, torch.Tensor], PerExampleGradients]
-    room: int
+    run: Callable[[Tensor, Tensor], PerExampleGradients]
+    peak_bytes: int
     work: float
-    later: int = 0
+    later_bytes: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +71,12 @@ class Tuner:
     """Times kernels and remembers the fastest; a class because it remembers.
 
     Args:
-        memory_cap: Most that kernels may take, in units of the room that inputs and output
-            gradients take, > 0: during the backward pass each layer's own, which kept gradients
-            let go, and after it, when all are let go, all convolutions' together.
+        memory_cap: Most that kernels may take, in units of the bytes of inputs and output
+            gradients, > 0: during the backward pass each layer's own, which a layer with kept
+            gradients frees, and after it, when all are freed, all convolutions' together.
         fixed: Kernel names by layer, from an earlier training's choices; they are not timed. An
             installation without compiled kernels has others.
-        clock: Seconds, ever rising.
+        clock: A monotonic clock, in seconds.
 
     Raises:
         PlanError: The cap is not positive.
@@ -105,8 +100,8 @@ class Tuner:
         self._fixed = dict(fixed or {})
         self._clock = clock
         self._choices: dict[tuple[object, ...], Choice] = {}
-        # Bytes a row: what layers hold until the backward pass is there, and after it.
-        self._rooms: dict[str, float] = {}
+        # Bytes a row, by layer: of activations until the backward pass gets there, and after it.
+        self._activations: dict[str, float] = {}
         self._after: dict[str, float] = {}
 
     @property
@@ -120,43 +115,29 @@ class Tuner:
         by_size = sorted(self._choices.values(), key=lambda choice: choice.inputs[0])
         return {choice.layer: choice.kernel for choice in by_size}
 
-    def expect(
-        self, layer: str, inputs: torch.Tensor, output: torch.Tensor, weight: torch.Tensor
-    ) -> None:
+    def expect(self, layer: str, inputs: Tensor, output: Tensor, weight: Tensor) -> None:
         """Notes in the forward pass what the layer will hold during the backward pass and after it.
 
-        Args:
-            layer: Dotted name of the layer.
-            inputs: Its input, [rows, ...].
-            output: Its output, whose gradient is as large.
-            weight: Whose gradients are wanted.
+        The gradient at the output is as large as the output, so that its bytes are known by now.
         """
-        room = _bytes(inputs, output) / max(1, len(inputs))
-        self._rooms[layer] = room
+        activations = _bytes(inputs, output) / max(1, len(inputs))
+        self._activations[layer] = activations
         # Gradients that fit are kept; of others the layer's input and output gradient are.
-        self._after.setdefault(layer, min(room, _bytes(weight)))
+        self._after.setdefault(layer, min(activations, _bytes(weight)))
 
     def run(
         self,
         layer: str,
         kernels: Sequence[Kernel],
-        inputs: torch.Tensor,
-        output_gradient: torch.Tensor,
+        inputs: Tensor,
+        output_gradient: Tensor,
         *,
         copies: int = 1,
     ) -> PerExampleGradients:
         """Runs the kernel that is, or turns out to be, the fastest for these shapes.
 
-        Args:
-            layer: Dotted name of the layer.
-            kernels: The candidates, at least one; where the cap allows none, that of the least room
-                is taken.
-            inputs: The layer's input.
-            output_gradient: The gradient at its output.
-            copies: Rows an example.
-
-        Raises:
-            PlanError: The kernel fixed for this layer is not among the candidates.
+        Where the cap allows none of the `kernels`, the one with the least peak is taken. A fixed
+        kernel that is not among them is refused.
         """
         # Sizes of about the same magnitude share a choice: a Poisson sample's last batch varies.
         key = (
@@ -174,16 +155,12 @@ class Tuner:
             self._choices[key] = self._choose(layer, kernels, inputs, output_gradient)
         name = self._choices[key].kernel
         chosen = next(kernel for kernel in kernels if kernel.name == name)
-        if chosen.later:
-            self._after[layer] = chosen.later / len(inputs)
+        if chosen.later_bytes:
+            self._after[layer] = chosen.later_bytes / len(inputs)
         return chosen.run(inputs, output_gradient)
 
     def _choose(
-        self,
-        layer: str,
-        kernels: Sequence[Kernel],
-        inputs: torch.Tensor,
-        output_gradient: torch.Tensor,
+        self, layer: str, kernels: Sequence[Kernel], inputs: Tensor, output_gradient: Tensor
     ) -> Choice:
         """Takes the fixed kernel, or times the ones that the cap allows."""
         shape = tuple(inputs.shape)
@@ -195,14 +172,7 @@ class Tuner:
                     f"{self._fixed[layer]}; leave it out to have it timed"
                 )
             return Choice(layer=layer, inputs=shape, kernel=self._fixed[layer], seconds={})
-        room = self._memory_cap * _bytes(inputs, output_gradient)
-        others = sum(size for name, size in self._after.items() if name != layer)
-        left = len(inputs) * (self._memory_cap * sum(self._rooms.values()) - others)
-        # What fits now need not be postponed.
-        allowed = [k for k in kernels if k.room <= room and (not k.later or room < k.later <= left)]
-        allowed = allowed or [
-            min((k for k in kernels if not k.later), key=lambda kernel: kernel.room)
-        ]
+        allowed = self._within_cap(layer, kernels, inputs, output_gradient)
         least = min(kernel.work for kernel in allowed)
         candidates = [kernel for kernel in allowed if kernel.work <= _TOO_MUCH * least]
         if len(candidates) == 1 or len(inputs) < _WORTH_TIMING:
@@ -214,9 +184,24 @@ class Tuner:
         fastest = min(seconds, key=lambda name: seconds[name])
         return Choice(layer=layer, inputs=shape, kernel=fastest, seconds=seconds)
 
-    def _time(
-        self, kernel: Kernel, inputs: torch.Tensor, output_gradient: torch.Tensor, best: float
-    ) -> float:
+    def _within_cap(
+        self, layer: str, kernels: Sequence[Kernel], inputs: Tensor, output_gradient: Tensor
+    ) -> list[Kernel]:
+        """The kernels that the memory cap allows, or else the one with the least peak."""
+        now = self._memory_cap * _bytes(inputs, output_gradient)
+        others = sum(size for name, size in self._after.items() if name != layer)
+        later = len(inputs) * (self._memory_cap * sum(self._activations.values()) - others)
+        # Gradients that fit now need not wait for the end of the backward pass.
+        allowed = [
+            kernel
+            for kernel in kernels
+            if kernel.peak_bytes <= now
+            and (not kernel.later_bytes or now < kernel.later_bytes <= later)
+        ]
+        at_once = (kernel for kernel in kernels if not kernel.later_bytes)
+        return allowed or [min(at_once, key=lambda kernel: kernel.peak_bytes)]
+
+    def _time(self, kernel: Kernel, inputs: Tensor, output_gradient: Tensor, best: float) -> float:
         """Seconds of a kernel and its clipped sum: the best of a few runs after a warm-up."""
         seconds = float("inf")
         for number in range(1 + _REPEATS):
@@ -239,6 +224,6 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _bytes(*tensors: torch.Tensor) -> int:
+def _bytes(*tensors: Tensor) -> int:
     """Bytes that tensors take."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

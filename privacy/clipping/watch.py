@@ -47,10 +47,9 @@ class Watch:
     frozen parameter or plain tensor has other bytes (`held.Held`). Of torch's own modules all plain
     settings are watched (a dropout's probability apart), of others flags, names and functions.
 
-    Args:
-        refuse: Raises where a layer is known to mix examples in the present modes.
-        prove: Raises where examples mix in the present modes, or one pass moves the next.
-        remade: Plain tensors that every forward pass makes anew: see `held.Held`.
+    `refuse` raises where a layer is known to mix examples in the present modes, and `prove` where
+    they mix, or where one pass moves the next. `remade` are plain tensors that every forward pass
+    makes anew: see `held.Held`.
     """
 
     def __init__(
@@ -80,10 +79,7 @@ class Watch:
         """The modes in which a recorded layer is called.
 
         The modules between it and the recorded layer before it are compared: a whole forward pass
-        compares every one.
-
-        Raises:
-            UnsupportedLayer: Something changed, or a layer mixes examples in these modes.
+        compares every one. Refuses a change, and layers that mix examples in these modes.
         """
         self._compare(self._passed.get(layer, ()))
         modes = self.modes()
@@ -93,20 +89,12 @@ class Watch:
         return self._modes
 
     def check(self) -> None:
-        """Compares everything.
-
-        Raises:
-            UnsupportedLayer: Something changed.
-        """
+        """Compares everything, and refuses a change."""
         self._compare(self._parts)
         self._held.check()
 
     def prove(self, seen: Iterable[Modes]) -> None:
-        """Proves that examples do not mix in modes that were not seen before.
-
-        Raises:
-            UnsupportedLayer: In some, they do.
-        """
+        """Proves that examples do not mix in modes that were not seen before."""
         for modes in set(seen) - self._proved:
             before = self.modes()
             try:

@@ -5,9 +5,14 @@
        out[j][o] = sum over positions p of image[position[p] + tap[j]] * gradient[p][o]
 
    and needs no patches: a few taps and a few vectors of output channels are summed up in the
-   processor's registers over all positions, and written once. Squared norms are taken of the very
-   numbers that are written. What a convolution is (stride, padding, dilation, dimensions, copies of
-   one example) is in the two tables, which the caller makes and answers for.
+   processor's registers over all positions, and written once. Positions are the innermost loop for
+   that reason: any other order would write each sum to memory and read it again at every position.
+   Channels are last in memory, so that one value of the image meets a whole vector of output
+   channels, and every sum of a tile goes on by itself: nothing is ever added across a vector.
+
+   Squared norms are taken of the very numbers that are written, in doubles, while they are in
+   registers: they need no allowance for rounding. What a convolution is (stride, padding, dilation,
+   dimensions, copies of one example) is in the two tables, which the caller makes and answers for.
 
    Compiled once for each width of vectors, VECTOR bytes. */
 
@@ -25,14 +30,14 @@ typedef double wide __attribute__((vector_size(2 * VECTOR)));
 typedef struct {
     long examples;
     long lines, line_length; /* of the images of one example, as they lie in memory */
-    long room_length;        /* of the same images with a border of zeros, 0 if none is needed */
+    long padded_length;      /* of the same images with a border of zeros, 0 if none is needed */
     long positions, taps;
     long outputs; /* a multiple of 16 */
     long keep;    /* whether each example has its own place in `out`, or each thread */
     long shares;  /* of the examples, each summed up by one thread, where there are factors */
     const long *line, *position, *tap;
     const float *images, *gradient, *factors; /* factors: [examples], or none */
-    float *out, *room, *sums;                 /* sums: [shares], zeros, of factor times gradient */
+    float *out, *padded, *sums;               /* sums: [shares], zeros, of factor times gradient */
     double *squares;
     long next, next_thread; /* 0 */
 } work;
@@ -51,7 +56,7 @@ typedef struct {
         vector sum[T][V];                                                              \
         const float *gradient = t->gradient;                                           \
         const long *tap = t->tap;                                                      \
-        (void)tap;                                                                     \
+        (void)tap; /* unused where taps lie side by side */                            \
         UNROLL for (int i = 0; i < T; i++)                                             \
             UNROLL for (int v = 0; v < V; v++) sum[i][v] = (vector){0};                \
         for (long p = 0; p < t->positions; p++, gradient += t->outputs) {              \
@@ -123,33 +128,38 @@ static double gradient_of(const work *w, const float *image, const float *gradie
     return squares;
 }
 
-static void one(const work *w, long i, float *room, float *out)
+/* Example i, from its images as they lie or, where they need a border, from a copy that has one. The
+   copy's border is zero from the start and stays so: only the lines inside of it are written. */
+static void one(const work *w, long i, float *padded, float *out)
 {
     const float *image = w->images + i * w->lines * w->line_length;
-    if (w->room_length) {
+    if (w->padded_length) {
         for (long line = 0; line < w->lines; line++)
-            memcpy(room + w->line[line], image + line * w->line_length,
+            memcpy(padded + w->line[line], image + line * w->line_length,
                    sizeof(float) * w->line_length);
-        image = room;
+        image = padded;
     }
     w->squares[i] = gradient_of(w, image, w->gradient + i * w->positions * w->outputs, out);
 }
 
+/* Without factors every thread takes one example after the other. With factors each share of the
+   examples is added up by one thread in the examples' own order, so that the sum does not depend on
+   which thread was faster. */
 static void each(void *shared)
 {
     work *w = shared;
     const long size = w->taps * w->outputs, thread = take(&w->next_thread);
-    float *room = w->room + thread * w->room_length, *own = w->out + thread * size;
+    float *padded = w->padded + thread * w->padded_length, *own = w->out + thread * size;
     for (long next = take(&w->next); next < (w->factors ? w->shares : w->examples);
          next = take(&w->next)) {
         if (!w->factors) {
-            one(w, next, room, w->keep ? w->out + next * size : own);
+            one(w, next, padded, w->keep ? w->out + next * size : own);
             continue;
         }
         float *sum = w->sums + next * size;
         const long end = (next + 1) * w->examples / w->shares;
         for (long i = next * w->examples / w->shares; i < end; i++) {
-            one(w, i, room, own);
+            one(w, i, padded, own);
             for (long j = 0; j < size; j++) sum[j] += w->factors[i] * own[j];
         }
     }

@@ -11,13 +11,14 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 __all__ = ["call", "compiled", "floats"]
 
 _FOLDER = Path(__file__).parent
 _VARIANTS = {"AVX512": "avx512", "AVX2": "avx2"}
 """What torch calls the processor's abilities, and the library compiled for them."""
-_FUNCTIONS = ("convolution_gradients", "line_gradients", "normal_numbers")
+_FUNCTIONS = ("convolution_gradients", "affine_gradients", "normal_numbers")
 
 
 def compiled() -> str | None:
@@ -26,11 +27,9 @@ def compiled() -> str | None:
 
 
 def call(function: str, work: ctypes.Structure, *, threads: int) -> None:
-    """Runs a compiled function on so many of torch's threads, without Python's lock.
+    """Runs a compiled function on at most so many of torch's threads, without Python's lock.
 
-    Args:
-        function: Its name; `compiled()` is not None.
-        threads: At most so many; each takes its place in what `work` has for every thread.
+    `compiled()` is not None. Each thread takes its place in what `work` has for every thread.
     """
     assert function in _FUNCTIONS, f"no function {function!r}"
     library = _library()
@@ -38,7 +37,7 @@ def call(function: str, work: ctypes.Structure, *, threads: int) -> None:
     getattr(library, function)(ctypes.byref(work), _team(), threads)
 
 
-def floats(values: torch.Tensor) -> torch.Tensor:
+def floats(values: Tensor) -> Tensor:
     """The values as compiled code reads them: float32, dense, at an address that C allows for them.
 
     A tensor may lie at any address: `torch.frombuffer` takes any offset.
@@ -52,9 +51,9 @@ def _variant() -> str:
 
 
 def _path() -> Path:
-    """Where `hatch_build.py` puts it: the name says of which sources, for they declare structures.
+    """Where `hatch_build.py` puts it, under a name with a hash of the sources.
 
-    One of older sources would take a size for an address.
+    A library of older sources declares other structures: it would take a size for an address.
     """
     sources = b"".join(path.read_bytes() for path in sorted(_FOLDER.glob("*.[ch]")))
     return _FOLDER / f"privacy-{_variant()}-{hashlib.sha256(sources).hexdigest()[:16]}.so.1"

@@ -6,7 +6,9 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from privacy.clipping import Tape, install, rule_of
+from privacy.clipping import rule_of
+from privacy.clipping.layers import install
+from privacy.clipping.tape import Tape
 
 PRECISION = 1e-9
 
