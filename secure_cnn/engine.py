@@ -184,7 +184,7 @@ class WeightAverage:
         finally:
             self._exchange(model)
 
-    def settle(self, model: nn.Module) -> None:
+    def write_to(self, model: nn.Module) -> None:
         """Gives the model the averaged weights for good."""
         model.load_state_dict(self._averages, strict=False)
 

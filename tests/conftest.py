@@ -67,7 +67,7 @@ def stopped_after(monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Runs that neither draw a page nor time steps, for tests that are about neither."""
-    monkeypatch.setattr(RUN, "write_page", lambda *_: None)
+    monkeypatch.setattr("secure_cnn.recipe.folder.write_page", lambda *_: None)
     monkeypatch.setattr("secure_cnn.cli.train.step_costs", None)
 
 

@@ -322,7 +322,7 @@ def test_settle_leaves_the_average():
     trained(model, optimizer_of("sgd", model), batches(), average=average)
     with average.applied(model):
         averaged = copy.deepcopy(model)
-    average.settle(model)
+    average.write_to(model)
     assert same(model, averaged)
     assert model[0].weight.is_contiguous(memory_format=torch.channels_last)
 

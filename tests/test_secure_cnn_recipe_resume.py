@@ -121,7 +121,7 @@ def test_resumed_equals_uninterrupted(recipe, stopped_after, settings):
 @pytest.fixture
 def touchy(monkeypatch):
     """A guard that takes a difference of one image for a collapse, so that it acts often."""
-    module = sys.modules["secure_cnn.recipe.guard"]
+    module = sys.modules["secure_cnn.recipe.training"]
     monkeypatch.setattr(module, "OverfittingGuard", partial(OverfittingGuard, gap=0.01))
 
 
@@ -222,7 +222,7 @@ def test_a_run_that_was_killed_goes_on_from_its_last_epoch(recipe, monkeypatch):
 def test_an_epoch_on_record_that_was_not_saved_is_trained_again(recipe, monkeypatch):
     """Killed between the record and the checkpoint: no epoch is on record twice."""
     whole, asked = run(recipe("whole")), recipe("parts")
-    module = sys.modules["secure_cnn.recipe.run"]
+    module = sys.modules["secure_cnn.recipe.folder"]
     inner, count = module.write_state, iter(range(1, 100))
 
     def write(*args, **kwargs):

@@ -79,7 +79,7 @@ def test_steps_are_on_record_before_they_can_be_seen(recipe, monkeypatch, stoppe
         seen.append((state["step"], record.released, state["private"]["ledger"]))
         write_state(path, state, sealing=sealing)
 
-    monkeypatch.setattr(sys.modules["secure_cnn.recipe.run"], "write_state", write)
+    monkeypatch.setattr(sys.modules["secure_cnn.recipe.folder"], "write_state", write)
     with stopped_after(6):
         run(recipe())
     assert [(step, released) for step, released, _ in seen] == [(0, 0), (4, 4), (6, 6)]
@@ -470,7 +470,7 @@ def test_a_stop_while_costs_are_measured_or_the_page_drawn(recipe, monkeypatch):
             asked[-1].set()
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_page", page)
+        patch.setattr(sys.modules["secure_cnn.recipe.folder"], "write_page", page)
         patch.setattr(module, "stop_on_signals", request)
         part = run(recipe(), resume=True)
         assert part.record.status == "interrupted"

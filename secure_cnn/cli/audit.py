@@ -1,6 +1,5 @@
 """`secure-cnn audit`: is a recipe's private training what its plan says?"""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +21,7 @@ from secure_cnn.models import MODELS, build_model
 from secure_cnn.pages import write_audit
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe
-from secure_cnn.recipe.seams import Seams, batches_for, make_plan, make_seams
+from secure_cnn.recipe.seams import Batches, Seams, make_plan, make_seams, make_threat
 from secure_cnn.record import AuditRecord, RunRecord, hardware, versions
 
 __all__ = ["audit"]
@@ -129,7 +128,7 @@ def _audited(recipe: Recipe, settings: AuditSettings) -> AuditReport:
     except (RuntimeError, AssertionError) as error:
         raise RunError(f"device: expected one that this machine has: {error}") from error
     images = load_data(recipe.data, seed=recipe.seed)
-    plan = make_plan(recipe, len(images.train))
+    threat, plan = make_threat(recipe), make_plan(recipe, len(images.train))
     assert plan is not None, "the recipe is private"
 
     def make_training(audited: privacy.DPPlan, dataset: MapStyle) -> tuple["_Training", Any]:
@@ -138,9 +137,11 @@ def _audited(recipe: Recipe, settings: AuditSettings) -> AuditReport:
         audited_images = cast(ImageData, _TrainOnly(dataset, images.spec))
         # The plan says how long; of the schedule only its peak is used.
         short = replace(recipe, epochs=1)
-        seams = make_seams(short, recipe.variant, network, audited_images, audited)
+        seams = make_seams(
+            short, recipe.variant, network, audited_images, threat=threat, plan=audited
+        )
         network.train()
-        return _Training(recipe, seams, audited_images, network), seams.objective
+        return _Training(seams, network), seams.objective
 
     return audit_training(make_training, plan, images.train, settings=settings)
 
@@ -157,9 +158,7 @@ class _TrainOnly:
 class _Training:
     """The recipe's private training as the audit watches it: its batches, its step."""
 
-    recipe: Recipe
     seams: Seams
-    images: ImageData
     model: nn.Module
 
     @property
@@ -168,17 +167,9 @@ class _Training:
         return self.seams.optimizer
 
     @property
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(self) -> Batches:
         """Augmented where the recipe is, on the device."""
-        return batches_for(
-            self.recipe,
-            self.recipe.variant,
-            self.seams,
-            self.images,
-            device=next(self.model.parameters()).device,
-            memory_format=torch.contiguous_format,
-            start_step=0,
-        )
+        return self.seams.batches(0)
 
     def step(self, losses: torch.Tensor) -> bool:
         """The recipe's private update."""

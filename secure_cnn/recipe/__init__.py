@@ -1,7 +1,6 @@
 """The composition root: a frozen `Recipe` says what to train and how, `run` does it.
 
-Reading order: `settings`, `seams` (where a protection is chosen), `guard`, `training`,
-`outcome`, `run`.
+Reading order: `settings`, `seams` (where a protection is chosen), `training`, `outcome`, `run`.
 """
 
 from secure_cnn.recipe.folder import RunFolder

@@ -1,4 +1,4 @@
-"""The run's folder: made once, never overwritten unless asked for.
+"""The run's folder: made once, never overwritten unless asked for; and the journal kept in it.
 
 run.json                        the record
 report.html                     its page
@@ -9,16 +9,20 @@ checkpoints/training.*          the training under way, gone once it is complete
 import fcntl
 import os
 import stat
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from secure_cnn.checkpoint import Sealing, write_state
 from secure_cnn.errors import RunError
 from secure_cnn.files import target_of
-from secure_cnn.record import RunRecord
+from secure_cnn.pages import Examples, write_page
+from secure_cnn.record import EpochRecord, ResultRecord, RunRecord
 
-__all__ = ["RunFolder"]
+__all__ = ["Journal", "RunFolder"]
 
 _OWN = ("run.json", "report.html", "audit.json", "audit.html")
 """What a run writes into its folder, and what an audit adds."""
@@ -186,3 +190,54 @@ class RunFolder:
 
     def _checkpoint(self, stem: str) -> Path:
         return self.root / "checkpoints" / f"{stem}.{'sealed' if self.sealed else 'safetensors'}"
+
+
+class Journal:
+    """What is on record of a run, kept in its folder; a class because the record grows."""
+
+    def __init__(self, folder: RunFolder, record: RunRecord, sealing: Sealing | None) -> None:
+        self.folder, self.record, self.sealing = folder, record, sealing
+        self._examples: Examples | None = None
+        self._before, self._started = record.seconds, time.monotonic()
+
+    def write(self) -> None:
+        """Writes the record and its page."""
+        seconds = self._before + time.monotonic() - self._started
+        self.record = replace(self.record, seconds=seconds)
+        self.record.write(self.folder.record)
+        write_page(self.record, self._examples, self.folder.page)
+
+    def save(self, state: Mapping[str, Any], released: int) -> None:
+        """Writes a training's state, after so many noised steps.
+
+        A state shows its weights: they are on record as released before it is there.
+        """
+        if released > self.record.released:
+            self.record = replace(self.record, released=released)
+            self.record.write(self.folder.record)
+        write_state(self.folder.training, state, sealing=self.sealing)
+
+    def add_epoch(self, epoch: EpochRecord, released: int) -> None:
+        """Writes an epoch down, and how many steps were released; that number never falls."""
+        released = max(self.record.released, released)
+        self.record = replace(self.record, epochs=(*self.record.epochs, epoch), released=released)
+        self.record.write(self.folder.record)
+
+    def add_result(self, found: ResultRecord, examples: Examples | None, *, acted: str) -> None:
+        """Writes down what a finished training can do, and what its guard did."""
+        results = tuple(r for r in self.record.results if r.variant != found.variant)
+        # A training that is judged again after a kill has said this already.
+        told = dict.fromkeys((*self.record.notes, *([acted] if acted else [])))
+        self.record = replace(self.record, results=(*results, found), notes=tuple(told))
+        self._examples = examples
+
+    def interrupt(self) -> None:
+        """Writes down where the run stopped."""
+        self.record = replace(self.record, status="interrupted")
+        self.write()
+
+    def complete(self) -> None:
+        """Closes the record; only a complete run can do without the state to go on from."""
+        self.record = replace(self.record, status="complete")
+        self.record.write(self.folder.record)
+        self.folder.training.unlink(missing_ok=True)

@@ -9,13 +9,14 @@ from torch import nn
 
 import defenses
 import privacy
+from defenses import ThreatModel
 from secure_cnn.data import ImageData, Split
 from secure_cnn.engine import Objective
 from secure_cnn.evaluate import evaluate_model
 from secure_cnn.interruption import StopRequest, stop_here
 from secure_cnn.pages import Examples
 from secure_cnn.recipe.identity import RunIdentity
-from secure_cnn.recipe.seams import Seams, make_threat
+from secure_cnn.recipe.seams import Seams
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.record import PrivacyRecord, ResultRecord, Row, ThreatRecord, versions
 
@@ -62,21 +63,18 @@ def judge(
     variant: Variant,
     model: nn.Module,
     data: ImageData,
+    threat: ThreatModel | None,
     epsilon: float | None,
     stop: StopRequest,
 ) -> Outcome:
-    """Accuracy, recall and confusion on the test images, and robust accuracy where asked for.
+    """Accuracy, recall and confusion on the test images; robust accuracy where there is a threat.
 
-    Raises:
-        ModelError: The model's outputs are not usable logits.
-        DefenseError: The attacks cannot run.
-        Stopped: It was asked for; looked at in every forward pass.
+    A stop is looked at in every forward pass.
     """
     stop_here(stop)
     watched = model.register_forward_pre_hook(lambda *_: stop_here(stop))
     try:
         found = evaluate_model(model, data.test, data.spec.classes)
-        threat = make_threat(recipe)
         robust = None if threat is None else _robustness(recipe, model, data, threat)
     finally:
         watched.remove()
@@ -105,31 +103,25 @@ def privacy_record(recipe: Recipe, plan: privacy.DPPlan | None) -> PrivacyRecord
     """The conditions of epsilon in the shape of the record."""
     if plan is None:
         return None
-    assert plan.noise_multiplier is not None, "a run's plan is calibrated"
-    assert plan.delta is not None, "a run's plan has its delta"
     return PrivacyRecord(
-        epsilon=plan.epsilon(),
-        delta=plan.delta,
-        noise_multiplier=plan.noise_multiplier,
-        max_grad_norm=plan.max_grad_norm,
-        sampling_rate=plan.sampling_rate,
-        steps=plan.steps,
-        relation=_RELATION,
-        accountant=_ACCOUNTANT,
-        trials=recipe.trials,
+        epsilon=plan.epsilon(), steps=plan.steps, trials=recipe.trials, **_conditions(plan)
     )
 
 
-def threat_record(recipe: Recipe) -> ThreatRecord | None:
+def threat_record(threat: ThreatModel | None) -> ThreatRecord | None:
     """The threat model in the shape of the record."""
-    threat = make_threat(recipe)
     if threat is None:
         return None
     return ThreatRecord(norm=threat.norm, eps=threat.eps, bounds=threat.bounds)
 
 
 def claims_of(
-    recipe: Recipe, seams: Seams, outcome: Outcome, data: ImageData, identity: RunIdentity
+    recipe: Recipe,
+    seams: Seams,
+    threat: ThreatModel | None,
+    outcome: Outcome,
+    data: ImageData,
+    identity: RunIdentity,
 ) -> dict[str, Any]:
     """What the finished model's file says of it, as plain values.
 
@@ -150,19 +142,13 @@ def claims_of(
         "versions": versions(),
     }
     if seams.private is not None:
-        plan = seams.private.plan
         claims["privacy"] = {
             "epsilon": seams.private.spent(),
-            "delta": plan.delta,
-            "noise_multiplier": plan.noise_multiplier,
-            "max_grad_norm": plan.max_grad_norm,
-            "sampling_rate": plan.sampling_rate,
             "steps": seams.private.steps,
-            "relation": _RELATION,
-            "accountant": _ACCOUNTANT,
+            **_conditions(seams.private.plan),
             "trials": {"settings": recipe.trials, "charged": False},
+            **_unusual(recipe),
         }
-    threat = make_threat(recipe)
     if threat is not None and result.robust_accuracy is not None:
         claims["robustness"] = {
             "norm": threat.norm,
@@ -176,8 +162,27 @@ def claims_of(
     return claims
 
 
+def _conditions(plan: privacy.DPPlan) -> dict[str, Any]:
+    """Without which an epsilon says nothing."""
+    return {
+        "delta": plan.delta,
+        "noise_multiplier": plan.noise_multiplier,
+        "max_grad_norm": plan.max_grad_norm,
+        "sampling_rate": plan.sampling_rate,
+        "relation": _RELATION,
+        "accountant": _ACCOUNTANT,
+    }
+
+
+def _unusual(recipe: Recipe) -> dict[str, Any]:
+    """How the private step differs from the usual one."""
+    usual = {"clipping": "flat", "float_safe": False, "copies": 1}
+    own = {name: getattr(recipe, name) for name in usual}
+    return {name: value for name, value in own.items() if value != usual[name]}
+
+
 def _robustness(
-    recipe: Recipe, model: nn.Module, data: ImageData, threat: defenses.ThreatModel
+    recipe: Recipe, model: nn.Module, data: ImageData, threat: ThreatModel
 ) -> defenses.RobustnessReport:
     """The default attacks of `defenses.evaluate`, on the recipe's number of test images."""
     samples = recipe.robust_samples

@@ -4,45 +4,39 @@ The composition root. What the protections cost is measured by whoever asks for 
 gives `run` a function of `secure_cnn.bench`, on which this room does not stand.
 """
 
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 import privacy
-from secure_cnn import archive
-from secure_cnn.checkpoint import Sealing, Unlocking, check_model, write_model, write_state
+from defenses import ThreatModel
+from secure_cnn.checkpoint import Sealing, Unlocking, check_model, write_model
 from secure_cnn.data import ImageData, load_data
-from secure_cnn.engine import WeightAverage
+from secure_cnn.engine import Objective, WeightAverage
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import Stopped, StopRequest, stop_here, stop_on_signals
 from secure_cnn.models import Architecture
-from secure_cnn.pages import write_page
-from secure_cnn.recipe.folder import RunFolder
-from secure_cnn.recipe.guard import UNGUARDED_NOTE, is_unguarded, make_guard
-from secure_cnn.recipe.identity import RunIdentity
+from secure_cnn.recipe.folder import Journal, RunFolder
+from secure_cnn.recipe.identity import RunIdentity, Start
+from secure_cnn.recipe.identity import resume as resume_run
 from secure_cnn.recipe.outcome import (
     MeasureCost,
-    Outcome,
     claims_of,
     judge,
     privacy_record,
     threat_record,
     trials_note,
 )
-from secure_cnn.recipe.resuming import resume as resume_run
-from secure_cnn.recipe.seams import make_plan, make_seams, objective_for
+from secure_cnn.recipe.seams import make_plan, make_seams, make_threat, objective_for
 from secure_cnn.recipe.settings import Recipe, Variant
-from secure_cnn.recipe.training import Training
+from secure_cnn.recipe.training import UNGUARDED_NOTE, Training, is_unguarded, make_guard
 from secure_cnn.record import (
     DataRecord,
-    EpochRecord,
     ModelRecord,
     Row,
     RunRecord,
@@ -54,6 +48,10 @@ __all__ = ["Run", "run"]
 
 _LAYOUT = torch.channels_last
 """The layout in which training is fastest, plain and private."""
+_COPIES_NOTE = (
+    "A private step was timed with one copy of each example; {copies} copies take about so many "
+    "times as long."
+)
 _BASELINE_NOTE = (
     "The plain model was trained on the same images without protections, to show what they cost. "
     "Its figures are not covered by epsilon, and its weights were not kept."
@@ -123,188 +121,72 @@ def run(
         ...     done.record.status, done.folder.page.is_file(), done.folder.model.is_file()
         ('complete', True, True)
     """
-    bench = _Workbench.prepare(recipe, sealing=sealing)
-    with bench.folder.locked() if resume else bench.folder.begun(force=force):
+    task = _prepared(recipe, sealing)
+    fresh, folder = _beginning(task), task.folder
+    with folder.locked() if resume else folder.begun(force=force):
+        start = fresh
         if resume:
-            bench.reopen(unlocking)
-        else:
-            bench.write()
+            start = resume_run(
+                recipe, folder, fresh.record, task.data, sealing=sealing, unlocking=unlocking
+            )
+        journal = Journal(folder, start.record, sealing)
+        if not resume:
+            journal.write()
         with stop_on_signals() as stop:
             try:
-                for variant in recipe.variants:
-                    if bench.is_done(variant):
-                        continue
-                    if not bench.train(variant, stop):
-                        return bench.interrupted()
-                return bench.finish(stop, measure_cost)
+                return _carried_out(task, start, journal, stop, measure_cost)
             except Stopped:
-                return bench.interrupted()
+                return _interrupted(journal)
 
 
-@dataclass(kw_only=True)
-class _Workbench:
-    """What `run` works on; changes as the run goes on."""
+@dataclass(frozen=True, kw_only=True)
+class _Task:
+    """A run that may begin: everything is loaded, built and checked, and no file was touched."""
 
     recipe: Recipe
     sealing: Sealing | None
     data: ImageData
     architecture: Architecture
+    threat: ThreatModel | None
     plan: privacy.DPPlan | None
     device: torch.device
     folder: RunFolder
-    identity: RunIdentity
-    record: RunRecord
-    state: Mapping[str, Any] | None = None
-    uncounted: int = 0
-    private: privacy.PrivateTraining | None = None
-    model: nn.Module | None = None
-    outcome: Outcome | None = None
-    started: float = field(default_factory=time.monotonic)
-    before: float = 0.0
 
-    @classmethod
-    def prepare(cls, recipe: Recipe, *, sealing: Sealing | None) -> "_Workbench":
-        """Loads and checks everything; touches no file."""
-        device = _device(recipe.device)
-        data = load_data(recipe.data, seed=recipe.seed)
-        spec = data.spec
-        architecture = Architecture(
-            model=recipe.model,
-            channels=spec.channels,
-            height=spec.height,
-            width=spec.width,
-            classes=spec.classes,
-        )
-        check_model(architecture, data.name, sealing=sealing)
-        if recipe.shift >= min(spec.height, spec.width):
-            raise RunError(
-                f"shift: expected less than the image's {spec.height}x{spec.width}, "
-                f"got {recipe.shift}"
-            )
-        objective_for(recipe, recipe.variant)
-        plan = make_plan(recipe, len(data.train))
-        identity = RunIdentity.draw(private=plan is not None)
-        signer = "" if sealing is None or sealing.signer is None else _public(sealing.signer)
-        record = _first_record(recipe, data, architecture, plan, device, identity)
-        return cls(
-            recipe=recipe,
-            sealing=sealing,
-            data=data,
-            architecture=architecture,
-            plan=plan,
-            device=device,
-            folder=RunFolder(root=Path(recipe.out), sealed=sealing is not None),
-            identity=identity,
-            record=replace(record, signer=signer),
-        )
-
-    def reopen(self, unlocking: Unlocking | None) -> None:
-        """Takes up the run in the folder, once it is sure that it is this recipe's."""
-        found = resume_run(
-            self.recipe,
-            self.folder,
-            self.record,
-            self.data,
-            sealing=self.sealing,
-            unlocking=unlocking,
-        )
-        self.record, self.identity = found.record, found.identity
-        self.state, self.uncounted = found.state, found.uncounted
-        self.before = found.record.seconds
-
-    def is_done(self, variant: Variant) -> bool:
-        """Whether the variant was finished before a resume; the recipe's own is always judged."""
-        done = variant.name in {result.variant for result in self.record.results}
-        return done and variant != self.recipe.variant
-
-    def train(self, variant: Variant, stop: StopRequest) -> bool:
-        """One training with its evaluation; False when it was interrupted."""
-        model = self.architecture.build(generator_seed=self.recipe.seed)
+    def training(self, variant: Variant, identity: RunIdentity) -> Training:
+        """The training of one variant, at its first step."""
+        recipe = self.recipe
+        model = self.architecture.build(generator_seed=recipe.seed)
         model = model.to(self.device).to(memory_format=_LAYOUT)
-        seams = make_seams(self.recipe, variant, model, self.data, self.plan)
-        decay = self.recipe.average_decay
+        seams = make_seams(
+            recipe,
+            variant,
+            model,
+            self.data,
+            threat=self.threat,
+            plan=self.plan,
+            memory_format=_LAYOUT,
+        )
+        decay = recipe.average_decay
         average = WeightAverage(model, decay=decay) if decay else None
-        training = Training(
-            recipe=self.recipe,
+        return Training(
+            recipe=recipe,
             variant=variant,
             data=self.data,
             model=model,
             seams=seams,
             average=average,
-            guard=make_guard(self.recipe, seams, model, average, self.data),
-            memory_format=_LAYOUT,
-            identity=self.identity,
+            guard=make_guard(recipe, variant, seams, model, average, self.data),
+            identity=identity,
         )
-        self.private = seams.private
-        resumed = self.state is not None and self.state["variant"] == variant.name
-        start_step = training.restore(self.state) if resumed and self.state is not None else 0
-        if self.private is not None and self.uncounted:
-            self.private.ledger.record(self.private.plan.event(self.uncounted))
-        if not resumed or self.uncounted:
-            # A place that cannot be written to, or keys that cannot be used, show before any work.
-            self._save(training.state(start_step))
-        complete = training.run(
-            start_step=start_step, save=self._save, record=self._record_epoch, stop=stop
-        )
-        if not complete:
-            return False
-        self.model = model.eval()
-        self.outcome = judge(self.recipe, variant, model, self.data, training.epsilon(), stop)
-        self._record_outcome(self.outcome, "" if training.guard is None else training.guard.note)
-        if variant == self.recipe.variant:
-            claims = claims_of(self.recipe, seams, self.outcome, self.data, self.identity)
-            self.record = replace(self.record, claims=claims)
-        self.write()
-        return True
 
-    def interrupted(self) -> Run:
-        """Writes down where the run stopped."""
-        self.record = replace(self.record, status="interrupted")
-        self.write()
-        return Run(record=self.record, folder=self.folder, model=None)
-
-    def finish(self, stop: StopRequest, measure_cost: MeasureCost | None) -> Run:
-        """Has measured what the protections cost, writes the model and closes the record."""
-        assert self.model is not None, "the recipe's own variant was trained"
-        cost = () if measure_cost is None else self._cost(measure_cost, stop)
-        key = self.identity.key
-        write_model(
-            self.folder.model,
-            self.model,
-            self.architecture,
-            claims=self.record.claims,
-            private_claims={"data_fingerprint_key": key} if key else None,
-            sealing=self.sealing,
-            overwrite=True,
-        )
-        self.record = replace(
-            self.record,
-            cost=tuple(cost),
-            checkpoints=(self.folder.model.relative_to(self.folder.root).as_posix(),),
-        )
-        self.write()
-        stop_here(stop)
-        # Only a complete run can do without the state: until then there is a way on from it.
-        self.record = replace(self.record, status="complete")
-        self.record.write(self.folder.record)
-        self.folder.training.unlink(missing_ok=True)
-        return Run(record=self.record, folder=self.folder, model=self.model)
-
-    def write(self) -> None:
-        """Writes the record and its page."""
-        seconds = self.before + time.monotonic() - self.started
-        self.record = replace(self.record, seconds=seconds)
-        self.record.write(self.folder.record)
-        write_page(self.record, self.outcome.examples if self.outcome else None, self.folder.page)
-
-    def _cost(self, measure_cost: MeasureCost, stop: StopRequest) -> Sequence[Row]:
-        """Times the recipe's protections on a new network."""
-        variant = self.recipe.variant
-        own = (
-            {} if variant.method is None else {variant.method: objective_for(self.recipe, variant)}
-        )
+    def cost(self, measure_cost: MeasureCost, stop: StopRequest) -> Sequence[Row]:
+        """What the recipe's protections cost, timed on a new network."""
+        recipe, variant = self.recipe, self.recipe.variant
+        own: dict[str, Objective] = {}
+        if variant.method is not None:
+            own[variant.method] = objective_for(recipe, variant, self.threat)
         return measure_cost(
-            self.recipe.model,
+            recipe.model,
             self.architecture.build().to(self.device),
             self.data.train,
             own,
@@ -312,42 +194,127 @@ class _Workbench:
             before_step=partial(stop_here, stop),
         )
 
-    def _record_outcome(self, outcome: Outcome, acted: str) -> None:
-        found = outcome.result
-        results = tuple(r for r in self.record.results if r.variant != found.variant)
-        # A training that is judged again after a kill has said this already.
-        told = dict.fromkeys((*self.record.notes, *([acted] if acted else [])))
-        self.record = replace(self.record, results=(*results, found), notes=tuple(told))
 
-    def _save(self, state: Mapping[str, Any]) -> None:
-        # A checkpoint shows its weights: they are on record as released before it is there.
-        if self._released() != self.record.released:
-            self.record = replace(self.record, released=self._released())
-            self.record.write(self.folder.record)
-        write_state(self.folder.training, state, sealing=self.sealing)
-
-    def _record_epoch(self, epoch: EpochRecord) -> None:
-        self.record = replace(
-            self.record, epochs=(*self.record.epochs, epoch), released=self._released()
+def _prepared(recipe: Recipe, sealing: Sealing | None) -> _Task:
+    """Loads and checks everything; touches no file."""
+    device = _device(recipe.device)
+    data = load_data(recipe.data, seed=recipe.seed)
+    spec = data.spec
+    architecture = Architecture(
+        model=recipe.model,
+        channels=spec.channels,
+        height=spec.height,
+        width=spec.width,
+        classes=spec.classes,
+    )
+    check_model(architecture, data.name, sealing=sealing)
+    if recipe.shift >= min(spec.height, spec.width):
+        raise RunError(
+            f"shift: expected less than the image's {spec.height}x{spec.width}, got {recipe.shift}"
         )
-        self.record.write(self.folder.record)
+    threat = make_threat(recipe)
+    objective_for(recipe, recipe.variant, threat)
+    return _Task(
+        recipe=recipe,
+        sealing=sealing,
+        data=data,
+        architecture=architecture,
+        threat=threat,
+        plan=make_plan(recipe, len(data.train)),
+        device=device,
+        folder=RunFolder(root=Path(recipe.out), sealed=sealing is not None),
+    )
 
-    def _released(self) -> int:
-        """Noised steps released so far; what is on record never falls."""
-        return max(self.record.released, 0 if self.private is None else self.private.steps)
+
+def _carried_out(
+    task: _Task,
+    start: Start,
+    journal: Journal,
+    stop: StopRequest,
+    measure_cost: MeasureCost | None,
+) -> Run:
+    """All trainings that are left, then what the run leaves: model, costs, record and page."""
+    for variant in task.recipe.variants:
+        own = variant == task.recipe.variant
+        # What was finished before a resume is; but the recipe's own is always judged.
+        if not own and variant.name in {result.variant for result in journal.record.results}:
+            continue
+        training = task.training(variant, start.identity)
+        if not _trained(training, start, journal, stop):
+            return _interrupted(journal)
+        epsilon = training.epsilon()
+        outcome = judge(task.recipe, variant, training.model, task.data, task.threat, epsilon, stop)
+        acted = "" if training.guard is None else training.guard.note
+        journal.add_result(outcome.result, outcome.examples, acted=acted)
+        if own:
+            claims = claims_of(
+                task.recipe, training.seams, task.threat, outcome, task.data, start.identity
+            )
+            journal.record = replace(journal.record, claims=claims)
+        journal.write()
+    return _finished(task, training.model, start.identity, journal, stop, measure_cost)
 
 
-def _first_record(
-    recipe: Recipe,
-    data: ImageData,
-    architecture: Architecture,
-    plan: privacy.DPPlan | None,
-    device: torch.device,
+def _trained(training: Training, start: Start, journal: Journal, stop: StopRequest) -> bool:
+    """Trains from the start that is given for this variant; False when it was interrupted."""
+    state = start.state
+    resumed = state is not None and state["variant"] == training.variant.name
+    start_step = training.restore(state) if resumed and state is not None else 0
+    private = training.seams.private
+    if private is not None and start.uncounted:
+        private.ledger.record(private.plan.event(start.uncounted))
+    if not resumed or start.uncounted:
+        # A place that cannot be written to, or keys that cannot be used, show before any work.
+        journal.save(training.state(start_step), training.released)
+    complete = training.run(
+        start_step=start_step,
+        save=journal.save,
+        record=journal.add_epoch,
+        stop=stop,
+    )
+    training.model.eval()
+    return complete
+
+
+def _finished(
+    task: _Task,
+    model: nn.Module,
     identity: RunIdentity,
-) -> RunRecord:
-    """What is known of a run before it starts."""
-    parameters = sum(p.numel() for p in architecture.build().parameters())
-    return RunRecord(
+    journal: Journal,
+    stop: StopRequest,
+    measure_cost: MeasureCost | None,
+) -> Run:
+    """Has measured what the protections cost, writes the model and closes the record."""
+    cost = () if measure_cost is None else tuple(task.cost(measure_cost, stop))
+    write_model(
+        task.folder.model,
+        model,
+        task.architecture,
+        claims=journal.record.claims,
+        private_claims={"data_fingerprint_key": identity.key} if identity.key else None,
+        sealing=task.sealing,
+        overwrite=True,
+    )
+    place = task.folder.model.relative_to(task.folder.root).as_posix()
+    journal.record = replace(journal.record, cost=cost, checkpoints=(place,))
+    journal.write()
+    stop_here(stop)
+    journal.complete()
+    return Run(record=journal.record, folder=journal.folder, model=model)
+
+
+def _interrupted(journal: Journal) -> Run:
+    """The run as it stopped, written down."""
+    journal.interrupt()
+    return Run(record=journal.record, folder=journal.folder, model=None)
+
+
+def _beginning(task: _Task) -> Start:
+    """A new run of the task: its number, and what is known of it before it starts."""
+    recipe, data = task.recipe, task.data
+    identity = RunIdentity.draw(private=task.plan is not None)
+    signer = None if task.sealing is None else task.sealing.signer
+    record = RunRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         data=DataRecord(
             name=data.name,
@@ -357,19 +324,20 @@ def _first_record(
             shape=data.spec.shape,
             classes=data.spec.classes,
         ),
-        model=ModelRecord(name=recipe.model, parameters=parameters),
+        model=ModelRecord(
+            name=recipe.model,
+            parameters=sum(p.numel() for p in task.architecture.build().parameters()),
+        ),
         settings=recipe.to_dict(),
         versions=versions(),
-        hardware=hardware(device),
-        privacy=privacy_record(recipe, plan),
-        threat=threat_record(recipe),
+        hardware=hardware(task.device),
+        privacy=privacy_record(recipe, task.plan),
+        threat=threat_record(task.threat),
         notes=_notes(recipe),
         run_id=identity.id,
+        signer="" if signer is None else signer.verifier.to_text(),
     )
-
-
-def _public(signer: archive.Signer) -> str:
-    return signer.verifier.to_text()
+    return Start(record=record, identity=identity)
 
 
 def _device(name: str) -> torch.device:
@@ -390,4 +358,5 @@ def _notes(recipe: Recipe) -> tuple[str, ...]:
     """What a reader of the record must know."""
     notes: tuple[str, ...] = (_BASELINE_NOTE,) if len(recipe.variants) > 1 else ()
     notes += (trials_note(recipe),) if recipe.epsilon is not None else ()
+    notes += (_COPIES_NOTE.format(copies=recipe.copies),) if recipe.copies > 1 else ()
     return (*notes, UNGUARDED_NOTE) if is_unguarded(recipe) else notes

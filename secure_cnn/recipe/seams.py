@@ -6,23 +6,31 @@ for.
 
 import copy
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from functools import partial
+from typing import Any, Protocol, cast
 
 import torch
 from torch import nn
 
 import defenses
 import privacy
-from defenses import AdversarialObjective, FreeAdversarialTraining, check_per_example, replayed
 from defenses.training.by_name import ObjectiveName
 from secure_cnn.data import Augmentation, ImageData, ShuffledBatches
 from secure_cnn.engine import CrossEntropy, MeanUpdate, Objective, Schedule, Update, on_device
-from secure_cnn.recipe.settings import Recipe, Variant
+from secure_cnn.recipe.settings import ClippingKind, Recipe, Variant
 
-__all__ = ["Seams", "batches_for", "make_plan", "make_seams", "make_threat", "objective_for"]
+__all__ = ["Batches", "Seams", "make_plan", "make_seams", "make_threat", "objective_for"]
 
+Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
+
+_CLIPPINGS: Mapping[ClippingKind, Callable[[], Any]] = {
+    "flat": privacy.FlatClipping,
+    "automatic": privacy.AutomaticClipping,
+    "per-layer": privacy.PerLayerClipping,
+    "adaptive": privacy.AdaptiveClipping,
+}
 _MOMENTUM = 0.9
 _PROBED = 6
 
@@ -32,14 +40,13 @@ class Seams:
     """Everything one training needs besides the model.
 
     Attributes:
-        objective: One loss an example.
-        update: Turns losses into steps.
-        optimizer: What steps.
-        schedule: Learning rate and number of steps.
-        private: The private training, where the variant is one.
+        batches: Gives the batches of all steps from the given one on, augmented, on the device. Of
+            a private training they are fresh samples of all steps that are left.
+        private: The private training, where the variant is one: `update` is its step then.
     """
 
     objective: Objective
+    batches: Callable[[int], Batches]
     update: Update
     optimizer: torch.optim.Optimizer
     schedule: Schedule
@@ -47,20 +54,12 @@ class Seams:
 
 
 def make_threat(recipe: Recipe) -> defenses.ThreatModel | None:
-    """The threat model, where the recipe names one.
-
-    Raises:
-        ThreatModelError: A value is out of its range.
-    """
+    """The threat model, where the recipe names one."""
     return None if recipe.eps is None else defenses.ThreatModel(norm=recipe.norm, eps=recipe.eps)
 
 
 def make_plan(recipe: Recipe, samples: int) -> privacy.DPPlan | None:
-    """The calibrated plan, where the recipe asks for privacy.
-
-    Raises:
-        PlanError: The budget cannot be reached, or a value is out of its range.
-    """
+    """The calibrated plan, where the recipe asks for privacy."""
     if recipe.epsilon is None:
         return None
     plan = privacy.DPPlan(
@@ -68,24 +67,28 @@ def make_plan(recipe: Recipe, samples: int) -> privacy.DPPlan | None:
         batch_size=recipe.batch_size_for(recipe.variant, samples),
         epochs=recipe.epochs,
         max_grad_norm=recipe.max_grad_norm,
+        clipping=_CLIPPINGS[recipe.clipping](),
+        float_safe=recipe.float_safe,
     )
     return plan.calibrate(epsilon=recipe.epsilon, delta=recipe.delta_for(samples))
 
 
-def objective_for(recipe: Recipe, variant: Variant) -> Objective:
+def objective_for(
+    recipe: Recipe, variant: Variant, threat: defenses.ThreatModel | None
+) -> Objective:
     """What the variant minimises.
 
-    Raises:
-        AttackError: The method is unknown, or cannot be configured so.
+    Args:
+        threat: The recipe's, which an adversarial variant trains for.
     """
-    threat = make_threat(recipe)
-    if variant.method is not None and recipe.gaussian_sigma is not None:
+    if variant.method is None:
+        return CrossEntropy(label_smoothing=recipe.label_smoothing)
+    if recipe.gaussian_sigma is not None:
         return defenses.GaussianAugmentation(
             sigma=recipe.gaussian_sigma, seed=recipe.seed, label_smoothing=recipe.label_smoothing
         )
-    if variant.method is None or threat is None:
-        return CrossEntropy(label_smoothing=recipe.label_smoothing)
-    return defenses.adversarial_objective(
+    assert threat is not None, "an adversarial variant has a threat model"
+    objective = defenses.adversarial_objective(
         cast(ObjectiveName, variant.method),
         threat,
         steps=recipe.attack_steps,
@@ -93,90 +96,134 @@ def objective_for(recipe: Recipe, variant: Variant) -> Objective:
         seed=recipe.seed,
         label_smoothing=recipe.label_smoothing,
     )
+    if recipe.attack_noise is not None:
+        cast(defenses.AdversarialTraining, objective).noise = recipe.attack_noise
+    return objective
 
 
 def make_seams(
-    recipe: Recipe, variant: Variant, model: nn.Module, data: ImageData, plan: privacy.DPPlan | None
+    recipe: Recipe,
+    variant: Variant,
+    model: nn.Module,
+    data: ImageData,
+    *,
+    threat: defenses.ThreatModel | None,
+    plan: privacy.DPPlan | None,
+    memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Seams:
     """Puts one training together.
 
     Args:
-        plan: The calibrated plan; used where the variant is private.
+        threat: The recipe's, used where the variant is adversarial.
+        plan: The recipe's, calibrated, used where the variant is private.
+        memory_format: Layout of the images, that of the model.
 
     Raises:
         PrivacyError: The model or the objective cannot be trained privately.
         ObjectiveError: The objective's losses depend on other examples, against its word.
-        RunError: A setting is out of range.
     """
-    objective = objective_for(recipe, variant)
+    objective = objective_for(recipe, variant, threat)
     optimizer = _optimizer(recipe, variant, model)
-    private = None
-    update: Update = MeanUpdate(optimizer)
+    device = next(model.parameters()).device
+    private, update = None, cast(Update, MeanUpdate(optimizer))
     if variant.private:
         assert plan is not None, "a private variant has a plan"
-        twin = copy.deepcopy(model)
-        private = privacy.attach(plan, model, optimizer, data.train)
-        examples = _random_examples(data, recipe.seed)
-        private.check_objective(objective, examples=examples)
-        # And what it adds: gradients at weights that record nothing, and losses that are drawn.
-        device = next(twin.parameters()).device
-        check_per_example(objective, twin, *(values.to(device) for values in examples))
-        update = private.step
-        steps = plan.steps
+        private = _attached(recipe, plan, model, optimizer, data, objective)
+        update = partial(_step, private, recipe.copies)
+        batches, steps = partial(_samples, recipe, private), plan.steps
     else:
         batch_size = recipe.batch_size_for(variant, len(data.train))
+        batches = partial(_epochs, recipe, objective, data, batch_size)
         steps = math.ceil(len(data.train) / batch_size) * recipe.epochs
-    if isinstance(objective, AdversarialObjective) and recipe.eps_warmup:
-        update = _WarmingUp(update, objective, steps=max(1, int(recipe.eps_warmup * steps)))
-    schedule = Schedule(
-        peak=recipe.learning_rate_for(variant),
-        steps=steps,
-        epochs=recipe.epochs,
-        warmup=min(int(recipe.warmup * steps), steps - 1),
-    )
+    if recipe.eps_warmup and variant.method is not None:
+        growing = cast(_Strengthened, objective)
+        update = _WarmingUp(update, growing, steps=max(1, int(recipe.eps_warmup * steps)))
     return Seams(
-        objective=objective, update=update, optimizer=optimizer, schedule=schedule, private=private
-    )
-
-
-def batches_for(
-    recipe: Recipe,
-    variant: Variant,
-    seams: Seams,
-    data: ImageData,
-    *,
-    device: torch.device,
-    memory_format: torch.memory_format,
-    start_step: int,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The batches of all steps from `start_step` on, augmented, on the device."""
-    augment = (
-        Augmentation(flip=recipe.flip, shift=recipe.shift) if recipe.flip or recipe.shift else None
-    )
-    if seams.private is not None:
-        batches: Any = seams.private.batches
-        if augment is not None:
-            generator = torch.Generator().manual_seed(recipe.seed + start_step)
-            batches = ((augment(images, generator), labels) for images, labels in batches)
-    else:
-        objective = seams.objective
-        times = objective.replays if isinstance(objective, FreeAdversarialTraining) else 1
-        batches = ShuffledBatches(
-            data.train,
-            batch_size=recipe.batch_size_for(variant, len(data.train)),
+        objective=objective,
+        batches=lambda start_step: on_device(batches(start_step), device, memory_format),
+        update=update,
+        optimizer=optimizer,
+        schedule=Schedule(
+            peak=recipe.learning_rate_for(variant),
+            steps=steps,
             epochs=recipe.epochs,
-            seed=recipe.seed,
-            start_step=start_step // times,
-            augment=augment,
-        )
-        batches = replayed(batches, times, done=start_step % times)
-    return on_device(batches, device, memory_format)
+            warmup=min(int(recipe.warmup * steps), steps - 1),
+        ),
+        private=private,
+    )
+
+
+def _attached(
+    recipe: Recipe,
+    plan: privacy.DPPlan,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    data: ImageData,
+    objective: Objective,
+) -> privacy.PrivateTraining:
+    """The private training of an objective that keeps examples apart."""
+    twin = copy.deepcopy(model)
+    rows = privacy.PhysicalBatches()
+    # Copies are rows too: as many rows in memory at a time as without them.
+    cut = privacy.PhysicalBatches(size=max(rows.multiple, rows.size // recipe.copies))
+    private = privacy.attach(plan, model, optimizer, data.train, physical_batches=cut)
+    examples = _random_examples(data, recipe.seed)
+    private.check_objective(objective, examples=examples)
+    # And what it adds: gradients at weights that record nothing, and losses that are drawn.
+    device = next(twin.parameters()).device
+    defenses.check_per_example(objective, twin, *(values.to(device) for values in examples))
+    return private
+
+
+def _samples(recipe: Recipe, private: privacy.PrivateTraining, start_step: int) -> Batches:
+    """The samples of a private training, each example in as many copies as the recipe wants.
+
+    Copies are adjacent rows that are augmented apart, so the objective sees them as examples.
+    """
+    generator = torch.Generator().manual_seed(recipe.seed + start_step)
+    augment = _augmentation(recipe)
+    for images, labels in private.batches:
+        rows = torch.arange(len(labels), device=labels.device).repeat_interleave(recipe.copies)
+        copied, known = (images, labels) if recipe.copies == 1 else (images[rows], labels[rows])
+        yield copied if augment is None else augment(copied, generator), known
+
+
+def _step(private: privacy.PrivateTraining, copies: int, losses: torch.Tensor) -> bool:
+    """A private step on losses of adjacent copies, whose gradients are averaged, then clipped."""
+    return private.step(losses if copies == 1 else losses.view(len(losses) // copies, copies))
+
+
+def _epochs(
+    recipe: Recipe, objective: Objective, data: ImageData, batch_size: int, start_step: int
+) -> Batches:
+    """Shuffled epochs, each batch as often in a row as the objective says."""
+    times = int(getattr(objective, "replays", 1))
+    shuffled = ShuffledBatches(
+        data.train,
+        batch_size=batch_size,
+        epochs=recipe.epochs,
+        seed=recipe.seed,
+        start_step=start_step // times,
+        augment=_augmentation(recipe),
+    )
+    return defenses.replayed(shuffled, times, done=start_step % times)
+
+
+def _augmentation(recipe: Recipe) -> Augmentation | None:
+    wanted = recipe.flip or recipe.shift
+    return Augmentation(flip=recipe.flip, shift=recipe.shift) if wanted else None
+
+
+class _Strengthened(Protocol):
+    """An objective whose perturbations may grow."""
+
+    strength: float
 
 
 class _WarmingUp:
     """An update after whose steps the objective's perturbations grow; it remembers which."""
 
-    def __init__(self, update: Update, objective: AdversarialObjective, *, steps: int) -> None:
+    def __init__(self, update: Update, objective: _Strengthened, *, steps: int) -> None:
         self._update, self._objective, self._growth = update, objective, 1 / steps
         objective.strength = self._growth
 
@@ -189,7 +236,7 @@ class _WarmingUp:
 
 
 def _random_examples(data: ImageData, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """To test the objective's claim with: no private image is looked at."""
+    """Examples to test the objective's claim with: no private image is looked at."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.rand(_PROBED, *data.spec.shape, generator=generator)
     return images, torch.arange(_PROBED) % len(data.spec.classes)
@@ -197,8 +244,7 @@ def _random_examples(data: ImageData, seed: int) -> tuple[torch.Tensor, torch.Te
 
 def _optimizer(recipe: Recipe, variant: Variant, model: nn.Module) -> torch.optim.Optimizer:
     rate = recipe.learning_rate_for(variant)
+    settings: dict[str, Any] = {"lr": rate, "weight_decay": recipe.weight_decay}
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=recipe.weight_decay)
-    return torch.optim.SGD(
-        model.parameters(), lr=rate, momentum=_MOMENTUM, weight_decay=recipe.weight_decay
-    )
+        return torch.optim.AdamW(model.parameters(), **settings)
+    return torch.optim.SGD(model.parameters(), momentum=_MOMENTUM, **settings)

@@ -4,7 +4,7 @@ No key and no data is in it, so that it can be written into every record.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -13,35 +13,32 @@ from defenses import FreeAdversarialTraining
 from defenses.training.precision import Precision
 from secure_cnn.errors import RunError
 
-__all__ = ["Recipe", "Variant"]
+__all__ = ["CLIPPINGS", "ClippingKind", "Norm", "Optimizer", "Precision", "Recipe", "Variant"]
 
 Optimizer = Literal["sgd", "adamw"]
 Norm = Literal["linf", "l2"]
+ClippingKind = Literal["flat", "automatic", "per-layer", "adaptive"]
 
-_FREE = FreeAdversarialTraining.reason
+CLIPPINGS: tuple[str, ...] = get_args(ClippingKind)
+"""Names of the ways to clip, as `privacy` has them."""
 _SINGLE_STEPS = ("n-fgsm", "ffgsm", "fgsm")
 _LARGEST_PRIVATE_BATCH = 2048
 _PLAIN_BATCH = 128
 _LARGEST_DELTA = 1e-5
+_ADDED = ("clipping", "float_safe", "copies", "attack_noise")
+"""Settings that earlier versions did not write down: their runs had the defaults of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One training of a run: which of the recipe's protections are on.
-
-    Example:
-        >>> Variant(private=True, method="pgd").name
-        'private+pgd'
-        >>> Variant(private=False, method=None).name
-        'plain'
-    """
+    """One training of a run: which of the recipe's protections are on."""
 
     private: bool
     method: str | None
 
     @property
     def name(self) -> str:
-        """The protections joined by `+`, or `plain`."""
+        """The protections joined by `+`, such as `private+pgd`; `plain` where there are none."""
         parts = ["private"] * self.private + ([self.method] if self.method else [])
         return "+".join(parts) or "plain"
 
@@ -72,7 +69,16 @@ class Recipe:
         flip: Whether images are mirrored at random.
         epsilon: Privacy budget; None trains without DP-SGD.
         delta: Its delta; None chooses the smaller of 1e-5 and a tenth of 1 / samples.
-        max_grad_norm: Clipping norm.
+        max_grad_norm: Clipping norm; where it is adaptive, that of the first step.
+        clipping: How each example's gradient is clipped: `flat` (as a whole), `automatic` (scaled
+            to about the norm, so that all count alike), `per-layer`, or `adaptive` (the norm
+            follows the examples, and what that tells is paid for); see `privacy.DPPlan`.
+        float_safe: Whether sum and noise are added on one grid, so that the low bits of floats
+            leak nothing; takes time, see `privacy.DPPlan`.
+        copies: Augmented copies of each example in a private step, whose gradients are averaged
+            before they are clipped (De et al. 2022, arXiv 2204.13650): at no cost in epsilon, and
+            as much work as so many steps. More than 1 needs `shift`, `flip`, `eps` or
+            `gaussian_sigma`, which make the copies differ.
         eps: Size of the perturbation; None trains without adversarial examples.
         eps_warmup: Share of the steps in which the perturbation grows to `eps`, in [0, 1).
         attack: How they are trained on: `n-fgsm`, `ffgsm`, `fgsm`, `pgd`, `trades`, `mart`, or
@@ -80,6 +86,8 @@ class Recipe:
             chooses `n-fgsm` when `eps` is given.
         norm: `linf` or `l2`.
         attack_steps: Steps of an iterative attack, or replays of `free`; None takes its own.
+        attack_noise: The uniform noise that `n-fgsm` starts from, in multiples of `eps`; None takes
+            its own, 2. More keeps training from collapsing.
         attack_precision: Of the convolutions within the attack, `float32` or `bfloat16`, which is
             faster where the processor has matrix units for it. Not of `free` and `trades`.
         gaussian_sigma: Trains on images with fresh Gaussian noise of this standard deviation, for a
@@ -122,11 +130,15 @@ class Recipe:
     epsilon: float | None = None
     delta: float | None = None
     max_grad_norm: float = 1.0
+    clipping: ClippingKind = "flat"
+    float_safe: bool = False
+    copies: int = 1
     eps: float | None = None
     eps_warmup: float = 0.0
     attack: str | None = None
     norm: Norm = "linf"
     attack_steps: int | None = None
+    attack_noise: float | None = None
     attack_precision: Precision = "float32"
     gaussian_sigma: float | None = None
     guard: bool = False
@@ -139,83 +151,12 @@ class Recipe:
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", str(self.out))
         object.__setattr__(self, "data", str(self.data))
-        self._check_companions()
-        self._check_private_companions()
-        _check(self.optimizer in get_args(Optimizer), "optimizer", "sgd or adamw", self.optimizer)
-        _check(self.norm in get_args(Norm), "norm", "linf or l2", self.norm)
-        _check(
-            self.attack_precision in get_args(Precision),
-            "attack_precision",
-            "float32 or bfloat16",
-            self.attack_precision,
-        )
-        _check(self.epochs >= 1, "epochs", "at least 1", self.epochs)
-        _check(
-            self.batch_size is None or self.batch_size >= 1,
-            "batch_size",
-            "at least 1",
-            self.batch_size,
-        )
-        _check(0 <= self.warmup < 1, "warmup", "a share in [0, 1)", self.warmup)
-        _check(0 <= self.eps_warmup < 1, "eps_warmup", "a share in [0, 1)", self.eps_warmup)
-        decay = self.weight_decay
-        _check(math.isfinite(decay) and decay >= 0, "weight_decay", "a number >= 0", decay)
-        smoothing = self.label_smoothing
-        _check(0 <= smoothing < 1, "label_smoothing", "a number in [0, 1)", smoothing)
-        average = self.average_decay
-        _check(0 <= average < 1, "average_decay", "a number in [0, 1)", average)
-        _check(self.shift >= 0, "shift", "at least 0 pixels", self.shift)
-        _check(0 <= self.seed < 2**63, "seed", "0 up to 2**63", self.seed)
-        samples = self.robust_samples
-        _check(samples is None or samples >= 1, "robust_samples", "at least 1", samples)
-        rate = self.learning_rate
-        _check(
-            rate is None or (math.isfinite(rate) and rate > 0),
-            "learning_rate",
-            "a number > 0",
-            rate,
-        )
-
-    def _check_private_companions(self) -> None:
-        """Refuses what means nothing without epsilon, and a number of trials that is none."""
-        for name in ("delta", "trials"):
-            if getattr(self, name) is not None and self.epsilon is None:
-                raise RunError(f"{name}: expected epsilon with it, got none; give both or neither")
-        trials = self.trials
-        _check(trials is None or _is_count(trials), "trials", "a whole number >= 1", trials)
-
-    def _check_companions(self) -> None:
-        """Refuses settings that mean nothing without another, or contradict it."""
-        if self.attack is not None and self.eps is None:
-            raise RunError(
-                f"attack={self.attack}: expected eps, the size of the perturbation, got none"
-            )
-        if self.attack_steps is not None and self.eps is None:
-            raise RunError("attack_steps: expected eps with it, got none; give both or neither")
-        if self.attack_precision != "float32" and self.eps is None:
-            raise RunError(
-                f"attack_precision={self.attack_precision}: expected eps with it, got none; leave "
-                "it out"
-            )
-        if self.attack == "free" and self.epsilon is not None:
-            raise RunError(f"attack=free: not in a private training: {_FREE}")
-        if self.eps_warmup and self.eps is None:
-            raise RunError("eps_warmup: expected eps with it, got none; give both or neither")
-        if self.gaussian_sigma is not None and self.eps is not None:
-            raise RunError(
-                "gaussian_sigma: expected it without eps, got both; noise on top of an attack is "
-                "neither N-FGSM nor what is certified, choose one"
-            )
-        if self.guard and self.epsilon is not None:
-            raise RunError(
-                "guard: not in a private training: it would decide by private images, which "
-                "epsilon would not cover"
-            )
-        if self.guard and not self.variant.single_step:
-            raise RunError(
-                f"guard: expected training on single steps ({', '.join(_SINGLE_STEPS)}), got "
-                f"{self.variant.name}; leave it off"
-            )
+        for clashes, message in _CLASHES:
+            if clashes(self):
+                raise RunError(message.format(r=self))
+        for name, (fits, expected) in _RANGES.items():
+            if not fits(getattr(self, name)):
+                raise RunError(f"{name}: expected {expected}, got {getattr(self, name)}")
 
     @property
     def variant(self) -> Variant:
@@ -253,9 +194,19 @@ class Recipe:
 
     def changed_from(self, settings: Mapping[str, Any]) -> list[str]:
         """Names of the settings, but `out`, that differ from those of an earlier run."""
-        own = self.to_dict()
+        own, defaults = self.to_dict(), {each.name: each.default for each in fields(self)}
+        settings = {**{name: defaults[name] for name in _ADDED}, **settings}
         names = sorted({*own, *settings} - {"out"})
         return [n for n in names if n not in own or n not in settings or own[n] != settings[n]]
+
+    def check_unchanged(self, settings: Mapping[str, Any]) -> None:
+        """Refuses the settings of a training's state that are not these, but for `out`."""
+        changed = self.changed_from(settings)
+        if changed:
+            raise RunError(
+                f"checkpoint: it was trained with another {', '.join(changed)}; resume with the "
+                "settings it was trained with"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
@@ -263,11 +214,7 @@ class Recipe:
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Recipe":
-        """Reads back what `to_dict` gave.
-
-        Raises:
-            RunError: There are settings that this version does not know.
-        """
+        """Reads back what `to_dict` gave; settings that are missing have their defaults."""
         unknown = sorted(set(settings) - {field.name for field in fields(cls)})
         if unknown:
             raise RunError(
@@ -276,10 +223,95 @@ class Recipe:
         return cls(**settings)
 
 
+def _alone(name: str, needed: str, cure: str = "give both or neither") -> str:
+    return f"{name}: expected {needed} with it, got none; {cure}"
+
+
+_CLASHES: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
+    (
+        lambda r: r.attack is not None and r.eps is None,
+        "attack={r.attack}: expected eps, the size of the perturbation, got none",
+    ),
+    (lambda r: r.attack_steps is not None and r.eps is None, _alone("attack_steps", "eps")),
+    (
+        lambda r: r.attack_precision != "float32" and r.eps is None,
+        _alone("attack_precision={r.attack_precision}", "eps", "leave it out"),
+    ),
+    (
+        lambda r: r.attack == "free" and r.epsilon is not None,
+        f"attack=free: not in a private training: {FreeAdversarialTraining.reason}",
+    ),
+    (lambda r: bool(r.eps_warmup) and r.eps is None, _alone("eps_warmup", "eps")),
+    (
+        lambda r: r.attack_noise is not None and r.variant.method != "n-fgsm",
+        "attack_noise: expected training with n-fgsm, got {r.variant.name}; leave it out",
+    ),
+    (
+        lambda r: r.gaussian_sigma is not None and r.eps is not None,
+        "gaussian_sigma: expected it without eps, got both; noise on top of an attack is neither "
+        "N-FGSM nor what is certified, choose one",
+    ),
+    (
+        lambda r: r.guard and r.epsilon is not None,
+        "guard: not in a private training: it would decide by private images, which epsilon would "
+        "not cover",
+    ),
+    (
+        lambda r: r.guard and not r.variant.single_step,
+        f"guard: expected training on single steps ({', '.join(_SINGLE_STEPS)}), got "
+        "{r.variant.name}; leave it off",
+    ),
+    (lambda r: r.delta is not None and r.epsilon is None, _alone("delta", "epsilon")),
+    (lambda r: r.trials is not None and r.epsilon is None, _alone("trials", "epsilon")),
+    (
+        lambda r: r.clipping != "flat" and r.epsilon is None,
+        _alone("clipping={r.clipping}", "epsilon", "leave it out"),
+    ),
+    (
+        lambda r: r.float_safe is not False and r.epsilon is None,
+        _alone("float_safe", "epsilon", "leave it off"),
+    ),
+    (
+        lambda r: r.copies != 1 and r.epsilon is None,
+        _alone("copies={r.copies}", "epsilon", "leave it out"),
+    ),
+    (
+        lambda r: r.copies != 1 and not (r.shift or r.flip or r.variant.method),
+        "copies={r.copies}: expected shift, flip, eps or gaussian_sigma with it, got none: copies "
+        "that are all alike only take time",
+    ),
+)
+"""Settings that mean nothing without another, or contradict it, and what is then said."""
+
+_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "trials": (lambda n: n is None or _is_count(n), "a whole number >= 1"),
+    "copies": (lambda n: _is_count(n), "a whole number >= 1"),
+    "clipping": (lambda kind: kind in CLIPPINGS, " or ".join(CLIPPINGS)),
+    "float_safe": (lambda safe: isinstance(safe, bool), "True or False"),
+    "optimizer": (lambda name: name in get_args(Optimizer), "sgd or adamw"),
+    "norm": (lambda name: name in get_args(Norm), "linf or l2"),
+    "attack_precision": (lambda name: name in get_args(Precision), "float32 or bfloat16"),
+    "attack_noise": (
+        lambda noise: noise is None or (math.isfinite(noise) and noise >= 0),
+        "a number >= 0",
+    ),
+    "epochs": (lambda n: n >= 1, "at least 1"),
+    "batch_size": (lambda n: n is None or n >= 1, "at least 1"),
+    "warmup": (lambda share: 0 <= share < 1, "a share in [0, 1)"),
+    "eps_warmup": (lambda share: 0 <= share < 1, "a share in [0, 1)"),
+    "weight_decay": (lambda decay: math.isfinite(decay) and decay >= 0, "a number >= 0"),
+    "label_smoothing": (lambda share: 0 <= share < 1, "a number in [0, 1)"),
+    "average_decay": (lambda decay: 0 <= decay < 1, "a number in [0, 1)"),
+    "shift": (lambda pixels: pixels >= 0, "at least 0 pixels"),
+    "seed": (lambda seed: 0 <= seed < 2**63, "0 up to 2**63"),
+    "robust_samples": (lambda n: n is None or n >= 1, "at least 1"),
+    "learning_rate": (
+        lambda rate: rate is None or (math.isfinite(rate) and rate > 0),
+        "a number > 0",
+    ),
+}
+"""What each setting must be by itself, and how that is said."""
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _check(fine: bool, name: str, expected: str, got: object) -> None:
-    if not fine:
-        raise RunError(f"{name}: expected {expected}, got {got}")
