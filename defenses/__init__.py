@@ -13,7 +13,8 @@ Example:
     >>> objective(model, images, labels).mean().backward()
 """
 
-from defenses.attacks.attack import Attack, attack, attack_names
+from defenses.attacks.attack import Attack
+from defenses.attacks.by_name import attack, attack_names
 from defenses.attacks.custom import custom_attack
 from defenses.checks.checks import CheckSettings, check
 from defenses.checks.verdict import CurvePoint, Verdict
@@ -46,11 +47,13 @@ from defenses.smoothing.certificate import CertificationReport, CertifiedPoint
 from defenses.smoothing.certification import certify
 from defenses.smoothing.smoothing import Smoothing
 from defenses.threat import ThreatModel
-from defenses.training.adversarial import AdversarialTraining
+from defenses.training.adversarial import (
+    AdversarialTraining,
+    FreeAdversarialTraining,
+    replayed,
+)
 from defenses.training.augmentation import GaussianAugmentation
 from defenses.training.by_name import OBJECTIVES, adversarial_objective
-from defenses.training.free import FreeAdversarialTraining, replayed
-from defenses.training.mart import Mart
 from defenses.training.objective import AdversarialObjective
 from defenses.training.overfitting import (
     HeldOut,
@@ -59,7 +62,7 @@ from defenses.training.overfitting import (
     TrainingImages,
 )
 from defenses.training.probe import check_per_example
-from defenses.training.trades import Trades
+from defenses.training.trades import Mart, Trades
 
 __all__ = [
     "OBJECTIVES",

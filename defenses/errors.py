@@ -10,10 +10,7 @@ __all__ = [
     "EvaluationError",
     "ObjectiveError",
     "ThreatModelError",
-    "described",
 ]
-
-_LONGEST = 300
 
 
 class DefenseError(Exception):
@@ -59,14 +56,3 @@ class ObjectiveError(DefenseError, ValueError):
         >>> issubclass(ObjectiveError, ValueError)
         True
     """
-
-
-def described(error: BaseException) -> str:
-    r"""Any error in one line: its type and what it says, cut off where it is long."""
-    name = type(error).__name__
-    try:
-        words = " ".join(str(error).split())
-    except Exception:
-        words = ""
-    words = words if len(words) <= _LONGEST else f"{words[:_LONGEST]}..."
-    return f"{name}: {words}" if words else name

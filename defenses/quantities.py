@@ -1,7 +1,7 @@
-"""What a plain argument is: a whole number, a real one, a word; no value of any type raises here.
+"""What a plain argument is (a whole number, a real one, a word), and how a message shows it.
 
 Comparing a tensor, an array or an int of hundreds of digits with a number raises errors of other
-libraries; each argument is looked at here before it is compared.
+libraries; each argument is looked at here before it is compared. No value of any type raises here.
 """
 
 import math
@@ -11,10 +11,11 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-__all__ = ["as_real", "as_whole", "is_real", "is_whole", "is_word", "shown"]
+__all__ = ["as_real", "as_whole", "described", "is_real", "is_whole", "is_word", "shown"]
 
 _LARGEST = 2**63 - 1
 _LONGEST = 80
+_LONGEST_ERROR = 300
 _NO_NUMBERS = (bool, np.bool, str, bytes, complex)
 
 
@@ -56,3 +57,14 @@ def shown(value: Any) -> str:
     except Exception:  # whatever a strange object raises, the message is about its kind
         text = f"a value of type {type(value).__name__}"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def described(error: BaseException) -> str:
+    """Any error in one line: its type and what it says, cut off where it is long."""
+    name = type(error).__name__
+    try:
+        words = " ".join(str(error).split())
+    except Exception:
+        words = ""
+    words = words if len(words) <= _LONGEST_ERROR else f"{words[:_LONGEST_ERROR]}..."
+    return f"{name}: {words}" if words else name

@@ -8,8 +8,8 @@ from support.searched import L1, L2, LINF, Counting, digits, linear, right
 from torch import nn
 
 from defenses import AttackError, ThreatModel, attack, attack_scope
-from defenses.attacks.apgd import _Climb, _random_start
-from defenses.attacks.dlr import dlr, lead, likeliest_wrong, targeted_dlr
+from defenses.attacks.climb import _DenseClimb, _random_start
+from defenses.attacks.losses import dlr, lead, likeliest_wrong, targeted_dlr
 from defenses.attacks.oracle import Oracle, until_fooled
 
 
@@ -36,13 +36,13 @@ def test_an_image_that_withstands_comes_back_at_the_worst_place(threat, loss):
 
 def test_the_checkpoints_are_the_papers(monkeypatch):
     """At 22, 41, 57, 70, 80, 87, 93 and 99 % of the steps."""
-    periods, check = [], _Climb.check
+    periods, check = [], _DenseClimb.check
 
     def spy(self, steps):
         periods.append(steps)
         check(self, steps)
 
-    monkeypatch.setattr(_Climb, "check", spy)
+    monkeypatch.setattr(_DenseClimb, "check", spy)
     model, labels = linear(torch.full((16,), 1e-3), bias=10.0), torch.zeros(2, dtype=torch.int64)
     attack("apgd", LINF)(model, torch.rand(2, 1, 4, 4), labels)
     assert torch.tensor(periods).cumsum(0).tolist() == [22, 41, 57, 70, 80, 87, 93, 99]
@@ -53,7 +53,7 @@ def climb(rises, *, best, marked, halved):
     images = torch.zeros(1, 1, 1, 1)
     labels = torch.zeros(1, dtype=torch.int64)
     with attack_scope(nn.Flatten(), seed=0):
-        found = _Climb(images, labels, labels, _random_start(images, LINF))
+        found = _DenseClimb(images, labels, labels, _random_start(images, LINF))
     found.rises = torch.tensor([float(rises)])
     found.best_loss, found.marked_loss = torch.tensor([best]), torch.tensor([marked])
     found.halved, found.best = torch.tensor([halved]), torch.tensor([[[[0.7]]]])

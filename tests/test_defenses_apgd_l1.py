@@ -5,7 +5,7 @@ import torch
 from support.searched import L1, Counting, digits, linear, right
 
 from defenses import ThreatModel, attack, attack_scope
-from defenses.attacks.apgd_l1 import _SparseClimb
+from defenses.attacks.climb import _SparseClimb
 
 
 @pytest.mark.parametrize("name", ["apgd", "apgdt"])

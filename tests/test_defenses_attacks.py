@@ -4,6 +4,7 @@ import copy
 import gc
 import pickle
 import weakref
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from defenses import (
     AdversarialTraining,
+    Attack,
     AttackError,
     EvaluationError,
     GaussianAugmentation,
@@ -22,10 +24,11 @@ from defenses import (
     Trades,
     attack,
     attack_names,
-    attack_scope,
+    attacks,
     check,
     evaluate,
 )
+from defenses.attacks.by_name import ATTACKS
 from defenses.attacks.custom import custom_attack
 from defenses.evaluation.plans import named_attacks
 
@@ -293,10 +296,9 @@ def test_apgdt_targets_every_wrong_class_up_to_nine(monkeypatch):
         with torch.no_grad():
             layer.bias.zero_()
             layer.bias[0] = 1.0
-        settings = _torchattacks.settle("apgdt", LINF, {"steps": 1})
         labels = torch.zeros(3, dtype=torch.int64)
-        with attack_scope(model):
-            _torchattacks.run("apgdt", LINF, settings, model, IMAGES, labels, 0)
+        theirs = _torchattacks.TorchAttack(LINF, called="apgdt", options={"steps": 1})
+        theirs(model, IMAGES, labels, seed=0)
         assert asked == expected
 
 
@@ -662,3 +664,83 @@ def test_an_attack_that_such_a_model_moves_out_of_the_ball_says_whose_fault_it_i
     moved = custom_attack(lambda model, images, labels: [model(images), images][1], LINF)
     with pytest.raises(AttackError, match="model: changes the images"):
         moved(model, 0 * images, labels)
+
+
+@pytest.mark.parametrize("name", sorted(ATTACKS))
+def test_a_class_and_its_name_make_the_same_attack(name):
+    """Equal values of one repr, whichever way they were made; each class is exported."""
+    kind = ATTACKS[name]
+    assert getattr(attacks, kind.__name__) is kind
+    assert sorted(attacks.__all__) == sorted(each.__name__ for each in ATTACKS.values())
+    for norm in kind.norms:
+        threat = ThreatModel(norm=norm, eps=0.5)
+        made = kind(threat, draws=2)
+        assert made == attack(name, threat, draws=2)
+        assert repr(made).startswith(f"Attack('{name}', {norm} eps=0.5 in [0, 1]; ")
+        brought = () if name == "apgd" else ("loss",)
+        listed = [key for key in kind.setting_names() if key not in (*brought, "surrogate")]
+        assert list(made.settings) == listed
+
+
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: attacks.PGD(L1), "pgd: expected a threat in linf or l2, got l1"),
+        (lambda: attacks.PGD(0.1), "pgd: expected a threat, got 0.1"),
+        (lambda: attacks.PGD(LINF, steps=0), "pgd: steps: expected a whole number, at least 1"),
+        (lambda: attacks.PGD(LINF, steps="x"), "pgd: steps"),
+        (lambda: attacks.PGD(LINF, loss="ce"), "pgd: loss: expected a function from logits"),
+        (lambda: attacks.APGD(LINF, loss="hinge"), "'ce' or 'scaled-ce' or 'dlr', got 'hinge'"),
+        (lambda: attacks.APGD(LINF, loss=None), "apgd: loss: expected a function, got NoneType"),
+        (lambda: attacks.APGD(LINF, surrogate="net"), "expected a torch.nn.Module, got str"),
+        (lambda: attacks.FGSM(LINF, draws=0), "fgsm: draws"),
+        (lambda: attacks.NFGSM(LINF, noise=None), "n-fgsm: noise: expected a finite number"),
+    ],
+)
+def test_a_class_checks_what_it_is_given(make, word):
+    """As by name: nothing is passed through unchecked."""
+    with pytest.raises(AttackError, match=word):
+        make()
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Shift(Attack):
+    """An attack in a file of its own."""
+
+    name = "shift"
+    norms = ("linf",)
+    lengths = ("step_size",)
+
+    step_size: float
+    steps: "int | None" = None
+    still: bool = False
+
+    def _search(self, model, images, labels, targets):
+        return images if self.still else (images + self.step_size).clamp(*self.threat.bounds)
+
+
+def test_a_subclass_is_an_attack_whose_settings_are_checked_by_their_types():
+    """Also where the type is written as text; the door is everybody's."""
+    made = Shift(LINF, step_size=0.1)
+    assert repr(made) == "Attack('shift', linf eps=0.1 in [0, 1]; step_size=0.1, still=False)"
+    assert LINF.contains(IMAGES, made(Net(), IMAGES, LABELS)).all()
+    with pytest.raises(AttackError, match="shift left the ball"):
+        Shift(LINF, step_size=0.2)(Net(), IMAGES * 0.5, LABELS)
+    with pytest.raises(AttackError, match="shift cannot seek a target"):
+        made(Net(), IMAGES, LABELS, targets=LABELS)
+    for wrong in ({"steps": 0}, {"still": 1}, {"step_size": -1.0}):
+        with pytest.raises(AttackError, match=f"shift: {next(iter(wrong))}: expected"):
+            Shift(LINF, **{"step_size": 0.1, **wrong})
+
+
+@pytest.mark.parametrize("name", ["pgd", "ffgsm", "n-fgsm", "bim", "pgdrs", "apgd"])
+def test_an_attack_in_a_smaller_ball_takes_shorter_steps(name):
+    """Every length in the units of the pixels shrinks with the ball; at 1 it is the same value."""
+    whole = attack(name, LINF)
+    half = whole.scaled(0.5)
+    assert whole.scaled(1) is whole
+    assert half.threat.eps == 0.05
+    assert half.radius == pytest.approx(0.5 * whole.radius)
+    for key, value in whole.settings.items():
+        shrinks = key in ("step_size", "noise_sd")
+        assert half.settings[key] == (pytest.approx(0.5 * value) if shrinks else value)

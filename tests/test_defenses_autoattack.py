@@ -4,7 +4,7 @@ import pytest
 from support.searched import LINF, digits, right
 
 from defenses import AttackError, ThreatModel, attack, attack_scope
-from defenses.attacks import _torchattacks
+from defenses.attacks._torchattacks import TorchAttack
 from defenses.attacks.autoattack import ensemble
 
 L2, L1 = ThreatModel(norm="l2", eps=0.5), ThreatModel(norm="l1", eps=2.0)
@@ -104,9 +104,7 @@ def test_a_member_fools_what_that_of_torchattacks_fools(threat, name, given):
     model, images, labels = digits()
     found = attack(name, threat, **given)(model, images, labels, seed=0)
     same = {key.replace("queries", "n_queries"): value for key, value in given.items()}
-    settings = _torchattacks.settle(name, threat, same)
-    with attack_scope(model, seed=0):
-        theirs = _torchattacks.run(name, threat, settings, model, images, labels, 0)
+    theirs = TorchAttack(threat, called=name, options=same)(model, images, labels, seed=0)
     ours, expected = right(model, found, labels), right(model, theirs, labels)
     assert expected.sum() < right(model, images, labels).sum() - 3
     assert (ours & ~expected).sum() <= 2

@@ -20,8 +20,7 @@ from defenses import (
     evaluate,
     rerun,
 )
-from defenses.attacks.expectation import Expectation
-from defenses.attacks.oracle import Oracle
+from defenses.attacks.oracle import Expectation, Oracle
 from defenses.evaluation.counting import wilson_interval
 from defenses.evaluation.repeated import interval, share
 

@@ -16,7 +16,7 @@ from defenses import (
     adversarial_objective,
     check_per_example,
 )
-from defenses.training.precision import convolutions_in
+from defenses.training.objective import convolutions_in
 
 
 def convolution(images, kernels, dtype):

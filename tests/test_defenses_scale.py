@@ -10,7 +10,7 @@ from torch import nn
 
 from defenses import AdversarialTraining, ThreatModel, Trades, attack, evaluate
 from defenses.attacks.autoattack import ensemble
-from defenses.attacks.dlr import scaled_cross_entropy
+from defenses.attacks.losses import scaled_cross_entropy
 from defenses.checks.checks import CheckSettings
 from defenses.checks.strength import Rescaled
 from secure_cnn import build_model, load_data

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from defenses import AttackError, ThreatModel, attack
-from defenses.attacks.shortest import margin, shortest_change
+from defenses.attacks.losses import margin
+from defenses.attacks.shortest import shortest_change
 
 L2, L1 = ThreatModel(norm="l2", eps=4.0), ThreatModel(norm="l1", eps=16.0)
 ALL = [("cw", L2), ("eadl1", L1), ("eaden", L1)]

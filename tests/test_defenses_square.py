@@ -10,8 +10,7 @@ from support.searched import LINF, Counting, digits, linear, right
 
 from defenses import ThreatModel, attack, attack_scope
 from defenses.attacks import square as room
-from defenses.attacks import square_bumps as bumps
-from defenses.attacks.shortest import margin
+from defenses.attacks.losses import margin
 from defenses.attacks.square import square_share
 
 L2, L1 = ThreatModel(norm="l2", eps=0.5), ThreatModel(norm="l1", eps=2.0)
@@ -149,7 +148,7 @@ def test_windows_reach_every_border():
     places = set()
     with attack_scope(torch.nn.Flatten(), seed=0):
         for _ in range(300):
-            _, _, rows, columns = bumps._window(torch.zeros(1, 1, 6, 5), 3)
+            _, _, rows, columns = room._window(torch.zeros(1, 1, 6, 5), 3)
             places.add((rows.start, columns.start))
             assert rows.stop - rows.start == columns.stop - columns.start == 3
     assert places == set(itertools.product(range(4), range(3)))
@@ -169,7 +168,7 @@ def test_a_smaller_window_covers_no_more_than_its_own():
 def test_a_bump_has_two_hills_of_opposite_sign_and_length_one(side, order):
     """In either direction, highest in the middle of a hill."""
     with attack_scope(torch.nn.Flatten(), seed=0):
-        drawn = [bumps._bump(side, torch.zeros(1), order) for _ in range(20)]
+        drawn = [room._bump(side, torch.zeros(1), order) for _ in range(20)]
     seen = {tuple(each.flatten().tolist()) for each in drawn}
     assert len(seen) == (1 if side == 1 else 2)
     for bump in seen:
@@ -188,5 +187,5 @@ def test_a_bump_is_that_of_the_reference(norm, side):
     reference = pytest.importorskip("pyautoattack.square", reason="pyautoattack is not installed")
     with attack_scope(torch.nn.Flatten(), seed=0):
         expected = reference.SquareAttack(None, norm=norm, device="cpu").eta(side)
-        drawn = [bumps._bump(side, torch.zeros(1), int(norm[1])) for _ in range(20)]
+        drawn = [room._bump(side, torch.zeros(1), int(norm[1])) for _ in range(20)]
     assert any(torch.allclose(each, expected, atol=1e-6) for each in drawn)

@@ -6,7 +6,7 @@ What torchattacks 3.5.1 does that a caller must not meet, and where it is kept i
   (SPSA), Square's rescaled schedule: `_Entry.standard`;
 * one training flag saved, none restored after an exception; prints; gradients left on parameters;
   global re-seeding: `attack_scope` outside, `Victim` inside (a stand-in with nothing to switch);
-* step sizes tied to eps = 8/255: `settle` scales them;
+* step sizes tied to eps = 8/255: `_settled` scales them;
 * pixels clamped to [0, 1] whatever they are, float32 assumed, `view` on channels-last gradients,
   logits overwritten: `Victim`;
 * balls that are not kept (Pixle, SparseFool, noise): `_Entry.minimal` shortens;
@@ -18,7 +18,7 @@ What torchattacks 3.5.1 does that a caller must not meet, and where it is kept i
 
 Not here, but written anew: CW, whose pixels on a bound never move, EAD, which overwrites the images
 that it measures from, DeepFool, which overshoots at each step and not at the end. Nor FAB's single
-target, which is mixed up. Of the others `defenses.attacks.attack` says why they are refused.
+target, which is mixed up. Of the others `defenses.attacks.by_name` says why they are refused.
 """
 
 import inspect
@@ -26,23 +26,20 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, ClassVar, cast, final, get_args
 
 import torch
 import torch.nn.functional as F
 import torchattacks
 from torch import Tensor, nn
 
-from defenses.attacks._victim import Victim, pixels_of, unit_images
-from defenses.attacks.expectation import mean_of
-from defenses.attacks.settings import Setting, check_settings
+from defenses.attacks.attack import Attack
+from defenses.attacks.inputs import Setting, check_setting
+from defenses.attacks.oracle import Victim, mean_of, pixels_of, unit_images
 from defenses.errors import AttackError
 from defenses.threat import Norm, ThreatModel
 
-if TYPE_CHECKING:
-    from defenses.attacks.attack import Attack
-
-__all__ = ["names", "run", "search", "settle", "usual_attack"]
+__all__ = ["TorchAttack", "names", "setting_names", "usual_attack"]
 
 # torchattacks' word -> ours; everything else keeps its name.
 _OURS = {
@@ -197,84 +194,105 @@ def names(norm: Norm, *, targeted: bool = False) -> tuple[str, ...]:
     return tuple(sorted(name for name, entry in entries if entry.targeted or not targeted))
 
 
-def settle(name: str, threat: ThreatModel, given: Mapping[str, Setting]) -> dict[str, Setting]:
-    """All settings of an attack: those given, checked, over the standard's and the defaults.
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TorchAttack(Attack):
+    """An attack of torchattacks, by its name in this norm.
 
-    Raises:
-        AttackError: A setting that the attack does not take, or a value of the wrong kind.
+    Also those that an attack of ours replaces: to compare with.
+
+    Attributes:
+        called: The name.
+        options: Its settings, given as a mapping and kept as pairs with every default filled in.
     """
-    entry = _ENTRIES[threat.norm][name]
+
+    norms: ClassVar[tuple[Norm, ...]] = get_args(Norm)
+
+    called: str = field(repr=False)
+    options: Mapping[str, Setting] | tuple[tuple[str, Setting], ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        entry = _ENTRIES[self.threat.norm][self.called]
+        # Constants of the class in an attack of ours.
+        object.__setattr__(self, "name", self.called)
+        object.__setattr__(self, "targeted", entry.targeted)
+        super().__post_init__()
+        settled = _settled(self.called, entry, self.threat, dict(self.options))
+        object.__setattr__(self, "options", tuple(settled.items()))
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """Every setting by our name, given or by default."""
+        return dict(self.options) | ({} if self.draws == 1 else {"draws": self.draws})
+
+    def _shortened(self, factor: float) -> dict[str, Any]:
+        """The step size, and what else is a length."""
+        lengths = ("step_size", *_ENTRIES[self.threat.norm][self.called].lengths)
+        held = dict(self.options)
+        short = {key: float(held[key]) * factor for key in lengths if key in held}
+        return {"options": held | short}
+
+    def _search(
+        self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
+    ) -> Tensor:
+        """Float32 images, whatever the model computes in; torchattacks' seed is the scope's."""
+        threat, entry = self.threat, _ENTRIES[self.threat.norm][self.called]
+        settings, seed = dict(self.options), torch.default_generator.initial_seed()
+        _check_shape(self.called, entry, settings, images, threat)
+        clean = images.float()
+        unit = unit_images(clean, threat)
+        victim = Victim(
+            mean_of(model, self.draws),
+            threat,
+            images=images,
+            largest_class=int(torch.stack([labels, labels if targets is None else targets]).max()),
+            fewest_classes=_fewest_classes(entry, settings, targeted=targets is not None),
+        )
+        if entry.needs_targets and targets is None:
+            logits = _answer(victim, unit)
+            targets = logits.scatter(1, labels.unsqueeze(1), -math.inf).argmax(dim=1)
+        attack = entry.attack(victim, **_options(entry, threat, settings, unit, victim, seed))
+        if targets is not None:
+            attack.set_mode_targeted_by_function(lambda *_: targets, quiet=True)
+        classes = labels if targets is None or entry.needs_labels else targets
+        found = _called(attack, unit, classes, three_channels=entry.three_channels)
+        adversarial = pixels_of(found, threat).clamp(*threat.bounds)
+        return threat.project(clean, adversarial) if entry.minimal else adversarial
+
+
+def setting_names(name: str, threat: ThreatModel) -> tuple[str, ...]:
+    """Every setting that an attack takes, in the order of `settings`."""
+    return (*_defaults(_ENTRIES[threat.norm][name], threat), "draws")
+
+
+def _settled(
+    name: str, entry: _Entry, threat: ThreatModel, given: Mapping[str, Setting]
+) -> dict[str, Setting]:
+    """All settings of an attack: those given, checked, over the standard's and the defaults."""
     defaults = _defaults(entry, threat)
-    check_settings(name, given, defaults, entry.choices)
+    for key, value in given.items():
+        if key not in defaults:
+            known = ", ".join(defaults) or "none"
+            raise AttackError(f"{name} takes no setting {key!r}; its settings: {known}")
+        like = defaults[key]
+        kind = entry.choices.get(key, ()) if isinstance(like, str) else type(like)
+        check_setting(f"{name}: {key}", value, kind)
     settled = defaults | dict(given)
     if "step_size" in defaults and "step_size" not in given:
         # 2.5 eps / steps is Madry et al.'s rule; one step after a random start takes 1.25 eps.
-        steps = int(settled.get("steps", 2))
-        settled["step_size"] = 2.5 * threat.eps / steps
+        settled["step_size"] = 2.5 * threat.eps / int(settled.get("steps", 2))
     return settled
 
 
-def search(
-    attack: "Attack", model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
-) -> Tensor:
-    """Runs the attack of this name inside an `attack_scope`; torchattacks' seed is the scope's."""
-    seed, asked = torch.default_generator.initial_seed(), mean_of(model, attack.draws)
-    settings = {key: value for key, value in attack.settings.items() if key != "draws"}
-    return run(attack.name, attack.threat, settings, asked, images, labels, seed, targets)
-
-
-def run(
-    name: str,
-    threat: ThreatModel,
-    settings: Mapping[str, Setting],
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    seed: int,
-    targets: Tensor | None = None,
-) -> Tensor:
-    """Runs an attack on images in the threat model's bounds, inside an `attack_scope`.
-
-    Also those that `defenses.attacks.attack` has replaced by its own: to compare with.
-
-    Returns float32 images, whatever the model computes in.
-
-    Raises:
-        AttackError: The model or the images are such that this attack cannot work.
-
-    Example:
-        >>> threat = ThreatModel(norm="linf", eps=0.1)
-        >>> image, label = torch.tensor([[[[0.5, 0.4]]]]), torch.tensor([0])
-        >>> run("fgsm", threat, settle("fgsm", threat, {}), nn.Flatten(), image, label, 0).flatten()
-        tensor([0.4000, 0.5000])
-    """
-    entry = _ENTRIES[threat.norm][name]
-    _check_shape(name, entry, settings, images, threat)
-    clean = images.float()
-    unit = unit_images(clean, threat)
-    victim = Victim(
-        model,
-        threat,
-        images=images,
-        largest_class=int(torch.stack([labels, labels if targets is None else targets]).max()),
-        fewest_classes=_fewest_classes(entry, settings, targeted=targets is not None),
-    )
-    if entry.needs_targets and targets is None:
-        logits = _answer(victim, unit)
-        targets = logits.scatter(1, labels.unsqueeze(1), -math.inf).argmax(dim=1)
-    attack = entry.attack(victim, **_options(entry, threat, settings, unit, victim, seed))
-    if targets is not None:
-        attack.set_mode_targeted_by_function(lambda *_: targets, quiet=True)
-    classes = labels if targets is None or entry.needs_labels else targets
+def _called(attack: Any, unit: Tensor, classes: Tensor, *, three_channels: bool) -> Tensor:
+    """What an attack of torchattacks finds, in [0, 1]."""
     # Channels that the model does not see: filters of one channel each leave the others alone.
-    hidden = 3 - unit.shape[1] if entry.three_channels else 0
+    hidden = 3 - unit.shape[1] if three_channels else 0
     with warnings.catch_warnings():
         # SparseFool hands a tensor to numpy, in a way that numpy 2 only tolerates.
         warnings.filterwarnings("ignore", "__array__ implementation", DeprecationWarning)
         found: Tensor = attack(F.pad(unit, (0, 0, 0, 0, 0, hidden)), classes)
-    found = found.detach()[:, : unit.shape[1]]
-    adversarial = pixels_of(found, threat).clamp(*threat.bounds)
-    return threat.project(clean, adversarial) if entry.minimal else adversarial
+    return found.detach()[:, : unit.shape[1]]
 
 
 def _parameters(entry: _Entry) -> Mapping[str, inspect.Parameter]:

@@ -1,37 +1,61 @@
-"""What an adaptive attack brings of its own: a loss, or a way back past a shattered gradient.
+"""What an adaptive attack brings of its own: a loss, or a backward pass past a shattered gradient.
 
 A defence is believed only when an attack that knows it has failed (Athalye et al. 2018, arXiv
 1802.00420; Tramer et al. 2020, arXiv 2002.08347).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
+from defenses.attacks.attack import Attack
+from defenses.attacks.inputs import OWN_WORD, check_setting
 from defenses.errors import AttackError
+from defenses.quantities import shown
 
-__all__ = ["BackwardOf", "Loss", "by_example", "check_brought", "own_name"]
+__all__ = ["Adaptive", "BackwardOf", "Loss", "by_example", "check_loss"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """From logits [n, classes] and labels, int64, [n] to losses, [n], each of its own row only."""
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Adaptive(Attack):
+    """An attack that can follow the gradient of another model (BPDA, Athalye et al. 2018).
+
+    Attributes:
+        surrogate: A differentiable stand-in, such as the model without the step that shatters its
+            gradients; None follows the model's own.
+    """
+
+    surrogate: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not isinstance(self.surrogate, nn.Module | None):
+            raise AttackError(
+                f"{self.name}: surrogate: expected a torch.nn.Module, got "
+                f"{type(self.surrogate).__name__}"
+            )
+
+    def _asked(self, model: nn.Module) -> nn.Module:
+        """The model, with its surrogate's gradient."""
+        return model if self.surrogate is None else BackwardOf(self.surrogate, model)
+
+
 @final
 class BackwardOf(nn.Module):
-    """The answers of one model with the gradient of another (BPDA)."""
+    """The answers of one model with the gradient of another."""
 
     def __init__(self, surrogate: nn.Module, model: nn.Module) -> None:
         super().__init__()
         self._model, self._surrogate = model, surrogate
 
     def forward(self, images: Tensor) -> Tensor:
-        """The model's logits, [n, classes].
-
-        Raises:
-            AttackError: The surrogate's are of another shape, or not finite.
-        """
+        """The model's logits, [n, classes]; the surrogate's must fit them and be finite."""
         with torch.no_grad():
             logits: Tensor = self._model(images)
         if not torch.is_grad_enabled():
@@ -48,11 +72,7 @@ class BackwardOf(nn.Module):
 
 
 def by_example(loss: Loss) -> Loss:
-    """The loss with its answer checked: one finite-or-infinite number an example, with a gradient.
-
-    Raises:
-        AttackError: When it is called and answers something else.
-    """
+    """The loss, refused when it answers anything but one number an example, with a gradient."""
 
     def checked(logits: Tensor, labels: Tensor) -> Tensor:
         losses = loss(logits, labels)
@@ -72,35 +92,17 @@ def by_example(loss: Loss) -> Loss:
     return checked
 
 
-def check_brought(name: str, loss: object, surrogate: object, *, able: Sequence[str]) -> None:
-    """Refuses a loss or a surrogate that is none, or that this attack does not take.
-
-    Args:
-        loss: A word is a setting like others and is not judged here.
-        surrogate: A module, or None.
-
-    Raises:
-        AttackError: Naming the argument.
-    """
-    if isinstance(loss, str) and loss.startswith(_OWN_WORD):
-        raise AttackError(f"{name}: loss {loss!r} is a function of your own: give the function")
-    if not isinstance(loss, str | None):
+def check_loss(name: str, loss: object, words: tuple[str, ...] = ()) -> None:
+    """Refuses a loss that is neither a function nor, where there are some, one of the words."""
+    if not isinstance(loss, str):
         if not callable(loss):
             raise AttackError(f"{name}: loss: expected a function, got {type(loss).__name__}")
-        if "loss" not in able:
-            raise AttackError(f"{name} takes no loss of your own; pgd and apgd do")
-    if surrogate is not None:
-        if not isinstance(surrogate, nn.Module):
-            raise AttackError(
-                f"{name}: surrogate: expected a torch.nn.Module, got {type(surrogate).__name__}"
-            )
-        if "surrogate" not in able:
-            raise AttackError(f"{name} takes no surrogate; pgd, apgd and apgdt do")
-
-
-_OWN_WORD = "own: "
-
-
-def own_name(brought: object) -> str:
-    """What a report calls something of the user's own."""
-    return f"{_OWN_WORD}{getattr(brought, '__name__', type(brought).__name__)}"
+    elif loss.startswith(OWN_WORD):
+        raise AttackError(f"{name}: loss {loss!r} is a function of your own: give the function")
+    elif words:
+        check_setting(f"{name}: loss", loss, words)
+    else:
+        raise AttackError(
+            f"{name}: loss: expected a function from logits [n, classes] and labels [n] to losses "
+            f"[n], got {shown(loss)}"
+        )

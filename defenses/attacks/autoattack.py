@@ -11,7 +11,11 @@ image until it is fooled.
 from collections.abc import Callable, Mapping
 from typing import Literal, get_args
 
-from defenses.attacks.attack import Attack, attack
+from defenses.attacks.apgd import APGD, APGDT
+from defenses.attacks.attack import Attack
+from defenses.attacks.by_name import attack
+from defenses.attacks.fab import FAB, UntargetedFAB
+from defenses.attacks.square import Square
 from defenses.errors import AttackError
 from defenses.quantities import is_word, shown
 from defenses.threat import ThreatModel
@@ -62,30 +66,30 @@ def _standard(threat: ThreatModel) -> tuple[Attack, ...]:
     """Every constant spelled out: the defaults of an attack may change, the standard's may not."""
     restarts, target_classes = (5, 5) if threat.norm == "l1" else (1, 9)
     return (
-        attack("apgd", threat, steps=100, loss="ce", restarts=restarts),
-        attack("apgdt", threat, steps=100, target_classes=target_classes),
-        attack("fab", threat, steps=100, target_classes=9),
-        attack("square", threat, queries=5000, largest_share=0.8, restarts=1),
+        APGD(threat, steps=100, loss="ce", restarts=restarts),
+        APGDT(threat, steps=100, target_classes=target_classes),
+        FAB(threat, steps=100, target_classes=9),
+        Square(threat, queries=5000, largest_share=0.8, restarts=1),
     )
 
 
 def _plus(threat: ThreatModel) -> tuple[Attack, ...]:
     """More losses and more starts; in the reference's order."""
     return (
-        attack("apgd", threat, steps=100, loss="ce", restarts=5),
-        attack("apgd", threat, steps=100, loss="dlr", restarts=5),
-        attack("fab-untargeted", threat, steps=100, restarts=5),
-        attack("square", threat, queries=5000, largest_share=0.8, restarts=1),
-        attack("apgdt", threat, steps=100, target_classes=9),
-        attack("fab", threat, steps=100, target_classes=9),
+        APGD(threat, steps=100, loss="ce", restarts=5),
+        APGD(threat, steps=100, loss="dlr", restarts=5),
+        UntargetedFAB(threat, steps=100, restarts=5),
+        Square(threat, queries=5000, largest_share=0.8, restarts=1),
+        APGDT(threat, steps=100, target_classes=9),
+        FAB(threat, steps=100, target_classes=9),
     )
 
 
 def _rand(threat: ThreatModel) -> tuple[Attack, ...]:
     """For random models."""
     return (
-        attack("apgd", threat, steps=100, loss="ce", restarts=1, draws=20),
-        attack("apgd", threat, steps=100, loss="dlr", restarts=1, draws=20),
+        APGD(threat, steps=100, loss="ce", restarts=1, draws=20),
+        APGD(threat, steps=100, loss="dlr", restarts=1, draws=20),
     )
 
 
@@ -94,8 +98,8 @@ def _quick(threat: ThreatModel) -> tuple[Attack, ...]:
     if threat.norm == "l0":
         return (attack("sparsefool", threat), attack("onepixel", threat))
     return (
-        attack("apgd", threat, steps=50, loss="scaled-ce", restarts=1),
-        attack("apgdt", threat, steps=50, target_classes=3),
+        APGD(threat, steps=50, loss="scaled-ce", restarts=1),
+        APGDT(threat, steps=50, target_classes=3),
     )
 
 

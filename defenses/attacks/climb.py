@@ -1,33 +1,46 @@
-"""Where a search up a loss stands: one row for each image that is still searched.
+"""The climb of Auto-PGD up a loss: what it remembers, how it moves, when it turns back.
 
-What Auto-PGD remembers in every norm; how it moves and when it turns back is in `apgd` (linf and
-l2) and in `apgd_l1`.
+In linf and l2 (Croce & Hein 2020, arXiv 2003.01690): momentum, and checkpoints at which a search
+that stalls goes back to its best image and halves its step.
+
+In l1 (Croce & Hein 2021, arXiv 2103.01208): a step moves the pixels of the largest gradients by the
+same amount, about two thirds as many as the best image has changed; the projection is onto the ball
+within the bounds. Three tenths of the steps each are spent in balls of three and two times the
+radius. Only in the last ball can an image be won.
+
+An image that is won leaves at once: its verdict is known.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
 
 from defenses.attacks.oracle import Oracle
+from defenses.threat import ThreatModel
 
-__all__ = ["Climb", "PerRow"]
+__all__ = ["PerRow", "ascend"]
+
+_MOMENTUM = 0.75  # alpha in the paper
+_RISING = 0.75  # rho: the share of steps that must rise for the step to stay as long as it is
+_TINY = 1e-12
+_FEWER = 1.5  # in l1 a step moves so many times fewer pixels than the best image has changed
+_SPARSER = 0.95  # of the pixels changed before: then the step is a full one again
+_SHORTER = 1.5  # else
+_SHORTEST = 0.1  # of the radius
+_TINY_L1 = 1e-10
 
 PerRow = Callable[[Tensor, Tensor, Tensor], Tensor]
 """From logits [n, classes], labels and targets [n] to a loss a row, or to whether it is won."""
 
 
 @dataclass
-class Climb:
-    """A search at its start, not looked at yet.
+class _Climb:
+    """Where a search stands: one row for each image that is still searched.
 
-    Args:
-        clean: Images in the bounds, [n, channels, height, width].
-        labels: The true classes, int64, [n].
-        targets: Classes to seek, int64, [n].
-        point: Where to begin, [n, channels, height, width].
+    Made at its start `point`, with the clean images, their true classes and the classes to seek.
     """
 
     clean: Tensor
@@ -72,3 +85,190 @@ class Climb:
         back = which.view(-1, 1, 1, 1)
         self.point = torch.where(back, self.best, self.point)
         self.gradient = torch.where(back, self.best_gradient, self.gradient)
+
+
+def ascend(
+    oracle: Oracle,
+    clean: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    threat: ThreatModel,
+    loss: PerRow,
+    won: PerRow,
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """One search from one random start, drawn from torch's global generator.
+
+    Args:
+        clean: Images in the bounds, [n, channels, height, width].
+        labels: The true classes, int64, [n].
+        targets: Classes to seek, int64, [n].
+        steps: At least 1; in l1 in all three balls together.
+
+    Returns:
+        The first image that is won, else the one of highest loss, [n, ...]; and which are won, [n].
+    """
+    if threat.norm == "l1":
+        return _ascend_sparsely(oracle, clean, labels, targets, threat, loss, won, steps)
+    climb = _DenseClimb(clean, labels, targets, _random_start(clean, threat))
+    found = climb.point.clone()
+    over = torch.zeros(len(found), dtype=torch.bool, device=found.device)
+    period = since = max(int(0.22 * steps), 1)
+    for step in range(steps + 1):
+        if step > 0:
+            climb.move(threat, 1.0 if step == 1 else _MOMENTUM)
+        climb.leave(won(climb.look(oracle, loss), climb.labels, climb.targets), found, over)
+        if len(climb.rows) == 0:
+            break
+        if step == 0:
+            climb.mark()
+            continue
+        since -= 1
+        if since == 0:
+            climb.check(period)
+            period = since = max(period - max(int(0.03 * steps), 1), int(0.06 * steps), 1)
+    found[climb.rows] = climb.best
+    return found, over
+
+
+@dataclass
+class _DenseClimb(_Climb):
+    """A search in linf or l2."""
+
+    previous: Tensor = field(init=False)
+    step: Tensor = field(init=False)  # in eps
+    rises: Tensor = field(init=False)  # since the last checkpoint
+    marked_loss: Tensor = field(init=False)  # the best at the last checkpoint
+    halved: Tensor = field(init=False)  # at the last checkpoint
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.previous, self.marked_loss = self.point, self.best_loss
+        self.step, self.rises = torch.full_like(self.loss, 2.0), torch.zeros_like(self.loss)
+        self.halved = torch.ones_like(self.loss, dtype=torch.bool)
+
+    def look(self, oracle: Oracle, loss: PerRow) -> Tensor:
+        """Counts the rises, too."""
+        before = self.loss
+        logits = super().look(oracle, loss)
+        self.rises = self.rises + (self.loss > before)
+        return logits
+
+    def move(self, threat: ThreatModel, momentum: float) -> None:
+        """One step up the gradient, mixed with the way of the last step."""
+        length = (self.step * threat.eps).view(-1, 1, 1, 1)
+        linf = threat.norm == "linf"
+        direction = self.gradient.sign() if linf else _of_length_one(self.gradient, 2)
+        ahead = threat.project(self.clean, self.point + length * direction)
+        inertia = (1 - momentum) * (self.point - self.previous)
+        mixed = self.point + momentum * (ahead - self.point) + inertia
+        self.previous, self.point = self.point, threat.project(self.clean, mixed)
+
+    def mark(self) -> None:
+        """Counts rises and compares losses from here."""
+        self.marked_loss, self.rises = self.best_loss, torch.zeros_like(self.rises)
+
+    def check(self, steps: int) -> None:
+        """After so many steps: where the search stalls, half the step from the best point."""
+        stalled = ~self.halved & (self.marked_loss >= self.best_loss)
+        self.halved = (self.rises <= _RISING * steps) | stalled
+        self.step = torch.where(self.halved, self.step / 2, self.step)
+        self.go_back(self.halved)
+        self.mark()
+
+
+def _random_start(clean: Tensor, threat: ThreatModel) -> Tensor:
+    """A random direction from the clean images to the surface of the ball, within the bounds."""
+    if threat.norm == "linf":
+        direction = _of_length_one(torch.empty_like(clean).uniform_(-1, 1), math.inf)
+    else:
+        direction = _of_length_one(torch.randn_like(clean), 2)
+    return (clean + threat.eps * direction).clamp(*threat.bounds)
+
+
+def _of_length_one(direction: Tensor, order: float) -> Tensor:
+    """Each row scaled."""
+    length: Tensor = torch.linalg.vector_norm(direction.flatten(1), ord=order, dim=1)
+    return direction / (length + _TINY).view(-1, 1, 1, 1)
+
+
+def _ascend_sparsely(
+    oracle: Oracle,
+    clean: Tensor,
+    labels: Tensor,
+    targets: Tensor,
+    threat: ThreatModel,
+    loss: PerRow,
+    won: PerRow,
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """In l1: from larger balls into the one that counts."""
+    point = clean + threat.width * torch.randn_like(clean)
+    wide = 3 * steps // 10
+    for factor in (3, 2):
+        ball = replace(threat, eps=factor * threat.eps)
+        climb = _SparseClimb(clean, labels, targets, ball.project(clean, point))
+        point, _ = _ascend_in(ball, oracle, climb, loss, _never, wide)
+    climb = _SparseClimb(clean, labels, targets, threat.project(clean, point))
+    return _ascend_in(threat, oracle, climb, loss, won, steps - 2 * wide)
+
+
+def _never(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Nothing is won in a larger ball."""
+    return torch.zeros_like(labels, dtype=torch.bool)
+
+
+def _ascend_in(
+    ball: ThreatModel, oracle: Oracle, climb: "_SparseClimb", loss: PerRow, won: PerRow, steps: int
+) -> tuple[Tensor, Tensor]:
+    """All steps in one ball: the images that they give, and which are won."""
+    found = climb.point.clone()
+    over = torch.zeros(len(found), dtype=torch.bool, device=found.device)
+    period = max(int(0.04 * steps), 1)
+    for step in range(steps + 1):
+        if step > 0:
+            climb.move(ball)
+        climb.leave(won(climb.look(oracle, loss), climb.labels, climb.targets), found, over)
+        if len(climb.rows) == 0:
+            break
+        if step > 0 and step % period == 0:
+            climb.check()
+    found[climb.rows] = climb.best
+    return found, over
+
+
+@dataclass
+class _SparseClimb(_Climb):
+    """A search within one ball."""
+
+    step: Tensor = field(init=False)  # in radii
+    changed: Tensor = field(init=False)  # pixels of the best image, at the last checkpoint
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.step = torch.ones_like(self.loss)
+        self.changed = self._count()
+
+    def move(self, ball: ThreatModel) -> None:
+        """The pixels of the largest gradients by the same amount, back into ball and bounds."""
+        sizes = self.gradient.flatten(1).abs()
+        pixels = sizes.shape[1]
+        moved = (self.changed / _FEWER).ceil().clamp(1, pixels).long()
+        smallest = sizes.sort(dim=1, descending=True).values.gather(1, moved[:, None] - 1)
+        signs = self.gradient.flatten(1).sign() * (sizes >= smallest)
+        lengths = self.step * ball.eps / (signs.abs().sum(1) + _TINY_L1)
+        change = (signs * lengths[:, None]).view_as(self.point)
+        self.point = ball.project(self.clean, self.point + change)
+
+    def check(self) -> None:
+        """Where the best image has become sparser: a full step from there; else a shorter one."""
+        count = self._count()
+        sparser = count < _SPARSER * self.changed
+        shorter = (self.step / _SHORTER).clamp_min(_SHORTEST)
+        self.step = torch.where(sparser, 1.0, shorter)
+        self.changed = count
+        self.go_back(sparser)
+
+    def _count(self) -> Tensor:
+        """How many pixels the best image has changed, [n]."""
+        return (self.best != self.clean).flatten(1).sum(1).to(self.loss.dtype)

@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar, final, get_args
 
 from torch import Tensor, nn
 
@@ -10,7 +11,7 @@ from defenses.attacks.attack import Attack
 from defenses.attacks.inputs import check_threat
 from defenses.errors import AttackError
 from defenses.quantities import shown
-from defenses.threat import ThreatModel
+from defenses.threat import Norm, ThreatModel
 
 __all__ = ["custom_attack"]
 
@@ -47,29 +48,27 @@ def custom_attack(
     check_threat(threat)
     if not isinstance(name, str | None):
         raise AttackError(f"name: expected a word, got {shown(name)}")
-    return Attack(
-        name=name or str(getattr(function, "__name__", type(function).__name__)),
-        threat=threat,
-        radius=threat.eps,
-        configuration=(),
-        targeted=False,
-        search=_Custom(function),
-    )
+    called = name or str(getattr(function, "__name__", type(function).__name__))
+    return _Custom(threat, called=called, function=function)
 
 
-@dataclass(frozen=True)
-class _Custom:
-    """A function of the user's own as a search."""
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class _Custom(Attack):
+    """A function of the user's own as an attack."""
 
-    function: Callable[[nn.Module, Tensor, Tensor], Tensor]
+    norms: ClassVar[tuple[Norm, ...]] = get_args(Norm)
 
-    def __call__(
-        self,
-        attack: Attack,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        targets: Tensor | None,
+    called: str = field(repr=False)
+    function: Callable[[nn.Module, Tensor, Tensor], Tensor] = field(repr=False)
+
+    def __post_init__(self) -> None:
+        # Its name is no constant of the class, as it is of the attacks by name.
+        object.__setattr__(self, "name", self.called)
+        super().__post_init__()
+
+    def _search(
+        self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
     ) -> Tensor:
         return self.function(model, images, labels)
 

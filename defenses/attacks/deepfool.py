@@ -5,22 +5,19 @@ of all steps, not each of them, is lengthened a little so that it crosses. It kn
 is longer than eps is shortened.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from defenses.attacks.dlr import lead, likeliest_wrong
-from defenses.attacks.oracle import Oracle
-from defenses.attacks.settings import Setting, settled
+from defenses.attacks.attack import Attack
+from defenses.attacks.losses import lead, likeliest_wrong
+from defenses.attacks.oracle import Oracle, widened
 from defenses.threat import ThreatModel
 
-if TYPE_CHECKING:
-    from defenses.attacks.attack import Attack
-
-__all__ = ["search", "settle"]
+__all__ = ["DeepFool"]
 
 _SMALLEST_SLOPE = 1e-12
 # Of the width of the bounds, added to each step, as the authors' code does: where bounds cut the
@@ -28,47 +25,48 @@ _SMALLEST_SLOPE = 1e-12
 _BEYOND = 1e-4
 
 
-def settle(threat: ThreatModel, given: Mapping[str, Setting]) -> tuple[dict[str, Setting], float]:
-    """DeepFool's settings, the paper's unless given, and its reach once it is shortened.
-
-    `overshoot` (eta) lengthens the sum of the steps; of the wrong classes the `target_classes`
-    likeliest are tried.
-
-    Raises:
-        AttackError: A setting that is unknown, or a value that cannot be.
-    """
-    defaults: dict[str, Setting] = {"steps": 50, "overshoot": 0.02, "target_classes": 9}
-    return settled("deepfool", given, defaults), threat.eps
-
-
-def search(
-    attack: "Attack", model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
-) -> Tensor:
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DeepFool(Attack):
     """Steps from boundary to boundary until the model is wrong, image by image.
 
-    It draws no random number; to be called within an `attack_scope`.
+    The first image that fooled the model, or the last, shortened to eps. It draws no random number.
 
-    Returns:
-        The first image that fooled the model, or the last, shortened to eps, in at least float32,
-        [n, ...]. Where the model is wrong already, the clean image.
+    Attributes:
+        steps: At most.
+        overshoot: By which share the sum of the steps is lengthened (eta).
+        target_classes: How many of the wrong classes are tried, the likeliest.
 
-    Raises:
-        AttackError: The model cannot be searched.
+    Example:
+        >>> from defenses import ThreatModel
+        >>> DeepFool(ThreatModel(norm="l2", eps=0.5)).settings
+        {'steps': 50, 'overshoot': 0.02, 'target_classes': 9}
     """
-    oracle, threat = Oracle(model, images, labels, draws=attack.draws), attack.threat
-    clean = images.to(torch.promote_types(images.dtype, torch.float32))
-    logits = oracle.logits(clean)
-    aims = likeliest_wrong(logits, labels, int(attack.settings["target_classes"]))
-    rows = (logits.argmax(1) == labels).nonzero().flatten()
-    found, total = clean.clone(), torch.zeros_like(clean)
-    stretch = 1 + float(attack.settings["overshoot"])
-    for _ in range(int(attack.settings["steps"])):
-        if len(rows) == 0:
-            break
-        total[rows] += _onto_nearest(oracle, found[rows], labels[rows], aims[rows], threat)
-        found[rows] = (clean[rows] + stretch * total[rows]).clamp(*threat.bounds)
-        rows = rows[oracle.logits(found[rows]).argmax(1) == labels[rows]]
-    return threat.project(clean, found)
+
+    name = "deepfool"
+    norms = ("linf", "l2")
+
+    steps: int = 50
+    overshoot: float = 0.02
+    target_classes: int = 9
+
+    def _search(
+        self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
+    ) -> Tensor:
+        oracle, threat = Oracle(model, images, labels, draws=self.draws), self.threat
+        clean = widened(images)
+        logits = oracle.logits(clean)
+        aims = likeliest_wrong(logits, labels, self.target_classes)
+        rows = (logits.argmax(1) == labels).nonzero().flatten()
+        found, total = clean.clone(), torch.zeros_like(clean)
+        for _ in range(self.steps):
+            if len(rows) == 0:
+                break
+            total[rows] += _onto_nearest(oracle, found[rows], labels[rows], aims[rows], threat)
+            longer = (1 + self.overshoot) * total[rows]
+            found[rows] = (clean[rows] + longer).clamp(*threat.bounds)
+            rows = rows[oracle.logits(found[rows]).argmax(1) == labels[rows]]
+        return threat.project(clean, found)
 
 
 def _onto_nearest(

@@ -2,28 +2,25 @@
 
 After arXiv 1907.02044: the boundary between the label and a target class is taken for a
 hyperplane; the search steps onto it, within the bounds, while it is drawn towards the clean image.
-It knows no radius, so its answer is an image that is near enough, or none.
+It knows no radius: what it finds outside of the ball is no success.
 Without a target it is the nearest of the boundaries to all wrong classes, at each step anew.
 
 Deliberately not here: the final bisection, which the standard has not either.
 """
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from defenses.attacks.dlr import lead, likeliest_wrong
-from defenses.attacks.oracle import Oracle, until_fooled
-from defenses.attacks.settings import Setting, settled
+from defenses.attacks.attack import Attack
+from defenses.attacks.losses import lead, likeliest_wrong
+from defenses.attacks.oracle import Oracle, until_fooled, widened
 from defenses.threat import ThreatModel
 
-if TYPE_CHECKING:
-    from defenses.attacks.attack import Attack
-
-__all__ = ["search", "search_untargeted", "settle", "settle_untargeted", "step_onto_hyperplane"]
+__all__ = ["FAB", "UntargetedFAB", "step_onto_hyperplane"]
 
 _LARGEST_PULL = 0.1  # alpha_max: towards the clean image
 _OVERSHOOT = 1.05  # eta
@@ -33,88 +30,89 @@ _FLAT = 1e-12
 _NEWTON_STEPS = 60  # ten are usual; each passes a bound that a pixel meets
 
 
-def settle(threat: ThreatModel, given: Mapping[str, Setting]) -> tuple[dict[str, Setting], float]:
-    """FAB-T's settings, the standard's unless given, and its reach: what is farther is no success.
-
-    Raises:
-        AttackError: A setting that is unknown, or a value that cannot be.
-    """
-    return settled("fab", given, {"steps": 100, "target_classes": 9}), threat.eps
-
-
-def search(
-    attack: "Attack", model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
-) -> Tensor:
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FAB(Attack):
     """FAB-T: a search across the boundary to one wrong class after the other, likeliest first.
 
-    A search is over when it has met a misclassified image within the ball. A model of fewer than
-    ten classes has as many searches as wrong classes. It draws no random number; to be called
-    within an `attack_scope`.
+    The first image in the ball that fooled the model, else the clean one. It draws no random
+    number.
 
-    Returns:
-        The first image in the ball that fooled the model, else the clean one, in at least float32,
-        [n, ...]. Where the model is wrong already, the clean image.
+    Attributes:
+        steps: Towards each class.
+        target_classes: How many classes, at most; a model of fewer has fewer searches.
 
-    Raises:
-        AttackError: The model cannot be searched.
+    Example:
+        >>> from defenses import ThreatModel
+        >>> FAB(ThreatModel(norm="l2", eps=0.5), steps=20)
+        Attack('fab', l2 eps=0.5 in [0, 1]; steps=20, target_classes=9)
     """
-    oracle = Oracle(model, images, labels, draws=attack.draws)
-    clean = images.to(torch.promote_types(images.dtype, torch.float32))
-    logits, steps = oracle.logits(clean), int(attack.settings["steps"])
 
-    def run(rows: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
-        return _approach(
-            oracle, clean[rows], clean[rows], labels[rows], aim[:, None], attack.threat, steps
-        )
+    name = "fab"
+    norms = ("linf", "l2", "l1")
 
-    order = likeliest_wrong(logits, labels, int(attack.settings["target_classes"]))
-    standing = logits.argmax(1) == labels
-    return until_fooled(clean, standing, order, run, at_once=oracle.at_once)
+    steps: int = 100
+    target_classes: int = 9
+
+    def _search(
+        self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
+    ) -> Tensor:
+        oracle = Oracle(model, images, labels, draws=self.draws)
+        clean = widened(images)
+        logits = oracle.logits(clean)
+
+        def run(rows: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
+            begin = clean[rows]
+            return _approach(
+                oracle, begin, clean[rows], labels[rows], aim[:, None], self.threat, self.steps
+            )
+
+        order = likeliest_wrong(logits, labels, self.target_classes)
+        standing = logits.argmax(1) == labels
+        return until_fooled(clean, standing, order, run, at_once=oracle.at_once)
 
 
-def settle_untargeted(
-    threat: ThreatModel, given: Mapping[str, Setting]
-) -> tuple[dict[str, Setting], float]:
-    """The settings of FAB without a target, AutoAttack-plus's unless given, and its reach.
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class UntargetedFAB(Attack):
+    """FAB across the nearest boundary, from the image and then from random points.
 
-    Raises:
-        AttackError: A setting that is unknown, or a value that cannot be.
+    A step takes as many gradients as there are wrong classes. Random points are half of eps away.
+
+    Attributes:
+        steps: Of each start.
+        restarts: Starts, the first of them the image; AutoAttack-plus takes 5.
+
+    Example:
+        >>> from defenses import ThreatModel
+        >>> UntargetedFAB(ThreatModel(norm="l2", eps=0.5)).settings
+        {'steps': 100, 'restarts': 5}
     """
-    return settled("fab-untargeted", given, {"steps": 100, "restarts": 5}), threat.eps
 
+    name = "fab-untargeted"
+    norms = ("linf", "l2", "l1")
 
-def search_untargeted(
-    attack: "Attack", model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
-) -> Tensor:
-    """FAB: searches across the nearest boundary, from the image and then from random points.
+    steps: int = 100
+    restarts: int = 5
 
-    A step takes as many gradients as there are wrong classes. Random points are half of eps away,
-    drawn from torch's global generator; to be called within an `attack_scope`.
+    def _search(
+        self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
+    ) -> Tensor:
+        oracle = Oracle(model, images, labels, draws=self.draws)
+        clean = widened(images)
+        logits = oracle.logits(clean)
+        others = likeliest_wrong(logits, labels, logits.shape[1])
 
-    Returns:
-        As `search` does.
+        def run(rows: Tensor, restart: Tensor) -> tuple[Tensor, Tensor]:
+            again = (restart > 0).view(-1, 1, 1, 1)
+            begin = torch.where(again, _halfway(clean[rows], self.threat), clean[rows])
+            return _approach(
+                oracle, begin, clean[rows], labels[rows], others[rows], self.threat, self.steps
+            )
 
-    Raises:
-        AttackError: The model cannot be searched.
-    """
-    oracle = Oracle(model, images, labels, draws=attack.draws)
-    clean = images.to(torch.promote_types(images.dtype, torch.float32))
-    logits, steps = oracle.logits(clean), int(attack.settings["steps"])
-    others = likeliest_wrong(logits, labels, logits.shape[1])
-
-    def run(rows: Tensor, restart: Tensor) -> tuple[Tensor, Tensor]:
-        begin = torch.where(
-            (restart > 0).view(-1, 1, 1, 1), _halfway(clean[rows], attack.threat), clean[rows]
-        )
-        return _approach(
-            oracle, begin, clean[rows], labels[rows], others[rows], attack.threat, steps
-        )
-
-    standing = logits.argmax(1) == labels
-    restarts = torch.arange(int(attack.settings["restarts"]), device=labels.device)
-    return until_fooled(
-        clean, standing, restarts.expand(len(clean), -1), run, at_once=oracle.at_once
-    )
+        standing = logits.argmax(1) == labels
+        restarts = torch.arange(self.restarts, device=labels.device).expand(len(clean), -1)
+        return until_fooled(clean, standing, restarts, run, at_once=oracle.at_once)
 
 
 def _halfway(clean: Tensor, threat: ThreatModel) -> Tensor:
@@ -202,15 +200,12 @@ def step_onto_hyperplane(
     from 0 finds its solution in a few steps, without the sort that the paper uses. In l1 they move
     one after the other, those of the largest shares first.
 
+    Where the hyperplane does not meet the bounds, the change that comes nearest to it.
+
     Args:
         points: In the bounds, [n, ...].
-        normals: Of the hyperplanes, [n, ...].
-        heights: Over the hyperplane, times the length of the normal, [n].
+        heights: Of the points over the hyperplanes, times the length of the normals, [n].
         threat: Its norm, `linf`, `l2` or `l1`, says which change is short.
-
-    Returns:
-        Changes, [n, ...]; where the hyperplane does not meet the bounds, the one that comes
-        nearest to it.
     """
     # Arithmetic in place of masks: selecting by a mask is thirty times as slow on a CPU.
     downhill = normals.flatten(1) * -heights.sign()[:, None]

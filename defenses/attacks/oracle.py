@@ -1,21 +1,34 @@
-"""The model as a search sees it: an oracle, asked many times about the images that still stand.
+"""The model as a search asks it, many times, about the images that still stand.
 
 What makes many questions cheap is kept here: the memory format in which convolutions are fast, no
-graph where no gradient is asked for, one check of the answers and not one a step.
+graph where no gradient is asked for, one check of the answers and not one a step. `Victim` is the
+same model in the units and the precision that torchattacks and the attacks by penalty expect.
 
 Deliberately not here: any search. To be used within an `attack_scope`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
 from defenses.errors import AttackError
-from defenses.scope import check_logits
+from defenses.scope import check_logits, home_of
+from defenses.threat import ThreatModel
 
-__all__ = ["Oracle", "Search", "until_fooled"]
+__all__ = [
+    "Expectation",
+    "Oracle",
+    "Search",
+    "Victim",
+    "check_slope",
+    "mean_of",
+    "pixels_of",
+    "unit_images",
+    "until_fooled",
+    "widened",
+]
 
 Search = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From rows and classes (int64, [k] each) to their images, [k, ...], and which are won, [k]."""
@@ -32,10 +45,9 @@ class Oracle:
     layout that they came in. The answers are those of the model to rounding.
 
     Args:
-        model: Takes images, returns logits [n, classes].
         images: A batch as the model expects it, in its dtype and on its device, n >= 1.
         classes: Labels or targets that the model must have a logit for, int64, not empty.
-        draws: How often to ask each question, at least 1, of a model that answers at random.
+        draws: How often to ask each question of a model that answers at random.
     """
 
     def __init__(
@@ -49,23 +61,13 @@ class Oracle:
 
     @property
     def at_once(self) -> int:
-        """How many images to ask about together where that can be chosen: more is hardly faster.
-
-        No fewer than the batch has.
-        """
+        """How many images to ask about together where that can be chosen; at least the batch."""
         return self._at_once
 
     def logits(self, images: Tensor) -> Tensor:
-        """What the model says, without a graph; the mean over the draws.
+        """The logits, [k, classes], without a graph; the mean over the draws.
 
-        Args:
-            images: [k, channels, height, width], k >= 1, in at least float32.
-
-        Returns:
-            Logits in the dtype of `images`, [k, classes].
-
-        Raises:
-            AttackError: The logits are not usable.
+        In the dtype of the images, [k, channels, height, width], k >= 1, which is at least float32.
         """
         with torch.no_grad():
             total = self._answer(images, differentiable=False)[1]
@@ -87,7 +89,7 @@ class Oracle:
         """The gradient of an objective by the pixels, and all that was found on the way.
 
         Of several draws values and gradients are the means, of each draw's objective; the logits
-        are those of the draw that the objective was lowest in: what holds for them holds for
+        are those of the draw in which the objective was lowest: what holds for them holds for
         nearly all.
 
         Args:
@@ -97,9 +99,6 @@ class Oracle:
         Returns:
             Logits [k, classes], values [k] and gradients [k, channels, height, width], without
             graphs and in the dtype of `images`.
-
-        Raises:
-            AttackError: The logits are not usable, or no gradient reaches the images.
         """
         logits, values, gradient = self._draw(images, objective)
         least, draws = values, self._draws
@@ -152,11 +151,116 @@ class Oracle:
         logits = check_logits(
             logits, count=count, largest_label=self._largest_class, error=AttackError
         )
-        if differentiable and not logits.requires_grad:
+        if differentiable:
+            check_slope(logits)
+
+
+@final
+class Victim:
+    """The model in images of [0, 1] and float32, behind which torchattacks' faults are corrected.
+
+    It maps [0, 1] onto the threat model's bounds and float32 onto the model's dtype, hides channels
+    that the model does not take, and has no training flags that a careless attack could switch. Its
+    logits are a copy, which an attack may overwrite.
+    """
+
+    training = False
+
+    def __init__(
+        self,
+        model: nn.Module,
+        threat: ThreatModel,
+        *,
+        images: Tensor,
+        largest_class: int,
+        fewest_classes: int = 2,
+    ) -> None:
+        self._model, self._threat, self._channels = model, threat, images.shape[1]
+        self._largest_class, self._fewest_classes = largest_class, fewest_classes
+        self._anchor = torch.empty(0, device=images.device)
+        self._checked: set[bool] = set()
+
+    def parameters(self) -> Iterator[Tensor]:
+        """One empty tensor, from which torchattacks reads the device."""
+        yield self._anchor
+
+    def train(self) -> None:
+        """Nothing: the scope keeps the modes."""
+
+    def eval(self) -> None:
+        """Nothing: the scope keeps the modes."""
+
+    def __call__(self, unit: Tensor) -> Tensor:
+        """The logits of images in [0, 1], [n, classes], checked the first time."""
+        # Through a flat view, so that the gradient comes back contiguous from a channels-last
+        # model: torchattacks calls `view` on it.
+        pixels = pixels_of(unit.flatten().view_as(unit)[:, : self._channels], self._threat)
+        logits: Tensor = self._model(pixels.to(home_of(self._model, pixels)[1]))
+        watched = torch.is_grad_enabled() and pixels.requires_grad
+        if watched not in self._checked:
+            self._check(pixels, logits, watched=watched)
+            self._checked.add(watched)
+        return logits.to(unit.dtype, copy=True)
+
+    def _check(self, pixels: Tensor, logits: object, *, watched: bool) -> None:
+        """Refuses, at its first answer, a model that this attack cannot work on."""
+        logits = check_logits(
+            logits, count=len(pixels), largest_label=self._largest_class, error=AttackError
+        )
+        if logits.shape[1] < self._fewest_classes:
             raise AttackError(
-                "model: no gradient reaches the images (is part of it detached or under "
-                "no_grad?); use an attack that needs none, such as square"
+                f"this attack's loss compares {self._fewest_classes} logits, but the model has "
+                f"{logits.shape[1]} classes; use apgd with its cross-entropy loss"
             )
+        if watched:
+            check_slope(logits)
+
+
+@final
+class Expectation(nn.Module):
+    """A random model as one that answers with the mean of several draws (Athalye et al. 2018).
+
+    After arXiv 1802.00420, for attacks that know of no draws. Those that follow a loss of ours take
+    the mean of each draw's gradient instead.
+    """
+
+    def __init__(self, model: nn.Module, draws: int) -> None:
+        super().__init__()
+        self._model, self._draws = model, draws
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The mean logits, [n, classes]."""
+        answers = [self._model(images) for _ in range(self._draws)]
+        return torch.stack(answers).mean(0)
+
+
+def mean_of(model: nn.Module, draws: int) -> nn.Module:
+    """The model itself for one draw, else its expectation."""
+    return model if draws == 1 else Expectation(model, draws)
+
+
+def check_slope(logits: Tensor) -> None:
+    """Refuses logits, differentiable ones asked for, that the images have no gradient of."""
+    if not logits.requires_grad:
+        raise AttackError(
+            "model: no gradient reaches the images (is part of it detached or under no_grad?); use "
+            "an attack that needs none, such as square"
+        )
+
+
+def widened(images: Tensor) -> Tensor:
+    """Images in at least float32: half precision has no room for a search."""
+    return images.to(torch.promote_types(images.dtype, torch.float32))
+
+
+def unit_images(images: Tensor, threat: ThreatModel) -> Tensor:
+    """Images mapped from the threat model's bounds onto [0, 1], at least float32, contiguous."""
+    return ((widened(images) - threat.bounds[0]) / threat.width).contiguous()
+
+
+def pixels_of(unit: Tensor, threat: ThreatModel) -> Tensor:
+    """Images mapped back from [0, 1] onto the threat model's bounds."""
+    return unit if threat.bounds == (0.0, 1.0) else threat.bounds[0] + threat.width * unit
 
 
 def until_fooled(
@@ -174,8 +278,7 @@ def until_fooled(
     images stand, the more the fewer.
 
     Args:
-        images: Clean images, [n, ...].
-        standing: Which to search, booleans, [n].
+        standing: Which of the clean images to search, booleans, [n].
         aims: Of each search the class that it is given for each image, int64, [n, searches].
         grade: From rows and their images, [k, ...], to how well these do, [k]: for a random model,
             which images may fool now and then without being won.

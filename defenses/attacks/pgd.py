@@ -1,173 +1,242 @@
-"""PGD and its single-step relatives, as rows for the table of attacks.
+"""PGD and its single-step relatives, the attacks that adversarial training is done with.
 
 Each is a start, a number of steps and a length of step for `projected_gradient` on the
 cross-entropy. With the same start, images and seed the results are torchattacks'.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from abc import abstractmethod
+from dataclasses import dataclass, replace
+from typing import final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defenses.attacks.adaptive import Loss, by_example
+from defenses.attacks.adaptive import Adaptive, Loss, by_example, check_loss
+from defenses.attacks.attack import Attack
 from defenses.attacks.projected_gradient import projected_gradient, random_start
-from defenses.attacks.settings import Setting, check_settings
 from defenses.errors import AttackError
-from defenses.threat import ThreatModel
 
-if TYPE_CHECKING:
-    from defenses.attacks.attack import Attack
-
-__all__ = [
-    "search_ffgsm",
-    "search_fgsm",
-    "search_n_fgsm",
-    "search_pgd",
-    "settle_ffgsm",
-    "settle_fgsm",
-    "settle_n_fgsm",
-    "settle_pgd",
-]
-
-_Settled = tuple[dict[str, Setting], float]
-
-_STEPS = 100  # of the evaluation; training takes 10
+__all__ = ["FFGSM", "FGSM", "NFGSM", "PGD", "SingleStep"]
 
 
-def settle_pgd(threat: ThreatModel, given: Mapping[str, Setting]) -> _Settled:
-    """PGD's settings (Madry et al. 2018, arXiv 1706.06083) and its reach.
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PGD(Adaptive):
+    """Projected gradient descent, many steps from a random point (Madry et al. 2018).
 
-    The step is 2.5 eps / steps unless given; `early_stop` leaves an image alone once it is fooled.
+    After arXiv 1706.06083.
 
-    Raises:
-        AttackError: A setting that is unknown, or a value that cannot be.
+    Attributes:
+        step_size: Length of a step in the units of the pixels; 2.5 eps / steps by default.
+        steps: 100 by default, as in an evaluation; training takes 10.
+        random_start: Whether it starts from a random point of the ball, else from the image.
+        early_stop: Whether an image is left alone once it is fooled.
+        loss: What it climbs, from logits [n, classes] and labels [n] to losses [n], or with targets
+            goes down; None is the cross-entropy.
+
+    Example:
+        >>> from defenses import ThreatModel
+        >>> PGD(ThreatModel(norm="linf", eps=0.1), steps=10).settings
+        {'step_size': 0.025, 'steps': 10, 'random_start': True, 'early_stop': False}
     """
-    defaults: dict[str, Setting] = {
-        "step_size": threat.eps,
-        "steps": _STEPS,
-        "random_start": True,
-        "early_stop": False,
-    }
-    check_settings("pgd", given, defaults)
-    settled = defaults | dict(given)
-    if "step_size" not in given:
-        settled["step_size"] = 2.5 * threat.eps / int(settled["steps"])
-    return settled, threat.eps
+
+    name = "pgd"
+    norms = ("linf", "l2")
+    targeted = True
+    trainable = True
+    training_steps = 10
+    lengths = ("step_size",)
+
+    step_size: float | None = None
+    steps: int = 100
+    random_start: bool = True
+    early_stop: bool = False
+    loss: Loss | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step_size is None:
+            object.__setattr__(self, "step_size", 2.5 * self.threat.eps / self.steps)
+        if self.loss is not None:
+            check_loss(self.name, self.loss)
+
+    def _search(
+        self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
+    ) -> Tensor:
+        assert self.step_size is not None
+        threat = self.threat
+        if self.early_stop and targets is not None:
+            raise AttackError("pgd: early_stop ends at any wrong class; leave it out with targets")
+        start = random_start(images, threat, reach=threat.eps) if self.random_start else images
+        return projected_gradient(
+            model,
+            images,
+            threat,
+            self._rise_or_fall(targets),
+            labels if targets is None else targets,
+            start=start,
+            steps=self.steps,
+            step_size=self.step_size,
+            draws=self.draws,
+            until_fooled=self.early_stop,
+        )
+
+    def _rise_or_fall(self, targets: Tensor | None) -> Loss:
+        """Away from the labels or towards the targets, by the loss of the user's own if any."""
+        if self.loss is None:
+            return _rise if targets is None else _fall
+        own = by_example(self.loss)
+        return own if targets is None else lambda logits, classes: -own(logits, classes)
 
 
-def search_pgd(
-    attack: "Attack", model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
-) -> Tensor:
-    """Many steps, from a random point or from the image."""
-    settings, threat = attack.settings, attack.threat
-    if settings["early_stop"] and targets is not None:
-        raise AttackError("pgd: early_stop ends at any wrong class; leave it out with targets")
-    begin = random_start(images, threat, reach=threat.eps) if settings["random_start"] else images
-    return projected_gradient(
-        model,
-        images,
-        threat,
-        _rise_or_fall(attack, targets),
-        labels if targets is None else targets,
-        start=begin,
-        steps=int(settings["steps"]),
-        step_size=float(settings["step_size"]),
-        draws=attack.draws,
-        until_fooled=bool(settings["early_stop"]),
-    )
+@dataclass(frozen=True, kw_only=True, repr=False)
+class SingleStep(Attack):
+    """One gradient step, from the image or from noise: cheap, and easily overfitted to."""
+
+    norms = ("linf",)
+    targeted = True
+    trainable = True
+
+    @property
+    @abstractmethod
+    def start_noise(self) -> float:
+        """The uniform noise before the step, in multiples of eps."""
+
+    @property
+    @abstractmethod
+    def step_length(self) -> float:
+        """Length of the step, in the units of the pixels."""
+
+    def with_noise(self, noise: float) -> "SingleStep":
+        """The same step after other noise, which makes it an N-FGSM."""
+        if noise == self.start_noise:
+            return self
+        return NFGSM(self.threat, noise=noise, step_size=self.step_length, draws=self.draws)
+
+    def _search(
+        self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
+    ) -> Tensor:
+        threat, noise = self.threat, self.start_noise
+        if self.radius != threat.eps:
+            threat = replace(threat, eps=min(self.radius, threat.width))
+        return projected_gradient(
+            model,
+            images,
+            threat,
+            _rise if targets is None else _fall,
+            labels if targets is None else targets,
+            start=images
+            if noise == 0
+            else random_start(images, threat, reach=noise * self.threat.eps),
+            steps=1,
+            step_size=self.step_length,
+            draws=self.draws,
+        )
 
 
-def settle_fgsm(threat: ThreatModel, given: Mapping[str, Setting]) -> _Settled:
-    """FGSM (Goodfellow et al. 2015, arXiv 1412.6572) has no settings: one step of eps.
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FGSM(SingleStep):
+    """The fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of eps.
 
-    Raises:
-        AttackError: A setting was given.
+    Example:
+        >>> from defenses import ThreatModel
+        >>> FGSM(ThreatModel(norm="linf", eps=0.1))
+        Attack('fgsm', linf eps=0.1 in [0, 1])
     """
-    check_settings("fgsm", given, {})
-    return {}, threat.eps
+
+    name = "fgsm"
+
+    @property
+    def start_noise(self) -> float:
+        """None: the step starts from the image."""
+        return 0.0
+
+    @property
+    def step_length(self) -> float:
+        """Always eps."""
+        return self.threat.eps
 
 
-def search_fgsm(
-    attack: "Attack", model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
-) -> Tensor:
-    """One step from the image."""
-    return _one_step(attack, model, images, labels, targets, attack.threat, images)
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FFGSM(SingleStep):
+    """FGSM-RS (Wong et al. 2020, arXiv 2001.03994): from a random point, back into the ball.
 
+    Attributes:
+        step_size: 1.25 eps by default.
 
-def settle_ffgsm(threat: ThreatModel, given: Mapping[str, Setting]) -> _Settled:
-    """FGSM-RS's settings (Wong et al. 2020, arXiv 2001.03994) and its reach.
-
-    Raises:
-        AttackError: A setting that is unknown, or a value that cannot be.
+    Example:
+        >>> from defenses import ThreatModel
+        >>> FFGSM(ThreatModel(norm="linf", eps=0.1)).step_size
+        0.125
     """
-    defaults: dict[str, Setting] = {"step_size": 1.25 * threat.eps}
-    check_settings("ffgsm", given, defaults)
-    return defaults | dict(given), threat.eps
+
+    name = "ffgsm"
+    lengths = ("step_size",)
+
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step_size is None:
+            object.__setattr__(self, "step_size", 1.25 * self.threat.eps)
+
+    @property
+    def start_noise(self) -> float:
+        """The whole ball."""
+        return 1.0
+
+    @property
+    def step_length(self) -> float:
+        """The `step_size`."""
+        assert self.step_size is not None
+        return self.step_size
 
 
-def search_ffgsm(
-    attack: "Attack", model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
-) -> Tensor:
-    """One step from a random point of the ball, back into the ball."""
-    begin = random_start(images, attack.threat, reach=attack.threat.eps)
-    return _one_step(attack, model, images, labels, targets, attack.threat, begin)
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class NFGSM(SingleStep):
+    """N-FGSM (de Jorge et al. 2022, arXiv 2202.01181): a step from strong noise, for training.
 
+    Noise and step are never clipped to the ball, only to the bounds: it reaches further than eps.
 
-def settle_n_fgsm(threat: ThreatModel, given: Mapping[str, Setting]) -> _Settled:
-    """N-FGSM's settings (de Jorge et al. 2022, arXiv 2202.01181) and its reach.
+    Attributes:
+        noise: Half the width of the uniform noise, in multiples of eps.
+        step_size: eps by default.
 
-    Noise and step are never clipped to the ball: it reaches further than eps.
-
-    Raises:
-        AttackError: A setting that is unknown, or a value that cannot be.
+    Example:
+        >>> from defenses import ThreatModel
+        >>> NFGSM(ThreatModel(norm="linf", eps=0.125)).radius
+        0.375
     """
-    settled: dict[str, Setting] = {"noise": 2.0, "step_size": threat.eps}
-    check_settings("n-fgsm", given, settled)
-    settled |= given
-    return settled, float(settled["noise"]) * threat.eps + float(settled["step_size"])
 
+    name = "n-fgsm"
+    lengths = ("step_size",)
 
-def search_n_fgsm(
-    attack: "Attack", model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
-) -> Tensor:
-    """One step from a point with strong uniform noise, clipped to the bounds only."""
-    threat = attack.threat
-    begin = random_start(images, threat, reach=float(attack.settings["noise"]) * threat.eps)
-    reached = replace(threat, eps=min(attack.radius, threat.width))
-    return _one_step(attack, model, images, labels, targets, reached, begin)
+    noise: float = 2.0
+    step_size: float | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.step_size is None:
+            object.__setattr__(self, "step_size", self.threat.eps)
 
-def _one_step(
-    attack: "Attack",
-    model: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    targets: Tensor | None,
-    threat: ThreatModel,
-    begin: Tensor,
-) -> Tensor:
-    """One step of the attack's `step_size`, or of eps where it has none."""
-    return projected_gradient(
-        model,
-        images,
-        threat,
-        _rise if targets is None else _fall,
-        labels if targets is None else targets,
-        start=begin,
-        steps=1,
-        step_size=float(attack.settings.get("step_size", attack.threat.eps)),
-        draws=attack.draws,
-    )
+    @property
+    def radius(self) -> float:
+        """What noise and step reach together."""
+        return self.noise * self.threat.eps + self.step_length
 
+    @property
+    def start_noise(self) -> float:
+        """The `noise`."""
+        return self.noise
 
-def _rise_or_fall(attack: "Attack", targets: Tensor | None) -> Loss:
-    """Away from the labels or towards the targets, by the attack's own loss if it has one."""
-    if attack.loss is None:
-        return _rise if targets is None else _fall
-    own = by_example(attack.loss)
-    return own if targets is None else lambda logits, classes: -own(logits, classes)
+    @property
+    def step_length(self) -> float:
+        """The `step_size`."""
+        assert self.step_size is not None
+        return self.step_size
 
 
 def _rise(logits: Tensor, labels: Tensor) -> Tensor:

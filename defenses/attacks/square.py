@@ -1,8 +1,8 @@
 """Square attack: random search with squares, without any gradient (Andriushchenko et al. 2020).
 
 After arXiv 1912.00049, and 2103.01208 for l1: a change of one square is kept when it lowers the
-margin of the label; the squares shrink as the search goes on. What is proposed, in linf with
-squares and in l2 and l1 with bumps (`square_bumps`), is apart from what is kept.
+margin of the label; the squares shrink as the search goes on. What is proposed, in linf squares and
+in l2 and l1 bumps, is apart from what is kept.
 
 Nearly every proposal is refused. So where few images stand, the model is asked about several
 proposals for each at once, and the first that is kept makes void those after it: they are drawn
@@ -15,62 +15,66 @@ up to its shorter side.
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol, final
+from dataclasses import dataclass
+from typing import Protocol, final
 
 import torch
 from torch import Tensor, nn
 
-from defenses.attacks.oracle import Oracle, until_fooled
-from defenses.attacks.settings import Setting, settled
-from defenses.attacks.shortest import margin
-from defenses.attacks.square_bumps import Bumps
-from defenses.threat import ThreatModel
+from defenses.attacks.attack import Attack
+from defenses.attacks.losses import margin
+from defenses.attacks.oracle import Oracle, until_fooled, widened
+from defenses.threat import Norm, ThreatModel
 
-if TYPE_CHECKING:
-    from defenses.attacks.attack import Attack
-
-__all__ = ["search", "settle", "square_share"]
+__all__ = ["Square", "square_share"]
 
 _FARTHEST = 32  # queries ahead; about one in fifty is kept
+_TINY = 1e-12
+_ORDER: Mapping[Norm, int] = {"l2": 2, "l1": 1}
+_STEEPNESS: Mapping[int, int] = {2: 2, 1: 4}  # of a bump, by the order of the norm
 
 
-def settle(threat: ThreatModel, given: Mapping[str, Setting]) -> tuple[dict[str, Setting], float]:
-    """Square's settings, the standard's unless given, and its reach.
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Square(Attack):
+    """Square: by the logits alone, so that no masked gradient leads it astray.
 
-    `largest_share` (p_init) is the share of the pixels in the first squares.
+    The first image that fooled the model, else the one of lowest margin in the last restart; where
+    the model is wrong already, the clean image.
 
-    Raises:
-        AttackError: A setting that is unknown, or a value that cannot be.
+    Attributes:
+        queries: For each image and start.
+        largest_share: The share of the pixels in the first squares (p_init).
+        restarts: Random starts.
+
+    Example:
+        >>> from defenses import ThreatModel
+        >>> Square(ThreatModel(norm="linf", eps=0.1), queries=100).settings
+        {'queries': 100, 'largest_share': 0.8, 'restarts': 1}
     """
-    defaults: dict[str, Setting] = {"queries": 5000, "largest_share": 0.8, "restarts": 1}
-    return settled("square", given, defaults), threat.eps
 
+    name = "square"
+    norms = ("linf", "l2", "l1")
+    targeted = True
 
-def search(
-    attack: "Attack", model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
-) -> Tensor:
-    """Searches for images that are misclassified, or taken for their targets, by logits alone.
+    queries: int = 5000
+    largest_share: float = 0.8
+    restarts: int = 1
 
-    To be called within an `attack_scope`.
+    def _search(
+        self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
+    ) -> Tensor:
+        classes, targeted = (labels, False) if targets is None else (targets, True)
+        oracle = Oracle(model, images, torch.maximum(labels, classes), draws=self.draws)
+        clean = widened(images)
+        chase = _Chase(oracle, self, targeted=targeted)
 
-    Returns:
-        The first image that fooled the model, else the one of lowest margin in the last restart,
-        in at least float32, [n, ...]. Where the model is wrong already, the clean image.
+        def run(rows: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
+            return chase.run(clean[rows], aim)
 
-    Raises:
-        AttackError: The model's logits cannot be used.
-    """
-    classes, targeted = (labels, False) if targets is None else (targets, True)
-    oracle = Oracle(model, images, torch.maximum(labels, classes), draws=attack.draws)
-    clean = images.to(torch.promote_types(images.dtype, torch.float32))
-    chase = _Search(oracle, attack, targeted=targeted)
-
-    def run(rows: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
-        return chase.run(clean[rows], aim)
-
-    standing = ~chase.won(oracle.logits(clean), classes)
-    aims = classes[:, None].expand(-1, int(attack.settings["restarts"]))
-    return until_fooled(clean, standing, aims, run, at_once=oracle.at_once)
+        standing = ~chase.won(oracle.logits(clean), classes)
+        aims = classes[:, None].expand(-1, self.restarts)
+        return until_fooled(clean, standing, aims, run, at_once=oracle.at_once)
 
 
 def square_share(query: int, largest: float) -> float:
@@ -80,7 +84,7 @@ def square_share(query: int, largest: float) -> float:
 
 
 _Proposed = tuple[Tensor, Tensor, Tensor]
-"""How far ahead, [m], for which row, [m], and the changed image, [m, ...]; the nearest first."""
+"""How many queries ahead, [m], for which row, [m], and the changed image, [m, ...], in order."""
 
 
 class _Proposals(Protocol):
@@ -95,14 +99,12 @@ class _Proposals(Protocol):
         """What the queries, [ahead, k], change in the best images of the rows, [k, ...]."""
 
 
-class _Search:
+class _Chase:
     """One search, the same for every run."""
 
-    def __init__(self, oracle: Oracle, attack: "Attack", *, targeted: bool) -> None:
-        threat, settings = attack.threat, attack.settings
-        self._oracle, self._threat, self._targeted = oracle, threat, targeted
-        self._queries = int(settings["queries"])
-        self._largest_share = float(settings["largest_share"])
+    def __init__(self, oracle: Oracle, attack: Square, *, targeted: bool) -> None:
+        self._oracle, self._threat, self._targeted = oracle, attack.threat, targeted
+        self._queries, self._largest_share = attack.queries, attack.largest_share
 
     def won(self, logits: Tensor, aim: Tensor) -> Tensor:
         """Which rows of logits end the search."""
@@ -145,7 +147,7 @@ class _Search:
     def _proposals(self, clean: Tensor) -> _Proposals:
         """Those of the norm."""
         sides = [self._side(query, clean) for query in range(self._queries)]
-        kind = _Squares if self._threat.norm == "linf" else Bumps
+        kind = _Squares if self._threat.norm == "linf" else _Bumps
         return kind(clean, self._threat, torch.tensor(sides, device=clean.device))
 
     def _side(self, query: int, images: Tensor) -> int:
@@ -209,3 +211,100 @@ def _covered(share: Tensor, side: Tensor, size: int) -> Tensor:
     first = torch.minimum((share * (room + 1)).long(), room)
     further = torch.arange(int(side.max()), device=side.device)
     return first[..., None] + torch.minimum(further, side[..., None] - 1)
+
+
+@final
+class _Bumps:
+    """In l2 and l1: bumps, into which goes what two squares of the change had spent.
+
+    After arXiv 1912.00049, algorithm 3. A bump is tried at the same place of every image, so one
+    query at a time.
+    """
+
+    farthest = 1
+
+    def __init__(self, clean: Tensor, threat: ThreatModel, sides: Tensor) -> None:
+        self._clean, self._threat, self._sides = clean, threat, sides
+        self._order = _ORDER[threat.norm]
+
+    def start(self) -> Tensor:
+        """Five by five bumps with random signs, [n, ...]."""
+        clean = self._clean
+        height, width = clean.shape[2:]
+        tiles = min(5, height, width)
+        side = min(height, width) // tiles
+        change = torch.zeros_like(clean)
+        top, left = (height - tiles * side) // 2, (width - tiles * side) // 2
+        for row in range(top, top + tiles * side, side):
+            for column in range(left, left + tiles * side, side):
+                bump = _bump(side, clean, self._order) * _signs(clean)
+                change[:, :, row : row + side, column : column + side] = bump
+        return _on_the_surface(change, clean, self._threat)
+
+    def propose(self, best: Tensor, rows: Tensor, query: Tensor) -> _Proposed:
+        """What the changes of the rows spend on two squares, and have left, as a bump."""
+        side, order, clean = int(self._sides[query[0, 0]]), self._order, self._clean[rows]
+        change = best - clean
+        first, second = _window(best, side), _window(best, side)
+        spare = self._threat.eps**order - _size(change, (1, 2, 3), order) ** order
+        budget = torch.zeros_like(change)
+        budget[first], budget[second] = change[first], change[second]
+        spent, channels = _size(budget, (2, 3), order) ** order, best.shape[1]
+        length = (spent + spare.clamp_min(0) / channels) ** (1 / order)
+        bump = _bump(side, best, order) * _signs(best)
+        bump = bump + change[first] / (_size(change[first], (2, 3), order) + _TINY)
+        change[second] = 0
+        bump = bump / (_size(bump, (2, 3), order) + _TINY)
+        change[first] = bump * length * (channels if order == 1 else 1)
+        row = torch.arange(len(rows), device=rows.device)
+        return torch.zeros_like(row), row, _on_the_surface(change, clean, self._threat)
+
+
+def _signs(like: Tensor) -> Tensor:
+    """Of each image and channel, [n, channels, 1, 1]."""
+    return torch.randint_like(like[:, :, :1, :1], 2) * 2 - 1
+
+
+def _window(images: Tensor, side: int) -> tuple[slice, ...]:
+    """A square at a random place, the same for all images."""
+    top, left = (int(torch.randint(size - side + 1, ())) for size in images.shape[2:])
+    every = slice(None)
+    return every, every, slice(top, top + side), slice(left, left + side)
+
+
+def _on_the_surface(change: Tensor, clean: Tensor, threat: ThreatModel) -> Tensor:
+    """The images within the bounds; in l2 the change gets its full length first."""
+    if threat.norm == "l1":
+        return threat.project(clean, clean + change)
+    longest = threat.eps / (_size(change, (1, 2, 3), 2) + _TINY)
+    return (clean + change * longest).clamp(*threat.bounds)
+
+
+def _size(change: Tensor, dims: tuple[int, ...], order: int) -> Tensor:
+    """The length over some dimensions, which are kept."""
+    length: Tensor = torch.linalg.vector_norm(change, ord=order, dim=dims, keepdim=True)
+    return length
+
+
+def _bump(side: int, like: Tensor, order: int) -> Tensor:
+    """A positive and a negative hill beside or above each other, of length 1, [side, side]."""
+    top = side // 2
+    bump = torch.cat([_hill(top, side, order), -_hill(side - top, side, order)])
+    bump = bump if float(torch.rand(())) < 0.5 else bump.T
+    return _scaled(bump, order).to(like)
+
+
+def _hill(height: int, width: int, order: int) -> Tensor:
+    """Falls off in square rings around its centre (equation 2 of the paper), of length 1."""
+    rings = max(height, width) // 2 + 1
+    steps = 1 / torch.arange(rings, 0, -1, dtype=torch.float64) ** _STEEPNESS[order]
+    by_ring = steps.cumsum(0).flip(0)
+    rows = (torch.arange(height) - height // 2).abs()
+    columns = (torch.arange(width) - width // 2).abs()
+    return _scaled(by_ring[torch.maximum(rows[:, None], columns[None, :])], order)
+
+
+def _scaled(pattern: Tensor, order: int) -> Tensor:
+    """To length 1; what is empty stays so."""
+    length: Tensor = torch.linalg.vector_norm(pattern, ord=order)
+    return pattern / length.clamp_min(_TINY)

@@ -22,7 +22,7 @@ from defenses.checks import consistency, masking, memory, soundness, strength
 from defenses.checks.soundness import Finding
 from defenses.checks.subject import CheckSettings, Subject
 from defenses.checks.verdict import Verdict
-from defenses.errors import EvaluationError, described
+from defenses.errors import EvaluationError
 from defenses.evaluation.images import (
     ImageSource,
     ImageTensors,
@@ -31,7 +31,7 @@ from defenses.evaluation.images import (
     choose_images,
 )
 from defenses.evaluation.progress import progress_bar
-from defenses.quantities import shown
+from defenses.quantities import described, shown
 from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from defenses.checks.soundness import Finding
 from defenses.checks.subject import Subject
-from defenses.errors import described
 from defenses.evaluation.counting import exceeds
 from defenses.evaluation.repeated import moved
+from defenses.quantities import described
 
 __all__ = ["asking_for_gradients_changes_nothing", "is_deterministic", "neighbours_change_nothing"]
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from defenses.attacks.attack import attack
+from defenses.attacks.by_name import attack
 from defenses.checks.planted import random_points
 from defenses.checks.soundness import Finding
 from defenses.checks.subject import Subject

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from rich.progress import Progress
 from torch import Tensor, nn
 
-from defenses.attacks.attack import Attack, attack, attack_names
+from defenses.attacks.attack import Attack
+from defenses.attacks.by_name import attack, attack_names
 from defenses.errors import AttackError, EvaluationError
 from defenses.evaluation.images import ImageSource, choose_images
 from defenses.evaluation.progress import counted

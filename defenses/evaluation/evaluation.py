@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from defenses.attacks.attack import Attack, Setting
+from defenses.attacks.adaptive import Adaptive
+from defenses.attacks.attack import Attack
+from defenses.attacks.inputs import Setting
 from defenses.checks.checks import CheckSettings, judge, judged_before
 from defenses.checks.memory import copied
 from defenses.checks.subject import Subject
@@ -267,7 +269,7 @@ def _identity(
 
 def _written(search: Attack) -> str:
     """An attack with its settings, and the weights of its surrogate."""
-    surrogate = search.surrogate
+    surrogate = search.surrogate if isinstance(search, Adaptive) else None
     return f"{search!r}{'' if surrogate is None else ' ' + digest_of_model(surrogate)}"
 
 

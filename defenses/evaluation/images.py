@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from defenses.errors import EvaluationError, ThreatModelError, described
-from defenses.quantities import is_whole, shown
+from defenses.errors import EvaluationError, ThreatModelError
+from defenses.quantities import described, is_whole, shown
 from defenses.threat import ThreatModel
 
 __all__ = [

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from defenses.attacks.attack import Attack, attack
+from defenses.attacks.attack import Attack
 from defenses.attacks.autoattack import Preset, ensemble
+from defenses.attacks.by_name import attack
 from defenses.attacks.custom import custom_attack
 from defenses.errors import EvaluationError
 from defenses.quantities import shown

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, final
 
-from defenses.attacks.attack import Setting
+from defenses.attacks.inputs import Setting
 from defenses.checks.verdict import Verdict
 from defenses.errors import DefenseError, EvaluationError
 from defenses.evaluation.examples import AdversarialExamples

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from defenses.attacks.attack import Attack, attack, attack_names
+from defenses.attacks.attack import Attack
+from defenses.attacks.by_name import attack, attack_names
 from defenses.checks.subject import CheckSettings
 from defenses.errors import EvaluationError
 from defenses.evaluation.evaluation import evaluate

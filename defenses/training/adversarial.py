@@ -1,33 +1,34 @@
 """Adversarial training as an objective: cross-entropy on attacked images, one loss per example.
 
-Each loss depends on its own example and the model only, so a private update may clip it per
-example. The images are attacked first, behind `attack_scope`, and then go through the model once,
-in the model's own modes: a recorder of per-example gradients sees exactly n examples.
+The images are attacked first, behind `attack_scope`, and then go through the model once, in the
+model's own modes: a recorder of per-example gradients sees exactly n examples. Each loss depends on
+its own example and the model only, so a private update may clip it per example. Not so in free
+adversarial training, whose perturbation is carried from one example to another.
 
-Deliberately not here: losses that also look at the clean images (`trades`, `mart`), and methods
-whose perturbation is carried to other examples (`free`).
+Which attacks can be trained on, they say themselves (`Attack.trainable`). Deliberately not here:
+losses that also look at the clean images (`trades`).
 """
 
-from collections.abc import Mapping
-from typing import Any, Literal, final, get_args
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
-from defenses.attacks.attack import Attack, Setting, attack
-from defenses.attacks.settings import check_settings
+from defenses.attacks.attack import Attack
+from defenses.attacks.by_name import ATTACKS, attack
+from defenses.attacks.inputs import Setting, check_classes, check_setting, check_threat
+from defenses.attacks.pgd import SingleStep
 from defenses.errors import AttackError
-from defenses.quantities import is_word, shown
+from defenses.quantities import is_whole, is_word, shown
 from defenses.threat import ThreatModel
-from defenses.training.objective import AdversarialObjective
-from defenses.training.precision import Precision
+from defenses.training.objective import AdversarialObjective, Precision
 
-__all__ = ["AdversarialTraining", "Method"]
+__all__ = ["METHODS", "AdversarialTraining", "FreeAdversarialTraining", "replayed"]
 
-Method = Literal["n-fgsm", "ffgsm", "fgsm", "pgd"]
-
-_PGD_STEPS = 10
-_NOISE = {"fgsm": 0.0, "ffgsm": 1.0, "n-fgsm": 2.0}
+METHODS: tuple[str, ...] = tuple(name for name, kind in ATTACKS.items() if kind.trainable)
+"""Names of the attacks that can be trained on."""
 
 
 @final
@@ -51,7 +52,7 @@ class AdversarialTraining(AdversarialObjective):
         label_smoothing: In [0, 1); the attack always uses the hard labels.
         precision: Of the convolutions within the attack; the losses are always taken in the model's
             own. `"bfloat16"` is faster where the processor has matrix units for it (AMX, tensor
-            cores), and slower elsewhere; a few of a hundred signs of the gradient turn.
+            cores), and slower elsewhere; it changes the sign of a few percent of the gradient.
 
     Attributes:
         attack: The configured attack, at full strength.
@@ -72,7 +73,7 @@ class AdversarialTraining(AdversarialObjective):
     def __init__(
         self,
         threat: ThreatModel,
-        method: Method = "n-fgsm",
+        method: str = "n-fgsm",
         *,
         steps: int | None = None,
         step_size: float | None = None,
@@ -81,12 +82,13 @@ class AdversarialTraining(AdversarialObjective):
         label_smoothing: float = 0.0,
         precision: Precision = "float32",
     ) -> None:
-        if not is_word(method, get_args(Method)):
-            known = ", ".join(get_args(Method))
+        if not is_word(method, METHODS):
+            known = ", ".join(METHODS)
             raise AttackError(f"method: expected one of {known}; got {shown(method)}")
-        if method == "pgd" and steps is None:
-            steps = _PGD_STEPS
-        check_settings(method, {"early_stop": early_stop}, {"early_stop": False})
+        if steps is None:
+            steps = ATTACKS[method].training_steps
+        check_setting(f"{method}: early_stop", early_stop, bool)
+        # Only where it is on: the other methods have no such setting, and would refuse it.
         extra: dict[str, Any] = {"early_stop": True} if early_stop else {}
         super().__init__(seed=seed, label_smoothing=label_smoothing, precision=precision)
         self.attack: Attack = attack(method, threat, steps=steps, step_size=step_size, **extra)
@@ -103,32 +105,15 @@ class AdversarialTraining(AdversarialObjective):
         }
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Attacks the images, then takes the losses of the adversarial ones.
-
-        Args:
-            model: In whatever modes training wants; they are kept.
-            images: [n, channels, height, width] in the threat model's bounds; n may be 0.
-            labels: int64, [n].
-
-        Returns:
-            Losses, [n], with a graph to the parameters (unless gradients are disabled).
-
-        Raises:
-            ThreatModelError: The images are not in the bounds.
-            AttackError: The labels or the model's logits are unusable.
-        """
-        logits = model(self._attacked(self.attack, model, images, labels))
-        return F.cross_entropy(
-            logits,
-            labels.to(logits.device),
-            reduction="none",
-            label_smoothing=self._label_smoothing,
+        """Attacks the images, then takes the losses of the adversarial ones, [n]."""
+        return self._cross_entropy(
+            model(self._attacked(self.attack, model, images, labels)), labels
         )
 
     @property
     def single_step(self) -> bool:
         """Whether it takes one step, so that it has a noise and may overfit to that step."""
-        return self._first.name in _NOISE
+        return isinstance(self._first, SingleStep)
 
     @property
     def noise(self) -> float:
@@ -140,25 +125,12 @@ class AdversarialTraining(AdversarialObjective):
         Raises:
             AttackError: The method has no noise, or on setting it to a value that cannot be.
         """
-        return float(self.attack.settings.get("noise", self._own_noise))
+        return float(self._noisy(self.attack).start_noise)
 
     @noise.setter
     def noise(self, value: float) -> None:
-        check_settings("n-fgsm", {"noise": value}, {"noise": 2.0})
-        if value == self._own_noise:
-            self.attack = self._first
-            return
-        settings = {key: held for key, held in self._first.settings.items() if key != "noise"}
-        self.attack = attack("n-fgsm", self.attack.threat, noise=value, **settings)  # type: ignore[arg-type]
-
-    @property
-    def _own_noise(self) -> float:
-        """That of the method as it was configured."""
-        if not self.single_step:
-            raise AttackError(
-                f"noise: {self._first.name} has none; train with n-fgsm, ffgsm or fgsm"
-            )
-        return float(self._first.settings.get("noise", _NOISE[self._first.name]))
+        check_setting("n-fgsm: noise", value, float)
+        self.attack = self._noisy(self._first).with_noise(value)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to craft what this one would have."""
@@ -179,3 +151,156 @@ class AdversarialTraining(AdversarialObjective):
         except AttackError:
             self.attack = before
             raise
+
+    @staticmethod
+    def _noisy(attack: Attack) -> SingleStep:
+        """The attack, refused unless it has a noise."""
+        if not isinstance(attack, SingleStep):
+            raise AttackError(f"noise: {attack.name} has none; train with n-fgsm, ffgsm or fgsm")
+        return attack
+
+
+@final
+class FreeAdversarialTraining(AdversarialObjective):
+    """Cross-entropy on images with a perturbation that every backward pass moves on.
+
+    After Shafahi et al. (2019, arXiv 1904.12843): a batch is trained on several times in a row, and
+    each time the gradient that the update takes anyway also moves the perturbation.
+
+    The perturbation lives in a place of the batch, not with an image: it is carried to whatever
+    example comes there next, as in the paper. So a loss depends on earlier examples of others, and
+    no private update may take it. Give it batches through `replayed`; it learns nothing of the
+    images of a batch that comes once.
+
+    Args:
+        threat: The ball to train for, `linf` only; its bounds are those of the images.
+        replays: How often each batch is to come in a row (m), at least 1; for `settings` and
+            `replayed`, the losses do not depend on it.
+        seed: Seed of the generator, 0 <= seed < 2**63; unused, nothing is drawn.
+        label_smoothing: In [0, 1).
+
+    Attributes:
+        threat: The ball at full strength.
+        replays: How often each batch is to come in a row.
+
+    Raises:
+        AttackError: A value cannot be.
+
+    Example:
+        >>> objective = FreeAdversarialTraining(ThreatModel(norm="linf", eps=0.1), replays=2)
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> batches = [(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))]
+        >>> for images, labels in replayed(batches, objective.replays):
+        ...     objective(model, images, labels).mean().backward()
+    """
+
+    per_example: ClassVar[bool] = False
+    reason: ClassVar[str] = (
+        "free adversarial training carries a perturbation found on one example to the next one in "
+        "its place; use n-fgsm, which is as cheap"
+    )
+
+    def __init__(
+        self,
+        threat: ThreatModel,
+        *,
+        replays: int = 8,
+        seed: int = 0,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        check_threat(threat, "free", norms=("linf",))
+        check_setting("free: replays", replays, int)
+        super().__init__(seed=seed, label_smoothing=label_smoothing)
+        self.threat, self.replays = threat, replays
+        self._change: Tensor | None = None
+
+    @property
+    def settings(self) -> dict[str, Setting]:
+        """What it was configured with, for the record of a run."""
+        return {
+            "method": "free",
+            "label_smoothing": self._label_smoothing,
+            "replays": self.replays,
+        }
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Takes the losses on the perturbed images; their backward pass moves the perturbation."""
+        images = self._at_home(self.threat, model, images, labels)
+        change = self._change_for(images)
+        low, high = self.threat.bounds
+        perturbed = (images.detach() + change).clamp_(low, high)
+        if torch.is_grad_enabled() and len(images):
+            perturbed.requires_grad_().register_hook(  # type: ignore[no-untyped-call]
+                _Mover(change, self._strength * self.threat.eps)
+            )
+        return self._cross_entropy(check_classes(model(perturbed), labels), labels)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on as this one would have: the perturbation too."""
+        change = {} if self._change is None else {"change": self._change.clone()}
+        return super().state_dict() | change
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from `state_dict` of an objective with the same settings.
+
+        Raises:
+            AttackError: The state is not one; this objective is left as it was.
+        """
+        held = state.get("change") if isinstance(state, Mapping) else None
+        if held is not None and not (isinstance(held, Tensor) and held.ndim == 4):
+            raise AttackError(
+                "expected the state_dict of a free objective, with the perturbation of a batch "
+                f"under 'change', got {shown(held)}"
+            )
+        super().load_state_dict(state)
+        self._change = None if held is None else held.clone()
+
+    def _change_for(self, images: Tensor) -> Tensor:
+        """The perturbation of as many places as there are images; new places start at zero."""
+        held = self._change
+        if held is None or held.shape[1:] != images.shape[1:] or held.dtype != images.dtype:
+            held = images.new_zeros(0, *images.shape[1:])
+        held = held.to(images.device)
+        if len(held) < len(images):
+            held = torch.cat([held, torch.zeros_like(images[len(held) :])])
+        self._change = held
+        return held[: len(images)]
+
+
+def replayed(
+    batches: Iterable[tuple[Tensor, Tensor]], times: int, *, done: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Gives each batch several times in a row.
+
+    Args:
+        batches: Images and labels.
+        times: How often each comes, at least 1.
+        done: How often the first batch has come already.
+
+    Raises:
+        AttackError: A number is out of its range.
+
+    Example:
+        >>> batches = [(torch.zeros(1), torch.tensor([0])), (torch.ones(1), torch.tensor([1]))]
+        >>> [int(labels) for _, labels in replayed(batches, 3, done=1)]
+        [0, 0, 1, 1, 1]
+    """
+    check_setting("replayed: times", times, int)
+    if not is_whole(done):
+        raise AttackError(f"replayed: expected done as a whole number, got {shown(done)}")
+    for batch in batches:
+        for _ in range(done, times):
+            yield batch
+        done = 0
+
+
+@dataclass(frozen=True)
+class _Mover:
+    """A hook: moves the change of each place by eps along the sign of its gradient."""
+
+    change: Tensor
+    eps: float
+
+    def __call__(self, gradient: Tensor) -> None:
+        with torch.no_grad():
+            self.change.add_(gradient.sign(), alpha=self.eps).clamp_(-self.eps, self.eps)

@@ -11,8 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defenses.attacks.inputs import check_batch, check_classes
-from defenses.attacks.settings import Setting
+from defenses.attacks.inputs import Setting, check_batch, check_classes
 from defenses.errors import AttackError
 from defenses.quantities import as_real, shown
 from defenses.scope import check_module
@@ -71,18 +70,9 @@ class GaussianAugmentation:
         }
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Adds noise to the images, then takes the losses of the noisy ones.
+        """Adds noise to the images, then takes the losses of the noisy ones, [n].
 
-        Args:
-            model: In whatever modes training wants; they are kept.
-            images: Floating point, [n, channels, height, width]; n may be 0.
-            labels: int64, [n].
-
-        Returns:
-            Losses, [n], with a graph to the parameters (unless gradients are disabled).
-
-        Raises:
-            AttackError: Images or labels are not that.
+        Images are floating point, [n, channels, height, width], in any range; n may be 0.
         """
         check_module(model)
         check_batch(images, labels)

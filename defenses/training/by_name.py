@@ -1,27 +1,20 @@
 """The adversarial objectives by name: for recipes, command lines and benchmarks."""
 
-from typing import Literal, cast, get_args
-
 from defenses.errors import AttackError
 from defenses.quantities import is_word, shown
 from defenses.threat import ThreatModel
-from defenses.training.adversarial import AdversarialTraining, Method
-from defenses.training.free import FreeAdversarialTraining
-from defenses.training.mart import Mart
-from defenses.training.objective import AdversarialObjective
-from defenses.training.precision import Precision, check_precision
-from defenses.training.trades import Trades
+from defenses.training.adversarial import METHODS, AdversarialTraining, FreeAdversarialTraining
+from defenses.training.objective import AdversarialObjective, Precision, check_precision
+from defenses.training.trades import Mart, Trades
 
-__all__ = ["OBJECTIVES", "ObjectiveName", "adversarial_objective"]
+__all__ = ["OBJECTIVES", "adversarial_objective"]
 
-ObjectiveName = Literal["n-fgsm", "ffgsm", "fgsm", "pgd", "trades", "mart", "free"]
-
-OBJECTIVES: tuple[str, ...] = get_args(ObjectiveName)
+OBJECTIVES: tuple[str, ...] = (*METHODS, "trades", "mart", "free")
 """Names of the objectives."""
 
 
 def adversarial_objective(
-    name: ObjectiveName,
+    name: str,
     threat: ThreatModel,
     *,
     steps: int | None = None,
@@ -50,10 +43,10 @@ def adversarial_objective(
     """
     if not is_word(name, OBJECTIVES):
         raise AttackError(f"objective: expected one of {', '.join(OBJECTIVES)}; got {shown(name)}")
-    if name in get_args(Method):
+    if name in METHODS:
         return AdversarialTraining(
             threat,
-            cast(Method, name),
+            name,
             steps=steps,
             seed=seed,
             label_smoothing=label_smoothing,

@@ -1,26 +1,42 @@
 """What every adversarial objective shares: `(model, images, labels) -> losses[n]`.
 
-A generator of its own, a strength that may grow during training, and a state to resume from.
-Which images are attacked how, and which losses are taken, is in the rooms beside this one.
+A generator of its own, a strength that may grow during training, a state to resume from, and the
+precision of the attack's convolutions. Convolutions are most of an attack, and matrix units (AMX,
+tensor cores) do them several times as fast in bfloat16; normalisation and pooling gain nothing from
+it, and lose precision. The attack's images are used at full precision, and so are the losses on
+them.
+
+Which images are attacked how, and which losses are taken, is in the modules beside this one.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from defenses.attacks.attack import Attack, Setting
-from defenses.attacks.inputs import check_batch
+from defenses.attacks.attack import Attack
+from defenses.attacks.inputs import Setting, check_batch
 from defenses.errors import AttackError
-from defenses.quantities import as_real, as_whole, shown
+from defenses.quantities import as_real, as_whole, is_word, shown
 from defenses.scope import check_module, home_of
 from defenses.threat import ThreatModel
-from defenses.training.precision import Precision, check_precision, convolutions_in
 
-__all__ = ["AdversarialObjective", "checked_smoothing", "generator_from", "generator_in", "scaled"]
+__all__ = [
+    "AdversarialObjective",
+    "Precision",
+    "check_precision",
+    "checked_smoothing",
+    "convolutions_in",
+    "generator_from",
+    "generator_in",
+]
+
+Precision = Literal["float32", "bfloat16"]
 
 
 class AdversarialObjective(ABC):
@@ -67,6 +83,10 @@ class AdversarialObjective(ABC):
             model: In whatever modes training wants; they are kept.
             images: [n, channels, height, width] in the threat model's bounds; n may be 0.
             labels: int64, [n].
+
+        Raises:
+            ThreatModelError: The images are not in the bounds.
+            AttackError: The labels or the model's logits are unusable.
         """
 
     @property
@@ -116,21 +136,26 @@ class AdversarialObjective(ABC):
         device, dtype = home_of(model, images)
         return images.to(device=device, dtype=dtype)
 
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """One an example, with the label smoothing, [n]."""
+        return F.cross_entropy(
+            logits,
+            labels.to(logits.device),
+            reduction="none",
+            label_smoothing=self._label_smoothing,
+        )
+
     def _attacked(self, attack: Attack, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The attack's images at the present strength, with the next seed."""
         seed = int(torch.randint(2**63 - 1, (), generator=self._generator))
         if self._strength == 0:
             return self._at_home(attack.threat, model, images, labels)
         with convolutions_in(self._precision):
-            return scaled(attack, self._strength)(model, images, labels, seed=seed)
+            return attack.scaled(self._strength)(model, images, labels, seed=seed)
 
 
 def checked_smoothing(value: object) -> float:
-    """A label smoothing, which is in [0, 1).
-
-    Raises:
-        AttackError: It is not.
-    """
+    """A label smoothing, refused outside of [0, 1)."""
     smoothing = as_real(value)
     if not 0 <= smoothing < 1:
         raise AttackError(f"label_smoothing: expected a number in [0, 1), got {shown(value)}")
@@ -138,14 +163,7 @@ def checked_smoothing(value: object) -> float:
 
 
 def generator_from(seed: object) -> torch.Generator:
-    """A generator of its own.
-
-    Args:
-        seed: 0 <= seed < 2**63.
-
-    Raises:
-        AttackError: It is not.
-    """
+    """A generator of its own, from a seed that is refused outside of [0, 2**63)."""
     number = as_whole(seed)
     if not 0 <= number < 2**63:
         raise AttackError(f"seed: expected an integer in [0, 2**63), got {shown(seed)}")
@@ -153,11 +171,7 @@ def generator_from(seed: object) -> torch.Generator:
 
 
 def generator_in(state: object, owner: str) -> Tensor:
-    """The state of the generator in that of an objective.
-
-    Raises:
-        AttackError: There is none, or it is of no generator.
-    """
+    """The state of the generator in that of an objective, refused if there is none."""
     try:
         if not isinstance(state, Mapping):
             raise TypeError(f"got {type(state).__name__}")
@@ -171,16 +185,47 @@ def generator_in(state: object, owner: str) -> Tensor:
     return held
 
 
-def scaled(attack: Attack, factor: float) -> Attack:
-    """The same attack in a ball smaller by `factor`, in (0, 1], with shorter steps."""
-    if factor == 1:
-        return attack
-    return replace(
-        attack,
-        threat=replace(attack.threat, eps=attack.threat.eps * factor),
-        radius=attack.radius * factor,
-        configuration=tuple(
-            (key, float(value) * factor if key == "step_size" else value)
-            for key, value in attack.configuration
-        ),
-    )
+def check_precision(precision: object) -> None:
+    """Refuses a precision that is neither `"float32"` nor `"bfloat16"`."""
+    if not is_word(precision, get_args(Precision)):
+        known = " or ".join(get_args(Precision))
+        raise AttackError(f"precision: expected {known}, got {shown(precision)}")
+
+
+@contextmanager
+def convolutions_in(precision: Precision) -> Iterator[None]:
+    """Within it, two-dimensional convolutions of float32 images are computed in a precision.
+
+    Their results are float32 again, and so are the gradients that come back. It holds in the
+    calling thread; a model in another dtype is left alone.
+    """
+    if precision == "float32":
+        yield
+        return
+    with _Bfloat16Convolutions():
+        yield
+
+
+class _Bfloat16Convolutions(TorchFunctionMode):
+    """Turns what `conv2d` is given."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        given = dict(kwargs or {})
+        if func is not torch.conv2d:
+            return func(*args, **given)
+        everything = [*args, *given.values()]
+        if any(isinstance(each, Tensor) and each.dtype != torch.float32 for each in everything):
+            return func(*args, **given)
+        short = [_short(each) for each in args]
+        return func(*short, **{key: _short(each) for key, each in given.items()}).float()
+
+
+def _short(value: Any) -> Any:
+    """A tensor in bfloat16; anything else as it is."""
+    return value.bfloat16() if isinstance(value, Tensor) else value

@@ -14,13 +14,13 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from defenses.attacks.attack import Attack, attack
+from defenses.attacks.attack import Attack
+from defenses.attacks.by_name import attack
 from defenses.errors import AttackError
 from defenses.quantities import as_real, shown
 from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
 from defenses.training.adversarial import AdversarialTraining
-from defenses.training.objective import scaled
 
 __all__ = ["HeldOut", "OverfittingGuard", "OverfittingVerdict", "TrainingImages"]
 
@@ -176,8 +176,8 @@ class OverfittingGuard:
                 f"images: expected a HeldOut or, of a training that is not private, "
                 f"TrainingImages, got {type(images).__name__}; wrap them in what they are"
             )
-        single = self._accuracy(scaled(self._single, strength), model, images)
-        iterative = self._accuracy(scaled(self._iterative, strength), model, images)
+        single = self._accuracy(self._single.scaled(strength), model, images)
+        iterative = self._accuracy(self._iterative.scaled(strength), model, images)
         return OverfittingVerdict(
             single_step=single,
             iterative=iterative,

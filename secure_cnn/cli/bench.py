@@ -13,7 +13,7 @@ from rich.table import Table
 
 import defenses
 from defenses import OBJECTIVES, AdversarialObjective, adversarial_objective
-from defenses.training.precision import Precision
+from defenses.training.objective import Precision
 from secure_cnn.bench import (
     CASES,
     RIVALS,

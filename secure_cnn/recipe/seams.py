@@ -16,7 +16,6 @@ from torch import nn
 
 import defenses
 import privacy
-from defenses.training.by_name import ObjectiveName
 from secure_cnn.data import Augmentation, ImageData, ShuffledBatches
 from secure_cnn.engine import CrossEntropy, MeanUpdate, Objective, Schedule, Update, on_device
 from secure_cnn.recipe.settings import ClippingKind, Recipe, Variant
@@ -89,7 +88,7 @@ def objective_for(
         )
     assert threat is not None, "an adversarial variant has a threat model"
     objective = defenses.adversarial_objective(
-        cast(ObjectiveName, variant.method),
+        variant.method,
         threat,
         steps=recipe.attack_steps,
         precision=recipe.attack_precision,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from defenses import FreeAdversarialTraining
-from defenses.training.precision import Precision
+from defenses.training.objective import Precision
 from secure_cnn.errors import RunError
 
 __all__ = ["CLIPPINGS", "ClippingKind", "Norm", "Optimizer", "Precision", "Recipe", "Variant"]

@@ -1,4 +1,4 @@
-"""Losses that do not change when the logits are scaled or shifted.
+"""What searches climb or measure: margins, and losses that no factor on the logits changes.
 
 Cross-entropy vanishes where a model is sure of itself, and a large factor on the logits makes it
 sure everywhere; a small factor makes it mind the unlikely classes as much as the likely ones. The
@@ -12,11 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from defenses.attacks.shortest import margin
+__all__ = ["dlr", "lead", "likeliest_wrong", "margin", "scaled_cross_entropy", "targeted_dlr"]
 
-__all__ = ["dlr", "lead", "likeliest_wrong", "scaled_cross_entropy", "targeted_dlr"]
-
-_TINY = 1e-12
+_TINY = 1e-12  # added to what divides: three equal logits have no ratio
 _RANGE = 10.0  # 3, 10 and 30 tried on four networks: 10 finds as much as the logits as they are
 
 
@@ -25,13 +23,6 @@ def scaled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
     The range is taken as a constant: the gradient has the direction that the cross-entropy of the
     scaled logits has. No factor can saturate it.
-
-    Args:
-        logits: [n, classes].
-        labels: Classes, int64, [n].
-
-    Returns:
-        Losses, [n].
     """
     high, low = logits.detach().amax(1, keepdim=True), logits.detach().amin(1, keepdim=True)
     # Shifted first: a large common part would cost the division its digits.
@@ -40,15 +31,7 @@ def scaled_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
-    """Away from the labels: above 0 where the model is wrong.
-
-    Args:
-        logits: [n, classes], at least 3 classes.
-        labels: The true classes, int64, [n].
-
-    Returns:
-        Ratios, [n].
-    """
+    """Away from the labels: above 0 where the model is wrong. Needs at least 3 classes."""
     first, _, third = logits.topk(3, dim=1).values.unbind(1)
     return -margin(logits, labels, targeted=False) / (first - third + _TINY)
 
@@ -57,20 +40,23 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """From the labels towards the targets: above 0 where the target beats the label.
 
     The ratio compares four logits. For two or three classes it is the difference alone.
-
-    Args:
-        logits: [n, classes].
-        labels: The true classes, int64, [n].
-        targets: Other classes, int64, [n].
-
-    Returns:
-        Ratios, [n].
     """
     difference = lead(logits, labels, targets)
     if logits.shape[1] < 4:
         return difference
     first, _, third, fourth = logits.topk(4, dim=1).values.unbind(1)
     return difference / (first - (third + fourth) / 2 + _TINY)
+
+
+def margin(logits: Tensor, classes: Tensor, *, targeted: bool) -> Tensor:
+    """By how much the model still holds out, [n]: below 0 where it is fooled.
+
+    The true class's logit above the best other one, or with `targeted` the best other one above the
+    target's.
+    """
+    own = logits.gather(1, classes.unsqueeze(1)).squeeze(1)
+    others = logits.scatter(1, classes.unsqueeze(1), -torch.inf).amax(dim=1)
+    return others - own if targeted else own - others
 
 
 def lead(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
@@ -80,14 +66,6 @@ def lead(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def likeliest_wrong(logits: Tensor, labels: Tensor, most: int) -> Tensor:
-    """The wrong classes of each image, the likeliest first.
-
-    Args:
-        logits: [n, classes].
-        labels: The true classes, int64, [n].
-
-    Returns:
-        Classes, int64, [n, min(most, classes - 1)].
-    """
+    """The wrong classes of each image, the likeliest first, [n, min(most, classes - 1)]."""
     first = logits.scatter(1, labels[:, None], math.inf)
     return first.argsort(dim=1, descending=True)[:, 1 : most + 1]
