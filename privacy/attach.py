@@ -1,29 +1,21 @@
 """`attach`: three lines that make somebody's own training loop private.
 
-The plan decides, the sampler, the tape, the clipped sum and the ledger do; this room only puts them
-together and refuses what would void the guarantee. Adversarial objectives, engines and checkpoints
-are deliberately unknown here.
+What is refused, and how a step is released, is in `privacy.step`. Objectives, engines and
+checkpoints are deliberately unknown here.
 """
-
-from functools import partial
 
 import torch
 from torch import nn
 
-from privacy.clipping import rule_of
-from privacy.clipping.layers import install
-from privacy.clipping.tape import Tape
 from privacy.clipping.tuner import Tuner
 from privacy.errors import PlanError, PrivacyError
-from privacy.inputs import check_dataset
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
-from privacy.reserved import Reserved
 from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, read
+from privacy.step import prepare
 from privacy.training import PrivateTraining
-from privacy.update import ClippedSum
-from privacy.validate import check_layers, probe, rehearse, trainable_parameters
+from privacy.validate import check_dataset
 
 __all__ = ["attach"]
 
@@ -85,42 +77,22 @@ def attach(
         >>> private.steps, private.spent() == plan.epsilon()
         (4, True)
     """
-    _check_plan(plan, check_dataset(dataset))
+    samples = check_dataset(dataset)
     _check_settings(physical_batches, tuner, ledger)
-    parameters = trainable_parameters(model, optimizer)
-    check_layers(model)
-    images = _first_images(dataset, plan.samples).to(next(iter(parameters.values())).device)
-    probe(model, images)
-    tape = Tape()
-    clipped = ClippedSum(
-        parameters,
-        tape,
-        max_grad_norm=plan.max_grad_norm,
-        clipping=plan.clipping,
-        float_safe=plan.float_safe,
+    prepared = prepare(
+        plan,
+        model,
+        optimizer,
+        samples=samples,
+        images=lambda: _first_images(dataset, samples),
+        tuner=tuner,
     )
-    clipped.check_range(examples=plan.samples, noise_multiplier=plan.event().noise_multiplier)
     ledger = Ledger() if ledger is None else ledger
-    locked = ledger.locked
-    installation = install(model, tape, partial(rule_of, tuner=tuner or Tuner()))
-    reserved = Reserved(optimizer)
+    cut, locked = physical_batches or PhysicalBatches(), ledger.locked
     try:
-        rehearse(model, images, parameters, tape)
-        return PrivateTraining(
-            plan,
-            model,
-            reserved,
-            dataset,
-            clipped,
-            parameters,
-            installation,
-            physical_batches or PhysicalBatches(),
-            SecureGenerator(),
-            ledger,
-        )
+        return PrivateTraining(plan, prepared, dataset, cut, SecureGenerator(), ledger)
     except BaseException:
-        installation.remove()
-        reserved.free()
+        prepared.undo()
         # Who opened a file that was there goes on with it; what was made here is nobody's.
         if not locked:
             ledger.close()
@@ -153,20 +125,3 @@ def _check_settings(physical_batches: object, tuner: object, ledger: object) -> 
     # A subclass may record less than was spent.
     if ledger is not None and type(ledger) is not Ledger:
         raise PlanError(f"ledger: expected privacy.Ledger(), got {type(ledger).__name__}")
-
-
-def _check_plan(plan: DPPlan, samples: int) -> None:
-    """Refuses a plan without noise, for another data set, or that costs more than its target."""
-    if not isinstance(plan, DPPlan):
-        raise PlanError(f"plan: expected a privacy.DPPlan, got {type(plan).__name__}")
-    plan.event()
-    if samples != plan.samples:
-        raise PlanError(
-            f"samples: the plan is for {plan.samples}, the data set has {samples}; make the plan "
-            "for this data set"
-        )
-    if plan.target_epsilon is not None and plan.epsilon() > plan.target_epsilon:
-        raise PlanError(
-            f"target_epsilon: the plan's {plan.steps} steps cost {plan.epsilon():.4g}, more than "
-            f"the target of {plan.target_epsilon:g}; calibrate the plan again after changing it"
-        )

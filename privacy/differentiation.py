@@ -1,27 +1,45 @@
-"""One backward pass from every example's loss: what it says of each parameter, example by example.
+"""One backward pass from every example's loss, and whose rows are whose.
 
-Everything that would make a row of the losses something else than an example is refused here.
+The pass gives each parameter's gradient example by example. That is only worth clipping if a row
+of every recorded layer belongs to the example that it is clipped with. A layer that sees as many
+rows as there are examples may still see others: tokens or channels in dimension 0, examples in
+another order, copies in the order of `repeat`. One backward pass from some of the examples tells:
+it may reach their own rows only. It needs gradients that are not zero, so a part of a network that
+is initialised to zero is told from its first steps only.
+
+Where the batch itself was repeated in another order, every layer agrees with the losses. What the
+first layer saw is therefore compared with the images that were given. A loss that begins to mix
+examples in the middle of a training shows in the graph of the losses, or in the gradients of the
+layers that they are made from, not in its values: both are looked at in each step.
 """
 
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.graph import GradientEdge
 
-from privacy.clipping import PerExampleGradients
+from privacy.clipping.gradients import PerExampleGradients
 from privacy.clipping.tape import Tape
 from privacy.errors import StepError, UnsupportedLayer
-from privacy.graph import graph_of
-from privacy.rows import check_head, check_rows, some_of
 
-__all__ = ["Parts", "differentiate"]
+__all__ = ["Parts", "about_half", "check_rows", "differentiate", "halves"]
 
 Parts = dict[nn.Parameter, PerExampleGradients]
 """Per-example gradients of every parameter that a batch's losses depend on."""
 _SELDOM = 32
 """One step in so many asks again of the whole network."""
+_ALIKE = 0.9
+"""Correlation from which on a row is taken to be an image, or a little changed one."""
+_APART = 0.2
+"""How much more alike rows must be to other images than to their own."""
+_FEWEST = 4
+"""Among fewer images, changed copies are alike to others by chance."""
+_REENTRANT = "CheckpointFunctionBackward"
 
 
 def differentiate(
@@ -43,11 +61,6 @@ def differentiate(
             leads to the model.
         images: The examples as they were given, [examples, ...], where that is known: copies are
             held against them.
-
-    Raises:
-        StepError: The losses have the wrong shape, or no graph that leads to the model.
-        UnsupportedLayer: A layer saw rows that are not examples, or a parameter is used outside of
-            the layer that owns it.
     """
     _check_losses(losses, examples)
     tape.check()
@@ -80,15 +93,15 @@ def differentiate(
 
 
 def _check_order(losses: torch.Tensor, tape: Tape, images: torch.Tensor | None) -> None:
-    """Looks whose rows are whose: of the losses at each step, of the network where they are new.
+    """Looks whose rows are whose: at the losses in each step, at the network where they are new.
 
-    And of the network now and then besides, when nobody can foresee it.
+    The whole network is asked again now and then besides, when nobody can foresee it.
     """
-    examples, graph = len(losses), graph_of(losses, tape)
+    examples, graph = len(losses), _graph_of(losses, tape)
     copies = losses.numel() // examples
     first = tape.due(examples=examples, copies=copies, graph=graph.fingerprint)
     whole = first or graph.hidden or secrets.randbelow(_SELDOM) == 0
-    chosen = some_of(examples, seed=secrets.randbelow(2**31))
+    chosen = about_half(examples, seed=secrets.randbelow(2**31))
     # The others, too: what all losses take from one example is seen where that one is not chosen.
     asked = [chosen, ~chosen] if first else [chosen ^ (secrets.randbelow(2) == 1)]
     try:
@@ -97,7 +110,7 @@ def _check_order(losses: torch.Tensor, tape: Tape, images: torch.Tensor | None) 
                 if whole:
                     check_rows(losses, tape, some, images)
                 else:
-                    check_head(losses, tape, some, graph)
+                    _check_head(losses, tape, some, graph)
     except BaseException:
         tape.ask_again()
         raise
@@ -141,3 +154,174 @@ def _check_losses(losses: torch.Tensor, rows: int) -> None:
         raise StepError(
             "losses: they carry no graph; compute them with private.model, outside torch.no_grad()"
         )
+
+
+def check_rows(
+    losses: torch.Tensor,
+    tape: Tape,
+    chosen: torch.Tensor,
+    images: torch.Tensor | None = None,
+) -> None:
+    """Runs backward from the chosen examples' losses and refuses if others' rows are reached.
+
+    The graph of the losses is kept; the tape stays empty.
+
+    Args:
+        losses: One loss an example, float [examples], or K, float [examples, K].
+        chosen: Some of the examples, bool [examples].
+        images: The examples as they were given, [examples, ...]; copies are held against them.
+    """
+    examples, copies = len(losses), losses.numel() // len(losses)
+    with tape.trace(examples=examples, copies=copies, chosen=chosen.to(losses.device)) as strayed:
+        torch.autograd.backward(losses, _weights(losses, chosen), retain_graph=True)
+    if not strayed:
+        return
+    _refuse_strayed(strayed, copies)
+    seen = tape.first_inputs()
+    if copies > 1 and images is not None and any(_of_others(rows, images) for rows in seen):
+        raise UnsupportedLayer(
+            f"{strayed[-1][0]}: the copies that it saw look like other examples than those whose "
+            f"losses they have: {_adjacent(copies)}"
+        )
+
+
+def _check_head(losses: torch.Tensor, tape: Tape, chosen: torch.Tensor, graph: "_Graph") -> None:
+    """`check_rows` of the losses alone, down to the outputs of the layers that they are made from.
+
+    Cheap enough for every step: the network itself is not passed. What mixes inside of it is left
+    to `check_rows`.
+    """
+    if not graph.heads:
+        return
+    edges = [GradientEdge(node, 0) for _, node in graph.heads]
+    copies, chosen = losses.numel() // len(losses), chosen.to(losses.device)
+    with tape.trace(examples=len(losses), copies=copies, chosen=chosen) as strayed:
+        gradients = torch.autograd.grad(
+            losses, edges, _weights(losses, chosen), retain_graph=True, allow_unused=True
+        )
+        for (layer, _), gradient in zip(graph.heads, gradients, strict=True):
+            if gradient is not None:
+                tape.note(layer, gradient, gradient)
+    tape.first_inputs()
+    if strayed:
+        _refuse_strayed(strayed, copies)
+
+
+def _weights(losses: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """One for every loss of a chosen example, zero for the others."""
+    weights = chosen.to(losses).view(-1, *[1] * (losses.dim() - 1))
+    return weights.expand_as(losses)
+
+
+def _refuse_strayed(strayed: list[tuple[str, torch.Tensor]], copies: int) -> None:
+    """Refuses a trace that reached others' rows, by the layer where it did so first."""
+    if not bool(torch.stack([wrong for _, wrong in strayed]).any()):
+        return
+    layer = next(name for name, wrong in reversed(strayed) if bool(wrong))
+    cure = (
+        "a layer mixes or reorders examples, or a loss depends on other examples than its own"
+        if copies == 1
+        else _adjacent(copies)
+    )
+    raise UnsupportedLayer(f"{layer}: the loss of an example reached rows of others: {cure}")
+
+
+def _adjacent(copies: int) -> str:
+    """What is expected of copies."""
+    return (
+        f"the {copies} copies of an example must be adjacent rows: repeat_interleave, not repeat, "
+        f"and losses.view(rows, {copies})"
+    )
+
+
+@torch.no_grad()
+def _of_others(seen: torch.Tensor, images: torch.Tensor) -> bool:
+    """Whether rows are plainly copies of other images than those in whose places they are.
+
+    Copies that augmentation or a first part of the network has changed beyond recognition are not
+    told, nor those of another size, nor of fewer than four images: correlation with every image
+    given decides, which neither a factor nor an offset changes.
+    """
+    examples = len(images)
+    rows, given = seen.reshape(len(seen), -1), images.reshape(examples, -1)
+    if examples < _FEWEST or len(rows) % examples or rows.shape[1] != given.shape[1]:
+        return False
+    alike = _directions(rows) @ _directions(given).T
+    each = torch.arange(len(rows), device=alike.device)
+    own = alike[each, each // (len(rows) // examples)]
+    best = alike.max(1).values
+    told = best > _ALIKE
+    strayed = told & (best - own > _APART)
+    repeated = alike[each, each % examples].mean()
+    as_repeat = (repeated > _ALIKE / 3) & (repeated - own.mean() > _APART)
+    return bool((2 * strayed.sum() > told.sum()) | as_repeat)
+
+
+def _directions(rows: torch.Tensor) -> torch.Tensor:
+    """Each row's difference to their mean, of length one; float32, zeros where it is none."""
+    rows = rows.float().nan_to_num()
+    return torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
+
+
+def halves(examples: int) -> list[torch.Tensor]:
+    """Sets of examples that together tell any order from any other, bool [examples] each.
+
+    The examples whose number has a bit set, for each bit: rows that are in other places than they
+    should be differ in some bit.
+    """
+    numbers = torch.arange(examples)
+    return [(numbers >> bit) % 2 == 1 for bit in range((examples - 1).bit_length())]
+
+
+def about_half(examples: int, *, seed: int) -> torch.Tensor:
+    """About half of the examples, the first among them and the last not; bool [examples]."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.rand(examples, generator=generator) < 0.5
+    chosen[-1], chosen[0] = False, True
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """What a walk through the graph of the losses found."""
+
+    # The same for graphs of the same operations put together in the same way, in this process.
+    fingerprint: int
+    # The recorded layers from which the losses are made with no other one between.
+    heads: tuple[tuple[str, Any], ...]
+    # A part exists in a backward pass only (a reentrant checkpoint), which cannot stop half way.
+    hidden: bool
+
+
+def _graph_of(losses: torch.Tensor, tape: Tape) -> _Graph:
+    """Walks from the losses to the leaves; about a microsecond a node."""
+    start: Any = losses.grad_fn
+    if start is None:
+        return _Graph(0, (), hidden=False)
+    numbers, order = {start: 0}, [start]
+    shape: list[Any] = []
+    for node in order:
+        shape.append(type(node))
+        for following, _ in node.next_functions:
+            if following is not None and following not in numbers:
+                numbers[following] = len(order)
+                order.append(following)
+            shape.append(numbers.get(following))
+    hidden = any(type(node).__name__ == _REENTRANT for node in order)
+    return _Graph(hash(tuple(shape)), _heads(start, tape), hidden)
+
+
+def _heads(start: Any, tape: Tape) -> tuple[tuple[str, Any], ...]:
+    """The recorded layers' nodes that are reached without passing another one."""
+    heads: list[tuple[str, Any]] = []
+    seen, pending = {start}, [start]
+    while pending:
+        node = pending.pop()
+        if getattr(node, "tape", None) is tape:
+            heads.append((node.layer, node))
+            continue
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                pending.append(following)
+    return tuple(heads)

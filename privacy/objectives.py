@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from privacy.errors import PrivacyError, StepError
-from privacy.randomness import random_states_kept
+from privacy.probe import random_states_kept
 from privacy.sampling import MapStyle, PhysicalBatch, read
 
-__all__ = ["Examples", "ExamplesMix", "check_declared", "keeps_apart", "some_of"]
+__all__ = ["Examples", "ExamplesMix", "check_declared", "few_examples", "keeps_apart"]
 
 _EXAMPLES = 5
 _SMALLEST = 2
@@ -35,11 +35,7 @@ class ExamplesMix(StepError):
 
 
 def check_declared(objective: object) -> None:
-    """Refuses an objective that does not say that each loss depends on its own example only.
-
-    Raises:
-        StepError: The objective has no `per_example = True`; with its own `reason`, if it has.
-    """
+    """Refuses an objective that does not say that each loss depends on its own example only."""
     if getattr(objective, "per_example", None) is not True:
         reason = getattr(objective, "reason", "") or (
             "a loss that depends on other examples has no bounded per-example contribution; "
@@ -54,7 +50,7 @@ def check_declared(objective: object) -> None:
         )
 
 
-def some_of(dataset: MapStyle) -> Examples:
+def few_examples(dataset: MapStyle) -> Examples:
     """A few examples of a data set, far apart: many sets are in the order of their labels."""
     count = min(_EXAMPLES, len(dataset))
     indices = torch.linspace(0, len(dataset) - 1, count).long()
@@ -69,18 +65,10 @@ def keeps_apart(objective: Any, model: nn.Module, examples: Examples) -> bool:
     begins at the present random states of torch, numpy and Python, which are put back. Where
     nothing is drawn, the losses may not depend on the number of rows either.
 
-    Args:
-        objective: `(model, images, labels) -> losses`, one or K an example.
-        examples: Images [n, ...] and labels [n, ...], n >= 3.
-
     Returns:
-        Whether it could be asked. It cannot with fewer examples, where model or objective cannot be
-        copied, where the same call gives other losses (they are drawn from a generator that is no
-        part of the objective), or where losses are not finite.
-
-    Raises:
-        ExamplesMix: The losses of others moved, or knew how many there are.
-        StepError: The objective does not run on these examples.
+        Whether it could be asked. It cannot with fewer than three examples, where model or
+        objective cannot be copied, where the same call gives other losses (they are drawn from a
+        generator that is no part of the objective), or where losses are not finite.
     """
     device = next(model.parameters()).device
     images, labels = _checked(examples)

@@ -23,11 +23,7 @@ def shown(value: object) -> str:
 
 
 def whole(name: str, value: Any, *, least: int = 1, most: int = _EXACT) -> int:
-    """A whole number in a range.
-
-    Raises:
-        PlanError: It is none; True and 3.0 are none either.
-    """
+    """A whole number in a range; True and 3.0 are none."""
     try:
         number = None if type(value).__name__ in ("bool", "bool_") else operator.index(value)
     except TypeError:
@@ -39,46 +35,34 @@ def whole(name: str, value: Any, *, least: int = 1, most: int = _EXACT) -> int:
 
 
 def real(name: str, value: Any) -> float:
-    """A finite number.
-
-    Raises:
-        PlanError: It is none; True, "1" and a complex number are none either.
-    """
-    wrong = type(value).__name__ in ("bool", "bool_") or isinstance(value, (str, bytes, complex))
-    try:
-        number = math.nan if wrong else float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
-        number = math.nan
-    if not math.isfinite(number):
+    """A finite number; True, "1" and a complex number are none."""
+    number = _finite(value)
+    if math.isnan(number):
         raise PlanError(f"{name}: expected a finite number, got {shown(value)}")
     return number
 
 
 def positive(name: str, value: Any) -> float:
-    """A finite number above 0.
-
-    Raises:
-        PlanError: It is none.
-    """
-    try:
-        number = real(name, value)
-    except PlanError:
-        number = math.nan
+    """A finite number above 0."""
+    number = _finite(value)
     if not number > 0:
         raise PlanError(f"{name}: expected a finite number > 0, got {shown(value)}")
     return number
 
 
 def probability(name: str, value: Any) -> float:
-    """A number between 0 and 1, neither of them included.
-
-    Raises:
-        PlanError: It is none.
-    """
-    try:
-        number = real(name, value)
-    except PlanError:
-        number = math.nan
+    """A number between 0 and 1, neither of them included."""
+    number = _finite(value)
     if not 0 < number < 1:
         raise PlanError(f"{name}: expected a probability in (0, 1), got {shown(value)}")
     return number
+
+
+def _finite(value: Any) -> float:
+    """A finite number, or NaN, which passes no comparison, where it is none."""
+    wrong = type(value).__name__ in ("bool", "bool_") or isinstance(value, (str, bytes, complex))
+    try:
+        number = math.nan if wrong else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan

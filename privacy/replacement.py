@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from privacy.errors import UnsupportedLayer
-from privacy.inputs import check_module
+from privacy.validate import check_module
 
 __all__ = ["fix"]
 

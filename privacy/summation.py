@@ -6,20 +6,19 @@ Braghin 2021, arXiv 2107.10138), and its own rounding depends on every example. 
 neither: each clipped gradient is rounded to whole multiples of a power of two, and so is the noise.
 """
 
+import functools
 import math
-from collections.abc import Mapping
-from functools import reduce
+from collections.abc import Callable, Mapping
 from typing import Protocol, final
 
 import torch
 from torch import nn
 
-from privacy.clipping import PerExampleGradients
-from privacy.clipping.gradients import in_rows
+from privacy.clipping.gradients import PerExampleGradients, in_rows
 from privacy.errors import PlanError
 from privacy.noise import SecureGenerator
 
-__all__ = ["FloatSum", "GridSum", "Summation", "grid_of"]
+__all__ = ["FloatSum", "GridSum", "Reduce", "Summation", "alone", "grid_of"]
 
 _CHARGE = 2.0**-10
 """Most of the clipping norm that rounding to the grid may take."""
@@ -32,6 +31,13 @@ _AT_A_TIME = 2**22
 
 Gradients = Mapping[nn.Parameter, PerExampleGradients]
 Factors = Mapping[nn.Parameter, torch.Tensor]
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+"""Makes of this process's part of a sum the sum over all processes."""
+
+
+def alone(part: torch.Tensor) -> torch.Tensor:
+    """The `Reduce` of one process: its part is the sum."""
+    return part
 
 
 class Summation(Protocol):
@@ -59,8 +65,9 @@ class Summation(Protocol):
         noise_multiplier: float,
         max_grad_norm: float,
         batch_size: int,
+        reduce: Reduce = alone,
     ) -> list[torch.Tensor]:
-        """The sum plus noise of deviation `noise_multiplier * max_grad_norm`, over the batch size.
+        """The reduced sum plus noise of deviation `noise_multiplier * max_grad_norm`, divided.
 
         The sum is given away, and starts anew.
         """
@@ -78,7 +85,9 @@ class FloatSum:
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         self._parameters = parameters
-        self._dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
+        self._dtype = functools.reduce(
+            torch.promote_types, (p.dtype for p in parameters), torch.float32
+        )
         self._sums: dict[nn.Parameter, torch.Tensor] = {}
 
     def sums(self) -> list[torch.Tensor]:
@@ -115,9 +124,10 @@ class FloatSum:
         noise_multiplier: float,
         max_grad_norm: float,
         batch_size: int,
+        reduce: Reduce = alone,
     ) -> list[torch.Tensor]:
         """Computed in float64, rounded once to the type of the sum, in its place."""
-        released = self.sums()
+        released = [reduce(part) for part in self.sums()]
         self.reset()
         deviation = noise_multiplier * max_grad_norm
         generator.perturb(released, deviation=deviation, scale=1 / batch_size)
@@ -157,11 +167,7 @@ class GridSum:
         return _split_like(self._whole * self._grid, self._parameters)
 
     def check_range(self, *, examples: int, noise_multiplier: float) -> None:
-        """Refuses what could leave the whole numbers that float64, and so int64, holds exactly.
-
-        Raises:
-            PlanError: The largest number possible is not below 2^53 cells of the grid.
-        """
+        """Refuses what could leave the whole numbers that float64, and so int64, holds exactly."""
         norm_in_cells = math.sqrt(len(self._whole)) / _CHARGE
         if (examples + _FARTHEST_NOISE * noise_multiplier) * norm_in_cells >= _EXACT:
             raise PlanError(
@@ -201,20 +207,18 @@ class GridSum:
         noise_multiplier: float,
         max_grad_norm: float,
         batch_size: int,
+        reduce: Reduce = alone,
     ) -> list[torch.Tensor]:
-        """Whole numbers added to whole numbers, times the grid: exact in float64.
-
-        Raises:
-            PlanError: So many examples, or so much noise, could pass what is exact.
-        """
+        """Whole numbers added to whole numbers, times the grid: exact in float64."""
         self.clip_to(max_grad_norm)
-        self.check_range(examples=self._examples, noise_multiplier=noise_multiplier)
-        released = torch.empty_like(self._whole, dtype=torch.float64)
+        total, examples = reduce(self._whole), int(reduce(torch.tensor(self._examples)))
+        self.check_range(examples=examples, noise_multiplier=noise_multiplier)
+        released = torch.empty_like(total, dtype=torch.float64)
         deviation, start = noise_multiplier * max_grad_norm / self._grid, 0
         for noise in generator.normal_blocks(len(released)):
             part = slice(start, start + len(noise))
             whole = noise.mul_(deviation).round_().to(torch.int64).to(released.device)
-            released[part] = whole.add_(self._whole[part])
+            released[part] = whole.add_(total[part])
             start = part.stop
         self.reset()
         return _split_like(released.mul_(self._grid).div_(batch_size), self._parameters)
@@ -255,12 +259,7 @@ def _rounded(
 
 
 def grid_of(max_grad_norm: float, *, coordinates: int) -> float:
-    """The power of two whose rounding takes between 2^-11 and 2^-10 of the clipping norm.
-
-    Args:
-        max_grad_norm: C, > 0.
-        coordinates: Numbers in a gradient, d >= 1.
-    """
+    """The power of two whose rounding takes between 2^-11 and 2^-10 of the clipping norm."""
     largest = 2 * _CHARGE * max_grad_norm / math.sqrt(coordinates)
     return math.ldexp(1.0, math.frexp(largest)[1] - 1)
 

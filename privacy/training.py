@@ -4,25 +4,22 @@ It owns the secret generator and the ledger. It is made by `attach`, which refus
 the guarantee; optimizers, objectives and checkpoints are whoever's they are.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import nn
 
-from privacy.clipping.layers import Installation
+from privacy.clipping.factors import LARGEST_NORM, SMALLEST_NORM, AdaptiveClipping
 from privacy.clipping.registry import describe
-from privacy.errors import BudgetExceeded, StepError
+from privacy.errors import BudgetExceeded, PlanError, StepError
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
-from privacy.objectives import check_declared, keeps_apart, some_of
+from privacy.objectives import check_declared, few_examples, keeps_apart
 from privacy.plan import DPPlan
-from privacy.reserved import Reserved
+from privacy.quantities import positive, shown
 from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, cut, read, sample_indices
-from privacy.state import clipping_norm
-from privacy.turn import InTurn, Turn
-from privacy.update import ClippedSum
-from privacy.validate import check_layers, check_trainable
+from privacy.step import InTurn, Prepared, Turn, release
 
 __all__ = ["PrivateTraining"]
 
@@ -53,27 +50,22 @@ class PrivateTraining:
     def __init__(
         self,
         plan: DPPlan,
-        model: nn.Module,
-        reserved: Reserved,
+        prepared: Prepared,
         dataset: MapStyle,
-        clipped: ClippedSum,
-        parameters: Mapping[str, nn.Parameter],
-        installation: Installation,
         physical_batches: PhysicalBatches,
         generator: SecureGenerator,
         ledger: Ledger,
     ) -> None:
-        self.plan, self.model, self.optimizer = plan, model, reserved.optimizer
+        self.plan, self.model, self.optimizer = plan, prepared.model, prepared.reserved.optimizer
         self.non_finite = 0
+        self._prepared, self._clipped = prepared, prepared.clipped
         self._dataset, self._physical_batches = dataset, physical_batches
-        self._clipped, self._parameters, self._installation = clipped, parameters, installation
-        self._generator = generator
-        self._ledger = ledger
+        self._generator, self._ledger = generator, ledger
         self._pending: PhysicalBatch | None = None
         self._images: torch.Tensor | None = None
         self._stepping = False
         self._sampling = object()
-        self._turn, self._reserved = Turn(), reserved
+        self._turn = Turn()
         # Last: what fails before it leaves no file behind that is locked.
         ledger.bind(plan)
 
@@ -156,7 +148,7 @@ class PrivateTraining:
 
     def describe(self) -> str:
         """One line a layer: its kernel and milliseconds, or that it is on the slow path."""
-        return describe(self._installation)
+        return describe(self._prepared.installation)
 
     def check_objective(
         self, objective: object, *, examples: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -178,7 +170,7 @@ class PrivateTraining:
             StepError: It has no `per_example = True`, does not run, or moved others' losses.
         """
         check_declared(objective)
-        examples = some_of(self._dataset) if examples is None else examples
+        examples = few_examples(self._dataset) if examples is None else examples
         return keeps_apart(objective, self.model, examples)
 
     def state_dict(self) -> dict[str, Any]:
@@ -202,7 +194,7 @@ class PrivateTraining:
             StepError: Another thread is in a step.
             LedgerError: The ledger's file cannot be written.
         """
-        norm = clipping_norm(state, self.plan)
+        norm = _clipping_norm(state, self.plan)
         with self._turn:
             self._ledger.resume(state.get("ledger"), most=self.plan.steps)
             self._clipped.max_grad_norm = norm
@@ -210,12 +202,11 @@ class PrivateTraining:
 
     def detach(self) -> None:
         """Gives every layer its own forward back, and the ledger's file; no step can follow."""
-        self._installation.remove()
-        self._reserved.free()
+        self._prepared.undo()
         self._ledger.close()
 
     def _step(self, losses: torch.Tensor) -> bool:
-        """`step`, while no other thread is in one."""
+        """`step`, with the turn held."""
         batch = self._pending
         self._refuse_interrupted()
         if batch is None:
@@ -227,17 +218,23 @@ class PrivateTraining:
             raise BudgetExceeded(
                 f"the plan's {self.plan.steps} steps are spent; the next one was not taken"
             )
-        check_layers(self.model)
-        check_trainable(self.model, self._parameters)
+        self._prepared.check()
         mask = batch.mask()
-        parts = self._clipped.prepare(losses, mask, self._images)
+        parts = self._clipped.gradients_of(losses, mask, self._images)
         # From here to the end the sample is lost if anything interrupts: what was added, or
         # released, must not be added again.
         self._stepping = True
         self.non_finite += self._clipped.keep(parts, mask)
         self._pending, self._images = None, None
         if batch.last:
-            self._release()
+            release(
+                self._prepared,
+                self._generator,
+                self.plan.event(steps=1),
+                record=self._ledger.record,
+                batch_size=self.plan.batch_size,
+            )
+            self.optimizer.zero_grad()
         self._stepping = False
         return batch.last
 
@@ -245,7 +242,7 @@ class PrivateTraining:
         """Draws, cuts and reads samples until the plan's steps are taken."""
         self._drop_sample()
         sampling = self._sampling
-        device = next(iter(self._parameters.values())).device
+        device = next(iter(self._prepared.parameters.values())).device
         while self.steps < self.plan.steps:
             sample = sample_indices(
                 self._generator, samples=self.plan.samples, sampling_rate=self.plan.sampling_rate
@@ -274,26 +271,6 @@ class PrivateTraining:
                 "added twice; begin the next one with a new iteration of private.batches"
             )
 
-    def _release(self) -> None:
-        """Writes the step down, adds the noise, and only then lets the optimizer see it.
-
-        Written first: an adaptive clipping norm moves with the noise, and an interruption between
-        the two must not make a release free.
-        """
-        assert self.plan.noise_multiplier is not None, "attach refuses a plan without noise"
-        self._ledger.record(self.plan.event(steps=1))
-        gradients = self._clipped.noised_mean(
-            self._generator,
-            noise_multiplier=self.plan.noise_multiplier,
-            batch_size=self.plan.batch_size,
-        )
-        # A frozen parameter may hold a raw gradient from before: the optimizer must not see it.
-        self.optimizer.zero_grad()
-        for parameter, gradient in zip(self._parameters.values(), gradients, strict=True):
-            parameter.grad = gradient
-        self._reserved.step()
-        self.optimizer.zero_grad()
-
     def _drop_sample(self) -> None:
         """Forgets a sample that was begun; the iteration that drew it cannot go on."""
         with self._turn:
@@ -301,3 +278,39 @@ class PrivateTraining:
             self._sampling = object()
             self._clipped.reset()
             self._stepping = False
+
+
+def _clipping_norm(state: Mapping[str, Any], plan: DPPlan) -> float:
+    """The clipping norm with which a state goes on; refuses what is no state of `plan`.
+
+    A norm that never changes may be missing in an old state.
+    """
+    if not isinstance(state, Mapping):
+        raise PlanError(f"expected what state_dict gave, got {type(state).__name__}")
+    own = DPPlan.from_dict(state.get("plan"))
+    if own != plan:
+        raise PlanError(
+            f"plan: the checkpoint was trained under {own.to_dict()}, this training plans "
+            f"{plan.to_dict()}; resume with the checkpoint's own settings"
+        )
+    adaptive = isinstance(plan.clipping, AdaptiveClipping)
+    given = state.get("max_grad_norm", None if adaptive else plan.max_grad_norm)
+    norm = _number(given)
+    if adaptive and state.get("ledger"):
+        valid = SMALLEST_NORM <= norm <= LARGEST_NORM
+    else:
+        valid = norm == plan.max_grad_norm
+    if not valid:
+        raise PlanError(
+            "max_grad_norm: expected the clipping norm that the plan had come to, got "
+            f"{shown(given)}"
+        )
+    return norm
+
+
+def _number(value: object) -> float:
+    """A positive number of exact type, as in JSON; NaN, which equals nothing, where it is none."""
+    try:
+        return positive("max_grad_norm", value) if type(value) in (int, float) else math.nan
+    except PlanError:
+        return math.nan

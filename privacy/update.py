@@ -15,7 +15,7 @@ from privacy.clipping.tape import Tape
 from privacy.differentiation import Parts, differentiate
 from privacy.errors import StepError
 from privacy.noise import SecureGenerator
-from privacy.summation import FloatSum, GridSum, Summation
+from privacy.summation import FloatSum, GridSum, Reduce, Summation, alone
 
 __all__ = ["ClippedSum"]
 
@@ -28,18 +28,12 @@ class ClippedSum:
 
     Guarantee: adding or removing one example changes the sum by at most `max_grad_norm` in L2 norm,
     over all parameters together: exactly where `float_safe`, else up to the rounding of the sum
-    itself. Clipping and noise of one sample use the same norm.
+    itself. Clipping and noise of one sample use the same norm, `max_grad_norm`, which lives here.
 
     Args:
         max_grad_norm: C of the first sample, > 0.
         clipping: How C bounds an example; flat by default.
         float_safe: Whether sum and noise are whole multiples of a power of two.
-
-    Attributes:
-        max_grad_norm: C of the present sample.
-
-    Raises:
-        PlanError: The clipping is for other layers.
     """
 
     def __init__(
@@ -75,11 +69,7 @@ class ClippedSum:
         return self._total.sums()
 
     def check_range(self, *, examples: int, noise_multiplier: float) -> None:
-        """Refuses, before training, what the sum could not hold exactly though it should.
-
-        Raises:
-            PlanError: `float_safe`, and the whole numbers could become too large.
-        """
+        """Refuses, before training, what a `float_safe` sum could not hold exactly."""
         noise_multiplier = self._clipping.gradient_noise_multiplier(noise_multiplier)
         self._total.check_range(examples=examples, noise_multiplier=noise_multiplier)
 
@@ -92,7 +82,7 @@ class ClippedSum:
         self._interrupted = False
 
     def add(self, losses: torch.Tensor, mask: torch.Tensor) -> int:
-        """Runs backward from `losses` and adds each example's clipped gradient: `prepare`, `keep`.
+        """Runs backward from `losses` and adds each example's clipped gradient.
 
         Guarantee: the batch is added whole, or not at all, or the sample cannot be released.
 
@@ -103,29 +93,16 @@ class ClippedSum:
 
         Returns:
             How many examples had a gradient that is not finite: they contribute zero.
-
-        Raises:
-            StepError: The losses have the wrong shape, no graph, or lie on another device.
-            UnsupportedLayer: A layer saw rows that are not examples.
         """
-        return self.keep(self.prepare(losses, mask), mask)
+        return self.keep(self.gradients_of(losses, mask), mask)
 
-    def prepare(
+    def gradients_of(
         self, losses: torch.Tensor, mask: torch.Tensor, images: torch.Tensor | None = None
     ) -> Parts:
         """The gradients of a batch that may be added; the sum stays as it was.
 
         Every refusal is here: after one, or after an interruption, the same batch may be tried
-        again.
-
-        Args:
-            losses: As of `add`.
-            mask: Which rows are examples, bool [rows].
-            images: The rows as they were given to who computed the losses, where that is known.
-
-        Raises:
-            StepError: As of `add`, or an addition to this sample was interrupted.
-            UnsupportedLayer: As of `add`.
+        again. Copies are compared with the `images` that were given, where these are known.
         """
         self._refuse_interrupted()
         if not isinstance(losses, torch.Tensor):
@@ -142,16 +119,10 @@ class ClippedSum:
         )
 
     def keep(self, parts: Parts, mask: torch.Tensor) -> int:
-        """Clips what `prepare` gave and adds it; rows that are not finite are left out.
+        """Clips what `gradients_of` gave and adds it; how many examples were not finite.
 
         Whatever interrupts it, a Ctrl-C among other things, may leave half a batch in the sum: the
         sample is then lost, and only `reset` goes on.
-
-        Returns:
-            How many examples had a gradient that is not finite.
-
-        Raises:
-            StepError: An earlier addition to this sample was interrupted.
         """
         self._refuse_interrupted()
         if not parts:
@@ -162,13 +133,18 @@ class ClippedSum:
         return non_finite
 
     def noised_mean(
-        self, generator: SecureGenerator, *, noise_multiplier: float, batch_size: int
+        self,
+        generator: SecureGenerator,
+        *,
+        noise_multiplier: float,
+        batch_size: int,
+        reduce: Reduce = alone,
     ) -> list[torch.Tensor]:
         """Adds Gaussian noise, divides by the expected batch size, and starts anew.
 
         The noise has standard deviation noise_multiplier * max_grad_norm, and a little more where
         the clipping releases a count besides. The division is by the plan's public batch size,
-        never by the secret size of the sample.
+        never by the secret size of the sample. `reduce` comes before the noise.
         """
         self._refuse_interrupted()
         self._interrupted = True
@@ -177,9 +153,11 @@ class ClippedSum:
             noise_multiplier=self._clipping.gradient_noise_multiplier(noise_multiplier),
             max_grad_norm=self.max_grad_norm,
             batch_size=batch_size,
+            reduce=reduce,
         )
+        count = float(reduce(torch.tensor(self._count, dtype=torch.float64)))
         self.max_grad_norm = self._clipping.next_norm(
-            self.max_grad_norm, self._count, batch_size, generator
+            self.max_grad_norm, count, batch_size, generator
         )
         self.reset()
         released = zip(means, self._parameters.values(), strict=True)

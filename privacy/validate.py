@@ -1,38 +1,68 @@
-"""Which layers mix examples, by dotted name, and what to put instead.
+"""What may be trained privately: a module, its layers, an optimizer, a data set.
 
-A per-example gradient exists only where each output row depends on its own input row, and a model
-is private only where nothing but the noised step writes to it. Both are checked: by type, by a
-probe that changes one example and looks at the others, and by a rehearsal of one backward pass.
+Everything that cannot be trained privately, or only by accident, is refused here by its type, with
+its cure, before anything is changed or spent. What types do not tell `privacy.probe` asks.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+import copy
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.nn.parameter import is_lazy
+from torch.utils.data import DataLoader
 
-from privacy.clipping.held import cure, kept, marks, plain_tensors, remade
-from privacy.clipping.tape import Tape
-from privacy.clipping.watch import Watch
-from privacy.differentiation import differentiate
-from privacy.errors import PrivacyError, StepError, UnsupportedLayer
-from privacy.inputs import check_hooks, check_model, check_module, check_optimizer
-from privacy.randomness import drawn_alike, draws, random_states_kept
-from privacy.rows import check_rows, halves
+from privacy.errors import PlanError, StepError, UnsupportedLayer
 
 __all__ = [
+    "check_dataset",
     "check_layers",
+    "check_module",
     "check_trainable",
     "mixing_layers",
-    "probe",
-    "rehearse",
     "trainable_parameters",
 ]
 
-_PROBE_TOLERANCE = 1e-4
-_ROWS = (2, 3, 5)
+_WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+
+
+def check_dataset(dataset: object) -> int:
+    """The number of examples of a map-style data set; refuses what is none."""
+    if isinstance(dataset, DataLoader):
+        raise PlanError(
+            "dataset: expected a data set of examples, got a DataLoader; give its data set, "
+            "loader.dataset: private.batches draws and cuts the samples"
+        )
+    arrays = isinstance(dataset, tuple) and [hasattr(each, "shape") for each in dataset]
+    if isinstance(dataset, (str, bytes, dict)) or hasattr(dataset, "shape") or arrays == [True] * 2:
+        raise PlanError(
+            "dataset: expected a map-style data set of pairs (image, label), got "
+            f"{type(dataset).__name__}; give torch.utils.data.TensorDataset(images, labels), of "
+            "tensors, or a list of pairs"
+        )
+    if not hasattr(type(dataset), "__getitem__") or not hasattr(type(dataset), "__len__"):
+        raise PlanError(
+            f"dataset: expected one that has a length and is read by index, got "
+            f"{type(dataset).__name__}: Poisson sampling draws examples by index; put its examples "
+            "into a list first"
+        )
+    try:
+        return len(dataset)  # type: ignore[arg-type]
+    except Exception as error:
+        raise PlanError(
+            f"dataset: expected one that knows its length, got {type(dataset).__name__}: {error}; "
+            "put its examples into a list first"
+        ) from error
+
+
+def check_module(model: object) -> nn.Module:
+    """The model, given that it is a module."""
+    if not isinstance(model, nn.Module):
+        raise StepError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    return model
 
 
 def mixing_layers(model: nn.Module) -> dict[str, str]:
@@ -90,14 +120,11 @@ def trainable_parameters(
 ) -> dict[str, nn.Parameter]:
     """The model's trainable parameters by dotted name, given that the optimizer steps all of them.
 
-    Raises:
-        StepError: There is none, the optimizer lacks some or holds others or cannot step on
-            gradients alone, they lie on several devices or have hooks, or the model is not the
-            module itself.
-        UnsupportedLayer: A parameter has no values yet, or other ones than real numbers.
+    Refuses a model that is not the module itself, and an optimizer that cannot step on gradients
+    alone or holds other parameters.
     """
-    check_model(model)
-    check_optimizer(optimizer)
+    _check_model(model)
+    _check_optimizer(optimizer)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not named:
         raise StepError("the model has no trainable parameter: there is nothing to train")
@@ -110,7 +137,7 @@ def trainable_parameters(
             f"{', '.join(missing) or 'none'} and holds {strangers} that are not the model's; build "
             "it from model.parameters()"
         )
-    check_hooks(named)
+    _check_hooks(named)
     return named
 
 
@@ -118,9 +145,6 @@ def check_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
     """Refuses a model whose trainable parameters are no longer `parameters`.
 
     A parameter that became trainable later would be stepped by its raw gradient, without noise.
-
-    Raises:
-        StepError: Names the parameters that were added, replaced, frozen, unfrozen or hooked.
     """
     now = {name: p for name, p in model.named_parameters() if p.requires_grad}
     changed = [n for n in {*now, *parameters} if now.get(n) is not parameters.get(n)]
@@ -129,243 +153,148 @@ def check_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
             f"{', '.join(sorted(changed))}: trainable when the model was attached or now, but not "
             "both; freeze and unfreeze parameters before attach, or attach again"
         )
-    check_hooks(parameters)
+    _check_hooks(parameters)
 
 
-def probe(model: nn.Module, images: torch.Tensor) -> None:
-    """Changes each example in turn and looks whether the others' outputs move, or the model itself.
+def _check_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
+    """Refuses hooks on the gradients of trainable parameters.
 
-    The model stays as it is, the random states too. What depends on other examples only in rare
-    inputs can pass. A model that draws random numbers is asked in 96 passes more: a layer that
-    mixes in one of 20 is seen with 99 percent. In the end the first images are asked about again:
-    what they leave in the model, and their outputs, may not depend on what was seen before them.
-
-    Args:
-        images: Two examples or more, [n, ...]; with one example only the model itself is watched.
-
-    Raises:
-        UnsupportedLayer: Another example's output moved, a forward pass wrote to a buffer or a
-            parameter or carries something to the next one, or the model does not map a batch to
-            one tensor with a row an example.
+    The gradient that such a hook would change is never formed: the layer's gradients are clipped
+    example by example, and what the optimizer gets is not the result of a backward pass.
     """
-    images, put_back = images.nan_to_num(), kept(model)
-    with _state_kept(model) as written, torch.no_grad():
-        before = _run(model, images)
-        left = {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
-        after = [
-            (row, _run(model, changed, finite=False))
-            for row in range(len(images))
-            for changed in _changed(images, row)
-        ]
-        at_random = _moved_at_random(model, images)
-        again = _run(model, images)
-        carried = _carried(model, left)
-        put_back(carried)
-    if written := [*written, *carried]:
-        raise UnsupportedLayer(
-            f"a forward pass in the present modes writes to {', '.join(written)}: statistics of "
-            f"the examples may leave without noise; {cure(written)}"
-        )
-    moved = [_moved(before, each, row) for row, each in after if len(images) > 1]
-    if most := max([*moved, at_random]):
-        raise UnsupportedLayer(
-            f"{type(model).__name__}: changing one example moved the output of the others by "
-            f"{most:.3g}{'' if any(moved) else ' in some passes'}: a layer mixes examples, so no "
-            "per-example gradient exists; look for statistics or products over dimension "
-            "0, and for what refers to a certain row"
-        )
-    if difference := _difference(before, again):
-        raise UnsupportedLayer(
-            f"{type(model).__name__}: the same images gave outputs that differ by "
-            f"{difference:.3g} after others had been seen: a forward pass keeps something of the "
-            "examples for the next one, or draws from a generator of its own; use layers that "
-            "keep nothing"
-        )
-
-
-def _moved_at_random(model: nn.Module, images: torch.Tensor) -> float:
-    """How far other rows' outputs moved in some pass of a model that draws, or zero."""
-    if len(images) < 2 or not draws(model, images):
-        return 0.0
-    others = 1 - images * 0.5 if images.is_floating_point() else images.roll(1, 0)
-    pairs = drawn_alike(lambda rows: _run(model, rows, finite=False), images, others)
-    with closing(pairs):
-        return next((moved for pair in pairs if (moved := _difference(*pair))), 0.0)
-
-
-def _carried(model: nn.Module, left: Mapping[str, torch.Tensor]) -> list[str]:
-    """Plain tensors that differ from what the same pass left before: they gather statistics."""
-    return [
+    hooked = [
         name
-        for name, tensor in plain_tensors(model).items()
-        if name in left
-        and (
-            (tensor.shape, tensor.dtype, tensor.device)
-            != (left[name].shape, left[name].dtype, left[name].device)
-            or _difference(left[name], tensor) > 0
-        )
+        for name, parameter in parameters.items()
+        if parameter._backward_hooks or parameter._post_accumulate_grad_hooks
     ]
-
-
-def _changed(images: torch.Tensor, row: int) -> Iterator[torch.Tensor]:
-    """The images with one of them replaced: moderately, by nothing, by more than any other."""
-    # Whole numbers may be indices: another example's are surely in range.
-    others = [images[row - 1]]
-    if images.is_floating_point():
-        others = [1 - images[row] * 0.5, images[row] * 0, 2 * images[row] + images.abs().max()]
-    for other in others:
-        yield torch.cat([images[:row], other[None], images[row + 1 :]])
-
-
-def _moved(before: torch.Tensor, after: torch.Tensor, row: int) -> float:
-    """How far other rows' outputs moved beyond rounding, or zero."""
-    others = torch.arange(len(before), device=before.device) != row
-    return _difference(before, after, others)
-
-
-def _difference(
-    before: torch.Tensor, after: torch.Tensor, rows: torch.Tensor | None = None
-) -> float:
-    """How far two tensors, or some of their rows, differ beyond rounding, or zero."""
-    if not before.numel():
-        return 0.0
-    if not (before.is_floating_point() or before.is_complex()):
-        before, after = before.double(), after.double()
-    # What is not finite may be meant: a mask of -inf.
-    same = (before == after) | (before.isnan() & after.isnan())
-    apart = (before - after).abs().masked_fill(same, 0).nan_to_num(nan=float("inf"))
-    difference = (apart if rows is None else apart[rows]).amax().item()
-    largest = before.abs().nan_to_num(0, 0, 0).amax().item()
-    return difference if difference > _PROBE_TOLERANCE * max(1.0, largest) else 0.0
-
-
-def rehearse(
-    model: nn.Module, images: torch.Tensor, parameters: Mapping[str, nn.Parameter], tape: Tape
-) -> None:
-    """Runs one backward pass as training will, and throws its gradients away.
-
-    Then whose rows are whose is asked with 2, 3 and 5 rows. From here on the tape's watch holds the
-    model against what it is now.
-
-    Args:
-        model: A model whose layers write on `tape`.
-        images: An example or more, [n, ...].
-
-    Raises:
-        UnsupportedLayer: A layer cannot be recorded, or sees rows that are not examples, or a
-            trainable parameter is not used: it would be trained on noise alone.
-    """
-    before = marks(model)
-    with torch.enable_grad():
-        losses = _run(model, images.nan_to_num()).reshape(len(images), -1).sum(1)
-        reached = differentiate(losses, parameters, tape, examples=len(images))
-    _check_rows(model, images, tape)
-    unused = [name for name, parameter in parameters.items() if parameter not in reached]
-    if unused:
-        raise UnsupportedLayer(
-            f"{', '.join(unused)}: trainable, but not used in the model's forward through the "
-            "layer that owns it; freeze it with requires_grad_(False), or call that layer"
+    if hooked:
+        raise StepError(
+            f"{', '.join(hooked)}: a hook on its gradient would have no effect: gradients are "
+            "clipped example by example and never accumulated. Remove it (handle.remove()); what "
+            "it did to the gradient belongs before optimizer.step, which sees the noised one: "
+            "optimizer.register_step_pre_hook"
         )
 
-    def prove() -> None:
-        check_layers(model)
-        probe(model, images)
-        _check_rows(model, images, tape)
 
-    watch = Watch(
-        model,
-        refuse=lambda: check_layers(model),
-        prove=prove,
-        remade=remade(model, before),
-    )
-    tape.watched(watch)
+def _check_model(model: object) -> None:
+    """Refuses what is no module, wraps one to train it otherwise, or has no plain values."""
+    model = check_module(model)
+    for name, module in model.named_modules():
+        label = name or type(module).__name__
+        own = vars(module).get("forward")
+        if (
+            type(module).__module__.startswith("torch._dynamo")
+            or isinstance(module, torch.jit.ScriptModule)
+            or vars(module).get("_compiled_call_impl") is not None
+            or hasattr(own, "_torchdynamo_orig_callable")
+            or hasattr(type(module).forward, "_torchdynamo_orig_callable")
+        ):
+            raise StepError(
+                f"{label}: the model is compiled: attach and train the module itself, and compile "
+                "or script a copy of it afterwards"
+            )
+        if isinstance(module, _WRAPPERS):
+            raise StepError(
+                f"{label}: {type(module).__name__} splits the batch or averages gradients by "
+                "itself; attach and train the module inside, model.module, on one device"
+            )
+    devices = sorted({str(p.device) for p in model.parameters() if p.requires_grad})
+    if len(devices) > 1:
+        raise StepError(
+            f"parameters: expected one device, got {', '.join(devices)}; move the model to one"
+        )
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        _check_tensor(name, tensor)
 
 
-def _check_rows(model: nn.Module, images: torch.Tensor, tape: Tape) -> None:
-    """Asks with several numbers of rows: one of them may be that of a layer's tokens or channels.
+def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+    """Refuses a parameter or buffer that holds nothing, or no plain numbers."""
+    if is_lazy(tensor):
+        raise UnsupportedLayer(
+            f"{name}: the layer does not know its shape yet; run the model once on an example, "
+            "and make the optimizer after that"
+        )
+    if tensor.is_meta:
+        raise UnsupportedLayer(
+            f"{name}: it is on the meta device, which holds no values; load the weights, or "
+            "call model.to_empty(device=...) and initialise them"
+        )
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.is_quantized:
+        raise UnsupportedLayer(
+            f"{name}: expected a dense tensor, got {tensor.layout}, {tensor.dtype}; convert it, "
+            "or replace the layer"
+        )
+    if tensor.requires_grad and not tensor.is_floating_point():
+        raise UnsupportedLayer(
+            f"{name}: expected real numbers, got {tensor.dtype}: clipping and noise are for real "
+            "gradients; hold real and imaginary part as two parameters, or freeze it"
+        )
 
-    The outputs are weighted, for a sum of probabilities has no gradient.
-    """
-    for rows in _ROWS:
-        repeated = images.nan_to_num()[torch.arange(rows, device=images.device) % len(images)]
-        with torch.enable_grad():
-            outputs = _run(model, repeated).reshape(rows, -1)
-            weights = torch.linspace(0.5, 1.5, outputs.shape[1], device=outputs.device)
-            losses = (outputs * weights).sum(1)
-        for chosen in halves(rows):
-            check_rows(losses, tape, chosen)
+
+def _check_optimizer(optimizer: object) -> None:
+    """Refuses an optimizer that cannot step on gradients alone, by letting a copy of it do so."""
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise StepError(
+            f"optimizer: expected a torch.optim.Optimizer, got {type(optimizer).__name__}"
+        )
+    kind = type(optimizer).__name__
+    cure = "choose one that takes one gradient a step, torch.optim.SGD or Adam"
+    # Its default means a closure that is called several times; it would otherwise be the trial's.
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise StepError(
+            f"optimizer: {kind} cannot step on a noised gradient alone: it calls a closure for "
+            f"several raw gradients a step; {cure}"
+        )
+    trial = _copy_of(optimizer)
+    hooks = vars(optimizer).get("_optimizer_step_pre_hooks")
+    if not isinstance(hooks, dict) or (trial is not None and not _heard(trial, kind, cure)):
+        raise StepError(
+            f"optimizer: {kind} steps past the hooks of torch.optim.Optimizer, so that steps "
+            "beside the private one would not be seen; call super().__init__(params, defaults) in "
+            "it, or attach the optimizer that it wraps"
+        )
 
 
-def _run(model: nn.Module, images: torch.Tensor, *, finite: bool = True) -> torch.Tensor:
-    """One forward pass; each begins at the same random state, and leaves it as it was."""
+def _heard(trial: torch.optim.Optimizer, kind: str, cure: str) -> bool:
+    """Lets a copy step; whether a hook of torch's heard of it, or the copy alone could not."""
+    heard: list[object] = []
+    trial.register_step_pre_hook(lambda *_: heard.append(None))
+    devices = {p.device for group in trial.param_groups for p in group["params"] if p.is_cuda}
     try:
-        with random_states_kept(images.device):
-            output = model(images)
-    except PrivacyError:
-        raise
+        with torch.random.fork_rng(devices=devices):
+            # Not trial.step(): a schedule of the learning rate puts a bound method of the original
+            # in its place.
+            type(trial).step(trial)
+    except AttributeError:
+        # Perhaps of the copy alone.
+        return True
     except Exception as error:
-        raise UnsupportedLayer(
-            f"the model cannot run on the data set's images, {list(images.shape)} {images.dtype}: "
-            f"{type(error).__name__}: {error}{_of_other_numbers(model, images)}"
+        raise StepError(
+            f"optimizer: {kind} cannot step on a noised gradient alone: {type(error).__name__}: "
+            f"{error}; {cure}"
         ) from error
-    if not isinstance(output, torch.Tensor) or output.shape[:1] != images.shape[:1]:
-        raise UnsupportedLayer(
-            f"{type(model).__name__}: expected one tensor with {len(images)} rows, one an example, "
-            f"got {_described(output)}; attach a model that maps images to logits"
-        )
-    if finite and not bool(output.isfinite().all()):
-        raise UnsupportedLayer(
-            f"{type(model).__name__}: its output is not finite on the first examples of the data "
-            "set; look for NaN in its weights, and for images outside [0, 1]"
-        )
-    return output
+    return bool(heard)
 
 
-def _of_other_numbers(model: nn.Module, images: torch.Tensor) -> str:
-    """The cure where the model computes in other numbers than the images are; else nothing."""
-    own = {p.dtype for p in model.parameters() if p.is_floating_point()} - {images.dtype}
-    if not own:
-        return ""
-    if not images.is_floating_point():
-        return (
-            "; if these whole numbers are pixels, let the data set's __getitem__ give "
-            "image.float() / 255, or begin the model with a module that does: what the loop does "
-            "to them is not seen here"
-        )
-    return (
-        f"; the model's parameters are {', '.join(sorted(map(str, own)))}: convert the model, "
-        f"model.to({images.dtype}), before the optimizer is made, or let the data set give images "
-        "of the model's numbers"
-    )
+def _copy_of(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
+    """A copy with parameters of its own, their gradients zero; None where it cannot be copied.
 
-
-def _described(output: object) -> str:
-    """A model's output in a few words."""
-    if isinstance(output, torch.Tensor):
-        return f"a tensor of shape {list(output.shape)}"
-    return type(output).__name__
-
-
-@contextmanager
-def _state_kept(model: nn.Module) -> Iterator[list[str]]:
-    """Restores parameters and buffers; afterwards the list names those that had been written."""
-    before = {name: tensor.detach().clone() for name, tensor in _state(model)}
-    written: list[str] = []
+    Attribute by attribute: torch's own copy leaves out what a subclass has besides. Hooks stay
+    behind, for nobody else is to hear of a step that is none.
+    """
+    trial: torch.optim.Optimizer = object.__new__(type(optimizer))
+    memo: dict[int, Any] = {id(optimizer): trial}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            own = nn.Parameter(torch.zeros_like(parameter, requires_grad=False))
+            own.grad = torch.zeros_like(own)
+            memo[id(parameter)] = own
     try:
-        yield written
-    finally:
-        for name, tensor in _state(model):
-            if name in before and not _same(tensor, before[name]):
-                tensor.detach().copy_(before[name])
-                written.append(name)
-
-
-def _state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Everything in a model that a forward pass could write to."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
-
-
-def _same(now: torch.Tensor, before: torch.Tensor) -> bool:
-    """Whether two tensors are equal, a NaN being equal to itself."""
-    return torch.equal(now.nan_to_num(), before.nan_to_num())
+        for name, value in vars(optimizer).items():
+            if name != "step":
+                hooks = name.endswith("_hooks")
+                vars(trial)[name] = type(value)() if hooks else copy.deepcopy(value, memo)
+    except Exception:
+        # It holds something that cannot be copied: the first step will tell.
+        return None
+    return trial

@@ -46,13 +46,12 @@ from privacy import (
 )
 from privacy.audit import AuditReport, AuditSettings, audit, gdp_epsilon
 from privacy.audit.canaries import CanaryDataset
+from privacy.summation import Reduce
 
 # The harness, for whoever plants defects of their own.
 __all__ = ["CLASSES", "CLIP", "KEY", "SAMPLES", "SETTINGS", "Losses", "Naive", "audited", "ours"]
 
 # The module: the package has a function of the same name.
-ATTACH = importlib.import_module("privacy.attach")
-PRIVATE = importlib.import_module("privacy.training")
 GATE = importlib.import_module("privacy.audit.gate")
 
 
@@ -464,11 +463,12 @@ def release_by(private: PrivateTraining, *, noise: float = 1, size: float = 1) -
     """Another noise and batch size where they are used: the ledger refuses them in the plan."""
     noised = private._clipped.noised_mean
 
-    def wrong(generator: Any, *, noise_multiplier: float, batch_size: int) -> Any:
+    def wrong(generator: Any, *, noise_multiplier: float, batch_size: int, reduce: Reduce) -> Any:
         return noised(
             generator,
             noise_multiplier=noise * noise_multiplier,
             batch_size=round(size * batch_size),
+            reduce=reduce,
         )
 
     private._clipped.noised_mean = wrong  # type: ignore[method-assign]
@@ -526,14 +526,13 @@ def test_batch_norm_in_training_mode_is_refused_and_caught_behind_the_refusal(
     """The refusal stops it; with every refusal bypassed the audit sees what leaks across rows."""
     with pytest.raises(UnsupportedLayer, match=r"^1: BatchNorm2d mixes examples"):
         audited(lambda plan, data: ours(plan, data, model=network(BATCH_NORMS[kind]())))
-    for room in (ATTACH, PRIVATE):
-        monkeypatch.setattr(room, "check_layers", lambda model: None)
+    monkeypatch.setattr("privacy.step.check_layers", lambda model: None)
     with pytest.raises(UnsupportedLayer, match=r"writes to|moved the output"):
         audited(lambda plan, data: ours(plan, data, model=network(BATCH_NORMS[kind]())))
-    monkeypatch.setattr(ATTACH, "probe", lambda model, images: None)
+    monkeypatch.setattr("privacy.step.probe", lambda model, images: None)
     with pytest.raises(UnsupportedLayer, match=r"the loss of an example reached rows of others"):
         audited(lambda plan, data: ours(plan, data, model=network(BATCH_NORMS[kind]())))
-    monkeypatch.setattr("privacy.validate.check_rows", lambda *_: None)
+    monkeypatch.setattr("privacy.probe.check_rows", lambda *_: None)
     monkeypatch.setattr("privacy.differentiation.check_rows", lambda *_: None)
     with pytest.raises(UnsupportedLayer, match=r"running_mean.*: a buffer was written since"):
         audited(lambda plan, data: ours(plan, data, model=network(BATCH_NORMS[kind]())))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import privacy.step
 import privacy.summation
 import privacy.training
 import privacy.update
@@ -27,7 +28,8 @@ from privacy.clipping.factors import Clipping
 from privacy.update import ClippedSum
 
 EXAMPLES = 4
-WATCHED = {module.__file__ for module in (privacy.training, privacy.update, privacy.summation)}
+ROOMS = privacy.training, privacy.step, privacy.update, privacy.summation
+WATCHED = {module.__file__ for module in ROOMS}
 
 
 def attached(clipping: Clipping, *, float_safe: bool) -> PrivateTraining:

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from privacy import DPPlan, PhysicalBatches, PrivateTraining, UnsupportedLayer, attach
 from privacy.clipping.tape import Tape
-from privacy.rows import halves, some_of
+from privacy.differentiation import about_half, halves
 
 ROWS = 8
 
@@ -372,7 +372,7 @@ def test_some_of_the_examples_tell_repeat_from_repeat_interleave() -> None:
     """At every size: some chosen example has a copy in the rows of one that is not."""
     for examples in range(2, 65):
         for copies in range(2, 17):
-            chosen = some_of(examples, seed=1)
+            chosen = about_half(examples, seed=1)
             assert chosen[0]
             assert not chosen[-1]
             rows = torch.arange(examples * copies)

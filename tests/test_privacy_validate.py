@@ -14,7 +14,8 @@ from privacy import StepError, UnsupportedLayer, check_layers, fix, mixing_layer
 from privacy.clipping import rule_of
 from privacy.clipping.layers import install
 from privacy.clipping.tape import Tape
-from privacy.validate import check_trainable, probe, rehearse, trainable_parameters
+from privacy.probe import probe, rehearse
+from privacy.validate import check_trainable, trainable_parameters
 
 
 def around(layer: nn.Module) -> nn.Module:

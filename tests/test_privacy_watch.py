@@ -328,7 +328,7 @@ def test_a_forward_pass_that_is_not_stepped_may_run_in_any_mode_that_is_not_know
     private.step(losses_of(private, images, labels))
     next(private.batches)
     with pytest.raises(UnsupportedLayer, match=r"moved the output|reached rows of others"):
-        private._clipped.prepare(diagnosis, torch.ones(len(diagnosis), dtype=torch.bool))
+        private._clipped.gradients_of(diagnosis, torch.ones(len(diagnosis), dtype=torch.bool))
     assert not model[5].training
 
 

@@ -23,9 +23,10 @@ from privacy.clipping.tape import Tape
 from privacy.errors import PlanError, StepError
 from privacy.ledger import Ledger
 from privacy.plan import DPPlan
-from privacy.reserved import Reserved
+from privacy.probe import probe, rehearse
+from privacy.step import Reserved
 from privacy.update import ClippedSum
-from privacy.validate import check_layers, probe, rehearse, trainable_parameters
+from privacy.validate import check_layers, trainable_parameters
 
 __all__ = [
     "ENGINE",

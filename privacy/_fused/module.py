@@ -12,7 +12,7 @@ from privacy._fused.traces import Mixed, Setting, Total, Trace
 from privacy._fused.writes import MODULE, refusal
 from privacy.clipping.layers import Installation
 from privacy.errors import StepError, UnsupportedLayer
-from privacy.reserved import Reserved
+from privacy.step import Reserved
 
 __all__ = ["FusedModule", "Outputs"]
 

@@ -16,8 +16,7 @@ from privacy.errors import BudgetExceeded, StepError
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
-from privacy.reserved import Reserved
-from privacy.turn import Turn
+from privacy.step import Reserved, Turn
 from privacy.update import ClippedSum
 from privacy.validate import check_layers, check_trainable
 

@@ -31,10 +31,10 @@ from privacy.audit.settings import AuditSettings
 from privacy.audit.watch import MakeTraining, Watched, half, watch, watch_quietly, watch_samples
 from privacy.clipping.factors import FlatClipping
 from privacy.errors import PlanError, StepError
-from privacy.inputs import check_dataset
 from privacy.plan import DPPlan
 from privacy.quantities import probability
 from privacy.sampling import MapStyle
+from privacy.validate import check_dataset
 
 __all__ = ["audit"]
 

@@ -19,10 +19,10 @@ from privacy.audit.release import Release, Settings
 from privacy.audit.sampling import Samples
 from privacy.audit.settings import AuditSettings
 from privacy.errors import PlanError, StepError
-from privacy.inputs import check_module
 from privacy.objectives import ExamplesMix, keeps_apart
 from privacy.plan import DPPlan
 from privacy.sampling import MapStyle
+from privacy.validate import check_module
 
 __all__ = ["AuditedTraining", "MakeTraining", "Watched", "half", "watch", "watch_quietly"]
 __all__ += ["watch_samples"]

@@ -1,0 +1,229 @@
+"""One private step: what is refused before the first one, and how each is released.
+
+`attach` and the Opacus drop-in differ in where batches and losses come from. What makes a step
+private is here, once: the refusals, the order of ledger, noise and optimizer, one thread at a time,
+and an optimizer that nobody else steps.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import nn
+
+from privacy.accounting import GaussianSteps
+from privacy.clipping import rule_of
+from privacy.clipping.layers import Installation, install
+from privacy.clipping.tape import Tape
+from privacy.clipping.tuner import Tuner
+from privacy.errors import PlanError, StepError
+from privacy.noise import SecureGenerator
+from privacy.plan import DPPlan
+from privacy.probe import probe, rehearse
+from privacy.summation import Reduce, alone
+from privacy.update import ClippedSum
+from privacy.validate import check_layers, check_trainable, trainable_parameters
+
+__all__ = ["InTurn", "Prepared", "Reserved", "Turn", "prepare", "release"]
+
+_Item = TypeVar("_Item")
+
+
+class Reserved:
+    """An optimizer that refuses every step but those asked for here, until `free`.
+
+    The backward pass of an attached model leaves no gradients, so a step of the user's own would
+    train nothing, or would train on what was written to `.grad` by hand, without noise and
+    uncounted. Not seen: another optimizer on the same parameters, and one that this one wraps.
+    A class because it holds the hook.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer, self._asked = optimizer, False
+        self._hook = optimizer.register_step_pre_hook(self._refuse)
+
+    def step(self) -> None:
+        """Lets the optimizer step."""
+        try:
+            self._asked = True
+            self.optimizer.step()
+        finally:
+            self._asked = False
+
+    def free(self) -> None:
+        """Gives the optimizer back to its user."""
+        self._hook.remove()
+
+    def _refuse(self, _optimizer: object, _args: Any, _kwargs: Any) -> None:
+        if not self._asked:
+            raise StepError(
+                "optimizer.step() was called beside the private step: backward() of an attached "
+                "model leaves it no gradients, and what is in .grad otherwise has no noise; give "
+                "the losses to the private step alone, or detach the training first"
+            )
+
+
+class Turn:
+    """A lock that refuses a second thread instead of letting it wait.
+
+    It belongs to a thread, not to a call: a Ctrl-C that prevents its release locks out no retry.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            raise StepError(
+                "another thread is in a step of this training: a batch must not be added twice; "
+                "iterate private.batches and call private.step in one thread"
+            )
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._lock.release()
+
+
+class InTurn(Generic[_Item]):
+    """An iterator that one thread at a time may advance."""
+
+    def __init__(self, items: Iterator[_Item], turn: Turn) -> None:
+        self._items, self._turn = items, turn
+
+    def __iter__(self) -> Iterator[_Item]:
+        return self
+
+    def __next__(self) -> _Item:
+        with self._turn:
+            return next(self._items)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A recorded model, and an optimizer that only `release` steps.
+
+    `clipped` is the one owner of the clipping norm: it follows the noise where it is adaptive.
+    """
+
+    model: nn.Module
+    parameters: Mapping[str, nn.Parameter]
+    clipped: ClippedSum
+    installation: Installation
+    reserved: Reserved
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> None:
+        """A copied model is a plain model: nothing is recorded or reserved for it."""
+
+    def check(self) -> None:
+        """Refuses, at each step, layers that mix examples and parameters trained since."""
+        check_layers(self.model)
+        check_trainable(self.model, self.parameters)
+
+    def undo(self) -> None:
+        """Gives every layer its own forward back, and the optimizer to its user."""
+        self.installation.remove()
+        self.reserved.free()
+
+
+def prepare(
+    plan: DPPlan,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    samples: int,
+    images: Callable[[], torch.Tensor],
+    tuner: Tuner | None = None,
+) -> Prepared:
+    """Refuses whatever would void the guarantee, then records the model's layers.
+
+    Where this raises, model and optimizer stay as they were.
+
+    Args:
+        samples: How many examples the data set has: what the plan must be for.
+        images: Reads a few of them, [n, ...], once plan, model and optimizer are known to fit.
+    """
+    _check_plan(plan, samples)
+    parameters = trainable_parameters(model, optimizer)
+    check_layers(model)
+    few = images().to(next(iter(parameters.values())).device)
+    probe(model, few)
+    tape = Tape()
+    clipped = ClippedSum(
+        parameters,
+        tape,
+        max_grad_norm=plan.max_grad_norm,
+        clipping=plan.clipping,
+        float_safe=plan.float_safe,
+    )
+    clipped.check_range(examples=samples, noise_multiplier=plan.event().noise_multiplier)
+    installation = install(model, tape, partial(rule_of, tuner=tuner or Tuner()))
+    prepared = Prepared(model, parameters, clipped, installation, Reserved(optimizer))
+    try:
+        rehearse(model, few, parameters, tape)
+    except BaseException:
+        prepared.undo()
+        raise
+    return prepared
+
+
+def release(
+    prepared: Prepared,
+    generator: SecureGenerator,
+    event: GaussianSteps,
+    *,
+    record: Callable[[GaussianSteps], None],
+    batch_size: int,
+    before_step: Callable[[], None] | None = None,
+    reduce: Reduce = alone,
+) -> None:
+    """Writes the step down, adds the noise, and only then lets the optimizer see it.
+
+    Written first: an adaptive clipping norm moves with the noise, and an interruption between the
+    two must not make a release free.
+
+    Args:
+        event: The one step that is released.
+        record: Writes it down; what it raises keeps the sample unreleased.
+        batch_size: What the sum is divided by: public, never the secret size of the sample.
+        before_step: Called when the noised gradients are in `.grad`.
+        reduce: Adds the clipped sums of all processes up; the noise is added once, to that.
+    """
+    record(event)
+    gradients = prepared.clipped.noised_mean(
+        generator,
+        noise_multiplier=event.noise_multiplier,
+        batch_size=batch_size,
+        reduce=reduce,
+    )
+    # A frozen parameter may hold a raw gradient from before: the optimizer must not see it.
+    prepared.reserved.optimizer.zero_grad()
+    for parameter, gradient in zip(prepared.parameters.values(), gradients, strict=True):
+        parameter.grad = gradient
+    if before_step is not None:
+        before_step()
+    prepared.reserved.step()
+
+
+def _check_plan(plan: DPPlan, samples: int) -> None:
+    """Refuses a plan without noise, for another data set, or that costs more than its target."""
+    if not isinstance(plan, DPPlan):
+        raise PlanError(f"plan: expected a privacy.DPPlan, got {type(plan).__name__}")
+    plan.event()
+    if samples != plan.samples:
+        raise PlanError(
+            f"samples: the plan is for {plan.samples}, the data set has {samples}; make the plan "
+            "for this data set"
+        )
+    if plan.target_epsilon is not None and plan.epsilon() > plan.target_epsilon:
+        raise PlanError(
+            f"target_epsilon: the plan's {plan.steps} steps cost {plan.epsilon():.4g}, more than "
+            f"the target of {plan.target_epsilon:g}; calibrate the plan again after changing it"
+        )
