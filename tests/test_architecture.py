@@ -50,7 +50,7 @@ ARCHIVE = ("errors", "format", "keys", "actions", "store", "adapters", "")
 # Risky library: the only modules, or packages with all that is in them, that may import it.
 ADAPTERS = {
     "torchattacks": {"defenses.attacks._torchattacks"},
-    "opacus": {"privacy._opacus", "privacy.opacus"},
+    "opacus": {"privacy._opacus", "privacy.opacus.account", "privacy.opacus.modes"},
     "cryptography": {
         *("secure_cnn.archive.format", "secure_cnn.archive.keys", "secure_cnn.archive.age"),
         *("privacy.noise", "secure_cnn.bench.archive_rivals"),

@@ -292,7 +292,7 @@ def test_a_mean_under_a_plan_of_sums_is_refused():
 
 def test_without_the_refusal_one_example_would_move_the_sum_by_more(monkeypatch):
     """Control: what is refused does break the bound, by far."""
-    from privacy._fused.module import Outputs
+    from privacy.opacus.module import Outputs
 
     monkeypatch.setattr(Outputs, "_check", lambda *_: None)
     for name in ("class weights", "a weighted mean", "normalised weights"):

@@ -1,6 +1,6 @@
 """The engine: what Opacus' users call, and what has become of it.
 
-Every attribute that they write is followed, or refused by name: see `privacy._fused.writes`.
+Every attribute that they write is followed, or refused by name: see `privacy.opacus.refusals`.
 """
 
 import dataclasses
@@ -8,35 +8,34 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-import opacus
 import torch
-from opacus.accountants import create_accountant
 from torch import nn
 from torch.utils.data import DataLoader
 
-from privacy._fused import (
+from privacy.errors import PlanError, StepError
+from privacy.ledger import Ledger
+from privacy.opacus.account import ACCOUNTS
+from privacy.opacus.loader import Samples, first_images, plan_for, poisson_loader
+from privacy.opacus.modes import OpacusModes, given
+from privacy.opacus.module import FusedModule, Outputs
+from privacy.opacus.optimizer import FusedOptimizer
+from privacy.opacus.refusals import (
     ENGINE,
-    FusedOptimizer,
+    check_reduction,
     check_settings,
-    fuse,
-    plan_for,
     refusal,
     refuse_adaptive,
 )
-from privacy.errors import PlanError
-from privacy.ledger import Ledger
-from privacy.opacus._account import Account, PRVAccount, RDPAccount
-from privacy.opacus._checkpoint import Checkpoints
-from privacy.opacus._validation import Validation
 from privacy.plan import DPPlan
+from privacy.step import prepare
+from privacy.validate import check_module
 
 __all__ = ["PrivacyEngine"]
 
 _FUSED = "fused"
-_ACCOUNTANTS: dict[str, type[Account]] = {"prv": PRVAccount, "rdp": RDPAccount}
 
 
-class PrivacyEngine(Checkpoints, Validation):
+class PrivacyEngine(OpacusModes):
     """Opacus' `PrivacyEngine` with `grad_sample_mode="fused"` added, and that the default.
 
     Guarantee, in the fused mode: what `optimizer.step()` writes to the parameters is
@@ -80,12 +79,6 @@ class PrivacyEngine(Checkpoints, Validation):
         0.8
     """
 
-    _account: Any
-    _ledger: str | os.PathLike[str] | None
-    _mechanism: str
-    _secure_mode: bool
-    _trainings: list[FusedOptimizer]
-
     def __init__(
         self,
         *,
@@ -93,32 +86,20 @@ class PrivacyEngine(Checkpoints, Validation):
         secure_mode: bool = False,
         ledger: str | os.PathLike[str] | None = None,
     ) -> None:
-        account = _ACCOUNTANTS.get(accountant)
+        account = ACCOUNTS.get(accountant)
         vars(self).update(
             _mechanism=accountant,
             _secure_mode=secure_mode,
             _ledger=ledger,
             _account=None if account is None else account(),
+            _trainings=[],
+            _original=None,
         )
-        vars(self).update(_trainings=[], _original=None)
 
     def __setattr__(self, name: str, value: object) -> None:
         if name not in vars(self) or not name.startswith("_"):
             raise refusal(self, name, ENGINE)
         super().__setattr__(name, value)
-
-    @property
-    def accountant(self) -> Any:
-        """The engine's account, one of Opacus' accountants: what is written to it counts."""
-        if self._account is None:
-            # Of Opacus' own modes only: it warns of this one.
-            self._account = create_accountant(mechanism=self._mechanism)
-        return self._account
-
-    @property
-    def secure_mode(self) -> bool:
-        """As it was given; the fused mode's noise is cryptographic in any case."""
-        return self._secure_mode
 
     def make_private(  # noqa: PLR0913  (Opacus' interface)
         self,
@@ -145,27 +126,18 @@ class PrivacyEngine(Checkpoints, Validation):
     ) -> Any:
         """Makes module, optimizer and loader private, with the noise given.
 
+        What is not named below is as in Opacus; the fused mode takes the defaults only.
+
         Args:
             module: In training mode; one tensor in, one tensor with a row an example out.
             optimizer: Holds exactly the module's trainable parameters.
-            criterion: For Opacus' ghost modes only.
             data_loader: Over a map-style data set, with a `batch_size` and without a sampler of its
                 own.
             noise_multiplier: Noise over C, > 0.
             max_grad_norm: C, > 0.
-            batch_first: True in the fused mode.
             loss_reduction: How the user's loss joins its rows, "mean" or "sum".
-            poisson_sampling: True in the fused mode.
-            clipping: "flat" in the fused mode.
-            noise_generator: None in the fused mode.
             grad_sample_mode: "fused", or one of Opacus'.
-            wrap_model: True in the fused mode.
             rand_on_empty: Without effect in the fused mode.
-            target_unclipped_quantile: For Opacus' adaptive clipping only, as the four after it.
-            clipbound_learning_rate: See Opacus.
-            max_clipbound: See Opacus.
-            min_clipbound: See Opacus.
-            unclipped_num_std: See Opacus.
 
         Returns:
             The private (module, optimizer, data_loader); in Opacus' ghost modes a criterion too.
@@ -175,34 +147,10 @@ class PrivacyEngine(Checkpoints, Validation):
             StepError: The optimizer does not fit the module, or the module is private already.
             UnsupportedLayer: A layer mixes examples or cannot be recorded.
         """
-        adaptive = {
-            "target_unclipped_quantile": target_unclipped_quantile,
-            "clipbound_learning_rate": clipbound_learning_rate,
-            "max_clipbound": max_clipbound,
-            "min_clipbound": min_clipbound,
-            "unclipped_num_std": unclipped_num_std,
-        }
-        given = {name: value for name, value in adaptive.items() if value is not None}
+        asked = given(locals())
         if grad_sample_mode != _FUSED:
-            made = self._opacus().make_private(
-                module=module,
-                optimizer=optimizer,
-                criterion=nn.CrossEntropyLoss() if criterion is None else criterion,
-                data_loader=data_loader,
-                noise_multiplier=noise_multiplier,
-                max_grad_norm=max_grad_norm,
-                batch_first=batch_first,
-                loss_reduction=loss_reduction,
-                poisson_sampling=poisson_sampling,
-                clipping=clipping,
-                noise_generator=noise_generator,
-                grad_sample_mode=grad_sample_mode,
-                wrap_model=wrap_model,
-                rand_on_empty=rand_on_empty,
-                **given,
-            )
-            return self._noted(made, data_loader)
-        refuse_adaptive(given)
+            return self._noted(self._opacus().make_private(**asked), data_loader)
+        refuse_adaptive(asked)
         check_settings(batch_first, poisson_sampling, clipping, noise_generator, wrap_model)
         self._check_engine(target=False)
         plan = plan_for(data_loader, max_grad_norm, epochs=1)
@@ -232,33 +180,12 @@ class PrivacyEngine(Checkpoints, Validation):
 
         Guarantee, in the fused mode: `get_epsilon(target_delta)` never exceeds `target_epsilon`.
         The step after `epochs` passes over the loader, at least 1, raises `BudgetExceeded`.
-        `target_delta` is in (0, 1 / len(dataset)); everything else is as for `make_private`.
-
-        Raises:
-            PlanError: As for `make_private`; or no noise reaches the budget, or the engine has been
-                used before.
-            StepError: As for `make_private`.
-            UnsupportedLayer: As for `make_private`.
+        `target_delta` is in (0, 1 / len(dataset)); everything else is as for `make_private`, and
+        an engine that was used before is refused.
         """
+        asked = given(locals())
         if grad_sample_mode != _FUSED:
-            made = self._opacus().make_private_with_epsilon(
-                module=module,
-                optimizer=optimizer,
-                criterion=nn.CrossEntropyLoss() if criterion is None else criterion,
-                data_loader=data_loader,
-                target_epsilon=target_epsilon,
-                target_delta=target_delta,
-                epochs=epochs,
-                max_grad_norm=max_grad_norm,
-                batch_first=batch_first,
-                loss_reduction=loss_reduction,
-                poisson_sampling=poisson_sampling,
-                clipping=clipping,
-                noise_generator=noise_generator,
-                grad_sample_mode=grad_sample_mode,
-                wrap_model=wrap_model,
-            )
-            return self._noted(made, data_loader)
+            return self._noted(self._opacus().make_private_with_epsilon(**asked), data_loader)
         check_settings(batch_first, poisson_sampling, clipping, noise_generator, wrap_model)
         self._check_engine(target=True)
         plan = plan_for(data_loader, max_grad_norm, epochs=epochs)
@@ -274,59 +201,46 @@ class PrivacyEngine(Checkpoints, Validation):
         plan: DPPlan,
         module: nn.Module,
         optimizer: torch.optim.Optimizer,
-        data_loader: DataLoader[Any],
+        loader: DataLoader[Any],
         loss_reduction: str,
-    ) -> Any:
-        """The private three, on this engine's account."""
+    ) -> tuple[FusedModule, FusedOptimizer, DataLoader[Any]]:
+        """The private three, on this engine's account; where this raises nothing has changed."""
         if self._ledger is not None and self._trainings:
             raise PlanError(
                 "ledger: a file is one training's, and this engine has made one private; use a new "
                 "PrivacyEngine with a file of its own"
             )
-        three = fuse(
-            plan,
-            module,
-            optimizer,
-            data_loader,
-            loss_reduction=loss_reduction,
-            account=self._account,
-            ledger=Ledger() if self._ledger is None else Ledger.open(self._ledger),
+        ledger = Ledger() if self._ledger is None else Ledger.open(self._ledger)
+        check_reduction(loss_reduction)
+        if not check_module(module).training:
+            raise StepError("module: it is in eval mode; call module.train() before make_private")
+        prepared = prepare(
+            plan, module, optimizer, samples=plan.samples, images=lambda: first_images(loader)
         )
-        self._trainings.append(three[1])
-        return three
-
-    def _noted(self, made: Any, data_loader: DataLoader[Any]) -> Any:
-        """What Opacus made, after the account has heard with what it trains."""
-        if isinstance(self._account, Account):
+        outputs, samples = Outputs(), Samples(prefetching=loader.num_workers > 0)
+        try:
             self._account.expect(
-                noise_multiplier=float(made[1].noise_multiplier),
-                sampling_rate=1 / len(data_loader),
+                noise_multiplier=plan.event().noise_multiplier, sampling_rate=plan.sampling_rate
             )
-        return made
-
-    def _opacus(self) -> Any:
-        """Opacus' engine, made when one of its modes is first asked for: it warns, or refuses."""
-        if self._trainings:
-            raise PlanError(
-                "grad_sample_mode: this engine has made a training private in the fused mode; use "
-                "a new PrivacyEngine for another mode, and add their epsilons up"
+            if ledger.path is not None:
+                ledger.bind(plan)
+                self._account.cover(ledger.events)
+            private = FusedOptimizer(
+                plan, prepared, outputs, samples, self._account, ledger, loss_reduction
             )
-        if self._ledger is not None:
-            raise PlanError(
-                "ledger: Opacus' own modes do not write to it; use the fused mode, or leave it out"
-            )
-        if self._original is None:
-            self._original = opacus.PrivacyEngine(
-                accountant=self._mechanism, secure_mode=self.secure_mode
-            )
-            self._original.accountant = self.accountant
-        return self._original
+            batches = poisson_loader(loader, samples, rate=plan.sampling_rate)
+        except BaseException:
+            prepared.undo()
+            raise
+        optimizer.zero_grad()
+        self._trainings.append(private)
+        return FusedModule(prepared, outputs), private, batches
 
     def _check_engine(self, *, target: bool) -> None:
         """Refuses what would mix accounts, or go on beyond a target."""
-        if self._mechanism not in _ACCOUNTANTS:
+        if self._mechanism not in ACCOUNTS:
             raise PlanError(
-                f"accountant: expected one of {', '.join(_ACCOUNTANTS)} in the fused mode, got "
+                f"accountant: expected one of {', '.join(ACCOUNTS)} in the fused mode, got "
                 f"{self._mechanism!r}; Opacus' gdp is an approximation that can understate epsilon"
             )
         if self._original is not None:

@@ -26,16 +26,11 @@ __all__ = [
 
 @dataclass(frozen=True, eq=False)
 class Setting:
-    """What a function was given beside the rows: the same at every step.
-
-    Attributes:
-        name: The function's.
-        value: A number or a tensor.
-        doubtful: Whether the tensor could as well be a value an example.
-    """
+    """What the function `name` was given beside the rows: the same at every step."""
 
     name: str
     value: Any
+    # The tensor could as well hold a value an example.
     doubtful: bool = False
 
     def stayed(self, before: "Setting") -> bool:

@@ -1,17 +1,23 @@
-"""The engine's account: one of Opacus' accountants whose history is believed only upwards."""
+"""The engine's account: one of Opacus' accountants whose history is believed only upwards.
+
+Beside it what a saved state says was spent, which is believed only where it fits.
+"""
 
 import math
 import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import torch
 from opacus.accountants import PRVAccountant, RDPAccountant
 
 from privacy._opacus import Event
 from privacy.accounting import GaussianSteps, epsilon_of
 from privacy.errors import PlanError
+from privacy.ledger import Ledger
+from privacy.plan import DPPlan
 
-__all__ = ["Account", "PRVAccount", "RDPAccount"]
+__all__ = ["ACCOUNTS", "Account", "PRVAccount", "RDPAccount", "checked_ledger"]
 
 _Settings = tuple[float, float]
 """noise multiplier, sampling rate"""
@@ -22,11 +28,6 @@ class Account:
 
     Guarantee: for each noise multiplier and sampling rate, the steps in `history` never become
     fewer, whatever is assigned, loaded, or done to the list itself; the larger number is charged.
-    A class because a training writes to it while its user does.
-
-    Attributes:
-        history: (noise multiplier, sampling rate, steps) of everything spent, a list; assigned or
-            changed in place, it is read again at the next look.
     """
 
     def __init__(self) -> None:
@@ -46,8 +47,11 @@ class Account:
 
     @property
     def history(self) -> list[Event]:
-        """Everything spent, after whatever was done to it was checked."""
-        self._settle()
+        """(Noise multiplier, sampling rate, steps) of everything spent.
+
+        It may be assigned or changed in place, and is checked again at the next look.
+        """
+        self._check_history()
         return self._history
 
     @history.setter
@@ -55,7 +59,7 @@ class Account:
         before = self._history
         self._history = history if isinstance(history, list) else list(history)
         try:
-            self._settle()
+            self._check_history()
         except PlanError:
             self._history = before
             raise
@@ -76,21 +80,17 @@ class Account:
             history[-1] = (*new[:2], history[-1][2] + 1)
         else:
             history.append(new)
-        self._settle()
+        self._check_history()
 
     def cover(self, events: Iterable[GaussianSteps]) -> None:
         """Charges at least these, where fewer are written down."""
         for event in events:
             key = (event.noise_multiplier, event.sampling_rate)
             self._floor[key] = max(self._floor.get(key, 0), event.steps)
-        self._settle()
+        self._check_history()
 
     def expect(self, *, noise_multiplier: float, sampling_rate: float) -> None:
-        """The engine trains with these: what is loaded, or was, must fit one such pair.
-
-        Raises:
-            PlanError: What was loaded does not.
-        """
+        """The engine trains with these: what is loaded, or was, must fit one such pair."""
         self._engine.append((noise_multiplier, sampling_rate))
         try:
             self._check_fit(self._unfitted)
@@ -110,17 +110,12 @@ class Account:
 
     def state_dict(self, destination: Any = None) -> Any:
         """Opacus' own: history and mechanism."""
-        self._settle()
+        self._check_history()
         inherited: Any = super()
         return inherited.state_dict(destination)
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Takes a history in; where it says less than what was spent here, the larger is charged.
-
-        Raises:
-            PlanError: It is not an accountant's state, of another mechanism, or of other settings
-                than this engine trains with.
-        """
+        """Takes a history in; where it says less than was spent here, the larger is charged."""
         ours: Any = self
         mechanism = ours.mechanism()
         if not isinstance(state_dict, Mapping) or not {"history", "mechanism"} <= set(state_dict):
@@ -157,7 +152,7 @@ class Account:
                     "spent to accountant.history"
                 )
 
-    def _settle(self) -> None:
+    def _check_history(self) -> None:
         """Checks the list, and lifts it to what has been in it before."""
         rows = _rows(self._history)
         totals: dict[_Settings, int] = {}
@@ -181,6 +176,10 @@ class RDPAccount(Account, RDPAccountant):  # type: ignore[misc]
     """An account that Opacus' users know as an RDPAccountant."""
 
 
+ACCOUNTS: dict[str, type[Account]] = {"prv": PRVAccount, "rdp": RDPAccount}
+"""Of the accountants that Opacus' engine names, those whose epsilon is a bound."""
+
+
 def _rows(history: object) -> list[Event]:
     """A history whose every entry was checked."""
     if not isinstance(history, list | tuple):
@@ -192,11 +191,7 @@ def _rows(history: object) -> list[Event]:
 
 
 def _checked(entry: object) -> Event:
-    """One entry in plain numbers.
-
-    Raises:
-        PlanError: A value is missing, of another type, or out of range.
-    """
+    """One entry in plain numbers."""
     try:
         values: Any = entry
         noise, rate, steps = values
@@ -222,3 +217,47 @@ def _joined(rows: list[Event]) -> list[Event]:
         else:
             joined.append((noise, rate, steps))
     return joined
+
+
+def checked_ledger(
+    state: Mapping[str, Any], *, plan: DPPlan, noise_multiplier: float, spent: Ledger
+) -> Ledger:
+    """The ledger of an optimizer's state, given that it fits plan and noise.
+
+    Refused are fewer steps than were `spent` here, or than the optimizer's own counters tell.
+    """
+    privacy = state.get("privacy")
+    if not isinstance(privacy, Mapping) or privacy.get("plan") != plan.to_dict():
+        raise PlanError(
+            'optimizer state: expected the plan of this training under "privacy", got '
+            f"{dict(privacy).get('plan') if isinstance(privacy, Mapping) else privacy}; resume "
+            "from the state_dict() of this optimizer, with the settings it was made with"
+        )
+    ledger = Ledger.from_list(privacy.get("ledger", None))
+    for event in ledger.events:
+        if event.sampling_rate != plan.sampling_rate or (event.noise_multiplier > noise_multiplier):
+            raise PlanError(
+                f"ledger: {event.steps} steps with noise {event.noise_multiplier:g} at sampling "
+                f"rate {event.sampling_rate:g}, expected at most {noise_multiplier:g} at "
+                f"{plan.sampling_rate:g}: steps that claim more noise or another rate would be "
+                "charged too little; of a noise schedule, set optimizer.noise_multiplier to its "
+                "largest before loading"
+            )
+    for own, name in ((spent.steps, "were taken here"), (_counted(state), "its optimizer counts")):
+        if ledger.steps < own:
+            raise PlanError(
+                f"ledger: {own} steps {name}, the state knows {ledger.steps}: epsilon never falls"
+            )
+    return ledger
+
+
+def _counted(state: Mapping[str, Any]) -> int:
+    """Steps by the counters that some optimizers keep."""
+    moments = state.get("state")
+    counters = [
+        float(moment["step"])
+        for moment in (moments.values() if isinstance(moments, Mapping) else ())
+        if isinstance(moment, Mapping)
+        and isinstance(moment.get("step"), int | float | torch.Tensor)
+    ]
+    return int(max(counters, default=0))

@@ -1,4 +1,4 @@
-"""One function of the user's loss, asked again with one example alone.
+"""One function that the user's loss calls, called again with one example alone.
 
 The example's rows, or its share of the gradient, must be what they are in the whole batch.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from privacy._fused.traces import (
+from privacy.opacus.traces import (
     Mixed,
     Rows,
     Setting,
@@ -45,38 +45,30 @@ _EXACT_ELEMENTS = 2**22
 
 
 class Traced(torch.Tensor):
-    """A tensor that knows how it came from the module's outputs; see `traced`.
-
-    Attributes:
-        known: What is known.
-        checked: Called with the trace and the backward pass that starts here.
-    """
+    """A tensor that knows how it came from the module's outputs."""
 
     known: Trace
+    # Called with the trace and the backward pass that starts here.
     checked: Callable[[Trace, Callable[[], Any]], Any]
 
 
 @dataclass(frozen=True, eq=False)
 class _Alone:
-    """What the function says of some examples, each alone.
-
-    Attributes:
-        answers: Its results, by example.
-        constants: The tensors that it was given whole.
-        cut: The plain tensors of which it was given the example's rows, by id.
-        counted: Whether a size that names the number of rows became one.
-    """
+    """What the function gives for some examples, each alone: its results by example."""
 
     answers: dict[int, Any]
+    # The tensors that it was given whole.
     constants: list[torch.Tensor]
+    # The ids of the plain tensors of which it was given the example's rows only.
     cut: set[int]
+    # A size that names the number of rows became one.
     counted: bool
 
 
 class Call:
-    """One function as it was called; a class because the example is asked for before the call.
+    """One function as it was called.
 
-    (An in-place function has changed its arguments after it.)
+    One example is tried before the call itself, for an in-place function changes its arguments.
     """
 
     def __init__(
@@ -313,11 +305,8 @@ def _dimension(
         block = _block(result, dim, example, examples)
         if block.shape == alone.shape and _same(block, alone):
             return dim
-        if (
-            dim == 0
-            and block.numel() == alone.numel()
-            and (_same(block.reshape(-1), alone.reshape(-1)))
-        ):
+        flat = dim == 0 and block.numel() == alone.numel()
+        if flat and _same(block.reshape(-1), alone.reshape(-1)):
             return dim
     return None
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
 
-from privacy._fused.writes import LOADER, refusal
 from privacy.errors import PlanError, StepError
 from privacy.noise import SecureGenerator
+from privacy.opacus.refusals import LOADER, refusal
 from privacy.plan import DPPlan
 from privacy.quantities import real
 from privacy.sampling import sample_indices
@@ -31,10 +31,9 @@ _READING = frozenset(
 
 
 class Samples:
-    """Poisson samples drawn and not stepped on; a class: loader and optimizer share it.
+    """Poisson samples that were drawn and not stepped on yet; loader and optimizer share it.
 
-    Args:
-        prefetching: Whether worker processes draw ahead of the loop.
+    `prefetching` says that worker processes draw ahead of the loop.
     """
 
     def __init__(self, *, prefetching: bool) -> None:
@@ -61,11 +60,7 @@ class Samples:
         return not (self._skips and self._skips[0])
 
     def mask(self, rows: int) -> torch.Tensor:
-        """Which of the rows are examples, bool [rows].
-
-        Raises:
-            StepError: The rows are not those of the sample that was drawn.
-        """
+        """Which of the rows are examples, bool [rows]; refuses rows of another sample."""
         if not self._sizes:
             raise StepError(
                 "no sample was drawn for this step: take one batch from the data loader that "
@@ -192,11 +187,7 @@ class _PoissonLoader(DataLoader[Any]):
 
 
 def poisson_loader(loader: DataLoader[Any], samples: Samples, *, rate: float) -> DataLoader[Any]:
-    """The loader with Poisson samples for batches: as many a pass as it had batches.
-
-    Args:
-        rate: Probability of each example to be in a batch, in (0, 1].
-    """
+    """The loader with Poisson samples for batches: as many a pass as it had batches."""
     dataset: Any = loader.dataset
     private = _PoissonLoader(
         dataset,

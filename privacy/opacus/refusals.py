@@ -1,11 +1,24 @@
-"""What Opacus' users write to its objects or call on them: followed, or refused by name."""
+"""What Opacus' users write, call or ask for: each is followed, or refused by name."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-from privacy.errors import StepError
+import torch
 
-__all__ = ["ENGINE", "LOADER", "MODULE", "OPTIMIZER", "Followed", "RefusedAttribute", "refusal"]
+from privacy.errors import PlanError, StepError
+
+__all__ = [
+    "ENGINE",
+    "LOADER",
+    "MODULE",
+    "OPTIMIZER",
+    "Followed",
+    "RefusedAttribute",
+    "check_reduction",
+    "check_settings",
+    "refusal",
+    "refuse_adaptive",
+]
 
 _STEP = "clipping and noise are one step here and no gradient of an example is kept; call step()"
 _AGAIN = "it is fixed by make_private; call that again, on a new engine, with other settings"
@@ -14,6 +27,10 @@ _CRYPTOGRAPHIC = (
     "can take the noise off again; leave it out"
 )
 _ADAPTIVE = 'it belongs to adaptive clipping; choose grad_sample_mode="hooks" for that'
+_ADAPTIVE_SETTINGS = (
+    *("target_unclipped_quantile", "clipbound_learning_rate", "max_clipbound", "min_clipbound"),
+    "unclipped_num_std",
+)
 _QUEUE = "say with signal_skip_step() whether a batch completes its sample"
 _RECORDED = (
     "no hooks hang on this module: take gradients of your own in eval mode or with inputs that "
@@ -33,9 +50,8 @@ OPTIMIZER: Mapping[str, str] = {
     "accumulated_iterations": "each batch is one backward pass; a loop has nothing to accumulate",
     **dict.fromkeys(
         (
-            *("target_unclipped_quantile", "clipbound_learning_rate", "max_clipbound"),
-            *("min_clipbound", "unclipped_num_std", "sample_size", "unclipped_num"),
-            "max_grad_norms",
+            *_ADAPTIVE_SETTINGS,
+            *("sample_size", "unclipped_num", "max_grad_norms"),
         ),
         _ADAPTIVE,
     ),
@@ -106,17 +122,60 @@ def refusal(owner: object, name: str, reasons: Mapping[str, str]) -> RefusedAttr
 
 
 class Followed:
-    """A wrapper that keeps no write unseen.
+    """A wrapper that keeps no write unseen."""
 
-    Attributes:
-        followed: Names that may be written, each of which has its effect.
-        refused: Of the others, why and what to do.
-    """
-
+    # Names that may be written, each of which has its effect.
     followed: ClassVar[frozenset[str]] = frozenset()
+    # Of other names, why they may not and what to do.
     refused: ClassVar[Mapping[str, str]] = {}
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in self.followed or (name.startswith("_") and name in vars(self))):
             raise refusal(self, name, self.refused)
         super().__setattr__(name, value)
+
+
+def check_settings(
+    batch_first: bool,
+    poisson_sampling: bool,
+    clipping: str,
+    noise_generator: torch.Generator | None,
+    wrap_model: bool,
+) -> None:
+    """Refuses what the fused mode does not offer, each with its reason."""
+    elsewhere = 'or choose one of Opacus\' modes, such as grad_sample_mode="hooks"'
+    if not batch_first:
+        raise PlanError(f"batch_first: expected True: examples are in dimension 0; {elsewhere}")
+    if not poisson_sampling:
+        raise PlanError(
+            "poisson_sampling: expected True: batches that are not Poisson samples must not be "
+            "accounted as such, and shuffled ones can cost several times the epsilon reported"
+        )
+    if clipping != "flat":
+        raise PlanError(f'clipping: expected "flat", got {clipping!r}; give that, {elsewhere}')
+    if noise_generator is not None:
+        raise PlanError(
+            "noise_generator: expected None: who knows a torch.Generator's seed can take the noise "
+            f"off again, so the noise is cryptographic always; leave it out, {elsewhere}"
+        )
+    if not wrap_model:
+        raise PlanError(
+            "wrap_model: expected True; for a training that leaves the model as it is use "
+            f"privacy.attach, {elsewhere}"
+        )
+
+
+def refuse_adaptive(given: Collection[str]) -> None:
+    """Refuses the settings of Opacus' adaptive clipping among those given."""
+    names = [name for name in _ADAPTIVE_SETTINGS if name in given]
+    if names:
+        raise PlanError(
+            f"{', '.join(names)}: settings of adaptive clipping, which the fused mode does not "
+            'have; leave them out, or choose grad_sample_mode="hooks" and clipping="adaptive"'
+        )
+
+
+def check_reduction(reduction: object) -> None:
+    """Refuses a way to join the rows of a loss that is neither their mean nor their sum."""
+    if reduction not in ("mean", "sum"):
+        raise PlanError(f'loss_reduction: expected "mean" or "sum", got {reduction!r}')

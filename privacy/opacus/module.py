@@ -1,4 +1,12 @@
-"""The user's module, and the cut between its outputs and the user's loss."""
+"""The user's module, and the cut between its outputs and the user's loss.
+
+There the graph is cut, and the user's `backward()` leaves the gradient of the outputs; the private
+step makes one loss an example of it. That is one only if row i of the loss depends on example i
+alone, so the user's loss is followed from the outputs on: a loss that averages with weights, leaves
+labels out of its count, or sorts the batch gives every example a gradient that depends on the
+others, and clipping one bounds nothing. Seen are the functions that the loss calls on the outputs;
+what it computes of labels alone (weights that were normalised over the batch) is not seen.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,14 +15,61 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from privacy._fused.traced import traced
-from privacy._fused.traces import Mixed, Setting, Total, Trace
-from privacy._fused.writes import MODULE, refusal
-from privacy.clipping.layers import Installation
 from privacy.errors import StepError, UnsupportedLayer
-from privacy.step import Reserved
+from privacy.opacus.call import Call, Traced, leaves
+from privacy.opacus.refusals import MODULE, refusal
+from privacy.opacus.traces import Mixed, Rows, Setting, Total, Trace
+from privacy.step import Prepared
 
 __all__ = ["FusedModule", "Outputs"]
+
+_BACKWARD: Any = torch.Tensor.backward
+
+
+class _Followed(Traced):
+    """A traced tensor, whose results are traced too."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        operands = [value for value in leaves((args, kwargs)) if isinstance(value, Traced)]
+        with torch._C.DisableTorchFunctionSubclass():
+            if not operands:
+                return func(*args, **kwargs)
+            if func is _BACKWARD:
+                loss: Any = operands[0]
+                return loss.checked(loss.known, lambda: func(*args, **kwargs))
+            call = Call(func, args, kwargs, operands)
+            result = func(*args, **kwargs)
+            if call.name == "setitem" and isinstance(args[0], Traced):
+                args[0].known = Mixed("rows are written to in place")
+            return _labelled(result, call)
+
+
+def _traced(
+    outputs: torch.Tensor, checked: Callable[[Trace, Callable[[], Any]], Any]
+) -> torch.Tensor:
+    """The outputs, two rows or more with a row an example, followed from here on."""
+    followed: torch.Tensor = _with(outputs.as_subclass(_Followed), Rows(len(outputs)), checked)
+    return followed
+
+
+def _with(tensor: Any, trace: Trace, checked: Any) -> Any:
+    """The tensor, with what is known of it."""
+    tensor.known, tensor.checked = trace, checked
+    return tensor
+
+
+def _labelled(result: Any, call: Call, part: int | None = None) -> Any:
+    """The results, each with its trace; what is no tensor stays plain."""
+    if isinstance(result, torch.Tensor):
+        new = result if isinstance(result, Traced) else result.as_subclass(_Followed)
+        return _with(new, call.trace_of(result, part), call.operands[0].checked)
+    if isinstance(result, tuple | list) and any(isinstance(r, torch.Tensor) for r in result):
+        return type(result)([_labelled(item, call, i) for i, item in enumerate(result)])
+    return result
 
 
 @dataclass(frozen=True)
@@ -28,7 +83,7 @@ class _Cut:
 
 
 class Outputs:
-    """Where forward passes are cut from the user's loss; a class: module and optimizer share it.
+    """Where forward passes are cut from the user's loss; module and optimizer share it.
 
     A forward pass is remembered only when a backward pass has reached its outputs.
     """
@@ -49,14 +104,10 @@ class Outputs:
         register: Any = leaf.register_post_accumulate_grad_hook
         register(lambda reached: self._reached.append(_Cut(outputs, reached, after, self._loss)))
         # A leaf would refuse in-place operations. One row alone has no others to depend on.
-        return traced(leaf.clone(), self._backward) if len(outputs) > 1 else leaf.clone()
+        return _traced(leaf.clone(), self._backward) if len(outputs) > 1 else leaf.clone()
 
     def rows(self) -> int:
-        """Rows of the one backward pass since the last step.
-
-        Raises:
-            StepError: There was none, or more than one.
-        """
+        """Rows of the one backward pass since the last step; none or several are refused."""
         if not self._reached:
             raise StepError(
                 "no backward pass has reached the module since the last step or zero_grad(): call "
@@ -81,8 +132,7 @@ class Outputs:
     def losses(self, *, loss_reduction: str) -> torch.Tensor:
         """One loss an example, whose gradient is that of the user's loss before its reduction.
 
-        Raises:
-            StepError: The loss is not the mean or sum of its rows, or it was not seen.
+        Refuses a loss that is not the mean or sum of its rows, or was not seen.
         """
         for cut in self._reached:
             if len(cut.outputs) > 1:
@@ -151,6 +201,16 @@ def _losses(cut: _Cut, loss_reduction: str) -> torch.Tensor:
     return (cut.outputs * gradient).reshape(rows, -1).sum(1)
 
 
+def _refused(name: str) -> Callable[..., NoReturn]:
+    """A method of `nn.Module` that would work on the wrapper, and so on nothing."""
+
+    def refuse(self: nn.Module, *_args: Any, **_settings: Any) -> NoReturn:
+        """Refused, with the reason in the message."""
+        raise refusal(self, name, MODULE)
+
+    return refuse
+
+
 class FusedModule(nn.Module):
     """The user's module, cut from the loss while it trains; `_module` is the module itself.
 
@@ -158,18 +218,12 @@ class FusedModule(nn.Module):
     is the module itself, and nothing counts. A deep copy is an ordinary module again.
     """
 
-    def __init__(
-        self,
-        module: nn.Module,
-        outputs: Outputs,
-        installation: Installation | None = None,
-        reserved: Reserved | None = None,
-    ) -> None:
+    def __init__(self, prepared: Prepared, outputs: Outputs) -> None:
         super().__init__()
         self._outputs: Outputs | None = outputs
-        self._installation, self._reserved = installation, reserved
+        self._prepared: Prepared | None = prepared
         # Last: from here on a write is followed or refused.
-        self._module = module
+        self._module = prepared.model
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -193,11 +247,7 @@ class FusedModule(nn.Module):
         delattr(self._module, name)
 
     def forward(self, *inputs: Any, **settings: Any) -> Any:
-        """The module's outputs.
-
-        Raises:
-            UnsupportedLayer: In training, they are not one tensor with a row an example.
-        """
+        """The module's outputs, which in training must be one tensor with a row an example."""
         outputs = self._module(*inputs, **settings)
         attacked = any(
             isinstance(value, torch.Tensor) and value.requires_grad
@@ -233,33 +283,15 @@ class FusedModule(nn.Module):
         """Ends the private training, as `to_standard_module`."""
         self.to_standard_module()
 
-    def add_module(self, name: str, module: nn.Module | None) -> NoReturn:
-        """Refused: it would be put on the wrapper."""
-        raise refusal(self, "add_module", MODULE)
-
-    def register_module(self, name: str, module: nn.Module | None) -> NoReturn:
-        """Refused: it would be put on the wrapper."""
-        raise refusal(self, "register_module", MODULE)
-
-    def register_parameter(self, name: str, param: nn.Parameter | None) -> NoReturn:
-        """Refused: it would be put on the wrapper."""
-        raise refusal(self, "register_parameter", MODULE)
-
-    def register_buffer(
-        self, name: str, tensor: torch.Tensor | None, persistent: bool = True
-    ) -> NoReturn:
-        """Refused: it would be put on the wrapper."""
-        raise refusal(self, "register_buffer", MODULE)
-
-    def compile(self, *args: Any, **settings: Any) -> NoReturn:
-        """Refused: a compiled module cannot be recorded."""
-        raise refusal(self, "compile", MODULE)
+    add_module = _refused("add_module")
+    register_module = _refused("register_module")
+    register_parameter = _refused("register_parameter")
+    register_buffer = _refused("register_buffer")
+    compile = _refused("compile")
 
     def to_standard_module(self) -> nn.Module:
         """The module itself, plain again; the private training cannot go on."""
-        if self._installation is not None:
-            self._installation.remove()
-        if self._reserved is not None:
-            self._reserved.free()
+        if self._prepared is not None:
+            self._prepared.undo()
         self._outputs = None
         return self._module
