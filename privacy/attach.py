@@ -5,7 +5,7 @@ checkpoints are deliberately unknown here.
 """
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from privacy.clipping.tuner import Tuner
 from privacy.errors import PlanError, PrivacyError
@@ -99,7 +99,7 @@ def attach(
         raise
 
 
-def _first_images(dataset: MapStyle, samples: int) -> torch.Tensor:
+def _first_images(dataset: MapStyle, samples: int) -> Tensor:
     """A few images to try the model on; a data set that cannot be read is told from the model."""
     indices = torch.arange(min(_PROBED_EXAMPLES, samples))
     try:

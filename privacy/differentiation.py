@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 
 from privacy.clipping.gradients import PerExampleGradients
@@ -43,12 +43,12 @@ _REENTRANT = "CheckpointFunctionBackward"
 
 
 def differentiate(
-    losses: torch.Tensor,
+    losses: Tensor,
     parameters: Mapping[str, nn.Parameter],
     tape: Tape,
     *,
     examples: int,
-    images: torch.Tensor | None = None,
+    images: Tensor | None = None,
 ) -> Parts:
     """Runs backward from `losses`; every `.grad` stays as it was.
 
@@ -92,7 +92,7 @@ def differentiate(
     return parts
 
 
-def _check_order(losses: torch.Tensor, tape: Tape, images: torch.Tensor | None) -> None:
+def _check_order(losses: Tensor, tape: Tape, images: Tensor | None) -> None:
     """Looks whose rows are whose: at the losses in each step, at the network where they are new.
 
     The whole network is asked again now and then besides, when nobody can foresee it.
@@ -116,7 +116,7 @@ def _check_order(losses: torch.Tensor, tape: Tape, images: torch.Tensor | None) 
         raise
 
 
-def _run_backward(losses: torch.Tensor) -> None:
+def _run_backward(losses: Tensor) -> None:
     """One backward pass from every example's loss, or the mean over its copies, at once."""
     with _graph_used():
         torch.autograd.backward(losses, torch.full_like(losses, len(losses) / losses.numel()))
@@ -136,7 +136,7 @@ def _graph_used() -> Iterator[None]:
         ) from error
 
 
-def _check_losses(losses: torch.Tensor, rows: int) -> None:
+def _check_losses(losses: Tensor, rows: int) -> None:
     """Refuses losses that were averaged, belong to another batch, or have no graph."""
     if losses.shape[:1] != (rows,) or losses.dim() > 2 or not losses.numel():
         raise StepError(
@@ -157,10 +157,10 @@ def _check_losses(losses: torch.Tensor, rows: int) -> None:
 
 
 def check_rows(
-    losses: torch.Tensor,
+    losses: Tensor,
     tape: Tape,
-    chosen: torch.Tensor,
-    images: torch.Tensor | None = None,
+    chosen: Tensor,
+    images: Tensor | None = None,
 ) -> None:
     """Runs backward from the chosen examples' losses and refuses if others' rows are reached.
 
@@ -185,7 +185,7 @@ def check_rows(
         )
 
 
-def _check_head(losses: torch.Tensor, tape: Tape, chosen: torch.Tensor, graph: "_Graph") -> None:
+def _check_head(losses: Tensor, tape: Tape, chosen: Tensor, graph: "_Graph") -> None:
     """`check_rows` of the losses alone, down to the outputs of the layers that they are made from.
 
     Cheap enough for every step: the network itself is not passed. What mixes inside of it is left
@@ -207,13 +207,13 @@ def _check_head(losses: torch.Tensor, tape: Tape, chosen: torch.Tensor, graph: "
         _refuse_strayed(strayed, copies)
 
 
-def _weights(losses: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+def _weights(losses: Tensor, chosen: Tensor) -> Tensor:
     """One for every loss of a chosen example, zero for the others."""
     weights = chosen.to(losses).view(-1, *[1] * (losses.dim() - 1))
     return weights.expand_as(losses)
 
 
-def _refuse_strayed(strayed: list[tuple[str, torch.Tensor]], copies: int) -> None:
+def _refuse_strayed(strayed: list[tuple[str, Tensor]], copies: int) -> None:
     """Refuses a trace that reached others' rows, by the layer where it did so first."""
     if not bool(torch.stack([wrong for _, wrong in strayed]).any()):
         return
@@ -235,7 +235,7 @@ def _adjacent(copies: int) -> str:
 
 
 @torch.no_grad()
-def _of_others(seen: torch.Tensor, images: torch.Tensor) -> bool:
+def _of_others(seen: Tensor, images: Tensor) -> bool:
     """Whether rows are plainly copies of other images than those in whose places they are.
 
     Copies that augmentation or a first part of the network has changed beyond recognition are not
@@ -257,13 +257,13 @@ def _of_others(seen: torch.Tensor, images: torch.Tensor) -> bool:
     return bool((2 * strayed.sum() > told.sum()) | as_repeat)
 
 
-def _directions(rows: torch.Tensor) -> torch.Tensor:
+def _directions(rows: Tensor) -> Tensor:
     """Each row's difference to their mean, of length one; float32, zeros where it is none."""
     rows = rows.float().nan_to_num()
     return torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
 
 
-def halves(examples: int) -> list[torch.Tensor]:
+def halves(examples: int) -> list[Tensor]:
     """Sets of examples that together tell any order from any other, bool [examples] each.
 
     The examples whose number has a bit set, for each bit: rows that are in other places than they
@@ -273,7 +273,7 @@ def halves(examples: int) -> list[torch.Tensor]:
     return [(numbers >> bit) % 2 == 1 for bit in range((examples - 1).bit_length())]
 
 
-def about_half(examples: int, *, seed: int) -> torch.Tensor:
+def about_half(examples: int, *, seed: int) -> Tensor:
     """About half of the examples, the first among them and the last not; bool [examples]."""
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.rand(examples, generator=generator) < 0.5
@@ -293,7 +293,7 @@ class _Graph:
     hidden: bool
 
 
-def _graph_of(losses: torch.Tensor, tape: Tape) -> _Graph:
+def _graph_of(losses: Tensor, tape: Tape) -> _Graph:
     """Walks from the losses to the leaves; about a microsecond a node."""
     start: Any = losses.grad_fn
     if start is None:

@@ -10,7 +10,7 @@ import copy
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from privacy.errors import PrivacyError, StepError
 from privacy.probe import random_states_kept
@@ -26,7 +26,7 @@ _LEAST = 1e-6
 # With a row less a mean over the batch is larger by a fifth or more; an attack finds about as much.
 _SCALE = 1.1
 
-Examples = tuple[torch.Tensor, torch.Tensor]
+Examples = tuple[Tensor, Tensor]
 """Images and labels."""
 
 
@@ -84,7 +84,7 @@ def keeps_apart(objective: Any, model: nn.Module, examples: Examples) -> bool:
 def _checked(examples: Any) -> Examples:
     """Examples, given that they are images and as many labels."""
     pair = isinstance(examples, (tuple, list)) and len(examples) == 2
-    if not (pair and all(isinstance(each, torch.Tensor) and each.dim() for each in examples)):
+    if not (pair and all(isinstance(each, Tensor) and each.dim() for each in examples)):
         raise StepError(
             "examples: expected a pair of tensors, images and labels, got "
             f"{type(examples).__name__}"
@@ -100,9 +100,9 @@ def _checked(examples: Any) -> Examples:
 class _Seen(NamedTuple):
     """What one trial gave: losses of a batch and of the one that follows it, [n, K] each."""
 
-    losses: torch.Tensor
-    following: torch.Tensor
-    gradient: torch.Tensor
+    losses: Tensor
+    following: Tensor
+    gradient: Tensor
 
 
 def _asked(objective: Any, model: nn.Module, examples: Examples, rows: int) -> _Seen | None:
@@ -130,7 +130,7 @@ def _asked(objective: Any, model: nn.Module, examples: Examples, rows: int) -> _
     return again
 
 
-def _check_scale(name: str, more: torch.Tensor, fewer: torch.Tensor) -> None:
+def _check_scale(name: str, more: Tensor, fewer: Tensor) -> None:
     """Refuses losses of the same examples that differ with the number of rows beside them."""
     ratio = float(fewer.sum() / more.sum())
     if bool(more.sum()) and not 1 / _SCALE <= ratio <= _SCALE:
@@ -167,7 +167,7 @@ def _trial(objective: Any, model: nn.Module, batch: Examples, following: Example
         losses = _losses(own, twin, batch)
         middle = losses[1:-1].sum()
         trainable = [p for p in twin.parameters() if p.requires_grad]
-        found: tuple[torch.Tensor, ...] = ()
+        found: tuple[Tensor, ...] = ()
         if middle.requires_grad:
             found = torch.autograd.grad(
                 middle, trainable, retain_graph=True, materialize_grads=True
@@ -180,7 +180,7 @@ def _trial(objective: Any, model: nn.Module, batch: Examples, following: Example
     return seen if all(bool(each.isfinite().all()) for each in seen) else None
 
 
-def _losses(objective: Any, model: nn.Module, batch: Examples) -> torch.Tensor:
+def _losses(objective: Any, model: nn.Module, batch: Examples) -> Tensor:
     """The losses of one call, [n, K]."""
     rows = len(batch[0])
     try:
@@ -193,8 +193,8 @@ def _losses(objective: Any, model: nn.Module, batch: Examples) -> torch.Tensor:
             f"{_name(objective)}: expected an objective (model, images, labels) -> losses that "
             f"runs on {rows} examples of the data set: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(losses, torch.Tensor) or losses.shape[:1] != (rows,):
-        got = list(losses.shape) if isinstance(losses, torch.Tensor) else type(losses).__name__
+    if not isinstance(losses, Tensor) or losses.shape[:1] != (rows,):
+        got = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__
         raise StepError(
             f"{_name(objective)}: expected one loss an example, shape [{rows}], got {got}: do not "
             'average them (reduction="none")'
@@ -225,7 +225,7 @@ def _twin(model: nn.Module) -> nn.Module:
         id(value): value.detach()
         for module in model.modules()
         for value in vars(module).values()
-        if isinstance(value, torch.Tensor) and value.grad_fn is not None
+        if isinstance(value, Tensor) and value.grad_fn is not None
     }
     return copy.deepcopy(model, kept)
 

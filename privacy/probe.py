@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from privacy.clipping.held import cure, kept, marks, plain_tensors, remade
@@ -33,7 +33,7 @@ _APART = 997
 """Numbers passed over between two passes: the next one begins elsewhere."""
 
 
-def probe(model: nn.Module, images: torch.Tensor) -> None:
+def probe(model: nn.Module, images: Tensor) -> None:
     """Changes each example in turn and looks whether the others' outputs move, or the model itself.
 
     The model stays as it is, the random states too. What depends on other examples only in rare
@@ -79,7 +79,7 @@ def probe(model: nn.Module, images: torch.Tensor) -> None:
         )
 
 
-def _moved_at_random(model: nn.Module, images: torch.Tensor) -> float:
+def _moved_at_random(model: nn.Module, images: Tensor) -> float:
     """How far other rows' outputs moved in some pass of a model that draws, or zero."""
     if len(images) < 2 or not _draws(model, images):
         return 0.0
@@ -89,7 +89,7 @@ def _moved_at_random(model: nn.Module, images: torch.Tensor) -> float:
         return next((moved for pair in pairs if (moved := _difference(*pair))), 0.0)
 
 
-def _carried(model: nn.Module, left: Mapping[str, torch.Tensor]) -> list[str]:
+def _carried(model: nn.Module, left: Mapping[str, Tensor]) -> list[str]:
     """Plain tensors that differ from what the same pass left before: they gather statistics."""
     return [
         name
@@ -103,7 +103,7 @@ def _carried(model: nn.Module, left: Mapping[str, torch.Tensor]) -> list[str]:
     ]
 
 
-def _changed(images: torch.Tensor, row: int) -> Iterator[torch.Tensor]:
+def _changed(images: Tensor, row: int) -> Iterator[Tensor]:
     """The images with one of them replaced: moderately, by nothing, by more than any other."""
     # Whole numbers may be indices: another example's are surely in range.
     others = [images[row - 1]]
@@ -113,15 +113,13 @@ def _changed(images: torch.Tensor, row: int) -> Iterator[torch.Tensor]:
         yield torch.cat([images[:row], other[None], images[row + 1 :]])
 
 
-def _moved(before: torch.Tensor, after: torch.Tensor, row: int) -> float:
+def _moved(before: Tensor, after: Tensor, row: int) -> float:
     """How far other rows' outputs moved beyond rounding, or zero."""
     others = torch.arange(len(before), device=before.device) != row
     return _difference(before, after, others)
 
 
-def _difference(
-    before: torch.Tensor, after: torch.Tensor, rows: torch.Tensor | None = None
-) -> float:
+def _difference(before: Tensor, after: Tensor, rows: Tensor | None = None) -> float:
     """How far two tensors, or some of their rows, differ beyond rounding, or zero."""
     if not before.numel():
         return 0.0
@@ -136,7 +134,7 @@ def _difference(
 
 
 def rehearse(
-    model: nn.Module, images: torch.Tensor, parameters: Mapping[str, nn.Parameter], tape: Tape
+    model: nn.Module, images: Tensor, parameters: Mapping[str, nn.Parameter], tape: Tape
 ) -> None:
     """Runs one backward pass as training will, and throws its gradients away.
 
@@ -171,7 +169,7 @@ def rehearse(
     tape.watched(watch)
 
 
-def _check_rows(model: nn.Module, images: torch.Tensor, tape: Tape) -> None:
+def _check_rows(model: nn.Module, images: Tensor, tape: Tape) -> None:
     """Asks with several numbers of rows: one of them may be that of a layer's tokens or channels.
 
     The outputs are weighted, for a sum of probabilities has no gradient.
@@ -186,7 +184,7 @@ def _check_rows(model: nn.Module, images: torch.Tensor, tape: Tape) -> None:
             check_rows(losses, tape, chosen)
 
 
-def _run(model: nn.Module, images: torch.Tensor, *, finite: bool = True) -> torch.Tensor:
+def _run(model: nn.Module, images: Tensor, *, finite: bool = True) -> Tensor:
     """One forward pass; each begins at the same random state, and leaves it as it was."""
     try:
         with random_states_kept(images.device):
@@ -198,7 +196,7 @@ def _run(model: nn.Module, images: torch.Tensor, *, finite: bool = True) -> torc
             f"the model cannot run on the data set's images, {list(images.shape)} {images.dtype}: "
             f"{type(error).__name__}: {error}{_of_other_numbers(model, images)}"
         ) from error
-    if not isinstance(output, torch.Tensor) or output.shape[:1] != images.shape[:1]:
+    if not isinstance(output, Tensor) or output.shape[:1] != images.shape[:1]:
         raise UnsupportedLayer(
             f"{type(model).__name__}: expected one tensor with {len(images)} rows, one an example, "
             f"got {_described(output)}; attach a model that maps images to logits"
@@ -211,7 +209,7 @@ def _run(model: nn.Module, images: torch.Tensor, *, finite: bool = True) -> torc
     return output
 
 
-def _of_other_numbers(model: nn.Module, images: torch.Tensor) -> str:
+def _of_other_numbers(model: nn.Module, images: Tensor) -> str:
     """The cure where the model computes in other numbers than the images are; else nothing."""
     own = {p.dtype for p in model.parameters() if p.is_floating_point()} - {images.dtype}
     if not own:
@@ -231,7 +229,7 @@ def _of_other_numbers(model: nn.Module, images: torch.Tensor) -> str:
 
 def _described(output: object) -> str:
     """A model's output in a few words."""
-    if isinstance(output, torch.Tensor):
+    if isinstance(output, Tensor):
         return f"a tensor of shape {list(output.shape)}"
     return type(output).__name__
 
@@ -250,13 +248,13 @@ def _state_kept(model: nn.Module) -> Iterator[list[str]]:
                 written.append(name)
 
 
-def _state(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Everything in a model that a forward pass could write to."""
     yield from model.named_parameters()
     yield from model.named_buffers()
 
 
-def _same(now: torch.Tensor, before: torch.Tensor) -> bool:
+def _same(now: Tensor, before: Tensor) -> bool:
     """Whether two tensors are equal, a NaN being equal to itself."""
     return torch.equal(now.nan_to_num(), before.nan_to_num())
 
@@ -274,7 +272,7 @@ def random_states_kept(device: torch.device) -> Iterator[None]:
         mtrand.set_state(numpy)
 
 
-def _draws(model: nn.Module, images: torch.Tensor) -> bool:
+def _draws(model: nn.Module, images: Tensor) -> bool:
     """Whether a forward pass takes numbers from a global generator, in the present modes.
 
     Torch's own dropout is not counted: each of its numbers is for one element. A generator of the
@@ -296,8 +294,8 @@ def _draws(model: nn.Module, images: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def _drawn_alike(
-    run: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, others: torch.Tensor
-) -> Generator[tuple[torch.Tensor, torch.Tensor], None, None]:
+    run: Callable[[Tensor], Tensor], images: Tensor, others: Tensor
+) -> Generator[tuple[Tensor, Tensor], None, None]:
     """Outputs of the same images in two passes that draw the same numbers, each pair other ones.
 
     In the second pass `others` stand in the places of every second row's copy.

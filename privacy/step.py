@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from privacy.accounting import GaussianSteps
 from privacy.clipping import rule_of
@@ -139,7 +139,7 @@ def prepare(
     optimizer: torch.optim.Optimizer,
     *,
     samples: int,
-    images: Callable[[], torch.Tensor],
+    images: Callable[[], Tensor],
     tuner: Tuner | None = None,
 ) -> Prepared:
     """Refuses whatever would void the guarantee, then records the model's layers.

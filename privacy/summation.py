@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from privacy.clipping.gradients import PerExampleGradients, in_rows
 from privacy.errors import PlanError
@@ -30,12 +30,12 @@ _AT_A_TIME = 2**22
 """Numbers of per-example gradients rounded at a time."""
 
 Gradients = Mapping[nn.Parameter, PerExampleGradients]
-Factors = Mapping[nn.Parameter, torch.Tensor]
-Reduce = Callable[[torch.Tensor], torch.Tensor]
+Factors = Mapping[nn.Parameter, Tensor]
+Reduce = Callable[[Tensor], Tensor]
 """Makes of this process's part of a sum the sum over all processes."""
 
 
-def alone(part: torch.Tensor) -> torch.Tensor:
+def alone(part: Tensor) -> Tensor:
     """The `Reduce` of one process: its part is the sum."""
     return part
 
@@ -43,7 +43,7 @@ def alone(part: torch.Tensor) -> torch.Tensor:
 class Summation(Protocol):
     """Adds up examples' gradients times their factors, for all parameters together."""
 
-    def sums(self) -> list[torch.Tensor]:
+    def sums(self) -> list[Tensor]:
         """What was added so far, one float tensor for each parameter, of its shape."""
 
     def check_range(self, *, examples: int, noise_multiplier: float) -> None:
@@ -66,7 +66,7 @@ class Summation(Protocol):
         max_grad_norm: float,
         batch_size: int,
         reduce: Reduce = alone,
-    ) -> list[torch.Tensor]:
+    ) -> list[Tensor]:
         """The reduced sum plus noise of deviation `noise_multiplier * max_grad_norm`, divided.
 
         The sum is given away, and starts anew.
@@ -88,9 +88,9 @@ class FloatSum:
         self._dtype = functools.reduce(
             torch.promote_types, (p.dtype for p in parameters), torch.float32
         )
-        self._sums: dict[nn.Parameter, torch.Tensor] = {}
+        self._sums: dict[nn.Parameter, Tensor] = {}
 
-    def sums(self) -> list[torch.Tensor]:
+    def sums(self) -> list[Tensor]:
         """The tensors themselves, in the memory order of their parameters."""
         for parameter in self._parameters:
             if parameter not in self._sums:
@@ -125,7 +125,7 @@ class FloatSum:
         max_grad_norm: float,
         batch_size: int,
         reduce: Reduce = alone,
-    ) -> list[torch.Tensor]:
+    ) -> list[Tensor]:
         """Computed in float64, rounded once to the type of the sum, in its place."""
         released = [reduce(part) for part in self.sums()]
         self.reset()
@@ -162,7 +162,7 @@ class GridSum:
         coordinates, device = sum(p.numel() for p in parameters), parameters[0].device
         self._whole = torch.zeros(coordinates, device=device, dtype=torch.int64)
 
-    def sums(self) -> list[torch.Tensor]:
+    def sums(self) -> list[Tensor]:
         """The whole numbers times the grid, float64."""
         return _split_like(self._whole * self._grid, self._parameters)
 
@@ -208,7 +208,7 @@ class GridSum:
         max_grad_norm: float,
         batch_size: int,
         reduce: Reduce = alone,
-    ) -> list[torch.Tensor]:
+    ) -> list[Tensor]:
         """Whole numbers added to whole numbers, times the grid: exact in float64."""
         self.clip_to(max_grad_norm)
         total, examples = reduce(self._whole), int(reduce(torch.tensor(self._examples)))
@@ -230,7 +230,7 @@ class GridSum:
 
     def _rounded(
         self, gradients: Gradients, scales: Factors
-    ) -> tuple[dict[nn.Parameter, torch.Tensor], torch.Tensor]:
+    ) -> tuple[dict[nn.Parameter, Tensor], Tensor]:
         """Each parameter's sum of rounded gradients, int64, and the examples' squared norms."""
         found, squares = {}, torch.zeros(1, dtype=torch.float64, device=self._whole.device)
         for parameter, of_parameter in gradients.items():
@@ -241,9 +241,7 @@ class GridSum:
         return found, squares
 
 
-def _rounded(
-    gradients: PerExampleGradients, scales: torch.Tensor, *, size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _rounded(gradients: PerExampleGradients, scales: Tensor, *, size: int) -> tuple[Tensor, Tensor]:
     """The sum of rounded gradients of one parameter, int64 [size], and their squared norms [n]."""
     total = torch.zeros(size, dtype=torch.int64, device=scales.device)
     squares = torch.zeros(len(scales), dtype=torch.float64, device=scales.device)
@@ -264,9 +262,7 @@ def grid_of(max_grad_norm: float, *, coordinates: int) -> float:
     return math.ldexp(1.0, math.frexp(largest)[1] - 1)
 
 
-def _laid_out_like(
-    parameter: nn.Parameter, values: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
+def _laid_out_like(parameter: nn.Parameter, values: Tensor, dtype: torch.dtype) -> Tensor:
     """The values themselves where they lie in memory as the parameter does, or a copy that does."""
     laid_out = torch.empty_like(parameter, dtype=dtype)
     if values.dtype == dtype and values.stride() == laid_out.stride():
@@ -274,7 +270,7 @@ def _laid_out_like(
     return laid_out.copy_(values)
 
 
-def _split_like(flat: torch.Tensor, parameters: list[nn.Parameter]) -> list[torch.Tensor]:
+def _split_like(flat: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
     """A flat tensor as one view for each parameter, of its shape."""
     parts = torch.split(flat, [p.numel() for p in parameters])
     return [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]

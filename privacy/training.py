@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
+from torch import Tensor
 
 from privacy.clipping.factors import LARGEST_NORM, SMALLEST_NORM, AdaptiveClipping
 from privacy.clipping.registry import describe
@@ -62,7 +62,7 @@ class PrivateTraining:
         self._dataset, self._physical_batches = dataset, physical_batches
         self._generator, self._ledger = generator, ledger
         self._pending: PhysicalBatch | None = None
-        self._images: torch.Tensor | None = None
+        self._images: Tensor | None = None
         self._stepping = False
         self._sampling = object()
         self._turn = Turn()
@@ -101,7 +101,7 @@ class PrivateTraining:
         return self._ledger
 
     @property
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """The physical batches of all remaining steps; give each one's losses to `step`.
 
         They are on the model's device. A sample that an earlier iteration left unfinished is
@@ -113,7 +113,7 @@ class PrivateTraining:
         """
         return InTurn(self._batches(), self._turn)
 
-    def step(self, losses: torch.Tensor) -> bool:
+    def step(self, losses: Tensor) -> bool:
         """Clips each example of the last batch; steps the optimizer when the sample is complete.
 
         With K augmented copies of each example the copies' gradients are averaged before clipping
@@ -151,7 +151,7 @@ class PrivateTraining:
         return describe(self._prepared.installation)
 
     def check_objective(
-        self, objective: object, *, examples: tuple[torch.Tensor, torch.Tensor] | None = None
+        self, objective: object, *, examples: tuple[Tensor, Tensor] | None = None
     ) -> bool:
         """Refuses an objective whose losses depend on other examples than their own.
 
@@ -205,7 +205,7 @@ class PrivateTraining:
         self._prepared.undo()
         self._ledger.close()
 
-    def _step(self, losses: torch.Tensor) -> bool:
+    def _step(self, losses: Tensor) -> bool:
         """`step`, with the turn held."""
         batch = self._pending
         self._refuse_interrupted()
@@ -238,7 +238,7 @@ class PrivateTraining:
         self._stepping = False
         return batch.last
 
-    def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Draws, cuts and reads samples until the plan's steps are taken."""
         self._drop_sample()
         sampling = self._sampling

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from privacy.clipping.factors import Clipping, FlatClipping, clip_factors
 from privacy.clipping.tape import Tape
@@ -64,7 +64,7 @@ class ClippedSum:
         self._total: Summation = GridSum(ordered) if float_safe else FloatSum(ordered)
 
     @property
-    def sums(self) -> list[torch.Tensor]:
+    def sums(self) -> list[Tensor]:
         """What was added so far, one tensor for each parameter; secret."""
         return self._total.sums()
 
@@ -81,7 +81,7 @@ class ClippedSum:
         self._count = 0.0
         self._interrupted = False
 
-    def add(self, losses: torch.Tensor, mask: torch.Tensor) -> int:
+    def add(self, losses: Tensor, mask: Tensor) -> int:
         """Runs backward from `losses` and adds each example's clipped gradient.
 
         Guarantee: the batch is added whole, or not at all, or the sample cannot be released.
@@ -96,16 +96,14 @@ class ClippedSum:
         """
         return self.keep(self.gradients_of(losses, mask), mask)
 
-    def gradients_of(
-        self, losses: torch.Tensor, mask: torch.Tensor, images: torch.Tensor | None = None
-    ) -> Parts:
+    def gradients_of(self, losses: Tensor, mask: Tensor, images: Tensor | None = None) -> Parts:
         """The gradients of a batch that may be added; the sum stays as it was.
 
         Every refusal is here: after one, or after an interruption, the same batch may be tried
         again. Copies are compared with the `images` that were given, where these are known.
         """
         self._refuse_interrupted()
-        if not isinstance(losses, torch.Tensor):
+        if not isinstance(losses, Tensor):
             raise StepError(
                 f"losses: expected a tensor with one loss an example, got {type(losses).__name__}"
             )
@@ -118,7 +116,7 @@ class ClippedSum:
             losses, self._parameters, self._tape, examples=len(mask), images=images
         )
 
-    def keep(self, parts: Parts, mask: torch.Tensor) -> int:
+    def keep(self, parts: Parts, mask: Tensor) -> int:
         """Clips what `gradients_of` gave and adds it; how many examples were not finite.
 
         Whatever interrupts it, a Ctrl-C among other things, may leave half a batch in the sum: the
@@ -139,7 +137,7 @@ class ClippedSum:
         noise_multiplier: float,
         batch_size: int,
         reduce: Reduce = alone,
-    ) -> list[torch.Tensor]:
+    ) -> list[Tensor]:
         """Adds Gaussian noise, divides by the expected batch size, and starts anew.
 
         The noise has standard deviation noise_multiplier * max_grad_norm, and a little more where
@@ -178,7 +176,7 @@ class ClippedSum:
             )
 
     @torch.no_grad()
-    def _add_clipped(self, parts: Parts, mask: torch.Tensor) -> int:
+    def _add_clipped(self, parts: Parts, mask: Tensor) -> int:
         """Clips what the tape took and adds it; rows that are not finite are left out."""
         squares = self._squared_norms(parts)
         whole = squares.sum(0)
@@ -198,7 +196,7 @@ class ClippedSum:
         self._count += self._clipping.count(whole[mask].sqrt(), self.max_grad_norm)
         return int((~finite & mask).sum())
 
-    def _squared_norms(self, parts: Parts) -> torch.Tensor:
+    def _squared_norms(self, parts: Parts) -> Tensor:
         """Squared norms of what is clipped apart, float64 [shares, n]."""
         of_parameters = torch.stack([part.squared_norms() for part in parts.values()])
         if len(self._shares) == 1:

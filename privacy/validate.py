@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
@@ -207,7 +207,7 @@ def _check_model(model: object) -> None:
         _check_tensor(name, tensor)
 
 
-def _check_tensor(name: str, tensor: torch.Tensor) -> None:
+def _check_tensor(name: str, tensor: Tensor) -> None:
     """Refuses a parameter or buffer that holds nothing, or no plain numbers."""
     if is_lazy(tensor):
         raise UnsupportedLayer(

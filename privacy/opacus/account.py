@@ -8,8 +8,8 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
 from opacus.accountants import PRVAccountant, RDPAccountant
+from torch import Tensor
 
 from privacy._opacus import Event
 from privacy.accounting import GaussianSteps, epsilon_of
@@ -257,7 +257,6 @@ def _counted(state: Mapping[str, Any]) -> int:
     counters = [
         float(moment["step"])
         for moment in (moments.values() if isinstance(moments, Mapping) else ())
-        if isinstance(moment, Mapping)
-        and isinstance(moment.get("step"), int | float | torch.Tensor)
+        if isinstance(moment, Mapping) and isinstance(moment.get("step"), int | float | Tensor)
     ]
     return int(max(counters, default=0))

@@ -12,6 +12,7 @@ from types import EllipsisType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from privacy.opacus.traces import (
     Mixed,
@@ -44,7 +45,7 @@ _EXACT_ELEMENTS = 2**22
 """Up to so many values a gradient is compared in float64."""
 
 
-class Traced(torch.Tensor):
+class Traced(Tensor):
     """A tensor that knows how it came from the module's outputs."""
 
     known: Trace
@@ -58,7 +59,7 @@ class _Alone:
 
     answers: dict[int, Any]
     # The tensors that it was given whole.
-    constants: list[torch.Tensor]
+    constants: list[Tensor]
     # The ids of the plain tensors of which it was given the example's rows only.
     cut: set[int]
     # A size that names the number of rows became one.
@@ -83,7 +84,7 @@ class Call:
         if isinstance(self.known, Rows):
             self._alone = list(self._ask(self.known))
 
-    def trace_of(self, result: torch.Tensor, part: int | None = None) -> Trace:
+    def trace_of(self, result: Tensor, part: int | None = None) -> Trace:
         """What is known of the result, or of one of several."""
         if isinstance(self.known, Mixed):
             return self.known
@@ -93,7 +94,7 @@ class Call:
             return self._of_totals(self.known)
         return self._of_rows(self.known, result, part)
 
-    def _of_rows(self, known: Rows, result: torch.Tensor, part: int | None) -> Trace:
+    def _of_rows(self, known: Rows, result: Tensor, part: int | None) -> Trace:
         """Rows again, or a sum or mean of them, or neither."""
         reason = weighted(self.func, self.args, self.kwargs)
         if reason:
@@ -149,7 +150,7 @@ class Call:
         second = (first + 1 + secrets.randbelow(known.examples - 1)) % known.examples
         for cut in self._ways(known.examples):
             for counted in (False, True):
-                constants: list[torch.Tensor] = []
+                constants: list[Tensor] = []
                 answers: dict[int, Any] = {}
                 try:
                     with torch.no_grad(), _quiet():
@@ -168,7 +169,7 @@ class Call:
         plain = [
             id(value)
             for value in leaves((self.args, self.kwargs))
-            if isinstance(value, torch.Tensor) and not isinstance(value, Traced)
+            if isinstance(value, Tensor) and not isinstance(value, Traced)
             if value.dim() > 0 and len(value) > 0 and len(value) % examples == 0
         ]
         ways = [set(plain)]
@@ -182,8 +183,8 @@ class Call:
         example: int,
         cut: set[int],
         counted: bool,
-        convert: Callable[[torch.Tensor], torch.Tensor],
-        constants: list[torch.Tensor],
+        convert: Callable[[Tensor], Tensor],
+        constants: list[Tensor],
     ) -> Any:
         """The arguments with one example's rows; the tensors that stay whole are noted."""
         assert isinstance(self.known, Rows), "only rows are cut"
@@ -193,7 +194,7 @@ class Call:
             (
                 id(value)
                 for value in leaves(self.args[1:])
-                if isinstance(value, torch.Tensor) and _counts(value, examples)
+                if isinstance(value, Tensor) and _counts(value, examples)
             ),
             None,
         )
@@ -202,11 +203,11 @@ class Call:
         def one(value: Any) -> Any:
             if isinstance(value, Traced) and isinstance(value.known, Rows):
                 return convert(_block(_plain(value), value.known.dim, example, examples))
-            if isinstance(value, torch.Tensor) and id(value) == counting:
+            if isinstance(value, Tensor) and id(value) == counting:
                 return torch.arange(1, device=value.device)
-            if isinstance(value, torch.Tensor) and id(value) in cut:
+            if isinstance(value, Tensor) and id(value) in cut:
                 return convert(_block(value, 0, example, examples))
-            if isinstance(value, torch.Tensor):
+            if isinstance(value, Tensor):
                 constants.append(value)
                 return convert(value)
             if isinstance(value, range | list) and list(value) == list(range(examples)):
@@ -252,16 +253,16 @@ class Call:
                 verdicts.add(mean)
         return ... if len(verdicts) > 1 else next(iter(verdicts), None)
 
-    def _gradients(self, example: int | None, alone: _Alone) -> list[torch.Tensor] | None:
+    def _gradients(self, example: int | None, alone: _Alone) -> list[Tensor] | None:
         """Gradients at the rows, of one example alone or of the whole batch."""
         exact = sum(operand.numel() for operand in self.operands) <= _EXACT_ELEMENTS
 
-        def copied(value: torch.Tensor) -> torch.Tensor:
+        def copied(value: Tensor) -> Tensor:
             value = _plain(value).detach()
             return value.double() if exact and value.is_floating_point() else value.clone()
 
         def whole(value: Any) -> Any:
-            return copied(value) if isinstance(value, torch.Tensor) else value
+            return copied(value) if isinstance(value, Tensor) else value
 
         if example is None:
             args, kwargs = _mapped(self.args, whole), _mapped(self.kwargs, whole)
@@ -291,13 +292,13 @@ def _quiet() -> Iterator[None]:
 
 
 def _dimension(
-    result: torch.Tensor, alone: Any, part: int | None, example: int, examples: int
+    result: Tensor, alone: Any, part: int | None, example: int, examples: int
 ) -> int | None:
     """In which dimension the example's rows stand, if what it gives alone is there."""
     if part is not None:
         alone = alone[part] if part < len(alone) else None
     result = _plain(result).detach()
-    if not isinstance(alone, torch.Tensor):
+    if not isinstance(alone, Tensor):
         return None
     for dim in range(result.dim()):
         if result.shape[dim] == 0 or result.shape[dim] % examples:
@@ -311,13 +312,13 @@ def _dimension(
     return None
 
 
-def _block(tensor: torch.Tensor, dim: int, example: int, examples: int) -> torch.Tensor:
+def _block(tensor: Tensor, dim: int, example: int, examples: int) -> Tensor:
     """One example's rows."""
     size = tensor.shape[dim] // examples
     return tensor.narrow(dim, example * size, size)
 
 
-def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
+def _same(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors are equal up to rounding."""
     if first.shape != second.shape:
         return False
@@ -328,16 +329,16 @@ def _same(first: torch.Tensor, second: torch.Tensor) -> bool:
     return torch.allclose(first, second, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
-def _counts(tensor: torch.Tensor, examples: int) -> bool:
+def _counts(tensor: Tensor, examples: int) -> bool:
     """Whether a tensor counts the rows, as an index beside the labels does."""
     if tensor.dim() != 1 or tensor.is_floating_point() or len(tensor) != examples:
         return False
     return bool((tensor == torch.arange(examples, device=tensor.device)).all())
 
 
-def _plain(tensor: torch.Tensor) -> torch.Tensor:
+def _plain(tensor: Tensor) -> Tensor:
     """The tensor without its trace."""
-    return tensor.as_subclass(torch.Tensor) if isinstance(tensor, Traced) else tensor
+    return tensor.as_subclass(Tensor) if isinstance(tensor, Traced) else tensor
 
 
 def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
@@ -350,7 +351,7 @@ def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _holds_tensors(value: list[Any]) -> bool:
-    return any(isinstance(item, torch.Tensor) for item in value)
+    return any(isinstance(item, Tensor) for item in value)
 
 
 def leaves(value: Any) -> Iterator[Any]:

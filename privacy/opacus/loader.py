@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
 
 from privacy.errors import PlanError, StepError
@@ -59,7 +60,7 @@ class Samples:
         """Whether the physical batch under way completes its sample."""
         return not (self._skips and self._skips[0])
 
-    def mask(self, rows: int) -> torch.Tensor:
+    def mask(self, rows: int) -> Tensor:
         """Which of the rows are examples, bool [rows]; refuses rows of another sample."""
         if not self._sizes:
             raise StepError(
@@ -131,7 +132,7 @@ class _Collate:
 
 def _zeros_like(batch: Any) -> Any:
     """The same structure with every tensor zero: the example that lent its shape must not leave."""
-    if isinstance(batch, torch.Tensor):
+    if isinstance(batch, Tensor):
         return torch.zeros_like(batch)
     if isinstance(batch, Mapping):
         return {key: _zeros_like(value) for key, value in batch.items()}
@@ -248,11 +249,11 @@ def plan_for(loader: DataLoader[Any], max_grad_norm: Any, *, epochs: int) -> DPP
     )
 
 
-def first_images(loader: DataLoader[Any]) -> torch.Tensor:
+def first_images(loader: DataLoader[Any]) -> Tensor:
     """The first examples as the loop will see them."""
     dataset: Any = loader.dataset
     batch = loader.collate_fn([dataset[i] for i in range(min(_PROBED_EXAMPLES, len(dataset)))])
-    if not isinstance(batch, Sequence) or not batch or not isinstance(batch[0], torch.Tensor):
+    if not isinstance(batch, Sequence) or not batch or not isinstance(batch[0], Tensor):
         raise PlanError(
             "data_loader: expected batches whose first item is a tensor of inputs, got "
             f"{type(batch).__name__}; give a data set of (image, label)"

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from privacy.errors import StepError, UnsupportedLayer
 from privacy.opacus.call import Call, Traced, leaves
@@ -48,11 +48,9 @@ class _Followed(Traced):
             return _labelled(result, call)
 
 
-def _traced(
-    outputs: torch.Tensor, checked: Callable[[Trace, Callable[[], Any]], Any]
-) -> torch.Tensor:
+def _traced(outputs: Tensor, checked: Callable[[Trace, Callable[[], Any]], Any]) -> Tensor:
     """The outputs, two rows or more with a row an example, followed from here on."""
-    followed: torch.Tensor = _with(outputs.as_subclass(_Followed), Rows(len(outputs)), checked)
+    followed: Tensor = _with(outputs.as_subclass(_Followed), Rows(len(outputs)), checked)
     return followed
 
 
@@ -64,10 +62,10 @@ def _with(tensor: Any, trace: Trace, checked: Any) -> Any:
 
 def _labelled(result: Any, call: Call, part: int | None = None) -> Any:
     """The results, each with its trace; what is no tensor stays plain."""
-    if isinstance(result, torch.Tensor):
+    if isinstance(result, Tensor):
         new = result if isinstance(result, Traced) else result.as_subclass(_Followed)
         return _with(new, call.trace_of(result, part), call.operands[0].checked)
-    if isinstance(result, tuple | list) and any(isinstance(r, torch.Tensor) for r in result):
+    if isinstance(result, tuple | list) and any(isinstance(r, Tensor) for r in result):
         return type(result)([_labelled(item, call, i) for i, item in enumerate(result)])
     return result
 
@@ -76,8 +74,8 @@ def _labelled(result: Any, call: Call, part: int | None = None) -> Any:
 class _Cut:
     """One forward pass: its outputs with their graph, and the leaf that the user's loss sees."""
 
-    outputs: torch.Tensor
-    leaf: torch.Tensor
+    outputs: Tensor
+    leaf: Tensor
     after: tuple[int, int]
     loss: Trace | None
 
@@ -97,7 +95,7 @@ class Outputs:
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied module trains nobody privately: it is plain again."""
 
-    def cut(self, outputs: torch.Tensor) -> torch.Tensor:
+    def cut(self, outputs: Tensor) -> Tensor:
         """The outputs without their graph; a backward pass that reaches them is remembered."""
         leaf = outputs.detach().requires_grad_()
         after = (self._steps, len(self._reached))
@@ -129,7 +127,7 @@ class Outputs:
             )
         return rows[0]
 
-    def losses(self, *, loss_reduction: str) -> torch.Tensor:
+    def losses(self, *, loss_reduction: str) -> Tensor:
         """One loss an example, whose gradient is that of the user's loss before its reduction.
 
         Refuses a loss that is not the mean or sum of its rows, or was not seen.
@@ -193,7 +191,7 @@ class Outputs:
         self._steps += 1
 
 
-def _losses(cut: _Cut, loss_reduction: str) -> torch.Tensor:
+def _losses(cut: _Cut, loss_reduction: str) -> Tensor:
     """Outputs times their own gradient: linear, so its gradient at the outputs is the user's."""
     rows = len(cut.outputs)
     assert cut.leaf.grad is not None, "the hook runs after the gradient is there"
@@ -250,12 +248,12 @@ class FusedModule(nn.Module):
         """The module's outputs, which in training must be one tensor with a row an example."""
         outputs = self._module(*inputs, **settings)
         attacked = any(
-            isinstance(value, torch.Tensor) and value.requires_grad
+            isinstance(value, Tensor) and value.requires_grad
             for value in (*inputs, *settings.values())
         )
         if not self.training or not torch.is_grad_enabled() or attacked or self._outputs is None:
             return outputs
-        if not isinstance(outputs, torch.Tensor) or outputs.dim() == 0:
+        if not isinstance(outputs, Tensor) or outputs.dim() == 0:
             raise UnsupportedLayer(
                 f"{type(self._module).__name__}: expected one tensor with a row an example, got "
                 f"{type(outputs).__name__}; make a module private that maps inputs to logits"

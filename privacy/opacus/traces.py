@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 
 __all__ = [
@@ -36,7 +37,7 @@ class Setting:
     def stayed(self, before: "Setting") -> bool:
         """Whether the value is that of the step before."""
         new, old = self.value, before.value
-        if isinstance(new, torch.Tensor) and isinstance(old, torch.Tensor):
+        if isinstance(new, Tensor) and isinstance(old, Tensor):
             return new.shape == old.shape and torch.equal(new, old)
         return type(new) is type(old) and math.isclose(new, old, rel_tol=1e-6)
 
@@ -92,7 +93,7 @@ def joined(traces: list[Trace]) -> Trace:
 
 def scaled(known: Total, factor: Any, *, divides: bool) -> Trace:
     """A total times or by a factor: a number is a setting, but the number of rows makes a mean."""
-    plain = isinstance(factor, torch.Tensor)
+    plain = isinstance(factor, Tensor)
     if plain and (factor.dim() > 0 or factor.requires_grad):
         return Mixed("a sum over the batch is scaled by a tensor")
     if not (plain or is_number(factor)):
