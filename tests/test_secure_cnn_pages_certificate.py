@@ -7,7 +7,7 @@ import pytest
 from support.certificates import report
 
 from secure_cnn.errors import SecureCNNError
-from secure_cnn.pages.certificate import certificate_curve
+from secure_cnn.pages import certificate_curve
 
 POINTS = [(0.0, 0.8, 0.7, 0.9), (0.25, 0.5, 0.4, 0.6), (0.5, 0.0, 0.0, 0.1)]
 

@@ -6,18 +6,19 @@ Deliberately not here: any number that the record does not hold.
 
 from secure_cnn.pages.audit import render_audit, write_audit
 from secure_cnn.pages.bench import SHOWN_PARTS, render_bench, write_bench
-from secure_cnn.pages.comparison import render_comparison, write_comparison
-from secure_cnn.pages.curves import accuracy_curve, epsilon_curve, loss_curve
+from secure_cnn.pages.canvas import variant_colors
+from secure_cnn.pages.classes import class_recall, confusion_matrix
+from secure_cnn.pages.comparison import comparison_table, render_comparison, write_comparison
 from secure_cnn.pages.examples import Examples, example_figure
-from secure_cnn.pages.figures import class_recall, confusion_matrix, cost_bars, variant_colors
-from secure_cnn.pages.robustness import render_robustness, write_robustness
-from secure_cnn.pages.run import render_page, write_page
-from secure_cnn.pages.tables import comparison_table, summary_table
+from secure_cnn.pages.figures import accuracy_curve, cost_bars, epsilon_curve, loss_curve
+from secure_cnn.pages.robustness import certificate_curve, render_robustness, write_robustness
+from secure_cnn.pages.run import render_page, summary_table, write_page
 
 __all__ = [
     "SHOWN_PARTS",
     "Examples",
     "accuracy_curve",
+    "certificate_curve",
     "class_recall",
     "comparison_table",
     "confusion_matrix",

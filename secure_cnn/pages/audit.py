@@ -1,6 +1,6 @@
-"""The picture and the page of a privacy audit: scores in and out, and bounds against the claim.
+"""The page of a privacy audit: scores of canaries in and out, and bounds against the claim.
 
-Plain values go in, text comes out. Deliberately not here: the audit itself.
+Deliberately not here: the audit itself.
 """
 
 import math
@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from secure_cnn.pages.canvas import HAIR, INK, MUTED, SERIES, WIDTH, Canvas, render
-from secure_cnn.pages.template import fill
+from secure_cnn.pages.canvas import INK, MUTED, SERIES, WIDTH, Canvas, render
+from secure_cnn.pages.template import Fact, Table, fill
 from secure_cnn.record import wording
 from secure_cnn.record.document import write_text
 from secure_cnn.record.reports import AuditRecord
-from secure_cnn.record.wording import Fact, Table
 
 __all__ = ["audit_figure", "render_audit", "write_audit"]
 
@@ -27,11 +26,7 @@ _BINS = 41
 
 
 def write_audit(record: AuditRecord, folder: str | Path) -> None:
-    """Writes `audit.json` and the page `audit.html` into a folder, each atomically.
-
-    Raises:
-        RunError: The place cannot be written to.
-    """
+    """Writes `audit.json` and the page `audit.html` into a folder, each atomically."""
     record.write(Path(folder, "audit.json"))
     write_text(Path(folder, "audit.html"), render_audit(record))
 
@@ -109,10 +104,10 @@ def _bound_rows(report: Mapping[str, Any]) -> Table:
 
 def _draw(report: Mapping[str, Any], canvas: Canvas) -> None:
     """Histograms above, bounds below."""
-    canvas.text(0, 12, "Scores of canaries", bold=True, size=12.5)
+    canvas.title("Scores of canaries")
     canvas.text(0, 31, "in the sample", color=_IN, bold=True)
     canvas.text(96, 31, "not in the sample", color=_OUT, bold=True)
-    _histograms(canvas.axes(8, 44, WIDTH - 16, 180), report)
+    _histograms(canvas.axes(8, 44, WIDTH - 16, 180, grid="x"), report)
     canvas.text(WIDTH / 2, 252, "clipping norms", color=MUTED, align="center")
     canvas.text(0, 290, "Lower bounds on the ε of one step", bold=True, size=12.5)
     canvas.text(0, 308, f"at δ = {wording.delta(float(report['delta']))}", color=MUTED)
@@ -135,10 +130,7 @@ def _histograms(axes: Axes, report: Mapping[str, Any]) -> None:
             heights = np.exp(-square / 2) / (deviation * math.sqrt(2 * math.pi))
             axes.plot(grid, heights, color=color, lw=1.8)
         axes.axvline(mean, color=color, lw=1, ls=(0, (4, 3)))
-    axes.set_xlim(edges[0], edges[-1])
-    axes.set_yticks([])
-    axes.grid(axis="x", color=HAIR, lw=1)
-    axes.set_axisbelow(True)
+    axes.set(xlim=(edges[0], edges[-1]), yticks=[])
 
 
 def _bounds(canvas: Canvas, report: Mapping[str, Any]) -> None:
@@ -148,17 +140,13 @@ def _bounds(canvas: Canvas, report: Mapping[str, Any]) -> None:
     widest = 1.25 * max([claimed, *(e for _, e, _ in bounds if math.isfinite(e) and e < 9e9)])
     width = WIDTH - _NAMES - 40
     axes = canvas.axes(_NAMES, 318, width, 84)
-    axes.set_xlim(0, widest or 1.0)
-    axes.set_ylim(-0.6, max(1, len(bounds)) - 0.4)
-    axes.invert_yaxis()
-    axes.set_yticks([])
+    axes.set(xlim=(0, widest or 1.0), ylim=(max(1, len(bounds)) - 0.4, -0.6), xticks=[], yticks=[])
     for row, (method, epsilon, confidence) in enumerate(bounds):
         y = 318 + 84 * (row + 0.6) / max(1, len(bounds))
         shown = min(epsilon, widest)
         axes.barh(row, shown, height=0.5, color=SERIES[1] if epsilon <= claimed else SERIES[2])
-        canvas.text(_NAMES - 8, y, f"{method}, {100 * confidence:g} %", color=INK, align="right")
-        canvas.text(WIDTH, y, f"{epsilon:.3g}", color=INK, align="right", bold=True)
+        canvas.text(_NAMES - 8, y, f"{method}, {100 * confidence:g} %", align="right")
+        canvas.text(WIDTH, y, f"{epsilon:.3g}", align="right", bold=True)
     axes.axvline(claimed, color=INK, lw=1.6)
     x = _NAMES + width * claimed / (widest or 1.0)
-    canvas.text(x, 416, f"claimed {claimed:.3g}", color=INK, align="center", bold=True)
-    axes.set_xticks([])
+    canvas.text(x, 416, f"claimed {claimed:.3g}", align="center", bold=True)

@@ -9,14 +9,17 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, final
 
 from matplotlib import style
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from secure_cnn.printable import printable
+from secure_cnn.record import RunRecord
 
 __all__ = [
     "CARD",
@@ -26,19 +29,21 @@ __all__ = [
     "SERIES",
     "WIDTH",
     "Canvas",
+    "colors_of",
     "css",
+    "percents",
     "render",
     "short",
     "tick_percent",
+    "variant_colors",
 ]
 
 INK = "#20242c"
 MUTED = "#5f6671"
 HAIR = "#dadde2"
 CARD = "#fffffe"
-PLAIN = "#68707c"
 # After Okabe and Ito (2008): told apart with every common colour blindness; darkened to carry text.
-SERIES = (PLAIN, "#0b62a8", "#b5510a", "#00755a", "#8b3f8f", "#806200")
+SERIES = ("#68707c", "#0b62a8", "#b5510a", "#00755a", "#8b3f8f", "#806200")
 
 WIDTH = 360
 """The width of a figure: it can be read on a phone, and two are beside one another on a desk."""
@@ -69,19 +74,28 @@ class Canvas:
         self.width = width
         self.height = height
 
-    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
-        """Bare axes in that rectangle: no frame, no ticks, no background."""
-        axes = self.figure.add_axes(
-            (
-                left / self.width,
-                1 - (top + height) / self.height,
-                width / self.width,
-                height / self.height,
-            )
-        )
+    def axes(
+        self,
+        left: float,
+        top: float,
+        width: float,
+        height: float,
+        *,
+        grid: Literal["x", "y", "both"] | None = None,
+    ) -> Axes:
+        """Bare axes in that rectangle, without a frame: hairlines at the ticks of `grid`."""
+        w, h = self.width, self.height
+        axes = self.figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
         axes.set_frame_on(False)
         axes.tick_params(length=0, pad=5)
+        if grid is not None:
+            axes.grid(axis=grid, color=HAIR, lw=1)
+            axes.set_axisbelow(True)
         return axes
+
+    def title(self, words: str) -> None:
+        """Words above all else."""
+        self.text(0, 12, words, bold=True, size=12.5)
 
     def text(
         self,
@@ -131,6 +145,25 @@ def short(name: str, limit: int = 14) -> str:
     words = "".join(letter if letter.isprintable() else " " for letter in name).split()
     line = " ".join(words)
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def colors_of(names: Iterable[str]) -> dict[str, str]:
+    """A colour for each name, in the order in which they appear; plain is grey and first."""
+    others = [name for name in dict.fromkeys(names) if name != "plain"]
+    hues = SERIES[1:]
+    return {"plain": SERIES[0]} | {n: hues[i % len(hues)] for i, n in enumerate(others)}
+
+
+def variant_colors(record: RunRecord) -> dict[str, str]:
+    """The colour of every variant of a run, the same in all of its figures."""
+    return colors_of(part.variant for part in (*record.parts, *record.cost))
+
+
+def percents(axis: Axis, ticks: Sequence[float] | None = None) -> None:
+    """Shares at an axis in percent, at these ticks if there are any."""
+    if ticks is not None:
+        axis.set_ticks(ticks)
+    axis.set_major_formatter(FuncFormatter(tick_percent))
 
 
 def tick_percent(value: float, _place: object = None) -> str:

@@ -13,9 +13,9 @@ from torch import Tensor
 from secure_cnn.pages.canvas import MUTED, SERIES, Canvas, render, short
 from secure_cnn.record.document import require
 
-__all__ = ["Examples", "example_figure"]
+__all__ = ["Examples", "example_figure", "example_figures"]
 
-SIDE = 112
+_SIDE = 112
 _RIGHT, _WRONG = SERIES[3], SERIES[2]
 
 
@@ -29,20 +29,11 @@ class Examples:
         labels: True classes, integer [k].
         before: Classes predicted for `clean`, integer [k].
         after: Classes predicted for `adversarial`, integer [k].
-        classes: The class names.
         variant: Which model was attacked.
         attack: By which attack.
 
     Raises:
         RunError: Shapes, ranges or classes do not fit together.
-
-    Example:
-        >>> import torch
-        >>> image, label = torch.zeros(1, 1, 8, 8), torch.tensor([0])
-        >>> examples = Examples(clean=image, adversarial=image, labels=label, before=label,
-        ...     after=label, classes=("cat", "dog"), variant="plain", attack="pgd")
-        >>> len(examples)
-        1
     """
 
     clean: Tensor
@@ -55,7 +46,6 @@ class Examples:
     attack: str
 
     def __post_init__(self) -> None:
-        """Refuse images that cannot be shown side by side."""
         shape, count = tuple(self.clean.shape), len(self.clean)
         require(len(shape) == 4 and shape[1] > 0, "examples.clean", "[k, c, h, w]", shape)
         same = tuple(self.adversarial.shape)
@@ -74,19 +64,20 @@ class Examples:
         return len(self.clean)
 
 
+def example_figures(examples: Examples | None) -> list[str]:
+    """A figure for each image, if there are any."""
+    return [] if examples is None else [example_figure(examples, k) for k in range(len(examples))]
+
+
 def example_figure(examples: Examples, index: int) -> str:
     """One image from top to bottom: clean, attacked, and their difference, magnified.
 
     In the difference, mid-grey is no change; the factor brings its largest value to full scale.
-
-    Raises:
-        IndexError: There is no such image.
     """
     label = examples.classes[int(examples.labels[index])]
-    height = 3 * (SIDE + 26)
-    draw = partial(_draw, examples, index)
     title = f"Image {index + 1}, class {label}: clean, attacked, and the change"
-    return render(f"example-{index}", title, (SIDE, height), draw)
+    size = (_SIDE, 3 * (_SIDE + 26))
+    return render(f"example-{index}", title, size, partial(_draw, examples, index))
 
 
 def _magnification(change: Tensor) -> float:
@@ -104,27 +95,25 @@ def _draw(examples: Examples, index: int, canvas: Canvas) -> None:
     clean, adversarial = examples.clean[index].cpu(), examples.adversarial[index].cpu()
     change = adversarial - clean
     factor = _magnification(change)
-    label = int(examples.labels[index])
-    for row, (image, prediction) in enumerate(
-        [(clean, examples.before), (adversarial, examples.after), (0.5 + factor * change, None)]
-    ):
-        top = row * (SIDE + 26)
-        _image(canvas.axes(0, top, SIDE, SIDE), image)
-        if prediction is None:
-            words = f"change × {factor:.2g}" if change.any() else "no change"
-            canvas.text(0, top + SIDE + 12, words, color=MUTED, size=12)
-            continue
-        found = int(prediction[index])
-        right = found == label
-        words = f"{'✓' if right else '✗'} {short(examples.classes[found], 14)}"
-        color = _RIGHT if right else _WRONG
-        canvas.text(0, top + SIDE + 12, words, color=color, bold=True, size=12)
+    said = [_taken_for(examples, index, each) for each in (examples.before, examples.after)]
+    said.append((f"change × {factor:.2g}" if change.any() else "no change", MUTED))
+    pictures = (clean, adversarial, 0.5 + factor * change)
+    for row, (image, (words, color)) in enumerate(zip(pictures, said, strict=True)):
+        top = row * (_SIDE + 26)
+        _image(canvas.axes(0, top, _SIDE, _SIDE), image)
+        canvas.text(0, top + _SIDE + 12, words, color=color, bold=color != MUTED, size=12)
+
+
+def _taken_for(examples: Examples, index: int, predictions: Tensor) -> tuple[str, str]:
+    """What the model took an image for, and the colour of right or wrong."""
+    found = int(predictions[index])
+    right = found == int(examples.labels[index])
+    name = short(examples.classes[found], 14)
+    return (f"✓ {name}", _RIGHT) if right else (f"✗ {name}", _WRONG)
 
 
 def _image(axes: Axes, image: Tensor) -> None:
     """One picture: three channels as colours, any other number as their mean in grey."""
     picture = image if len(image) == 3 else image.mean(0, keepdim=True).expand(3, -1, -1)
     axes.imshow(picture.permute(1, 2, 0).clamp(0, 1).double().numpy(), aspect="equal")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_frame_on(True)
+    axes.set(xticks=[], yticks=[], frame_on=True)

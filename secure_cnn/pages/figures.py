@@ -1,107 +1,91 @@
-"""Figures of a run: each is a pure function from a record to one SVG string.
+"""Figures of a run: curves by epoch and what protections cost, each from the record to one SVG.
 
-Every variant keeps its colour across all figures of a record, and plain is always grey. Figures are
-drawn 360 pixels wide, the width of a phone, and laid out side by side by the page.
-Deliberately not here: numbers that the record does not hold.
+Deliberately not here: smoothing. A point is what was measured at the end of an epoch, and an epoch
+whose value is not finite has none.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgb
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import MaxNLocator
 
 from secure_cnn.pages.canvas import (
     CARD,
-    HAIR,
     INK,
     MUTED,
-    SERIES,
     WIDTH,
     Canvas,
+    percents,
     render,
     short,
-    tick_percent,
+    variant_colors,
 )
-from secure_cnn.record.document import require
-from secure_cnn.record.measurements import Row
-from secure_cnn.record.results import EpochRecord, ResultRecord
-from secure_cnn.record.run import RunRecord
+from secure_cnn.record import Row, RunRecord
+from secure_cnn.record.run import EpochRecord
 
-__all__ = [
-    "class_recall",
-    "colors_of",
-    "confusion_matrix",
-    "cost_bars",
-    "recall_dots",
-    "variant_colors",
-]
+__all__ = ["accuracy_curve", "cost_bars", "epsilon_curve", "loss_curve"]
 
-BAR = 11
-MOST_CLASSES = 24
-"""With more classes, single rows and cells cannot be read: figures show a part and say so."""
-
-_PLAIN, _SHAPES = ("|", "▬"), (("o", "●"), ("s", "■"), ("^", "▲"), ("D", "◆"))
 _COSTS = {"time_ratio": "Time per step, against plain", "memory_ratio": "Memory, against plain"}
 
 
-def variant_colors(record: RunRecord) -> dict[str, str]:
-    """The colour of every variant in a record, in the order in which they appear.
+@dataclass(frozen=True, kw_only=True)
+class _Curve:
+    """What is drawn against epochs, and how its last value is written."""
 
-    Returns:
-        A colour such as `"#0b62a8"` by variant; `"plain"` is grey and comes first.
-    """
-    parts: tuple[EpochRecord | ResultRecord | Row, ...]
-    parts = (*record.epochs, *record.results, *record.cost)
-    every = [part.variant for part in parts]
-    return colors_of(every)
-
-
-def colors_of(names: Iterable[str]) -> dict[str, str]:
-    """A colour for each name, in the order in which they appear; plain is grey and first."""
-    others = [name for name in dict.fromkeys(names) if name != "plain"]
-    hues = SERIES[1:]
-    return {"plain": SERIES[0]} | {n: hues[i % len(hues)] for i, n in enumerate(others)}
+    name: str
+    title: str
+    of: Callable[[EpochRecord], float | None]
+    words: Callable[[float], str]
+    share: bool = False
 
 
-def class_recall(record: RunRecord) -> str:
-    """Accuracy, macro recall and recall per class of every variant; diamonds are under attack.
+@dataclass(frozen=True, kw_only=True)
+class _Series:
+    """One line of a curve: a value at each epoch where it is finite."""
 
-    With more than 24 classes, the 24 with the lowest recall in the last result are shown.
-    """
-    results = record.results
-    order = list(range(len(record.data.classes)))
-    if len(order) > MOST_CLASSES and results:
-        order = sorted(order, key=lambda index: _or_zero(results[-1].recall[index]))[:MOST_CLASSES]
-    thickness = BAR * max(1, len(results)) + 8
-    height = 18 * (len(results) + 1) + 16 + thickness * (len(order) + 2) + 30
-    draw = partial(_bars, record, order, thickness)
-    return render("recall", "Accuracy and recall by class", (WIDTH, height), draw)
+    variant: str
+    color: str
+    points: tuple[tuple[float, float], ...]
 
 
-def confusion_matrix(record: RunRecord, variant: str) -> str:
-    """Which class was taken for which: a row is a true class, its shade the share of that class.
+_ACCURACY = _Curve(
+    name="accuracy",
+    title="Test accuracy",
+    of=lambda epoch: epoch.test_accuracy,
+    words=lambda value: f"{value:.1%}",
+    share=True,
+)
+_LOSS = _Curve(
+    name="loss",
+    title="Test loss",
+    of=lambda epoch: epoch.test_loss,
+    words=lambda value: f"{value:.3f}",
+)
+_EPSILON = _Curve(
+    name="epsilon",
+    title="ε spent",
+    of=lambda epoch: epoch.epsilon,
+    words=lambda value: f"{math.ceil(value * 100) / 100:.2f}",  # never rounded down
+)
 
-    Counts are printed up to 24 classes; beyond, about every tenth class is named.
 
-    Raises:
-        RunError: The record has no result of that variant.
-    """
-    found = [result for result in record.results if result.variant == variant]
-    known = [result.variant for result in record.results]
-    require(bool(found), "variant", f"one of {known}", variant)
-    longest = max(len(short(name, 10)) for name in record.data.classes)
-    margin = 24 + 6.2 * longest
-    below = 28 + (6.2 * longest if longest > 2 else 18)
-    color = variant_colors(record)[variant]
-    draw = partial(_confusion, found[0], record.data.classes, color, margin)
-    size = (WIDTH, WIDTH - margin + below)
-    return render("confusion", f"Confusion matrix of {variant}", size, draw)
+def accuracy_curve(record: RunRecord) -> str:
+    """Test accuracy against epochs, all variants in one frame."""
+    return _drawn(record, _ACCURACY)
+
+
+def loss_curve(record: RunRecord) -> str:
+    """Mean test cross-entropy against epochs, all variants in one frame."""
+    return _drawn(record, _LOSS)
+
+
+def epsilon_curve(record: RunRecord) -> str:
+    """ε spent against epochs, for the variants that are private."""
+    return _drawn(record, _EPSILON)
 
 
 def cost_bars(record: RunRecord, metric: Literal["time_ratio", "memory_ratio"]) -> str:
@@ -111,177 +95,87 @@ def cost_bars(record: RunRecord, metric: Literal["time_ratio", "memory_ratio"]) 
     return render(metric, f"Cost: {metric}", (WIDTH, 44 + 40 * max(1, len(rows))), draw)
 
 
-def recall_dots(
-    results: Mapping[str, ResultRecord], classes: Sequence[str], colors: Mapping[str, str]
-) -> str:
-    """Accuracy, macro recall and recall per class, a dot for each result; plain is a bar.
-
-    With more than 24 classes, the 24 with the lowest recall in any result are shown.
-    """
-    every = list(results.values())
-    order = sorted(
-        range(len(classes)), key=lambda k: min((_or_zero(r.recall[k]) for r in every), default=0.0)
-    )
-    shown = sorted(order[:MOST_CLASSES])
-    size = (WIDTH, 18 * len(results) + 22 * (len(shown) + 2) + 44)
-    draw = partial(_dots, results, [(k, classes[k]) for k in shown], colors)
-    return render("recall-dots", "Accuracy and recall by class", size, draw)
+def _drawn(record: RunRecord, curve: _Curve) -> str:
+    """One series for each variant that has a finite value at some epoch."""
+    series = []
+    for variant, color in variant_colors(record).items():
+        epochs = [epoch for epoch in record.epochs if epoch.variant == variant]
+        pairs = [(float(epoch.epoch), curve.of(epoch)) for epoch in epochs]
+        points = tuple((x, y) for x, y in pairs if y is not None and math.isfinite(y))
+        if points:
+            series.append(_Series(variant=variant, color=color, points=points))
+    title = f"{curve.title} by epoch".replace("ε", "Epsilon")
+    return render(curve.name, title, (WIDTH, 230), partial(_lines, curve, series))
 
 
-def _dots(
-    results: Mapping[str, ResultRecord],
-    classes: Sequence[tuple[int, str]],
-    colors: Mapping[str, str],
-    canvas: Canvas,
-) -> None:
-    """A legend, then a row for each class."""
-    shapes = _shapes(results, colors)
-    for index, name in enumerate(results):
-        y = 9 + 18 * index
-        canvas.text(96, y, shapes[name][1], color=colors[name])
-        canvas.text(114, y, short(name, 34))
-    top = 18 * len(results) + 12
-    rows = ["accuracy", "macro recall", *(name for _, name in classes)]
-    axes = canvas.axes(96, top, WIDTH - 96 - 20, 22 * len(rows))
-    axes.set(xlim=(0, 1), ylim=(len(rows), 0))
-    _share_axis(axes)
-    at = [row + 0.5 for row in range(len(rows))]
-    axes.set_yticks(at, [short(name) for name in rows])
-    axes.hlines(at, 0, 1, color=HAIR, lw=1)
-    for label in axes.get_yticklabels()[:2]:
-        label.set_fontweight("bold")
-    for name, result in results.items():
-        shares = [result.accuracy, result.macro_recall, *(result.recall[k] for k, _ in classes)]
-        known = [(x, y) for x, y in zip(shares, at, strict=True) if not math.isnan(x)]
-        xs, ys = zip(*known, strict=True)
-        marker, color = shapes[name][0], colors[name]
-        if name == "plain":
-            axes.scatter(xs, ys, 150, color, marker=marker, lw=3, zorder=2, clip_on=False)
-        else:
-            axes.scatter(xs, ys, 52, color, marker=marker, ec=CARD, lw=1, zorder=3, clip_on=False)
+def _lines(curve: _Curve, series: Sequence[_Series], canvas: Canvas) -> None:
+    """Lines with their names and last values at the right end, instead of a legend."""
+    canvas.title(curve.title)
+    if not series:
+        canvas.text(0, 40, "No epoch has been recorded yet.", color=MUTED)
+        return
+    axes = canvas.axes(40, 34, WIDTH - 40 - 112, 158, grid="y")
+    _frame(axes, series, share=curve.share)
+    for line in series:
+        x, values = zip(*line.points, strict=True)
+        axes.plot(x, values, color=line.color, lw=2, clip_on=False)
+        if len(x) <= 15:
+            axes.scatter(x, values, 36, c=line.color, ec=CARD, lw=1, zorder=3, clip_on=False)
+    ends = [canvas.height - float(axes.transData.transform(line.points[-1])[1]) for line in series]
+    for line, y in zip(series, _spread(ends, 30, 44, 196), strict=True):
+        canvas.text(WIDTH - 102, y - 7, short(line.variant), color=line.color, bold=True)
+        canvas.text(WIDTH - 102, y + 7, curve.words(line.points[-1][1]))
+    canvas.text(40 + (WIDTH - 152) / 2, 221, "epoch", color=MUTED, align="center")
 
 
-def _shapes(names: Iterable[str], colors: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """A marker and its sign for each name: another one where a colour comes again."""
-    found: dict[str, tuple[str, str]] = {}
-    seen = Counter[str]()
-    for name in names:
-        found[name] = _PLAIN if name == "plain" else _SHAPES[seen[colors[name]] % len(_SHAPES)]
-        seen[colors[name]] += 1
-    return found
+def _frame(axes: Axes, series: Sequence[_Series], *, share: bool) -> None:
+    """Limits around the data, whole epochs below."""
+    xs = [x for line in series for x, _ in line.points]
+    ys = [y for line in series for _, y in line.points]
+    margin = 0.1 * (max(ys) - min(ys)) or 0.05
+    low = max(0.0, min(ys) - margin) if share else 0.0
+    high = min(1.0, max(ys) + margin) if share else 1.08 * max(ys) or 1.0
+    alone = 0.5 if min(xs) == max(xs) else 0.0
+    axes.set(xlim=(min(xs) - alone, max(xs) + alone), ylim=(low, high))
+    whole = range(int(min(xs)), int(max(xs)) + 1)
+    axes.set_xticks(whole[:: math.ceil(len(whole) / 6)])
+    axes.tick_params(axis="x", pad=8)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
+    if share:
+        percents(axes.yaxis)
 
 
-def _bars(record: RunRecord, order: Sequence[int], thickness: float, canvas: Canvas) -> None:
-    """Rows from the top: accuracy, macro recall, then the classes."""
-    results, colors = record.results, variant_colors(record)
-    top = _legend(results, colors, canvas)
-    names = ["accuracy", "macro recall", *(record.data.classes[index] for index in order)]
-    axes = canvas.axes(96, top, WIDTH - 96 - 44, thickness * len(names))
-    axes.set(xlim=(0, 1), ylim=(thickness * len(names), 0))
-    _share_axis(axes)
-    axes.set_yticks([thickness * (row + 0.5) for row in range(len(names))])
-    axes.set_yticklabels([short(name) for name in names])
-    for index, result in enumerate(results):
-        attacked = result.robust_recall
-        clean = [result.accuracy, result.macro_recall, *(result.recall[i] for i in order)]
-        robust: list[float | None] = [result.robust_accuracy, result.robust_macro_recall]
-        robust += [attacked[i] if attacked else None for i in order]
-        y = [thickness * row + 4 + BAR * (index + 0.5) for row in range(len(names))]
-        axes.barh(y, [_or_zero(value) for value in clean], BAR - 1, color=colors[result.variant])
-        _diamonds(axes, robust, y, colors[result.variant])
-        for row in range(2):
-            words = f"{clean[row]:.1%}"
-            canvas.text(WIDTH - 40, top + y[row], words, color=colors[result.variant], size=10)
-    for label in axes.get_yticklabels()[:2]:
-        label.set_fontweight("bold")
+def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+    """Positions near the wanted ones, at least `gap` apart and, if they fit, between the limits."""
+    order = sorted(range(len(wanted)), key=wanted.__getitem__)
+    places = [0.0] * len(wanted)
+    edge = low
+    for index in order:
+        places[index] = max(wanted[index], edge)
+        edge = places[index] + gap
+    edge = high
+    for index in reversed(order):
+        places[index] = min(places[index], edge)
+        edge = places[index] - gap
+    return places
 
 
-def _legend(results: Sequence[ResultRecord], colors: dict[str, str], canvas: Canvas) -> float:
-    """One line of words for each variant; returns where the drawing may begin."""
-    lines = [("■", colors[result.variant], result.variant) for result in results]
-    if any(result.robust_accuracy is not None for result in results):
-        lines.append(("◇", INK, "the same under attack"))
-    for index, (sign, color, words) in enumerate(lines):
-        canvas.text(96, 9 + 18 * index, sign, color=color)
-        canvas.text(112, 9 + 18 * index, short(words, 34), color=INK)
-    return 18 * len(lines) + 16
-
-
-def _diamonds(axes: Axes, shares: Sequence[float | None], y: Sequence[float], color: str) -> None:
-    """The shares that are left under attack, where they were measured."""
-    found = [(share, at) for share, at in zip(shares, y, strict=True) if share is not None]
-    if found:
-        xs, ys = zip(*found, strict=True)
-        axes.scatter(xs, ys, s=36, marker="D", c=CARD, ec=color, lw=1.5, zorder=3, clip_on=False)
-
-
-def _confusion(
-    result: ResultRecord, classes: Sequence[str], color: str, margin: float, canvas: Canvas
-) -> None:
-    """Shade by share of the true class, counts where they can be read."""
-    count, side = len(classes), canvas.width - margin - 2
-    axes = canvas.axes(margin, 2, side, side)
-    counts = np.array(result.confusion, dtype=np.float64)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    image = np.empty((*shares.shape, 4))
-    # Opacity that stops where ink is still read on it serves light and dark pages alike.
-    image[..., :3], image[..., 3] = to_rgb(color), 0.04 + 0.6 * shares**0.6
-    axes.imshow(image, aspect="auto")
-    shown = range(0, count, 1 if count <= MOST_CLASSES else math.ceil(count / 10))
-    names = [short(classes[index], 10) for index in shown]
-    axes.set_xticks(list(shown), names, rotation=90 if max(map(len, names)) > 2 else 0)
-    axes.set_yticks(list(shown), names)
-    axes.tick_params(labelsize=11 if count <= 12 else 8.5)
-    if count <= MOST_CLASSES:
-        _counts(axes, counts)
-    canvas.text(margin + side / 2, canvas.height - 8, "predicted", color=MUTED, align="center")
-    axes.set_ylabel("true", labelpad=4)
-
-
-def _counts(axes: Axes, counts: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> None:
-    """The number in each cell that has one, and gaps between cells."""
-    size = 11 if len(counts) <= 12 else 7.5
-    for row, column in np.argwhere(counts):
-        words = f"{counts[row, column]:.0f}"
-        bold = "bold" if row == column else "normal"
-        axes.text(column, row, words, color=INK, size=size, ha="center", va="center", weight=bold)
-    edges = [index + 0.5 for index in range(len(counts) - 1)]
-    axes.hlines(edges, -0.5, len(counts) - 0.5, color=CARD, lw=1.5)
-    axes.vlines(edges, -0.5, len(counts) - 0.5, color=CARD, lw=1.5)
-
-
-def _cost(rows: Sequence[Row], colors: dict[str, str], metric: str, canvas: Canvas) -> None:
+def _cost(rows: Sequence[Row], colors: Mapping[str, str], metric: str, canvas: Canvas) -> None:
     """A bar from nothing to the median, a whisker from low to high, and a line where plain is."""
-    canvas.text(0, 12, _COSTS[metric], bold=True, size=12.5)
+    canvas.title(_COSTS[metric])
     if not rows:
         canvas.text(0, 40, "Nothing has been measured.", color=MUTED)
         return
-    height = 40 * len(rows)
-    axes = canvas.axes(0, 30, WIDTH - 64, height)
-    axes.set(xlim=(0, 1.02 * max(1.0, *(row.high for row in rows))), ylim=(len(rows), 0))
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes = canvas.axes(0, 30, WIDTH - 64, 40 * len(rows))
+    furthest = max(1.0, *(row.high for row in rows))
+    axes.set(xlim=(0, 1.02 * furthest), ylim=(len(rows), 0), xticks=[], yticks=[])
     for index, row in enumerate(rows):
-        color = colors[row.variant]
-        axes.barh(index + 0.7, row.median, 0.34, color=color)
-        axes.hlines(index + 0.7, row.low, row.high, color=INK, lw=1.5)
-        ends = [row.low, row.high]
-        axes.vlines(ends, index + 0.6, index + 0.8, color=INK, lw=1.5)
-        axes.vlines(1, index + 0.46, index + 0.94, color=INK, lw=1.5, ls=(0, (2, 1)))
+        color, at = colors[row.variant], index + 0.7
+        axes.barh(at, row.median, 0.34, color=color)
+        axes.hlines(at, row.low, row.high, color=INK, lw=1.5)
+        axes.vlines([row.low, row.high], at - 0.1, at + 0.1, color=INK, lw=1.5)
+        axes.vlines(1, at - 0.24, at + 0.24, color=INK, lw=1.5, ls=(0, (2, 1)))
         y = 30 + 40 * index
-        canvas.text(0, y + 11, short(f"{row.variant} · {row.case}", 40), color=INK)
+        canvas.text(0, y + 11, short(f"{row.variant} · {row.case}", 40))
         words = f"{row.median:.2f}×"
         canvas.text(WIDTH, y + 28, words, color=color, bold=True, align="right", size=12.5)
-
-
-def _share_axis(axes: Axes) -> None:
-    """An axis from 0 to 100 %."""
-    axes.xaxis.set_major_formatter(FuncFormatter(tick_percent))
-    axes.set_xticks([0, 0.5, 1])
-    axes.grid(axis="x", color=HAIR, lw=1)
-    axes.set_axisbelow(True)
-
-
-def _or_zero(value: float) -> float:
-    """A length to draw: nothing for a class without images."""
-    return 0.0 if math.isnan(value) else value

@@ -8,57 +8,37 @@ scripts, fonts and anything else that a browser would have to fetch; the page fo
 from pathlib import Path
 from typing import Literal
 
-from secure_cnn.pages import figures
-from secure_cnn.pages.classes import recall_table
-from secure_cnn.pages.curves import accuracy_curve, epsilon_curve, loss_curve
-from secure_cnn.pages.examples import Examples, example_figure
-from secure_cnn.pages.template import fill
-from secure_cnn.pages.tradeoff import Tradeoff
-from secure_cnn.record import wording
-from secure_cnn.record.document import write_text
-from secure_cnn.record.results import EpochRecord, ResultRecord
-from secure_cnn.record.run import RunRecord, ThreatRecord
-from secure_cnn.record.tradeoff import Needs, points_of
-from secure_cnn.record.wording import Fact
+from rich import box
+from rich.table import Table
 
-__all__ = ["render_page", "write_page"]
+from secure_cnn.pages import classes, figures
+from secure_cnn.pages.canvas import variant_colors
+from secure_cnn.pages.examples import Examples, example_figures
+from secure_cnn.pages.template import Fact, fill
+from secure_cnn.pages.tradeoff import Tradeoff
+from secure_cnn.record import Needs, ResultRecord, RunRecord, wording
+from secure_cnn.record.document import write_text
+from secure_cnn.record.tradeoff import points_of
+
+__all__ = ["render_page", "summary_table", "write_page"]
+
+_COLUMNS = ("accuracy", "macro recall", "robust accuracy", "ε", "s/step", "÷ plain")
 
 
 def write_page(record: RunRecord, examples: Examples | None, path: str | Path) -> None:
-    """Write the page of a run to `path`, atomically.
+    """Write the page of a run, which may still be running, to `path`, atomically.
 
     Guarantee: the file needs no network and runs no script, and says so to the browser (its content
     security policy). Text from the record is escaped.
 
-    Args:
-        record: The run; it may still be running.
-        examples: Test images to show, or None.
-        path: The file to write; an existing one is replaced in one step.
-
     Raises:
         RunError: The place cannot be written to.
-
-    Example:
-        >>> from tempfile import TemporaryDirectory
-        >>> from secure_cnn.record import DataRecord, ModelRecord
-        >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-        ...                   classes=("cat", "dog"))
-        >>> model = ModelRecord(name="compact", parameters=9000)
-        >>> with TemporaryDirectory() as folder:
-        ...     page = Path(folder, "report.html")
-        ...     write_page(RunRecord(created="2025-01-01", data=data, model=model), None, page)
-        ...     page.read_text(encoding="utf-8").startswith("<!doctype html>")
-        True
     """
     write_text(Path(path), render_page(record, examples))
 
 
 def render_page(record: RunRecord, examples: Examples | None = None) -> str:
     """The page of a run as text; the same record gives the same text.
-
-    Args:
-        record: The run; it may still be running.
-        examples: Test images to show, or None.
 
     Example:
         >>> from secure_cnn.record import DataRecord, ModelRecord
@@ -70,10 +50,9 @@ def render_page(record: RunRecord, examples: Examples | None = None) -> str:
         True
     """
     outcome, baseline = _outcome(record), _baseline(record)
-    colors = figures.variant_colors(record)
+    colors = variant_colors(record)
     results = {result.variant: result for result in record.results}
     before = None if baseline is None else baseline.variant
-    attacks = list(dict.fromkeys(name for result in record.results for name in result.attacks))
     values = {
         "record": record,
         "examples": examples,
@@ -85,19 +64,52 @@ def render_page(record: RunRecord, examples: Examples | None = None) -> str:
         "privacy": _privacy(record),
         "robustness": _robustness(record, outcome),
         "uncovered": _uncovered(record),
-        "threat": record.threat and _against(record.threat),
-        "attacks": attacks,
+        "threat": record.threat and record.threat.words,
+        "attacks": list(dict.fromkeys(name for each in record.results for name in each.attacks)),
         "colors": colors,
         "curves": _curves(record),
         "tradeoff": Tradeoff.between(points_of(record), colors, Needs()),
-        "recalls": recall_table(results, record.data.classes, before),
-        "recall": figures.class_recall(record) if record.results else None,
-        "confusion": outcome and figures.confusion_matrix(record, outcome.variant),
+        "recalls": classes.recall_table(results, record.data.classes, before),
+        "recall": classes.class_recall(record) if record.results else None,
+        "confusion": outcome and classes.confusion_matrix(record, outcome.variant),
         "costs": [figures.cost_bars(record, ratio) for ratio in _ratios(record)],
-        "pictures": _pictures(examples),
-        "shown": figures.MOST_CLASSES,
+        "pictures": example_figures(examples),
+        "shown": classes.MOST_CLASSES,
     }
     return fill("run.html.jinja", values)
+
+
+def summary_table(record: RunRecord) -> Table:
+    """The same in short for a terminal: a row for each finished training of the run.
+
+    Robust accuracy has its 95 % interval; seconds of a step and that step against the plain one
+    were timed in turn, on the same images.
+    """
+    table = Table(title=f"{record.model.name} on {record.data.name}", box=box.SIMPLE_HEAD)
+    table.add_column("training", no_wrap=True)
+    for column in _COLUMNS:
+        table.add_column(column, justify="right")
+    for result in record.results:
+        table.add_row(result.variant, *_cells(record, result))
+    return table
+
+
+def _cells(record: RunRecord, result: ResultRecord) -> list[str]:
+    """One row's figures; a dash where nothing was measured."""
+    cost = {row.metric: row.median for row in record.cost if row.variant == result.variant}
+    robust = "–"
+    if result.robust_accuracy is not None:
+        low, high = result.robust_low or 0.0, result.robust_high or 0.0
+        robust = f"{100 * result.robust_accuracy:.1f} % ({100 * low:.0f}-{100 * high:.0f})"
+    epsilon = result.epsilon
+    return [
+        f"{100 * result.accuracy:.1f} %",
+        f"{100 * result.macro_recall:.1f} %",
+        robust,
+        "∞" if epsilon is None else f"{epsilon:.2f}",
+        f"{cost['time']:.4f}" if "time" in cost else "–",
+        f"{cost['time_ratio']:.2f}x" if "time_ratio" in cost else "–",
+    ]
 
 
 def _outcome(record: RunRecord) -> ResultRecord | None:
@@ -130,8 +142,7 @@ def _pending(record: RunRecord) -> list[str]:
 
 def _spent(record: RunRecord) -> float | None:
     """ε spent by the variant the run is about."""
-    parts: list[EpochRecord | ResultRecord] = [*record.epochs, *record.results]
-    spent = [part.epsilon for part in parts if part.variant == _variant(record)]
+    spent = [part.epsilon for part in record.parts if part.variant == _variant(record)]
     return next((epsilon for epsilon in reversed(spent) if epsilon is not None), None)
 
 
@@ -139,16 +150,9 @@ def _curves(record: RunRecord) -> list[str]:
     """The curves for which there is something to draw."""
     if not record.epochs:
         return []
-    curves = [accuracy_curve(record), loss_curve(record)]
     private = any(epoch.epsilon is not None for epoch in record.epochs)
-    return [*curves, epsilon_curve(record)] if private else curves
-
-
-def _pictures(examples: Examples | None) -> list[str]:
-    """The example images, one figure each."""
-    if examples is None:
-        return []
-    return [example_figure(examples, index) for index in range(len(examples))]
+    drawn = [figures.accuracy_curve(record), figures.loss_curve(record)]
+    return [*drawn, figures.epsilon_curve(record)] if private else drawn
 
 
 def _ratios(record: RunRecord) -> list[Literal["time_ratio", "memory_ratio"]]:
@@ -190,9 +194,7 @@ def _robust_fact(
     """Robust accuracy with its interval and its attacks, or that it is unknown."""
     if outcome is None or outcome.robust_accuracy is None:
         return Fact(name="Robust accuracy", value="unknown", detail="not evaluated")
-    interval = (
-        f"95% interval {wording.share(outcome.robust_low)} to {wording.share(outcome.robust_high)}"
-    )
+    interval = f"95% interval {wording.between((outcome.robust_low, outcome.robust_high))}"
     against = f"worst of {', '.join(outcome.attacks) or 'unnamed attacks'}"
     before = ""
     if baseline is not None and baseline.robust_accuracy is not None:
@@ -241,8 +243,7 @@ def _uncovered(record: RunRecord) -> list[str]:
     if _spent(record) is None:
         return []
     facts = []
-    parts: list[EpochRecord | ResultRecord] = [*record.epochs, *record.results]
-    if any(part.variant == "plain" for part in parts):
+    if any(part.variant == "plain" for part in record.parts):
         facts.append(
             "The plain baseline was trained without privacy on the same data. Its figures on this "
             "page are not covered by ε: leave them out where the page itself must be private."
@@ -250,7 +251,7 @@ def _uncovered(record: RunRecord) -> list[str]:
     facts += [
         "The number of training images is exact and is treated as public; the fingerprint of the "
         "data is keyed, and says nothing without the key."
-        if record.data.fingerprint.startswith("hmac-")
+        if record.data.keyed
         else "The number of training images and the fingerprint of the data are exact and are "
         "treated as public.",
         "Test images and what is measured on them are not protected by ε, which is about training "
@@ -267,18 +268,13 @@ def _robustness(record: RunRecord, outcome: ResultRecord | None) -> str:
     if record.threat is None:
         return "Robustness was not evaluated: the run names no threat model."
     if outcome is None or outcome.robust_accuracy is None:
-        return f"Robustness was not evaluated: no attack was run within {_against(record.threat)}."
+        return f"Robustness was not evaluated: no attack was run within {record.threat.words}."
     attacks = ", ".join(outcome.attacks) or "attacks that the record does not name"
-    low, high = wording.share(outcome.robust_low), wording.share(outcome.robust_high)
+    interval = wording.between((outcome.robust_low, outcome.robust_high))
     share = wording.share(outcome.robust_accuracy)
     return (
         f"{share} of the attacked test images are still classified "
-        f"correctly in the worst case, image by image, over {attacks} ({_against(record.threat)}). "
-        f"The 95% interval, {low} to {high}, is about the choice of test images. This is a "
+        f"correctly in the worst case, image by image, over {attacks} ({record.threat.words}). "
+        f"The 95% interval, {interval}, is about the choice of test images. This is a "
         "measurement, not a proof: a stronger attack may find more."
     )
-
-
-def _against(threat: ThreatRecord) -> str:
-    """A threat model in one phrase."""
-    return wording.threat(threat.norm, threat.eps, threat.bounds)

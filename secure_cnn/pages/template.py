@@ -1,7 +1,8 @@
 """One design for every page: the templates of this room, and how numbers are written in them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
@@ -12,12 +13,34 @@ from secure_cnn.pages.canvas import css
 from secure_cnn.printable import printable
 from secure_cnn.record import wording
 
-__all__ = ["fill"]
+__all__ = ["Fact", "Table", "breakable", "fill"]
+
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""A head, and rows of as many cells."""
+
+_FEW = 2
+_HEAD = re.compile(r'<th scope="col"[^>]*>(.*?)</th>', re.DOTALL)
+_ROW = re.compile(r"<tr.*?</tr>", re.DOTALL)
+_CELL = re.compile(r'<(?:td|th scope="row")(?=[ >])')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """One figure of a summary: what it is, its value, and what to know before quoting it."""
+
+    name: str
+    value: str
+    detail: str
 
 
 def fill(template: str, values: Mapping[str, object]) -> str:
     """The text of a page: `template` with `values`, all of them escaped."""
     return _environment().get_template(template).render(values)
+
+
+def breakable(name: str) -> str:
+    """A variant's name that a narrow column may break where protections are joined."""
+    return name.replace("+", "+\N{ZERO WIDTH SPACE}")
 
 
 @cache
@@ -31,7 +54,7 @@ def _environment() -> Environment:
         loader=FunctionLoader(_source),
     )
     environment.filters |= {
-        "breakable": wording.breakable,
+        "breakable": breakable,
         "css": css,
         "date": wording.date,
         "delta": wording.delta,
@@ -55,12 +78,6 @@ def _shown(value: object) -> object:
 def _source(name: str) -> str:
     """A template's text, wherever the package is installed."""
     return files("secure_cnn.pages").joinpath(name).read_text(encoding="utf-8")
-
-
-_FEW = 2
-_HEAD = re.compile(r'<th scope="col"[^>]*>(.*?)</th>', re.DOTALL)
-_ROW = re.compile(r"<tr.*?</tr>", re.DOTALL)
-_CELL = re.compile(r'<(?:td|th scope="row")(?=[ >])')
 
 
 def _labelled(html: Markup) -> Markup:

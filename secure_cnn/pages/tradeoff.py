@@ -8,11 +8,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
 
-from secure_cnn.pages.canvas import CARD, HAIR, INK, MUTED, WIDTH, Canvas, render, tick_percent
+from secure_cnn.pages.canvas import CARD, INK, MUTED, WIDTH, Canvas, percents, render, tick_percent
 from secure_cnn.record import wording
 from secure_cnn.record.tradeoff import (
     FRONT_RULE,
@@ -66,17 +67,17 @@ class Tradeoff:
 
     Attributes:
         panels: The figures; none where there is nothing to compare.
-        columns: The head of the table.
-        rows: Its lines.
+        rows: The lines of the table under `columns`.
         rule: When a variant is on the front.
         choice: Which variant to take under the limits; empty without limits.
     """
 
     panels: tuple[str, ...]
-    columns: tuple[str, ...]
     rows: tuple[TradeoffRow, ...]
-    rule: str
     choice: str
+
+    columns: ClassVar = COLUMNS
+    rule: ClassVar = FRONT_RULE
 
     @classmethod
     def between(
@@ -93,13 +94,8 @@ class Tradeoff:
             )
             for number, (point, on_front) in enumerate(zip(points, front, strict=True), start=1)
         )
-        return cls(
-            panels=tuple(tradeoff_map(points, colors)),
-            columns=COLUMNS,
-            rows=rows,
-            rule=FRONT_RULE,
-            choice=_choice(chosen, needs),
-        )
+        choice = _choice(chosen, needs)
+        return cls(panels=tuple(tradeoff_map(points, colors)), rows=rows, choice=choice)
 
 
 def cells(number: int, point: TradeoffPoint, *, on_front: bool) -> tuple[str, ...]:
@@ -168,10 +164,8 @@ _PANELS = (
 def tradeoff_map(points: Sequence[TradeoffPoint], colors: Mapping[str, str]) -> list[str]:
     """A panel for each of robust accuracy, ε and time that at least two points can be told by.
 
-    Args:
-        points: What to draw; their numbers are their places, from 1.
+    The number of a point is its place, from 1.
     """
-    panels = [panel for panel in _PANELS if _tells(panel, points)]
     return [
         render(
             f"tradeoff-{panel.name}",
@@ -179,7 +173,8 @@ def tradeoff_map(points: Sequence[TradeoffPoint], colors: Mapping[str, str]) -> 
             (WIDTH, _HEIGHT),
             partial(_draw, panel, points, colors),
         )
-        for panel in panels
+        for panel in _PANELS
+        if _tells(panel, points)
     ]
 
 
@@ -193,9 +188,9 @@ def _draw(
     panel: _Panel, points: Sequence[TradeoffPoint], colors: Mapping[str, str], canvas: Canvas
 ) -> None:
     """Whiskers where the values are, numbered marks as near to them as there is room."""
-    canvas.text(0, 12, panel.title, bold=True, size=12.5)
+    canvas.title(panel.title)
     width, height = WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
-    axes = canvas.axes(_LEFT, _TOP, width, height)
+    axes = canvas.axes(_LEFT, _TOP, width, height, grid="y")
     _vertical(axes, [point.accuracy for point in points])
     beyond = _horizontal(axes, panel, points)
     front = pareto_front(points)
@@ -222,9 +217,7 @@ def _vertical(axes: Axes, shares: Sequence[Estimate]) -> None:
     margin = max(0.01, 0.08 * (high - low))
     axes.set_ylim(max(0.0, low - margin), min(1.0, high + margin) + 0.25 * margin)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(tick_percent))
-    axes.grid(axis="y", color=HAIR, lw=1)
-    axes.set_axisbelow(True)
+    percents(axes.yaxis)
 
 
 def _horizontal(axes: Axes, panel: _Panel, points: Sequence[TradeoffPoint]) -> float:

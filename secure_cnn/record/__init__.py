@@ -6,15 +6,23 @@ and whatever people look at.
 """
 
 from secure_cnn.record.comparison import Comparison, SavedRun, compare_runs
-from secure_cnn.record.measurements import Measurements, Row
-from secure_cnn.record.noise import CONTROL, NoiseCheck, noise_checks
-from secure_cnn.record.provenance import hardware, version, versions
+from secure_cnn.record.measurements import (
+    CONTROL,
+    Measurements,
+    NoiseCheck,
+    Row,
+    hardware,
+    noise_checks,
+    version,
+    versions,
+)
 from secure_cnn.record.reports import AuditRecord, RobustnessRecord
-from secure_cnn.record.results import EpochRecord, ResultRecord
 from secure_cnn.record.run import (
     DataRecord,
+    EpochRecord,
     ModelRecord,
     PrivacyRecord,
+    ResultRecord,
     RunRecord,
     ThreatRecord,
 )

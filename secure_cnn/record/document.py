@@ -29,7 +29,7 @@ from typing import (
 from secure_cnn.errors import RunError
 from secure_cnn.files import reading, write_file
 
-__all__ = ["Document", "conform", "require", "require_share", "write_text"]
+__all__ = ["Checked", "Document", "require", "require_share", "write_text"]
 
 MAX_BYTES = 64 * 2**20
 """A larger document is refused unread; a thousand epochs take about a quarter of a megabyte."""
@@ -39,30 +39,42 @@ _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 _Dataclass = TypeVar("_Dataclass")
 
 
-class Document:
-    """What one file holds: the fields of a frozen dataclass, read back equal (NaN equals nothing).
+class Checked:
+    """A frozen dataclass whose fields have the types they are declared with; lists become tuples.
 
-    Fields named in `LATER` were added after the first release: they are left out where they hold
-    their default, so that earlier versions read the file, and may be missing where one is read.
+    `LATER` names the fields that came after the first release. They are written only where they
+    say something, so that earlier versions read the file, and may be missing in a file.
     """
 
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    def __post_init__(self) -> None:
+        """Check the type of every field, then what the class asks for beyond types."""
+        for name, kind in _schema(type(self)).items():
+            where = f"{type(self).__name__}.{name}"
+            object.__setattr__(self, name, _decode(kind, getattr(self, name), where))
+        self._check()
+
+    def _check(self) -> None:
+        """Raise where values of the right types make no sense together."""
+
+
+class Document(Checked):
+    """What one file holds: it is read back equal (NaN aside, which equals nothing)."""
+
     KIND: ClassVar[str | None] = None
-    """What tells this file from others that have the same schema."""
+    """What tells this file from others of the same schema; None where there are no others."""
 
     def to_dict(self) -> dict[str, Any]:
         """The document in JSON's types; what JSON lacks becomes `"nan"`, `"inf"` or `"-inf"`."""
-        return _head(self.KIND) | cast("dict[str, Any]", _encode(self))
+        return self._head() | cast("dict[str, Any]", _encode(self))
 
     @classmethod
     def from_dict(cls, content: object) -> Self:
-        """The document that `to_dict` gave.
-
-        Raises:
-            RunError: The schema is unknown, or an entry is missing, unknown or of the wrong type.
-        """
+        """The document that `to_dict` gave; another schema or kind is refused before all else."""
         if not isinstance(content, Mapping):
             _refuse(cls.__name__, "an object", content)
-        head = _head(cls.KIND)
+        head = cls._head()
         for name, expected in head.items():
             found = content.get(name)
             if type(found) is not type(expected) or found != expected:
@@ -74,21 +86,13 @@ class Document:
         return _dataclass(cls, body, cls.__name__)
 
     def write(self, path: str | Path) -> None:
-        """Write the document to `path`, atomically: a reader sees the old file or the new one.
-
-        Raises:
-            RunError: The place cannot be written to.
-        """
+        """Write the document to `path`, atomically: a reader sees the old file or the new one."""
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
         write_text(Path(path), text + "\n")
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read a document that `write` made.
-
-        Raises:
-            RunError: The file cannot be read, is no JSON, or is no document of this schema.
-        """
+        """Read what `write` made; a RunError names the file and what is wrong in it."""
         path = Path(path)
         try:
             with reading(path) as file:
@@ -108,12 +112,10 @@ class Document:
         except (ValueError, RecursionError) as error:
             raise RunError(f"{path}: expected JSON, got a damaged file ({error})") from error
 
-
-def conform(document: object) -> None:
-    """Check every field of a frozen dataclass against its type; lists become tuples."""
-    for name, kind in _schema(type(document)).items():
-        where = f"{type(document).__name__}.{name}"
-        object.__setattr__(document, name, _decode(kind, getattr(document, name), where))
+    @classmethod
+    def _head(cls) -> dict[str, Any]:
+        """What the file starts with."""
+        return {"schema": 1} if cls.KIND is None else {"schema": 1, "kind": cls.KIND}
 
 
 def require(holds: bool, where: str, expected: str, got: object) -> None:
@@ -142,15 +144,9 @@ def write_text(path: Path, text: str) -> None:
         ) from error
 
 
-def _head(kind: str | None) -> dict[str, Any]:
-    """What every document starts with: its schema and, where there is more than one, its kind."""
-    return {"schema": 1} if kind is None else {"schema": 1, "kind": kind}
-
-
 def _encode(value: object) -> object:
     """JSON's own types for `value`."""
     if is_dataclass(value) and not isinstance(value, type):
-        # What later versions added is written where it says something: earlier ones read the rest.
         later: frozenset[str] = getattr(value, "LATER", frozenset())
         return {
             field.name: _encode(getattr(value, field.name))

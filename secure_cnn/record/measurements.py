@@ -1,31 +1,50 @@
 """Measurements: the one shape of every benchmark, so that anyone can read and compare them.
 
-Deliberately not here: measuring. A row says what was found, never how to find it.
+With the rows go the machine and the versions that a number depends on, and what the noise of that
+machine was. Deliberately not here: measuring, and host names, user names and paths: they say
+nothing about a number, and records are handed on.
 """
 
 import math
-from collections.abc import Mapping
+import os
+import platform
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from importlib import metadata
+from pathlib import Path
+from typing import Any, final
 
-from secure_cnn.record.document import Document, conform, require
+import torch
 
-__all__ = ["Measurements", "Row"]
+from secure_cnn.record.document import Checked, Document, require
+
+__all__ = [
+    "CONTROL",
+    "Measurements",
+    "NoiseCheck",
+    "Row",
+    "hardware",
+    "noise_checks",
+    "version",
+    "versions",
+]
+
+CONTROL = "plain-again"
+"""The variant that is the plain training once more."""
+
+_DISTRIBUTIONS = ("torch", "opacus", "torchattacks", "cryptography", "safetensors", "secure-cnn")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Row(Checked):
     """One measured value with its spread.
 
     Attributes:
         case: What was worked on: a model or a recipe, such as `"resnet20"`.
         variant: The protection (`"plain"`, `"private"`, `"private+pgd"`, …) or a rival.
         metric: What was measured: `"time_ratio"` and `"memory_ratio"` are against `plain`.
-        median: The middle of `n` values, in `unit`.
-        low: The lower end of the spread, at most `median`.
-        high: The upper end of the spread, at least `median`.
+        median: The middle of `n` values, between `low` and `high`, in `unit`.
         unit: The unit of the three numbers, such as `"x"`, `"s"` or `"MiB"`.
-        n: How many values were measured, at least 1.
 
     Raises:
         RunError: A value has the wrong type, or `low <= median <= high` does not hold.
@@ -45,9 +64,7 @@ class Row:
     unit: str
     n: int
 
-    def __post_init__(self) -> None:
-        """Refuse what is no measurement."""
-        conform(self)
+    def _check(self) -> None:
         require(self.n >= 1, "rows.n", "at least 1 measured value", self.n)
         numbers = (self.low, self.median, self.high)
         ordered = any(map(math.isnan, numbers)) or sorted(numbers) == list(numbers)
@@ -67,14 +84,8 @@ class Row:
 class Measurements(Document):
     """A benchmark's document: rows, and where and with what they were measured.
 
-    Attributes:
-        created: When, as ISO 8601.
-        hardware: As `secure_cnn.record.hardware` gives it.
-        versions: As `secure_cnn.record.versions` gives it, and those of the rivals measured.
-        rows: The measured values.
-
-    Raises:
-        RunError: A value has the wrong type.
+    `hardware` and `versions` are as the functions of that name give them, with the versions of the
+    rivals measured; `created` is ISO 8601.
 
     Example:
         >>> document = Measurements(created="2025-01-01T00:00:00Z", hardware={}, versions={})
@@ -87,6 +98,117 @@ class Measurements(Document):
     versions: Mapping[str, str]
     rows: tuple[Row, ...] = ()
 
-    def __post_init__(self) -> None:
-        """Refuse what the schema does not know."""
-        conform(self)
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class NoiseCheck:
+    """What plain against plain came to: two times the same training, in turn with all others.
+
+    They must differ by nothing. What they do differ by is the noise of the machine, and no figure
+    of the same run is better known than that.
+
+    Attributes:
+        ratio: Plain against plain, of which the truth is 1.
+        within: Variants whose ratio cannot be told from the plain step's own.
+    """
+
+    case: str
+    ratio: Row
+    within: tuple[str, ...]
+
+    @property
+    def quiet(self) -> bool:
+        """Whether 1 lies in the interval, as it does in about 19 of 20 runs on any machine."""
+        return self.ratio.low <= 1 <= self.ratio.high
+
+    @property
+    def low(self) -> float:
+        """The lower end of what noise alone makes of 1."""
+        return min(self.ratio.low, 1.0)
+
+    @property
+    def high(self) -> float:
+        """The upper end of what noise alone makes of 1."""
+        return max(self.ratio.high, 1.0)
+
+    @property
+    def verdict(self) -> str:
+        """What to think of the figures of this case, in a sentence or two."""
+        found = f"{self.ratio.median:.2f} ({self.ratio.low:.2f} to {self.ratio.high:.2f})"
+        least = f"{100 * max(self.high - 1, 1 - self.low):.0f} %"
+        said = (
+            f"1 lies in it; differences below {least} are noise."
+            if self.quiet
+            else f"not 1: this machine is too noisy for differences below {least}."
+        )
+        said = f"{self.case}: plain against plain gave {found}, {said}"
+        return f"{said} Within the noise: {', '.join(self.within)}." if self.within else said
+
+
+def noise_checks(rows: Iterable[Row]) -> tuple[NoiseCheck, ...]:
+    """One check for each case whose steps were timed with `CONTROL` among them."""
+    ratios = [row for row in rows if row.metric == "time_ratio"]
+    checks = []
+    for control in (row for row in ratios if row.variant == CONTROL):
+        noise = NoiseCheck(case=control.case, ratio=control, within=())
+        within = tuple(
+            row.variant
+            for row in ratios
+            if row.case == control.case
+            and row.variant not in ("plain", CONTROL)
+            and row.low <= noise.high
+            and row.high >= noise.low
+        )
+        checks.append(NoiseCheck(case=control.case, ratio=control, within=within))
+    return tuple(checks)
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of everything that a number may depend on."""
+    return {"python": platform.python_version()} | {name: version(name) for name in _DISTRIBUTIONS}
+
+
+def version(distribution: str) -> str:
+    """The installed version of one distribution; one that is missing says so."""
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def hardware(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """What this process may use of the machine: `cores` are logical, `threads` are torch's.
+
+    `memory` is in bytes, None where the system does not tell; a GPU is named by its model.
+    """
+    return {
+        "cpu": _cpu(Path("/proc/cpuinfo")),
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "memory": _memory(),
+        "device": _device(torch.device(device)),
+    }
+
+
+def _cpu(cpuinfo: Path) -> str:
+    """The processor's own name, or at least its architecture."""
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next(iter(names), "") or platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    """Logical cores that this process is allowed to run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> int | None:
+    """Physical memory in bytes."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _device(device: torch.device) -> str:
+    """A device's name for people."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

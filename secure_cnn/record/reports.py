@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from secure_cnn.record.document import Document, conform, require
+from secure_cnn.record.document import Document, require
 
 __all__ = ["AuditRecord", "RobustnessRecord"]
 
@@ -22,15 +22,9 @@ class AuditRecord(Document):
     """An audit of a recipe's private training.
 
     Attributes:
-        created: When, as ISO 8601.
-        hardware: As `secure_cnn.record.hardware` gives it.
-        versions: As `secure_cnn.record.versions` gives it.
         settings: The recipe that was audited.
         report: As `privacy.audit.AuditReport.to_dict` gives it; scores are in units of the clipping
             norm.
-
-    Raises:
-        RunError: A value has the wrong type, or the report lacks what the page shows.
     """
 
     KIND: ClassVar[str | None] = "audit"
@@ -41,9 +35,7 @@ class AuditRecord(Document):
     settings: Mapping[str, Any]
     report: Mapping[str, Any]
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be shown."""
-        conform(self)
+    def _check(self) -> None:
         _require_entries("audit.report", _AUDIT, self.report)
 
 
@@ -52,17 +44,10 @@ class RobustnessRecord(Document):
     """A robustness evaluation of a model.
 
     Attributes:
-        created: When, as ISO 8601.
-        hardware: As `secure_cnn.record.hardware` gives it.
-        versions: As `secure_cnn.record.versions` gives it.
         model: Which model, in words.
         data: Which images, in words.
-        classes: The class names.
         report: What was found, as `defenses.RobustnessReport.to_dict` gives it.
         certification: What was proven, as `defenses.CertificationReport.to_dict` gives it; or None.
-
-    Raises:
-        RunError: A value has the wrong type, or the report lacks what the page shows.
     """
 
     KIND: ClassVar[str | None] = "robustness"
@@ -76,15 +61,12 @@ class RobustnessRecord(Document):
     report: Mapping[str, Any]
     certification: Mapping[str, Any] | None = None
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be shown."""
-        conform(self)
+    def _check(self) -> None:
         _require_entries("robustness.report", _ATTACKED, self.report)
         if self.certification is not None:
             _require_entries("robustness.certification", _PROVEN, self.certification)
 
 
 def _require_entries(where: str, names: tuple[str, ...], report: Mapping[str, Any]) -> None:
-    """Raise unless a report has every entry that its page shows."""
     missing = [name for name in names if name not in report]
     require(not missing, where, f"entries {', '.join(names)}", missing)

@@ -5,6 +5,7 @@ treated as public and not covered by any ε. The fingerprint of private data is 
 not here. Deliberately not here either: how a number was found, and how it is shown.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -12,33 +13,31 @@ from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal
 
 from secure_cnn.errors import RunError
-from secure_cnn.record.document import Document, conform, require
+from secure_cnn.record import wording
+from secure_cnn.record.document import Checked, Document, require, require_share
 from secure_cnn.record.measurements import Row
-from secure_cnn.record.results import EpochRecord, ResultRecord
 
 __all__ = [
     "DataRecord",
+    "EpochRecord",
     "ModelRecord",
     "PrivacyRecord",
+    "ResultRecord",
     "RunRecord",
     "ThreatRecord",
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataRecord:
+class DataRecord(Checked):
     """Which images a run used.
 
     Attributes:
-        name: The data set's name.
         fingerprint: A digest of images and labels; under a key of the run where ε must cover it.
         train: Number of training images.
         test: Number of test images.
         shape: Channels, height and width of one image.
         classes: The class names, in the order of the labels; at least two.
-
-    Raises:
-        RunError: A value has the wrong type or range.
     """
 
     name: str
@@ -48,51 +47,37 @@ class DataRecord:
     shape: tuple[int, int, int]
     classes: tuple[str, ...]
 
-    def __post_init__(self) -> None:
-        """Refuse what is no image data set."""
-        conform(self)
+    def _check(self) -> None:
         require(len(self.classes) >= 2, "data.classes", "at least two classes", self.classes)
         require(min(self.train, self.test, *self.shape) >= 0, "data", "no negative size", self)
 
+    @property
+    def keyed(self) -> bool:
+        """Whether the fingerprint says nothing without its key."""
+        return self.fingerprint.startswith("hmac-")
+
 
 @dataclass(frozen=True, kw_only=True)
-class ModelRecord:
-    """Which network a run trained.
-
-    Attributes:
-        name: The architecture's name.
-        parameters: Number of trainable parameters.
-
-    Raises:
-        RunError: A value has the wrong type.
-    """
+class ModelRecord(Checked):
+    """Which network a run trained, and how many trainable parameters it has."""
 
     name: str
     parameters: int
 
-    def __post_init__(self) -> None:
-        """Refuse what the schema does not know."""
-        conform(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class PrivacyRecord:
+class PrivacyRecord(Checked):
     """The conditions under which a run's ε holds: the plan, not what was spent of it.
 
     Attributes:
         epsilon: ε of the whole plan.
-        delta: δ, in (0, 1).
         noise_multiplier: Standard deviation of the noise in units of `max_grad_norm`.
         max_grad_norm: The L2 norm to which each example's gradient is clipped.
         sampling_rate: The probability with which each example joins a step, in (0, 1].
-        steps: Number of steps in the plan.
         relation: Which two data sets count as neighbours.
         accountant: Which accountant computed ε.
         trials: How many settings were tried on the data, as stated; ε does not charge them. None
             where it was not stated.
-
-    Raises:
-        RunError: A value has the wrong type or range.
     """
 
     epsilon: float
@@ -107,9 +92,7 @@ class PrivacyRecord:
 
     LATER: ClassVar[frozenset[str]] = frozenset({"trials"})
 
-    def __post_init__(self) -> None:
-        """Refuse conditions under which no ε can hold."""
-        conform(self)
+    def _check(self) -> None:
         require(self.epsilon >= 0, "privacy.epsilon", "a number of at least 0", self.epsilon)
         require(0 < self.delta < 1, "privacy.delta", "a number in (0, 1)", self.delta)
         rate = self.sampling_rate
@@ -119,26 +102,111 @@ class PrivacyRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ThreatRecord:
-    """The attacker against whom robustness was measured.
+class ThreatRecord(Checked):
+    """The attacker against whom robustness was measured, as `defenses.ThreatModel` describes it.
 
     Attributes:
         norm: The norm of the perturbation, such as `"linf"`.
         eps: Its largest size, in the units of the images.
         bounds: The smallest and the largest value of a pixel.
-
-    Raises:
-        RunError: A value has the wrong type or range.
     """
 
     norm: str
     eps: float
     bounds: tuple[float, float]
 
-    def __post_init__(self) -> None:
-        """Refuse what is no threat model."""
-        conform(self)
+    def _check(self) -> None:
         require(self.eps >= 0, "threat.eps", "a number of at least 0", self.eps)
+
+    @property
+    def words(self) -> str:
+        """All of it in one phrase."""
+        return wording.threat(self.norm, self.eps, self.bounds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord(Checked):
+    """One epoch of one variant, counted from 1.
+
+    Attributes:
+        variant: `"plain"` or the name of the protections.
+        step: Optimizer steps so far.
+        seconds: Seconds that the epoch took.
+        learning_rate: At the end of the epoch.
+        test_loss: Mean cross-entropy over the test images.
+        train_loss: Mean training loss; None in a private run, where ε does not cover it.
+        epsilon: ε spent so far; None when the variant is not private.
+    """
+
+    variant: str
+    epoch: int
+    step: int
+    seconds: float
+    learning_rate: float
+    test_loss: float
+    test_accuracy: float
+    train_loss: float | None = None
+    epsilon: float | None = None
+
+    def _check(self) -> None:
+        require_share("epochs.test_accuracy", self.test_accuracy)
+        # An exact loss beside ε would publish what ε does not cover.
+        if self.epsilon is not None and self.train_loss is not None:
+            raise RunError(
+                "epochs.train_loss: expected none in a private run, got a number; leave it out, "
+                "since epsilon does not cover it"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRecord(Checked):
+    """What one finished variant can do, before and under attack.
+
+    What was not measured is None: robust accuracy and its interval together.
+
+    Attributes:
+        recall: By class; NaN for a class without test images.
+        confusion: Counts; rows are true classes, columns are predicted ones.
+        epsilon: ε spent; None when the variant is not private.
+        robust_accuracy: Worst case over `attacks`, image by image.
+        robust_low: Lower end of its 95 % interval.
+        robust_high: Upper end of its 95 % interval.
+        robust_recall: By class, in the worst case.
+        attacks: Accuracy under each attack, by name.
+        seconds_per_step: Median time of a training step.
+    """
+
+    variant: str
+    accuracy: float
+    macro_recall: float
+    recall: tuple[float, ...]
+    confusion: tuple[tuple[int, ...], ...]
+    epsilon: float | None = None
+    robust_accuracy: float | None = None
+    robust_low: float | None = None
+    robust_high: float | None = None
+    robust_recall: tuple[float, ...] | None = None
+    attacks: Mapping[str, float] = field(default_factory=dict)
+    seconds_per_step: float | None = None
+
+    def _check(self) -> None:
+        robust = (self.robust_accuracy, self.robust_low, self.robust_high)
+        shares = (self.accuracy, self.macro_recall, *self.recall, *(self.robust_recall or ()))
+        for value in (*shares, *self.attacks.values(), *robust):
+            require_share(f"results[{self.variant}]", value)
+        size = len(self.recall)
+        square = [len(row) for row in self.confusion] == [size] * size
+        require(square, "results.confusion", f"{size} rows of {size}", self.confusion)
+        fits = self.robust_recall is None or len(self.robust_recall) == size
+        require(fits, "results.robust_recall", f"{size} values", self.robust_recall)
+        whole = len({value is None for value in robust}) == 1
+        require(whole, "results.robust_accuracy", "all or none of it and its interval", robust)
+
+    @property
+    def robust_macro_recall(self) -> float | None:
+        """Mean of `robust_recall` over the classes that have test images, or None without it."""
+        there = [share for share in self.robust_recall or () if not math.isnan(share)]
+        return sum(there) / len(there) if there else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,18 +214,12 @@ class RunRecord(Document):
     """The whole run, as `run.json` keeps it.
 
     Guarantee: a record claims nothing without its conditions. ε needs `privacy`, robust accuracy
-    needs `threat`, and `"plain"` never carries ε. What is written is read back equal (NaN aside,
-    which equals nothing).
+    needs `threat`, and `"plain"` never carries ε.
 
     Attributes:
         created: When the run started, as ISO 8601.
-        data: Which images.
-        model: Which network.
-        status: `"running"`, `"complete"` or `"interrupted"`.
         seconds: Seconds that the run has taken.
         settings: The recipe's fields as plain JSON.
-        versions: As `versions` gives it.
-        hardware: As `hardware` gives it.
         privacy: The conditions of ε; None without differential privacy.
         threat: The conditions of robust accuracy; None when it was not evaluated.
         epochs: Every epoch of every variant, in the order they ran.
@@ -184,6 +246,7 @@ class RunRecord(Document):
     """
 
     KIND: ClassVar[str | None] = "run"
+    LATER: ClassVar[frozenset[str]] = frozenset({"run_id", "signer", "released"})
 
     created: str
     data: DataRecord
@@ -205,46 +268,35 @@ class RunRecord(Document):
     signer: str = ""
     released: int = 0
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"run_id", "signer", "released"})
+    @property
+    def parts(self) -> tuple[EpochRecord | ResultRecord, ...]:
+        """Epochs and results, whatever bears a variant and may bear its ε."""
+        return (*self.epochs, *self.results)
 
-    def __post_init__(self) -> None:
-        """Refuse a record that claims without conditions."""
-        conform(self)
-        _timestamp(self.created)
-        parts: tuple[EpochRecord | ResultRecord, ...] = (*self.epochs, *self.results)
-        for part in parts:
-            _private_only_under_conditions(part, self.privacy)
-        for result in self.results:
-            _fits(result, self.data, self.threat)
+    def _check(self) -> None:
+        try:
+            datetime.fromisoformat(self.created)
+        except ValueError as error:
+            raise RunError(
+                f"created: expected an ISO 8601 time, got {self.created[:40]!r}"
+            ) from error
+        for part in self.parts:
+            if part.epsilon is not None:
+                require(self.privacy is not None, "privacy", "the conditions of epsilon", None)
+                require(part.variant != "plain", "epsilon of plain", "none", part.epsilon)
+        self._check_results()
         require(self.released >= 0, "released", "a number of at least 0", self.released)
-        variants = [result.variant for result in self.results]
-        require(len(set(variants)) == len(variants), "results", "one for each variant", variants)
         for name in self.checkpoints:
             path = PurePosixPath(name)
             inside = not path.is_absolute() and ".." not in path.parts
             require(inside, "checkpoints", "a path inside the run's folder", name)
 
-
-def _private_only_under_conditions(
-    part: EpochRecord | ResultRecord, privacy: PrivacyRecord | None
-) -> None:
-    """ε belongs to a protected variant whose plan is on record."""
-    if part.epsilon is not None:
-        require(privacy is not None, "privacy", "the conditions of epsilon", privacy)
-        require(part.variant != "plain", "epsilon of plain", "none", part.epsilon)
-
-
-def _fits(result: ResultRecord, data: DataRecord, threat: ThreatRecord | None) -> None:
-    """A result is about the classes of this data and the attacker on record."""
-    size = len(data.classes)
-    require(len(result.recall) == size, "results.recall", f"{size} values", result.recall)
-    covered = result.robust_accuracy is None or threat is not None
-    require(covered, "threat", "the conditions of robust_accuracy", threat)
-
-
-def _timestamp(created: str) -> None:
-    """A record that cannot be dated cannot be compared."""
-    try:
-        datetime.fromisoformat(created)
-    except ValueError as error:
-        raise RunError(f"created: expected an ISO 8601 time, got {created[:40]!r}") from error
+    def _check_results(self) -> None:
+        """Each is about the classes of this data and the attacker on record, and comes once."""
+        size = len(self.data.classes)
+        for result in self.results:
+            require(len(result.recall) == size, "results.recall", f"{size} values", result.recall)
+            covered = result.robust_accuracy is None or self.threat is not None
+            require(covered, "threat", "the conditions of robust_accuracy", self.threat)
+        variants = [result.variant for result in self.results]
+        require(len(set(variants)) == len(variants), "results", "one for each variant", variants)

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from secure_cnn.record import wording
-from secure_cnn.record.document import conform, require
-from secure_cnn.record.results import ResultRecord
-from secure_cnn.record.run import RunRecord
+from secure_cnn.record.document import Checked, require
+from secure_cnn.record.run import ResultRecord, RunRecord
 
 __all__ = [
     "FRONT_RULE",
@@ -32,34 +31,25 @@ _Z = 1.959963984540054
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
-    """A measured value with the ends of its interval.
-
-    Raises:
-        RunError: `low <= value <= high` does not hold.
-    """
+class Estimate(Checked):
+    """A measured value between the ends of its interval."""
 
     value: float
     low: float
     high: float
 
-    def __post_init__(self) -> None:
-        """Refuse what is no interval."""
-        conform(self)
+    def _check(self) -> None:
         ordered = self.low <= self.value <= self.high
         require(ordered, "estimate", "low <= value <= high", (self.low, self.value, self.high))
 
 
 @dataclass(frozen=True, kw_only=True)
-class TradeoffPoint:
+class TradeoffPoint(Checked):
     """What one variant gives and takes; None is not measured, or not promised.
 
     Attributes:
         name: The variant, unlike that of every other point.
-        accuracy: Share of test images classified correctly, with its 95 % interval.
-        macro_recall: The mean of the recall of each class.
         robust_accuracy: What is left of the accuracy in the worst case.
-        epsilon: ε of the training.
         audited: Of one step: the largest lower bound on ε that an audit found, and the claim.
         time: Time of a step against plain.
     """
@@ -72,31 +62,22 @@ class TradeoffPoint:
     audited: tuple[float, float] | None = None
     time: Estimate | None = None
 
-    def __post_init__(self) -> None:
-        """Refuse values of the wrong type."""
-        conform(self)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Needs:
+class Needs(Checked):
     """The limits that a variant must keep to be taken; None is no limit.
 
     Attributes:
         epsilon: The largest ε.
         robust_accuracy: The smallest robust accuracy.
         time: The largest time of a step against plain.
-
-    Raises:
-        RunError: A limit is negative or not a number.
     """
 
     epsilon: float | None = None
     robust_accuracy: float | None = None
     time: float | None = None
 
-    def __post_init__(self) -> None:
-        """Refuse limits that mean nothing."""
-        conform(self)
+    def _check(self) -> None:
         for name in ("epsilon", "robust_accuracy", "time"):
             limit: float | None = getattr(self, name)
             require(limit is None or limit >= 0, f"needs.{name}", "a number of at least 0", limit)
@@ -178,9 +159,11 @@ def _beats(other: Sequence[float], own: Sequence[float]) -> bool:
 
 
 def _accuracy(result: ResultRecord) -> Estimate:
-    """Accuracy with its Wilson (1927) interval, from the images that were counted."""
-    count = sum(map(sum, result.confusion))
-    share = result.accuracy
+    """Accuracy with its Wilson (1927) interval, from the images that were counted.
+
+    `defenses` has the same formula, and may not be imported: a record stands on no package.
+    """
+    count, share = sum(map(sum, result.confusion)), result.accuracy
     if count == 0:
         return Estimate(value=share, low=0.0, high=1.0)
     centre = (share + _Z**2 / (2 * count)) / (1 + _Z**2 / count)

@@ -1,4 +1,4 @@
-"""Numbers and conditions in words, written the same way on every page.
+"""Numbers and conditions in words, written the same way in every record and on every page.
 
 Deliberately not here: rounding in anyone's favour. ε is rounded up, and what is unknown is a dash.
 """
@@ -6,47 +6,22 @@ Deliberately not here: rounding in anyone's favour. ε is rounded up, and what i
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 
-__all__ = [
-    "Fact",
-    "Table",
-    "breakable",
-    "date",
-    "delta",
-    "epsilon",
-    "figure",
-    "number",
-    "share",
-    "shown",
-    "threat",
-]
+__all__ = ["between", "date", "delta", "epsilon", "figure", "number", "share", "shown", "threat"]
 
 _NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1", "l0": "ℓ0"}
-
-
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""A head, and rows of as many cells."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fact:
-    """One figure of a summary: what it is, its value, and what to know before quoting it."""
-
-    name: str
-    value: str
-    detail: str
-
-
-def breakable(name: str) -> str:
-    """A variant's name that a narrow column may break where protections are joined."""
-    return name.replace("+", "+\N{ZERO WIDTH SPACE}")
 
 
 def share(value: float | None) -> str:
     """A share in percent."""
     return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}%"
+
+
+def between(ends: Sequence[float | None]) -> str:
+    """An interval of shares in percent."""
+    low, high = ends
+    return f"{share(low)} to {share(high)}"
 
 
 def epsilon(value: float | None) -> str:
