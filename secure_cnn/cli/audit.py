@@ -14,6 +14,7 @@ import privacy
 from privacy.audit import AuditReport, AuditSettings
 from privacy.audit import audit as audit_training
 from privacy.sampling import MapStyle
+from secure_cnn.cli.options import given_settings
 from secure_cnn.data import DataSpec, ImageData, load_data
 from secure_cnn.errors import RunError
 from secure_cnn.memory import keep_freed_memory
@@ -22,6 +23,7 @@ from secure_cnn.pages import write_audit
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe
 from secure_cnn.recipe.seams import Batches, Seams, make_plan, make_seams, make_threat
+from secure_cnn.recipe.settings import Norm, Optimizer
 from secure_cnn.record import AuditRecord, RunRecord, hardware, versions
 
 __all__ = ["audit"]
@@ -49,6 +51,7 @@ def audit(
     epsilon: Annotated[float, typer.Option(help="Privacy budget of the whole training.")] = 8.0,
     delta: Annotated[float | None, typer.Option(help="Its delta, below 1 / samples.")] = None,
     max_grad_norm: Annotated[float, typer.Option(help="Clipping norm.")] = _DEFAULT.max_grad_norm,
+    float_safe: Annotated[bool, typer.Option("--float-safe", help="As in train.")] = False,
     attack: Annotated[str | None, typer.Option(help="As in train; needs --eps.")] = None,
     eps: Annotated[
         float | None, typer.Option(help="Size of the perturbation: with adversarial training.")
@@ -71,8 +74,36 @@ def audit(
     """Audit a private training; exit code 4 where noise, samples or clipping are not the plan's."""
     keep_freed_memory()
     settings = replace(_SETTINGS, canaries=canaries, steps=steps, confidence=confidence, seed=seed)
-    recipe = _recipe(context, out, delta) if run is None else _recipe_of(context, run, out)
-    report = _audited(recipe, settings)
+    recipe = (
+        _recorded(context, run, out)
+        if run is not None
+        else Recipe(
+            out=out,
+            data=data,
+            model=model,
+            epochs=epochs,
+            batch_size=batch_size,
+            optimizer=cast(Optimizer, optimizer),
+            shift=shift,
+            flip=flip,
+            epsilon=epsilon,
+            delta=delta,
+            max_grad_norm=max_grad_norm,
+            float_safe=float_safe,
+            attack=attack,
+            eps=eps,
+            norm=cast(Norm, norm),
+            attack_steps=attack_steps,
+            seed=seed,
+            device=device,
+        )
+    )
+    if not _told(_audited(recipe, settings), recipe, out):
+        raise typer.Exit(_FAILED)
+
+
+def _told(report: AuditReport, recipe: Recipe, out: Path) -> bool:
+    """Writes the record and its page, and prints what was found; whether the audit passed."""
     record = AuditRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware=hardware(recipe.device),
@@ -90,24 +121,12 @@ def audit(
     messages.print(report.verdict, style="" if report.passed else "bold red")
     messages.print("what no check can see is listed in the report")
     messages.print(f"report: {out / 'audit.html'}")
-    if not report.passed:
-        raise typer.Exit(_FAILED)
+    return report.passed
 
 
-def _recipe(context: typer.Context, out: Path, delta: float | None) -> Recipe:
-    """The recipe that the options describe."""
-    names = set(Recipe.__dataclass_fields__)
-    given = {name: value for name, value in context.params.items() if name in names}
-    return Recipe.from_dict({**given, "out": str(out), "delta": delta})
-
-
-def _recipe_of(context: typer.Context, run: Path, out: Path) -> Recipe:
+def _recorded(context: typer.Context, run: Path, out: Path) -> Recipe:
     """The recipe of an earlier run; silently ignoring other settings would mislead."""
-    given = [
-        "--" + name.replace("_", "-")
-        for name in sorted((set(Recipe.__dataclass_fields__) - {"out"}) & set(context.params))
-        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    ]
+    given = given_settings(context)
     if given:
         raise RunError(
             f"--run: audits the run with its own settings, got {', '.join(given)} too; leave them "
@@ -117,6 +136,12 @@ def _recipe_of(context: typer.Context, run: Path, out: Path) -> Recipe:
     recipe = Recipe.from_dict(settings)
     if recipe.epsilon is None:
         raise RunError(f"{run}: its training is not private; there is nothing to audit")
+    if recipe.copies > 1:
+        # It would put its canaries' losses in the place of copies, and call an honest sum wrong.
+        raise RunError(
+            f"copies: expected 1, got {recipe.copies}: the audit knows no copies of examples yet; "
+            "audit the same training with one"
+        )
     return recipe
 
 

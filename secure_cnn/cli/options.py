@@ -1,4 +1,4 @@
-"""The options that the commands on sealed files share, and how these speak to people."""
+"""The options that several commands share, and how these speak to people."""
 
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -7,6 +7,7 @@ import typer
 
 from secure_cnn import archive
 from secure_cnn.printable import Terminal
+from secure_cnn.recipe import Recipe
 
 __all__ = [
     "File",
@@ -17,6 +18,7 @@ __all__ = [
     "Recipients",
     "SignerFile",
     "Trusted",
+    "given_settings",
     "message",
     "needed",
 ]
@@ -51,6 +53,16 @@ Trusted: TypeAlias = Annotated[
 def message(text: str) -> None:
     """One line on standard error, for people."""
     Terminal(stderr=True).print(text)
+
+
+def given_settings(context: typer.Context) -> list[str]:
+    """The options on the command line that are settings of a recipe, but `--out`."""
+    names = sorted((set(Recipe.__dataclass_fields__) - {"out"}) & set(context.params))
+    return [
+        "--" + name.replace("_", "-")
+        for name in names
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    ]
 
 
 def needed(reader: archive.SlotReader | None) -> archive.SlotReader:

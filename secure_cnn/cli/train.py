@@ -1,19 +1,21 @@
 """`secure-cnn train`: options into a recipe, the recipe into a run."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
 from defenses import OBJECTIVES
 from secure_cnn.bench import step_costs
 from secure_cnn.cli.keys import sealing_from, unlocking_from
+from secure_cnn.cli.options import given_settings
 from secure_cnn.errors import RunError
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS
 from secure_cnn.pages import summary_table
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe, Run, RunFolder, run
+from secure_cnn.recipe.settings import CLIPPINGS, ClippingKind, Norm, Optimizer, Precision
 
 __all__ = ["train"]
 
@@ -53,6 +55,18 @@ def train(
     ] = None,
     delta: Annotated[float | None, typer.Option(help="Its delta, below 1 / samples.")] = None,
     max_grad_norm: Annotated[float, typer.Option(help="Clipping norm.")] = _DEFAULT.max_grad_norm,
+    clipping: Annotated[
+        str, typer.Option(help=f"Of each example's gradient: {', '.join(CLIPPINGS)}.")
+    ] = _DEFAULT.clipping,
+    float_safe: Annotated[
+        bool,
+        typer.Option(
+            "--float-safe", help="Add sum and noise so that low bits leak nothing; slower."
+        ),
+    ] = False,
+    copies: Annotated[
+        int, typer.Option(help="Augmented copies of each example in a private step.")
+    ] = _DEFAULT.copies,
     attack: Annotated[
         str | None, typer.Option(help=f"One of {', '.join(OBJECTIVES)}; needs --eps.")
     ] = None,
@@ -65,6 +79,9 @@ def train(
     ] = _DEFAULT.eps_warmup,
     norm: Annotated[str, typer.Option(help="linf or l2.")] = _DEFAULT.norm,
     attack_steps: Annotated[int | None, typer.Option(help="Steps of an iterative attack.")] = None,
+    attack_noise: Annotated[
+        float | None, typer.Option(help="Noise before the step of n-fgsm, in multiples of --eps.")
+    ] = None,
     attack_precision: Annotated[
         str,
         typer.Option(help="float32 or bfloat16: of its convolutions; see docs/benchmarks.md."),
@@ -120,40 +137,83 @@ def train(
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is in --out.")] = False,
 ) -> None:
     """Train a network; each protection is off unless asked for."""
-    keep_freed_memory()
     if resume:
         _refuse_settings(context)
-        record = RunFolder(root=out, sealed=False).recorded()
-        recipe = Recipe.from_dict({**record.settings, "out": str(out)})
-    else:
-        names = set(Recipe.__dataclass_fields__)
-        given = {name: value for name, value in context.params.items() if name in names}
-        recipe = Recipe.from_dict({**given, "robust_samples": robust_samples or None})
+    recipe = Recipe(
+        out=out,
+        data=data,
+        model=model,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=cast(Optimizer, optimizer),
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        warmup=warmup,
+        label_smoothing=label_smoothing,
+        average_decay=average_decay,
+        shift=shift,
+        flip=flip,
+        epsilon=epsilon,
+        delta=delta,
+        max_grad_norm=max_grad_norm,
+        clipping=cast(ClippingKind, clipping),
+        float_safe=float_safe,
+        copies=copies,
+        attack=attack,
+        eps=eps,
+        eps_warmup=eps_warmup,
+        norm=cast(Norm, norm),
+        attack_steps=attack_steps,
+        attack_noise=attack_noise,
+        attack_precision=cast(Precision, attack_precision),
+        gaussian_sigma=gaussian_sigma,
+        guard=guard,
+        trials=trials,
+        robust_samples=robust_samples or None,
+        baseline=baseline,
+        seed=seed,
+        device=device,
+    )
+    _train(
+        recipe, recipient, passphrase_file, signer, identity, trusted, resume=resume, force=force
+    )
+
+
+def _refuse_settings(context: typer.Context) -> None:
+    """A resumed run has its own settings; silently ignoring others would mislead."""
+    given = given_settings(context)
+    if given:
+        raise RunError(
+            f"--resume: goes on with the run's own settings, got {', '.join(given)} too; leave "
+            "them out"
+        )
+
+
+def _train(
+    recipe: Recipe,
+    recipients: list[str] | None,
+    passphrase_file: Path | None,
+    signer: Path | None,
+    identity: Path | None,
+    trusted: list[str] | None,
+    *,
+    resume: bool,
+    force: bool,
+) -> None:
+    """Runs the recipe with the keys that were named, or goes on with the run in its folder."""
+    keep_freed_memory()
+    if resume:
+        record = RunFolder(root=Path(recipe.out), sealed=False).recorded()
+        recipe = Recipe.from_dict({**record.settings, "out": recipe.out})
     done = run(
         recipe,
-        sealing=sealing_from(recipient or [], passphrase_file, signer),
+        sealing=sealing_from(recipients or [], passphrase_file, signer),
         unlocking=unlocking_from(identity, passphrase_file, trusted or []) if resume else None,
         resume=resume,
         force=force,
         measure_cost=step_costs,
     )
     _tell(done)
-
-
-def _refuse_settings(context: typer.Context) -> None:
-    """A resumed run has its own settings; silently ignoring others would mislead."""
-    settings = set(Recipe.__dataclass_fields__) - {"out"}
-    given = [
-        name
-        for name in context.params
-        if name in settings
-        and getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
-    ]
-    if given:
-        options = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise RunError(
-            f"--resume: goes on with the run's own settings, got {options} too; leave them out"
-        )
 
 
 def _tell(done: Run) -> None:
