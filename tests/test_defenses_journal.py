@@ -205,7 +205,8 @@ def forge(content):
         "no outcomes": lambda: trial.pop("outcomes"),
         "verdicts that are none": lambda: content.update({"verdicts": 3}),
         "too many verdicts": lambda: content["verdicts"].append(content["verdicts"][0]),
-        "verdicts in another order": lambda: content["verdicts"].reverse(),
+        "a verdict that is none of ours": lambda: content["verdicts"][3].update(name="sky is blue"),
+        "a verdict without an outcome": lambda: content["verdicts"][3].pop("outcome"),
     }
 
 
@@ -224,6 +225,48 @@ def test_a_forged_state_is_refused(tmp_path):
             run(net, data, state=state)
     state.write_text(honest)
     run(net, data, state=state)  # the control: nothing but the forgeries was refused
+
+
+def resumed(state, values, net, data):
+    """The report from a state of these values, and how often the model was asked for it."""
+    state.write_text(json.dumps(values))
+    asked = Mortal(net, 10**9)
+    return run(asked, data, state=state), 10**9 - asked.lives
+
+
+def test_verdicts_are_resumed_by_name(tmp_path):
+    """A state from before a check was added, or with the checks in another order, goes on.
+
+    Each verdict stays with its name, and only the missing one is run, wherever it stands.
+    """
+    net, data = subject()
+    state = tmp_path / "s"
+    whole = run(Mortal(net, 10**9), data, state=state)
+    values = json.loads(state.read_text())
+    _, least = resumed(state, values, net, data)
+    verdicts = list(values["content"]["verdicts"])
+    for missing in (1, 7, len(verdicts) - 1):
+        kept = verdicts[:missing] + verdicts[missing + 1 :]
+        values["content"]["verdicts"] = kept[::-1]
+        again, asked = resumed(state, values, net, data)
+        assert again == whole
+        assert asked > least
+        assert json.loads(state.read_text())["content"]["verdicts"] == verdicts
+    values["content"]["verdicts"] = verdicts[5:] + verdicts[:5]
+    assert resumed(state, values, net, data) == (whole, least)
+
+
+def test_the_state_of_another_version_of_ours_is_refused(tmp_path):
+    """Other checks or attacks may be behind the same names."""
+    net, data = subject()
+    state = tmp_path / "s"
+    run(net, data, state=state)
+    values = json.loads(state.read_text())
+    ours = next(e for e in values["identity"]["versions"].split(", ") if "secure-cnn" in e)
+    values["identity"]["versions"] = values["identity"]["versions"].replace(ours, "secure-cnn 0")
+    state.write_text(json.dumps(values))
+    with pytest.raises(EvaluationError, match="other versions"):
+        run(net, data, state=state)
 
 
 @pytest.mark.parametrize(

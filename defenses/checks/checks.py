@@ -11,7 +11,7 @@ choices: 1 % for what should be nothing, 2 % at the end of the curve, 90 % of pl
 vulnerabilities, half of what many steps find for a single one.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ from defenses.quantities import described, shown
 from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
 
-__all__ = ["CheckSettings", "check", "judge", "judged_before"]
+__all__ = ["CheckSettings", "check", "in_order", "judge", "judged_before"]
 
 _CHECKS: Mapping[str, Callable[[Subject], Finding]] = {
     "the outputs are logits": soundness.outputs_are_logits,
@@ -119,27 +119,34 @@ def check(
         return tuple(judge(subject))
 
 
-def judged_before(values: Sequence[Any]) -> list[Verdict]:
-    """The verdicts that an interrupted evaluation had reached, as `to_dict` described them.
+def judged_before(values: Sequence[Any]) -> dict[str, Verdict]:
+    """The verdicts that an interrupted evaluation had reached, by name, whatever their order.
 
     Raises:
-        EvaluationError: They are not the first of ours, in our order.
+        EvaluationError: They are no verdicts of ours, or one is there twice.
     """
     try:
         found = [Verdict.from_dict(each) for each in values]
     except EvaluationError as error:
         raise EvaluationError(f"state: {error}; give another path") from error
-    if [verdict.name for verdict in found] != list(_CHECKS)[: len(found)]:
+    by_name = {verdict.name: verdict for verdict in found}
+    if not by_name.keys() <= _CHECKS.keys() or len(by_name) < len(found):
         raise EvaluationError(
             "state: it has other verdicts than these checks give; give another path"
         )
-    return found
+    return by_name
 
 
-def judge(subject: Subject, done: Sequence[Verdict] = ()) -> Iterator[Verdict]:
-    """Runs the checks in order, after those that are done already; what cannot be run says why."""
+def in_order(verdicts: Mapping[str, Verdict]) -> tuple[Verdict, ...]:
+    """Verdicts by name in the order of the checks."""
+    return tuple(verdicts[name] for name in _CHECKS if name in verdicts)
+
+
+def judge(subject: Subject, done: Collection[str] = ()) -> Iterator[Verdict]:
+    """Runs the checks in order but for those that are done; what cannot be run says why."""
+    missing = {name: run for name, run in _CHECKS.items() if name not in done}
     with attack_scope(subject.model, seed=subject.seed):
-        for name, run in list(_CHECKS.items())[len(done) :]:
+        for name, run in missing.items():
             try:
                 found = run(subject)
             except Exception as error:  # no check may cost what the others found

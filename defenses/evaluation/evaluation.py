@@ -21,7 +21,7 @@ from torch import nn
 from defenses.attacks.adaptive import Adaptive
 from defenses.attacks.attack import Attack
 from defenses.attacks.inputs import Setting
-from defenses.checks.checks import CheckSettings, judge, judged_before
+from defenses.checks.checks import CheckSettings, in_order, judge, judged_before
 from defenses.checks.memory import copied
 from defenses.checks.subject import Subject
 from defenses.checks.verdict import Verdict
@@ -171,7 +171,7 @@ class _Done:
     ) -> None:
         self._trial, self._named, self._conditions = trial, named, conditions
         self.attacks: list[str] = []
-        self.verdicts: list[Verdict] = []
+        self.verdicts: dict[str, Verdict] = {}
 
     def report(self) -> RobustnessReport:
         """Of the attacks that have ended, and the verdicts that were reached."""
@@ -185,7 +185,7 @@ class _Done:
             settings={name: self._named[name].settings for name in self.attacks},
             images=trial.images,
             versions=_versions(),
-            verdicts=tuple(self.verdicts),
+            verdicts=in_order(self.verdicts),
             repeats=trial.repeats(self.attacks),
             examples=trial.examples(),
             **self._conditions,
@@ -213,18 +213,18 @@ def _work(
     """Does what the journal does not hold yet, and writes it down piece by piece."""
     if journal.found:
         trial.resume(journal.part("trial", dict), names=list(named), exhaustive=exhaustive)
-        done.verdicts += judged_before(journal.part("verdicts", list))
+        done.verdicts |= judged_before(journal.part("verdicts", list))
 
     def remember() -> None:
-        verdicts = [verdict.to_dict() for verdict in done.verdicts]
+        verdicts = [verdict.to_dict() for verdict in in_order(done.verdicts)]
         journal.write({"trial": trial.content(), "verdicts": verdicts})
 
     for name, search in named.items():
         for _ in trial.attack(name, search, exhaustive=exhaustive):
             remember()
         done.attacks.append(name)
-    for verdict in () if subject is None else judge(subject, tuple(done.verdicts)):
-        done.verdicts.append(verdict)
+    for verdict in () if subject is None else judge(subject, frozenset(done.verdicts)):
+        done.verdicts[verdict.name] = verdict
         remember()
 
 
