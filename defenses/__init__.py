@@ -17,7 +17,6 @@ from defenses.attacks.attack import Attack
 from defenses.attacks.by_name import attack, attack_names
 from defenses.attacks.custom import custom_attack
 from defenses.checks.checks import CheckSettings, check
-from defenses.checks.verdict import CurvePoint, Verdict
 from defenses.errors import (
     AttackError,
     DefenseError,
@@ -26,11 +25,11 @@ from defenses.errors import (
     ThreatModelError,
 )
 from defenses.evaluation.comparison import PairedComparison, compare
-from defenses.evaluation.counting import wilson_interval
 from defenses.evaluation.evaluation import evaluate
-from defenses.evaluation.examples import AdversarialExamples
-from defenses.evaluation.report import RobustnessReport
+from defenses.evaluation.report import AdversarialExamples, RobustnessReport
 from defenses.evaluation.rerun import rerun
+from defenses.measuring.counting import wilson_interval
+from defenses.measuring.verdict import CurvePoint, Verdict
 from defenses.poisoning.backdoor import BackdoorReport, ClassFinding, backdoor_scan
 from defenses.poisoning.obedience import PoisoningAttack, PoisoningReport, attack_success_rate
 from defenses.poisoning.poisoning import (
@@ -43,9 +42,8 @@ from defenses.poisoning.poisoning import (
 from defenses.poisoning.spectral import SpectralReport, spectral_scan
 from defenses.poisoning.trigger import Blend, Trigger
 from defenses.scope import attack_scope
-from defenses.smoothing.certificate import CertificationReport, CertifiedPoint
 from defenses.smoothing.certification import certify
-from defenses.smoothing.smoothing import Smoothing
+from defenses.smoothing.smoothing import CertificationReport, CertifiedPoint, Smoothing
 from defenses.threat import ThreatModel
 from defenses.training.adversarial import (
     AdversarialTraining,

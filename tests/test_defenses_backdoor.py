@@ -9,7 +9,7 @@ from support.networks import assert_same, disturbed_net, snapshot
 from torch import nn
 
 from defenses.errors import AttackError, EvaluationError
-from defenses.evaluation.counting import majority
+from defenses.measuring.counting import majority
 from defenses.poisoning.backdoor import BackdoorReport, ClassFinding, backdoor_scan
 from defenses.poisoning.poisoning import plant_clean_label, plant_trigger
 from defenses.poisoning.trigger import Blend, Trigger

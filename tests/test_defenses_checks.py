@@ -33,8 +33,8 @@ from defenses.checks.masking import (
     radii,
     twice_the_steps_change_little,
 )
-from defenses.checks.planted import plant, random_points
-from defenses.checks.verdict import Verdict
+from defenses.checks.soundness import plant, random_points
+from defenses.measuring.verdict import Verdict
 
 L2 = ThreatModel(norm="l2", eps=0.5)
 QUICK = CheckSettings(samples=120, steps=15, queries=150, draws=5, planted=24, spot=8)

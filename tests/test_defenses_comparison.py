@@ -12,7 +12,7 @@ from support.networks import Net
 
 from defenses import EvaluationError, ThreatModel, evaluate
 from defenses.evaluation.comparison import PairedComparison, compare
-from defenses.evaluation.counting import exceeds, mcnemar, outnumbers
+from defenses.measuring.counting import exceeds, mcnemar, outnumbers
 
 
 @given(one=st.integers(0, 400), other=st.integers(0, 400))

@@ -20,7 +20,7 @@ from torch import nn
 
 from defenses import CheckSettings, ThreatModel, check, evaluate
 from defenses.checks import checks
-from defenses.evaluation.repeated import moved
+from defenses.measuring.measurement import moved
 from defenses.quantities import described
 
 FEW = CheckSettings(samples=60, steps=2, queries=5, draws=2, planted=2)

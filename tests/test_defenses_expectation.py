@@ -21,8 +21,7 @@ from defenses import (
     rerun,
 )
 from defenses.attacks.oracle import Expectation, Oracle
-from defenses.evaluation.counting import wilson_interval
-from defenses.evaluation.repeated import interval, share
+from defenses.measuring.counting import draws_interval, share, wilson_interval
 
 LINF = ThreatModel(norm="linf", eps=0.1)
 
@@ -130,7 +129,7 @@ def test_an_interval_holds_the_variance_of_draws_that_images_share():
     draw, held, alone = random.Random(0), 0, 0
     for _ in range(300):
         coins = "".join(draw.choice("01") for _ in range(20))
-        low, high = interval((coins,) * 200)
+        low, high = draws_interval((coins,) * 200)
         held += low <= 0.5 <= high
         low, high = wilson_interval(round(200 * share(coins)), 200)
         alone += low <= 0.5 <= high

@@ -15,8 +15,7 @@ from torch import nn
 
 from defenses import EvaluationError, Smoothing, certify, evaluate
 from defenses.checks.checks import CheckSettings
-from defenses.evaluation.journal import Journal, digest_of, digest_of_model
-from defenses.evaluation.writing import write_text
+from defenses.measuring.journal import Journal, digest_of, digest_of_model, write_text
 
 
 class Killed(BaseException):

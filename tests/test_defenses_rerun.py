@@ -25,8 +25,8 @@ from defenses import (
     evaluate,
     rerun,
 )
-from defenses.checks.verdict import Verdict
-from defenses.evaluation.journal import digest_of_model
+from defenses.measuring.journal import digest_of_model
+from defenses.measuring.verdict import Verdict
 
 LINF = ThreatModel(norm="linf", eps=0.1)
 NET, DATA = subject(n=20)

@@ -12,7 +12,7 @@ from defenses import AdversarialTraining, ThreatModel, Trades, attack, evaluate
 from defenses.attacks.autoattack import ensemble
 from defenses.attacks.losses import scaled_cross_entropy
 from defenses.checks.checks import CheckSettings
-from defenses.checks.strength import Rescaled
+from defenses.checks.masking import Rescaled
 from secure_cnn import build_model, load_data
 from secure_cnn.engine import CrossEntropy
 

@@ -16,9 +16,8 @@ from torch import nn
 
 from defenses.errors import EvaluationError, ThreatModelError
 from defenses.smoothing import certification
-from defenses.smoothing.certificate import CertificationReport
 from defenses.smoothing.certification import certify
-from defenses.smoothing.smoothing import Smoothing
+from defenses.smoothing.smoothing import CertificationReport, Smoothing
 
 QUICK = Smoothing(sigma=0.25, samples=500)
 

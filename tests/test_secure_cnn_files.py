@@ -197,8 +197,8 @@ def test_a_file_system_without_unnamed_files_is_written_to(tmp_path, monkeypatch
 def test_every_reader_of_data_and_records_refuses_a_pipe(tmp_path):
     """At once, and in the words of its room; what writes a page or a state leaves it a pipe."""
     import defenses
-    from defenses.evaluation.journal import Journal
-    from defenses.evaluation.writing import write_text as write_state
+    from defenses.measuring.journal import Journal
+    from defenses.measuring.journal import write_text as write_state
     from secure_cnn.data import cifar, load_data, mnist
     from secure_cnn.errors import DataError, RunError
     from secure_cnn.record import RunRecord

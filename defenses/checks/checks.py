@@ -14,23 +14,15 @@ vulnerabilities, half of what many steps find for a single one.
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import nn
 
 from defenses.attacks.autoattack import ensemble
-from defenses.checks import consistency, masking, memory, soundness, strength
-from defenses.checks.soundness import Finding
+from defenses.checks import consistency, masking, soundness
 from defenses.checks.subject import CheckSettings, Subject
-from defenses.checks.verdict import Verdict
 from defenses.errors import EvaluationError
-from defenses.evaluation.images import (
-    ImageSource,
-    ImageTensors,
-    MapDataset,
-    check_question,
-    choose_images,
-)
-from defenses.evaluation.progress import progress_bar
+from defenses.measuring.images import ImageTensors, MapDataset
+from defenses.measuring.measurement import check_question, measured
+from defenses.measuring.verdict import Finding, Verdict
 from defenses.quantities import described, shown
 from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
@@ -42,7 +34,7 @@ _CHECKS: Mapping[str, Callable[[Subject], Finding]] = {
     "the model is deterministic": consistency.is_deterministic,
     "the rest of the batch changes nothing": consistency.neighbours_change_nothing,
     "asking for gradients changes nothing": consistency.asking_for_gradients_changes_nothing,
-    "what was asked before changes nothing": memory.earlier_questions_change_nothing,
+    "what was asked before changes nothing": consistency.earlier_questions_change_nothing,
     "gradients are not zero": soundness.gradients_are_not_zero,
     "a planted vulnerability is found": soundness.planted_is_found,
     "iterative beats single-step": masking.iterative_beats_single_step,
@@ -52,8 +44,8 @@ _CHECKS: Mapping[str, Callable[[Subject], Finding]] = {
     "random noise is weaker": masking.noise_is_weaker,
     "black-box does not beat white-box": masking.black_box_does_not_beat_white_box,
     "transfer does not beat white-box": masking.transfer_does_not_beat_white_box,
-    "rescaled logits change nothing": strength.rescaled_logits_change_nothing,
-    "the standard finds little more": strength.standard_finds_little_more,
+    "rescaled logits change nothing": masking.rescaled_logits_change_nothing,
+    "the standard finds little more": masking.standard_finds_little_more,
 }
 
 
@@ -91,6 +83,7 @@ def check(
         EvaluationError: The data is empty or not of images and labels.
 
     Example:
+        >>> import torch
         >>> images, labels = torch.rand(32, 1, 2, 2), torch.zeros(32, dtype=torch.int64)
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
         >>> verdicts = check(model, list(zip(images, labels)), ThreatModel(norm="linf", eps=0.1))
@@ -101,22 +94,12 @@ def check(
     if not isinstance(chosen, CheckSettings):
         raise EvaluationError(f"settings: expected CheckSettings, got {shown(settings)}")
     check_question(model, threat, batch_size=batch_size, seed=seed)
-    source = ImageSource(data, threat)
-    indices = choose_images(len(source), None, torch.Generator())
-    with progress_bar(shown=progress) as bar:
-        subject = Subject(
-            model,
-            source,
-            indices,
-            threat,
-            chosen,
-            attacks=ensemble(threat, "quick"),
-            batch_size=batch_size,
-            seed=seed,
-            bar=bar,
-            unasked=memory.copied(model),
-        )
-        return tuple(judge(subject))
+    about = measured(
+        model, data, threat, samples=None, batch_size=batch_size, seed=seed, progress=progress
+    )
+    with about as measurement:
+        attacks, unasked = ensemble(threat, "quick"), consistency.copied(model)
+        return tuple(judge(Subject(measurement, chosen, attacks, unasked=unasked)))
 
 
 def judged_before(values: Sequence[Any]) -> dict[str, Verdict]:
@@ -150,12 +133,5 @@ def judge(subject: Subject, done: Collection[str] = ()) -> Iterator[Verdict]:
             try:
                 found = run(subject)
             except Exception as error:  # no check may cost what the others found
-                sentence = f"Could not be run ({described(error)})."
-                found = Finding(outcome="not checked", sentence=sentence)
-            yield Verdict(
-                name=name,
-                outcome=found.outcome,
-                figure=found.figure,
-                sentence=found.sentence,
-                curve=found.curve,
-            )
+                found = Finding.not_checked(f"Could not be run ({described(error)})")
+            yield found.named(name)

@@ -1,39 +1,63 @@
-"""Checks that compare attacks: signs that gradients lead an attack astray (gradient masking).
+"""Checks that compare attacks: signs that gradients lead them astray, or that others find more.
 
-Where gradients are honest, more information or more work finds more: the signs are from Athalye et
-al. (2018, arXiv 1802.00420) and Carlini et al. (2019, arXiv 1902.06705).
+Where gradients are honest, more information or more work finds more: the signs of gradient masking
+are from Athalye et al. (2018, arXiv 1802.00420) and Carlini et al. (2019, arXiv 1902.06705).
+
+A robust accuracy is an upper bound, and how loose it is can be measured on some of the images: by
+the standard AutoAttack (Croce & Hein 2020, arXiv 2003.01690), and by the same attacks on logits
+that a factor makes too small or too large for a cross-entropy.
 """
 
 from dataclasses import replace
+from typing import final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from defenses.attacks.autoattack import ensemble
 from defenses.attacks.by_name import attack
-from defenses.checks.planted import random_points
-from defenses.checks.soundness import Finding
+from defenses.checks.soundness import random_points
 from defenses.checks.subject import Subject
-from defenses.checks.verdict import CurvePoint
-from defenses.evaluation.counting import exceeds, outnumbers, wilson_interval
+from defenses.measuring.counting import exceeds, outnumbers, wilson_interval
+from defenses.measuring.verdict import CurvePoint, Finding
 from defenses.threat import ThreatModel
 
 __all__ = [
+    "Rescaled",
     "accuracy_falls",
     "black_box_does_not_beat_white_box",
     "iterative_beats_single_step",
     "noise_is_weaker",
     "radii",
+    "rescaled_logits_change_nothing",
     "single_step_is_a_fair_guide",
+    "standard_finds_little_more",
     "transfer_does_not_beat_white_box",
     "twice_the_steps_change_little",
 ]
 
 _TOLERANCE = 0.01
+_MORE = 0.02  # what the standard, or a factor on the logits, may find beyond the attacks
+_FACTORS = (0.02, 50.0)
 _FAIR = 0.5
 _SHORTER = (0.25, 0.5)
 _ABOUT_ZERO = 0.02
 _CURVE_POINTS = 4
-_NOTHING = "No image is classified correctly."
+_NOTHING = "No image is classified correctly"
+
+
+@final
+class Rescaled(nn.Module):
+    """A model with its logits multiplied: the same classes, another cross-entropy."""
+
+    def __init__(self, model: nn.Module, factor: float) -> None:
+        super().__init__()
+        self._model, self._factor = model, factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits in at least float32, [n, classes]: half precision would overflow."""
+        logits: Tensor = self._model(images)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)) * self._factor
 
 
 def iterative_beats_single_step(subject: Subject) -> Finding:
@@ -96,7 +120,7 @@ def accuracy_falls(subject: Subject) -> Finding:
     The last radius admits any image in the bounds, so that every correct image can be fooled.
     """
     if subject.count == 0:
-        return Finding(outcome="not checked", sentence=_NOTHING)
+        return Finding.not_checked(_NOTHING)
     curve = [CurvePoint(eps=0.0, correct=subject.count, samples=len(subject.images))]
     before = torch.zeros_like(subject.right)
     rising: list[float] = []
@@ -130,7 +154,7 @@ def noise_is_weaker(subject: Subject) -> Finding:
     One draw is compared with a single gradient step; in l1, where there is none, with many.
     """
     if subject.threat.norm == "l0":
-        return Finding(outcome="not checked", sentence="Only for linf, l2 and l1.")
+        return Finding.not_checked("Only for linf, l2 and l1")
     stepwise = subject.threat.norm != "l1"
     guided = subject.stepped if stepwise else subject.iterated
     words = "a single gradient step" if stepwise else f"{subject.settings.steps} gradient steps"
@@ -163,10 +187,68 @@ def transfer_does_not_beat_white_box(subject: Subject) -> Finding:
     """Fails where what fools a surrogate fools the model too, and its own gradient did not."""
     surrogate = subject.settings.surrogate
     if surrogate is None:
-        return Finding(outcome="not checked", sentence="No surrogate model was given.")
+        return Finding.not_checked("No surrogate model was given")
     search = subject.iterative(subject.threat, subject.settings.steps)
     found = subject.fooled_by(search, among=~subject.white_box, seen_by=surrogate)
     return _beyond_white_box(subject, found, "adversarial images of the surrogate")
+
+
+def rescaled_logits_change_nothing(subject: Subject) -> Finding:
+    """Fails where the evaluation's attacks fool over 2 % more when the logits are multiplied.
+
+    A factor changes no class, so it may change no attack. Where it does, the loss of the attacks
+    vanishes or is blunt at the scale that the model has.
+    """
+    looked, left = subject.spot, subject.spot & ~subject.attacked
+    if not bool(subject.right[looked].any()):
+        return Finding.not_checked(_NOTHING)
+    more = {}
+    for factor in _FACTORS:
+        seen = Rescaled(subject.model, factor)
+        found = torch.zeros_like(left)
+        for each in subject.attacks:
+            found |= subject.fooled_by(each, among=left & ~found, seen_by=seen)
+        more[factor] = int(found.sum())
+    factor, count = max(more.items(), key=lambda item: item[1])
+    samples = int(looked.sum())
+    attacked = int((subject.attacked & subject.spot).sum())
+    words = (
+        f"On {samples} images the attacks fool {attacked}; with the logits multiplied by "
+        f"{' and by '.join(f'{each:g}' for each in _FACTORS)} they fool up to {count} more"
+    )
+    if not exceeds(count, samples, _MORE):
+        return Finding.passed(words, count / samples)
+    return Finding.failed(
+        f"{words} (by {factor:g})",
+        "their loss depends on the scale of the logits; use the default attacks or autoattack",
+        count / samples,
+    )
+
+
+def standard_finds_little_more(subject: Subject) -> Finding:
+    """Fails where the standard AutoAttack fools over 2 % of the images more, beyond chance."""
+    if subject.threat.norm == "l0":
+        return Finding.not_checked("There is no standard in l0")
+    standard = ensemble(subject.threat)
+    if set(map(repr, standard)) <= set(map(repr, subject.attacks)):
+        return Finding.passed("The attacks are the standard's", 0.0)
+    looked, left = subject.spot, subject.spot & subject.right & ~subject.attacked
+    if not bool(subject.right[looked].any()):
+        return Finding.not_checked(_NOTHING)
+    before, samples = int(left.sum()), int(looked.sum())
+    for each in standard:
+        left &= ~subject.fooled_by(each, among=left)
+    more = before - int(left.sum())
+    low, high = wilson_interval(more, samples)
+    words = (
+        f"On {samples} images the attacks leave {before}, the standard AutoAttack "
+        f"{before - more}: {more / samples:.1%} of the images less (95 % interval {low:.1%} to "
+        f"{high:.1%})"
+    )
+    if not exceeds(more, samples, _MORE):
+        return Finding.passed(words, more / samples)
+    meaning = "the robust accuracy is overstated; use autoattack"
+    return Finding.failed(words, meaning, more / samples)
 
 
 def radii(threat: ThreatModel, image: Tensor) -> tuple[float, ...]:
@@ -216,9 +298,8 @@ def _beyond_white_box(subject: Subject, found: Tensor, words: str) -> Finding:
 def _compared(subject: Subject, failed: bool, figure: float, found: str, meaning: str) -> Finding:
     """A finding with its sentence; nothing can be compared where no image is right."""
     if subject.count == 0:
-        return Finding(outcome="not checked", sentence=_NOTHING)
-    sentence = f"{found}: {meaning}." if failed else f"{found}."
-    return Finding(outcome="fail" if failed else "pass", figure=figure, sentence=sentence)
+        return Finding.not_checked(_NOTHING)
+    return Finding.failed(found, meaning, figure) if failed else Finding.passed(found, figure)
 
 
 def _discordant(one: Tensor, other: Tensor) -> tuple[int, int]:

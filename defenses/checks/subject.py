@@ -5,23 +5,21 @@ What several checks need is attacked once and kept. Deliberately not here: any j
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import final
 
 import torch
 import torch.nn.functional as F
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from defenses.attacks.attack import Attack
 from defenses.attacks.by_name import attack, attack_names
 from defenses.errors import AttackError, EvaluationError
-from defenses.evaluation.images import ImageSource, choose_images
-from defenses.evaluation.progress import counted
-from defenses.evaluation.trial import derived_seed
+from defenses.measuring.images import choose_images
+from defenses.measuring.measurement import Measurement, asked
 from defenses.quantities import shown
-from defenses.scope import answer_to, attack_scope, check_logits, home_of
+from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
 
 __all__ = ["CheckSettings", "Subject"]
@@ -79,61 +77,42 @@ class CheckSettings:
 class Subject:
     """A model with the images that it is checked on; used inside an `attack_scope`.
 
-    The images are some of those at `indices`, drawn without replacement.
+    The images are some of those of the measurement, drawn without replacement.
 
     Attributes:
-        model: The model, evaluated as it is.
         images: Clean images where the model is, [n, channels, height, width].
         labels: Their true classes, [n].
-        threat: The ball.
         attacks: Those that the robust accuracy rests on.
-        settings: How thoroughly it is checked.
-        seed: Of every random choice.
-        batch_size: Images a question.
         unasked: A copy of the model from before it was asked anything; None where there is none.
     """
 
     def __init__(
         self,
-        model: nn.Module,
-        source: ImageSource,
-        indices: Tensor,
-        threat: ThreatModel,
+        measurement: Measurement,
         settings: CheckSettings,
-        *,
         attacks: Sequence[Attack],
-        batch_size: int,
-        seed: int,
-        bar: Progress,
-        unasked: nn.Module | None = None,
+        *,
+        unasked: nn.Module | None,
     ) -> None:
-        samples = min(settings.samples, len(indices))
-        generator = torch.Generator().manual_seed(derived_seed(seed, "samples"))
-        few = indices[choose_images(len(indices), samples, generator)]
-        images = source.images(few)
-        device, dtype = home_of(model, images)
-        self.model, self.threat, self.settings, self.seed = model, threat, settings, seed
-        self.images = images.to(device=device, dtype=dtype)
-        self.labels = source.labels(few).to(device)
-        self.attacks = tuple(attacks)
-        self.batch_size, self.unasked, self._bar = batch_size, unasked, bar
+        indices = measurement.indices
+        generator = torch.Generator().manual_seed(measurement.seed_of("samples"))
+        few = choose_images(len(indices), min(settings.samples, len(indices)), generator)
+        self._measurement = replace(measurement, indices=indices[few])
+        source, chosen = measurement.source, self._measurement.indices
+        self.images = measurement.at_home(source.images(chosen))
+        self.labels = source.labels(chosen).to(self.images.device)
+        self.model, self.threat = measurement.model, measurement.threat
+        self.seed, self.batch_size = measurement.seed, measurement.batch_size
+        self.settings, self.attacks, self.unasked = settings, tuple(attacks), unasked
 
     @cached_property
     def logits(self) -> Tensor:
-        """What the model answers to the clean images, [n, classes].
-
-        Raises:
-            EvaluationError: The answer cannot be used.
-        """
+        """What the model answers to the clean images, [n, classes]."""
         return self.answer(self.images, "clean")
 
     @cached_property
     def again(self) -> Tensor:
-        """What it answers when it is asked the same once more, [n, classes].
-
-        Raises:
-            EvaluationError: The answer cannot be used.
-        """
+        """What it answers when it is asked the same once more, [n, classes]."""
         return self.answer(self.images, "again")
 
     @cached_property
@@ -188,22 +167,14 @@ class Subject:
         return missed
 
     def iterative(self, threat: ThreatModel, steps: int) -> Attack:
-        """Projected gradient steps from a random start (Madry et al. 2018); in l1 of Auto-PGD.
-
-        Raises:
-            AttackError: There is none in this norm.
-        """
+        """Projected gradient steps from a random start (Madry et al. 2018); in l1 of Auto-PGD."""
         names = [name for name in ("pgd", "apgd") if name in attack_names(threat.norm)]
         if not names:
             raise AttackError(f"there is no iterative {threat.norm} attack by the gradient")
         return attack(names[0], threat, steps=steps)
 
     def single_step(self, share: float) -> Attack:
-        """One gradient step of `share` of the radius, from the image itself.
-
-        Raises:
-            AttackError: There is none in this norm.
-        """
+        """One gradient step of `share` of the radius, from the image itself."""
         threat, length = self.threat, share * self.threat.eps
         if "pgd" not in attack_names(threat.norm):
             raise AttackError(f"there is no {threat.norm} attack by one gradient step")
@@ -219,50 +190,38 @@ class Subject:
         watched: bool = False,
         of: nn.Module | None = None,
     ) -> Tensor:
-        """The model's logits for images, [k, classes].
+        """The model's logits for images, in batches of `batch_size` or as everywhere, [k, classes].
 
         Args:
-            images: To ask about, [k, channels, height, width].
-            batch_size: Images a question; None asks as everywhere else.
-            watched: Whether the images require a gradient.
-
-        Raises:
-            EvaluationError: They are not finite logits of enough classes.
+            where: The place of its random draws.
+            mode: How autograd is asked; `watched` images require a gradient besides.
+            of: Another model to ask; None asks the one under suspicion.
         """
         found, largest, model = [], int(self.labels.max()), of or self.model
-        with attack_scope(model, seed=derived_seed(self.seed, where)), mode():
+        with attack_scope(model, seed=self._measurement.seed_of(where)), mode():
             for part in torch.split(images, batch_size or self.batch_size):
                 given = part.detach().clone()  # not a view of what others are asked about
-                answer = answer_to(model, given.requires_grad_(watched), EvaluationError)
-                found.append(
-                    check_logits(
-                        answer, count=len(part), largest_label=largest, error=EvaluationError
-                    ).detach()
-                )
+                given.requires_grad_(watched)
+                found.append(asked(model, given, largest_label=largest).detach())
         return torch.cat(found)
 
     def fooled_by(
         self, search: Attack, *, among: Tensor | None = None, seen_by: nn.Module | None = None
     ) -> Tensor:
-        """Which correct images an attack fools, [n].
+        """Which correct images an attack fools, of those it is tried `among`, [n].
 
-        Args:
-            among: Try these only, [n]; None tries every correct one.
-            seen_by: The model that the attack sees; None shows it this one.
-
-        Raises:
-            AttackError: It cannot work on that model.
+        `seen_by` is the model that the attack searches; None shows it this one.
         """
         tried = self.right if among is None else self.right & among
         fooled = torch.zeros_like(self.right)
-        parts = torch.split(tried.nonzero().flatten(), self.batch_size)
-        for part in counted(self._bar, f"check: {search.name}", parts):
+        positions = tried.nonzero().flatten()
+        for part in self._measurement.batches(f"check: {search.name}", positions):
             where = f"{search!r}/{int(part[0])}"
             found = search(
                 seen_by or self.model,
                 self.images[part],
                 self.labels[part],
-                seed=derived_seed(self.seed, where),
+                seed=self._measurement.seed_of(where),
             )
             fooled[part] = self.mistaken(found.to(self.images), part, f"{where}/found")
         return fooled
@@ -272,15 +231,10 @@ class Subject:
         return self.answer(images, where).argmax(dim=1) != self.labels[rows]
 
     def input_gradients(self) -> Tensor:
-        """The cross-entropy's gradient for every clean image, [n, ...].
-
-        Raises:
-            AttackError: No gradient reaches the images.
-            EvaluationError: The answers cannot be used.
-        """
+        """The cross-entropy's gradient for every clean image, [n, ...]."""
         gradients = []
         _ = self.logits  # an answer that cannot be used has no gradient to speak of
-        with attack_scope(self.model, seed=derived_seed(self.seed, "gradients")):
+        with attack_scope(self.model, seed=self._measurement.seed_of("gradients")):
             for rows in torch.split(torch.arange(len(self.images)), self.batch_size):
                 part = self.images[rows].clone().requires_grad_()
                 logits = self.model(part)

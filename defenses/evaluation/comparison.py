@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import final
 
 from defenses.errors import EvaluationError
-from defenses.evaluation.counting import mcnemar, wilson_interval
 from defenses.evaluation.report import RobustnessReport, check_report
+from defenses.measuring.counting import mcnemar, wilson_interval
 
 __all__ = ["PairedComparison", "compare"]
 

@@ -4,47 +4,51 @@ Every image must survive every attack (worst case per image). Images already mis
 attacked, and fooled ones are by default not attacked again: their verdict is known. Which images,
 in which order and from which random starts follows from the seed.
 
-Here the pieces meet: `images` are read, a `trial` attacks them, a `journal` remembers, `checks`
-judge whether the figures can be believed, and a `report` holds what was found.
+Here the pieces meet: a `trial` attacks, a `journal` remembers, `checks` judge whether the figures
+can be believed, and a `report` holds what was found.
 """
 
 import os
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
 from defenses.attacks.adaptive import Adaptive
 from defenses.attacks.attack import Attack
+from defenses.attacks.autoattack import Preset, ensemble
+from defenses.attacks.by_name import attack
+from defenses.attacks.custom import custom_attack
 from defenses.attacks.inputs import Setting
 from defenses.checks.checks import CheckSettings, in_order, judge, judged_before
-from defenses.checks.memory import copied
+from defenses.checks.consistency import copied
 from defenses.checks.subject import Subject
-from defenses.checks.verdict import Verdict
 from defenses.errors import EvaluationError
-from defenses.evaluation.images import (
-    ImageSource,
-    ImageTensors,
-    MapDataset,
-    check_flag,
-    check_question,
-    choose_images,
-)
-from defenses.evaluation.journal import Journal, digest_of_model
-from defenses.evaluation.plans import Crafter, named_attacks
-from defenses.evaluation.progress import progress_bar
-from defenses.evaluation.repeated import REPEATS
 from defenses.evaluation.report import RobustnessReport
 from defenses.evaluation.trial import Trial
+from defenses.measuring.counting import REPEATS
+from defenses.measuring.images import ImageTensors, MapDataset
+from defenses.measuring.journal import Journal, digest_of_model
+from defenses.measuring.measurement import check_flag, check_question, measured, versions
+from defenses.measuring.verdict import Verdict
 from defenses.quantities import shown
 from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
 
-__all__ = ["ImageTensors", "MapDataset", "evaluate"]
+__all__ = ["Crafter", "evaluate", "named_attacks"]
+
+_ENSEMBLES: Mapping[str, Preset] = {
+    "autoattack": "standard",
+    "autoattack-plus": "plus",
+    "autoattack-rand": "rand",
+}
+
+_NO_SEQUENCE = (str, bytes, Tensor, np.ndarray)
+
+Crafter = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
@@ -123,26 +127,28 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
         (1.0, 0.5)
     """
     check_question(model, threat, batch_size=batch_size, seed=seed)
-    named = named_attacks(attacks, threat)
-    checked = _asked_for(verdicts)
+    named, settings = named_attacks(attacks, threat), _check_settings(verdicts)
     check_flag("exhaustive", exhaustive)
-    source = ImageSource(data, threat)
-    indices = choose_images(len(source), samples, torch.Generator().manual_seed(seed))
-    with attack_scope(model, seed=seed), progress_bar(shown=progress) as bar:
-        about = (model, source, indices, threat)
-        how: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "bar": bar}
-        unasked = None if checked is None else copied(model)
+    about = measured(
+        model,
+        data,
+        threat,
+        samples=samples,
+        batch_size=batch_size,
+        seed=seed,
+        progress=progress,
+    )
+    with about as measurement, attack_scope(model, seed=seed):
+        unasked = None if settings is None else copied(model)
         draws = max(REPEATS, *(each.draws for each in named.values()))
-        trial, subject = Trial(*about, examples=examples, draws=draws, **how), None
+        trial, subject = Trial(measurement, examples=examples, draws=draws), None
         if attacks is None and trial.random:
             named = named_attacks(None, threat, draws=draws)
-        if checked is not None:
-            subject = Subject(
-                *about, checked, attacks=tuple(named.values()), unasked=unasked, **how
-            )
+        if settings is not None:
+            subject = Subject(measurement, settings, tuple(named.values()), unasked=unasked)
         run = (
             f"seed {seed}, batches of {batch_size}, exhaustive {exhaustive}, {examples} examples, "
-            f"{_told(checked)}"
+            f"{_told(settings)}"
         )
         conditions = {
             "threat": threat,
@@ -151,7 +157,7 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
             "exhaustive": exhaustive,
             "model": digest_of_model(model),
             "data": str(getattr(data, "name", "")),
-            "checks": _settings(checked),
+            "checks": _plain(settings),
         }
         journal = Journal(state, _identity(model, trial.images, threat, named, run))
         done = _Done(trial, named, conditions)
@@ -228,35 +234,36 @@ def _work(
         remember()
 
 
-def _settings(checked: CheckSettings | None) -> dict[str, Setting]:
-    """The settings of the checks as plain values; of the surrogate its digest."""
-    if checked is None:
-        return {}
-    plain = {each.name: getattr(checked, each.name) for each in fields(checked)}
-    surrogate = plain["surrogate"]
-    return plain | {"surrogate": "" if surrogate is None else digest_of_model(surrogate)}
-
-
-def _asked_for(verdicts: object) -> CheckSettings | None:
-    """The settings of the checks, None for no checks."""
+def _check_settings(verdicts: object) -> CheckSettings | None:
+    """The settings of the checks that are asked for, None for no checks."""
     if verdicts is None or verdicts is False:
         return None
-    checked = CheckSettings() if verdicts is True else verdicts
-    if not isinstance(checked, CheckSettings):
+    settings = CheckSettings() if verdicts is True else verdicts
+    if not isinstance(settings, CheckSettings):
         raise EvaluationError(f"verdicts: expected a bool or CheckSettings, got {shown(verdicts)}")
-    return checked
+    return settings
+
+
+def _plain(settings: CheckSettings | None) -> dict[str, Setting]:
+    """The settings of the checks as plain values; of the surrogate its digest."""
+    if settings is None:
+        return {}
+    plain = {each.name: getattr(settings, each.name) for each in fields(settings)}
+    return plain | {"surrogate": digest_of_model(settings.surrogate)}
 
 
 def _told(settings: CheckSettings | None) -> str:
     """The settings of the checks with the weights of the surrogate, not only its layers."""
-    surrogate = None if settings is None else settings.surrogate
-    return f"{settings} {'' if surrogate is None else digest_of_model(surrogate)}"
+    return f"{settings} {digest_of_model(None if settings is None else settings.surrogate)}"
 
 
 def _identity(
     model: nn.Module, images: str, threat: ThreatModel, named: Mapping[str, Attack], run: str
 ) -> dict[str, str]:
-    """What must be the same where an interrupted evaluation goes on, part by part."""
+    """What must be the same where an interrupted evaluation goes on, part by part.
+
+    Our own version is among it: other checks or attacks may stand behind the same names.
+    """
     return {
         "model": digest_of_model(model),
         "images": images,
@@ -275,9 +282,8 @@ def _written(search: Attack) -> str:
 
 def _versions() -> dict[str, str]:
     """What the figures depend on, apart from the model and the data."""
-    packages = ("torch", "torchattacks", "numpy")
-    ours = {"python": platform.python_version(), "secure-cnn": _own_version()}
-    return ours | {name: version(name) for name in packages}
+    others = versions("torch", "torchattacks", "numpy")
+    return {"python": others["python"], "secure-cnn": _own_version(), **others}
 
 
 def _own_version() -> str:
@@ -286,3 +292,44 @@ def _own_version() -> str:
         return version("secure-cnn")
     except PackageNotFoundError:
         return "not installed"
+
+
+def named_attacks(
+    attacks: Sequence[str | Attack | Crafter] | None, threat: ThreatModel, *, draws: int = 1
+) -> dict[str, Attack]:
+    """The attacks in order by the name that they have in a report.
+
+    The name `"autoattack"` becomes the members of the ensemble, None those of the quick one; the
+    second attack of one name is numbered.
+    """
+    if attacks is None:
+        attacks = [
+            attack(each.name, threat, draws=draws, **each.settings)  # type: ignore[arg-type]
+            for each in ensemble(threat, "quick")
+        ]
+    alone = isinstance(attacks, _NO_SEQUENCE) or not isinstance(attacks, Iterable)
+    given = [] if alone else list(attacks)
+    if not given:
+        raise EvaluationError(f"attacks: expected a sequence of at least one, got {shown(attacks)}")
+    named: dict[str, Attack] = {}
+    for found in [member for each in given for member in _members(each, threat)]:
+        if found.threat != threat or found.radius > threat.eps:
+            raise EvaluationError(
+                f"{found!r} reaches {found.radius:g}; expected an attack on {threat}"
+                + ("; n-fgsm is for training" if found.name == "n-fgsm" else "")
+            )
+        if found.name == "clean":
+            raise EvaluationError("attacks: clean is what the images are called; name it otherwise")
+        taken = sum(name.partition(" #")[0] == found.name for name in named)
+        named[f"{found.name} #{taken + 1}" if taken else found.name] = found
+    return named
+
+
+def _members(given: str | Attack | Crafter, threat: ThreatModel) -> tuple[Attack, ...]:
+    """The attacks that a name stands for: those of the ensemble, or one."""
+    if isinstance(given, str):
+        preset = _ENSEMBLES.get(given)
+        return ensemble(threat, preset) if preset else (attack(given, threat),)
+    if not callable(given):
+        raise EvaluationError(f"attacks: expected a name or a callable, got {shown(given)}")
+    return (given if isinstance(given, Attack) else custom_attack(given, threat),)

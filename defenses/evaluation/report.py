@@ -5,28 +5,70 @@ images, which ones, and how wide the interval is. `RobustnessReport` carries the
 value that goes to JSON and back.
 """
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any, final
 
+from safetensors.torch import save as safetensors_bytes
+from torch import Tensor
+
 from defenses.attacks.inputs import Setting
-from defenses.checks.verdict import Verdict
-from defenses.errors import DefenseError, EvaluationError
-from defenses.evaluation.examples import AdversarialExamples
-from defenses.evaluation.reading import is_path, read_values
-from defenses.evaluation.repeated import Answers, check_repeats, interval, share, standing
-from defenses.evaluation.writing import write_text
+from defenses.errors import EvaluationError
+from defenses.measuring.counting import Answers, check_repeats, draws_interval, share, standing
+from defenses.measuring.journal import (
+    check_schema,
+    is_path,
+    read_report,
+    reading_values,
+    write_bytes,
+    write_report,
+)
+from defenses.measuring.verdict import Verdict
 from defenses.quantities import shown
 from defenses.threat import ThreatModel
 
-__all__ = ["RobustnessReport", "check_report"]
+__all__ = ["AdversarialExamples", "RobustnessReport", "check_report"]
 
 _SCHEMA = 3
 _SIGNS: Mapping[bool | None, str] = {True: "1", False: "0", None: "-"}
 _OUTCOMES = {sign: outcome for outcome, sign in _SIGNS.items()}
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AdversarialExamples:
+    """Images with what the attacks made of them.
+
+    Attributes:
+        indices: Which images of the data set, int64, [k].
+        clean: Images, floating point in the threat model's bounds, [k, channels, height, width].
+        adversarial: For each the one that fooled the model, or the last that did not.
+        labels: True classes, int64, [k].
+        predictions: What the model sees in the adversarial images, int64, [k].
+
+    Example:
+        >>> AdversarialExamples.__dataclass_fields__.keys()
+        dict_keys(['indices', 'clean', 'adversarial', 'labels', 'predictions'])
+    """
+
+    indices: Tensor
+    clean: Tensor
+    adversarial: Tensor
+    labels: Tensor
+    predictions: Tensor
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes them as one safetensors file, whole or not at all; tensors named as here.
+
+        Raises:
+            EvaluationError: There is something else than a regular file.
+            OSError: The folder cannot be written to; a file already there is left as it was.
+        """
+        names = ("indices", "clean", "adversarial", "labels", "predictions")
+        kept = {name: getattr(self, name).detach().cpu().clone().contiguous() for name in names}
+        write_bytes(path, safetensors_bytes(kept))
 
 
 @final
@@ -197,18 +239,18 @@ class RobustnessReport:
     @property
     def clean_interval(self) -> tuple[float, float]:
         """Wilson 95 % interval of the clean accuracy, with the variance of the draws."""
-        return interval(self._standing()["clean"])
+        return draws_interval(self._standing()["clean"])
 
     @property
     def attack_intervals(self) -> dict[str, tuple[float, float]]:
         """Wilson 95 % interval of each attack's accuracy."""
         rows = self._standing().items()
-        return {name: interval(row) for name, row in rows if name != "clean"}
+        return {name: draws_interval(row) for name, row in rows if name != "clean"}
 
     @property
     def worst_case_interval(self) -> tuple[float, float]:
         """Wilson 95 % interval of the worst-case accuracy."""
-        return interval(self._worst())
+        return draws_interval(self._worst())
 
     @property
     def clean_recall(self) -> tuple[float | None, ...]:
@@ -269,10 +311,8 @@ class RobustnessReport:
         Raises:
             EvaluationError: The values do not describe a report.
         """
-        if not isinstance(values, Mapping) or values.get("schema") != _SCHEMA:
-            got = values.get("schema") if isinstance(values, Mapping) else values
-            raise EvaluationError(f"expected a report of schema {_SCHEMA}, got {shown(got)}")
-        try:
+        check_schema(values, _SCHEMA, "a report")
+        with reading_values("a report"):
             threat = values["threat"]
             low, high = threat["bounds"]
             return cls(
@@ -297,10 +337,6 @@ class RobustnessReport:
                 verdicts=tuple(map(Verdict.from_dict, values["verdicts"])),
                 repeats={k: tuple(map(str, v)) for k, v in values.get("repeats", {}).items()},
             )
-        except DefenseError:
-            raise
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise EvaluationError(f"expected the values of a report: {error!r}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `to_dict` as JSON, whole or not at all.
@@ -308,7 +344,7 @@ class RobustnessReport:
         Raises:
             OSError: The folder cannot be written to; a file already there is left as it was.
         """
-        write_text(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
+        write_report(path, self.to_dict())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "RobustnessReport":
@@ -317,7 +353,7 @@ class RobustnessReport:
         Raises:
             EvaluationError: It cannot be read, or holds something else.
         """
-        return read_values(path, "a report", cls.from_dict)
+        return read_report(path, "a report", cls.from_dict)
 
     def _standing(self) -> dict[str, Answers]:
         """By `"clean"` and attack, the answers to each image's worst version so far."""
@@ -356,11 +392,7 @@ class RobustnessReport:
 
 
 def check_report(report: object) -> None:
-    """Refuses what is no report, such as the path of one.
-
-    Raises:
-        EvaluationError: Saying what came instead.
-    """
+    """Refuses what is no report, such as the path of one."""
     if not isinstance(report, RobustnessReport):
         cure = "; give RobustnessReport.load(path)" if is_path(report) else ""
         raise EvaluationError(f"report: expected one of an evaluation, got {shown(report)}{cure}")

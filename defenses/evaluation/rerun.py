@@ -9,17 +9,11 @@ from defenses.attacks.attack import Attack
 from defenses.attacks.by_name import attack, attack_names
 from defenses.checks.subject import CheckSettings
 from defenses.errors import EvaluationError
-from defenses.evaluation.evaluation import evaluate
-from defenses.evaluation.images import (
-    ImageSource,
-    ImageTensors,
-    MapDataset,
-    check_question,
-    choose_images,
-)
-from defenses.evaluation.journal import digest_of, digest_of_model
-from defenses.evaluation.plans import Crafter
+from defenses.evaluation.evaluation import Crafter, evaluate
 from defenses.evaluation.report import RobustnessReport, check_report
+from defenses.measuring.images import ImageSource, ImageTensors, MapDataset, choose_images
+from defenses.measuring.journal import digest_of, digest_of_model
+from defenses.measuring.measurement import check_question
 from defenses.quantities import shown
 
 __all__ = ["rerun"]
@@ -124,7 +118,6 @@ def _checks(report: RobustnessReport, surrogate: nn.Module | None) -> CheckSetti
     """The settings of the checks, with the surrogate that they had."""
     if not report.checks:
         return None
-    told = "" if surrogate is None else digest_of_model(surrogate)
-    if told != report.checks["surrogate"]:
+    if digest_of_model(surrogate) != report.checks["surrogate"]:
         raise EvaluationError("surrogate: expected the one of the report, or none if it had none")
     return CheckSettings(**{**report.checks, "surrogate": surrogate})  # type: ignore[arg-type]

@@ -1,30 +1,34 @@
-"""An evaluation under way: which images still stand, attack by attack and batch by batch."""
+"""An evaluation under way: which images still stand, attack by attack and batch by batch.
+
+A state file that names the right model, images and attacks may still hold outcomes that no
+evaluation gives: images broken that were never attacked, or shown ones that are outside of the
+ball. Those are refused. What is consistent is believed: who can write the file can write that every
+image survived.
+"""
 
 import base64
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
-from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 
 from defenses.attacks.attack import Attack
 from defenses.errors import EvaluationError
-from defenses.evaluation.examples import AdversarialExamples
-from defenses.evaluation.images import ImageSource
-from defenses.evaluation.journal import digest_of
-from defenses.evaluation.progress import counted
-from defenses.evaluation.remembered import FOOLED, SURVIVED, UNTRIED, Remembered
-from defenses.evaluation.repeated import REPEATS, Answers, check_repeats, moved
+from defenses.evaluation.report import AdversarialExamples
+from defenses.measuring.counting import Answers, check_repeats
+from defenses.measuring.journal import digest_of
+from defenses.measuring.measurement import Measurement, asked, moved
 from defenses.quantities import shown
-from defenses.scope import answer_to, attack_scope, check_logits, home_of
+from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
 
-__all__ = ["Trial", "derived_seed"]
+__all__ = ["Trial"]
 
-_EXAMPLES = 8
-_OUTCOMES: Mapping[int, bool | None] = {FOOLED: False, SURVIVED: True, UNTRIED: None}
+_FOOLED, _SURVIVED, _UNTRIED = 0, 1, -1
+_OUTCOMES: Mapping[int, bool | None] = {_FOOLED: False, _SURVIVED: True, _UNTRIED: None}
 
 
 @final
@@ -35,46 +39,19 @@ class Trial:
     trial that starts from the `content` of an interrupted one ends as that would have.
 
     Attributes:
-        indices: Which images of the data set, [n].
-        labels: True classes of the chosen images, [n].
-        predictions: What the model sees in them, [n].
-        classes: How many it tells apart.
         images: SHA-256 of the images, as float32, and their labels.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        source: ImageSource,
-        indices: Tensor,
-        threat: ThreatModel,
-        *,
-        batch_size: int,
-        seed: int,
-        examples: int | None = _EXAMPLES,
-        bar: Progress,
-        draws: int = REPEATS,
-    ) -> None:
+    def __init__(self, measurement: Measurement, *, examples: int | None, draws: int) -> None:
         if examples is not None and (type(examples) is not int or examples < 0):
             raise EvaluationError(f"examples: expected a number of images, got {shown(examples)}")
-        self._kept = len(indices) if examples is None else examples
-        self._model, self._source, self._indices = model, source, indices
-        self.indices = indices
-        self._threat, self._batch_size = threat, batch_size
-        self._seed, self._bar, self._draws = seed, bar, 1
-        self.labels = source.labels(indices)
+        self._measurement, self._draws = measurement, 1
+        self.indices = measurement.indices
+        self._kept = len(self.indices) if examples is None else examples
+        self.labels = measurement.source.labels(self.indices)
         self.classes = 0
-        self._rows: dict[str, list[str]] = {"clean": [""] * len(indices)}
-        digests, predictions = [], []
-        for number, part in self._batches("clean", torch.arange(len(indices))):
-            images = source.images(indices[part])
-            digests.append(digest_of(images.float()))
-            # Once more, about every image: a model may answer at random for some alone.
-            usual, other = self._answers(self._at_home(images), f"clean/{number}", 2)
-            predictions.append(usual.argmax(1).cpu())
-            self._draws = draws if bool(moved(usual, other).any()) else self._draws
-        self.images = digest_of(*digests, self.labels)
-        self.predictions = torch.cat(predictions)
+        self._rows: dict[str, list[str]] = {"clean": [""] * len(self.indices)}
+        self.images, self.predictions = self._look(draws)
         if self.random:
             self.predictions = torch.cat(list(self._clean()))
         self._correct = self.predictions == self.labels
@@ -84,6 +61,20 @@ class Trial:
         self._outcomes: dict[str, Tensor] = {}
         self._shown: dict[int, tuple[Tensor, int]] = {}
 
+    def _look(self, draws: int) -> tuple[str, Tensor]:
+        """The digest of images and labels, and what the model sees; whether it answers at random.
+
+        It is asked twice about every image, for a model may answer at random for some alone.
+        """
+        digests, predictions = [], []
+        for number, part in self._batches("clean", torch.arange(len(self.indices))):
+            images = self._measurement.source.images(self.indices[part])
+            digests.append(digest_of(images.float()))
+            usual, other = self._answers(self._measurement.at_home(images), f"clean/{number}", 2)
+            predictions.append(usual.argmax(1).cpu())
+            self._draws = draws if bool(moved(usual, other).any()) else self._draws
+        return digest_of(*digests, self.labels), torch.cat(predictions)
+
     @property
     def random(self) -> bool:
         """Whether the model answers otherwise when it is asked about the images once more."""
@@ -92,21 +83,19 @@ class Trial:
     def resume(self, content: Mapping[str, Any], *, names: Sequence[str], exhaustive: bool) -> None:
         """Takes over what `content` of an interrupted trial with these attacks holds.
 
-        Raises:
-            EvaluationError: The model no longer answers as it did, or no trial leaves this.
+        Refused where the model no longer answers as it did, and where no trial leaves this.
         """
         if content.get("predictions") != self.predictions.tolist():
             raise EvaluationError(
                 "state: the model sees other classes in the clean images than when it was written; "
                 "give another path"
             )
-        found = Remembered.read(content, names=names, correct=self._correct, exhaustive=exhaustive)
+        found = _Remembered.read(content, names=names, correct=self._correct, exhaustive=exhaustive)
         if found.shown:
-            clean = self._source.images(self._indices[list(found.shown)])
-            clean = self._at_home(clean).cpu()
-            found.check_shown(clean, classes=self.classes, threat=self._threat)
+            clean = self._images(list(found.shown)).cpu()
+            found.check_shown(clean, classes=self.classes, threat=self._measurement.threat)
         self._outcomes, self._shown = dict(found.outcomes), dict(found.shown)
-        asked = self._rows["clean"]
+        drawn = self._rows["clean"]
         try:
             self._rows = {name: list(rows) for name, rows in dict(content["draws"]).items()}
             check_repeats(self.repeats(list(self._outcomes)), self.outcomes(), len(self.labels))
@@ -114,7 +103,7 @@ class Trial:
             raise EvaluationError(
                 "state: it has no draws that fit the outcomes; give another path"
             ) from error
-        if self.random and self._rows["clean"] != asked:
+        if self.random and self._rows["clean"] != drawn:
             raise EvaluationError(
                 "state: the model is right in other draws of the clean images than when it was "
                 "written; give another path"
@@ -137,25 +126,21 @@ class Trial:
         }
 
     def attack(self, name: str, search: Attack, *, exhaustive: bool) -> Iterator[None]:
-        """Runs one attack on the images that still stand, or on all that were right at first.
+        """Runs one attack on the images that still stand; if exhaustive, on all right at first.
 
-        Args:
-            exhaustive: Whether to try those too that another attack has fooled.
-
-        Yields:
-            After each batch, when `content` has it.
+        Yields after each batch, when `content` has it.
         """
         standing = self._correct if exhaustive else self._standing(before=name)
         row = self._outcomes.setdefault(
-            name, torch.full_like(self.labels, UNTRIED, dtype=torch.int8)
+            name, torch.full_like(self.labels, _UNTRIED, dtype=torch.int8)
         )
         for number, part in self._batches(name, standing.nonzero().flatten()):
-            if int(row[part[0]]) != UNTRIED:
+            if int(row[part[0]]) != _UNTRIED:
                 continue
-            seed = derived_seed(self._seed, f"{name}/{number}")
-            images = self._at_home(self._source.images(self._indices[part]))
+            seed = self._measurement.seed_of(f"{name}/{number}")
+            images = self._images(part)
             labels = self.labels[part].to(images.device)
-            adversarial = search(self._model, images, labels, seed=seed)
+            adversarial = search(self._measurement.model, images, labels, seed=seed)
             predictions = self._predict(adversarial, f"{name}/{number}/found", part, name)
             right = predictions == self.labels[part]
             if self.random:
@@ -188,8 +173,8 @@ class Trial:
         positions = sorted((fooled[:enough] + others)[: self._kept])
         shown = [self._shown[position] for position in positions]
         return AdversarialExamples(
-            indices=self._indices[positions],
-            clean=self._source.images(self._indices[positions]).cpu().float(),
+            indices=self.indices[positions],
+            clean=self._measurement.source.images(self.indices[positions]).cpu().float(),
             adversarial=torch.stack([image for image, _ in shown]),
             labels=self.labels[positions],
             predictions=torch.tensor([prediction for _, prediction in shown]),
@@ -216,13 +201,12 @@ class Trial:
         for name, row in self._outcomes.items():
             if name == before:
                 break
-            standing &= row != FOOLED
+            standing &= row != _FOOLED
         return standing
 
-    def _at_home(self, images: Tensor) -> Tensor:
-        """The images where the model is, and in its dtype."""
-        device, dtype = home_of(self._model, images)
-        return images.to(device=device, dtype=dtype)
+    def _images(self, positions: Tensor | list[int]) -> Tensor:
+        """Clean images where the model is, and in its dtype."""
+        return self._measurement.at_home(self._measurement.source.images(self.indices[positions]))
 
     def _predict(self, images: Tensor, where: str, part: Tensor, name: str) -> Tensor:
         """The classes that the model sees most often, on the CPU, [k]; which draws were right."""
@@ -237,31 +221,85 @@ class Trial:
 
     def _clean(self) -> Iterator[Tensor]:
         """What is seen most often in the clean images, batch by batch."""
-        for number, part in self._batches("clean, drawn", torch.arange(len(self._indices))):
-            images = self._at_home(self._source.images(self._indices[part]))
+        for number, part in self._batches("clean, drawn", torch.arange(len(self.indices))):
+            images = self._images(part)
             yield self._predict(images, f"clean/{number}", part, "clean")
 
     def _answers(self, images: Tensor, where: str, draws: int) -> list[Tensor]:
         """The model's logits, draw by draw, [k, classes]."""
-        with attack_scope(self._model, seed=derived_seed(self._seed, where)), torch.no_grad():
-            found = [
-                check_logits(
-                    answer_to(self._model, images, EvaluationError),
-                    count=len(images),
-                    largest_label=int(self.labels.max()),
-                    error=EvaluationError,
-                )
-                for _ in range(draws)
-            ]
+        model, largest = self._measurement.model, int(self.labels.max())
+        with attack_scope(model, seed=self._measurement.seed_of(where)), torch.no_grad():
+            found = [asked(model, images, largest_label=largest) for _ in range(draws)]
         self.classes = found[0].shape[1]
         return found
 
     def _batches(self, title: str, positions: Tensor) -> Iterator[tuple[int, Tensor]]:
         """The positions in numbered batches, counted off on the bar as they are done."""
-        parts = torch.split(positions, self._batch_size)
-        yield from enumerate(counted(self._bar, title, parts))
+        yield from enumerate(self._measurement.batches(title, positions))
 
 
-def derived_seed(seed: int, where: str) -> int:
-    """The seed of one place of an evaluation: another for every name, in [0, 2**63)."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{where}".encode()).digest()[:8], "big") >> 1
+@final
+@dataclass(frozen=True, kw_only=True)
+class _Remembered:
+    """Outcomes and example images of an interrupted trial."""
+
+    outcomes: Mapping[str, Tensor]  # by attack, int8, [n] each
+    shown: Mapping[int, tuple[Tensor, int]]  # by position, an image and the class seen in it
+
+    @classmethod
+    def read(
+        cls, content: Mapping[str, Any], *, names: Sequence[str], correct: Tensor, exhaustive: bool
+    ) -> "_Remembered":
+        """What a state file holds, refused where no evaluation with these attacks leaves it."""
+        try:
+            rows = dict(content["outcomes"])
+            shown = {int(key): _image(each) for key, each in dict(content["shown"]).items()}
+        except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
+            raise _forged(f"it cannot be read ({error!r})") from error
+        if not all(0 <= position < len(correct) for position in shown):
+            raise _forged(f"it shows images that are none of the {len(correct)}")
+        if list(rows) != list(names)[: len(rows)]:
+            raise _forged(f"it has outcomes of {list(rows)}, the attacks are {list(names)}")
+        outcomes = {name: _row(name, row, len(correct)) for name, row in rows.items()}
+        standing = correct.clone()
+        for number, (name, row) in enumerate(outcomes.items()):
+            if bool(((row != _UNTRIED) & ~standing).any()):
+                raise _forged(f"{name} is said to have attacked images that it is not tried on")
+            if number < len(outcomes) - 1 and bool(((row == _UNTRIED) & standing).any()):
+                raise _forged(f"{name} is unfinished, and yet others came after it")
+            standing = standing if exhaustive else standing & (row != _FOOLED)
+        return cls(outcomes=outcomes, shown=shown)
+
+    def check_shown(self, clean: Tensor, *, classes: int, threat: ThreatModel) -> None:
+        """Refuses what no attack on these clean images, in the order of `shown`, gives."""
+        for image, (position, (found, prediction)) in zip(clean, self.shown.items(), strict=True):
+            if found.shape != image.shape or not 0 <= prediction < classes:
+                raise _forged(f"image {position} is shown in another shape, or as no class")
+            if not bool(threat.contains(image[None], found[None].to(image.dtype)).all()):
+                raise _forged(f"image {position} is shown outside of the ball")
+
+
+def _row(name: str, row: object, count: int) -> Tensor:
+    """The outcomes of one attack."""
+    known = {_FOOLED, _SURVIVED, _UNTRIED}
+    if not isinstance(row, list) or len(row) != count:
+        raise _forged(f"{name} has no outcome for each of {count} images")
+    if not all(type(value) is int and value in known for value in row):
+        raise _forged(f"{name} has outcomes that are none of {sorted(known)}")
+    return torch.tensor(row, dtype=torch.int8)
+
+
+def _image(entry: Sequence[Any]) -> tuple[Tensor, int]:
+    """An image as it is written down, and the class seen in it."""
+    shape, pixels, prediction = entry
+    if type(prediction) is not int:
+        raise TypeError(f"expected a class, got {prediction!r}")
+    values = np.frombuffer(base64.b64decode(pixels, validate=True), np.float32).copy()
+    return torch.from_numpy(values).reshape([int(size) for size in shape]), prediction
+
+
+def _forged(reason: str) -> EvaluationError:
+    """What is said of a state that no evaluation leaves."""
+    return EvaluationError(
+        f"state: no evaluation with these attacks leaves it: {reason}; give another path"
+    )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses.errors import EvaluationError
-from defenses.evaluation.counting import majority, wilson_interval
+from defenses.measuring.counting import majority, wilson_interval
 from defenses.poisoning.obedience import predicted
 from defenses.poisoning.spectral import spectral_scan
 from defenses.poisoning.trigger import check_bytes

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses.errors import EvaluationError
-from defenses.evaluation.counting import wilson_interval
+from defenses.measuring.counting import wilson_interval
 from defenses.poisoning.trigger import check_bytes
 from defenses.quantities import is_whole, shown
 from defenses.scope import attack_scope, check_logits, home_of

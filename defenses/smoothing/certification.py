@@ -6,10 +6,8 @@ most often under noise; train with `GaussianAugmentation`, or there is little to
 """
 
 import os
-import platform
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any, TypeGuard, final
 
 import numpy as np
@@ -18,19 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defenses.errors import EvaluationError
-from defenses.evaluation.images import (
-    ImageSource,
-    ImageTensors,
-    MapDataset,
-    check_question,
-    choose_images,
-)
-from defenses.evaluation.journal import Journal, digest_of, digest_of_model
-from defenses.evaluation.progress import progress_bar
+from defenses.measuring.images import ImageSource, ImageTensors, MapDataset, choose_images
+from defenses.measuring.journal import Journal, digest_of, digest_of_model
+from defenses.measuring.measurement import check_question, progress_bar, versions
 from defenses.scope import attack_scope, check_logits, home_of
-from defenses.smoothing.certificate import CertificationReport
 from defenses.smoothing.grid_noise import LEVELS, GridNoise
-from defenses.smoothing.smoothing import Smoothing
+from defenses.smoothing.smoothing import CertificationReport, Smoothing
 from defenses.threat import ThreatModel
 
 __all__ = ["certify"]
@@ -112,7 +103,7 @@ def certify(
         hits=tuple(found.hits),
         seed=seed,
         images=chosen.digest,
-        versions=_versions(),
+        versions=versions("torch", "numpy", "scipy"),
     )
 
 
@@ -229,13 +220,9 @@ class _Voter:
             self._channels_last = False
 
     def votes(self, levels: Tensor, streams: list[np.random.Generator], samples: int) -> Tensor:
-        """How often each class is seen in noisy copies of some images, each with its own noise.
+        """How often each class is seen in noisy copies of each image, int64, [b, classes].
 
-        Args:
-            levels: Whole levels, int16, [b, channels, height, width].
-
-        Returns:
-            Counts, int64, [b, classes].
+        The images are whole levels, int16, [b, channels, height, width]; each has its own noise.
         """
         share = max(1, self._batch_size // len(levels))
         counts = []
@@ -268,9 +255,3 @@ def _channels_last(pixels: Tensor) -> Tensor:
     _, channels, height, width = pixels.shape
     strides = (channels * height * width, 1, channels * width, channels)
     return pixels.contiguous(memory_format=torch.channels_last).as_strided(pixels.shape, strides)
-
-
-def _versions() -> dict[str, str]:
-    """What the figures depend on, apart from the model and the data."""
-    packages = ("torch", "numpy", "scipy")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}

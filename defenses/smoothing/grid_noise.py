@@ -32,18 +32,13 @@ _SEVERAL = np.iinfo(np.int16).min
 class GridNoise:
     """The distribution of N(0, sigma^2) rounded to the nearest k / 255, given as k.
 
+    Sigma, in (0, 10], is the standard deviation before rounding, where the pixels span [0, 1].
+
     Guarantee: on uniform 64-bit words, every probability P(k <= j) is right to 2^-65, since it is
     computed in exact decimal arithmetic and not in floats. A class because it holds that table.
 
-    Args:
-        sigma: Standard deviation before rounding, in units where the pixels span [0, 1]; in
-            (0, 10].
-
     Attributes:
         error: How far one number's distribution may be from the exact one, as total variation.
-
-    Raises:
-        EvaluationError: `sigma` is out of range.
     """
 
     def __init__(self, sigma: float) -> None:
@@ -58,13 +53,9 @@ class GridNoise:
         self.error = (len(thresholds) + 1) * 2.0 ** -(_WORD_BITS + 1)
 
     def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
-        """Independent numbers; how draws are cut into calls does not change them.
+        """Independent whole levels, int16, on the CPU; how draws are cut into calls changes none.
 
-        Args:
-            generator: Uniform words, taken for fair coins; only its own state moves.
-
-        Returns:
-            Whole levels, int16, on the CPU.
+        The generator's uniform words are taken for fair coins; only its own state moves.
         """
         words = generator.bit_generator.random_raw(math.prod(shape))
         drawn = self._guide[words >> (_WORD_BITS - _GUIDE_BITS)]

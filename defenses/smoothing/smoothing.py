@@ -2,20 +2,30 @@
 
 A smoothed classifier gives the class that a model sees most often under Gaussian noise. If that
 class has probability p, no perturbation shorter than sigma Phi^-1(p) changes the answer (Cohen et
-al. 2019, arXiv 1902.02918). Deliberately not here: the model and the noise (`certification`).
+al. 2019, arXiv 1902.02918). How the samples are drawn is in `certification`.
+
+A certified accuracy means nothing without the noise, the number of samples, the chance of error and
+the images. `CertificationReport` carries them together with the raw counts; every radius follows
+from a count, so a report cannot claim one that its counts do not give.
 """
 
-from dataclasses import dataclass
-from typing import final
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import Any, final
 
 from scipy import special
 
 from defenses.errors import EvaluationError
+from defenses.measuring.counting import wilson_interval
+from defenses.measuring.journal import check_schema, read_report, reading_values, write_report
 from defenses.quantities import as_real, as_whole, shown
 from defenses.smoothing.grid_noise import LARGEST_SIGMA
 
-__all__ = ["Smoothing"]
+__all__ = ["CertificationReport", "CertifiedPoint", "Smoothing"]
 
+_SCHEMA = 1
 _RESERVE = 0.01
 _ROUND_DOWN = 1 - 1e-9  # far more than scipy's own error, far less than anyone can see
 
@@ -96,3 +106,217 @@ class Smoothing:
                 f"alpha: expected at least {needed:.1e} for {self.samples} samples of images this "
                 f"large, got {self.alpha:.1e}; take fewer samples or a larger alpha"
             )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CertifiedPoint:
+    """One point of the certified-accuracy curve.
+
+    Attributes:
+        radius: l2 length of a perturbation, where the pixels span [0, 1].
+        accuracy: Share of images proven correct up to it.
+        interval: Wilson 95 % interval of that share, for other images of the same kind.
+
+    Example:
+        >>> CertifiedPoint(radius=0.0, accuracy=0.5, interval=(0.1, 0.9)).accuracy
+        0.5
+    """
+
+    radius: float
+    accuracy: float
+    interval: tuple[float, float]
+
+
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CertificationReport:
+    """Predictions of a smoothed classifier, and how far each provably holds.
+
+    The smoothed classifier gives the class that the model gives most often when N(0, sigma^2) is
+    added to the pixels and each is rounded to the nearest k / 255. For each image separately, with
+    probability at least 1 - alpha over the samples: if it did not abstain, its prediction is the
+    smoothed classifier's, there and at every real-valued image within its radius.
+
+    Attributes:
+        smoothing: Noise, samples and chance of error.
+        classes: How many the model tells apart.
+        indices: Which images of the data set, [n].
+        labels: Their true classes, [n].
+        selected: The class chosen for each, [n].
+        hits: How many of `smoothing.samples` gave that class, [n].
+        seed: What chose the images and the noise.
+        images: SHA-256 of the images and labels.
+        versions: Of the packages involved.
+
+    Raises:
+        EvaluationError: The parts do not fit together.
+
+    Example:
+        >>> report = CertificationReport(
+        ...     smoothing=Smoothing(sigma=0.25, samples=1000), classes=2,
+        ...     indices=(0, 1, 2), labels=(0, 0, 1), selected=(0, 1, 1), hits=(1000, 900, 510),
+        ...     seed=0, images="", versions={},
+        ... )
+        >>> report.verdicts
+        ('correct', 'wrong', 'abstained')
+        >>> [round(radius, 2) for radius in report.radii]
+        [0.62, 0.0, 0.0]
+    """
+
+    smoothing: Smoothing
+    classes: int
+    indices: tuple[int, ...]
+    labels: tuple[int, ...]
+    selected: tuple[int, ...]
+    hits: tuple[int, ...]
+    seed: int
+    images: str
+    versions: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        rows = (self.labels, self.selected, self.hits)
+        if not self.indices or any(len(row) != len(self.indices) for row in rows):
+            raise EvaluationError(
+                f"expected one label, class and count for each of n >= 1 images, got "
+                f"{[len(row) for row in rows]} for {len(self.indices)}"
+            )
+        if not all(0 <= value < self.classes for value in (*self.labels, *self.selected)):
+            raise EvaluationError(f"classes: expected 0 to {self.classes - 1}, got others")
+        if not all(0 <= count <= self.smoothing.samples for count in self.hits):
+            raise EvaluationError(f"hits: expected 0 to {self.smoothing.samples}, got others")
+
+    def __repr__(self) -> str:
+        counts = ", ".join(
+            f"{self.verdicts.count(each)} {each}" for each in ("correct", "wrong", "abstained")
+        )
+        return (
+            f"CertificationReport(certified {self.certified(0.0).accuracy:.1%} at radius 0, "
+            f"largest radius {self.largest_radius:.3g}; {len(self.indices)} images: {counts}; "
+            f"{self.smoothing!r})"
+        )
+
+    @cached_property
+    def class_radii(self) -> tuple[float, ...]:
+        """How far each prediction provably holds, right or wrong; 0 where it abstained, [n]."""
+        known = {hits: self.smoothing.radius(hits) for hits in set(self.hits)}
+        return tuple(known[hits] for hits in self.hits)
+
+    @property
+    def verdicts(self) -> tuple[str, ...]:
+        """Of each image `correct`, `wrong` or `abstained`, [n]."""
+        each = zip(self.class_radii, self.selected, self.labels, strict=True)
+        return tuple(
+            "abstained" if radius == 0 else "correct" if selected == label else "wrong"
+            for radius, selected, label in each
+        )
+
+    @property
+    def radii(self) -> tuple[float, ...]:
+        """How far each image is provably classified correctly; 0 if wrong or abstained, [n]."""
+        each = zip(self.verdicts, self.class_radii, strict=True)
+        return tuple(radius if verdict == "correct" else 0.0 for verdict, radius in each)
+
+    @property
+    def abstention(self) -> float:
+        """Share of images on which the smoothed classifier abstained."""
+        return self.verdicts.count("abstained") / len(self.indices)
+
+    @property
+    def largest_radius(self) -> float:
+        """What a class seen in every sample would be given: more needs more samples or noise."""
+        return self.smoothing.radius(self.smoothing.samples)
+
+    def certified(self, radius: float) -> CertifiedPoint:
+        """The share of images proven correct against every perturbation up to an l2 length.
+
+        Args:
+            radius: At least 0; 0 asks for correct predictions that were not abstained.
+
+        Raises:
+            EvaluationError: The radius is negative or not a number.
+        """
+        if not radius >= 0:
+            raise EvaluationError(f"radius: expected a number >= 0, got {radius}")
+        proven = sum(each > 0 and each >= radius for each in self.radii)
+        return CertifiedPoint(
+            radius=radius,
+            accuracy=proven / len(self.radii),
+            interval=wilson_interval(proven, len(self.radii)),
+        )
+
+    def curve(self, points: int = 41) -> tuple[CertifiedPoint, ...]:
+        """Certified accuracy at equally spaced radii from 0 to `largest_radius`.
+
+        Args:
+            points: How many, at least 2.
+
+        Raises:
+            EvaluationError: Fewer than 2 points.
+        """
+        if points < 2:
+            raise EvaluationError(f"points: expected at least 2, got {points}")
+        largest = self.largest_radius
+        return tuple(self.certified(largest * k / (points - 1)) for k in range(points))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-able values: what it rests on, and under `summary` its figures."""
+        return {
+            "schema": _SCHEMA,
+            "norm": "l2",
+            "smoothing": asdict(self.smoothing),
+            "classes": self.classes,
+            "indices": list(self.indices),
+            "labels": list(self.labels),
+            "selected": list(self.selected),
+            "hits": list(self.hits),
+            "seed": self.seed,
+            "images": self.images,
+            "versions": dict(self.versions),
+            "summary": {
+                "radii": list(self.radii),
+                "verdicts": list(self.verdicts),
+                "abstention": self.abstention,
+                "curve": [
+                    [point.radius, point.accuracy, *point.interval] for point in self.curve()
+                ],
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "CertificationReport":
+        """The report that `to_dict` described; its summary is computed anew.
+
+        Raises:
+            EvaluationError: The values do not describe a report.
+        """
+        check_schema(values, _SCHEMA, "a certification")
+        with reading_values("a certification"):
+            return cls(
+                smoothing=Smoothing(**values["smoothing"]),
+                classes=int(values["classes"]),
+                indices=tuple(map(int, values["indices"])),
+                labels=tuple(map(int, values["labels"])),
+                selected=tuple(map(int, values["selected"])),
+                hits=tuple(map(int, values["hits"])),
+                seed=int(values["seed"]),
+                images=str(values["images"]),
+                versions=dict(values["versions"]),
+            )
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `to_dict` as JSON, whole or not at all.
+
+        Raises:
+            OSError: The folder cannot be written to; a file already there is left as it was.
+        """
+        write_report(path, self.to_dict())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> "CertificationReport":
+        """The report in a file that `save` wrote.
+
+        Raises:
+            EvaluationError: It cannot be read, or holds something else.
+        """
+        return read_report(path, "a certification", cls.from_dict)

@@ -1,7 +1,6 @@
 """A certification report whose numbers are known."""
 
-from defenses.smoothing.certificate import CertificationReport
-from defenses.smoothing.smoothing import Smoothing
+from defenses.smoothing.smoothing import CertificationReport, Smoothing
 
 
 def report():

@@ -1,17 +1,17 @@
 """A verdict: one thing that must hold if a robust accuracy is to be believed, and whether it does.
 
-Plain values. What is checked, and how, is in `defenses.checks.checks`.
+Plain values. What is checked, and how, is in `defenses.checks`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, final, get_args
 
 from defenses.errors import EvaluationError
-from defenses.evaluation.counting import wilson_interval
+from defenses.measuring.counting import wilson_interval
 from defenses.quantities import shown
 
-__all__ = ["CurvePoint", "Outcome", "Verdict"]
+__all__ = ["CurvePoint", "Finding", "Outcome", "Verdict"]
 
 Outcome = Literal["pass", "fail", "not checked"]
 
@@ -80,22 +80,11 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as JSON-able values."""
-        return {
-            "name": self.name,
-            "outcome": self.outcome,
-            "figure": self.figure,
-            "sentence": self.sentence,
-            "curve": [
-                {
-                    "eps": point.eps,
-                    "correct": point.correct,
-                    "samples": point.samples,
-                    "accuracy": point.accuracy,
-                    "interval": list(point.interval),
-                }
-                for point in self.curve
-            ],
-        }
+        curve = [
+            {**asdict(point), "accuracy": point.accuracy, "interval": list(point.interval)}
+            for point in self.curve
+        ]
+        return {**asdict(self), "curve": curve}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Verdict":
@@ -120,7 +109,43 @@ class Verdict:
                     for point in values["curve"]
                 ),
             )
+        except EvaluationError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, EvaluationError):
-                raise
             raise EvaluationError(f"expected the values of a verdict: {error!r}") from error
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a check found; with the name of the check it is a verdict."""
+
+    outcome: Outcome
+    sentence: str
+    figure: float | None = None
+    curve: tuple[CurvePoint, ...] = ()
+
+    @classmethod
+    def passed(cls, found: str, figure: float) -> "Finding":
+        """What had to hold does."""
+        return cls(outcome="pass", sentence=f"{found}.", figure=figure)
+
+    @classmethod
+    def failed(cls, found: str, meaning: str, figure: float) -> "Finding":
+        """It does not, and what that means."""
+        return cls(outcome="fail", sentence=f"{found}: {meaning}.", figure=figure)
+
+    @classmethod
+    def not_checked(cls, reason: str) -> "Finding":
+        """Nobody knows, and why."""
+        return cls(outcome="not checked", sentence=f"{reason}.")
+
+    def named(self, name: str) -> Verdict:
+        """The verdict of this finding."""
+        return Verdict(
+            name=name,
+            outcome=self.outcome,
+            figure=self.figure,
+            sentence=self.sentence,
+            curve=self.curve,
+        )

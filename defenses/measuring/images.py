@@ -1,4 +1,4 @@
-"""The images of an evaluation: by index, checked, whatever kind of data set they come from."""
+"""The images of a measurement: by index, checked, whatever kind of data set they come from."""
 
 import operator
 from collections.abc import Mapping
@@ -6,21 +6,14 @@ from typing import Any, Protocol, final
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, SequentialSampler
 
-from defenses.errors import EvaluationError, ThreatModelError
-from defenses.quantities import described, is_whole, shown
+from defenses.errors import EvaluationError
+from defenses.quantities import described, shown
 from defenses.threat import ThreatModel
 
-__all__ = [
-    "ImageSource",
-    "ImageTensors",
-    "MapDataset",
-    "check_flag",
-    "check_question",
-    "choose_images",
-]
+__all__ = ["ImageSource", "ImageTensors", "MapDataset", "choose_images"]
 
 
 class MapDataset(Protocol):
@@ -34,32 +27,19 @@ class MapDataset(Protocol):
 
 
 class ImageTensors(Protocol):
-    """A data set that holds everything as two tensors, or as two numpy arrays.
-
-    Attributes:
-        images: uint8 (0 and 255 are read as the threat model's bounds) or floating point, [n,
-            channels, height, width].
-        labels: Whole numbers, [n].
-    """
+    """A data set that holds everything as two tensors, or as two numpy arrays."""
 
     @property
     def images(self) -> Tensor:
-        """All images."""
+        """[n, channels, height, width]: floating point, or uint8 with 0 and 255 for the bounds."""
 
     @property
     def labels(self) -> Tensor:
-        """Their true classes."""
+        """Their true classes, whole numbers, [n]."""
 
 
 def choose_images(count: int, samples: int | None, generator: torch.Generator) -> Tensor:
-    """Which images to evaluate: all, or some drawn without replacement.
-
-    Returns:
-        Their indices in ascending order, int64.
-
-    Raises:
-        EvaluationError: There is no image, or not as many as asked for.
-    """
+    """The indices, ascending, of the images to measure on: all, or some without replacement."""
     if count == 0:
         raise EvaluationError("data: expected at least one image, got none")
     if samples is None:
@@ -71,44 +51,12 @@ def choose_images(count: int, samples: int | None, generator: torch.Generator) -
     return torch.randperm(count, generator=generator)[:samples].sort().values
 
 
-def check_question(model: object, threat: object, *, batch_size: object, seed: object) -> None:
-    """Refuses, before anything is done, what cannot be asked about.
-
-    Raises:
-        EvaluationError: The model is no module, or a number is out of its range.
-        ThreatModelError: The threat model is none.
-    """
-    if not isinstance(model, nn.Module):
-        raise EvaluationError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
-    if not isinstance(threat, ThreatModel):
-        raise ThreatModelError(f"threat: expected a ThreatModel, got {type(threat).__name__}")
-    if not is_whole(batch_size, least=1) or not is_whole(seed):
-        raise EvaluationError(
-            "expected batch_size >= 1 and a seed in [0, 2**63), got "
-            f"{shown(batch_size)} and {shown(seed)}"
-        )
-
-
-def check_flag(name: str, value: object) -> None:
-    """Refuses what is neither True nor False.
-
-    Raises:
-        EvaluationError: Naming the argument.
-    """
-    if not isinstance(value, bool):
-        raise EvaluationError(f"{name}: expected True or False, got {shown(value)}")
-
-
 @final
 class ImageSource:
     """Images and labels of a data set by index.
 
-    Args:
-        data: Two tensors or arrays `images` and `labels`; anything that is read by index; or a
-            `DataLoader` that keeps the order of its data set, which is read once, whole.
-
-    Raises:
-        EvaluationError: It is none of them.
+    The data are two tensors or arrays `images` and `labels`; anything that is read by index; or a
+    `DataLoader` that keeps the order of its data set, which is read once, whole.
     """
 
     def __init__(self, data: MapDataset | ImageTensors, threat: ThreatModel) -> None:
@@ -131,11 +79,7 @@ class ImageSource:
         return counts[0]
 
     def labels(self, indices: Tensor) -> Tensor:
-        """The true classes, int64, [k].
-
-        Raises:
-            EvaluationError: They are not that.
-        """
+        """The true classes, int64, [k]."""
         if self._tensors is not None:
             labels = self._tensors[1][indices].cpu()
         else:
@@ -152,12 +96,7 @@ class ImageSource:
         return numbers
 
     def images(self, indices: Tensor) -> Tensor:
-        """The images, floating point in the threat model's bounds, [k, c, h, w].
-
-        Raises:
-            EvaluationError: They are not of one such shape.
-            ThreatModelError: They are not in the bounds.
-        """
+        """The images, floating point in the threat model's bounds, [k, c, h, w]."""
         if self._tensors is not None:
             images = self._tensors[0][indices]
         else:
