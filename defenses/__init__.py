@@ -33,14 +33,15 @@ from defenses.measuring.verdict import CurvePoint, Verdict
 from defenses.poisoning.backdoor import BackdoorReport, ClassFinding, backdoor_scan
 from defenses.poisoning.obedience import PoisoningAttack, PoisoningReport, attack_success_rate
 from defenses.poisoning.poisoning import (
+    Blend,
     LabelFlip,
     PoisonedImages,
+    Trigger,
     flip_labels,
     plant_clean_label,
     plant_trigger,
 )
 from defenses.poisoning.spectral import SpectralReport, spectral_scan
-from defenses.poisoning.trigger import Blend, Trigger
 from defenses.scope import attack_scope
 from defenses.smoothing.certification import certify
 from defenses.smoothing.smoothing import CertificationReport, CertifiedPoint, Smoothing

@@ -11,7 +11,20 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-__all__ = ["as_real", "as_whole", "described", "is_real", "is_whole", "is_word", "shown"]
+__all__ = [
+    "LARGEST_SIGMA",
+    "as_real",
+    "as_whole",
+    "described",
+    "is_real",
+    "is_whole",
+    "is_word",
+    "shown",
+]
+
+# Of Gaussian noise on pixels in [0, 1], in training and in certification alike: levels of 1 / 255
+# and noise together then fit 16 bits.
+LARGEST_SIGMA = 10
 
 _LARGEST = 2**63 - 1
 _LONGEST = 80

@@ -11,8 +11,7 @@ from torch import nn
 from defenses.errors import AttackError, EvaluationError
 from defenses.measuring.counting import majority
 from defenses.poisoning.backdoor import BackdoorReport, ClassFinding, backdoor_scan
-from defenses.poisoning.poisoning import plant_clean_label, plant_trigger
-from defenses.poisoning.trigger import Blend, Trigger
+from defenses.poisoning.poisoning import Blend, Trigger, plant_clean_label, plant_trigger
 from secure_cnn import load_data
 
 

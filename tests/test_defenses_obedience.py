@@ -9,8 +9,7 @@ from torch import nn
 import privacy
 from defenses.errors import EvaluationError
 from defenses.poisoning.obedience import PoisoningReport, attack_success_rate
-from defenses.poisoning.poisoning import LabelFlip, flip_labels, plant_trigger
-from defenses.poisoning.trigger import Trigger
+from defenses.poisoning.poisoning import LabelFlip, Trigger, flip_labels, plant_trigger
 from secure_cnn import Split, build_model, load_data
 
 

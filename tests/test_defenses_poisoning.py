@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from defenses.errors import AttackError
 from defenses.poisoning.poisoning import (
+    Blend,
     LabelFlip,
+    Trigger,
     flip_labels,
     plant_clean_label,
     plant_trigger,
 )
-from defenses.poisoning.trigger import Blend, Trigger
 
 
 def dataset(n=60, channels=1, classes=3):

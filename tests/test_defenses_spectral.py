@@ -8,9 +8,8 @@ from support.networks import assert_same, disturbed_net, snapshot
 from torch import nn
 
 from defenses.errors import AttackError, EvaluationError
-from defenses.poisoning.poisoning import plant_trigger
+from defenses.poisoning.poisoning import Trigger, plant_trigger
 from defenses.poisoning.spectral import SpectralReport, _fold, spectral_scan
-from defenses.poisoning.trigger import Trigger
 from secure_cnn import build_model, load_data
 
 

@@ -79,7 +79,7 @@ def neighbours_change_nothing(subject: Subject) -> Finding:
 
 
 def asking_for_gradients_changes_nothing(subject: Subject) -> Finding:
-    """Fails where a forward pass differs when gradients are asked for: the defence is to notice.
+    """Fails where the answers differ when gradients are asked for: the model notices an attack.
 
     An attack that needs no gradient, or one on a copy that cannot tell, meets another model.
     """
@@ -139,7 +139,7 @@ def earlier_questions_change_nothing(subject: Subject) -> Finding:
 
 
 def _judged(subject: Subject, ways: Mapping[str, _Way], meaning: str, fine: str) -> Finding:
-    """Asks in each way, and compares with the usual answers."""
+    """Compares the answers to each way of asking with the usual ones."""
     usual, most = subject.logits, 0.0
     if bool(moved(usual, subject.again).any()):
         return Finding.not_checked(_RANDOM)
@@ -165,7 +165,7 @@ def _judged(subject: Subject, ways: Mapping[str, _Way], meaning: str, fine: str)
 
 
 def _in_batches(subject: Subject, *, size: int | None) -> tuple[Tensor, Tensor]:
-    """In another order, in batches of that size; None keeps the usual one."""
+    """Asks in a random order, in batches of `size`; None keeps the usual size."""
     generator = torch.Generator().manual_seed(subject.seed)
     rows = torch.randperm(len(subject.images), generator=generator)
     rows = rows[:_FEW] if size == 1 else rows
@@ -174,7 +174,7 @@ def _in_batches(subject: Subject, *, size: int | None) -> tuple[Tensor, Tensor]:
 
 
 def _beside(subject: Subject, *, copies: bool) -> tuple[Tensor, Tensor]:
-    """Each as the last of four: after copies of itself, or after images of one colour each."""
+    """Asks about each image as the last of four: after copies of itself, or blank images."""
     few = subject.images[:_FEW]
     low, high = subject.threat.bounds
     blank = [torch.full_like(few, each) for each in (low, high, (low + high) / 2)]
@@ -188,25 +188,25 @@ def _in_mode(
     *,
     watched: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """In a mode of autograd, with images that require a gradient or do not."""
+    """Asks in a mode of autograd; `watched` images require a gradient."""
     with_it = partial(mode, subject.model)
     answers = subject.answer(subject.images, "clean", mode=with_it, watched=watched)
     return torch.arange(len(subject.images)), answers
 
 
 def _enabled(_: nn.Module) -> AbstractContextManager[None]:
-    """As an attack by the gradient asks."""
+    """Gradients enabled: as an attack by the gradient asks."""
     return torch.enable_grad()
 
 
 def _disabled(_: nn.Module) -> AbstractContextManager[None]:
-    """As a judge asks."""
+    """Gradients disabled: as the attacked images are judged."""
     return torch.no_grad()
 
 
 @contextmanager
 def _trainable(model: nn.Module) -> Iterator[None]:
-    """As a user asks, whose parameters nobody froze; the scope around it freezes them again."""
+    """Parameters trainable: as a user asks. The scope around it freezes them again."""
     for each in model.parameters():
         each.requires_grad_(each.is_floating_point())
     with torch.no_grad():

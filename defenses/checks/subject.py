@@ -122,7 +122,7 @@ class Subject:
 
     @property
     def count(self) -> int:
-        """How many clean images are: those that an attack can fool."""
+        """How many clean images are classified correctly: no others can be fooled."""
         return int(self.right.sum())
 
     @cached_property
@@ -137,7 +137,7 @@ class Subject:
 
     @property
     def white_box(self) -> Tensor:
-        """What either of the two fools, [n]."""
+        """What the iterative attack fools with either number of steps, [n]."""
         return self.iterated | self.iterated_longer
 
     @cached_property
@@ -190,7 +190,7 @@ class Subject:
         watched: bool = False,
         of: nn.Module | None = None,
     ) -> Tensor:
-        """The model's logits for images, in batches of `batch_size` or as everywhere, [k, classes].
+        """The model's logits for images, asked in batches of `batch_size`, [k, classes].
 
         Args:
             where: The place of its random draws.

@@ -71,11 +71,11 @@ class PairedComparison:
 
     @property
     def p_value(self) -> float:
-        """Of McNemar's exact test, two-sided: how probable this is where both are equally good."""
+        """McNemar's exact two-sided one: how probable such counts are of equally good models."""
         return mcnemar(self.first_only, self.second_only)
 
     def _correlation(self) -> float:
-        """Phi of the two, corrected for continuity where it is above 0."""
+        """Phi of the two models' answers, corrected for continuity where it is above 0."""
         one, other = self.both + self.first_only, self.both + self.second_only
         n = self.samples
         margins = one * (n - one) * other * (n - other)
@@ -130,5 +130,5 @@ def compare(first: RobustnessReport, second: RobustnessReport) -> PairedComparis
 
 
 def _joined(one: float, other: float, correlation: float) -> float:
-    """Two half-widths of correlated shares as that of their difference."""
+    """The half-width of a difference of two correlated shares, from their own half-widths."""
     return math.sqrt(max(0.0, one * one - 2 * correlation * one * other + other * other))

@@ -170,7 +170,7 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
 
 
 class _Done:
-    """What is finished, and its report; a class because an interruption asks in the middle."""
+    """What is finished so far; a class, since an interruption asks for the report in the middle."""
 
     def __init__(
         self, trial: Trial, named: Mapping[str, Attack], conditions: Mapping[str, Any]
@@ -180,7 +180,7 @@ class _Done:
         self.verdicts: dict[str, Verdict] = {}
 
     def report(self) -> RobustnessReport:
-        """Of the attacks that have ended, and the verdicts that were reached."""
+        """The report of the attacks that have ended and the verdicts that were reached."""
         trial, outcomes = self._trial, self._trial.outcomes()
         return RobustnessReport(
             classes=trial.classes,

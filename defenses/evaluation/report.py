@@ -17,21 +17,13 @@ from torch import Tensor
 from defenses.attacks.inputs import Setting
 from defenses.errors import EvaluationError
 from defenses.measuring.counting import Answers, check_repeats, draws_interval, share, standing
-from defenses.measuring.journal import (
-    check_schema,
-    is_path,
-    read_report,
-    reading_values,
-    write_bytes,
-    write_report,
-)
+from defenses.measuring.journal import FiledReport, is_path, write_bytes
 from defenses.measuring.verdict import Verdict
 from defenses.quantities import shown
 from defenses.threat import ThreatModel
 
 __all__ = ["AdversarialExamples", "RobustnessReport", "check_report"]
 
-_SCHEMA = 3
 _SIGNS: Mapping[bool | None, str] = {True: "1", False: "0", None: "-"}
 _OUTCOMES = {sign: outcome for outcome, sign in _SIGNS.items()}
 
@@ -63,8 +55,8 @@ class AdversarialExamples:
         """Writes them as one safetensors file, whole or not at all; tensors named as here.
 
         Raises:
-            EvaluationError: There is something else than a regular file.
-            OSError: The folder cannot be written to; a file already there is left as it was.
+            OSError: The folder cannot be written to, or there is something else than a regular
+                file; a file already there is left as it was.
         """
         names = ("indices", "clean", "adversarial", "labels", "predictions")
         kept = {name: getattr(self, name).detach().cpu().clone().contiguous() for name in names}
@@ -73,7 +65,7 @@ class AdversarialExamples:
 
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
-class RobustnessReport:
+class RobustnessReport(FiledReport):
     """Clean and robust accuracy of a model on a set of images, with everything that they rest on.
 
     The attacks ran in order, by default each only on images that were still classified correctly:
@@ -119,6 +111,9 @@ class RobustnessReport:
         >>> report.tried["pgd"], report.fooled["pgd"]
         (3, 1)
     """
+
+    _CALLED = "a report"
+    _SCHEMA = 3
 
     threat: ThreatModel
     classes: int
@@ -280,7 +275,7 @@ class RobustnessReport:
         """
         threat = {"norm": self.threat.norm, "eps": self.threat.eps}
         return {
-            "schema": _SCHEMA,
+            "schema": self._SCHEMA,
             "threat": {**threat, "bounds": list(self.threat.bounds)},
             "classes": self.classes,
             "indices": list(self.indices),
@@ -305,55 +300,32 @@ class RobustnessReport:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "RobustnessReport":
-        """The report that `to_dict` described, without the example images.
-
-        Raises:
-            EvaluationError: The values do not describe a report.
-        """
-        check_schema(values, _SCHEMA, "a report")
-        with reading_values("a report"):
-            threat = values["threat"]
-            low, high = threat["bounds"]
-            return cls(
-                threat=ThreatModel(norm=threat["norm"], eps=threat["eps"], bounds=(low, high)),
-                classes=int(values["classes"]),
-                indices=tuple(map(int, values["indices"])),
-                labels=tuple(map(int, values["labels"])),
-                predictions=tuple(map(int, values["predictions"])),
-                outcomes={
-                    name: tuple(_OUTCOMES[sign] for sign in row)
-                    for name, row in values["outcomes"].items()
-                },
-                settings={name: dict(each) for name, each in values["settings"].items()},
-                seed=int(values["seed"]),
-                batch_size=int(values["batch_size"]),
-                exhaustive=bool(values["exhaustive"]),
-                images=str(values["images"]),
-                model=str(values["model"]),
-                data=str(values["data"]),
-                checks=dict(values["checks"]),
-                versions=dict(values["versions"]),
-                verdicts=tuple(map(Verdict.from_dict, values["verdicts"])),
-                repeats={k: tuple(map(str, v)) for k, v in values.get("repeats", {}).items()},
-            )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `to_dict` as JSON, whole or not at all.
-
-        Raises:
-            OSError: The folder cannot be written to; a file already there is left as it was.
-        """
-        write_report(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "RobustnessReport":
-        """The report in a file that `save` wrote, without the example images.
-
-        Raises:
-            EvaluationError: It cannot be read, or holds something else.
-        """
-        return read_report(path, "a report", cls.from_dict)
+    def _built(cls, values: Mapping[str, Any]) -> "RobustnessReport":
+        """The report without the example images, which no file holds."""
+        threat = values["threat"]
+        low, high = threat["bounds"]
+        return cls(
+            threat=ThreatModel(norm=threat["norm"], eps=threat["eps"], bounds=(low, high)),
+            classes=int(values["classes"]),
+            indices=tuple(map(int, values["indices"])),
+            labels=tuple(map(int, values["labels"])),
+            predictions=tuple(map(int, values["predictions"])),
+            outcomes={
+                name: tuple(_OUTCOMES[sign] for sign in row)
+                for name, row in values["outcomes"].items()
+            },
+            settings={name: dict(each) for name, each in values["settings"].items()},
+            seed=int(values["seed"]),
+            batch_size=int(values["batch_size"]),
+            exhaustive=bool(values["exhaustive"]),
+            images=str(values["images"]),
+            model=str(values["model"]),
+            data=str(values["data"]),
+            checks=dict(values["checks"]),
+            versions=dict(values["versions"]),
+            verdicts=tuple(map(Verdict.from_dict, values["verdicts"])),
+            repeats={k: tuple(map(str, v)) for k, v in values.get("repeats", {}).items()},
+        )
 
     def _standing(self) -> dict[str, Answers]:
         """By `"clean"` and attack, the answers to each image's worst version so far."""

@@ -209,7 +209,7 @@ class Trial:
         return self._measurement.at_home(self._measurement.source.images(self.indices[positions]))
 
     def _predict(self, images: Tensor, where: str, part: Tensor, name: str) -> Tensor:
-        """The classes that the model sees most often, on the CPU, [k]; which draws were right."""
+        """The classes seen most often, on the CPU, [k]; notes which draws were right."""
         seen = [answer.argmax(1).cpu() for answer in self._answers(images, where, self._draws)]
         if not self.random:
             return seen[0]
@@ -299,7 +299,7 @@ def _image(entry: Sequence[Any]) -> tuple[Tensor, int]:
 
 
 def _forged(reason: str) -> EvaluationError:
-    """What is said of a state that no evaluation leaves."""
+    """The error about a state that no evaluation leaves."""
     return EvaluationError(
         f"state: no evaluation with these attacks leaves it: {reason}; give another path"
     )

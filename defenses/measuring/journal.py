@@ -1,4 +1,4 @@
-"""What is kept in files: the state of work under way, so that a killed one goes on, and reports.
+"""What is kept in files: the state of work under way, so that killed work goes on, and reports.
 
 A state says of which work it is by digests, part by part, and is refused by any other. Files appear
 whole or not at all, and only regular files of bearable size are read or replaced.
@@ -10,10 +10,10 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar, final
+from typing import Any, ClassVar, Self, TypeVar, final
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +22,12 @@ from defenses.errors import DefenseError, EvaluationError
 from defenses.quantities import shown
 
 __all__ = [
+    "FiledReport",
     "Journal",
-    "check_schema",
     "digest_of",
     "digest_of_model",
     "is_path",
-    "read_report",
-    "reading_values",
     "write_bytes",
-    "write_report",
     "write_text",
 ]
 
@@ -38,7 +35,6 @@ _SCHEMA = 1
 _LARGEST = 1 << 30
 
 _Part = TypeVar("_Part", list[Any], dict[str, Any])
-_Report = TypeVar("_Report")
 
 
 @final
@@ -148,46 +144,73 @@ def is_path(value: object) -> bool:
     return isinstance(value, str | os.PathLike)
 
 
-def check_schema(values: object, schema: int, what: str) -> None:
-    """Refuses what is no mapping of this schema."""
-    if not isinstance(values, Mapping) or values.get("schema") != schema:
-        got = values.get("schema") if isinstance(values, Mapping) else values
-        raise EvaluationError(f"expected {what} of schema {schema}, got {shown(got)}")
+class FiledReport(ABC):
+    """A report as JSON values and as a file of them, which holds them whole or not at all.
 
+    A subclass says what it is called and of which schema its values are.
+    """
 
-@contextmanager
-def reading_values(what: str) -> Iterator[None]:
-    """Turns what is raised by values of other kinds, or missing ones, into an error of ours."""
-    try:
-        yield
-    except DefenseError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise EvaluationError(f"expected the values of {what}: {error!r}") from error
+    _CALLED: ClassVar[str]
+    _SCHEMA: ClassVar[int]
 
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-able values."""
 
-def read_report(
-    path: str | os.PathLike[str], what: str, build: Callable[[Any], _Report]
-) -> _Report:
-    """The report that is built of the JSON values in a file; every failure is `EvaluationError`."""
-    if not is_path(path):
-        raise EvaluationError(f"path: expected the file of {what}, got {shown(path)}")
-    try:
-        return build(json.loads(_read_text(path, what)))
-    except OSError as error:
-        raise EvaluationError(f"{path}: cannot read: {error.strerror}") from error
-    except DefenseError as error:
-        told = str(error)
-        raise EvaluationError(told if told.startswith(f"{path}:") else f"{path}: {told}") from error
-    except (ValueError, RecursionError) as error:
-        raise EvaluationError(
-            f"{path}: expected {what}, as `save` writes it, got no JSON ({shown(error)})"
-        ) from error
+    @classmethod
+    @abstractmethod
+    def _built(cls, values: Mapping[str, Any]) -> Self:
+        """The report of values that may be missing or of other kinds, and then raise as they do."""
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+        """The report that `to_dict` described; figures that follow from others are computed anew.
 
-def write_report(path: str | os.PathLike[str], values: Mapping[str, Any]) -> None:
-    """The values of a report as JSON, of numbers that JSON has: no NaN, no infinity."""
-    write_text(path, json.dumps(values, allow_nan=False) + "\n")
+        Raises:
+            EvaluationError: The values do not describe such a report.
+        """
+        schema = values.get("schema") if isinstance(values, Mapping) else values
+        if not isinstance(values, Mapping) or schema != cls._SCHEMA:
+            raise EvaluationError(
+                f"expected {cls._CALLED} of schema {cls._SCHEMA}, got {shown(schema)}"
+            )
+        try:
+            return cls._built(values)
+        except DefenseError:
+            raise
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise EvaluationError(f"expected the values of {cls._CALLED}: {error!r}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `to_dict` as JSON.
+
+        Raises:
+            OSError: The folder cannot be written to; a file already there is left as it was.
+        """
+        # JSON has no NaN and no infinity: better no file than one that others cannot read.
+        write_text(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """The report in a file that `save` wrote.
+
+        Raises:
+            EvaluationError: It cannot be read, or holds something else.
+        """
+        if not is_path(path):
+            raise EvaluationError(f"path: expected the file of {cls._CALLED}, got {shown(path)}")
+        try:
+            return cls.from_dict(json.loads(_read_text(path, cls._CALLED)))
+        except OSError as error:
+            raise EvaluationError(f"{path}: cannot read: {error.strerror}") from error
+        except DefenseError as error:
+            told = str(error)
+            told = told if told.startswith(f"{path}:") else f"{path}: {told}"
+            raise EvaluationError(told) from error
+        except (ValueError, RecursionError) as error:
+            raise EvaluationError(
+                f"{path}: expected {cls._CALLED}, as `save` writes it, got no JSON ({shown(error)})"
+            ) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -127,21 +127,21 @@ class Finding:
 
     @classmethod
     def passed(cls, found: str, figure: float) -> "Finding":
-        """What had to hold does."""
+        """What should hold does."""
         return cls(outcome="pass", sentence=f"{found}.", figure=figure)
 
     @classmethod
     def failed(cls, found: str, meaning: str, figure: float) -> "Finding":
-        """It does not, and what that means."""
+        """What should hold does not; and what that means."""
         return cls(outcome="fail", sentence=f"{found}: {meaning}.", figure=figure)
 
     @classmethod
     def not_checked(cls, reason: str) -> "Finding":
-        """Nobody knows, and why."""
+        """Whether it holds is unknown; and why."""
         return cls(outcome="not checked", sentence=f"{reason}.")
 
     def named(self, name: str) -> Verdict:
-        """The verdict of this finding."""
+        """This finding as the verdict of a check."""
         return Verdict(
             name=name,
             outcome=self.outcome,

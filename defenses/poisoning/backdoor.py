@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from defenses.errors import EvaluationError
 from defenses.measuring.counting import majority, wilson_interval
 from defenses.poisoning.obedience import predicted
+from defenses.poisoning.poisoning import check_bytes
 from defenses.poisoning.spectral import spectral_scan
-from defenses.poisoning.trigger import check_bytes
 from defenses.quantities import shown
 from defenses.scope import attack_scope
 
@@ -81,7 +81,7 @@ class ClassFinding:
 @final
 @dataclass(frozen=True, kw_only=True)
 class BackdoorReport:
-    """The decision, by class.
+    """The decision on a model, class by class.
 
     Attributes:
         level: How often at most a model is called poisoned in which no class's change is obeyed by
@@ -282,7 +282,7 @@ class _Trusted:
 def _changes(
     images: Tensor, kind: int, scores: Tensor, trusted: _Trusted
 ) -> list[tuple[str, Tensor, Tensor]]:
-    """Who chose, which of the class's images, and what those have that others have not."""
+    """Each way of choosing suspects: its name, the suspects, and what they have in common."""
     others = trusted.others(kind)
     apart, nearest = _nearest(images, others)
     alike, _ = _nearest(images, trusted.own(kind))

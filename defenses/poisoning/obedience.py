@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from defenses.errors import EvaluationError
 from defenses.measuring.counting import wilson_interval
-from defenses.poisoning.trigger import check_bytes
+from defenses.poisoning.poisoning import check_bytes
 from defenses.quantities import is_whole, shown
 from defenses.scope import attack_scope, check_logits, home_of
 
@@ -65,7 +65,7 @@ def attack_success_rate(
         AttackError: The tensors are not such images and labels.
 
     Example:
-        >>> from defenses.poisoning.trigger import Trigger
+        >>> from defenses.poisoning.poisoning import Trigger
         >>> images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
         >>> images[2:] = 200  # class 1 is where the last pixel is bright
         >>> model = nn.Sequential(nn.Flatten(), nn.Linear(16, 2))

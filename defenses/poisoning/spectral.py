@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses.errors import EvaluationError
-from defenses.poisoning.trigger import check_bytes
+from defenses.poisoning.poisoning import check_bytes
 from defenses.quantities import as_real, is_whole, is_word, shown
 from defenses.scope import attack_scope, check_module, home_of
 

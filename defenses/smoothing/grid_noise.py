@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from defenses.errors import EvaluationError
+from defenses.quantities import LARGEST_SIGMA
 
-__all__ = ["LARGEST_SIGMA", "LEVELS", "GridNoise"]
+__all__ = ["LEVELS", "GridNoise"]
 
 LEVELS = 255
-LARGEST_SIGMA = 10  # levels and noise together then fit 16 bits
 _WORD_BITS, _GUIDE_BITS = 64, 16
 _REACH = 9.3  # in sigmas; what lies beyond has less than half of the smallest probability of a word
 _DIGITS = 45

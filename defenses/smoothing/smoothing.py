@@ -9,7 +9,6 @@ the images. `CertificationReport` carries them together with the raw counts; eve
 from a count, so a report cannot claim one that its counts do not give.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -19,13 +18,11 @@ from scipy import special
 
 from defenses.errors import EvaluationError
 from defenses.measuring.counting import wilson_interval
-from defenses.measuring.journal import check_schema, read_report, reading_values, write_report
-from defenses.quantities import as_real, as_whole, shown
-from defenses.smoothing.grid_noise import LARGEST_SIGMA
+from defenses.measuring.journal import FiledReport
+from defenses.quantities import LARGEST_SIGMA, as_real, as_whole, shown
 
 __all__ = ["CertificationReport", "CertifiedPoint", "Smoothing"]
 
-_SCHEMA = 1
 _RESERVE = 0.01
 _ROUND_DOWN = 1 - 1e-9  # far more than scipy's own error, far less than anyone can see
 
@@ -130,7 +127,7 @@ class CertifiedPoint:
 
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
-class CertificationReport:
+class CertificationReport(FiledReport):
     """Predictions of a smoothed classifier, and how far each provably holds.
 
     The smoothed classifier gives the class that the model gives most often when N(0, sigma^2) is
@@ -163,6 +160,9 @@ class CertificationReport:
         >>> [round(radius, 2) for radius in report.radii]
         [0.62, 0.0, 0.0]
     """
+
+    _CALLED = "a certification"
+    _SCHEMA = 1
 
     smoothing: Smoothing
     classes: int
@@ -262,7 +262,7 @@ class CertificationReport:
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-able values: what it rests on, and under `summary` its figures."""
         return {
-            "schema": _SCHEMA,
+            "schema": self._SCHEMA,
             "norm": "l2",
             "smoothing": asdict(self.smoothing),
             "classes": self.classes,
@@ -284,39 +284,16 @@ class CertificationReport:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "CertificationReport":
-        """The report that `to_dict` described; its summary is computed anew.
-
-        Raises:
-            EvaluationError: The values do not describe a report.
-        """
-        check_schema(values, _SCHEMA, "a certification")
-        with reading_values("a certification"):
-            return cls(
-                smoothing=Smoothing(**values["smoothing"]),
-                classes=int(values["classes"]),
-                indices=tuple(map(int, values["indices"])),
-                labels=tuple(map(int, values["labels"])),
-                selected=tuple(map(int, values["selected"])),
-                hits=tuple(map(int, values["hits"])),
-                seed=int(values["seed"]),
-                images=str(values["images"]),
-                versions=dict(values["versions"]),
-            )
-
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `to_dict` as JSON, whole or not at all.
-
-        Raises:
-            OSError: The folder cannot be written to; a file already there is left as it was.
-        """
-        write_report(path, self.to_dict())
-
-    @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> "CertificationReport":
-        """The report in a file that `save` wrote.
-
-        Raises:
-            EvaluationError: It cannot be read, or holds something else.
-        """
-        return read_report(path, "a certification", cls.from_dict)
+    def _built(cls, values: Mapping[str, Any]) -> "CertificationReport":
+        """The report of the counts, from which the summary follows."""
+        return cls(
+            smoothing=Smoothing(**values["smoothing"]),
+            classes=int(values["classes"]),
+            indices=tuple(map(int, values["indices"])),
+            labels=tuple(map(int, values["labels"])),
+            selected=tuple(map(int, values["selected"])),
+            hits=tuple(map(int, values["hits"])),
+            seed=int(values["seed"]),
+            images=str(values["images"]),
+            versions=dict(values["versions"]),
+        )

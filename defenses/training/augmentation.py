@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from defenses.attacks.inputs import Setting, check_batch, check_classes
 from defenses.errors import AttackError
-from defenses.quantities import as_real, shown
+from defenses.quantities import LARGEST_SIGMA, as_real, shown
 from defenses.scope import check_module
-from defenses.smoothing.grid_noise import LARGEST_SIGMA
 from defenses.training.objective import checked_smoothing, generator_from, generator_in
 
 __all__ = ["GaussianAugmentation"]
