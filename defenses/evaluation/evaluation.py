@@ -120,6 +120,7 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
         OSError: `state` cannot be read or written.
 
     Example:
+        >>> import torch
         >>> data = [(torch.tensor([[[0.9, 0.1]]]), 0), (torch.tensor([[[0.5, 0.6]]]), 1)]
         >>> threat = ThreatModel(norm="linf", eps=0.1)
         >>> report = evaluate(nn.Flatten(), data, threat, attacks=["fgsm"])
