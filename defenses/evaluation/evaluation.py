@@ -131,13 +131,7 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
     named, settings = named_attacks(attacks, threat), _check_settings(verdicts)
     check_flag("exhaustive", exhaustive)
     about = measured(
-        model,
-        data,
-        threat,
-        samples=samples,
-        batch_size=batch_size,
-        seed=seed,
-        progress=progress,
+        model, data, threat, samples=samples, batch_size=batch_size, seed=seed, progress=progress
     )
     with about as measurement, attack_scope(model, seed=seed):
         unasked = None if settings is None else copied(model)
