@@ -50,7 +50,7 @@ class Sealing:
         1
     """
 
-    recipients: Sequence[archive.SlotWriter]
+    recipients: Sequence[archive.AnyRecipient]
     signer: archive.Signer | None = None
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ class Unlocking:
         True
     """
 
-    identity: archive.SlotReader
+    identity: archive.AnyIdentity
     trusted: Sequence[archive.Verifier] | None = None
 
 

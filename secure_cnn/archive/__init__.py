@@ -34,7 +34,7 @@ from secure_cnn.archive.errors import (
 from secure_cnn.archive.format.claims import JSON
 from secure_cnn.archive.format.core import Lineage
 from secure_cnn.archive.format.payload import Progress
-from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.format.slots import AnyIdentity, AnyRecipient
 from secure_cnn.archive.format.state import State
 from secure_cnn.archive.info import ArchiveInfo, SlotInfo, inspect, verify
 from secure_cnn.archive.keys.identity import Identity, Recipient, generate_identity, read_identity
@@ -62,6 +62,8 @@ from secure_cnn.archive.store.store import CheckpointStore
 __all__ = [
     "INSECURE_TEST_COST",
     "JSON",
+    "AnyIdentity",
+    "AnyRecipient",
     "ArchiveError",
     "ArchiveInfo",
     "Argon2Cost",
@@ -88,8 +90,6 @@ __all__ = [
     "ServiceKey",
     "Signer",
     "SlotInfo",
-    "SlotReader",
-    "SlotWriter",
     "State",
     "StateError",
     "StorageError",

@@ -16,10 +16,10 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from secure_cnn.archive.errors import InvalidKey
 from secure_cnn.archive.format.payload import Payload, Progress
-from secure_cnn.archive.format.slots import SlotReader
+from secure_cnn.archive.format.slots import AnyIdentity
 from secure_cnn.archive.keys.signatures import Verifier
-from secure_cnn.archive.opening import Path, opened, unlock
-from secure_cnn.archive.output import new_file
+from secure_cnn.archive.opening import unlock
+from secure_cnn.archive.storage import Path, new_file, opened
 from secure_cnn.files import write_at
 
 __all__ = ["export_age"]
@@ -35,7 +35,7 @@ def export_age(
     path: Path,
     out: Path,
     *,
-    identity: SlotReader,
+    identity: AnyIdentity,
     recipients: Sequence[str],
     trusted: Sequence[Verifier] | None = None,
     overwrite: bool = False,

@@ -15,9 +15,7 @@ from secure_cnn.archive.errors import MissingExtra, StateError
 from secure_cnn.archive.format.claims import JSON
 from secure_cnn.archive.info import ArchiveInfo, inspect, verify
 from secure_cnn.archive.keys.signatures import Verifier
-from secure_cnn.archive.opening import Path
-from secure_cnn.archive.output import new_file
-from secure_cnn.files import write_at
+from secure_cnn.archive.storage import Path, write_file
 
 __all__ = ["bill_of_materials", "export_bill_of_materials", "export_card", "model_card"]
 
@@ -157,7 +155,7 @@ def export_card(
         ...     pathlib.Path(f"{folder}/m.md").read_text()[:12]
         '# Model card'
     """
-    _write(out, model_card(_info(path, trusted)), overwrite)
+    write_file(out, model_card(_info(path, trusted)).encode(), overwrite=overwrite)
 
 
 def export_bill_of_materials(
@@ -180,19 +178,12 @@ def export_bill_of_materials(
         ...
         secure_cnn.archive.errors.StorageError: nowhere: cannot read: ...
     """
-    _write(out, bill_of_materials(_info(path, trusted)), overwrite)
+    write_file(out, bill_of_materials(_info(path, trusted)).encode(), overwrite=overwrite)
 
 
 def _info(path: Path, trusted: Sequence[Verifier] | None) -> ArchiveInfo:
     """What a file says, verified if somebody is trusted."""
     return inspect(path) if trusted is None else verify(path, trusted=trusted)
-
-
-def _write(out: Path, text: str, overwrite: bool) -> None:
-    """Puts a text at a path, whole or not at all."""
-    raw = text.encode()
-    with new_file(out, length=len(raw), overwrite=overwrite, mode=0o666) as fd:
-        write_at(fd, memoryview(raw), 0)
 
 
 def _facts(info: ArchiveInfo) -> Iterator[tuple[str, JSON]]:

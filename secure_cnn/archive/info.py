@@ -13,21 +13,14 @@ from secure_cnn.archive.format.claims import JSON
 from secure_cnn.archive.format.core import Lineage
 from secure_cnn.archive.format.header import VERSION, Header
 from secure_cnn.archive.format.payload import Payload, Progress, hash_file
-from secure_cnn.archive.format.slots import SlotReader
+from secure_cnn.archive.format.slots import AnyIdentity, known_kinds
 from secure_cnn.archive.format.state import (
     build_state,
 )
 from secure_cnn.archive.keys.signatures import Verifier
 from secure_cnn.archive.loading import read_index, read_tensor
-from secure_cnn.archive.opening import (
-    Path,
-    layout_of,
-    opened,
-    read_header,
-    signed_leaves,
-    signer_of,
-    unlock,
-)
+from secure_cnn.archive.opening import layout_of, read_header, signed_leaves, signer_of, unlock
+from secure_cnn.archive.storage import Path, opened
 from secure_cnn.printable import printable
 
 __all__ = ["ArchiveInfo", "SlotInfo", "describe", "inspect", "verify"]
@@ -53,7 +46,9 @@ class SlotInfo:
     sealed_for: bool
 
     def __str__(self) -> str:
-        later = " (added later)" if not self.sealed_for and self.kind != "argon2id" else ""
+        # The core names no passphrase, so that nothing tells when one was added.
+        named = all(kind.named for kind in known_kinds() if kind.name.lower() == self.kind)
+        later = " (added later)" if named and not self.sealed_for else ""
         return f"{self.kind} {self.key_id}{later}"
 
 
@@ -185,7 +180,7 @@ def verify(
     path: Path,
     *,
     trusted: Sequence[Verifier],
-    deep: SlotReader | None = None,
+    deep: AnyIdentity | None = None,
     progress: Progress | None = None,
 ) -> ArchiveInfo:
     """What a sealed file says, after a trusted signature held over core and payload.

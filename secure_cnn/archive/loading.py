@@ -16,7 +16,7 @@ from secure_cnn.archive.errors import LimitExceeded, StateError, StorageError
 from secure_cnn.archive.format.claims import JSON, check_claims
 from secure_cnn.archive.format.payload import Payload, wipe
 from secure_cnn.archive.format.secret import Secret
-from secure_cnn.archive.format.slots import SlotReader
+from secure_cnn.archive.format.slots import AnyIdentity
 from secure_cnn.archive.format.state import (
     State,
     build_state,
@@ -27,11 +27,8 @@ from secure_cnn.archive.format.state import (
 )
 from secure_cnn.archive.format.tensors import Index, Pieces, Span, header_end, parse_index
 from secure_cnn.archive.keys.signatures import Verifier
-from secure_cnn.archive.opening import (
-    Path,
-    opened,
-    unlock,
-)
+from secure_cnn.archive.opening import unlock
+from secure_cnn.archive.storage import Path, opened
 
 __all__ = [
     "LazyArchive",
@@ -47,7 +44,7 @@ __all__ = [
 def load(
     path: Path,
     *,
-    identity: SlotReader,
+    identity: AnyIdentity,
     trusted: Sequence[Verifier] | None = None,
     expect: Mapping[str, object] | None = None,
     core_hash: str | None = None,
@@ -112,7 +109,7 @@ def load_into(
     state: State,
     path: Path,
     *,
-    identity: SlotReader,
+    identity: AnyIdentity,
     trusted: Sequence[Verifier] | None = None,
     expect: Mapping[str, object] | None = None,
     core_hash: str | None = None,
@@ -290,7 +287,7 @@ class LazyArchive(Secret):
 def open_lazy(
     path: Path,
     *,
-    identity: SlotReader,
+    identity: AnyIdentity,
     trusted: Sequence[Verifier] | None = None,
     expect: Mapping[str, object] | None = None,
     core_hash: str | None = None,

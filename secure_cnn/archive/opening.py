@@ -4,16 +4,13 @@ In this order: lengths against limits and file size; the core hash that was aske
 trust; file key and MAC; public claims; the stream's header. Nothing is skipped for any caller.
 """
 
-import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Mapping, Sequence
 
 from secure_cnn.archive.errors import (
     InvalidKey,
     RolledBack,
     StateError,
-    StorageError,
     Tampered,
     Truncated,
     UntrustedSigner,
@@ -29,43 +26,20 @@ from secure_cnn.archive.format.header import (
     read_lengths,
 )
 from secure_cnn.archive.format.payload import Payload, leaf_hash, merkle_root, read_at
-from secure_cnn.archive.format.slots import SlotReader
+from secure_cnn.archive.format.slots import AnyIdentity
 from secure_cnn.archive.format.stream import HEADER_LENGTH, Layout, open_stream
 from secure_cnn.archive.keys import check_identity, check_trusted
 from secure_cnn.archive.keys.signatures import Verifier, footer_lengths
-from secure_cnn.files import open_regular
 
 __all__ = [
-    "Path",
     "check_trust",
     "footer_length",
     "layout_of",
-    "opened",
     "read_header",
     "signed_leaves",
     "signer_of",
     "unlock",
 ]
-
-Path: TypeAlias = str | os.PathLike[str]
-
-
-@contextlib.contextmanager
-def opened(path: Path, *, flags: int = os.O_RDONLY) -> Iterator[int]:
-    """A regular file, open; errors of the operating system in the block are ours.
-
-    Args:
-        flags: ``os.O_RDONLY`` or ``os.O_RDWR``.
-    """
-    verb = "read" if flags == os.O_RDONLY else "change"
-    try:
-        fd = open_regular(path, flags)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot {verb}: {error.strerror}") from error
 
 
 def layout_of(header: Header) -> Layout:
@@ -134,8 +108,7 @@ def check_trust(signer: Verifier | None, trusted: Sequence[Verifier]) -> None:
 def signed_leaves(fd: int, header: Header, trusted: Sequence[Verifier] | None) -> list[bytes]:
     """The leaf hashes that the signer signed together with the core; empty if unsigned.
 
-    Args:
-        trusted: Whose signatures count; None asks for none, but one that is there must hold.
+    Without `trusted` no signature is demanded, but one that is there must hold.
     """
     found = None if trusted is None else check_trusted(trusted)
     signer = signer_of(fd, header)
@@ -156,17 +129,12 @@ def signed_leaves(fd: int, header: Header, trusted: Sequence[Verifier] | None) -
 def unlock(
     fd: int,
     *,
-    identity: SlotReader,
+    identity: AnyIdentity,
     trusted: Sequence[Verifier] | None,
     expect: Mapping[str, object],
     core_hash: str | None,
 ) -> tuple[Header, Payload]:
-    """Head and payload, after all that can be checked before decrypting was checked.
-
-    Args:
-        trusted: Whose signatures count; see `signed_leaves`.
-        core_hash: The core hash the file must have, if any.
-    """
+    """Head and payload, after all that can be checked before decrypting was checked."""
     identity, trusted = check_identity(identity), trusted and check_trusted(trusted)
     _check_wanted(expect, core_hash)
     header = read_header(fd)

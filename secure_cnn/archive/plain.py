@@ -14,15 +14,11 @@ import torch
 from secure_cnn.archive.errors import StateError, StorageError
 from secure_cnn.archive.format.header import MAGIC
 from secure_cnn.archive.format.payload import Progress
-from secure_cnn.archive.format.slots import SlotReader
+from secure_cnn.archive.format.slots import AnyIdentity
 from secure_cnn.archive.format.state import State, decode_state, encode_state
 from secure_cnn.archive.keys.signatures import Verifier
-from secure_cnn.archive.opening import (
-    Path,
-    opened,
-    unlock,
-)
-from secure_cnn.archive.output import new_file
+from secure_cnn.archive.opening import unlock
+from secure_cnn.archive.storage import Path, new_file, opened
 from secure_cnn.files import reading, write_at
 
 __all__ = ["decrypt", "import_", "is_torch", "load_plain", "save_plain"]
@@ -153,7 +149,7 @@ def decrypt(
     path: Path,
     out: Path,
     *,
-    identity: SlotReader,
+    identity: AnyIdentity,
     trusted: Sequence[Verifier] | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,

@@ -5,7 +5,6 @@ still read this file. `rotate` encrypts everything anew; the old content stays r
 wherever a copy of the old file is.
 """
 
-import fcntl
 import os
 import stat
 from collections.abc import Sequence, Set
@@ -14,23 +13,29 @@ from secure_cnn.archive.errors import InvalidKey, StorageError
 from secure_cnn.archive.format.core import LATEST_FILE, Core
 from secure_cnn.archive.format.header import SECTOR, Header, derive_key, seal_copy
 from secure_cnn.archive.format.payload import Progress
-from secure_cnn.archive.format.slots import Slot, SlotReader, SlotWriter, check_mix
+from secure_cnn.archive.format.slots import (
+    AnyIdentity,
+    AnyRecipient,
+    Slot,
+    check_beside,
+    check_together,
+)
 from secure_cnn.archive.keys import check_identity, check_recipients, check_signer, key_ids
-from secure_cnn.archive.keys.passphrase import check_costs
 from secure_cnn.archive.keys.signatures import Signer, Verifier
-from secure_cnn.archive.opening import Path, opened, read_header, unlock
-from secure_cnn.archive.sealing import new_core, write_sealed
+from secure_cnn.archive.opening import read_header, unlock
+from secure_cnn.archive.sealing import Draft
+from secure_cnn.archive.storage import Path, lock_file, opened
 from secure_cnn.files import write_at
 
-__all__ = ["change_recipients", "lock", "rotate"]
+__all__ = ["change_recipients", "rotate"]
 
 
 def change_recipients(
     path: Path,
     *,
-    identity: SlotReader,
-    add: Sequence[SlotWriter] = (),
-    remove: Sequence[str | SlotWriter] = (),
+    identity: AnyIdentity,
+    add: Sequence[AnyRecipient] = (),
+    remove: Sequence[str | AnyRecipient] = (),
 ) -> None:
     """Gives the file key to some and takes the slots of others away, in one step.
 
@@ -65,57 +70,23 @@ def change_recipients(
     identity, added = check_identity(identity), check_recipients(add, name="add")
     removed = key_ids(remove, name="remove")
     with opened(path, flags=os.O_RDWR) as fd:
-        lock(fd, path)
+        lock_file(fd, path)
         header = read_header(fd)
         file_key, slots = header.unlock(identity)
         kept = _without(slots, removed)
         new = [who.wrap(file_key, header.core_hash) for who in added]
         replaced = {(slot.kind, slot.key_id) for slot in new}
         after = [slot for slot in kept if (slot.kind, slot.key_id) not in replaced] + new
-        check_mix(slot.kind for slot in after)
-        check_costs(after)
+        check_beside(slot.kind for slot in after)
+        check_together(after)
         _write(fd, header, after, file_key)
-
-
-def lock(fd: int, path: Path) -> None:
-    """Keeps every other change of this file out until the descriptor is closed."""
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise StorageError(f"{path}: another process is changing it; try again later") from None
-
-
-def _without(slots: Sequence[Slot], removed: Set[str]) -> list[Slot]:
-    """The slots whose key ids are not among these, each of which must be there."""
-    missing = removed - {slot.key_id.hex() for slot in slots}
-    if missing:
-        raise InvalidKey(
-            f"expected key ids that the file has, got {', '.join(sorted(missing))}; "
-            "list its recipients"
-        )
-    return [slot for slot in slots if slot.key_id.hex() not in removed]
-
-
-def _write(fd: int, header: Header, slots: Sequence[Slot], file_key: bytes) -> None:
-    """Mark, copy A, copy B, no mark: each on the disk before the next, save for the last."""
-    copy = memoryview(seal_copy(header.prefix, slots, file_key, header.copy_length))
-    mark = header.mark_offset
-    for data, at in (
-        (memoryview(derive_key(file_key, b"mark")), mark),
-        (copy, mark + SECTOR),
-        (copy, mark + SECTOR + header.copy_length),
-    ):
-        write_at(fd, data, at)
-        os.fdatasync(fd)
-    # Equal copies with a mark are as good as without one: this write may be lost.
-    write_at(fd, memoryview(bytes(len(header.mark))), mark)
 
 
 def rotate(
     path: Path,
     *,
-    identity: SlotReader,
-    recipients: Sequence[SlotWriter],
+    identity: AnyIdentity,
+    recipients: Sequence[AnyRecipient],
     signer: Signer | None = None,
     trusted: Sequence[Verifier] | None = None,
     progress: Progress | None = None,
@@ -125,7 +96,7 @@ def rotate(
     Name, lineage, claims and permissions stay; file id and core hash are new, so that a successor
     that names this file as its previous one no longer does; for this reason a checkpoint in its
     store is refused. Segments are decrypted and encrypted one by one: no plaintext is written, and
-    little of it is in memory at a time.
+    little of it is in memory at a time. On any failure the old file is as it was.
 
     Args:
         path: A sealed file.
@@ -140,7 +111,7 @@ def rotate(
         UntrustedSigner: The old file is not signed by whom it must be.
         StorageError: The file is a checkpoint in its store, another process is changing it, or the
             operating system refuses.
-        ArchiveError: As for `load` and `save`; the old file is as it was.
+        ArchiveError: As for `load` and `save`.
 
     Example:
         >>> import tempfile, torch, secure_cnn.archive as archive
@@ -155,7 +126,7 @@ def rotate(
     if signer is not None and trusted is None:
         trusted = [signer.verifier]
     with opened(path) as fd:
-        lock(fd, path)
+        lock_file(fd, path)
         header, payload = unlock(fd, identity=identity, trusted=trusted, expect={}, core_hash=None)
         old = header.core
         _check_alone(path, old)
@@ -164,25 +135,48 @@ def rotate(
                 f"{path}: is signed, expected a signer for the new file, got none; name one, or "
                 "save the state unsigned"
             )
-        core = new_core(
+        draft = Draft(
+            recipients=recipients,
+            signer=signer,
+            claims=old.claims,
             name=old.name,
             lineage=old.lineage,
-            claims=old.claims,
-            recipients=recipients,
-            signer=signer,
-            plaintext_length=old.plaintext_length,
             segment_length=old.segment_length,
         )
-        write_sealed(
-            path,
-            core,
-            payload,
-            recipients=recipients,
-            signer=signer,
-            overwrite=True,
-            mode=stat.S_IMODE(os.fstat(fd).st_mode),
-            progress=progress,
+        mode = stat.S_IMODE(os.fstat(fd).st_mode)
+        draft.write(
+            path, payload, old.plaintext_length, overwrite=True, mode=mode, progress=progress
         )
+
+
+def _without(slots: Sequence[Slot], removed: Set[str]) -> list[Slot]:
+    """The slots whose key ids are not among these, each of which must be there."""
+    missing = removed - {slot.key_id.hex() for slot in slots}
+    if missing:
+        raise InvalidKey(
+            f"expected key ids that the file has, got {', '.join(sorted(missing))}; "
+            "list its recipients"
+        )
+    return [slot for slot in slots if slot.key_id.hex() not in removed]
+
+
+def _write(fd: int, header: Header, slots: Sequence[Slot], file_key: bytes) -> None:
+    """Mark, copy A, copy B, no mark: each on the disk before the next, save for the last.
+
+    This order makes a power cut harmless: the head holds its slots twice, and the mark, which only
+    a holder of the file key can make, stands while the two may differ.
+    """
+    copy = memoryview(seal_copy(header.prefix, slots, file_key, header.copy_length))
+    mark = header.mark_offset
+    for data, at in (
+        (memoryview(derive_key(file_key, b"mark")), mark),
+        (copy, mark + SECTOR),
+        (copy, mark + SECTOR + header.copy_length),
+    ):
+        write_at(fd, data, at)
+        os.fdatasync(fd)
+    # Equal copies with a mark are as good as without one: this write may be lost.
+    write_at(fd, memoryview(bytes(len(header.mark))), mark)
 
 
 def _check_alone(path: Path, core: Core) -> None:

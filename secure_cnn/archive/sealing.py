@@ -4,37 +4,27 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import final
 
 from secure_cnn.archive.errors import StateError
 from secure_cnn.archive.format.claims import JSON, canonical_json, copy_claims
 from secure_cnn.archive.format.core import Core, Lineage
 from secure_cnn.archive.format.header import copy_length_for, derive_key, seal_header, seal_prefix
-from secure_cnn.archive.format.payload import (
-    Plaintext,
-    Progress,
-    encrypt_file,
-    merkle_root,
-)
-from secure_cnn.archive.format.slots import NO_KEY_ID, SlotKind, SlotWriter
-from secure_cnn.archive.format.state import (
-    State,
-    encode_state,
-    named_tensors,
-)
+from secure_cnn.archive.format.payload import Plaintext, Progress, encrypt_file, merkle_root
+from secure_cnn.archive.format.slots import NO_KEY_ID, AnyRecipient, check_together
+from secure_cnn.archive.format.state import State, encode_state, named_tensors
 from secure_cnn.archive.format.stream import Layout, create_stream
 from secure_cnn.archive.format.tensors import Pieces
 from secure_cnn.archive.keys import check_recipients, check_signer
-from secure_cnn.archive.keys.passphrase import check_costs
+from secure_cnn.archive.keys.identity import HYBRID
 from secure_cnn.archive.keys.signatures import Signer
-from secure_cnn.archive.opening import (
-    Path,
-    footer_length,
-)
-from secure_cnn.archive.output import new_file
+from secure_cnn.archive.opening import footer_length
+from secure_cnn.archive.storage import Path, new_file
 from secure_cnn.files import write_at
 
-__all__ = ["check", "new_core", "save", "write_sealed"]
+__all__ = ["Draft", "check", "save"]
 
 _SEGMENT_LENGTH = 1 << 20
 
@@ -43,7 +33,7 @@ def save(  # noqa: PLR0913  (each is one decision of who saves)
     path: Path,
     state: State,
     *,
-    recipients: Sequence[SlotWriter],
+    recipients: Sequence[AnyRecipient],
     signer: Signer | None = None,
     claims: Mapping[str, JSON] | None = None,
     private_claims: Mapping[str, JSON] | None = None,
@@ -92,24 +82,15 @@ def save(  # noqa: PLR0913  (each is one decision of who saves)
     recipients, signer = check_recipients(recipients), check_signer(signer)
     public, private = _apart(claims, private_claims)
     plaintext = Pieces(encode_state(state, private))
-    core = new_core(
+    draft = Draft(
+        recipients=recipients,
+        signer=signer,
+        claims=public,
         name=name,
         lineage=lineage,
-        claims=public,
-        recipients=recipients,
-        signer=signer,
-        plaintext_length=len(plaintext),
         segment_length=segment_length,
     )
-    write_sealed(
-        path,
-        core,
-        plaintext,
-        recipients=recipients,
-        signer=signer,
-        overwrite=overwrite,
-        progress=progress,
-    )
+    draft.write(path, plaintext, len(plaintext), overwrite=overwrite, progress=progress)
 
 
 def check(
@@ -118,24 +99,13 @@ def check(
     claims: Mapping[str, JSON] | None = None,
     private_claims: Mapping[str, JSON] | None = None,
     name: str = "",
-    recipients: Sequence[SlotWriter] = (),
+    recipients: Sequence[AnyRecipient] = (),
 ) -> None:
     """Passes if `save`, and `save_plain`, will take these: to be asked before hours of work.
 
     Cheap: the bytes of tensors are not looked at, and nothing is written. What remains for `save`
-    to refuse is the disk, and a bool tensor with bytes that are none.
-
-    Args:
-        state: As for `save`; with tensors of the types that it will have.
-        claims: As for `save`.
-        private_claims: As for `save`.
-        name: As for `save`.
-        recipients: As for `save`; with none, one is thought of.
-
-    Raises:
-        InvalidKey: The recipients do not mix, or are none.
-        StateError: State, claims or name hold something that the format cannot.
-        LimitExceeded: The claims are too long.
+    to refuse is the disk, and a bool tensor with bytes that are none. All arguments are as for
+    `save`; the tensors are of the types that they will have.
 
     Example:
         >>> import torch
@@ -147,16 +117,79 @@ def check(
     named_tensors(state)
     recipients = check_recipients(recipients)
     public, _ = _apart(claims, private_claims)
-    core = new_core(
-        name=name,
-        lineage=None,
-        claims=public,
-        recipients=recipients,
-        signer=None,
-        plaintext_length=0,
-        segment_length=_SEGMENT_LENGTH,
-    )
-    seal_prefix(core, copy_length_for([who.kind for who in recipients] or [SlotKind.HYBRID]))
+    core = Draft(recipients=recipients, claims=public, name=name).core(0)
+    # Who opens it may not be known yet; then the head is as long as one hybrid recipient makes it.
+    seal_prefix(core, copy_length_for([who.kind for who in recipients] or [HYBRID]))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """What a sealed file is to be, all but its content."""
+
+    recipients: Sequence[AnyRecipient]
+    signer: Signer | None = None
+    claims: Mapping[str, JSON] = field(default_factory=dict)
+    name: str = ""
+    lineage: Lineage | None = None
+    segment_length: int = _SEGMENT_LENGTH
+
+    def core(self, plaintext_length: int) -> Core:
+        """The core of a new file, with a fresh id."""
+        if not isinstance(self.name, str):
+            raise StateError(f"name: expected text, got {type(self.name).__name__}")
+        if self.lineage is not None and not isinstance(self.lineage, Lineage):
+            raise StateError(f"lineage: expected a Lineage, got {type(self.lineage).__name__}")
+        audience = {who.key_id.hex() for who in self.recipients if who.key_id != NO_KEY_ID}
+        return Core(
+            file_id=os.urandom(32).hex(),
+            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            name=self.name,
+            lineage=self.lineage,
+            audience=tuple(sorted(audience)),
+            claims=json.loads(canonical_json(dict(self.claims), "claims")),
+            plaintext_length=plaintext_length,
+            segment_length=self.segment_length,
+            signer=self.signer.verifier.signer_id if self.signer else None,
+        )
+
+    def write(
+        self,
+        path: Path,
+        plaintext: Plaintext,
+        plaintext_length: int,
+        *,
+        overwrite: bool,
+        mode: int = 0o666,
+        progress: Progress | None = None,
+    ) -> str:
+        """Encrypts a plaintext under a fresh file key and puts the file at `path`.
+
+        Returns the core hash of the new file, in hexadecimal digits.
+        """
+        core = self.core(plaintext_length)
+        copy_length = copy_length_for([who.kind for who in self.recipients])
+        core_hash = hashlib.sha256(seal_prefix(core, copy_length)).digest()
+        file_key = os.urandom(32)
+        slots = [who.wrap(file_key, core_hash) for who in self.recipients]
+        check_together(slots)
+        head = seal_header(core, slots, file_key, copy_length)
+        floe = create_stream(derive_key(file_key, b"payload"), core_hash, core.segment_length)
+        layout = Layout(
+            offset=len(head), segment_length=core.segment_length, plaintext_length=plaintext_length
+        )
+        length, signer = layout.end + footer_length(core), self.signer
+        with new_file(path, length=length, overwrite=overwrite, mode=mode) as fd:
+            leaves = encrypt_file(
+                fd, layout, floe, plaintext, hashed=signer is not None, progress=progress
+            )
+            if signer is not None:
+                root = merkle_root(leaves)
+                signed = signer.verifier.public + signer.sign(core_hash, root)
+                write_at(fd, memoryview(b"".join(leaves) + root + signed), layout.end)
+            # The head last: a file that was cut off while it was written is no sealed file.
+            write_at(fd, memoryview(head), 0)
+        return core_hash.hex()
 
 
 def _apart(
@@ -168,73 +201,3 @@ def _apart(
     if twice := public.keys() & private.keys():
         raise StateError(f"claims: expected {sorted(twice)} to be public or private, got both")
     return public, private
-
-
-def new_core(
-    *,
-    name: str,
-    lineage: Lineage | None,
-    claims: Mapping[str, JSON],
-    recipients: Sequence[SlotWriter],
-    signer: Signer | None,
-    plaintext_length: int,
-    segment_length: int,
-) -> Core:
-    """The core of a new file, with a fresh id."""
-    if not isinstance(name, str):
-        raise StateError(f"name: expected text, got {type(name).__name__}")
-    if lineage is not None and not isinstance(lineage, Lineage):
-        raise StateError(f"lineage: expected a Lineage, got {type(lineage).__name__}")
-    audience = {who.key_id.hex() for who in recipients if who.key_id != NO_KEY_ID}
-    return Core(
-        file_id=os.urandom(32).hex(),
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        name=name,
-        lineage=lineage,
-        audience=tuple(sorted(audience)),
-        claims=json.loads(canonical_json(dict(claims), "claims")),
-        plaintext_length=plaintext_length,
-        segment_length=segment_length,
-        signer=signer.verifier.signer_id if signer else None,
-    )
-
-
-def write_sealed(
-    path: Path,
-    core: Core,
-    plaintext: Plaintext,
-    *,
-    recipients: Sequence[SlotWriter],
-    signer: Signer | None,
-    overwrite: bool,
-    mode: int = 0o666,
-    progress: Progress | None = None,
-) -> None:
-    """Encrypts a plaintext under a fresh file key and puts the file at `path`.
-
-    Args:
-        core: Made by `new_core` for these recipients and this signer.
-        overwrite: Whether a file at `path` may be replaced.
-    """
-    copy_length = copy_length_for([who.kind for who in recipients])
-    core_hash = hashlib.sha256(seal_prefix(core, copy_length)).digest()
-    file_key = os.urandom(32)
-    slots = [who.wrap(file_key, core_hash) for who in recipients]
-    check_costs(slots)
-    head = seal_header(core, slots, file_key, copy_length)
-    floe = create_stream(derive_key(file_key, b"payload"), core_hash, core.segment_length)
-    layout = Layout(
-        offset=len(head),
-        segment_length=core.segment_length,
-        plaintext_length=core.plaintext_length,
-    )
-    length = layout.end + footer_length(core)
-    with new_file(path, length=length, overwrite=overwrite, mode=mode) as fd:
-        leaves = encrypt_file(
-            fd, layout, floe, plaintext, hashed=signer is not None, progress=progress
-        )
-        if signer is not None:
-            root = merkle_root(leaves)
-            signed = signer.verifier.public + signer.sign(core_hash, root)
-            write_at(fd, memoryview(b"".join(leaves) + root + signed), layout.end)
-        write_at(fd, memoryview(head), 0)

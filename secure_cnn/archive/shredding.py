@@ -20,9 +20,8 @@ from secure_cnn.archive.format.header import Header
 from secure_cnn.archive.format.payload import read_at
 from secure_cnn.archive.keys import check_signer, check_trusted
 from secure_cnn.archive.keys.signatures import Signer, Verifier
-from secure_cnn.archive.opening import Path, opened, read_header
-from secure_cnn.archive.output import new_file
-from secure_cnn.archive.recipients import lock
+from secure_cnn.archive.opening import read_header
+from secure_cnn.archive.storage import Path, lock_file, new_file, opened
 from secure_cnn.files import check_target, sync_folder, write_at
 
 __all__ = ["Certificate", "read_certificate", "shred"]
@@ -108,7 +107,7 @@ def shred(
         raise StorageError(f"{path}: cannot shred: {error.strerror}; give a file itself") from None
     target = pathlib.Path(path)
     with opened(path, flags=os.O_RDWR) as fd:
-        lock(fd, path)
+        lock_file(fd, path)
         header = read_header(fd)
         done = _describe(target.name, header, os.fstat(fd))
         with contextlib.ExitStack() as stack:

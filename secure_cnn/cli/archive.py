@@ -296,7 +296,7 @@ def _seal(
     read: Callable[[Path], archive.State],
     plain: Path,
     out: Path,
-    who: list[archive.SlotWriter],
+    who: list[archive.AnyRecipient],
     signer: Path | None,
     claim: list[str] | None,
     private_claim: list[str] | None,
@@ -318,7 +318,7 @@ def _seal(
     message(f"sealed file: {out}; the plain file is still there")
 
 
-def _somebody(who: list[archive.SlotWriter], new: str = "--") -> None:
+def _somebody(who: list[archive.AnyRecipient], new: str = "--") -> None:
     """Refuses a file that nobody could open, in the words of the command line."""
     if not who:
         raise archive.InvalidKey(

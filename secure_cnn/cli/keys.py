@@ -70,7 +70,7 @@ def unlocking_from(
 
 def writers_from(
     recipients: Sequence[str], passphrase_file: Path | None, kek: str | None
-) -> list[archive.SlotWriter]:
+) -> list[archive.AnyRecipient]:
     """Everyone who is to open a file; nobody where nobody was named.
 
     Args:
@@ -81,7 +81,7 @@ def writers_from(
     Raises:
         ArchiveError: A key cannot be read.
     """
-    who: list[archive.SlotWriter] = [
+    who: list[archive.AnyRecipient] = [
         archive.Recipient.from_text(text) for given in recipients for text in _texts(given)
     ]
     if passphrase_file is not None:
@@ -93,7 +93,7 @@ def writers_from(
 
 def reader_from(
     identity: Path | None, passphrase_file: Path | None, kek: str | None
-) -> archive.SlotReader | None:
+) -> archive.AnyIdentity | None:
     """What opens a file, which one of these names; None where none does.
 
     Raises:

@@ -65,7 +65,7 @@ def given_settings(context: typer.Context) -> list[str]:
     ]
 
 
-def needed(reader: archive.SlotReader | None) -> archive.SlotReader:
+def needed(reader: archive.AnyIdentity | None) -> archive.AnyIdentity:
     """What opens a file, which must have been named.
 
     Raises:

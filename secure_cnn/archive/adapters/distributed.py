@@ -6,7 +6,6 @@ Torch's own writer pickles `.metadata` in clear, outside of its extensions; that
 written nor read here.
 """
 
-import hashlib
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, final
@@ -35,22 +34,19 @@ from secure_cnn.archive.adapters.planning import (
 )
 from secure_cnn.archive.errors import RolledBack, StateError, StorageError
 from secure_cnn.archive.format.claims import JSON
-from secure_cnn.archive.format.header import copy_length_for, seal_prefix
-from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.format.slots import AnyIdentity, AnyRecipient
 from secure_cnn.archive.format.state import encode_state
 from secure_cnn.archive.format.tensors import Pieces
 from secure_cnn.archive.info import inspect
 from secure_cnn.archive.keys import check_recipients, check_signer
 from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.loading import load, open_lazy
-from secure_cnn.archive.opening import Path
-from secure_cnn.archive.sealing import new_core, save, write_sealed
+from secure_cnn.archive.sealing import Draft, save
+from secure_cnn.archive.storage import Path
 
 __all__ = ["SealedLoadPlanner", "SealedReader", "SealedSavePlanner", "SealedWriter"]
 
 _METADATA_FILE = "metadata.sealed"
-
-_SEGMENT_LENGTH = 1 << 20
 
 
 @final
@@ -82,7 +78,7 @@ class SealedWriter(StorageWriter):
         self,
         folder: Path,
         *,
-        recipients: Sequence[SlotWriter],
+        recipients: Sequence[AnyRecipient],
         signer: Signer | None = None,
         claims: Mapping[str, JSON] | None = None,
         name: str = "",
@@ -142,25 +138,9 @@ class SealedWriter(StorageWriter):
         plaintext = Pieces(
             encode_state({str(number): tensor for number, tensor in enumerate(share)})
         )
-        core = new_core(
-            name=file,
-            lineage=None,
-            claims={},
-            recipients=self._recipients,
-            signer=self._signer,
-            plaintext_length=len(plaintext),
-            segment_length=_SEGMENT_LENGTH,
-        )
-        write_sealed(
-            self._folder / file,
-            core,
-            plaintext,
-            recipients=self._recipients,
-            signer=self._signer,
-            overwrite=True,  # what a save that died left; nothing of it counts
-        )
-        copy_length = copy_length_for([who.kind for who in self._recipients])
-        return hashlib.sha256(seal_prefix(core, copy_length)).hexdigest()
+        draft = Draft(recipients=self._recipients, signer=self._signer, name=file)
+        # It replaces what a save that died left; nothing of that counts.
+        return draft.write(self._folder / file, plaintext, len(plaintext), overwrite=True)
 
     def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
         """Seals the metadata: from now on the checkpoint counts."""
@@ -222,7 +202,7 @@ class SealedReader(StorageReader):
         self,
         folder: Path,
         *,
-        identity: SlotReader,
+        identity: AnyIdentity,
         trusted: Sequence[Verifier] | None = None,
         expect: Mapping[str, object] | None = None,
         core_hash: str | None = None,

@@ -12,7 +12,7 @@ import torch
 
 from secure_cnn.archive.errors import MissingExtra, StateError, StorageError
 from secure_cnn.archive.format.claims import JSON
-from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.format.slots import AnyIdentity, AnyRecipient
 from secure_cnn.archive.keys import check_identity, check_recipients, check_signer, check_trusted
 from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.loading import load
@@ -54,10 +54,10 @@ class SealedCheckpointIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
     def __init__(
         self,
         *,
-        recipients: Sequence[SlotWriter],
+        recipients: Sequence[AnyRecipient],
         signer: Signer | None = None,
         claims: Mapping[str, JSON] | None = None,
-        identity: SlotReader | None = None,
+        identity: AnyIdentity | None = None,
         trusted: Sequence[Verifier] | None = None,
         expect: Mapping[str, object] | None = None,
     ) -> None:
@@ -72,11 +72,7 @@ class SealedCheckpointIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Seals a checkpoint, over an older one if there is one; the folder is made.
-
-        Args:
-            storage_options: None; there are no options.
-        """
+        """Seals a checkpoint, over an older one if there is one; the folder is made."""
         if storage_options is not None:
             raise StateError("storage_options: expected None, got some; leave them out")
         try:
@@ -95,11 +91,7 @@ class SealedCheckpointIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """A sealed checkpoint; its tensors are in main memory.
-
-        Args:
-            map_location: None or the CPU: Lightning moves tensors on its own.
-        """
+        """A sealed checkpoint; its tensors are in main memory, Lightning moves them on its own."""
         if self._identity is None:
             raise StateError(
                 f"{path}: expected an identity to open it with; give one to the plugin"

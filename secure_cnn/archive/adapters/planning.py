@@ -48,13 +48,7 @@ _DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where one tensor is stored, or one piece of it, or the bytes of plain data.
-
-    Attributes:
-        file: The name of a sealed file in the folder of the checkpoint.
-        core_hash: The core hash of that file.
-        tensor: The name of the tensor in it.
-    """
+    """Where a tensor, a piece of one, or the bytes of plain data are: a tensor of a sealed file."""
 
     file: str
     core_hash: str
@@ -64,12 +58,7 @@ class Place:
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Contents:
-    """What a checkpoint holds, and where.
-
-    Attributes:
-        metadata: As torch's planners take it.
-        places: By the index that planners ask with.
-    """
+    """What a checkpoint holds, as planners take it, and where, by the index they ask with."""
 
     metadata: Metadata
     places: dict[MetadataIndex, Place]

@@ -12,11 +12,11 @@ from torch import nn
 
 from secure_cnn.archive.errors import StateError
 from secure_cnn.archive.format.claims import JSON
-from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.format.slots import AnyIdentity, AnyRecipient
 from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.loading import load
-from secure_cnn.archive.opening import Path
 from secure_cnn.archive.sealing import save
+from secure_cnn.archive.storage import Path
 
 __all__ = ["from_pretrained", "save_pretrained"]
 
@@ -28,7 +28,7 @@ def save_pretrained(
     model: nn.Module,
     *,
     config: Mapping[str, Any],
-    recipients: Sequence[SlotWriter],
+    recipients: Sequence[AnyRecipient],
     signer: Signer | None = None,
     claims: Mapping[str, JSON] | None = None,
     name: str = "",
@@ -75,7 +75,7 @@ def from_pretrained(
     path: Path,
     build: Callable[[dict[str, Any]], _Model],
     *,
-    identity: SlotReader,
+    identity: AnyIdentity,
     trusted: Sequence[Verifier] | None = None,
     expect: Mapping[str, object] | None = None,
     core_hash: str | None = None,

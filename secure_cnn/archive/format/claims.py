@@ -21,22 +21,17 @@ _MAX_INTEGER_BITS = 1024
 
 
 def canonical_json(value: object, path: str) -> bytes:
-    """ASCII JSON with sorted keys and no white space.
+    """ASCII JSON with sorted keys and no white space: one text for one value.
 
-    Args:
-        value: dict with str keys, list, tuple (becomes a list), str, int, finite float, bool or
-            None.
+    The value is a dict with str keys, a list or tuple, str, int, finite float, bool or None, up to
+    64 deep. The path is its name in messages.
     """
     _check(value, path, _MAX_DEPTH)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
 def copy_claims(claims: object, path: str) -> dict[str, JSON]:
-    """The claims apart from the ones given, so that later changes do not reach them.
-
-    Args:
-        claims: A mapping with values as for `canonical_json`; None for no claims.
-    """
+    """A copy of claims that later changes do not reach; None is no claims."""
     if claims is None:
         return {}
     if not isinstance(claims, Mapping):
@@ -46,7 +41,7 @@ def copy_claims(claims: object, path: str) -> dict[str, JSON]:
 
 
 def parse_json(raw: bytes, what: str) -> JSON:
-    """The value in JSON bytes from a file."""
+    """The value in JSON bytes from a file; refuses what two readers might take differently."""
     try:
         value: JSON = json.loads(
             raw.decode("utf-8"),

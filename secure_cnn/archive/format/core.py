@@ -35,9 +35,6 @@ class Lineage:
         generation: Its number in the sequence, 0 to 2^63 - 1.
         previous: The core hash of the file before it, 64 hexadecimal digits; None for the first.
 
-    Raises:
-        StateError: A field has another type or form.
-
     Example:
         >>> Lineage(run="digits", step=100, generation=1, previous=None).generation
         1
@@ -68,12 +65,9 @@ class Core:
     """What a sealed file says about itself.
 
     Attributes:
-        file_id: 64 hexadecimal digits, random.
+        file_id: 64 hexadecimal digits, random: two files of one content differ.
         created: UTC time, ISO 8601.
-        name: A logical name, or "".
-        lineage: Where it stands in a sequence, or None.
         audience: Key ids of those it was sealed for, 32 hexadecimal digits each, sorted.
-        claims: A JSON object.
         plaintext_length: Bytes of the plaintext, up to 2^48.
         segment_length: Bytes of a whole encrypted segment, 4 KiB to 64 MiB.
         signer: Algorithm and hash of the signer's public key; None if unsigned.

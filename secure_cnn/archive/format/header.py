@@ -27,10 +27,10 @@ from secure_cnn.archive.errors import (
 )
 from secure_cnn.archive.format.core import Core
 from secure_cnn.archive.format.slots import (
+    AnyIdentity,
     Slot,
     SlotKind,
-    SlotReader,
-    check_mix,
+    check_beside,
     pack_slots,
     parse_slots,
     slots_length,
@@ -71,10 +71,7 @@ _COPY_OVERHEAD = 4 + _MAC_LENGTH
 class Copy:
     """One of the two copies of what may change: not authenticated yet.
 
-    Attributes:
-        slots: The wrapped file keys, in file order.
-        maced: Its raw bytes under the MAC: the slots and their length.
-        mac: The 32-byte MAC that stands behind them.
+    `maced` are its raw bytes under the MAC, the slots and their length; `mac` stands behind them.
     """
 
     slots: tuple[Slot, ...]
@@ -88,11 +85,9 @@ class Header:
     """The head of a file as it was read, not authenticated until `unlock` passes.
 
     Attributes:
-        core: The parsed core.
         prefix: The raw bytes that never change: fixed header and core.
         mark: Zeros, or the mark of a change under way.
         copies: One copy, or the candidates while a change is under way, to be tried in order.
-        copy_length: Bytes that each copy takes in the file.
     """
 
     core: Core
@@ -116,7 +111,7 @@ class Header:
         """Where the payload starts."""
         return head_length(len(self.prefix) - FIXED_LENGTH, self.copy_length)
 
-    def unlock(self, identity: SlotReader) -> tuple[bytes, tuple[Slot, ...]]:
+    def unlock(self, identity: AnyIdentity) -> tuple[bytes, tuple[Slot, ...]]:
         """The file key, and the slots of the copy that it authenticates."""
         refused: list[ArchiveError] = []
         for copy in self.copies:
@@ -141,9 +136,7 @@ class Header:
 def derive_key(file_key: bytes, purpose: bytes) -> bytes:
     """The 32-byte key of one purpose: HKDF-SHA-256 of the file key.
 
-    Args:
-        file_key: 32 bytes.
-        purpose: ``b"header"``, ``b"mark"`` or ``b"payload"``.
+    The purpose is ``b"header"``, ``b"mark"`` or ``b"payload"``.
     """
     info = b"secure-cnn/sealed/v1/" + purpose
     return HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(file_key)
@@ -151,7 +144,7 @@ def derive_key(file_key: bytes, purpose: bytes) -> bytes:
 
 def copy_length_for(kinds: Sequence[SlotKind]) -> int:
     """Bytes of a copy for slots of these kinds, with room for one more of the longest."""
-    check_mix(kinds)
+    check_beside(kind.number for kind in kinds)
     longest = max(kinds, key=lambda kind: kind.body_lengths[-1])
     return _round_up(_COPY_OVERHEAD + slots_length([*kinds, longest]))
 
@@ -207,11 +200,7 @@ def read_lengths(fixed: bytes) -> tuple[int, int]:
 
 
 def parse_header(raw: bytes) -> Header:
-    """The head of a file in the first bytes of a file; not authenticated yet.
-
-    Args:
-        raw: The first bytes of the file, at least up to the payload.
-    """
+    """The head in the first bytes of a file, at least up to the payload; not authenticated yet."""
     core_length, copy_length = read_lengths(raw[:FIXED_LENGTH])
     core_end = FIXED_LENGTH + core_length
     mark_at = _round_up(core_end)

@@ -65,15 +65,9 @@ def encrypt_file(
     hashed: bool,
     progress: Progress | None = None,
 ) -> list[bytes]:
-    """Writes a whole payload at its offset.
+    """Writes a whole payload at its offset, of a stream that was made for this file alone.
 
-    Args:
-        floe: A stream made by `create_stream` for this file alone.
-        plaintext: Exactly `layout.plaintext_length` bytes.
-        hashed: Whether to hash what is written.
-
-    Returns:
-        The leaf hashes of header and segments in order if `hashed`, else an empty list.
+    Returns the leaf hashes of header and segments in order if `hashed`, else an empty list.
     """
     leaves = [b""] * (layout.segments + 1) if hashed else []
     if hashed:
@@ -118,8 +112,7 @@ class Payload:
     def read_into(self, target: memoryview, start: int = 0) -> None:
         """Decrypts a range of the plaintext; on any failure the whole target is zero.
 
-        Args:
-            target: As many bytes as are wanted. All of none, from 0, still checks a segment.
+        An empty target still checks one segment.
         """
         self.scatter_into(Pieces([target]), start)
 
@@ -268,10 +261,9 @@ def leaf_hash(data: bytes | memoryview) -> bytes:
 
 
 def merkle_root(leaves: Sequence[bytes]) -> bytes:
-    """The root over leaf hashes: nodes are SHA-256(1, left, right), an odd last one moves up.
+    """The root over one leaf hash or more: nodes are SHA-256(1, left, right), an odd last moves up.
 
-    Args:
-        leaves: At least one 32-byte hash.
+    The byte before leaves and nodes keeps a node from being taken for a leaf.
     """
     level = list(leaves)
     while len(level) > 1:

@@ -37,12 +37,11 @@ class Secret:
 def wrap_key(secret: bytes, salt: bytes | None, info: bytes, file_key: bytes) -> bytes:
     """The 80 bytes that give the file key back to whoever has the secret.
 
-    Args:
-        secret: 32 bytes that cannot be guessed cheaply.
-        salt: Fresh for each wrap where `secret` and `info` may be used again.
-        info: What the wrap belongs to; see `slot_info`.
-        file_key: 32 bytes.
+    The secret has 32 bytes that cannot be guessed cheaply, and wraps under `info`, what the wrap
+    belongs to. `salt` is fresh for each wrap where secret and info may be used again.
     """
+    # The nonce is zero, since `key` is of this wrap alone. The commitment keeps one slot from being
+    # made to open under many secrets (Len, Grubbs and Ristenpart, 2021).
     key, commitment = _derive(secret, salt, info)
     return commitment + AESGCM(key).encrypt(bytes(12), file_key, None)
 

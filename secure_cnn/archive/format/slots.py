@@ -1,62 +1,40 @@
 """Slots: the wrapped copies of the file key, one for each recipient; pure bytes <-> values.
 
 They stand outside core and signature, so that they can be exchanged while the payload stays. What
-wraps and unwraps is in the package `keys`, behind the two protocols here.
+wraps and unwraps is in the package `keys`, behind the two protocols here. Each of its modules makes
+the `SlotKind` of its slots: a new kind touches that module, the door in `keys` and the command.
 """
 
-import enum
 import struct
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol, final
 
-from secure_cnn.archive.errors import InvalidKey, LimitExceeded, Tampered
+from secure_cnn.archive.errors import InvalidKey, LimitExceeded, Tampered, WrongKey
 
 __all__ = [
-    "MAX_PASSPHRASE_SLOTS",
     "MAX_SLOTS",
     "NO_KEY_ID",
+    "AnyIdentity",
+    "AnyRecipient",
     "Slot",
     "SlotKind",
-    "SlotReader",
-    "SlotWriter",
-    "check_mix",
+    "check_beside",
+    "check_together",
+    "known_kinds",
     "pack_slots",
     "parse_slots",
+    "register",
     "slot_info",
     "slots_length",
+    "unwrap_own",
 ]
 
 MAX_SLOTS = 256
-MAX_PASSPHRASE_SLOTS = 8
 NO_KEY_ID = bytes(16)
 
 _SLOT_HEAD = struct.Struct(">HH16s")
-
-
-class SlotKind(enum.IntEnum):
-    """How a slot wraps the file key."""
-
-    HYBRID = 1
-    X25519 = 2
-    ARGON2ID = 3
-    KEK = 4
-    SERVICE = 5
-
-    @property
-    def body_lengths(self) -> range:
-        """The lengths that a body of this kind may have, in bytes; one for all but a service."""
-        shortest, longest = _BODY_LENGTHS[self]
-        return range(shortest, longest + 1)
-
-
-_BODY_LENGTHS = {
-    SlotKind.HYBRID: (1168, 1168),
-    SlotKind.X25519: (80, 80),
-    SlotKind.ARGON2ID: (92, 92),
-    SlotKind.KEK: (96, 96),
-    SlotKind.SERVICE: (81, 1104),
-}
 
 
 @final
@@ -64,11 +42,8 @@ _BODY_LENGTHS = {
 class Slot:
     """One wrapped copy of the file key.
 
-    Attributes:
-        kind: A `SlotKind`, or the number of a kind unknown to this version, which readers pass
-            over.
-        key_id: 16 bytes that say for whom it is; for a passphrase, its salt.
-        body: The wrapped key.
+    `kind` is the number of a `SlotKind`, or of one unknown to this version, which readers pass
+    over. `key_id` is 16 bytes that say for whom the slot is; for a passphrase, its salt.
     """
 
     kind: int
@@ -78,16 +53,59 @@ class Slot:
     @property
     def name(self) -> str:
         """The kind in words."""
-        return (
-            SlotKind(self.kind).name.lower() if self.kind in list(SlotKind) else f"kind {self.kind}"
-        )
+        return _KINDS[self.kind].name.lower() if self.kind in _KINDS else f"kind {self.kind}"
 
 
-class SlotWriter(Protocol):
+@final
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SlotKind:
+    """How slots of one number wrap the file key, and what they may stand beside in one file.
+
+    Attributes:
+        number: What stands in the file, for ever.
+        body_lengths: The lengths that a body may have, in bytes.
+        label: As in age, recipients of two different labels are refused in one file; a kind
+            without a label stands beside all.
+        alone: Why a file with another label beside this one is refused, and the cure.
+        most: How many slots of this kind one file may have.
+        what: What these are called when there are too many.
+        named: Whether a recipient's key id is the same in every file, so that the core names it.
+        together: Refuses slots of this kind that must not be in one file together.
+    """
+
+    number: int
+    name: str = field(compare=False)
+    body_lengths: range = field(compare=False)
+    label: str = field(default="", compare=False)
+    alone: str = field(default="", compare=False)
+    most: int = field(default=MAX_SLOTS, compare=False)
+    what: str = field(default="recipients", compare=False)
+    named: bool = field(default=True, compare=False)
+    together: Callable[[Sequence[Slot]], None] | None = field(default=None, compare=False)
+
+
+# Filled by the modules in `keys`, all of which the package imports: readers refuse a known kind
+# whose body has another length, and pass over an unknown one.
+_KINDS: dict[int, SlotKind] = {}
+
+
+def register(kind: SlotKind) -> SlotKind:
+    """Makes a kind known to readers; gives it back."""
+    assert kind.number not in _KINDS, f"two kinds of slot have the number {kind.number}"
+    _KINDS[kind.number] = kind
+    return kind
+
+
+def known_kinds() -> tuple[SlotKind, ...]:
+    """All kinds, by number."""
+    return tuple(_KINDS[number] for number in sorted(_KINDS))
+
+
+class AnyRecipient(Protocol):
     """Whoever can be given the file key.
 
     Example:
-        >>> from secure_cnn.archive.keys.identity import generate_identity
+        >>> from secure_cnn.archive import generate_identity
         >>> generate_identity().recipient.kind.name
         'HYBRID'
     """
@@ -104,11 +122,11 @@ class SlotWriter(Protocol):
         """A slot that holds the 32-byte file key, bound to the 32-byte hash of the core."""
 
 
-class SlotReader(Protocol):
+class AnyIdentity(Protocol):
     """Whoever can take the file key out of a slot.
 
     Example:
-        >>> from secure_cnn.archive.keys.identity import generate_identity
+        >>> from secure_cnn.archive import generate_identity
         >>> me = generate_identity()
         >>> me.unwrap([me.recipient.wrap(bytes(32), b"c" * 32)], b"c" * 32) == bytes(32)
         True
@@ -119,27 +137,53 @@ class SlotReader(Protocol):
 
 
 def slot_info(kind: SlotKind, core_hash: bytes) -> bytes:
-    r"""What every wrap binds: the kind of slot and the file."""
-    return b"secure-cnn/sealed/v1/slot|" + struct.pack(">H", kind) + core_hash
+    """What every wrap binds, so that a slot moved to another file or kind does not open."""
+    return b"secure-cnn/sealed/v1/slot|" + struct.pack(">H", kind.number) + core_hash
 
 
-def check_mix(kinds: Iterable[int]) -> None:
-    """Passes if a file may have slots of all these kinds."""
-    kinds = list(kinds)
-    if not kinds:
+def unwrap_own(
+    slots: Sequence[Slot], who: AnyRecipient, unwrap: Callable[[bytes], bytes | None], *, cure: str
+) -> bytes:
+    """The file key out of the first of a recipient's own slots whose body `unwrap` can open.
+
+    `cure` says with what a file opens that has no such slot.
+    """
+    found = [slot for slot in slots if (slot.kind, slot.key_id) == (who.kind.number, who.key_id)]
+    if not found:
+        raise WrongKey(f"not sealed for {who!r}; open it with {cure}")
+    for slot in found:
+        if (file_key := unwrap(slot.body)) is not None:
+            return file_key
+    raise Tampered(f"the slot of {who!r} does not open: the header was changed; get the file again")
+
+
+def check_beside(numbers: Iterable[int]) -> None:
+    """Passes if one file may have slots of all these kinds, as each declares."""
+    counts = Counter(numbers)
+    if not counts:
         raise InvalidKey("expected at least one recipient, got none; nobody could open the file")
-    if len(kinds) > MAX_SLOTS:
-        raise LimitExceeded(f"expected 1 to {MAX_SLOTS} recipients, got {len(kinds)}")
-    if kinds.count(SlotKind.ARGON2ID) > MAX_PASSPHRASE_SLOTS:
-        raise LimitExceeded(
-            f"expected at most {MAX_PASSPHRASE_SLOTS} passphrases, which is what readers try, got "
-            f"{kinds.count(SlotKind.ARGON2ID)}"
-        )
-    if {SlotKind.HYBRID, SlotKind.X25519} <= set(kinds):
+    if counts.total() > MAX_SLOTS:
+        raise LimitExceeded(f"expected 1 to {MAX_SLOTS} recipients, got {counts.total()}")
+    kinds = [kind for kind in known_kinds() if counts[kind.number]]
+    for kind in kinds:
+        if counts[kind.number] > kind.most:
+            raise LimitExceeded(
+                f"expected at most {kind.most} {kind.what}, which is what readers try, "
+                f"got {counts[kind.number]}"
+            )
+    labels = {kind.label: kind.alone for kind in kinds if kind.label}
+    if len(labels) > 1:
         raise InvalidKey(
-            "expected recipients that are all hybrid or all X25519, got both: the file would be no "
-            "stronger than X25519; make a hybrid identity for everyone"
+            f"expected recipients that are all {' or all '.join(labels)}, got both: "
+            f"{''.join(labels.values()) or 'make two files'}"
         )
+
+
+def check_together(slots: Sequence[Slot]) -> None:
+    """Passes if these slots may be in one file, as far as only their bodies tell."""
+    for kind in known_kinds():
+        if kind.together is not None:
+            kind.together([slot for slot in slots if slot.kind == kind.number])
 
 
 def slots_length(kinds: Iterable[SlotKind]) -> int:
@@ -162,10 +206,10 @@ def parse_slots(raw: bytes) -> tuple[Slot, ...]:
         if len(slots) == MAX_SLOTS:
             raise LimitExceeded(f"expected at most {MAX_SLOTS} slots, got more")
         head = raw[at : at + _SLOT_HEAD.size].ljust(_SLOT_HEAD.size, b"\0")
-        kind, length, key_id = _SLOT_HEAD.unpack(head)
+        number, length, key_id = _SLOT_HEAD.unpack(head)
         at += _SLOT_HEAD.size + length
-        known = kind in list(SlotKind)
-        if at > len(raw) or (known and length not in SlotKind(kind).body_lengths):
+        kind = _KINDS.get(number)
+        if at > len(raw) or (kind is not None and length not in kind.body_lengths):
             raise Tampered(f"slot {len(slots)} has a wrong length; get the file again")
-        slots.append(Slot(kind=kind, key_id=key_id, body=raw[at - length : at]))
+        slots.append(Slot(kind=number, key_id=key_id, body=raw[at - length : at]))
     return tuple(slots)

@@ -53,13 +53,10 @@ _ALIGNMENT = 64
 def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list[memoryview]:
     """The safetensors file of a state, as buffers to be read one behind the other.
 
-    Tensors that are contiguous in main memory are not copied: change them after the buffers were
-    used only.
-
-    Args:
-        state: A tree, up to 32 deep, of dict (keys str or int; an `OrderedDict` becomes a dict),
-            list, tuple, str, int (up to 1024 bits), float, bool, None and tensors (dense, any
-            device, any dtype that safetensors has; parameters come back as tensors).
+    A state is a tree, up to 32 deep, of dict (keys str or int; an `OrderedDict` becomes a dict),
+    list, tuple, str, int (up to 1024 bits), float, bool, None and tensors (dense, any device, any
+    dtype that safetensors has; parameters come back as tensors). Tensors that are contiguous in
+    main memory are not copied: change them only after the buffers were used.
     """
     encoder = _Encoder()
     structure = json.dumps(encoder.node(state, ()), separators=(",", ":"), allow_nan=False)
@@ -90,19 +87,14 @@ def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list
 def decode_state(data: torch.Tensor) -> State:
     """The state in the bytes of a safetensors file; a dict of its tensors if another tool made it.
 
-    Args:
-        data: uint8 tensor [n]. The tensors of the state use its memory.
+    The tensors of the state use the memory of `data`, uint8 [n].
     """
     index = index_of(data)
     return build_state(index, lambda name: _cut(index, data, name))
 
 
 def index_of(data: torch.Tensor) -> Index:
-    """The index of the safetensors file in these bytes.
-
-    Args:
-        data: uint8 tensor [n].
-    """
+    """The index of the safetensors file in these bytes, uint8 [n]."""
     end = header_end(data[:8].numpy().tobytes(), len(data))
     return parse_index(data[8:end].numpy().tobytes(), len(data))
 
@@ -141,9 +133,7 @@ def with_tensors(
 ) -> State:
     """The same tree with other tensors, and containers as a file of it would give them back.
 
-    Args:
-        state: A tree as for `encode_state`.
-        exchange: Gives the other tensors, by the names of `named_tensors`.
+    `exchange` gives the other tensors, by the names of `named_tensors`.
     """
     encoder = _Encoder()
     structure = encoder.node(state, ())

@@ -82,16 +82,10 @@ class Floe(Secret):
         return keyed
 
     def encrypt_into(self, position: int, last: bool, plaintext: _Bytes, out: memoryview) -> int:
-        """Encrypts one segment under a fresh nonce from the operating system.
+        """Encrypts one segment, numbered from 0, under a fresh nonce from the operating system.
 
-        Args:
-            position: The number of the segment, from 0.
-            last: Whether it is the last one; all others must be whole.
-            plaintext: Up to `piece` bytes, exactly `piece` unless last.
-            out: At least 32 bytes longer than the plaintext.
-
-        Returns:
-            The length of the segment in `out`.
+        All but the last segment hold exactly `piece` bytes. `out` is at least 32 bytes longer than
+        the plaintext; returns the length of the segment in it.
         """
         length = len(plaintext) + OVERHEAD
         if length > self.segment_length or (not last and length != self.segment_length):
@@ -111,13 +105,7 @@ class Floe(Secret):
         """Decrypts one segment into buffers that follow one another, in the order given.
 
         A segment that cannot be the right one leaves them as they are; after any failure beyond
-        that, all of them are zero.
-
-        Args:
-            position: The number of the segment, from 0.
-            last: Whether it must be the last one.
-            segment: Exactly its bytes.
-            outs: Together exactly 32 bytes shorter.
+        that, all of them are zero. Together they are exactly 32 bytes shorter than the segment.
         """
         length = len(segment)
         if not OVERHEAD <= length <= self.segment_length or length != OVERHEAD + sum(
@@ -155,12 +143,7 @@ class Floe(Secret):
 
 
 def create_stream(key: bytes, aad: bytes, segment_length: int) -> Floe:
-    """A new stream with a fresh IV.
-
-    Args:
-        key: 32 bytes.
-        segment_length: Length of a whole encrypted segment, 33 bytes to 64 MiB.
-    """
+    """A new stream with a fresh IV, under a key of 32 bytes."""
     return Floe(key, aad, segment_length, os.urandom(_IV_LENGTH))
 
 

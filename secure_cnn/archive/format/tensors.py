@@ -69,14 +69,7 @@ _MAX_SIZE = 1 << 48
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Span:
-    """One tensor of a file: what it is, and where its bytes lie.
-
-    Attributes:
-        dtype: Its type.
-        shape: Its shape.
-        start: Offset of its first byte in the data of the file.
-        stop: Offset behind its last byte.
-    """
+    """One tensor of a file: what it is, and where its bytes start and stop in the file's data."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
@@ -84,11 +77,7 @@ class Span:
     stop: int
 
     def view(self, data: torch.Tensor) -> torch.Tensor:
-        """The tensor with its own storage over its bytes; copied only if they are misaligned.
-
-        Args:
-            data: uint8 [stop - start].
-        """
+        """The tensor over its bytes, uint8 [stop - start]; copied only if they are misaligned."""
         self.check(data)
         if self.start == self.stop:
             return torch.empty(0, dtype=self.dtype).reshape(self.shape)
@@ -97,12 +86,9 @@ class Span:
         return torch.frombuffer(data.numpy(), dtype=self.dtype).reshape(self.shape)
 
     def check(self, data: torch.Tensor) -> None:
-        """Passes if the bytes are ones that a tensor of this type can have.
+        """Passes if the bytes, uint8 [stop - start], are ones that a tensor of this type can have.
 
         Torch takes any byte for a bool and computes with it what no bool gives.
-
-        Args:
-            data: uint8 [stop - start].
         """
         if self.dtype is torch.bool and len(data) and (most := int(data.max())) > 1:
             raise StateError(
@@ -114,13 +100,7 @@ class Span:
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Index:
-    """What the header of a safetensors file says.
-
-    Attributes:
-        spans: Its tensors by name, in file order; they tile the data.
-        metadata: Its texts.
-        data_start: Where the data starts in the file.
-    """
+    """What the header of a safetensors file says: its tensors, which tile the data, and texts."""
 
     spans: Mapping[str, Span]
     metadata: Mapping[str, JSON]
@@ -137,11 +117,7 @@ class Index:
 
 
 def header_end(first: bytes, length: int) -> int:
-    """Where the header of a safetensors file ends.
-
-    Args:
-        first: Its first eight bytes.
-    """
+    """Where the header of a safetensors file ends, by its first eight bytes."""
     if len(first) < 8 or (header := int.from_bytes(first[:8], "little")) < 2:
         raise StateError(
             "the plaintext is no safetensors file: its length is missing; save the state again"
@@ -152,11 +128,7 @@ def header_end(first: bytes, length: int) -> int:
 
 
 def parse_index(header: bytes, length: int) -> Index:
-    """The index in the header of a safetensors file, after checking that tensors tile the data.
-
-    Args:
-        header: The JSON, without the eight bytes before it.
-    """
+    """The index in the JSON of a safetensors file, after checking that tensors tile the data."""
     entries = parse_text(header)
     if not isinstance(entries, dict):
         raise StateError("the plaintext is no safetensors file: its header is no object")
@@ -255,11 +227,7 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 @final
 class Pieces:
-    """Buffers used as if they stood one behind the other, without joining them.
-
-    Attributes:
-        buffers: Those that are not empty.
-    """
+    """Buffers used as if they stood one behind the other; empty ones are left out."""
 
     __slots__ = ("_starts", "buffers")
 

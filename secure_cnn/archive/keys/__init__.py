@@ -1,15 +1,18 @@
 """Keys, and the door for them: who is named to open, sign or be trusted is looked at first.
 
 Halves of keys look alike to who writes a call, and trust that is given to the wrong half would read
-like an attack. No message shows a text: it may be a secret. Each kind of key has a module here.
+like an attack. No message shows a text: it may be a secret. Each kind of recipient has a module
+here; to import them all is what makes their slots known to readers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeGuard
 
 from secure_cnn.archive.errors import InvalidKey
-from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.format.slots import AnyIdentity, AnyRecipient
 from secure_cnn.archive.keys.identity import Identity, Recipient
+from secure_cnn.archive.keys.kek import KeyEncryptionKey, ServiceKey
+from secure_cnn.archive.keys.passphrase import Passphrase
 from secure_cnn.archive.keys.signatures import Signer, Verifier
 
 __all__ = [
@@ -21,6 +24,15 @@ __all__ = [
     "trusted_with",
 ]
 
+
+def _one_of(kinds: Sequence[type]) -> str:
+    """Names of classes, for a message."""
+    *names, last = (kind.__name__ for kind in kinds)
+    return f"{', '.join(names)} or {last}"
+
+
+_RECIPIENT = f"a {_one_of([Recipient, Passphrase, KeyEncryptionKey, ServiceKey])}"
+_IDENTITY = f"an {_one_of([Identity, Passphrase, KeyEncryptionKey, ServiceKey])}"
 _SERVICE = "make it ServiceKey(service, name)"
 
 _RECIPIENT_CURES: Mapping[type, str] = {
@@ -53,23 +65,25 @@ _TRUSTED_CURES: Mapping[type, str] = {
 }
 
 
-def check_recipients(who: object, *, name: str = "recipients") -> tuple[SlotWriter, ...]:
+def check_recipients(who: object, *, name: str = "recipients") -> tuple[AnyRecipient, ...]:
     """Those who can be given the file key."""
-    expected = "a Recipient, Passphrase, KeyEncryptionKey or ServiceKey"
     found = []
-    for place, each in _listed(who, name, expected, _RECIPIENT_CURES):
-        if not _writes(each):
-            raise _refused(place, expected, each, _RECIPIENT_CURES)
+    for place, each in _listed(who, name, _RECIPIENT, _RECIPIENT_CURES):
+        if not _is_recipient(each):
+            raise _refused(place, _RECIPIENT, each, _RECIPIENT_CURES)
         found.append(each)
     return tuple(found)
 
 
-def check_identity(who: object, *, name: str = "identity") -> SlotReader:
+def check_identity(who: object, *, name: str = "identity") -> AnyIdentity:
     """Who can take the file key out of a slot."""
-    if not isinstance(who, type) and callable(getattr(who, "unwrap", None)) and not _serves(who):
+    if (
+        not isinstance(who, type)
+        and callable(getattr(who, "unwrap", None))
+        and not _is_service(who)
+    ):
         return who  # type: ignore[return-value]  # by shape
-    expected = "an Identity, Passphrase, KeyEncryptionKey or ServiceKey"
-    raise _refused(name, expected, who, _IDENTITY_CURES)
+    raise _refused(name, _IDENTITY, who, _IDENTITY_CURES)
 
 
 def check_signer(who: object) -> Signer | None:
@@ -110,7 +124,7 @@ def key_ids(who: object, *, name: str) -> set[str]:
     cures: dict[type, str] = {Identity: "give identity.recipient"}
     found = set()
     for place, each in _listed(who, name, expected, cures):
-        if not isinstance(each, str) and not _writes(each):
+        if not isinstance(each, str) and not _is_recipient(each):
             raise _refused(place, expected, each, cures)
         found.add(each if isinstance(each, str) else each.key_id.hex())
     return found
@@ -121,21 +135,21 @@ def _listed(
 ) -> list[tuple[str, object]]:
     """Each with its place in the list."""
     if isinstance(who, str | bytes | Mapping) or not isinstance(who, Iterable):
-        fits = _writes(who) or isinstance(who, Verifier | str)
+        fits = _is_recipient(who) or isinstance(who, Verifier | str)
         cure = "" if type(who) in cures else f"; put it in a list, {name}=[...]" if fits else ""
         raise _refused(name, f"a list, each {expected}", who, cures, cure)
     return [(f"{name}[{number}]", each) for number, each in enumerate(who)]
 
 
-def _writes(who: object) -> TypeGuard[SlotWriter]:
+def _is_recipient(who: object) -> TypeGuard[AnyRecipient]:
     """Whether it has the shape of a recipient."""
     shape = ("kind", "key_id", "wrap")
     return not isinstance(who, type) and all(hasattr(who, name) for name in shape)
 
 
-def _serves(who: object) -> bool:
+def _is_service(who: object) -> bool:
     """Whether it is a bare key service, which knows nothing of slots."""
-    return hasattr(who, "wrap") and hasattr(who, "unwrap") and not _writes(who)
+    return hasattr(who, "wrap") and hasattr(who, "unwrap") and not _is_recipient(who)
 
 
 def _refused(
@@ -144,5 +158,5 @@ def _refused(
     """What was expected, what kind came, and what to do about it."""
     kind = "text" if isinstance(who, str) else type(who).__name__
     told = next((f"; {text}" for known, text in cures.items() if isinstance(who, known)), cure)
-    told = f"; {_SERVICE}" if not told and _serves(who) else told
+    told = f"; {_SERVICE}" if not told and _is_service(who) else told
     return InvalidKey(f"{name}: expected {expected}, got {kind}{told}")

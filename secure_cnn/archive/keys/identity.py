@@ -1,12 +1,11 @@
 """Who can open a sealed file: key pairs, and how they wrap the file key into a slot.
 
 A wrap is bound to the file: SHA-256 of the core goes into HPKE `info`, so a slot moved to another
-file, or a changed core, does not open. Passphrases are in `passphrase`, shared keys in `kek`.
-Recipients give secrecy only: who *made* a file is the business of `signatures`. Public halves are
-anonymous to outsiders save for their 16-byte id in the slot.
+file, or a changed core, does not open. Recipients give secrecy only: who *made* a file is the
+business of `signatures`. Public halves are anonymous to outsiders save for their 16-byte id in the
+slot.
 """
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -25,15 +24,38 @@ from cryptography.hazmat.primitives.hpke import (
     Suite,
 )
 
-from secure_cnn.archive.errors import InvalidKey, Tampered, WrongKey
+from secure_cnn.archive.errors import InvalidKey
 from secure_cnn.archive.format.secret import Secret
-from secure_cnn.archive.format.slots import Slot, SlotKind, slot_info
-from secure_cnn.archive.keys.keyfile import decode_key, encode_key, fingerprint, read_key
+from secure_cnn.archive.format.slots import Slot, SlotKind, register, slot_info, unwrap_own
+from secure_cnn.archive.keys.keyfile import (
+    check_seed,
+    decode_key,
+    encode_key,
+    fingerprint,
+    read_key,
+)
 
-__all__ = ["Identity", "Recipient", "generate_identity", "read_identity"]
+__all__ = ["HYBRID", "X25519", "Identity", "Recipient", "generate_identity", "read_identity"]
+
+# A file that a classical recipient opens too is no safer from a quantum computer than that one.
+HYBRID = register(SlotKind(number=1, name="HYBRID", body_lengths=range(1168, 1169), label="hybrid"))
+X25519 = register(
+    SlotKind(
+        number=2,
+        name="X25519",
+        body_lengths=range(80, 81),
+        label="X25519",
+        alone="the file would be no stronger than X25519; make a hybrid identity for everyone",
+    )
+)
 
 _RECIPIENT_PREFIX = "secure-cnn-recipient-1"
 _IDENTITY_PREFIX = "secure-cnn-identity-secret-1"
+_SUITES = {
+    HYBRID: Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM),
+    X25519: Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM),
+}
+_MLKEM_PUBLIC = 1184
 
 
 @final
@@ -42,8 +64,7 @@ class Recipient:
     """The public half of an identity: whoever has it can seal for its owner, and read nothing.
 
     Attributes:
-        kind: `SlotKind.HYBRID` (ML-KEM-768 with X25519, 1216 bytes) or `SlotKind.X25519` (32
-            bytes).
+        kind: Named ``HYBRID`` (ML-KEM-768 with X25519, 1216 bytes) or ``X25519`` (32 bytes).
         public: The raw public key; for hybrid ML-KEM's, then X25519's.
 
     Example:
@@ -56,7 +77,7 @@ class Recipient:
     public: bytes
 
     def __post_init__(self) -> None:
-        _known_kind(self.kind)
+        _check_kind(self.kind)
         _public_key(self.kind, self.public)
 
     @property
@@ -66,30 +87,24 @@ class Recipient:
 
     def to_text(self) -> str:
         """One line, ``secure-cnn-recipient-1-…``, safe to publish."""
-        return encode_key(_RECIPIENT_PREFIX, self.kind, self.public)
+        return encode_key(_RECIPIENT_PREFIX, self.kind.number, self.public)
 
     @classmethod
     def from_text(cls, text: str) -> "Recipient":
         """The recipient of a line made by `to_text`."""
-        kind, public = decode_key(_RECIPIENT_PREFIX, text)
-        return cls(_known_kind(kind), public)
+        number, public = decode_key(_RECIPIENT_PREFIX, text)
+        return cls(_kind_of(number), public)
 
     def wrap(self, file_key: bytes, core_hash: bytes) -> Slot:
-        """A slot that only the owner of the identity can open, by HPKE (RFC 9180) in base mode.
-
-        Args:
-            file_key: 32 bytes.
-            core_hash: 32 bytes, SHA-256 of the core of the file.
-        """
+        """A slot that only the owner of the identity can open, by HPKE (RFC 9180) in base mode."""
+        info = slot_info(self.kind, core_hash)
         try:
             body = _SUITES[self.kind].encrypt(
-                file_key,
-                _public_key(self.kind, self.public),
-                info=slot_info(self.kind, core_hash),
+                file_key, _public_key(self.kind, self.public), info=info
             )
-        except ValueError as error:
+        except ValueError as error:  # a point that agrees on nothing
             raise InvalidKey(f"{self!r} is not a usable public key; ask its owner again") from error
-        return Slot(kind=self.kind, key_id=self.key_id, body=body)
+        return Slot(kind=self.kind.number, key_id=self.key_id, body=body)
 
     def __repr__(self) -> str:
         return f"Recipient({self.kind.name.lower()} {self.key_id.hex()})"
@@ -110,11 +125,9 @@ class Identity(Secret):
     __slots__ = ("_private", "_seed", "recipient")
 
     def __init__(self, kind: SlotKind, seed: bytes) -> None:
-        if len(seed) != 32:
-            raise InvalidKey(f"expected a seed of 32 bytes, got {len(seed)}")
-        self._seed = seed
-        self._private = _private_key(kind, seed)
-        self.recipient = Recipient(kind, _public_bytes(kind, seed))
+        self._seed = check_seed(seed)
+        self._private, public = _key_pair(kind, seed)
+        self.recipient = Recipient(kind, public)
 
     @property
     def comments(self) -> tuple[str, ...]:
@@ -126,27 +139,26 @@ class Identity(Secret):
 
     def to_text(self) -> str:
         """The secret, one line: whoever reads it can open the files. Prefer `write_key`."""
-        return encode_key(_IDENTITY_PREFIX, self.recipient.kind, self._seed)
+        return encode_key(_IDENTITY_PREFIX, self.recipient.kind.number, self._seed)
 
     @classmethod
     def from_text(cls, text: str) -> "Identity":
         """The identity of a line made by `to_text`."""
-        kind, seed = decode_key(_IDENTITY_PREFIX, text)
-        return cls(_known_kind(kind), seed)
+        number, seed = decode_key(_IDENTITY_PREFIX, text)
+        return cls(_kind_of(number), seed)
 
     def unwrap(self, slots: Sequence[Slot], core_hash: bytes) -> bytes:
         """The file key out of the slot with this identity's id."""
-        mine = self.recipient
-        found = [slot for slot in slots if (slot.kind, slot.key_id) == (mine.kind, mine.key_id)]
-        if not found:
-            raise WrongKey(f"not sealed for {mine!r}; open it with the identity of a recipient")
-        info = slot_info(mine.kind, core_hash)
-        for slot in found:
-            with contextlib.suppress(InvalidTag, ValueError):
-                return bytes(_SUITES[mine.kind].decrypt(slot.body, self._private, info=info))
-        raise Tampered(
-            f"the slot of {mine!r} does not open: the header was changed; get the file again"
-        )
+        kind = self.recipient.kind
+        info = slot_info(kind, core_hash)
+
+        def decrypt(body: bytes) -> bytes | None:
+            try:
+                return bytes(_SUITES[kind].decrypt(body, self._private, info=info))
+            except (InvalidTag, ValueError):
+                return None
+
+        return unwrap_own(slots, self.recipient, decrypt, cure="the identity of a recipient")
 
     def __repr__(self) -> str:
         return f"Identity({self.recipient!r})"
@@ -163,14 +175,11 @@ def generate_identity(*, post_quantum: bool = True) -> Identity:
         >>> generate_identity(post_quantum=False).recipient.kind.name
         'X25519'
     """
-    return Identity(SlotKind.HYBRID if post_quantum else SlotKind.X25519, os.urandom(32))
+    return Identity(HYBRID if post_quantum else X25519, os.urandom(32))
 
 
 def read_identity(path: str | os.PathLike[str]) -> Identity:
-    """The identity in a file made by `write_key`.
-
-    Raises:
-        KeyFileError: The file is missing, reachable by others than its owner, or holds no identity.
+    """The identity in a file made by `write_key`, which its owner alone may reach.
 
     Example:
         >>> read_identity("no-such-file")
@@ -181,48 +190,39 @@ def read_identity(path: str | os.PathLike[str]) -> Identity:
     return read_key(path, Identity.from_text)
 
 
-_SUITES = {
-    SlotKind.HYBRID: Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM),
-    SlotKind.X25519: Suite(KEM.X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM),
-}
-_MLKEM_PUBLIC = 1184
-
-
-def _known_kind(kind: int) -> SlotKind:
+def _kind_of(number: int) -> SlotKind:
     """The kind in a key's text, if it is one of a key pair."""
-    for known in _SUITES:
-        if known == kind:
-            return known
+    return _check_kind(next((kind for kind in _SUITES if kind.number == number), number))
+
+
+def _check_kind(kind: SlotKind | int) -> SlotKind:
+    """The kind, if it is one of a key pair."""
+    if isinstance(kind, SlotKind) and kind in _SUITES:
+        return kind
     raise InvalidKey(
-        f"expected a hybrid or X25519 key, got kind {kind}; a newer version may know it"
+        f"expected a hybrid or X25519 key, got kind {getattr(kind, 'number', kind)}; "
+        "a newer version may know it"
     )
 
 
-def _private_key(kind: SlotKind, seed: bytes) -> X25519PrivateKey | MLKEM768X25519PrivateKey:
-    """The private key of a seed; the hybrid one is expanded as X-Wing does."""
-    if kind == SlotKind.X25519:
-        return X25519PrivateKey.from_private_bytes(seed)
+def _key_pair(
+    kind: SlotKind, seed: bytes
+) -> tuple[X25519PrivateKey | MLKEM768X25519PrivateKey, bytes]:
+    """The private key of a seed and the raw public one; the hybrid is expanded as X-Wing does."""
+    if _check_kind(kind) == X25519:
+        private = X25519PrivateKey.from_private_bytes(seed)
+        return private, private.public_key().public_bytes_raw()
     expanded = hashlib.shake_256(seed).digest(96)
-    return MLKEM768X25519PrivateKey(
-        MLKEM768PrivateKey.from_seed_bytes(expanded[:64]),
-        X25519PrivateKey.from_private_bytes(expanded[64:]),
-    )
-
-
-def _public_bytes(kind: SlotKind, seed: bytes) -> bytes:
-    """The raw public key of a seed: of the hybrid, both halves."""
-    if kind == SlotKind.X25519:
-        return X25519PrivateKey.from_private_bytes(seed).public_key().public_bytes_raw()
-    expanded = hashlib.shake_256(seed).digest(96)
-    mlkem = MLKEM768PrivateKey.from_seed_bytes(expanded[:64]).public_key()
-    x25519 = X25519PrivateKey.from_private_bytes(expanded[64:]).public_key()
-    return mlkem.public_bytes_raw() + x25519.public_bytes_raw()
+    mlkem = MLKEM768PrivateKey.from_seed_bytes(expanded[:64])
+    x25519 = X25519PrivateKey.from_private_bytes(expanded[64:])
+    public = mlkem.public_key().public_bytes_raw() + x25519.public_key().public_bytes_raw()
+    return MLKEM768X25519PrivateKey(mlkem, x25519), public
 
 
 def _public_key(kind: SlotKind, raw: bytes) -> X25519PublicKey | MLKEM768X25519PublicKey:
     """The public key of raw bytes."""
     try:
-        if kind == SlotKind.X25519:
+        if kind == X25519:
             return X25519PublicKey.from_public_bytes(raw)
         return MLKEM768X25519PublicKey(
             MLKEM768PublicKey.from_public_bytes(raw[:_MLKEM_PUBLIC]),

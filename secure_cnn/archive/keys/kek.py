@@ -15,18 +15,14 @@ from typing import Protocol, final
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from secure_cnn.archive.errors import (
-    ArchiveError,
-    InvalidKey,
-    KeyServiceError,
-    Tampered,
-    WrongKey,
-)
+from secure_cnn.archive.errors import InvalidKey, KeyServiceError
 from secure_cnn.archive.format.secret import WRAP_LENGTH, Secret, unwrap_key, wrap_key
-from secure_cnn.archive.format.slots import Slot, SlotKind, slot_info
+from secure_cnn.archive.format.slots import Slot, SlotKind, register, slot_info, unwrap_own
 from secure_cnn.archive.keys.keyfile import decode_key, encode_key, read_key
 
 __all__ = [
+    "KEK",
+    "SERVICE",
     "KeyEncryptionKey",
     "KeyService",
     "ServiceKey",
@@ -37,13 +33,26 @@ __all__ = [
     "read_kek",
 ]
 
-_PREFIX = "secure-cnn-kek-secret-1"
-
 _SALT_LENGTH = 16
+_MAX_WRAPPED = 1024  # by a service
+KEK = register(
+    SlotKind(
+        number=4,
+        name="KEK",
+        body_lengths=range(_SALT_LENGTH + WRAP_LENGTH, _SALT_LENGTH + WRAP_LENGTH + 1),
+    )
+)
+SERVICE = register(
+    SlotKind(
+        number=5,
+        name="SERVICE",
+        body_lengths=range(WRAP_LENGTH + 1, WRAP_LENGTH + _MAX_WRAPPED + 1),
+    )
+)
 
+_PREFIX = "secure-cnn-kek-secret-1"
 _COMMAND_SECONDS = 60
-
-_MAX_WRAPPED = SlotKind.SERVICE.body_lengths[-1] - WRAP_LENGTH
+_CURE = "a key that it was sealed for"
 
 
 @final
@@ -53,9 +62,6 @@ class KeyEncryptionKey(Secret):
     Args:
         secret: 32 random bytes; for something that people can remember, see `Passphrase`.
 
-    Raises:
-        InvalidKey: It has another length.
-
     Example:
         >>> kek = generate_kek()
         >>> kek.unwrap([kek.wrap(bytes(32), b"c" * 32)], b"c" * 32) == bytes(32)
@@ -63,7 +69,7 @@ class KeyEncryptionKey(Secret):
     """
 
     __slots__ = ("_secret", "key_id")
-    kind = SlotKind.KEK
+    kind = KEK
 
     def __init__(self, secret: bytes) -> None:
         if len(secret) != 32:
@@ -94,30 +100,19 @@ class KeyEncryptionKey(Secret):
         return cls(secret)
 
     def wrap(self, file_key: bytes, core_hash: bytes) -> Slot:
-        """A slot that opens with this key.
-
-        Args:
-            file_key: 32 bytes.
-            core_hash: 32 bytes, the core hash of the file.
-        """
+        """A slot that opens with this key."""
         salt = os.urandom(_SALT_LENGTH)
         wrapped = wrap_key(self._secret, salt, slot_info(self.kind, core_hash), file_key)
-        return Slot(kind=self.kind, key_id=self.key_id, body=salt + wrapped)
+        return Slot(kind=self.kind.number, key_id=self.key_id, body=salt + wrapped)
 
     def unwrap(self, slots: Sequence[Slot], core_hash: bytes) -> bytes:
         """The file key out of the slot with this key's id."""
-        found = [slot for slot in slots if (slot.kind, slot.key_id) == (self.kind, self.key_id)]
-        if not found:
-            raise WrongKey(f"not sealed for {self!r}; open it with a key that it was sealed for")
         info = slot_info(self.kind, core_hash)
-        for slot in found:
-            salt, wrapped = slot.body[:_SALT_LENGTH], slot.body[_SALT_LENGTH:]
-            file_key = unwrap_key(self._secret, salt, info, wrapped)
-            if file_key is not None:
-                return file_key
-        raise Tampered(
-            f"the slot of {self!r} does not open: the header was changed; get the file again"
-        )
+
+        def open_body(body: bytes) -> bytes | None:
+            return unwrap_key(self._secret, body[:_SALT_LENGTH], info, body[_SALT_LENGTH:])
+
+        return unwrap_own(slots, self, open_body, cure=_CURE)
 
     def __repr__(self) -> str:
         return f"KeyEncryptionKey({self.key_id.hex()})"
@@ -134,10 +129,7 @@ def generate_kek() -> KeyEncryptionKey:
 
 
 def read_kek(path: str | os.PathLike[str]) -> KeyEncryptionKey:
-    """The key in a file made by `write_key`.
-
-    Raises:
-        KeyFileError: The file is missing, reachable by others than its owner, or holds no such key.
+    """The key in a file made by `write_key`, which its owner alone may reach.
 
     Example:
         >>> read_kek("no-such-file")
@@ -151,11 +143,7 @@ def read_kek(path: str | os.PathLike[str]) -> KeyEncryptionKey:
 def kek_from_environment(
     environment: Mapping[str, str], name: str = "SECURE_CNN_KEK"
 ) -> KeyEncryptionKey:
-    """The key in a variable of the environment.
-
-    Args:
-        environment: Such as ``os.environ``.
-        name: The variable; it holds the text of the key.
+    """The key whose text a variable of the environment, such as ``os.environ``, holds.
 
     Raises:
         KeyServiceError: The variable is not set.
@@ -207,13 +195,9 @@ def kek_from_command(command: Sequence[str]) -> KeyEncryptionKey:
 def kek_from_keyring(service: str, user: str) -> KeyEncryptionKey:
     """The key in the keyring of the operating system; needs the package `keyring`.
 
-    Args:
-        service: The service it was stored under.
-        user: The user name it was stored under.
-
     Raises:
         KeyServiceError: The package is missing, there is no keyring, it is one that keeps keys
-            unprotected, or it has no such entry.
+            unprotected, or it has no entry for this service and user.
         InvalidKey: The entry holds no key.
 
     Example:
@@ -248,12 +232,10 @@ class KeyService(Protocol):
     """What a plug-in has to do. Any exception of its own means that it did not.
 
     Example:
-        >>> class Reversing:  # protects nothing
-        ...     def wrap(self, key, context):
-        ...         return key[::-1]
-        ...     def unwrap(self, wrapped, context):
-        ...         return wrapped[::-1]
-        >>> plugin: KeyService = Reversing()
+        See `ServiceKey`.
+
+        >>> hasattr(KeyService, "wrap"), hasattr(KeyService, "unwrap")
+        (True, True)
     """
 
     def wrap(self, key: bytes, context: bytes) -> bytes:
@@ -267,12 +249,12 @@ class KeyService(Protocol):
 class ServiceKey(Secret):
     """A key that a service keeps, as recipient and as identity.
 
+    The service wraps a key of one use, and that one the file key: so the file is bound whether the
+    service honours its context or not.
+
     Args:
         service: What wraps and unwraps.
         name: What the key is called there; 16 bytes of its hash stand in the files.
-
-    Raises:
-        InvalidKey: The name is empty or no text that UTF-8 can hold.
 
     Example:
         >>> class Reversing:  # protects nothing
@@ -286,7 +268,7 @@ class ServiceKey(Secret):
     """
 
     __slots__ = ("_name", "_service", "key_id")
-    kind = SlotKind.SERVICE
+    kind = SERVICE
 
     def __init__(self, service: KeyService, name: str) -> None:
         if not name:
@@ -299,12 +281,7 @@ class ServiceKey(Secret):
         self.key_id = hashlib.sha256(named).digest()[:16]
 
     def wrap(self, file_key: bytes, core_hash: bytes) -> Slot:
-        """A slot that opens with the service's help.
-
-        Args:
-            file_key: 32 bytes.
-            core_hash: 32 bytes, the core hash of the file.
-        """
+        """A slot that opens with the service's help."""
         once, info = os.urandom(32), slot_info(self.kind, core_hash)
         try:
             wrapped = bytes(self._service.wrap(once, info))
@@ -316,27 +293,22 @@ class ServiceKey(Secret):
                 f"key, got {len(wrapped)}; is this the right service?"
             )
         body = wrap_key(once, None, info, file_key) + wrapped
-        return Slot(kind=self.kind, key_id=self.key_id, body=body)
+        return Slot(kind=self.kind.number, key_id=self.key_id, body=body)
 
     def unwrap(self, slots: Sequence[Slot], core_hash: bytes) -> bytes:
         """The file key out of the slot with this key's id."""
-        found = [slot for slot in slots if (slot.kind, slot.key_id) == (self.kind, self.key_id)]
-        if not found:
-            raise WrongKey(f"not sealed for {self!r}; open it with a key that it was sealed for")
         info = slot_info(self.kind, core_hash)
-        for slot in found:
+
+        def open_body(body: bytes) -> bytes | None:
             try:
-                once = bytes(self._service.unwrap(slot.body[WRAP_LENGTH:], info))
+                once = bytes(self._service.unwrap(body[WRAP_LENGTH:], info))
             except Exception as error:
                 raise self._failure(error) from error
-            file_key = unwrap_key(once, None, info, slot.body[:WRAP_LENGTH])
-            if file_key is not None:
-                return file_key
-        raise Tampered(
-            f"the slot of {self!r} does not open: the header was changed; get the file again"
-        )
+            return unwrap_key(once, None, info, body[:WRAP_LENGTH])
 
-    def _failure(self, error: Exception) -> ArchiveError:
+        return unwrap_own(slots, self, open_body, cure=_CURE)
+
+    def _failure(self, error: Exception) -> KeyServiceError:
         """The service's own error as one of ours."""
         return KeyServiceError(
             f"{self!r}: the service failed ({type(error).__name__}); see what it says"

@@ -19,6 +19,7 @@ from secure_cnn.files import reading, write_file
 
 __all__ = [
     "SecretKey",
+    "check_seed",
     "decode_key",
     "encode_key",
     "fingerprint",
@@ -44,13 +45,15 @@ def fingerprint(public: bytes) -> bytes:
     return hashlib.sha256(public).digest()[:16]
 
 
-def encode_key(prefix: str, kind: int, key: bytes) -> str:
-    """The one-line text of a key: `prefix-` and base64url of kind, key and checksum.
+def check_seed(seed: bytes) -> bytes:
+    """The seed that a key pair is made of, if it has 32 bytes."""
+    if len(seed) != 32:
+        raise InvalidKey(f"expected a seed of 32 bytes, got {len(seed)}")
+    return seed
 
-    Args:
-        prefix: What the key is, such as ``secure-cnn-recipient-1``.
-        kind: The algorithm, 0 to 255.
-    """
+
+def encode_key(prefix: str, kind: int, key: bytes) -> str:
+    """The one-line text of a key: `prefix-` and base64url of kind (one byte), key and checksum."""
     body = bytes([kind]) + key
     text = base64.urlsafe_b64encode(body + _checksum(prefix, body)).decode().rstrip("=")
     return f"{prefix}-{text}"
@@ -99,9 +102,6 @@ def write_key(path: str | os.PathLike[str], key: SecretKey) -> None:
         path: The file to make. Its folder must exist.
         key: An identity, a signer or a key-encryption key; its public half becomes a comment.
 
-    Raises:
-        KeyFileError: The file exists, or cannot be written.
-
     Example:
         >>> import tempfile, secure_cnn.archive as archive
         >>> me = archive.generate_identity()
@@ -122,12 +122,7 @@ def write_key(path: str | os.PathLike[str], key: SecretKey) -> None:
 
 
 def read_key(path: str | os.PathLike[str], parse: Callable[[str], _Key]) -> _Key:
-    """The key on the one line of a key file; blank lines and lines of `#` are comments.
-
-    Args:
-        path: A file that its owner alone may touch.
-        parse: What makes a key of its line, such as ``Identity.from_text``.
-    """
+    """The key on the one line of a key file; blank lines and lines of `#` are comments."""
     lines = [line.strip() for line in read_private(path).splitlines()]
     keys = [line for line in lines if line and not line.startswith("#")]
     if len(keys) != 1:
@@ -141,10 +136,9 @@ def read_key(path: str | os.PathLike[str], parse: Callable[[str], _Key]) -> _Key
 
 
 def read_private(path: str | os.PathLike[str]) -> str:
-    """The text of a file that holds a secret, a key or a passphrase: one rule for both.
+    """The text of a file of up to 64 KiB that its owner alone may touch.
 
-    Args:
-        path: A file of up to 64 KiB that its owner alone may touch.
+    One rule for whatever holds a secret, a key or a passphrase.
     """
     try:
         with reading(path) as file:

@@ -1,31 +1,26 @@
 """A passphrase as recipient and as identity: Argon2id, with its cost capped before it is paid.
 
-The slow hash is salted anew for each file; how it wraps the file key is in `wrap`.
+The slow hash is salted anew for each file; how it wraps the file key is in `secret`.
 """
 
 import os
 import struct
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from secure_cnn.archive.errors import InvalidKey, LimitExceeded, WrongKey
-from secure_cnn.archive.format.secret import Secret, unwrap_key, wrap_key
-from secure_cnn.archive.format.slots import (
-    MAX_PASSPHRASE_SLOTS,
-    NO_KEY_ID,
-    Slot,
-    SlotKind,
-    slot_info,
-)
+from secure_cnn.archive.format.secret import WRAP_LENGTH, Secret, unwrap_key, wrap_key
+from secure_cnn.archive.format.slots import NO_KEY_ID, Slot, SlotKind, register, slot_info
 
-__all__ = ["INSECURE_TEST_COST", "Argon2Cost", "Passphrase", "check_costs"]
+__all__ = ["ARGON2ID", "INSECURE_TEST_COST", "Argon2Cost", "Passphrase"]
 
 _COST = struct.Struct(">III")
-_MAX_TOTAL = (1 << 20) * 16  # of one slot: memory in KiB times iterations
+_MAX_SLOTS = 8
+_MAX_TOTAL = (1 << 20) * 16  # of all slots together: memory in KiB times iterations
 
 
 @final
@@ -37,9 +32,6 @@ class Argon2Cost:
         memory_kib: Memory in KiB, from 8 per lane to 2^20 (1 GiB).
         iterations: Passes, 1 to 16.
         lanes: Parallel lanes, 1 to 16.
-
-    Raises:
-        LimitExceeded: A number is outside its range.
 
     Example:
         >>> Argon2Cost(memory_kib=2**32 - 1)
@@ -66,6 +58,31 @@ class Argon2Cost:
 INSECURE_TEST_COST = Argon2Cost(memory_kib=8, iterations=1, lanes=1)
 
 
+def _check_costs(slots: Sequence[Slot]) -> None:
+    """Passes if trying all of these slots costs no more than it may."""
+    costs = [_read_cost(slot.body) for slot in slots]
+    total = sum(cost.memory_kib * cost.iterations for cost in costs)
+    if total > _MAX_TOTAL:
+        raise LimitExceeded(
+            f"expected passphrases that together cost at most {_MAX_TOTAL} KiB times iterations "
+            f"to try, got {len(costs)} of {total}: whoever has the wrong one would pay for all; "
+            "use cheaper ones, or fewer"
+        )
+
+
+ARGON2ID = register(
+    SlotKind(
+        number=3,
+        name="ARGON2ID",
+        body_lengths=range(_COST.size + WRAP_LENGTH, _COST.size + WRAP_LENGTH + 1),
+        most=_MAX_SLOTS,
+        what="passphrases",
+        named=False,  # the key id of a slot is its salt
+        together=_check_costs,
+    )
+)
+
+
 @final
 class Passphrase(Secret):
     """A passphrase, as recipient and as identity; its repr hides it.
@@ -78,16 +95,13 @@ class Passphrase(Secret):
         cost: What a guess costs. When opening, the cost comes from the file, within the limits of
             `Argon2Cost`.
 
-    Raises:
-        InvalidKey: The passphrase is empty or is not text that UTF-8 can hold.
-
     Example:
         >>> Passphrase("correct horse battery staple")
         Passphrase(…)
     """
 
     __slots__ = ("_cost", "_secret")
-    kind = SlotKind.ARGON2ID
+    kind = ARGON2ID
     key_id = NO_KEY_ID
 
     def __init__(self, text: str, *, cost: Argon2Cost | None = None) -> None:
@@ -100,35 +114,32 @@ class Passphrase(Secret):
         self._cost = cost if cost is not None else Argon2Cost()
 
     def wrap(self, file_key: bytes, core_hash: bytes) -> Slot:
-        """A slot that opens with this passphrase.
-
-        Args:
-            file_key: 32 bytes.
-            core_hash: 32 bytes, SHA-256 of the core of the file.
-        """
+        """A slot that opens with this passphrase."""
         salt = os.urandom(16)
         cost = _COST.pack(self._cost.memory_kib, self._cost.iterations, self._cost.lanes)
         slow = self._derive(self._cost, salt)
+        # Without a salt of its own: `slow` is new for each slot already.
         wrapped = wrap_key(slow, None, slot_info(self.kind, core_hash), file_key)
-        return Slot(kind=self.kind, key_id=salt, body=cost + wrapped)
+        return Slot(kind=self.kind.number, key_id=salt, body=cost + wrapped)
 
     def unwrap(self, slots: Sequence[Slot], core_hash: bytes) -> bytes:
-        """The file key of the first slot that opens; all costs are checked before one is paid."""
-        found = [slot for slot in slots if slot.kind == self.kind]
+        """The file key of the first slot that opens; all costs are checked before one is paid.
+
+        Raises:
+            WrongKey: No passphrase slot opens. A changed header looks the same.
+        """
+        found = [slot for slot in slots if slot.kind == self.kind.number]
         if not found:
             raise WrongKey(
                 "expected a file sealed with a passphrase, got one that no passphrase opens; "
                 "inspect it to see what does"
             )
-        if len(found) > MAX_PASSPHRASE_SLOTS:
-            raise LimitExceeded(
-                f"expected at most {MAX_PASSPHRASE_SLOTS} passphrase slots, got {len(found)}"
-            )
-        check_costs(found)
-        costs = [_read_cost(slot.body) for slot in found]
+        if len(found) > _MAX_SLOTS:
+            raise LimitExceeded(f"expected at most {_MAX_SLOTS} passphrase slots, got {len(found)}")
+        _check_costs(found)
         info = slot_info(self.kind, core_hash)
-        for cost, slot in zip(costs, found, strict=True):
-            slow = self._derive(cost, slot.key_id)
+        for slot in found:
+            slow = self._derive(_read_cost(slot.body), slot.key_id)
             file_key = unwrap_key(slow, None, info, slot.body[_COST.size :])
             if file_key is not None:
                 return file_key
@@ -149,18 +160,6 @@ class Passphrase(Secret):
 
     def __repr__(self) -> str:
         return "Passphrase(…)"
-
-
-def check_costs(slots: Iterable[Slot]) -> None:
-    """Passes if trying all passphrase slots among these costs no more than it may."""
-    costs = [_read_cost(slot.body) for slot in slots if slot.kind == SlotKind.ARGON2ID]
-    total = sum(cost.memory_kib * cost.iterations for cost in costs)
-    if total > _MAX_TOTAL:
-        raise LimitExceeded(
-            f"expected passphrases that together cost at most {_MAX_TOTAL} KiB times iterations "
-            f"to try, got {len(costs)} of {total}: whoever has the wrong one would pay for all; "
-            "use cheaper ones, or fewer"
-        )
 
 
 def _read_cost(body: bytes) -> Argon2Cost:

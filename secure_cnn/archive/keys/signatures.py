@@ -16,7 +16,13 @@ from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey, M
 
 from secure_cnn.archive.errors import InvalidKey, Tampered
 from secure_cnn.archive.format.secret import Secret
-from secure_cnn.archive.keys.keyfile import decode_key, encode_key, fingerprint, read_key
+from secure_cnn.archive.keys.keyfile import (
+    check_seed,
+    decode_key,
+    encode_key,
+    fingerprint,
+    read_key,
+)
 
 __all__ = [
     "Signer",
@@ -30,14 +36,12 @@ _VERIFIER_PREFIX = "secure-cnn-verifier-1"
 _SIGNER_PREFIX = "secure-cnn-signer-secret-1"
 _SEALED = "application/vnd.secure-cnn.sealed.v1"
 _ED25519, _HYBRID = 1, 2
-_ED25519_PUBLIC, _MLDSA_PUBLIC = 32, 1952
-_ED25519_SIGNATURE, _MLDSA_SIGNATURE = 64, 3309
+_ED25519_PUBLIC, _HYBRID_PUBLIC = 32, 32 + 1952
+_ED25519_SIGNATURE, _HYBRID_SIGNATURE = 64, 64 + 3309
+# Bytes of public key and signature.
 _ALGORITHMS = {
     "ed25519": (_ED25519_PUBLIC, _ED25519_SIGNATURE),
-    "ed25519+ml-dsa-65": (
-        _ED25519_PUBLIC + _MLDSA_PUBLIC,
-        _ED25519_SIGNATURE + _MLDSA_SIGNATURE,
-    ),
+    "ed25519+ml-dsa-65": (_HYBRID_PUBLIC, _HYBRID_SIGNATURE),
 }
 
 
@@ -49,9 +53,6 @@ class Verifier:
     Attributes:
         public: The raw Ed25519 public key, 32 bytes; with that of ML-DSA-65 behind it, 1984.
 
-    Raises:
-        InvalidKey: It has another length.
-
     Example:
         >>> verifier = generate_signer().verifier
         >>> Verifier.from_text(verifier.to_text()) == verifier
@@ -61,7 +62,7 @@ class Verifier:
     public: bytes
 
     def __post_init__(self) -> None:
-        if len(self.public) not in (_ED25519_PUBLIC, _ED25519_PUBLIC + _MLDSA_PUBLIC):
+        if len(self.public) not in (_ED25519_PUBLIC, _HYBRID_PUBLIC):
             raise InvalidKey(
                 f"expected a verifier's public key of 32 or 1984 bytes, got {len(self.public)}"
             )
@@ -69,44 +70,38 @@ class Verifier:
     @property
     def algorithm(self) -> str:
         """``ed25519``, or ``ed25519+ml-dsa-65``, of which both must hold."""
-        return "ed25519" if len(self.public) == _ED25519_PUBLIC else "ed25519+ml-dsa-65"
+        return "ed25519" if self._kind == _ED25519 else "ed25519+ml-dsa-65"
 
     @property
     def signer_id(self) -> str:
         """What stands in the core of a signed file: the algorithm and SHA-256 of the key."""
         return f"{self.algorithm}:{hashlib.sha256(self.public).hexdigest()}"
 
+    @property
+    def _kind(self) -> int:
+        return _ED25519 if len(self.public) == _ED25519_PUBLIC else _HYBRID
+
     def to_text(self) -> str:
         """One line, ``secure-cnn-verifier-1-…``, safe to publish."""
-        kind = _ED25519 if len(self.public) == _ED25519_PUBLIC else _HYBRID
-        return encode_key(_VERIFIER_PREFIX, kind, self.public)
+        return encode_key(_VERIFIER_PREFIX, self._kind, self.public)
 
     @classmethod
     def from_text(cls, text: str) -> "Verifier":
         """The verifier of a line made by `to_text`."""
         kind, public = decode_key(_VERIFIER_PREFIX, text)
         verifier = cls(public)
-        if _known_kind(kind) != (_ED25519 if len(public) == _ED25519_PUBLIC else _HYBRID):
+        if _check_kind(kind) != verifier._kind:
             raise InvalidKey(f"a verifier of kind {kind} has {len(public)} bytes; copy it again")
         return verifier
 
     def check(self, signature: bytes, core_hash: bytes, root: bytes) -> None:
-        """Passes if the signer signed this core and this ciphertext.
-
-        Args:
-            signature: 64 bytes, or 3373 for a key with ML-DSA-65.
-            core_hash: 32 bytes, the core hash.
-            root: 32 bytes, the Merkle root of the ciphertext.
-        """
+        """Passes if the signer signed this core and the Merkle root of this ciphertext."""
         self.check_statement(signature, _SEALED, core_hash + root)
 
     def check_statement(self, signature: bytes, payload_type: str, body: bytes) -> None:
-        """Passes if the signer signed this body as a statement of this type.
+        """Passes if the signer signed this body as a statement of this media type.
 
-        Args:
-            signature: As for `check`.
-            payload_type: A media type; a signature for one type holds for no other.
-            body: What was signed.
+        A signature for one type holds for no other.
         """
         message = _encoding(payload_type, body)
         try:
@@ -115,7 +110,7 @@ class Verifier:
             Ed25519PublicKey.from_public_bytes(self.public[:_ED25519_PUBLIC]).verify(
                 signature[:_ED25519_SIGNATURE], message
             )
-            if len(self.public) > _ED25519_PUBLIC:
+            if self._kind == _HYBRID:
                 MLDSA65PublicKey.from_public_bytes(self.public[_ED25519_PUBLIC:]).verify(
                     signature[_ED25519_SIGNATURE:], message
                 )
@@ -143,9 +138,7 @@ class Signer(Secret):
     __slots__ = ("_ed25519", "_kind", "_mldsa", "_seed", "verifier")
 
     def __init__(self, seed: bytes, *, post_quantum: bool = False) -> None:
-        if len(seed) != 32:
-            raise InvalidKey(f"expected a seed of 32 bytes, got {len(seed)}")
-        self._seed, self._kind = seed, _HYBRID if post_quantum else _ED25519
+        self._seed, self._kind = check_seed(seed), _HYBRID if post_quantum else _ED25519
         halves = hashlib.shake_256(seed).digest(64) if post_quantum else seed
         self._ed25519 = Ed25519PrivateKey.from_private_bytes(halves[:32])
         self._mldsa = MLDSA65PrivateKey.from_seed_bytes(halves[32:]) if post_quantum else None
@@ -167,7 +160,7 @@ class Signer(Secret):
     def from_text(cls, text: str) -> "Signer":
         """The signer of a line made by `to_text`."""
         kind, seed = decode_key(_SIGNER_PREFIX, text)
-        return cls(seed, post_quantum=_known_kind(kind) == _HYBRID)
+        return cls(seed, post_quantum=_check_kind(kind) == _HYBRID)
 
     def sign(self, core_hash: bytes, root: bytes) -> bytes:
         """The signature over a core and a ciphertext: 64 bytes, 3373 with ML-DSA-65."""
@@ -198,10 +191,7 @@ def generate_signer(*, post_quantum: bool = False) -> Signer:
 
 
 def read_signer(path: str | os.PathLike[str]) -> Signer:
-    """The signer in a file made by `write_key`.
-
-    Raises:
-        KeyFileError: The file is missing, reachable by others than its owner, or holds no signer.
+    """The signer in a file made by `write_key`, which its owner alone may reach.
 
     Example:
         >>> read_signer("no-such-file")
@@ -219,11 +209,12 @@ def footer_lengths(signer_id: str) -> tuple[int, int]:
 
 def _encoding(payload_type: str, body: bytes) -> bytes:
     """What is signed: DSSE's pre-authentication encoding of type and body."""
+    # With lengths, so that no two pairs of type and body give the same bytes.
     name = payload_type.encode()
     return b"DSSEv1 %d %s %d %s" % (len(name), name, len(body), body)
 
 
-def _known_kind(kind: int) -> int:
+def _check_kind(kind: int) -> int:
     """The kind in a key's text, if it is one of a signing key."""
     if kind not in (_ED25519, _HYBRID):
         raise InvalidKey(f"expected an Ed25519 key, got kind {kind}; a newer version may know it")

@@ -33,12 +33,9 @@ class HostBuffer:
         self._views: list[torch.Tensor] = []
 
     def copy(self, state: State) -> State:
-        """The same tree, its tensors copied; overwrites the copy made before.
+        """The same tree, its tensors copied from any device; overwrites the copy made before.
 
         Places that hold the same tensor hold the same copy.
-
-        Args:
-            state: A tree as for `save`; its tensors may be on any device.
         """
         return with_tensors(state, self._copies)
 

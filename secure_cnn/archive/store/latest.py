@@ -12,7 +12,7 @@ from typing import Any, Self, cast, final
 from secure_cnn.archive.errors import RolledBack, Tampered, UntrustedSigner
 from secure_cnn.archive.format.claims import JSON, canonical_json, parse_json
 from secure_cnn.archive.keys.signatures import Signer, Verifier
-from secure_cnn.archive.store.smallfile import read_small, replace_small
+from secure_cnn.archive.storage import read_small, write_file
 
 __all__ = ["HighWaterMark", "Latest"]
 
@@ -26,13 +26,8 @@ _MAX_LENGTH = 1 << 20
 class Latest:
     """The newest checkpoint of a run, and where the log of the run ends.
 
-    Attributes:
-        run: Which run, 32 hexadecimal digits.
-        signer: Who says so: the text of a `Verifier`.
-        generation: Of the newest checkpoint.
-        core_hash: Which file it is.
-        log_length: Bytes of the log that count.
-        log_head: Hash of the last line that counts.
+    `signer` is the text of the verifier of who says so. Of the log, the first `log_length` bytes
+    count, and `log_head` is the hash of the last line in them.
     """
 
     run: str
@@ -82,7 +77,7 @@ class HighWaterMark:
 
     Attributes:
         run: Which run; empty if nothing was seen yet.
-        seen: Highest generation and the hash of its core, by the text of the signer's verifier.
+        seen: Highest generation and its core hash, by the text of the signer's verifier.
     """
 
     run: str = ""
@@ -126,7 +121,9 @@ class HighWaterMark:
     def write(self, path: Path) -> None:
         """Puts the mark into a file."""
         seen = {signer: list(mark) for signer, mark in self.seen.items()}
-        replace_small(path, canonical_json({"run": self.run, "seen": seen}, "mark") + b"\n")
+        write_file(
+            path, canonical_json({"run": self.run, "seen": seen}, "mark") + b"\n", overwrite=True
+        )
 
 
 def _parsed(raw: bytes, path: Path) -> dict[str, Any]:

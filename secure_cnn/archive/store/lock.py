@@ -23,10 +23,9 @@ _MAX_OWNER = 200
 
 @final
 class FolderLock:
-    """The right to write into a folder, for this process alone. A child of `fork` has it not.
+    """The right to write into a folder, for this process alone; a child of `fork` has it not.
 
-    Args:
-        path: The file to lock; made if it is missing, and never removed.
+    The file that carries the lock is made if it is missing, and never removed.
     """
 
     __slots__ = ("__weakref__", "_fd", "_path")

@@ -36,9 +36,6 @@ class Checkpoint:
         created: UTC time, ISO 8601; what the writer's clock said. Nothing is decided by it.
         core_hash: Hash of the file's core, 64 hexadecimal digits: which file it is.
 
-    Raises:
-        StateError: A value has the wrong type or is out of its range.
-
     Example:
         >>> Checkpoint(generation=12, step=400, metric=0.9, created="", core_hash="00" * 32).name
         'checkpoint-00000012.sealed'
@@ -82,7 +79,7 @@ class Log:
         run: Which run it is of, 32 hexadecimal digits.
         head: Hash of the last line; of the run if there is none.
         length: Bytes of all lines.
-        history: Every checkpoint ever saved; the one of generation g is at g - 1.
+        history: Every checkpoint ever saved; generation g stands at g - 1.
         gone: The generations that were pruned.
     """
 
@@ -157,10 +154,8 @@ class Log:
     def announced(self, tail: bytes) -> Checkpoint | None:
         """The checkpoint that the first line behind the end of this log tells of.
 
-        Such a line was written and never committed, or what committed it was taken away since.
-
-        Args:
-            tail: The bytes behind the log. What a crash left half-written tells nothing.
+        Such a line was written and never committed, or what committed it was taken away since. What
+        a crash left half-written tells nothing.
         """
         line, ended, _ = tail.partition(b"\n")
         try:
@@ -203,11 +198,7 @@ def as_metric(value: object) -> float | None:
 
 
 def choose(checkpoints: Sequence[Checkpoint], which: Which) -> Checkpoint | None:
-    """The checkpoint that is meant; None if it is not among them.
-
-    Args:
-        which: The newest, the best (among equals the newer), or a generation.
-    """
+    """The checkpoint that is meant, of equally good ones the newer; None if it is not there."""
     # True and 1.0 are equal to 1 and no generation.
     if type(which) not in (int, str):
         raise StateError(

@@ -18,9 +18,9 @@ from secure_cnn.archive.errors import ArchiveError, RolledBack, StorageError, Ta
 from secure_cnn.archive.format.core import LATEST_FILE as _LATEST
 from secure_cnn.archive.info import inspect
 from secure_cnn.archive.keys.signatures import Signer, Verifier
+from secure_cnn.archive.storage import append_at, read_small, write_file
 from secure_cnn.archive.store.latest import HighWaterMark, Latest
 from secure_cnn.archive.store.log import Checkpoint, Log
-from secure_cnn.archive.store.smallfile import append_at, read_small, replace_small
 from secure_cnn.files import check_path
 
 __all__ = ["SequenceFolder"]
@@ -38,9 +38,8 @@ _TEMPORARY = re.compile(
 class SequenceFolder:
     """A folder of checkpoints, as one process sees it.
 
-    Args:
-        exclusive: Whether nobody else can write, so that the folder must be as we left it.
-        unmarked: Whether the mark in the folder may be missing.
+    If it is `exclusive`, nobody else can write, and the folder must be as we left it. The mark in
+    an `unmarked` one may be missing.
     """
 
     __slots__ = (
@@ -151,7 +150,7 @@ class SequenceFolder:
         append_at(self.folder / _LOG, lines, log.length - len(lines))
         # If replacing fails halfway, either of the two may be there afterwards.
         self._attempted = latest
-        replace_small(self.folder / _LATEST, latest.to_bytes(signer))
+        write_file(self.folder / _LATEST, latest.to_bytes(signer), overwrite=True)
         self._seen = latest
         for path in self._mark_paths:
             self._raise(path, latest)

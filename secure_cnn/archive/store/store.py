@@ -15,7 +15,7 @@ from typing import Self, final
 
 from secure_cnn.archive.errors import InvalidKey, StorageError, Tampered, WrongKey
 from secure_cnn.archive.format.claims import JSON, copy_claims
-from secure_cnn.archive.format.slots import SlotReader, SlotWriter
+from secure_cnn.archive.format.slots import AnyIdentity, AnyRecipient
 from secure_cnn.archive.format.state import State
 from secure_cnn.archive.info import inspect, verify
 from secure_cnn.archive.keys import check_identity, check_recipients, trusted_with
@@ -87,9 +87,9 @@ class CheckpointStore:
         self,
         folder: str | os.PathLike[str],
         *,
-        recipients: Sequence[SlotWriter] = (),
+        recipients: Sequence[AnyRecipient] = (),
         signer: Signer | None = None,
-        identity: SlotReader | None = None,
+        identity: AnyIdentity | None = None,
         trusted: Sequence[Verifier] | None = None,
         keep_last: int | None = None,
         keep_best: int | None = None,

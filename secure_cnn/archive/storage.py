@@ -1,0 +1,109 @@
+"""Files as the archive reads and writes them: by `files`, each refusal as a `StorageError`."""
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from typing import TypeAlias
+
+from secure_cnn import files
+from secure_cnn.archive.errors import LimitExceeded, StorageError
+from secure_cnn.archive.format.payload import read_at
+
+__all__ = ["Path", "append_at", "lock_file", "new_file", "opened", "read_small", "write_file"]
+
+Path: TypeAlias = str | os.PathLike[str]
+
+
+@contextlib.contextmanager
+def opened(path: Path, *, flags: int = os.O_RDONLY) -> Iterator[int]:
+    """A regular file, open to read or, with ``os.O_RDWR``, to change."""
+    verb = "read" if flags == os.O_RDONLY else "change"
+    try:
+        fd = files.open_regular(path, flags)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot {verb}: {error.strerror}") from error
+
+
+def lock_file(fd: int, path: Path) -> None:
+    """Keeps every other change of an open file out until the descriptor is closed."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StorageError(f"{path}: another process is changing it; try again later") from None
+
+
+@contextlib.contextmanager
+def new_file(path: Path, *, length: int, overwrite: bool, mode: int) -> Iterator[int]:
+    """A file descriptor to write to; on leaving the block the file is at `path`, whole.
+
+    With `overwrite` a regular file there is replaced; nothing else ever is.
+    """
+    try:
+        with files.new_file(path, overwrite=overwrite, mode=mode, length=length) as fd:
+            yield fd
+    except FileExistsError:
+        raise StorageError(
+            f"{path}: a file is already there; choose another path, or remove it first"
+        ) from None
+    except files.IrregularFileError as error:
+        raise StorageError(
+            f"{path}: {error.strerror}; give the path of a file, or what the link leads to"
+        ) from None
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot write: {error.strerror}; nothing was changed"
+        ) from error
+
+
+def write_file(path: Path, data: bytes, *, overwrite: bool) -> None:
+    """Writes a file that everyone may read, whole or not at all."""
+    with new_file(path, length=len(data), overwrite=overwrite, mode=0o666) as fd:
+        files.write_at(fd, memoryview(data), 0)
+
+
+def read_small(path: Path, limit: int) -> bytes | None:
+    """All bytes of a file of a checkpoint store; None if there is none.
+
+    A symbolic link is never followed: what a store reads and writes must be where the store is.
+    """
+    try:
+        fd = files.open_regular(path, follow=False)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot read: {error.strerror}; it must be a file, not a link"
+        ) from error
+    try:
+        size = os.fstat(fd).st_size
+        if size > limit:
+            raise LimitExceeded(f"{path}: expected at most {limit} bytes, got {size}")
+        return read_at(fd, size, 0)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot read: {error.strerror}; try again") from error
+    finally:
+        os.close(fd)
+
+
+def append_at(path: Path, data: bytes, offset: int) -> None:
+    """Writes `data` at `offset` and cuts off what stood behind; on the disk when this returns.
+
+    A crash leaves the first `offset` bytes as they were. As for `read_small`, no link is followed.
+    """
+    try:
+        fd = files.open_regular(path, os.O_WRONLY | os.O_CREAT, follow=False)
+        try:
+            files.write_at(fd, memoryview(data), offset)
+            os.ftruncate(fd, offset + len(data))
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot write: {error.strerror}; what was there still counts"
+        ) from error
