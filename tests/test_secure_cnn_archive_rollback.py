@@ -108,7 +108,7 @@ def test_a_crash_between_two_steps_of_a_commit_is_no_rollback(tmp_path, monkeypa
     save(tmp_path, 1)
     call = {
         "sealed": (sequence, "append_at"),
-        "logged": (sequence, "replace_small"),
+        "logged": (sequence, "write_file"),
         "committed": (sequence.SequenceFolder, "_raise"),
         "marked": (sequence.SequenceFolder, "clear"),
     }[where]

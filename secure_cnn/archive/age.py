@@ -46,11 +46,9 @@ def export_age(
     No plaintext is written, and little of it is in memory at a time.
 
     Args:
-        path: A sealed file.
+        path: A sealed file; this, identity and trusted as for `load`.
         out: Where the age file goes.
-        identity: As for `load`.
         recipients: One or more of age's X25519 recipients, ``age1…``.
-        trusted: As for `load`.
         overwrite: Whether a file at `out` may be replaced.
         progress: Called now and then with the bytes encrypted so far, and those there are in all.
 

@@ -87,10 +87,6 @@ def bill_of_materials(info: ArchiveInfo) -> str:
     Args:
         info: From `verify`, or from `inspect`; the property ``secure-cnn:verified`` says which.
 
-    Raises:
-        MissingExtra: The extra is not installed.
-        StateError: The time in the file is none.
-
     Source: ECMA-424 (CycloneDX 1.6, 2024).
 
     Example:
@@ -142,10 +138,6 @@ def export_card(
         trusted: Whose signatures count; None checks none, and the card says so.
         overwrite: Whether a file at `out` may be replaced.
 
-    Raises:
-        ArchiveError: As for `verify`, or without `trusted` as for `inspect`; `StorageError` if
-            there is a file at `out`.
-
     Example:
         >>> import pathlib, tempfile, secure_cnn.archive as archive
         >>> me = archive.generate_identity()
@@ -163,14 +155,8 @@ def export_bill_of_materials(
 ) -> None:
     """Writes the ML-BOM of a sealed file, whole or not at all; needs no decryption key.
 
-    Args:
-        path: A sealed file.
-        out: Where the JSON goes.
-        trusted: Whose signatures count; None checks none, and the bill says so.
-        overwrite: Whether a file at `out` may be replaced.
-
-    Raises:
-        ArchiveError: As for `export_card` and `bill_of_materials`.
+    All arguments are as for `export_card`; the bill says too whether a signature was checked. Needs
+    the extra ``bom``.
 
     Example:
         >>> export_bill_of_materials("nowhere", "bom.json")

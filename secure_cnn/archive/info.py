@@ -159,9 +159,6 @@ def describe(header: Header, signer: Verifier | None, size: int, *, verified: bo
 def inspect(path: Path) -> ArchiveInfo:
     """What a sealed file says in clear; needs no key and checks no signature.
 
-    Raises:
-        ArchiveError: The file is not sealed, is cut short, or its head is malformed.
-
     Example:
         >>> import tempfile, secure_cnn.archive as archive
         >>> me = archive.generate_identity()
@@ -199,7 +196,6 @@ def verify(
     Raises:
         UntrustedSigner: The file is unsigned, or signed by someone else.
         Tampered: The signature does not hold, or the payload is not what was signed.
-        ArchiveError: As for `inspect`; with `deep`, as for `load`.
 
     Example:
         >>> import tempfile, secure_cnn.archive as archive

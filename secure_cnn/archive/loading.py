@@ -30,15 +30,7 @@ from secure_cnn.archive.keys.signatures import Verifier
 from secure_cnn.archive.opening import unlock
 from secure_cnn.archive.storage import Path, opened
 
-__all__ = [
-    "LazyArchive",
-    "empty_bytes",
-    "load",
-    "load_into",
-    "open_lazy",
-    "read_index",
-    "read_tensor",
-]
+__all__ = ["LazyArchive", "load", "load_into", "open_lazy", "read_index", "read_tensor"]
 
 
 def load(
@@ -50,7 +42,7 @@ def load(
     core_hash: str | None = None,
     only: Sequence[str] | None = None,
 ) -> State:
-    """The state in a sealed file, after everything about it held.
+    """The state in a sealed file, after everything about it held; its tensors are in main memory.
 
     Args:
         path: A sealed file. A plain file is never accepted.
@@ -65,9 +57,6 @@ def load(
             successor: whatever was decided on that is then true of what is loaded.
         only: Names of tensors; then the state is a dict of these, and the segments of others are
             not read. None loads everything.
-
-    Returns:
-        The tree that was saved; its tensors are in main memory.
 
     Raises:
         ArchiveError: One of its members: `NotSealed`, `UnsupportedVersion`, `LimitExceeded`,
@@ -98,7 +87,7 @@ def load(
         header, payload = unlock(
             fd, identity=identity, trusted=trusted, expect=wanted, core_hash=core_hash
         )
-        target = empty_bytes(payload.layout.plaintext_length)
+        target = _empty_bytes(payload.layout.plaintext_length)
         payload.read_into(target.numpy().data)
     if wanted.keys() - header.core.claims.keys():
         check_claims({**index_of(target).claims, **header.core.claims}, wanted)
@@ -116,6 +105,7 @@ def load_into(
 ) -> State:
     """Decrypts a sealed file straight into the tensors of a state, such as a `model.state_dict()`.
 
+    The page faults of new memory take longer than decrypting, so this is the fastest way to resume.
     Everything that `load` checks before decrypting holds before a tensor is changed. If a segment
     of the payload then turns out to be damaged, or what is in it no bool, all the tensors are zero:
     build the model anew, or load another file. Do not call it between a forward pass and its
@@ -124,11 +114,7 @@ def load_into(
     Args:
         state: A tree with the tensors of the file: the same names, shapes and dtypes, contiguous,
             in main memory, none over another. Its plain data is not looked at.
-        path: A sealed file.
-        identity: As for `load`.
-        trusted: As for `load`.
-        expect: As for `load`.
-        core_hash: As for `load`.
+        path: A sealed file; this and the rest as for `load`.
 
     Returns:
         The tree that was saved, with the memory of the given tensors in it.
@@ -168,45 +154,36 @@ def load_into(
     return built
 
 
-def _memory_of(index: Index, tensors: Mapping[str, torch.Tensor]) -> Pieces:
-    """The bytes of tensors in the order of the file, after each was found to fit."""
-    if different := index.spans.keys() ^ tensors.keys():
-        name = min(different)
-        held, other = ("file", "state") if name in index.spans else ("state", "file")
-        raise StateError(
-            f"tensor {name}: is in the {held} but not in the {other}, as are "
-            f"{len(different) - 1} others; load without a state to see what is in the file"
+def open_lazy(
+    path: Path,
+    *,
+    identity: AnyIdentity,
+    trusted: Sequence[Verifier] | None = None,
+    expect: Mapping[str, object] | None = None,
+    core_hash: str | None = None,
+) -> "LazyArchive":
+    """Opens a sealed file to read single tensors; the segments of others are never read.
+
+    All arguments are as for `load`, and so is what is checked here.
+
+    Example:
+        >>> import tempfile, secure_cnn.archive as archive
+        >>> me, state = archive.generate_identity(), {"a": torch.ones(2), "b": torch.zeros(9)}
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     archive.save(f"{folder}/m", state, recipients=[me.recipient])
+        ...     with archive.open_lazy(f"{folder}/m", identity=me) as file:
+        ...         file.names, file.shape("b"), file.dtype("b"), file.tensor("a")
+        (('a', 'b'), (9,), torch.float32, tensor([1., 1.]))
+    """
+    wanted = expect or {}
+    with opened(path) as fd:
+        header, payload = unlock(
+            fd, identity=identity, trusted=trusted, expect=wanted, core_hash=core_hash
         )
-    for name, span in index.spans.items():
-        _check_fits(name, span, tensors[name])
-    _check_apart(tensors)
-    order = sorted(index.spans, key=lambda name: (index.spans[name].start, index.spans[name].stop))
-    return Pieces([tensors[name].reshape(-1).view(torch.uint8).numpy().data for name in order])
-
-
-def _check_fits(name: str, span: Span, tensor: torch.Tensor) -> None:
-    """Refuses a tensor of another kind, and one whose memory is not its bytes in order."""
-    if (tensor.dtype, tuple(tensor.shape)) != (span.dtype, span.shape):
-        raise StateError(
-            f"tensor {name}: expected {span.dtype} {list(span.shape)} as in the file, "
-            f"got {tensor.dtype} {list(tensor.shape)}"
-        )
-    plain = tensor.device.type == "cpu" and not tensor.is_conj() and not tensor.is_neg()
-    if not plain or not tensor.is_contiguous():
-        raise StateError(
-            f"tensor {name}: expected contiguous main memory, got strides {tensor.stride()} on "
-            f"{tensor.device}; use load and copy"
-        )
-
-
-def _check_apart(tensors: Mapping[str, torch.Tensor]) -> None:
-    """Refuses tensors of which one begins within another."""
-    ends, last = 0, ""
-    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
-        if tensor.numel() and tensor.data_ptr() < ends:
-            raise StateError(f"tensors {last} and {name}: share memory; use load and copy")
-        if tensor.numel():
-            ends, last = tensor.data_ptr() + tensor.nbytes, name
+        index = read_index(payload)
+        check_claims({**index.claims, **header.core.claims}, wanted)
+        file = open(os.dup(fd), "rb", buffering=0)  # noqa: SIM115 - held until `close`
+    return LazyArchive(path, file, payload.on(file.fileno()), index, header.core.claims)
 
 
 @final
@@ -284,45 +261,6 @@ class LazyArchive(Secret):
         self.close()
 
 
-def open_lazy(
-    path: Path,
-    *,
-    identity: AnyIdentity,
-    trusted: Sequence[Verifier] | None = None,
-    expect: Mapping[str, object] | None = None,
-    core_hash: str | None = None,
-) -> LazyArchive:
-    """Opens a sealed file to read single tensors; the segments of others are never read.
-
-    Args:
-        path: A sealed file. A plain file is never accepted.
-        identity: As for `load`.
-        trusted: As for `load`.
-        expect: As for `load`.
-        core_hash: As for `load`.
-
-    Raises:
-        ArchiveError: As for `load`.
-
-    Example:
-        >>> import tempfile, secure_cnn.archive as archive
-        >>> me, state = archive.generate_identity(), {"a": torch.ones(2), "b": torch.zeros(9)}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     archive.save(f"{folder}/m", state, recipients=[me.recipient])
-        ...     with archive.open_lazy(f"{folder}/m", identity=me) as file:
-        ...         file.names, file.shape("b"), file.dtype("b"), file.tensor("a")
-        (('a', 'b'), (9,), torch.float32, tensor([1., 1.]))
-    """
-    with opened(path) as fd:
-        header, payload = unlock(
-            fd, identity=identity, trusted=trusted, expect=expect or {}, core_hash=core_hash
-        )
-        index = read_index(payload)
-        check_claims({**index.claims, **header.core.claims}, expect or {})
-        file = open(os.dup(fd), "rb", buffering=0)  # noqa: SIM115 - held until `close`
-    return LazyArchive(path, file, payload.on(file.fileno()), index, header.core.claims)
-
-
 def read_index(payload: Payload) -> Index:
     """The index of the tensors in a payload; reads the segments that hold it."""
     length = payload.layout.plaintext_length
@@ -330,7 +268,7 @@ def read_index(payload: Payload) -> Index:
     payload.read_into(memoryview(first))
     end = header_end(bytes(first[:8]), length)
     if end > len(first):
-        rest = empty_bytes(end - len(first)).numpy()
+        rest = _empty_bytes(end - len(first)).numpy()
         payload.read_into(rest.data, start=len(first))
         first += rest.data
     return parse_index(bytes(first[8:end]), length)
@@ -338,15 +276,56 @@ def read_index(payload: Payload) -> Index:
 
 def read_tensor(payload: Payload, index: Index, span: Span) -> torch.Tensor:
     """One tensor, from the segments that hold it."""
-    data = empty_bytes(span.stop - span.start)
+    data = _empty_bytes(span.stop - span.start)
     if len(data):
         payload.read_into(data.numpy().data, start=index.data_start + span.start)
     return span.view(data)
 
 
-def empty_bytes(length: int) -> torch.Tensor:
+def _empty_bytes(length: int) -> torch.Tensor:
     """Memory that is not initialised, as a uint8 tensor [length]."""
     try:
         return torch.empty(length, dtype=torch.uint8)
     except RuntimeError as error:
         raise LimitExceeded(f"no memory for {length} bytes of tensors") from error
+
+
+def _memory_of(index: Index, tensors: Mapping[str, torch.Tensor]) -> Pieces:
+    """The bytes of tensors in the order of the file, after each was found to fit."""
+    if different := index.spans.keys() ^ tensors.keys():
+        name = min(different)
+        held, other = ("file", "state") if name in index.spans else ("state", "file")
+        raise StateError(
+            f"tensor {name}: is in the {held} but not in the {other}, as are "
+            f"{len(different) - 1} others; load without a state to see what is in the file"
+        )
+    for name, span in index.spans.items():
+        _check_fits(name, span, tensors[name])
+    _check_apart(tensors)
+    order = sorted(index.spans, key=lambda name: (index.spans[name].start, index.spans[name].stop))
+    return Pieces([tensors[name].reshape(-1).view(torch.uint8).numpy().data for name in order])
+
+
+def _check_fits(name: str, span: Span, tensor: torch.Tensor) -> None:
+    """Refuses a tensor of another kind, and one whose memory is not its bytes in order."""
+    if (tensor.dtype, tuple(tensor.shape)) != (span.dtype, span.shape):
+        raise StateError(
+            f"tensor {name}: expected {span.dtype} {list(span.shape)} as in the file, "
+            f"got {tensor.dtype} {list(tensor.shape)}"
+        )
+    plain = tensor.device.type == "cpu" and not tensor.is_conj() and not tensor.is_neg()
+    if not plain or not tensor.is_contiguous():
+        raise StateError(
+            f"tensor {name}: expected contiguous main memory, got strides {tensor.stride()} on "
+            f"{tensor.device}; use load and copy"
+        )
+
+
+def _check_apart(tensors: Mapping[str, torch.Tensor]) -> None:
+    """Refuses tensors of which one begins within another."""
+    ends, last = 0, ""
+    for name, tensor in sorted(tensors.items(), key=lambda item: item[1].data_ptr()):
+        if tensor.numel() and tensor.data_ptr() < ends:
+            raise StateError(f"tensors {last} and {name}: share memory; use load and copy")
+        if tensor.numel():
+            ends, last = tensor.data_ptr() + tensor.nbytes, name

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from secure_cnn.archive.errors import StateError, StorageError
+from secure_cnn.archive.errors import StateError
 from secure_cnn.archive.format.header import MAGIC
 from secure_cnn.archive.format.payload import Progress
 from secure_cnn.archive.format.slots import AnyIdentity
@@ -19,23 +19,12 @@ from secure_cnn.archive.format.state import State, decode_state, encode_state
 from secure_cnn.archive.keys.signatures import Verifier
 from secure_cnn.archive.opening import unlock
 from secure_cnn.archive.storage import Path, new_file, opened
-from secure_cnn.files import reading, write_at
+from secure_cnn.files import write_at
 
-__all__ = ["decrypt", "import_", "is_torch", "load_plain", "save_plain"]
+__all__ = ["decrypt", "import_", "load_plain", "save_plain"]
 
 # What `torch.save` writes today, a zip file, and what it wrote until 2020, a bare pickle.
 _TORCH = (b"PK\x03\x04", b"\x80\x02")
-
-
-def is_torch(first: bytes) -> bool:
-    """Whether a file that begins so was written by `torch.save`.
-
-    A safetensors file may begin with the same two bytes, if its header is 640 bytes long; but then
-    a number that small stands before the brace of its JSON, and in neither of the others. Needs
-    the first 9 bytes.
-    """
-    is_safetensors = first[8:9] == b"{" and not any(first[4:8])
-    return first.startswith(_TORCH) and not is_safetensors
 
 
 def save_plain(path: Path, state: State, *, overwrite: bool = False) -> None:
@@ -70,12 +59,9 @@ def save_plain(path: Path, state: State, *, overwrite: bool = False) -> None:
 def load_plain(path: Path) -> State:
     """Reads a plain safetensors file: the tree that `save_plain` wrote, or another tool's tensors.
 
-    Args:
-        path: A safetensors file; a sealed one is refused.
-
     Raises:
         StorageError: The file cannot be read.
-        StateError: It is no valid safetensors file.
+        StateError: It is no valid safetensors file; a sealed one is none.
 
     Example:
         >>> load_plain("nowhere.safetensors")
@@ -83,18 +69,14 @@ def load_plain(path: Path) -> State:
         ...
         secure_cnn.archive.errors.StorageError: nowhere.safetensors: cannot read: ...
     """
-    try:
-        with reading(path) as file:
-            data = bytearray(file.read())
-    except OSError as error:
-        raise StorageError(f"{path}: cannot read: {error.strerror}") from error
+    data = bytearray(_read(path))
     if not data:
         raise StateError(f"{path}: expected a safetensors file, got an empty one")
     if data.startswith(MAGIC):
         raise StateError(
             f"{path}: is sealed; open it first, or give the identity or passphrase that opens it"
         )
-    if is_torch(bytes(data[:16])):
+    if _is_torch(bytes(data[:16])):
         raise StateError(f"{path}: expected a safetensors file, got one of torch.save; import it")
     try:
         return decode_state(torch.frombuffer(data, dtype=torch.uint8))
@@ -104,6 +86,8 @@ def load_plain(path: Path) -> State:
 
 def import_(path: Path) -> State:
     """The state in a plain file of another tool, ready to be sealed.
+
+    Read such files once, seal what came out, and keep the sealed file.
 
     Args:
         path: A safetensors file, or a file of `torch.save` that holds tensors, numbers, texts and
@@ -120,29 +104,9 @@ def import_(path: Path) -> State:
         ...     import_(f"{folder}/m.safetensors")
         {'w': tensor([1., 1.])}
     """
-    try:
-        with reading(path) as file:
-            first = file.read(16)
-    except OSError as error:
-        raise StorageError(f"{path}: cannot read: {error.strerror}") from error
-    state = _load_torch(path) if is_torch(first) else load_plain(path)
+    state = _load_torch(path) if _is_torch(_read(path, 16)) else load_plain(path)
     encode_state(state)  # refuses here, with the path of what cannot be sealed
     return state
-
-
-def _load_torch(path: Path) -> Any:
-    """What torch's restricted reader makes of a file; it knows no classes but tensors."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about its own old formats
-            return torch.load(  # noqa: TID251 - the one adapter; weights_only runs no code
-                path, map_location="cpu", weights_only=True
-            )
-    except Exception as error:
-        raise StateError(
-            f"{path}: expected a state of tensors and plain data, got something else "
-            f"({type(error).__name__}); save its state_dict() with torch.save"
-        ) from None
 
 
 def decrypt(
@@ -157,10 +121,8 @@ def decrypt(
     """Writes the plain safetensors file inside a sealed file, with mode 0600, whole or not at all.
 
     Args:
-        path: A sealed file.
+        path: A sealed file; this, identity and trusted as for `load`.
         out: Where the plain file goes.
-        identity: As for `load`.
-        trusted: As for `load`.
         overwrite: Whether a file at `out` may be replaced.
         progress: Called now and then with the bytes decrypted so far, and those there are in all.
 
@@ -181,3 +143,34 @@ def decrypt(
         length = payload.layout.plaintext_length
         with new_file(out, length=length, overwrite=overwrite, mode=0o600) as plain:
             payload.copy_to(plain, progress)
+
+
+def _read(path: Path, length: int = -1) -> bytes:
+    """The first bytes of a file, or all."""
+    with opened(path) as fd, open(fd, "rb", closefd=False) as file:
+        return file.read(length)
+
+
+def _is_torch(first: bytes) -> bool:
+    """Whether a file that begins so was written by `torch.save`.
+
+    A safetensors file may begin with the same two bytes, if its header is 640 bytes long; but then
+    a number that small stands before the brace of its JSON, and in neither of the others.
+    """
+    is_safetensors = first[8:9] == b"{" and not any(first[4:8])
+    return first.startswith(_TORCH) and not is_safetensors
+
+
+def _load_torch(path: Path) -> Any:
+    """What torch's restricted reader makes of a file; it knows no classes but tensors."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about its own old formats
+            return torch.load(  # noqa: TID251 - the one adapter; weights_only runs no code
+                path, map_location="cpu", weights_only=True
+            )
+    except Exception as error:
+        raise StateError(
+            f"{path}: expected a state of tensors and plain data, got something else "
+            f"({type(error).__name__}); save its state_dict() with torch.save"
+        ) from None

@@ -79,15 +79,9 @@ def shred(
     Needs no key: whoever may write a file may destroy it. It cannot be undone.
 
     Args:
-        path: A sealed file, whole.
+        path: A sealed file, whole; what is none, and a symbolic link, is not touched.
         certificate: Where a certificate goes, if one is wanted; it must not exist.
         signer: Who signs it.
-
-    Raises:
-        StorageError: The file cannot be changed or removed, is a symbolic link, or is being
-            changed by another process; there is a certificate already.
-        InvalidKey: There is a signer and no certificate to sign.
-        ArchiveError: As for `inspect`: what is no sealed file is not touched.
 
     Example:
         >>> import tempfile, secure_cnn.archive as archive
@@ -127,15 +121,9 @@ def shred(
 def read_certificate(path: Path, *, trusted: Sequence[Verifier]) -> Certificate:
     """What a certificate says, after a trusted signature held.
 
-    Args:
-        path: A file that `shred` left.
-        trusted: Whose signatures count.
-
     Raises:
-        InvalidKey: Those trusted are no verifiers.
-        UntrustedSigner: It is not signed by one of them.
+        UntrustedSigner: It is not signed by one of those trusted.
         Tampered: It is no certificate, or the signature does not hold.
-        StorageError: The file cannot be read.
 
     Example:
         See `shred`.

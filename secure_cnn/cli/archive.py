@@ -1,7 +1,7 @@
 """`secure-cnn archive`: keys, sealed files, and who can open them.
 
-Data goes to standard output, messages to standard error; no secret is ever an argument. Recipients
-are in `recipients`, folders of checkpoints in `sequence`.
+Data goes to standard output, messages to standard error; no secret is ever an argument. Folders of
+checkpoints are in `sequence`.
 """
 
 import json
@@ -10,44 +10,62 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import Annotated, NoReturn, TypeAlias
 
 import typer
 
 from secure_cnn import archive
-from secure_cnn.archive.card import export_bill_of_materials, export_card
 from secure_cnn.archive.format.claims import parse_json
-from secure_cnn.cli import recipients, sequence
-from secure_cnn.cli.keys import reader_from, signer_from, verifiers_from, writers_from
-from secure_cnn.cli.options import (
-    File,
+from secure_cnn.cli import sequence
+from secure_cnn.cli.keys import (
     IdentityFile,
     Kek,
-    NewFile,
     PassphraseFile,
     Recipients,
     SignerFile,
     Trusted,
-    message,
+    identity_from,
     needed,
+    recipients_from,
+    signer_from,
+    somebody,
+    trusted_from,
+    verifiers_from,
 )
+from secure_cnn.cli.options import message
 from secure_cnn.cli.progress import file_progress
 from secure_cnn.printable import printable
 
 __all__ = [
+    "add",
     "app",
     "export",
     "import_",
     "inspect",
     "keygen",
+    "list_",
     "open_",
+    "remove",
     "rotate",
     "seal",
     "shred",
     "verify",
 ]
 
+_File: TypeAlias = Annotated[Path, typer.Argument(help="A sealed file.")]
+_NewFile: TypeAlias = Annotated[Path, typer.Argument(help="The file to make; it must not exist.")]
+_Claims: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--claim", help="NAME=JSON or NAME=word, for everyone to read; repeatable."),
+]
+_PrivateClaims: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--private-claim", help="NAME=JSON or NAME=word, for recipients only."),
+]
+_Name: TypeAlias = Annotated[str, typer.Option(help="A logical name, for everyone to read.")]
+
 app = typer.Typer(help="Keys, sealed files, and who can open them.", no_args_is_help=True)
+_recipients = typer.Typer(help="Who can open a file: list, add, remove.", no_args_is_help=True)
 
 
 @app.callback()
@@ -62,19 +80,9 @@ def _tidy(context: typer.Context) -> None:
     context.call_on_close(lambda: signal.signal(signal.SIGTERM, before))
 
 
-app.add_typer(recipients.app, name="recipients")
+app.add_typer(_recipients, name="recipients")
 app.command("ls")(sequence.ls)
 app.command("prune")(sequence.prune)
-
-_Claims = Annotated[
-    list[str] | None,
-    typer.Option("--claim", help="NAME=JSON or NAME=word, for everyone to read; repeatable."),
-]
-_PrivateClaims = Annotated[
-    list[str] | None,
-    typer.Option("--private-claim", help="NAME=JSON or NAME=word, for recipients only."),
-]
-_Name = Annotated[str, typer.Option(help="A logical name, for everyone to read.")]
 
 
 @app.command()
@@ -118,7 +126,7 @@ def keygen(
 @app.command()
 def seal(
     plain: Annotated[Path, typer.Argument(help="A plain safetensors file.")],
-    out: NewFile,
+    out: _NewFile,
     recipient: Recipients = None,
     passphrase_file: PassphraseFile = None,
     kek: Kek = None,
@@ -128,14 +136,14 @@ def seal(
     name: _Name = "",
 ) -> None:
     """Encrypt a plain safetensors file to recipients; the plain one stays."""
-    who = writers_from(recipient or [], passphrase_file, kek)
+    who = recipients_from(recipient or [], passphrase_file, kek)
     _seal(archive.load_plain, plain, out, who, signer, claim, private_claim, name)
 
 
 @app.command("import")
 def import_(
     source: Annotated[Path, typer.Argument(help="A file of torch.save, or a safetensors file.")],
-    out: NewFile,
+    out: _NewFile,
     recipient: Recipients = None,
     passphrase_file: PassphraseFile = None,
     kek: Kek = None,
@@ -145,13 +153,13 @@ def import_(
     name: _Name = "",
 ) -> None:
     """Seal another tool's file; of a torch file only tensors and plain data, and no code runs."""
-    who = writers_from(recipient or [], passphrase_file, kek)
+    who = recipients_from(recipient or [], passphrase_file, kek)
     _seal(archive.import_, source, out, who, signer, claim, private_claim, name)
 
 
 @app.command()
 def inspect(
-    file: File,
+    file: _File,
     as_json: Annotated[bool, typer.Option("--json", help="Print the claims as JSON.")] = False,
 ) -> None:
     """Show what a file says of itself; needs no key, checks no signature."""
@@ -161,7 +169,7 @@ def inspect(
 
 @app.command()
 def verify(
-    file: File,
+    file: _File,
     trusted: Annotated[
         list[str], typer.Option(help="A verifier's public text, or a file of them.")
     ],
@@ -170,7 +178,7 @@ def verify(
     kek: Kek = None,
 ) -> None:
     """Check the signature over claims and content; with a key, that it opens as well."""
-    deep = reader_from(identity, passphrase_file, kek)
+    deep = identity_from(identity, passphrase_file, kek)
     with file_progress("verifying") as progress:
         info = archive.verify(file, trusted=verifiers_from(trusted), deep=deep, progress=progress)
     typer.echo(str(info))
@@ -178,7 +186,7 @@ def verify(
 
 @app.command("open")
 def open_(
-    file: File,
+    file: _File,
     out: Annotated[
         Path, typer.Option(help="Where the plain safetensors file goes; it must not exist.")
     ],
@@ -188,16 +196,16 @@ def open_(
     trusted: Trusted = None,
 ) -> None:
     """Decrypt a file to plain safetensors."""
-    reader = needed(reader_from(identity, passphrase_file, kek))
+    opens = needed(identity, passphrase_file, kek)
     with file_progress("opening") as progress:
-        archive.decrypt(file, out, identity=reader, trusted=_trusted(trusted), progress=progress)
+        archive.decrypt(file, out, identity=opens, trusted=trusted_from(trusted), progress=progress)
     message(f"plain file: {out}")
 
 
 @app.command()
 def export(
-    file: File,
-    out: NewFile,
+    file: _File,
+    out: _NewFile,
     only: Annotated[
         list[str] | None, typer.Option(help="The name of a tensor; repeatable. All without.")
     ] = None,
@@ -216,34 +224,31 @@ def export(
     trusted: Trusted = None,
 ) -> None:
     """Give all tensors or some to another tool, as safetensors or an age file; or the claims."""
-    signers = _trusted(trusted)
+    signers = trusted_from(trusted)
     if sum(map(bool, (age, only, card, bom))) > 1:
         raise typer.BadParameter("give one of --only, --age, --card and --bom")
     if card or bom:
-        write = export_card if card else export_bill_of_materials
+        write = archive.export_card if card else archive.export_bill_of_materials
         write(file, out, trusted=signers)
         message(f"{'model card' if card else 'bill of materials'}: {out}")
         return
-    reader = needed(reader_from(identity, passphrase_file, kek))
-    if age:
-        with file_progress("exporting") as progress:
-            archive.export_age(
-                file, out, identity=reader, recipients=age, trusted=signers, progress=progress
-            )
-        message(f"age file: {out}")
-    elif only:
-        tensors = archive.load(file, identity=reader, trusted=signers, only=only)
-        archive.save_plain(out, tensors)
-        message(f"plain file: {out}")
+    opens = needed(identity, passphrase_file, kek)
+    if only:
+        archive.save_plain(out, archive.load(file, identity=opens, trusted=signers, only=only))
     else:
         with file_progress("exporting") as progress:
-            archive.decrypt(file, out, identity=reader, trusted=signers, progress=progress)
-        message(f"plain file: {out}")
+            if age:
+                archive.export_age(
+                    file, out, identity=opens, recipients=age, trusted=signers, progress=progress
+                )
+            else:
+                archive.decrypt(file, out, identity=opens, trusted=signers, progress=progress)
+    message(f"{'age' if age else 'plain'} file: {out}")
 
 
 @app.command()
 def rotate(
-    file: File,
+    file: _File,
     recipient: Recipients = None,
     new_passphrase_file: Annotated[
         Path | None, typer.Option(help="A passphrase that opens it then; - asks.")
@@ -258,16 +263,15 @@ def rotate(
     trusted: Trusted = None,
 ) -> None:
     """Encrypt a file anew, under a new file key, to the recipients named here and no others."""
-    reader = needed(reader_from(identity, passphrase_file, kek))
-    who = writers_from(recipient or [], new_passphrase_file, new_kek)
-    _somebody(who, "--new-")
+    opens = needed(identity, passphrase_file, kek)
+    who = somebody(recipients_from(recipient or [], new_passphrase_file, new_kek), "--new-")
     with file_progress("rotating") as progress:
         archive.rotate(
             file,
-            identity=reader,
+            identity=opens,
             recipients=who,
             signer=signer_from(signer),
-            trusted=_trusted(trusted),
+            trusted=trusted_from(trusted),
             progress=progress,
         )
     message(f"new file key: {file}; copies of the old file still open with the old one")
@@ -275,7 +279,7 @@ def rotate(
 
 @app.command()
 def shred(
-    file: File,
+    file: _File,
     certificate: Annotated[
         Path | None, typer.Option(help="Where a certificate goes; it must not exist.")
     ] = None,
@@ -292,6 +296,49 @@ def shred(
     typer.echo(str(archive.shred(file, certificate=certificate, signer=signer_from(signer))))
 
 
+@_recipients.command("list")
+def list_(file: _File) -> None:
+    """Print kind and key id of each, one a line; needs no key, and nothing vouches for it."""
+    for slot in archive.inspect(file).slots:
+        typer.echo(str(slot))
+
+
+@_recipients.command()
+def add(
+    file: _File,
+    recipient: Recipients = None,
+    new_passphrase_file: Annotated[
+        Path | None, typer.Option(help="Add a passphrase; - asks.")
+    ] = None,
+    new_kek: Annotated[str | None, typer.Option(help="Add a key-encryption key; as --kek.")] = None,
+    identity: IdentityFile = None,
+    passphrase_file: PassphraseFile = None,
+    kek: Kek = None,
+) -> None:
+    """Let more people open a file."""
+    who = recipients_from(recipient or [], new_passphrase_file, new_kek)
+    if not who:
+        raise archive.InvalidKey("expected somebody to add, got nobody; name one with --recipient")
+    opens = needed(identity, passphrase_file, kek)
+    archive.change_recipients(file, identity=opens, add=who)
+    message(f"added {len(who)} to {file}")
+
+
+@_recipients.command()
+def remove(
+    file: _File,
+    key_id: Annotated[list[str], typer.Argument(help="Key ids, as `list` prints them.")],
+    identity: IdentityFile = None,
+    passphrase_file: PassphraseFile = None,
+    kek: Kek = None,
+) -> None:
+    """Take people's slots away; who kept the file key can still read this file."""
+    opens = needed(identity, passphrase_file, kek)
+    archive.change_recipients(file, identity=opens, remove=key_id)
+    message(f"removed {len(key_id)} from {file}")
+    message("hint: whoever read it before may have kept the file key; to shut them out, rotate")
+
+
 def _seal(
     read: Callable[[Path], archive.State],
     plain: Path,
@@ -303,7 +350,7 @@ def _seal(
     name: str,
 ) -> None:
     """Seals what is read of a plain file."""
-    _somebody(who)
+    somebody(who, "--")
     with file_progress("sealing") as progress:
         archive.save(
             out,
@@ -316,30 +363,6 @@ def _seal(
             progress=progress,
         )
     message(f"sealed file: {out}; the plain file is still there")
-
-
-def _somebody(who: list[archive.AnyRecipient], new: str = "--") -> None:
-    """Refuses a file that nobody could open, in the words of the command line."""
-    if not who:
-        raise archive.InvalidKey(
-            "expected somebody who can open the file, got nobody; name one with --recipient, "
-            f"{new}passphrase-file or {new}kek"
-        )
-
-
-def _word(text: str, value: str) -> str:
-    """A text without quotes, unless it was meant as JSON: a number gone wrong is no text."""
-    if value[:1].isalpha() and value not in ("True", "False", "None", "nan", "inf"):
-        return value
-    raise typer.BadParameter(
-        f"expected NAME=JSON or NAME=word, got {printable(text)!r}; JSON has 0.5, true, null and, "
-        'in quotes, "any text"'
-    )
-
-
-def _trusted(trusted: list[str] | None) -> list[archive.Verifier] | None:
-    """Whose signatures are demanded; None where nobody's is."""
-    return verifiers_from(trusted) if trusted else None
 
 
 def _claims(given: list[str] | None) -> dict[str, archive.JSON]:
@@ -363,3 +386,13 @@ def _claims(given: list[str] | None) -> dict[str, archive.JSON]:
             reason = str(error).partition("; ")[0]
             raise typer.BadParameter(f"{printable(reason)}; give plain JSON") from None
     return claims
+
+
+def _word(text: str, value: str) -> str:
+    """A text without quotes, unless it was meant as JSON: a number gone wrong is no text."""
+    if value[:1].isalpha() and value not in ("True", "False", "None", "nan", "inf"):
+        return value
+    raise typer.BadParameter(
+        f"expected NAME=JSON or NAME=word, got {printable(text)!r}; JSON has 0.5, true, null and, "
+        'in quotes, "any text"'
+    )

@@ -11,8 +11,8 @@ from defenses.threat import Norm
 from secure_cnn.bench.robustness import judges, measure_robustness
 from secure_cnn.bench.step import Workload, document, subset
 from secure_cnn.checkpoint import read_model
-from secure_cnn.cli.keys import unlocking_from
-from secure_cnn.cli.options import IdentityFile, PassphraseFile, message
+from secure_cnn.cli.keys import IdentityFile, PassphraseFile, unlocking_from
+from secure_cnn.cli.options import message
 from secure_cnn.data import load_data
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.printable import Terminal

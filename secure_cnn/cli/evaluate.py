@@ -16,8 +16,8 @@ from defenses.threat import Norm
 from secure_cnn.archive import StorageError
 from secure_cnn.checkpoint import LoadedModel, Unlocking, read_model
 from secure_cnn.cli import evaluate_tables
-from secure_cnn.cli.keys import unlocking_from
-from secure_cnn.cli.options import IdentityFile, PassphraseFile, Trusted, message
+from secure_cnn.cli.keys import IdentityFile, PassphraseFile, Trusted, unlocking_from
+from secure_cnn.cli.options import message
 from secure_cnn.cli.requirements import read_requirements
 from secure_cnn.data import ImageData, load_data
 from secure_cnn.data.named import NAMES

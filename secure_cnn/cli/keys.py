@@ -1,10 +1,13 @@
-"""Keys as the command line takes them: files and public texts, never a secret as an argument."""
+"""Keys as the command line takes them: options that name files and public texts, never a secret."""
 
 import getpass
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
 
 from secure_cnn import archive
 from secure_cnn.archive.keys.keyfile import read_private
@@ -12,14 +15,47 @@ from secure_cnn.checkpoint import Sealing, Unlocking
 from secure_cnn.files import reading
 
 __all__ = [
+    "IdentityFile",
+    "Kek",
+    "PassphraseFile",
+    "Recipients",
+    "SignerFile",
+    "Trusted",
+    "identity_from",
     "kek_from",
+    "needed",
     "passphrase_from",
-    "reader_from",
+    "recipients_from",
     "sealing_from",
     "signer_from",
+    "somebody",
+    "trusted_from",
     "unlocking_from",
     "verifiers_from",
-    "writers_from",
+]
+
+IdentityFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--identity", help="The identity that opens it.")
+]
+PassphraseFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--passphrase-file", help="Or a passphrase; - asks.")
+]
+Kek: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        "--kek",
+        help="Or a key-encryption key: a file, env:NAME, command:PROGRAM or keyring:SERVICE/USER.",
+    ),
+]
+Recipients: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option("--recipient", help="Who can open it: a public text, or a file of them."),
+]
+SignerFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--signer", help="The signing key that vouches for it.")
+]
+Trusted: TypeAlias = Annotated[
+    list[str] | None, typer.Option("--trusted", help="Demand a signature by this verifier.")
 ]
 
 _MAX_TEXTS = 1 << 20
@@ -29,16 +65,8 @@ _ENVIRONMENT = "SECURE_CNN_PASSPHRASE"
 def sealing_from(
     recipients: Sequence[str], passphrase_file: Path | None, signer: Path | None
 ) -> Sealing | None:
-    """To whom checkpoints are sealed; None where nobody was named.
-
-    Args:
-        recipients: Public texts, or files that hold one a line.
-        passphrase_file: A file whose first line is a passphrase; `-` asks for it.
-
-    Raises:
-        ArchiveError: A key cannot be read.
-    """
-    who = writers_from(recipients, passphrase_file, None)
+    """To whom checkpoints are sealed; None where nobody was named."""
+    who = recipients_from(recipients, passphrase_file, None)
     if not who:
         if signer is not None:
             raise archive.InvalidKey(
@@ -52,34 +80,25 @@ def sealing_from(
 def unlocking_from(
     identity: Path | None, passphrase_file: Path | None, trusted: Sequence[str]
 ) -> Unlocking | None:
-    """What opens a sealed file; None where nothing was given.
-
-    Raises:
-        ArchiveError: A key cannot be read, or a signature is demanded of a plain file.
-    """
-    reader = reader_from(identity, passphrase_file, None)
-    if reader is None:
+    """What opens a sealed file; None where nothing was given, and then no signature either."""
+    opens = identity_from(identity, passphrase_file, None)
+    if opens is None:
         if trusted:
             raise archive.InvalidKey(
                 "--trusted: expected --identity or --passphrase-file with it, got neither: a plain "
                 "file carries no signature; archive verify checks a sealed one without a key"
             )
         return None
-    return Unlocking(identity=reader, trusted=verifiers_from(trusted) if trusted else None)
+    return Unlocking(identity=opens, trusted=trusted_from(trusted))
 
 
-def writers_from(
+def recipients_from(
     recipients: Sequence[str], passphrase_file: Path | None, kek: str | None
 ) -> list[archive.AnyRecipient]:
     """Everyone who is to open a file; nobody where nobody was named.
 
-    Args:
-        recipients: Public texts, or files that hold one a line.
-        passphrase_file: As for `passphrase_from`; a prompt asks twice.
-        kek: As for `kek_from`.
-
-    Raises:
-        ArchiveError: A key cannot be read.
+    Recipients are public texts, or files that hold one a line. A prompt for the passphrase asks
+    twice.
     """
     who: list[archive.AnyRecipient] = [
         archive.Recipient.from_text(text) for given in recipients for text in _texts(given)
@@ -91,14 +110,20 @@ def writers_from(
     return who
 
 
-def reader_from(
+def somebody(who: list[archive.AnyRecipient], prefix: str) -> list[archive.AnyRecipient]:
+    """Who can open a file, if that is anybody; the options for others begin with `prefix`."""
+    if who:
+        return who
+    raise archive.InvalidKey(
+        "expected somebody who can open the file, got nobody; name one with --recipient, "
+        f"{prefix}passphrase-file or {prefix}kek"
+    )
+
+
+def identity_from(
     identity: Path | None, passphrase_file: Path | None, kek: str | None
 ) -> archive.AnyIdentity | None:
-    """What opens a file, which one of these names; None where none does.
-
-    Raises:
-        ArchiveError: A key cannot be read, or more than one is named.
-    """
+    """What opens a file, which at most one of these names; None where none does."""
     named = sum(given is not None for given in (identity, passphrase_file, kek))
     if named > 1:
         raise archive.InvalidKey(
@@ -111,15 +136,23 @@ def reader_from(
     return None if kek is None else kek_from(kek)
 
 
+def needed(
+    identity: Path | None, passphrase_file: Path | None, kek: str | None
+) -> archive.AnyIdentity:
+    """What opens a file, which exactly one of these names."""
+    found = identity_from(identity, passphrase_file, kek)
+    if found is None:
+        raise archive.InvalidKey(
+            "expected --identity, --passphrase-file or --kek, got none; name what opens the file"
+        )
+    return found
+
+
 def kek_from(source: str) -> archive.KeyEncryptionKey:
     """A key-encryption key from where it is kept; never the key itself as an argument.
 
-    Args:
-        source: The path of a key file, ``env:NAME``, ``command:PROGRAM ARGUMENTS`` (no shell) or
-            ``keyring:SERVICE/USER``.
-
-    Raises:
-        ArchiveError: There is no key, or it cannot be read.
+    The source is the path of a key file, ``env:NAME``, ``command:PROGRAM ARGUMENTS`` (no shell) or
+    ``keyring:SERVICE/USER``.
     """
     kind, _, rest = source.partition(":")
     if kind == "env":
@@ -136,32 +169,24 @@ def kek_from(source: str) -> archive.KeyEncryptionKey:
 
 
 def verifiers_from(trusted: Sequence[str]) -> list[archive.Verifier]:
-    """Verifiers from public texts, or from files that hold one a line.
-
-    Raises:
-        ArchiveError: A text is not one.
-    """
+    """Verifiers from public texts, or from files that hold one a line."""
     return [archive.Verifier.from_text(text) for given in trusted for text in _texts(given)]
 
 
-def signer_from(path: Path | None) -> archive.Signer | None:
-    """The signer in a file, where one was named.
+def trusted_from(trusted: Sequence[str] | None) -> list[archive.Verifier] | None:
+    """Whose signatures are demanded; None where nobody was named, and none is."""
+    return verifiers_from(trusted) if trusted else None
 
-    Raises:
-        ArchiveError: The file cannot be read, or others can read it.
-    """
+
+def signer_from(path: Path | None) -> archive.Signer | None:
+    """The signer in a file, where one was named."""
     return None if path is None else archive.read_signer(path)
 
 
 def passphrase_from(path: Path, *, twice: bool = False) -> archive.Passphrase:
-    """A passphrase from a file's first line, or, for `-`, from the environment or a prompt.
+    """A passphrase from the first line of a private file, or, for `-`, from environment or prompt.
 
-    Args:
-        path: The file, which its owner alone may touch, as a key file; or `-`.
-        twice: Whether a prompt asks again, since a typing error would shut everybody out.
-
-    Raises:
-        ArchiveError: There is none, or it is not usable.
+    With `twice` a prompt asks again, since a typing error would shut everybody out.
     """
     if str(path) == "-":
         text = os.environ.get(_ENVIRONMENT)

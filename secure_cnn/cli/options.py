@@ -1,53 +1,11 @@
-"""The options that several commands share, and how these speak to people."""
-
-from pathlib import Path
-from typing import Annotated, TypeAlias
+"""How the commands speak to people, and what people said: which options were given to one."""
 
 import typer
 
-from secure_cnn import archive
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe
 
-__all__ = [
-    "File",
-    "IdentityFile",
-    "Kek",
-    "NewFile",
-    "PassphraseFile",
-    "Recipients",
-    "SignerFile",
-    "Trusted",
-    "given_settings",
-    "message",
-    "needed",
-]
-
-File: TypeAlias = Annotated[Path, typer.Argument(help="A sealed file.")]
-NewFile: TypeAlias = Annotated[Path, typer.Argument(help="The file to make; it must not exist.")]
-IdentityFile: TypeAlias = Annotated[
-    Path | None, typer.Option("--identity", help="The identity that opens it.")
-]
-PassphraseFile: TypeAlias = Annotated[
-    Path | None, typer.Option("--passphrase-file", help="Or a passphrase; - asks.")
-]
-Kek: TypeAlias = Annotated[
-    str | None,
-    typer.Option(
-        "--kek",
-        help="Or a key-encryption key: a file, env:NAME, command:PROGRAM or keyring:SERVICE/USER.",
-    ),
-]
-Recipients: TypeAlias = Annotated[
-    list[str] | None,
-    typer.Option("--recipient", help="Who can open it: a public text, or a file of them."),
-]
-SignerFile: TypeAlias = Annotated[
-    Path | None, typer.Option("--signer", help="The signing key that vouches for it.")
-]
-Trusted: TypeAlias = Annotated[
-    list[str] | None, typer.Option("--trusted", help="Demand a signature by this verifier.")
-]
+__all__ = ["given_settings", "message"]
 
 
 def message(text: str) -> None:
@@ -63,16 +21,3 @@ def given_settings(context: typer.Context) -> list[str]:
         for name in names
         if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     ]
-
-
-def needed(reader: archive.AnyIdentity | None) -> archive.AnyIdentity:
-    """What opens a file, which must have been named.
-
-    Raises:
-        InvalidKey: It was not.
-    """
-    if reader is None:
-        raise archive.InvalidKey(
-            "expected --identity, --passphrase-file or --kek, got none; name what opens the file"
-        )
-    return reader

@@ -179,9 +179,6 @@ class SealedReader(StorageReader):
         core_hash: The core hash that `metadata.sealed` must have: the one of `inspect`. Without,
             an older checkpoint may stand in the place of the one that was meant.
 
-    Raises:
-        ArchiveError: As for `load`.
-
     Example:
         >>> import tempfile, torch, warnings, secure_cnn.archive as archive
         >>> import torch.distributed.checkpoint as dcp

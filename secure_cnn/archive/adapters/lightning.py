@@ -46,9 +46,6 @@ class SealedCheckpointIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
         trusted: Whose signatures count when loading; the signer's own if None and there is a
             signer, else nobody's.
         expect: Claims that must be in what is loaded.
-
-    Raises:
-        MissingExtra: Lightning is not installed.
     """
 
     def __init__(

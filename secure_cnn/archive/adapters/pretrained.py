@@ -42,14 +42,7 @@ def save_pretrained(
         config: What it takes to build such a model again, as plain data: of a model of transformers
             ``model.config.to_dict()``, of one with `PyTorchModelHubMixin` the arguments it was
             built with.
-        recipients: As for `save`, also for the rest.
-        signer: Who vouches for it.
-        claims: What everyone can read.
-        name: A logical name, which everyone can read.
-        overwrite: Whether a file at `path` may be replaced.
-
-    Raises:
-        ArchiveError: As for `save`.
+        recipients: Who can open it; this and the rest as for `save`.
 
     Example:
         See `from_pretrained`.
@@ -86,14 +79,10 @@ def from_pretrained(
         path: A sealed file.
         build: Makes a model of the configuration, such as
             ``lambda config: BertModel(BertConfig.from_dict(config))``.
-        identity: As for `load`, also for the rest.
-        trusted: Whose signatures count.
-        expect: Claims that must be in the file with these values.
-        core_hash: The core hash the file must have.
+        identity: What opens it; this and the rest as for `load`.
 
     Raises:
         StateError: The file holds something else, or its weights do not fit what `build` made.
-        ArchiveError: As for `load`.
 
     Example:
         >>> import tempfile, secure_cnn.archive as archive

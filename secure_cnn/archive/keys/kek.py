@@ -145,10 +145,6 @@ def kek_from_environment(
 ) -> KeyEncryptionKey:
     """The key whose text a variable of the environment, such as ``os.environ``, holds.
 
-    Raises:
-        KeyServiceError: The variable is not set.
-        InvalidKey: It holds no key.
-
     Example:
         >>> kek = generate_kek()
         >>> kek_from_environment({"SECURE_CNN_KEK": kek.to_text()}).key_id == kek.key_id
@@ -164,11 +160,7 @@ def kek_from_command(command: Sequence[str]) -> KeyEncryptionKey:
     """The key that a command prints, such as a password manager; no shell is involved.
 
     Args:
-        command: The program and its arguments.
-
-    Raises:
-        KeyServiceError: The command cannot be run, fails, or takes more than a minute.
-        InvalidKey: It prints no key.
+        command: The program and its arguments; it has a minute.
 
     Example:
         >>> kek = generate_kek()
@@ -198,7 +190,6 @@ def kek_from_keyring(service: str, user: str) -> KeyEncryptionKey:
     Raises:
         KeyServiceError: The package is missing, there is no keyring, it is one that keeps keys
             unprotected, or it has no entry for this service and user.
-        InvalidKey: The entry holds no key.
 
     Example:
         >>> kek_from_keyring("secure-cnn", "nobody")

@@ -67,7 +67,6 @@ class CheckpointStore:
         RolledBack: There is something older than was there before.
         Tampered: What is there does not fit together.
         StorageError: Another process writes, or the operating system refuses.
-        ArchiveError: Another of its members, as for `load`; of wrong keys too.
 
     Example:
         >>> import tempfile, torch, secure_cnn.archive as archive
@@ -138,21 +137,20 @@ class CheckpointStore:
         error; until then the one before counts.
 
         Args:
-            state: As for `archive.save`; one number, text or None is a state too.
+            state: As for `archive.save`, as are `claims`.
             step: The training step, from 0.
             metric: How good the state is, larger is better; everyone can read it.
-            claims: As for `archive.save`.
+            claims: What everyone can read of this checkpoint.
 
         Returns:
             The generation of the new checkpoint.
 
         Raises:
             StateError: State, step, metric or claims hold something that cannot be saved.
-            InvalidKey: The store has no recipients.
-            ArchiveError: The save before failed, then this one is not made; or the store is not
-                open for writing in this process.
+            ArchiveError: The save before failed, then this one is not made; or the store has no
+                recipients, or is not open for writing in this process.
         """
-        self._settle()
+        self._finish_save()
         self._writing()
         if not self._recipients:
             raise InvalidKey("expected at least one recipient, got none; add who can read")
@@ -171,21 +169,16 @@ class CheckpointStore:
         return checkpoint.generation
 
     def wait(self) -> None:
-        """Returns when no save is under way.
-
-        Raises:
-            ArchiveError: The save failed; the checkpoint before it is the newest.
-        """
+        """Returns when no save is under way; if it failed, the checkpoint before is the newest."""
         self._saving.wait()
 
     def load(self, which: Which = "latest") -> State:
         """The state of a checkpoint, after everything about it and the sequence held.
 
         Args:
-            which: The newest, the best, or a generation.
+            which: ``"latest"``, ``"best"`` or a generation.
 
         Raises:
-            StateError: `which` is none of these.
             StorageError: There is no such checkpoint.
             WrongKey: The store was opened without an identity, or with one of no recipient.
             ArchiveError: As for `archive.load`, and as for opening the store.
@@ -193,58 +186,29 @@ class CheckpointStore:
         return self._read(which, load)
 
     def load_into(self, state: State, which: Which = "latest") -> State:
-        """As `load`, straight into the tensors of a state; see `archive.load_into`.
-
-        Args:
-            state: A tree with the tensors of the checkpoint; zeros if a segment turns out damaged.
-            which: The newest, the best, or a generation.
-
-        Returns:
-            The tree that was saved, with the memory of the given tensors in it.
-
-        Raises:
-            StateError: The tensors are not those of the checkpoint, or cannot be decrypted into.
-            ArchiveError: As for `load`.
-        """
+        """As `load`, straight into the tensors of a state; see `archive.load_into`."""
         return self._read(which, partial(load_into, state))
 
     def find(self, which: Which) -> Checkpoint:
-        """What the log says of a checkpoint that is kept.
-
-        Raises:
-            StateError: `which` is neither of the two words nor a generation.
-            StorageError: There is no such checkpoint.
-            ArchiveError: As for opening the store.
-        """
+        """What the log says of a checkpoint that is kept."""
         if (found := choose(self.list(), which)) is None:
             raise self._files.missing(which)
         return found
 
     def list(self) -> tuple[Checkpoint, ...]:
-        """The kept checkpoints, oldest first, from the signed log; `verify` looks at the files.
-
-        Raises:
-            ArchiveError: As for opening the store, or the save before failed.
-        """
-        self._settle()
+        """The kept checkpoints, oldest first, from the signed log; `verify` looks at the files."""
+        self._finish_save()
         return self._files.read().kept
 
     def verify(self, *, deep: bool = False) -> tuple[Checkpoint, ...]:
-        """Passes if each checkpoint that must be there is, and is the one that was saved.
+        """The kept checkpoints, after each was found to be there, and to be the one that was saved.
 
         Needs no identity.
 
         Args:
             deep: Whether to read all of each file and check its signature; else its head alone.
-
-        Returns:
-            The checkpoints, as `list` gives them.
-
-        Raises:
-            Tampered: One is missing, changed or exchanged.
-            ArchiveError: As for opening the store.
         """
-        self._settle()
+        self._finish_save()
         log = self._files.read()
         for checkpoint in log.kept:
             self._files.check(checkpoint, log)
@@ -253,15 +217,8 @@ class CheckpointStore:
         return log.kept
 
     def prune(self) -> tuple[Checkpoint, ...]:
-        """Removes what the rules of the store do not keep, as each save does by itself.
-
-        Returns:
-            What is still kept.
-
-        Raises:
-            ArchiveError: As for `save`.
-        """
-        self._settle()
+        """Removes what the store's rules do not keep, as each save does; gives what is kept."""
+        self._finish_save()
         signer = self._writing()
         log = self._files.read()
         line, shorter = self._pruned(log)
@@ -272,11 +229,7 @@ class CheckpointStore:
         return shorter.kept
 
     def close(self) -> None:
-        """Waits for a save under way and lets others write; may be called again.
-
-        Raises:
-            ArchiveError: The save failed.
-        """
+        """Waits for a save under way and lets others write; may be called again."""
         try:
             self._saving.wait()
         finally:
@@ -341,8 +294,8 @@ class CheckpointStore:
         self._files.check(checkpoint, self._files.read())
         return read(self._files.path(checkpoint), core_hash=checkpoint.core_hash)
 
-    def _settle(self) -> None:
-        """Waits for the save before, and raises what went wrong with it."""
+    def _finish_save(self) -> None:
+        """Waits for a save under way, and raises what went wrong with it."""
         if self._lock is not None:
             self._lock.check()
         self._saving.wait()
