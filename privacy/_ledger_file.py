@@ -27,16 +27,8 @@ _MAX_BYTES = 256 * 2**20
 class LedgerFile:
     """A ledger's file, locked while it is open; a class because it holds the descriptor.
 
-    Args:
-        path: The file; it need not exist yet.
-
-    Attributes:
-        path: Where it is.
-        terms: What it is bound to, from its first line; None as long as there is no file.
-        sessions: Steps by session, in the order in which they began.
-
-    Raises:
-        LedgerError: It is no regular file, no ledger, damaged, or in use.
+    `path` need not exist yet. `terms` is what the file's first line binds it to, None as long as
+    there is no file; `sessions` counts steps by session, in the order in which they began.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -61,7 +53,7 @@ class LedgerFile:
             raise
 
     def __del__(self) -> None:
-        # Whoever closed the descriptor behind its back has given the file free already.
+        # If other code closed the descriptor, the file is released already.
         with suppress(OSError):
             self.close()
 
@@ -74,12 +66,7 @@ class LedgerFile:
         return self._fd is not None
 
     def bind(self, terms: Mapping[str, Any]) -> None:
-        """Makes the file, where there is none yet; refuses one that is bound to other terms.
-
-        Raises:
-            PlanError: It is bound to others.
-            LedgerError: It was closed, or cannot be made.
-        """
+        """Makes the file if there is none yet; refuses one that is bound to other terms."""
         if self.terms is None:
             self._create(terms)
         elif self.terms != terms:
@@ -90,7 +77,7 @@ class LedgerFile:
         self._check_open()
 
     def _create(self, terms: Mapping[str, Any]) -> None:
-        """The file with its first line, readable by its owner only."""
+        """Creates the file with its first line, readable by its owner only."""
         self._fd = self._opened(os.O_RDWR | os.O_CREAT | os.O_EXCL)
         self._process = os.getpid()
         try:
@@ -103,7 +90,7 @@ class LedgerFile:
         self.terms = dict(terms)
 
     def _sync_folder(self) -> None:
-        """So that the file's name survives a power cut, too."""
+        """Syncs the folder, so that the file's name survives a power cut, too."""
         try:
             folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -117,17 +104,13 @@ class LedgerFile:
             ) from error
 
     def append(self, session: str, steps: int) -> None:
-        """Writes how many steps a session has spent so far; on the disk when this returns.
-
-        Raises:
-            LedgerError: It cannot be written, is closed, or is not at its path any more.
-        """
+        """Writes how many steps a session has spent so far; on the disk when this returns."""
         self._check_place(self._check_open())
         self._write({"session": session, "steps": steps})
         self.sessions[session] = max(steps, self.sessions.get(session, 0))
 
     def close(self) -> None:
-        """Gives the file free for others."""
+        """Releases the file for others."""
         fd, self._fd = getattr(self, "_fd", None), None
         if fd is not None:
             os.close(fd)
@@ -162,7 +145,7 @@ class LedgerFile:
             ) from error
 
     def _check_open(self) -> int:
-        """Its descriptor, given that it is this process's and was not closed."""
+        """The descriptor; refuses a closed one, and one of another process."""
         if self._fd is None or self._process != os.getpid():
             raise LedgerError(
                 f"{self.path}: the ledger was closed, or opened by another process; open it again, "
@@ -171,7 +154,7 @@ class LedgerFile:
         return self._fd
 
     def _check_place(self, fd: int) -> None:
-        """What is written to a file that was removed or replaced would be forgotten."""
+        """Refuses a file that was removed or replaced: what is written to it would be lost."""
         try:
             here, there = os.fstat(fd), self.path.stat(follow_symlinks=False)
         except OSError as error:
@@ -180,7 +163,7 @@ class LedgerFile:
             raise LedgerError(f"{self.path}: the ledger's file was replaced by another one")
 
     def _read(self) -> None:
-        """Takes the whole file in; a last line that was cut off counts as a step."""
+        """Reads the whole file; a last line that was cut off counts as a step."""
         assert self._fd is not None
         if os.fstat(self._fd).st_size > _MAX_BYTES:
             raise LedgerError(f"{self.path}: expected at most {_MAX_BYTES} bytes of a ledger")
@@ -250,7 +233,7 @@ def _line(entry: Mapping[str, Any]) -> bytes:
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    """A line's entry; an empty one where it is none."""
+    """The JSON object of a line; an empty one if it is not JSON."""
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError):

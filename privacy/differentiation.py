@@ -124,7 +124,7 @@ def _run_backward(losses: Tensor) -> None:
 
 @contextmanager
 def _graph_used() -> Iterator[None]:
-    """Says what it means that the graph of the losses is gone."""
+    """Explains torch's error for a graph that was used already."""
     try:
         yield
     except RuntimeError as error:
@@ -214,7 +214,7 @@ def _weights(losses: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _refuse_strayed(strayed: list[tuple[str, Tensor]], copies: int) -> None:
-    """Refuses a trace that reached others' rows, by the layer where it did so first."""
+    """Refuses a trace that reached others' rows, and names the layer where it did so first."""
     if not bool(torch.stack([wrong for _, wrong in strayed]).any()):
         return
     layer = next(name for name, wrong in reversed(strayed) if bool(wrong))
@@ -227,7 +227,7 @@ def _refuse_strayed(strayed: list[tuple[str, Tensor]], copies: int) -> None:
 
 
 def _adjacent(copies: int) -> str:
-    """What is expected of copies."""
+    """How copies must be ordered, for a message."""
     return (
         f"the {copies} copies of an example must be adjacent rows: repeat_interleave, not repeat, "
         f"and losses.view(rows, {copies})"
@@ -258,7 +258,7 @@ def _of_others(seen: Tensor, images: Tensor) -> bool:
 
 
 def _directions(rows: Tensor) -> Tensor:
-    """Each row's difference to their mean, of length one; float32, zeros where it is none."""
+    """Each row minus the mean of all, scaled to length one; float32."""
     rows = rows.float().nan_to_num()
     return torch.nn.functional.normalize(rows - rows.mean(0), dim=1)
 
@@ -283,7 +283,7 @@ def about_half(examples: int, *, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _Graph:
-    """What a walk through the graph of the losses found."""
+    """What a walk through the graph of the losses finds."""
 
     # The same for graphs of the same operations put together in the same way, in this process.
     fingerprint: int
@@ -312,7 +312,7 @@ def _graph_of(losses: Tensor, tape: Tape) -> _Graph:
 
 
 def _heads(start: Any, tape: Tape) -> tuple[tuple[str, Any], ...]:
-    """The recorded layers' nodes that are reached without passing another one."""
+    """Names and nodes of the recorded layers that are reached without passing another one."""
     heads: list[tuple[str, Any]] = []
     seen, pending = {start}, [start]
     while pending:

@@ -22,14 +22,14 @@ _IN_FILE = "file-"
 
 @dataclass(frozen=True)
 class _Entry:
-    """What one session spent in a row; entries of unbound ledgers have no session."""
+    """Consecutive steps of one session; entries of unbound ledgers have no session."""
 
     event: GaussianSteps
     session: str = ""
 
     @property
     def kind(self) -> tuple[str, float, float]:
-        """What may be joined with its neighbour."""
+        """Neighbours of equal kind are joined."""
         return self.session, self.event.noise_multiplier, self.event.sampling_rate
 
     def with_steps(self, steps: int) -> "_Entry":
@@ -107,12 +107,12 @@ class Ledger:
 
     @property
     def path(self) -> Path | None:
-        """The file it is kept in, if it is."""
+        """The file in which it is kept; None if it is in memory only."""
         return None if self._file is None else self._file.path
 
     @property
     def locked(self) -> bool:
-        """Whether it has its file, and nobody else can."""
+        """Whether its file is open here, so that no other training can have it."""
         return self._file is not None and self._file.locked
 
     @property
@@ -132,8 +132,8 @@ class Ledger:
         """Begins a session of `plan`: from now on every step must be the plan's.
 
         Raises:
-            PlanError: The plan has no noise, or the ledger holds steps of another noise multiplier
-                or sampling rate, or its file is of another clipping norm.
+            PlanError: The ledger holds steps of other noise or another sampling rate, or its file
+                is of another clipping norm.
             LedgerError: The file cannot be made, or was closed.
         """
         if not isinstance(plan, DPPlan):
@@ -244,12 +244,12 @@ class Ledger:
         return ledger
 
     def close(self) -> None:
-        """Gives the file free for another training; this one cannot spend any more."""
+        """Releases the file for another training; this one cannot spend any more."""
         if self._file is not None:
             self._file.close()
 
     def _check_file(self, mine: Mapping[str, int], theirs: Mapping[str, int]) -> None:
-        """A file is written before any state, so one that knows less is older, or another one."""
+        """Refuses a file that knows less than the state: it is older, or another training's."""
         more = any(
             steps > mine.get(name, 0) for name, steps in theirs.items() if name.startswith(_IN_FILE)
         )

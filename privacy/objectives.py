@@ -66,7 +66,7 @@ def keeps_apart(objective: Any, model: nn.Module, examples: Examples) -> bool:
     nothing is drawn, the losses may not depend on the number of rows either.
 
     Returns:
-        Whether it could be asked. It cannot with fewer than three examples, where model or
+        Whether this could be tested. It cannot with fewer than three examples, where model or
         objective cannot be copied, where the same call gives other losses (they are drawn from a
         generator that is no part of the objective), or where losses are not finite.
     """
@@ -74,7 +74,7 @@ def keeps_apart(objective: Any, model: nn.Module, examples: Examples) -> bool:
     images, labels = _checked(examples)
     batch = images.nan_to_num().to(device), labels.to(device)
     sizes = [rows for rows in (len(images) - 1, len(images) - 2) if rows >= _SMALLEST]
-    asked = [_asked(objective, model, batch, rows) for rows in sizes]
+    asked = [_tested(objective, model, batch, rows) for rows in sizes]
     seen = [each for each in asked if each is not None]
     if len(seen) > 1 and all(torch.equal(each.losses, each.following) for each in seen):
         _check_scale(_name(objective), seen[0].losses[: sizes[1]], seen[1].losses)
@@ -82,7 +82,7 @@ def keeps_apart(objective: Any, model: nn.Module, examples: Examples) -> bool:
 
 
 def _checked(examples: Any) -> Examples:
-    """Examples, given that they are images and as many labels."""
+    """The examples; refuses whatever is not images and as many labels."""
     pair = isinstance(examples, (tuple, list)) and len(examples) == 2
     if not (pair and all(isinstance(each, Tensor) and each.dim() for each in examples)):
         raise StepError(
@@ -98,17 +98,17 @@ def _checked(examples: Any) -> Examples:
 
 
 class _Seen(NamedTuple):
-    """What one trial gave: losses of a batch and of the one that follows it, [n, K] each."""
+    """The result of one trial: losses of a batch and of the one that follows it, [n, K] each."""
 
     losses: Tensor
     following: Tensor
     gradient: Tensor
 
 
-def _asked(objective: Any, model: nn.Module, examples: Examples, rows: int) -> _Seen | None:
-    """A batch of so many rows, called twice in a row; None where it could not be asked.
+def _tested(objective: Any, model: nn.Module, examples: Examples, rows: int) -> _Seen | None:
+    """Tests a batch of so many rows; refuses losses that move with other examples.
 
-    Refuses what depends on other examples.
+    None where calling the objective twice shows nothing.
     """
     batch = examples[0][:rows], examples[1][:rows]
     following = batch[0].flip(0), batch[1].flip(0)
@@ -156,7 +156,7 @@ def _changed(examples: Examples, rows: int, row: int) -> Examples:
 
 
 def _trial(objective: Any, model: nn.Module, batch: Examples, following: Examples) -> _Seen | None:
-    """Two calls on copies, from the present random states; None where nothing can be compared."""
+    """Calls copies twice, from the present random states; None if nothing can be compared."""
     try:
         twin = _twin(model)
         own = copy.deepcopy(objective, {id(model): twin})
@@ -203,7 +203,7 @@ def _losses(objective: Any, model: nn.Module, batch: Examples) -> Tensor:
 
 
 def _moved(before: _Seen, after: _Seen, *, apart_from: int = -1) -> str:
-    """What moved beyond rounding, in words; of the losses themselves in all rows but one."""
+    """Names what moved beyond rounding; one row of the losses may be left out."""
     others = torch.arange(len(before.losses), device=before.losses.device) != apart_from
     # No number is in the message: it would be one of the private examples'.
     pairs = {
@@ -220,7 +220,7 @@ def _moved(before: _Seen, after: _Seen, *, apart_from: int = -1) -> str:
 
 
 def _twin(model: nn.Module) -> nn.Module:
-    """A plain copy of an attached model; activations that it keeps are no part of a copy."""
+    """A plain copy of an attached model, without the graphs of activations that it keeps."""
     kept = {
         id(value): value.detach()
         for module in model.modules()

@@ -93,7 +93,7 @@ class DPPlan:
             self._set(target_epsilon=positive("target_epsilon", self.target_epsilon))
 
     def _set(self, **values: object) -> None:
-        """Sets fields of the value that is being made: numpy's numbers become Python's."""
+        """Sets fields of a frozen value while it is made: numpy's numbers become Python's."""
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
@@ -181,11 +181,7 @@ class DPPlan:
 
     @classmethod
     def from_dict(cls, values: object) -> "DPPlan":
-        """Reads back what `to_dict` gave; what an earlier version did not know has its default.
-
-        Raises:
-            PlanError: These are not a plan's values.
-        """
+        """Reads back what `to_dict` gave; fields that an earlier version lacked take defaults."""
         if not isinstance(values, Mapping):
             raise PlanError(f"plan: expected the values of plan.to_dict(), got {shown(values)}")
         try:
@@ -194,7 +190,7 @@ class DPPlan:
             raise PlanError(f"plan: expected the values of plan.to_dict(): {error}") from error
 
     def _checked_delta(self, delta: float) -> float:
-        """A delta that would not allow publishing somebody's record outright."""
+        """A delta small enough that it does not allow publishing somebody's record outright."""
         number = real("delta", delta)
         if not 0 < number < 1 / self.samples:
             raise PlanError(

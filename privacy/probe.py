@@ -9,6 +9,7 @@ in some passes only (MixStyle, say) is not seen in one: where a model draws, man
 import random
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -80,7 +81,7 @@ def probe(model: nn.Module, images: Tensor) -> None:
 
 
 def _moved_at_random(model: nn.Module, images: Tensor) -> float:
-    """How far other rows' outputs moved in some pass of a model that draws, or zero."""
+    """How far other rows' outputs moved in some pass of a model that draws numbers, or zero."""
     if len(images) < 2 or not _draws(model, images):
         return 0.0
     others = 1 - images * 0.5 if images.is_floating_point() else images.roll(1, 0)
@@ -138,10 +139,9 @@ def rehearse(
 ) -> None:
     """Runs one backward pass as training will, and throws its gradients away.
 
-    Then whose rows are whose is asked with 2, 3 and 5 rows. From here on the tape's watch holds the
-    model against what it is now.
-
-    A trainable parameter that is not used is refused: it would be trained on noise alone.
+    Then it is tested with 2, 3 and 5 rows whose rows are whose. A trainable parameter that is not
+    used is refused: it would be trained on noise alone. From here on the tape's watch compares the
+    model with what it is now.
     """
     before = marks(model)
     with torch.enable_grad():
@@ -160,17 +160,12 @@ def rehearse(
         probe(model, images)
         _check_rows(model, images, tape)
 
-    watch = Watch(
-        model,
-        refuse=lambda: check_layers(model),
-        prove=prove,
-        remade=remade(model, before),
-    )
-    tape.watched(watch)
+    refuse = partial(check_layers, model)
+    tape.watched(Watch(model, refuse=refuse, prove=prove, remade=remade(model, before)))
 
 
 def _check_rows(model: nn.Module, images: Tensor, tape: Tape) -> None:
-    """Asks with several numbers of rows: one of them may be that of a layer's tokens or channels.
+    """Tests several numbers of rows: one of them may be that of a layer's tokens or channels.
 
     The outputs are weighted, for a sum of probabilities has no gradient.
     """
@@ -194,7 +189,7 @@ def _run(model: nn.Module, images: Tensor, *, finite: bool = True) -> Tensor:
     except Exception as error:
         raise UnsupportedLayer(
             f"the model cannot run on the data set's images, {list(images.shape)} {images.dtype}: "
-            f"{type(error).__name__}: {error}{_of_other_numbers(model, images)}"
+            f"{type(error).__name__}: {error}{_dtype_cure(model, images)}"
         ) from error
     if not isinstance(output, Tensor) or output.shape[:1] != images.shape[:1]:
         raise UnsupportedLayer(
@@ -209,8 +204,8 @@ def _run(model: nn.Module, images: Tensor, *, finite: bool = True) -> Tensor:
     return output
 
 
-def _of_other_numbers(model: nn.Module, images: Tensor) -> str:
-    """The cure where the model computes in other numbers than the images are; else nothing."""
+def _dtype_cure(model: nn.Module, images: Tensor) -> str:
+    """The cure if the model's parameters and the images differ in type; else nothing."""
     own = {p.dtype for p in model.parameters() if p.is_floating_point()} - {images.dtype}
     if not own:
         return ""
@@ -261,7 +256,7 @@ def _same(now: Tensor, before: Tensor) -> bool:
 
 @contextmanager
 def random_states_kept(device: torch.device) -> Iterator[None]:
-    """The global random states are afterwards what they were; none is seeded."""
+    """Puts the global random states back afterwards; none is seeded."""
     python, mtrand = random.getstate(), np.random.mtrand
     numpy = mtrand.get_state(legacy=False)
     try:
@@ -313,7 +308,7 @@ def _drawn_alike(
 
 
 def _states(device: torch.device) -> list[Any]:
-    """The global random states, to be compared."""
+    """The global random states as values that can be compared."""
     numpy = np.random.mtrand.get_state(legacy=False)["state"]
     torches = [torch.get_rng_state()]
     if device.type == "cuda":

@@ -13,7 +13,7 @@ _LONGEST = 200
 
 
 def shown(value: object) -> str:
-    """A value as a message says it: in short, and whatever its own text does."""
+    """A value for a message: shortened, and safe even if its own `repr` fails."""
     try:
         text = repr(value)
     except Exception:
@@ -23,7 +23,7 @@ def shown(value: object) -> str:
 
 
 def whole(name: str, value: Any, *, least: int = 1, most: int = _EXACT) -> int:
-    """A whole number in a range; True and 3.0 are none."""
+    """A whole number in a range; True and 3.0 are refused."""
     try:
         number = None if type(value).__name__ in ("bool", "bool_") else operator.index(value)
     except TypeError:
@@ -35,7 +35,7 @@ def whole(name: str, value: Any, *, least: int = 1, most: int = _EXACT) -> int:
 
 
 def real(name: str, value: Any) -> float:
-    """A finite number; True, "1" and a complex number are none."""
+    """A finite number; True, "1" and a complex number are refused."""
     number = _finite(value)
     if math.isnan(number):
         raise PlanError(f"{name}: expected a finite number, got {shown(value)}")
@@ -59,7 +59,7 @@ def probability(name: str, value: Any) -> float:
 
 
 def _finite(value: Any) -> float:
-    """A finite number, or NaN, which passes no comparison, where it is none."""
+    """The value as a finite number, or else NaN, which fails every comparison."""
     wrong = type(value).__name__ in ("bool", "bool_") or isinstance(value, (str, bytes, complex))
     try:
         number = math.nan if wrong else float(value)

@@ -39,15 +39,12 @@ def fix(model: nn.Module) -> nn.Module:
     BatchNorm1d stood, whose rows may have no positions to average over. Statistics that the
     layer had gathered are dropped. A layer that stood in two places stands in both again.
 
-    Args:
-        model: A module; a layer that is the model itself comes back as a new layer.
-
     Returns:
-        The model.
+        The model itself, or a new layer if the model is a layer that is replaced.
 
     Raises:
         UnsupportedLayer: Names every layer that would lose more than its statistics, and its cure.
-        StepError: It is no module.
+        StepError: The model is not a module.
 
     Example:
         >>> model = fix(nn.Sequential(nn.BatchNorm2d(6)))
@@ -74,7 +71,7 @@ def fix(model: nn.Module) -> nn.Module:
 
 
 def _lost(layer: nn.Module) -> str:
-    """What of a layer its replacement could not keep, and the cure; empty where nothing."""
+    """What of a layer its replacement could not keep, and the cure; empty if nothing is lost."""
     kind = type(layer).__name__
     if type(layer) not in (*_BATCH_NORMS, *_INSTANCE_NORMS):
         if isinstance(layer, nn.modules.lazy.LazyModuleMixin):

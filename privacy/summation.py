@@ -4,12 +4,16 @@ A sum of floating-point numbers and noise leaks through its last bits (Mironov 2
 significance of the least significant bits for differential privacy"; for Gaussian noise Holohan and
 Braghin 2021, arXiv 2107.10138), and its own rounding depends on every example. `GridSum` has
 neither: each clipped gradient is rounded to whole multiples of a power of two, and so is the noise.
+
+Both have the same methods. For each sample `clip_to` says how long an example may be, `add` takes
+the gradients of a batch with a factor for each example, whole or, if it raises, not at all, and
+`noised_mean` reduces the sum, adds the noise, divides, gives the sum away and starts anew.
 """
 
 import functools
 import math
 from collections.abc import Callable, Mapping
-from typing import Protocol, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -40,42 +44,6 @@ def alone(part: Tensor) -> Tensor:
     return part
 
 
-class Summation(Protocol):
-    """Adds up examples' gradients times their factors, for all parameters together."""
-
-    def sums(self) -> list[Tensor]:
-        """What was added so far, one float tensor for each parameter, of its shape."""
-
-    def check_range(self, *, examples: int, noise_multiplier: float) -> None:
-        """Refuses what it could not hold."""
-
-    def clip_to(self, max_grad_norm: float) -> float:
-        """To what an example must be clipped so that it moves the sum by `max_grad_norm` at most.
-
-        Constant until `reset`.
-        """
-
-    def add(self, gradients: Gradients, factors: Factors) -> None:
-        """Adds all of them, or, where this raises, none; every gradient is finite."""
-
-    def noised_mean(
-        self,
-        generator: SecureGenerator,
-        *,
-        noise_multiplier: float,
-        max_grad_norm: float,
-        batch_size: int,
-        reduce: Reduce = alone,
-    ) -> list[Tensor]:
-        """The reduced sum plus noise of deviation `noise_multiplier * max_grad_norm`, divided.
-
-        The sum is given away, and starts anew.
-        """
-
-    def reset(self) -> None:
-        """Starts at zero."""
-
-
 @final
 class FloatSum:
     """The sum in float32, or in float64 where a parameter is; a class because it adds up.
@@ -98,14 +66,14 @@ class FloatSum:
         return [self._sums[parameter] for parameter in self._parameters]
 
     def check_range(self, *, examples: int, noise_multiplier: float) -> None:
-        """Floating-point numbers hold everything."""
+        """Refuses nothing: floating-point numbers hold everything."""
 
     def clip_to(self, max_grad_norm: float) -> float:
         """The clipping norm itself."""
         return max_grad_norm
 
     def add(self, gradients: Gradients, factors: Factors) -> None:
-        """By each layer's own weighted sum."""
+        """Adds by each layer's own weighted sum."""
         # All sums before the first addition: running out of memory must not leave half a batch.
         added = {p: of_p.weighted_sum(factors[p]) for p, of_p in gradients.items()}
         first = {
@@ -164,7 +132,7 @@ class GridSum:
 
     def sums(self) -> list[Tensor]:
         """The whole numbers times the grid, float64."""
-        return _split_like(self._whole * self._grid, self._parameters)
+        return _split_like(self._whole.double() * self._grid, self._parameters)
 
     def check_range(self, *, examples: int, noise_multiplier: float) -> None:
         """Refuses what could leave the whole numbers that float64, and so int64, holds exactly."""
@@ -263,7 +231,7 @@ def grid_of(max_grad_norm: float, *, coordinates: int) -> float:
 
 
 def _laid_out_like(parameter: nn.Parameter, values: Tensor, dtype: torch.dtype) -> Tensor:
-    """The values themselves where they lie in memory as the parameter does, or a copy that does."""
+    """The values in the memory layout of the parameter; a copy only if they are not."""
     laid_out = torch.empty_like(parameter, dtype=dtype)
     if values.dtype == dtype and values.stride() == laid_out.stride():
         return values
@@ -274,3 +242,6 @@ def _split_like(flat: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:
     """A flat tensor as one view for each parameter, of its shape."""
     parts = torch.split(flat, [p.numel() for p in parameters])
     return [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
+
+
+Summation = FloatSum | GridSum

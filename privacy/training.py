@@ -1,10 +1,9 @@
 """`PrivateTraining`: a private training under way, from its first sample to the plan's last step.
 
 It owns the secret generator and the ledger. It is made by `attach`, which refuses what would void
-the guarantee; optimizers, objectives and checkpoints are whoever's they are.
+the guarantee. Optimizers, objectives and checkpoints stay the user's.
 """
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -17,7 +16,7 @@ from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.objectives import check_declared, few_examples, keeps_apart
 from privacy.plan import DPPlan
-from privacy.quantities import positive, shown
+from privacy.quantities import shown
 from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, cut, read, sample_indices
 from privacy.step import InTurn, Prepared, Turn, release
 
@@ -147,7 +146,7 @@ class PrivateTraining:
         return self._ledger.epsilon(self.plan.delta_or_own(delta))
 
     def describe(self) -> str:
-        """One line a layer: its kernel and milliseconds, or that it is on the slow path."""
+        """One line for each layer: its kernel and milliseconds, or that it is on the slow path."""
         return describe(self._prepared.installation)
 
     def check_objective(
@@ -164,7 +163,7 @@ class PrivateTraining:
             examples: Images and labels to ask with; by default five of the data set.
 
         Returns:
-            Whether it could be proved; where it could not, what it declares is believed.
+            Whether this could be tested; if not, only its own declaration speaks for it.
 
         Raises:
             StepError: It has no `per_example = True`, does not run, or moved others' losses.
@@ -294,23 +293,16 @@ def _clipping_norm(state: Mapping[str, Any], plan: DPPlan) -> float:
             f"{plan.to_dict()}; resume with the checkpoint's own settings"
         )
     adaptive = isinstance(plan.clipping, AdaptiveClipping)
-    given = state.get("max_grad_norm", None if adaptive else plan.max_grad_norm)
-    norm = _number(given)
-    if adaptive and state.get("ledger"):
-        valid = SMALLEST_NORM <= norm <= LARGEST_NORM
-    else:
-        valid = norm == plan.max_grad_norm
+    norm = state.get("max_grad_norm", None if adaptive else plan.max_grad_norm)
+    # An exact type, as in JSON: True is no norm. A NaN fails every comparison.
+    valid = type(norm) in (int, float) and (
+        SMALLEST_NORM <= norm <= LARGEST_NORM
+        if adaptive and state.get("ledger")
+        else norm == plan.max_grad_norm
+    )
     if not valid:
         raise PlanError(
             "max_grad_norm: expected the clipping norm that the plan had come to, got "
-            f"{shown(given)}"
+            f"{shown(norm)}"
         )
-    return norm
-
-
-def _number(value: object) -> float:
-    """A positive number of exact type, as in JSON; NaN, which equals nothing, where it is none."""
-    try:
-        return positive("max_grad_norm", value) if type(value) in (int, float) else math.nan
-    except PlanError:
-        return math.nan
+    return float(norm)

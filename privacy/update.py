@@ -162,7 +162,7 @@ class ClippedSum:
         return [mean.to(parameter.dtype) for mean, parameter in released]
 
     def _refuse_interrupted(self) -> None:
-        """Refuses a sample in which something may have been added by half, or noised elsewhere."""
+        """Refuses a sample that may hold half a batch, or that another process may release too."""
         if os.getpid() != self._process:
             raise StepError(
                 "the process was forked since the model was attached: parent and child would "

@@ -30,7 +30,7 @@ _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def check_dataset(dataset: object) -> int:
-    """The number of examples of a map-style data set; refuses what is none."""
+    """How many examples a data set has; refuses whatever is not a map-style data set."""
     if isinstance(dataset, DataLoader):
         raise PlanError(
             "dataset: expected a data set of examples, got a DataLoader; give its data set, "
@@ -59,7 +59,7 @@ def check_dataset(dataset: object) -> int:
 
 
 def check_module(model: object) -> nn.Module:
-    """The model, given that it is a module."""
+    """The model itself; refuses whatever is not a module."""
     if not isinstance(model, nn.Module):
         raise StepError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     return model
@@ -68,14 +68,11 @@ def check_module(model: object) -> nn.Module:
 def mixing_layers(model: nn.Module) -> dict[str, str]:
     """Finds layers that, in their present mode, mix examples or keep statistics of them.
 
-    Args:
-        model: Any module.
-
     Returns:
-        Dotted name to what is wrong and the cure, empty where nothing is.
+        What is wrong and the cure, by dotted name; empty if nothing is wrong.
 
     Raises:
-        StepError: It is no module.
+        StepError: The model is not a module.
 
     Example:
         >>> sorted(mixing_layers(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))))
@@ -105,7 +102,7 @@ def check_layers(model: nn.Module) -> None:
 
     Raises:
         UnsupportedLayer: Names every such layer and its cure.
-        StepError: It is no module.
+        StepError: The model is not a module.
 
     Example:
         >>> check_layers(nn.Linear(2, 2))
@@ -208,7 +205,7 @@ def _check_model(model: object) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
-    """Refuses a parameter or buffer that holds nothing, or no plain numbers."""
+    """Refuses a parameter or buffer without values, or with other ones than plain numbers."""
     if is_lazy(tensor):
         raise UnsupportedLayer(
             f"{name}: the layer does not know its shape yet; run the model once on an example, "
@@ -247,7 +244,7 @@ def _check_optimizer(optimizer: object) -> None:
         )
     trial = _copy_of(optimizer)
     hooks = vars(optimizer).get("_optimizer_step_pre_hooks")
-    if not isinstance(hooks, dict) or (trial is not None and not _heard(trial, kind, cure)):
+    if not isinstance(hooks, dict) or (trial is not None and not _calls_hooks(trial, kind, cure)):
         raise StepError(
             f"optimizer: {kind} steps past the hooks of torch.optim.Optimizer, so that steps "
             "beside the private one would not be seen; call super().__init__(params, defaults) in "
@@ -255,10 +252,10 @@ def _check_optimizer(optimizer: object) -> None:
         )
 
 
-def _heard(trial: torch.optim.Optimizer, kind: str, cure: str) -> bool:
-    """Lets a copy step; whether a hook of torch's heard of it, or the copy alone could not."""
-    heard: list[object] = []
-    trial.register_step_pre_hook(lambda *_: heard.append(None))
+def _calls_hooks(trial: torch.optim.Optimizer, kind: str, cure: str) -> bool:
+    """Lets a copy step: whether torch's step hooks were called, or only copying was at fault."""
+    called: list[object] = []
+    trial.register_step_pre_hook(lambda *_: called.append(None))
     devices = {p.device for group in trial.param_groups for p in group["params"] if p.is_cuda}
     try:
         with torch.random.fork_rng(devices=devices):
@@ -273,14 +270,14 @@ def _heard(trial: torch.optim.Optimizer, kind: str, cure: str) -> bool:
             f"optimizer: {kind} cannot step on a noised gradient alone: {type(error).__name__}: "
             f"{error}; {cure}"
         ) from error
-    return bool(heard)
+    return bool(called)
 
 
 def _copy_of(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
     """A copy with parameters of its own, their gradients zero; None where it cannot be copied.
 
-    Attribute by attribute: torch's own copy leaves out what a subclass has besides. Hooks stay
-    behind, for nobody else is to hear of a step that is none.
+    Attribute by attribute: torch's own copy leaves out what a subclass has besides. Hooks are not
+    copied, for this is a trial and not a step that anybody should react to.
     """
     trial: torch.optim.Optimizer = object.__new__(type(optimizer))
     memo: dict[int, Any] = {id(optimizer): trial}

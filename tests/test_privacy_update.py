@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
+from privacy import AdaptiveClipping
 from privacy.clipping import rule_of
 from privacy.clipping.gradients import Instantiated
 from privacy.clipping.layers import install
@@ -17,6 +18,7 @@ from privacy.clipping.tape import Tape
 from privacy.differentiation import differentiate
 from privacy.errors import StepError, UnsupportedLayer
 from privacy.noise import SecureGenerator
+from privacy.summation import Reduce, alone
 from privacy.update import ClippedSum
 
 properties = settings(deadline=None, derandomize=True, max_examples=40)
@@ -187,6 +189,34 @@ def test_the_noised_mean_has_the_promised_noise() -> None:
     assert not rejected(noise, deviation)
     assert rejected(noise, 1.05 * deviation)
     assert rejected(noise, deviation / 1.05)
+
+
+@pytest.mark.parametrize("float_safe", [False, True])
+def test_the_sum_over_processes_is_noised_once(float_safe: bool) -> None:
+    """What `reduce` adds is in the mean and in the count; the noise is that of one process."""
+
+    def released(reduce: Reduce) -> tuple[torch.Tensor, torch.Tensor, float]:
+        model, tape = network(), Tape()
+        install(model, tape, rule_of)
+        clipped = ClippedSum(
+            dict(model.named_parameters()),
+            tape,
+            max_grad_norm=0.5,
+            clipping=AdaptiveClipping(),
+            float_safe=float_safe,
+        )
+        clipped.add(losses_of(model, images_of(4)), torch.ones(4, dtype=torch.bool))
+        sums = flat(clipped).clone()
+        means = clipped.noised_mean(
+            SecureGenerator(KEY), noise_multiplier=1.0, batch_size=8, reduce=reduce
+        )
+        return sums, torch.cat([mean.flatten() for mean in means]), clipped.max_grad_norm
+
+    sums, mean, norm = released(alone)
+    _, of_three, norm_of_three = released(lambda part: 3 * part)
+    torch.testing.assert_close(of_three - mean, 2 * sums / 8, rtol=1e-9, atol=1e-12)
+    assert sums.any()
+    assert norm != norm_of_three
 
 
 def test_no_half_of_a_batch_is_added_where_memory_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""The engine's account: one of Opacus' accountants whose history is believed only upwards.
+"""The engine's account: one of Opacus' accountants whose history can only grow.
 
-Beside it what a saved state says was spent, which is believed only where it fits.
+Beside it is the check of what a saved state of the optimizer says was spent.
 """
 
 import math
@@ -66,7 +66,7 @@ class Account:
 
     @property
     def events(self) -> list[GaussianSteps]:
-        """The history in the words of `privacy`."""
+        """The history as events of `privacy.accounting`."""
         return [
             GaussianSteps(noise_multiplier=noise, sampling_rate=rate, steps=steps)
             for noise, rate, steps in self.history
@@ -83,14 +83,14 @@ class Account:
         self._check_history()
 
     def cover(self, events: Iterable[GaussianSteps]) -> None:
-        """Charges at least these, where fewer are written down."""
+        """Charges at least these steps, even if fewer are written down."""
         for event in events:
             key = (event.noise_multiplier, event.sampling_rate)
             self._floor[key] = max(self._floor.get(key, 0), event.steps)
         self._check_history()
 
     def expect(self, *, noise_multiplier: float, sampling_rate: float) -> None:
-        """The engine trains with these: what is loaded, or was, must fit one such pair."""
+        """Notes with what the engine trains: any loaded history must fit one such pair."""
         self._engine.append((noise_multiplier, sampling_rate))
         try:
             self._check_fit(self._unfitted)
@@ -109,13 +109,13 @@ class Account:
         return epsilon_of(self.events, delta)
 
     def state_dict(self, destination: Any = None) -> Any:
-        """Opacus' own: history and mechanism."""
+        """History and mechanism, as Opacus writes them."""
         self._check_history()
         inherited: Any = super()
         return inherited.state_dict(destination)
 
     def load_state_dict(self, state_dict: Any) -> None:
-        """Takes a history in; where it says less than was spent here, the larger is charged."""
+        """Adopts a history; if it says less than was spent here, the larger is charged."""
         ours: Any = self
         mechanism = ours.mechanism()
         if not isinstance(state_dict, Mapping) or not {"history", "mechanism"} <= set(state_dict):
@@ -153,7 +153,7 @@ class Account:
                 )
 
     def _check_history(self) -> None:
-        """Checks the list, and lifts it to what has been in it before."""
+        """Checks the list, and restores steps that have been in it before."""
         rows = _rows(self._history)
         totals: dict[_Settings, int] = {}
         for noise, rate, steps in rows:
@@ -181,7 +181,7 @@ ACCOUNTS: dict[str, type[Account]] = {"prv": PRVAccount, "rdp": RDPAccount}
 
 
 def _rows(history: object) -> list[Event]:
-    """A history whose every entry was checked."""
+    """The entries of a history, each checked."""
     if not isinstance(history, list | tuple):
         raise PlanError(
             "accountant.history: expected a list of (noise multiplier, sampling rate, steps), got "
@@ -252,7 +252,7 @@ def checked_ledger(
 
 
 def _counted(state: Mapping[str, Any]) -> int:
-    """Steps by the counters that some optimizers keep."""
+    """Steps according to the counters that some optimizers keep."""
     moments = state.get("state")
     counters = [
         float(moment["step"])

@@ -82,10 +82,10 @@ class Call:
         self.known = joined([operand.known for operand in operands])
         self._alone: list[_Alone] = []
         if isinstance(self.known, Rows):
-            self._alone = list(self._ask(self.known))
+            self._alone = list(self._each_alone(self.known))
 
     def trace_of(self, result: Tensor, part: int | None = None) -> Trace:
-        """What is known of the result, or of one of several."""
+        """What is known of the result, or of one part of it."""
         if isinstance(self.known, Mixed):
             return self.known
         if "out" in self.kwargs or "alpha" in self.kwargs:
@@ -95,7 +95,7 @@ class Call:
         return self._of_rows(self.known, result, part)
 
     def _of_rows(self, known: Rows, result: Tensor, part: int | None) -> Trace:
-        """Rows again, or a sum or mean of them, or neither."""
+        """Whether the result is rows again, or a sum or mean of them, or neither."""
         reason = weighted(self.func, self.args, self.kwargs)
         if reason:
             return Mixed(reason)
@@ -132,7 +132,7 @@ class Call:
         return Mixed(f"{self.name} of a sum over the batch is no sum over the batch")
 
     def _settings(self, alone: _Alone) -> tuple[Setting, ...]:
-        """What the function was given beside the rows."""
+        """The values that the function was given beside the rows."""
         found: list[Setting] = []
         if self.name in _ARITHMETIC:
             values = leaves((self.args, self.kwargs))
@@ -143,8 +143,8 @@ class Call:
             found.append(Setting(self.name, constant.clone(), doubtful))
         return tuple(found)
 
-    def _ask(self, known: Rows) -> Iterator[_Alone]:
-        """The function of one example, in each way to read its arguments that works."""
+    def _each_alone(self, known: Rows) -> Iterator[_Alone]:
+        """The function of one example, for each reading of its arguments that works."""
         # Two: the first row of a running sum, alone, is what it is in the batch.
         first = secrets.randbelow(known.examples)
         second = (first + 1 + secrets.randbelow(known.examples - 1)) % known.examples
@@ -219,7 +219,7 @@ class Call:
     def _share(self, known: Rows, alone: _Alone) -> bool | EllipsisType | None:
         """Whether a reduction is a mean (True) or a sum (False) of rows, or neither (Ellipsis).
 
-        Asked are rows that have a gradient, and one that has none: alone it must have none too.
+        Tested are rows that have a gradient, and one that has none: alone it must have none too.
         """
         whole = self._gradients(None, alone)
         if whole is None:
@@ -285,7 +285,7 @@ class Call:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """A function that is asked again has warned already."""
+    """Silences warnings: a function that is called again has given them already."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -294,7 +294,7 @@ def _quiet() -> Iterator[None]:
 def _dimension(
     result: Tensor, alone: Any, part: int | None, example: int, examples: int
 ) -> int | None:
-    """In which dimension the example's rows stand, if what it gives alone is there."""
+    """The dimension of the result in which stands what the example gives alone, if any."""
     if part is not None:
         alone = alone[part] if part < len(alone) else None
     result = _plain(result).detach()

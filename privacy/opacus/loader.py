@@ -48,11 +48,11 @@ class Samples:
         self.seen = 0
 
     def draw(self, size: int) -> None:
-        """A sample was drawn."""
+        """Notes that a sample of this size was drawn."""
         self._sizes.append(size)
 
     def signal(self, *, skip: bool) -> None:
-        """The next physical batch completes its sample, or does not."""
+        """Notes whether the next physical batch leaves its sample incomplete."""
         self._skips.append(skip)
 
     @property
@@ -84,7 +84,7 @@ class Samples:
         return torch.full((rows,), size > 0)
 
     def advance(self, rows: int) -> None:
-        """These rows are in the sum."""
+        """Notes that these rows are in the sum."""
         last = self.last
         self.seen = 0 if last else self.seen + rows
         if last:
@@ -94,7 +94,7 @@ class Samples:
 
 
 class _PoissonSampler(Sampler[list[int]]):
-    """Draws each step's sample, as indices; a step an original batch."""
+    """Draws a sample for each step, as indices; a pass has as many as the original loader."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_"):
@@ -131,7 +131,7 @@ class _Collate:
 
 
 def _zeros_like(batch: Any) -> Any:
-    """The same structure with every tensor zero: the example that lent its shape must not leave."""
+    """The same structure with every tensor zero: the values of its example must not be seen."""
     if isinstance(batch, Tensor):
         return torch.zeros_like(batch)
     if isinstance(batch, Mapping):
@@ -145,7 +145,7 @@ def _zeros_like(batch: Any) -> Any:
 
 
 class _PoissonLoader(DataLoader[Any]):
-    """A loader whose samples and settings stay; how examples are read and stacked may change."""
+    """A loader with fixed samples and settings; how examples are read and stacked may change."""
 
     def __setattr__(self, name: str, value: object) -> None:
         if vars(self).get("_made", False):
@@ -158,7 +158,7 @@ class _PoissonLoader(DataLoader[Any]):
         super().__setattr__(name, value)
 
     def _check_reading(self, name: str, value: object) -> None:
-        """Refuses at once what the next pass would end in, or never hear of."""
+        """Refuses at once what would fail in the next pass, or would not reach its workers."""
         if self.persistent_workers and self._iterator is not None:
             raise StepError(
                 f"data_loader.{name}: its persistent workers were started with what it was; give "
@@ -209,7 +209,7 @@ def poisson_loader(loader: DataLoader[Any], samples: Samples, *, rate: float) ->
 
 
 def plan_for(loader: DataLoader[Any], max_grad_norm: Any, *, epochs: int) -> DPPlan:
-    """As many Poisson steps as the loader has batches in so many passes, at its exact rate."""
+    """A plan of as many Poisson steps as the loader has batches in so many passes."""
     if isinstance(loader.dataset, IterableDataset) or not hasattr(loader.dataset, "__len__"):
         raise PlanError(
             "data_loader: expected a map-style data set: Poisson sampling needs to know its length"

@@ -157,7 +157,7 @@ class OpacusModes:
         return self._original
 
     def _noted(self, made: Any, data_loader: DataLoader[Any]) -> Any:
-        """What Opacus made, after the account has heard with what it trains."""
+        """What Opacus made; the account notes the noise and rate with which it trains."""
         if isinstance(self._account, Account):
             self._account.expect(
                 noise_multiplier=float(made[1].noise_multiplier),

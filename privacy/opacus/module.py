@@ -139,7 +139,7 @@ class Outputs:
             return torch.stack([_losses(cut, loss_reduction) for cut in self._reached]).sum(0)
 
     def _backward(self, loss: Trace, run: Callable[[], Any]) -> Any:
-        """The user's backward pass, while it is known from which loss."""
+        """Runs the user's backward pass while the loss that it starts from is noted."""
         self._loss = loss
         try:
             return run()
@@ -182,11 +182,11 @@ class Outputs:
         self._settings[names] = loss.settings
 
     def forget(self) -> None:
-        """Backward passes so far do not count."""
+        """Drops the backward passes so far."""
         self._reached = []
 
     def step(self) -> None:
-        """Forward passes so far do not count either: the parameters are about to change."""
+        """Drops the forward passes so far, too: the parameters are about to change."""
         self.forget()
         self._steps += 1
 
@@ -275,7 +275,7 @@ class FusedModule(nn.Module):
         self.zero_grad()
 
     def forbid_grad_accumulation(self) -> None:
-        """It is forbidden always."""
+        """Does nothing: accumulation is always forbidden."""
 
     def cleanup(self) -> None:
         """Ends the private training, as `to_standard_module`."""

@@ -171,7 +171,7 @@ class FusedOptimizer(Followed, torch.optim.Optimizer):
 
     @property
     def step_hook(self) -> Callable[["FusedOptimizer"], None] | None:
-        """Called between noise and step; the account does not need it."""
+        """Called between noise and step; the account does not depend on it."""
         hook: Callable[[FusedOptimizer], None] | None = self._step_hook
         return hook
 
@@ -192,7 +192,7 @@ class FusedOptimizer(Followed, torch.optim.Optimizer):
 
     @property
     def secure_mode(self) -> bool:
-        """True."""
+        """Always true."""
         return True
 
     @secure_mode.setter
@@ -222,7 +222,7 @@ class FusedOptimizer(Followed, torch.optim.Optimizer):
         self.original_optimizer.param_groups = groups
 
     def attach_step_hook(self, fn: Callable[["FusedOptimizer"], None]) -> None:
-        """Sets `step_hook`; Opacus loses its account by that, this one does not."""
+        """Sets `step_hook`. Unlike in Opacus, steps are accounted with or without a hook."""
         self.step_hook = fn
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -122,7 +122,7 @@ def refusal(owner: object, name: str, reasons: Mapping[str, str]) -> RefusedAttr
 
 
 class Followed:
-    """A wrapper that keeps no write unseen."""
+    """A wrapper to which every write has its effect or is refused."""
 
     # Names that may be written, each of which has its effect.
     followed: ClassVar[frozenset[str]] = frozenset()

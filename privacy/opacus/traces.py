@@ -62,7 +62,7 @@ class Total:
 
 @dataclass(frozen=True)
 class Mixed:
-    """A value in which examples meet, and why."""
+    """A value that depends on several examples at once, and why."""
 
     reason: str
 
@@ -92,7 +92,7 @@ def joined(traces: list[Trace]) -> Trace:
 
 
 def scaled(known: Total, factor: Any, *, divides: bool) -> Trace:
-    """A total times or by a factor: a number is a setting, but the number of rows makes a mean."""
+    """A total multiplied or divided by a number; the number of rows makes a mean of a sum."""
     plain = isinstance(factor, Tensor)
     if plain and (factor.dim() > 0 or factor.requires_grad):
         return Mixed("a sum over the batch is scaled by a tensor")
@@ -113,7 +113,7 @@ def scaled(known: Total, factor: Any, *, divides: bool) -> Trace:
 
 
 def weighted(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """What torch's own criteria divide by, where that is other examples' labels."""
+    """Why a criterion of torch's divides by other examples' labels; empty if it does not."""
     if func not in (functional.cross_entropy, functional.nll_loss):
         return ""
     names = ("input", "target", "weight", "size_average", "ignore_index", "reduce", "reduction")
