@@ -49,11 +49,11 @@ ARROWS = {
 ARCHIVE = ("errors", "format", "keys", "actions", "store", "adapters", "")
 # Risky library: the only modules, or packages with all that is in them, that may import it.
 ADAPTERS = {
-    "torchattacks": {"defenses.attacks._torchattacks"},
+    "torchattacks": {"defenses.attacks._torchattacks", "secure_cnn.bench.rivals.training"},
     "opacus": {"privacy._opacus", "privacy.opacus.account", "privacy.opacus.modes"},
     "cryptography": {
         *("secure_cnn.archive.format", "secure_cnn.archive.keys", "secure_cnn.archive.age"),
-        *("privacy.noise", "secure_cnn.bench.archive_rivals"),
+        *("privacy.noise", "secure_cnn.bench.rivals.archive"),
     },
     "sklearn": {"secure_cnn.data", "secure_cnn.evaluate"},
     "PIL": {"secure_cnn.data"},
@@ -94,7 +94,7 @@ BANNED_CALLS = {
 # and the code of whoever is at the command line, which it names there.
 EXCUSED = {
     "secure_cnn.archive.plain": {"torch.load"},
-    "secure_cnn.bench.archive_rivals": {"torch.save"},
+    "secure_cnn.bench.rivals.archive": {"torch.save"},
     "secure_cnn.cli.network": {
         "importlib.import_module",
         "importlib.machinery.SourceFileLoader",

@@ -24,7 +24,7 @@ from privacy.clipping.tape import Tape
 from privacy.clipping.tuner import Kernel, Tuner
 from privacy.differentiation import differentiate
 from privacy.native.library import compiled
-from secure_cnn.bench import peak_bytes
+from secure_cnn.bench.memory import peak_bytes
 
 needs_compiler = pytest.mark.skipif(
     compiled() is None, reason="no C compiler when this was installed"

@@ -13,28 +13,21 @@ from hypothesis import strategies as st
 from torch import nn
 
 import defenses
-from secure_cnn.bench import (
-    RIVALS,
+from secure_cnn.bench import Protection, protections
+from secure_cnn.bench.memory import measure_memory, peak_bytes
+from secure_cnn.bench.rivals.training import RIVALS, rival_step
+from secure_cnn.bench.step import (
     CopiedCrossEntropy,
-    Protection,
     Workload,
     copies_against,
     copies_makers,
-    cost_rows,
-    document,
-    estimate,
-    interleave,
-    measure_memory,
     measure_steps,
-    peak_bytes,
-    protections,
-    ratios,
-    rival_step,
     stepper,
     steppers,
     subset,
     synthetic,
 )
+from secure_cnn.bench.timing import cost_rows, document, estimate, interleave, ratios
 from secure_cnn.cli.bench import _objective
 from secure_cnn.data import DataSpec
 from secure_cnn.engine import CrossEntropy

@@ -9,12 +9,18 @@ import torch
 from typer import Typer
 from typer.testing import CliRunner
 
-from secure_cnn.bench import archive_rivals as rivals_module
-from secure_cnn.bench.archive import measure_archive
-from secure_cnn.bench.archive_parts import measure_head, measure_size, measure_stall
-from secure_cnn.bench.archive_rivals import ARCHIVE_RIVALS, ArchiveRival, archive_rivals
-from secure_cnn.bench.archive_workload import Turn, archive_workload, in_turn
-from secure_cnn.cli import bench_archive
+from secure_cnn.bench.archive import (
+    Turn,
+    archive_workload,
+    in_turn,
+    measure_archive,
+    measure_head,
+    measure_size,
+    measure_stall,
+)
+from secure_cnn.bench.rivals import archive as rivals_module
+from secure_cnn.bench.rivals.archive import ARCHIVE_RIVALS, ArchiveRival, archive_rivals
+from secure_cnn.cli import bench
 from secure_cnn.errors import RunError
 from secure_cnn.record import versions
 
@@ -126,7 +132,7 @@ def test_size_and_memory_are_small(tmp_path):
 def test_the_command_prints_and_writes(tmp_path):
     """A table for people, the shape of every benchmark for machines, and who was skipped."""
     app = Typer()
-    app.command()(bench_archive.archive)
+    app.command()(bench.archive_command)
     out = tmp_path / "bench.json"
     options = ["--size", "1", "--rounds", "1", "--folder", str(tmp_path), "--json", str(out)]
     done = CliRunner().invoke(app, [*options, "--rival", "safetensors"])
@@ -164,9 +170,9 @@ def test_the_command_writes_the_versions_of_those_it_measured(tmp_path, monkeypa
     }
     monkeypatch.setattr(rivals_module, "_MAKERS", made)
     for measure in ("measure_size", "measure_stall", "measure_head", "measure_cipher"):
-        monkeypatch.setattr(bench_archive, measure, lambda *_, **__: [])
+        monkeypatch.setattr(bench, measure, lambda *_, **__: [])
     app = Typer()
-    app.command()(bench_archive.archive)
+    app.command()(bench.archive_command)
     out = tmp_path / "bench.json"
     words = ["--size", "1", "--rounds", "1", "--folder", str(tmp_path), "--json", str(out)]
     done = CliRunner().invoke(app, [*words, *(f"--rival={name}" for name in made)])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from secure_cnn.bench.comparison import Change, compare, higher_is_better
-from secure_cnn.cli.bench_compare import compare_command
+from secure_cnn.cli.bench import compare_command
 from secure_cnn.errors import RunError
 from secure_cnn.record import CONTROL, Measurements, Row
 

@@ -23,22 +23,28 @@ from typer.testing import CliRunner
 import defenses
 from secure_cnn import archive
 from secure_cnn.archive.store.lock import lock_folder
-from secure_cnn.bench.archive_rivals import archive_rivals
+from secure_cnn.bench import Protection, combinations, protections
 from secure_cnn.bench.memory import cuda_peak_bytes, peak_rows, resident_peak_bytes
 from secure_cnn.bench.overhead import (
     OverheadSettings,
     on_this_machine,
     overhead,
     overhead_workload,
+)
+from secure_cnn.bench.protection import BackgroundSaver, SealedSaver, bytes_in
+from secure_cnn.bench.rivals.archive import RivalSaver, archive_rivals
+from secure_cnn.bench.rivals.training import rival_step
+from secure_cnn.bench.step import Workload, synthetic
+from secure_cnn.bench.timed_training import TimedTraining
+from secure_cnn.bench.timing import (
+    PARTS,
+    ClockMarks,
+    EventMarks,
+    Stopwatch,
+    marks_for,
     take_turns,
 )
-from secure_cnn.bench.parts import PARTS, ClockMarks, EventMarks, Stopwatch, marks_for
-from secure_cnn.bench.rivals import rival_step
-from secure_cnn.bench.savers import BackgroundSaver, RivalSaver, SealedSaver, bytes_in
-from secure_cnn.bench.step import Protection, Workload, protections, synthetic
-from secure_cnn.bench.timed_training import TimedTraining
 from secure_cnn.bench.trained import TrainedSettings, measure_trained
-from secure_cnn.bench.variant import Variant, combinations
 from secure_cnn.cli.bench_overhead import overhead_command
 from secure_cnn.data import DataSpec, ImageData
 from secure_cnn.engine import CrossEntropy
@@ -105,8 +111,8 @@ class WorkingSaver:
         self.machine.work("save", 3.0)
         (self.folder / "file").write_bytes(b"0123456789")
 
-    def settle(self):
-        self.machine.work("settle", 4.0)
+    def wait(self):
+        self.machine.work("wait", 4.0)
 
     def close(self):
         self.machine.log.append("close")
@@ -269,7 +275,7 @@ def test_an_objective_that_mixes_examples_is_not_made_private():
 def test_a_decay_out_of_range_is_refused(decay):
     """As `WeightAverage` would, but before anything is built."""
     with pytest.raises(RunError, match="average_decay: expected 0 up to 1"):
-        Variant(objective=CrossEntropy(), private=False, average_decay=decay)
+        Protection(objective=CrossEntropy(), private=False, average_decay=decay)
 
 
 # --- the parts of a step
@@ -303,7 +309,7 @@ def test_every_objective_can_be_timed(objective, tmp_path):
     """A training pass is a forward pass; crafting is an attack, also where they alternate."""
     machine = Machine()
     made = defenses.adversarial_objective(objective, THREAT)
-    variant = Variant(objective=made, private=False)
+    variant = Protection(objective=made, private=False)
     run = training(variant, tmp_path, model=WorkingNet(machine), marks=ClockMarks(machine.clock))
     run.stretch(1)
     machine.log.clear()
@@ -333,8 +339,8 @@ def test_a_slow_part_is_slow_in_its_own_name(tmp_path):
         made._wrap_seams()
         return {part: s for part, s in made.stretch(1).items() if s}
 
-    private = Variant(objective=CrossEntropy(), private=True)
-    plain = Variant(objective=CrossEntropy(), private=False)
+    private = Protection(objective=CrossEntropy(), private=True)
+    plain = Protection(objective=CrossEntropy(), private=False)
     clipped = "_add_clipped"
     assert found_with(lambda it: it._optimizer, "step", plain) == {"optimizer": 1.0}
     assert found_with(lambda it: it.private._clipped, clipped, private) == {"clipping": 1.0}
@@ -347,12 +353,12 @@ def test_a_save_is_shared_out_to_its_steps(tmp_path):
     objective = Working(machine, "step", 1.0)
     saver = partial(WorkingSaver, machine)
     made = training(
-        Variant(objective=objective, private=False, saver=saver),
+        Protection(objective=objective, private=False, saver=saver),
         tmp_path,
         marks=ClockMarks(machine.clock),
     )
     assert made.stretch(3)["saving"] == 7.0
-    assert machine.log == ["save", "step", "step", "step", "settle"]
+    assert machine.log == ["save", "step", "step", "step", "wait"]
     machine.log.clear()
     assert made.advance(save=False) == 1.0
     assert made.advance(save=True) == 4.0
@@ -368,7 +374,7 @@ def test_what_is_saved_is_what_a_resumed_training_needs(tmp_path):
             states.append(state)
 
     variant = combinations({})["private+average+sealed-background"]
-    listening = Variant(
+    listening = Protection(
         objective=variant.objective,
         private=True,
         average_decay=0.9,
@@ -395,7 +401,7 @@ def test_a_rival_saves_the_same_tensors(name, tmp_path):
     if skipped:
         pytest.skip(skipped[name])
     saver = partial(RivalSaver, here[name])
-    made = training(Variant(objective=CrossEntropy(), private=False, saver=saver), tmp_path)
+    made = training(Protection(objective=CrossEntropy(), private=False, saver=saver), tmp_path)
     made.stretch(1)
     made.stretch(1)
     weights = sum(p.numel() * p.element_size() for p in made.model.parameters())
@@ -439,7 +445,7 @@ def test_turns_are_taken_in_an_order_drawn_anew():
         stretches = {
             name: partial(lambda n: order.append(n) or {"other": 1.0}, name) for name in "abc"
         }
-        found = take_turns(stretches, rounds=10, seed=seed)
+        found = take_turns(stretches, rounds=10, warmup=2, seed=seed)
         assert {len(own) for own in found.values()} == {10}
         return ["".join(order[i : i + 3]) for i in range(0, 36, 3)]
 
@@ -815,6 +821,6 @@ def test_savers_write_what_they_say(tmp_path):
         saver = make(folder)
         for _ in range(3):
             saver.save(state)
-        saver.settle()
+        saver.wait()
         assert bytes_in(folder) > 400
         saver.close()

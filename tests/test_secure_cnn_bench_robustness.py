@@ -8,7 +8,8 @@ import torch
 
 from defenses import ThreatModel, wilson_interval
 from secure_cnn.bench.robustness import autoattack, judges, measure_robustness, pyautoattack
-from secure_cnn.bench.step import Workload, document, synthetic
+from secure_cnn.bench.step import Workload, synthetic
+from secure_cnn.bench.timing import document
 from secure_cnn.checkpoint import write_model
 from secure_cnn.cli import main
 from secure_cnn.data import DataSpec, load_data
@@ -146,7 +147,7 @@ def test_the_version_of_the_reference_is_written(tmp_path, monkeypatch):
     )
     write_model(path, architecture.build(), architecture, claims={}, sealing=None)
     three = {"autoattack": ours, "pyautoattack": ours, "pyautoattack-channels-last": ours}
-    monkeypatch.setattr("secure_cnn.cli.bench_robustness.judges", lambda _: three)
+    monkeypatch.setattr("secure_cnn.cli.bench.judges", lambda _: three)
     words = ["bench", "robustness", str(path), "--data", "digits", "--eps", "0.1"]
     monkeypatch.setattr(sys, "argv", ["secure-cnn", *words, "--samples", "3", "--json", str(out)])
     with pytest.raises(SystemExit):

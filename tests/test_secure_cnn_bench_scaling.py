@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import linregress
 
+from secure_cnn.bench import Protection
 from secure_cnn.bench.scaling import AXES, Size, fit_exponent, measure_scaling, network
-from secure_cnn.bench.step import Protection
 from secure_cnn.engine import CrossEntropy
 from secure_cnn.errors import RunError
 

@@ -26,7 +26,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, cast, final, get_args
+from typing import Any, ClassVar, final, get_args
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +39,7 @@ from defenses.attacks.oracle import Victim, mean_of, pixels_of, unit_images
 from defenses.errors import AttackError
 from defenses.threat import Norm, ThreatModel
 
-__all__ = ["TorchAttack", "names", "setting_names", "usual_attack"]
+__all__ = ["TorchAttack", "names", "setting_names"]
 
 # torchattacks' word -> ours; everything else keeps its name.
 _OURS = {
@@ -384,13 +384,3 @@ def _check_shape(
     for expected, wrong in reasons.items():
         if wrong:
             raise AttackError(f"{name} needs {expected}; use another {threat.norm} attack")
-
-
-def usual_attack(
-    name: str, model: nn.Module, *, eps: float, steps: int
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """An attack as torchattacks' own examples use it: nothing put back or checked."""
-    alpha = {"PGD": 2.5 * eps / steps, "TPGD": 2.5 * eps / steps, "FFGSM": 1.25 * eps}.get(name)
-    options = {} if alpha is None else {"alpha": alpha}
-    options |= {"steps": steps} if name in ("PGD", "TPGD") else {}
-    return cast(Any, getattr(torchattacks, name))(model, eps=eps, **options)  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ from typing import final
 from secure_cnn.errors import RunError
 from secure_cnn.record import Measurements, Row, noise_checks
 
-__all__ = ["Change", "Comparison", "compare", "higher_is_better"]
+__all__ = ["BenchmarkComparison", "Change", "compare", "higher_is_better"]
 
 _BETTER_IF_HIGHER = (
     *("accuracy", "macro_recall", "robust_accuracy", "autoattack", "agreement"),
@@ -26,12 +26,7 @@ _AFTER = ("_same_examples", "_same_time")
 @final
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One figure before and after.
-
-    Attributes:
-        before: The row of the first file.
-        after: The row of the second.
-    """
+    """One figure before and after."""
 
     before: Row
     after: Row
@@ -70,7 +65,7 @@ class Change:
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class BenchmarkComparison:
     """Two benchmarks side by side.
 
     Attributes:
@@ -86,14 +81,7 @@ class Comparison:
     warnings: tuple[str, ...]
 
     def worse(self, tolerance: float) -> tuple[Change, ...]:
-        """What got worse beyond the noise and by more than the tolerance, worst first.
-
-        Args:
-            tolerance: A part of the figure before, such as 0.05; at least 0.
-
-        Raises:
-            RunError: The tolerance is negative or no number.
-        """
+        """What got worse beyond the noise and by more than this part of itself, worst first."""
         if not tolerance >= 0:
             raise RunError(f"tolerance: expected at least 0, got {tolerance}")
         found = [each for each in self.changes if each.worse and each.worsening > tolerance]
@@ -102,13 +90,16 @@ class Comparison:
 
 def compare(
     before: Measurements, after: Measurements, *, metrics: Sequence[str] = ()
-) -> Comparison:
+) -> BenchmarkComparison:
     """Compares figure by figure; rows belong together by case, variant and metric.
 
     Args:
         before: The earlier benchmark.
         after: The later one.
         metrics: Only these; all where none is named.
+
+    Returns:
+        The figures that are in both, and those that are not.
 
     Raises:
         RunError: No figure is in both, or one is twice in a file.
@@ -128,7 +119,7 @@ def compare(
             + (f" and metrics ({', '.join(metrics)})" if metrics else "")
         )
     changes = tuple(Change(before=first[key], after=second[key]) for key in shared)
-    return Comparison(
+    return BenchmarkComparison(
         changes=changes,
         only_before=tuple(row for key, row in first.items() if key not in second),
         only_after=tuple(row for key, row in second.items() if key not in first),

@@ -11,7 +11,6 @@ it is to be read in absolute terms only.
 
 import ctypes
 import gc
-import os
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 from operator import itemgetter
@@ -21,9 +20,9 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from secure_cnn.bench.rows import measured_row
 from secure_cnn.bench.step import Workload
-from secure_cnn.record import Row
+from secure_cnn.bench.timing import measured_row
+from secure_cnn.record import PLAIN, Row
 
 __all__ = [
     "MakeStep",
@@ -31,6 +30,7 @@ __all__ = [
     "measure_memory",
     "peak_bytes",
     "peak_rows",
+    "resident_growth",
     "resident_peak_bytes",
 ]
 
@@ -44,14 +44,7 @@ _WARMUP = 2
 
 
 def measure_memory(load: Workload, makers: Mapping[str, MakeStep]) -> list[Row]:
-    """The peak of every variant's step, and its ratio to plain.
-
-    Args:
-        makers: Calls that make a step with a copy of the model, by variant, `plain` among them.
-
-    Returns:
-        For each variant its `memory` in MiB and its `memory_ratio`.
-    """
+    """The peak of every variant's step in MiB, and its ratio to `plain`, which is among them."""
     device = next(load.model.parameters()).device
     weights = sum(p.numel() * p.element_size() for p in load.model.parameters())
     peaks = {
@@ -62,18 +55,13 @@ def measure_memory(load: Workload, makers: Mapping[str, MakeStep]) -> list[Row]:
     rows = []
     for name, peak in peaks.items():
         rows.append(measured_row(load.case, name, "memory", [peak / _MIB], "MiB"))
-        against = [peak / peaks["plain"]]
+        against = [peak / peaks[PLAIN]]
         rows.append(measured_row(load.case, name, "memory_ratio", against, "x"))
     return rows
 
 
 def peak_rows(load: Workload, makers: Mapping[str, MakeStep]) -> list[Row]:
-    """The same, and what the process had resident where the system tells.
-
-    Args:
-        load: As for `measure_memory`.
-        makers: As for `measure_memory`.
-    """
+    """Rows as of `measure_memory`, and what the process had resident where the system tells."""
     rows = measure_memory(load, makers)
     for name, make in makers.items():
         resident = resident_peak_bytes(make)
@@ -116,13 +104,34 @@ def resident_peak_bytes(make: MakeStep) -> int | None:
     for _ in range(_WARMUP):
         step()
     _hand_back()
+    peaks = _resident(step)
+    return peaks and peaks[1]
+
+
+def resident_growth(work: Callable[[], object]) -> int | None:
+    """The most resident bytes during work beyond those before; None where nobody tells."""
+    peaks = _resident(work)
+    return peaks and max(0, peaks[1] - peaks[0])
+
+
+def _resident(work: Callable[[], object]) -> tuple[int, int] | None:
+    """Resident bytes before work, and the most during it, as Linux tells them of a process."""
     try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        step()
-        lines = Path(f"/proc/{os.getpid()}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forgets the peak before
+        before = _status("VmRSS")
+        kept = work()
+        peak = _status("VmHWM")
+    except (OSError, StopIteration):
         return None
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
+    del kept
+    return before, peak
+
+
+def _status(field: str) -> int:
+    """A number of bytes from what the system says of this process."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    line = next(line for line in lines if line.startswith(f"{field}:"))
+    return 1024 * int(line.split()[1])
 
 
 def _hand_back() -> None:

@@ -19,29 +19,27 @@ import torch
 from torch import nn
 
 from secure_cnn.bench.memory import MakeStep, peak_rows
-from secure_cnn.bench.parts import PARTS, Marks, Stopwatch, marks_for
-from secure_cnn.bench.rows import measured_row
-from secure_cnn.bench.savers import bytes_in
-from secure_cnn.bench.step import Protection, Workload, document, subset
+from secure_cnn.bench.protection import Protection, bytes_in
+from secure_cnn.bench.step import Workload, subset
 from secure_cnn.bench.timed_training import TimedTraining
-from secure_cnn.bench.timing import interleave, ratios
-from secure_cnn.bench.variant import PLAIN, Variant, variant_of
+from secure_cnn.bench.timing import (
+    PARTS,
+    Marks,
+    Stopwatch,
+    document,
+    marks_for,
+    measured_row,
+    ratios,
+    take_turns,
+)
 from secure_cnn.data import ImageData
 from secure_cnn.errors import RunError
-from secure_cnn.record import CONTROL, Measurements, Row, hardware
+from secure_cnn.record import CONTROL, PLAIN, Measurements, Row, hardware
 
-__all__ = [
-    "OverheadSettings",
-    "Stretch",
-    "on_this_machine",
-    "overhead",
-    "overhead_workload",
-    "take_turns",
-]
+__all__ = ["OverheadSettings", "on_this_machine", "overhead", "overhead_workload"]
 
-Stretch = Callable[[], dict[str, float]]
-"""Trains on for so many steps, and tells the seconds of each part."""
-
+# Trains on for so many steps, and tells the seconds of each part.
+_Stretch = Callable[[], dict[str, float]]
 _WARMUP = 2
 
 
@@ -104,11 +102,11 @@ def overhead(
         settings: How to measure.
         rivals: What makes others' steps on the same workload, such as a partial `rival_step`.
         folder: Where checkpoints go; its file system is measured too. By default a temporary one.
-        clock: Seconds, ever rising; not used on CUDA, where events tell the time.
+        clock: A monotonic clock, in seconds; not used on CUDA, where events tell the time.
 
     Returns:
         For each variant `time` (a step), `time_ratio`, `images_per_second`, and `time_` with the
-        name of each part (`secure_cnn.bench.parts.PARTS`); `memory` and `memory_ratio` where
+        name of each part (`secure_cnn.bench.timing.PARTS`); `memory` and `memory_ratio` where
         asked for; `disk` where it saves. `plain-again` is the control.
 
     Raises:
@@ -116,7 +114,7 @@ def overhead(
         PrivacyError: The model cannot be trained privately.
 
     Example:
-        >>> from secure_cnn.bench.variant import combinations
+        >>> from secure_cnn.bench import combinations
         >>> from secure_cnn.data import load_data
         >>> from secure_cnn.models import build_model
         >>> data = load_data("digits")
@@ -130,26 +128,26 @@ def overhead(
         raise RunError(f"protections: expected {PLAIN} among them, got {', '.join(protections)}")
     load = overhead_workload(model, data, settings)
     marks = marks_for(next(model.parameters()).device, clock)
-    variants = {name: variant_of(each) for name, each in protections.items()}
-    variants[CONTROL] = variants[PLAIN]
+    variants = {**protections, CONTROL: protections[PLAIN]}
     with ExitStack() as held:
         place = Path(held.enter_context(tempfile.TemporaryDirectory(dir=folder)))
-        stretches: dict[str, Stretch] = {}
-        for name, variant in variants.items():
-            training = _training(load, variant, place / name, marks)
+        stretches: dict[str, _Stretch] = {}
+        for name, protection in variants.items():
+            training = _training(load, protection, place / name, marks)
             held.callback(training.close)
             stretches[name] = partial(training.stretch, settings.steps)
         for name, make in (rivals or {}).items():
             stretches[name] = _stretch_of(make(), settings.steps, marks)
-        seconds = take_turns(stretches, rounds=settings.rounds)
+        # The stretches time themselves: on a GPU no clock of ours could.
+        seconds = take_turns(stretches, rounds=settings.rounds, warmup=_WARMUP)
         rows = _time_rows(load.case, seconds, settings)
         rows += [
             measured_row(load.case, name, "disk", [float(bytes_in(place / name))], "B")
-            for name, variant in variants.items()
-            if variant.saver is not None
+            for name, protection in variants.items()
+            if protection.saver is not None
         ]
     if settings.memory:
-        rows += _memory_rows(load, variants, rivals or {}, marks, folder)
+        rows += _memory_rows(load, protections, rivals or {}, marks, folder)
     return on_this_machine(rows, model)
 
 
@@ -158,9 +156,6 @@ def overhead_workload(model: nn.Module, data: ImageData, settings: OverheadSetti
 
     Its case names the model's class, or `model.name` where it has one, the data, the batch and the
     steps of a stretch: figures of other settings are figures of another case.
-
-    Raises:
-        RunError: There are fewer training images than a batch has.
     """
     if len(data.train) < settings.batch_size:
         raise RunError(
@@ -177,48 +172,22 @@ def overhead_workload(model: nn.Module, data: ImageData, settings: OverheadSetti
     )
 
 
-def take_turns(
-    stretches: Mapping[str, Stretch], *, rounds: int, seed: int = 0
-) -> dict[str, list[dict[str, float]]]:
-    """The seconds of each part of each stretch, round by round, in an order drawn anew.
-
-    Two rounds are run first and not counted: caches are warm and kernels are chosen by then.
-
-    Args:
-        rounds: Counted rounds, at least 1.
-    """
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in stretches}
-
-    def turn(name: str, stretch: Stretch) -> Callable[[], None]:
-        return lambda: found[name].append(stretch())
-
-    turns = {name: turn(name, stretch) for name, stretch in stretches.items()}
-    # The stretches time themselves: on a GPU no clock of ours could.
-    interleave(turns, rounds=rounds, warmup=_WARMUP, clock=lambda: 0.0, seed=seed)
-    return {name: own[_WARMUP:] for name, own in found.items()}
-
-
 def on_this_machine(
     rows: Iterable[Row], model: nn.Module, *, rivals: Mapping[str, str] = MappingProxyType({})
 ) -> Measurements:
-    """A document of the rows that says on which device, cores and threads they were measured.
-
-    Args:
-        model: On the device where it was.
-        rivals: As for `document`.
-    """
+    """A document of the rows with the device of the model, the cores and the threads."""
     device = next(model.parameters()).device
     affinity = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     told = {"affinity": affinity, "interop_threads": torch.get_num_interop_threads()}
     return replace(document(rows, rivals=rivals), hardware=hardware(device) | told)
 
 
-def _training(load: Workload, variant: Variant, folder: Path, marks: Marks) -> TimedTraining:
+def _training(load: Workload, protection: Protection, folder: Path, marks: Marks) -> TimedTraining:
     """A training that sees all images of the workload in each step."""
-    return TimedTraining(load, variant, folder, marks, batch_size=len(load.split))
+    return TimedTraining(load, protection, folder, marks, batch_size=len(load.split))
 
 
-def _stretch_of(step: Callable[[], object], steps: int, marks: Marks) -> Stretch:
+def _stretch_of(step: Callable[[], object], steps: int, marks: Marks) -> _Stretch:
     """Somebody else's steps, of which we know no parts."""
     watch = Stopwatch(marks)
 
@@ -252,27 +221,24 @@ def _time_rows(
 
 def _memory_rows(
     load: Workload,
-    variants: Mapping[str, Variant],
+    protections: Mapping[str, Protection],
     rivals: Mapping[str, MakeStep],
     marks: Marks,
     folder: Path | None,
 ) -> list[Row]:
     """Peaks of one step, with one save where the variant saves."""
 
-    def maker(variant: Variant) -> MakeStep:
-        def make() -> Callable[[], object]:
-            # A folder of its own each time: a store that is still open would lock another out.
-            training = _training(load, variant, Path(tempfile.mkdtemp(dir=place)), marks)
+    def make(protection: Protection) -> Callable[[], object]:
+        # A folder of its own each time: a store that is still open would lock another out.
+        training = _training(load, protection, Path(tempfile.mkdtemp(dir=place)), marks)
 
-            def step() -> None:
-                training.stretch(1)
-                # What the step before left would else be freed in this one, unseen when it came.
-                training.model.zero_grad(set_to_none=True)
+        def step() -> None:
+            training.stretch(1)
+            # What the step before left would else be freed in this one, unseen when it came.
+            training.model.zero_grad(set_to_none=True)
 
-            return step
-
-        return make
+        return step
 
     with tempfile.TemporaryDirectory(dir=folder) as place:
-        makers = {name: maker(each) for name, each in variants.items() if name != CONTROL}
+        makers = {name: partial(make, each) for name, each in protections.items()}
         return peak_rows(load, makers | dict(rivals))

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 import defenses
 from defenses import ThreatModel
 from defenses.attacks.autoattack import ensemble
-from secure_cnn.bench.rows import measured_row, share_row
 from secure_cnn.bench.step import Workload
-from secure_cnn.bench.timing import ratios
+from secure_cnn.bench.timing import measured_row, ratios, share_row
 from secure_cnn.errors import RunError
 from secure_cnn.record import Row
 
@@ -29,13 +28,10 @@ Judge = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def judges(threat: ThreatModel, *, seed: int = 0) -> dict[str, Judge]:
-    """Our AutoAttack, and the reference where it is installed, by variant.
+    """Our AutoAttack in `linf`, `l2` or `l1`, and the reference where it is installed, by variant.
 
     The reference gets the model in torch's own memory format, as its users have it, and once more
     channels-last, which is the format that ours asks in.
-
-    Args:
-        threat: In `linf`, `l2` or `l1`.
     """
     found: dict[str, Judge] = {"autoattack": partial(autoattack, threat=threat, seed=seed)}
     if find_spec("pyautoattack") is None:
@@ -73,10 +69,7 @@ def pyautoattack(
     """The same by the reference, in one batch, with a copy of the model in a memory format.
 
     Its parameters need no gradients here, which spares it work, and the global random states that
-    it seeds are put back.
-
-    Raises:
-        RunError: It is not installed, or the pixels are not in [0, 1], which it takes for granted.
+    it seeds are put back. It takes for granted that pixels are in [0, 1].
     """
     try:
         from pyautoattack import autoattack as reference  # type: ignore[import-not-found, unused-ignore]
@@ -101,15 +94,9 @@ def measure_robustness(
 ) -> list[Row]:
     """Has every batch judged by each variant in turn, and compares them with the first.
 
-    Args:
-        load: The model, in evaluation mode or not, and the images.
-        variants: As `judges` gives them.
-        batch_size: Images judged at once, at least 1.
-
-    Returns:
-        For each variant its `time` for a batch and its `robust_accuracy`; for each but the first
-        the `time_ratio` of the first to it, and the `agreement` of their verdicts. Shares come
-        with their 95 % Wilson intervals.
+    There are rows of the `time` for a batch and of the `robust_accuracy` of each variant; for each
+    but the first the `time_ratio` of the first to it, and the `agreement` of their verdicts. Shares
+    come with their 95 % Wilson intervals.
     """
     model = copy.deepcopy(load.model).to(memory_format=load.memory_format).eval()
     every = torch.arange(len(load.split))

@@ -9,8 +9,7 @@ evidence on how a power law fits.
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import final
@@ -19,20 +18,20 @@ import torch
 from scipy.stats import t as student
 from torch import nn
 
-from secure_cnn.bench.overhead import Stretch, take_turns
-from secure_cnn.bench.parts import marks_for
-from secure_cnn.bench.rows import measured_row
-from secure_cnn.bench.step import Protection, Workload, synthetic
+from secure_cnn.bench.protection import Protection
+from secure_cnn.bench.step import Workload, synthetic
 from secure_cnn.bench.timed_training import TimedTraining
-from secure_cnn.bench.variant import PLAIN, variant_of
+from secure_cnn.bench.timing import cost_rows, marks_for, take_turns
 from secure_cnn.data import DataSpec
 from secure_cnn.errors import RunError
-from secure_cnn.record import Row
+from secure_cnn.record import PLAIN, Row
 
 __all__ = ["AXES", "Exponent", "Size", "fit_exponent", "measure_scaling", "network"]
 
 _CLASSES = 10
 _NOWHERE = Path("nothing-is-saved")
+_WARMUP = 2
+_LEAST = {"width": 4, "side": 8}
 
 
 @final
@@ -47,9 +46,6 @@ class Size:
         side: Height and width of an image, at least 8.
         steps: Steps of a stretch.
         attack_steps: Gradient steps of an iterative attack, for whoever makes the variants.
-
-    Raises:
-        RunError: A number is out of its range.
     """
 
     batch: int = 16
@@ -60,8 +56,8 @@ class Size:
     attack_steps: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("batch", "width", "depth", "side", "steps", "attack_steps"):
-            value, least = getattr(self, name), {"width": 4, "side": 8}.get(name, 1)
+        for name, value in vars(self).items():
+            least = _LEAST.get(name, 1)
             if value < least:
                 raise RunError(f"{name}: expected at least {least}, got {value}")
         if self.width % 4:
@@ -82,13 +78,7 @@ AXES: dict[str, tuple[Size, ...]] = {
 @final
 @dataclass(frozen=True, kw_only=True)
 class Exponent:
-    """The slope of log cost against log size, by least squares.
-
-    Attributes:
-        value: The slope.
-        standard_error: Of the slope, from how far the points lie from the line.
-        points: How many there are, at least 3.
-    """
+    """The slope of log cost against log size, by least squares, of at least 3 points."""
 
     value: float
     standard_error: float
@@ -102,15 +92,7 @@ class Exponent:
 
 
 def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> Exponent:
-    """Fits cost = a * size ** exponent.
-
-    Args:
-        sizes: At least three, > 0, two of them different.
-        costs: As many, > 0.
-
-    Raises:
-        RunError: There are too few points, or one is not above 0.
-    """
+    """Fits cost = a * size ** exponent to at least three sizes, two of them different."""
     if len(sizes) != len(costs) or len(sizes) < 3 or len(set(sizes)) < 2:
         raise RunError(
             f"expected at least 3 sizes, two of them different, with as many costs, got {sizes} "
@@ -153,21 +135,12 @@ def measure_scaling(
     device: torch.device | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Row]:
-    """Times every variant at every size of one axis, in turn within one run, and fits exponents.
+    """Times every variant at every size of one of `AXES`, in turn within one run, and fits.
 
-    Args:
-        axis: One of `AXES`.
-        variants_at: The variants at a size, the same names at each, `plain` among them.
-        rounds: Counted rounds, at least 1.
-        device: Where the work runs; the CPU by default.
-
-    Returns:
-        Of the case of each size, such as `width 32`, the `time` of each variant's stretch and its
-        `time_ratio`; of the case `width`, for each variant its `exponent` with the 95 % interval,
-        and its `exponent_error`, the standard error.
-
-    Raises:
-        RunError: There is no such axis, no plain variant, or not the same variants at each size.
+    `variants_at` gives the same names at each size, `plain` among them. Of the case of each size,
+    such as `width 32`, there is the `time` of each variant's stretch and its `time_ratio`; of the
+    case `width`, for each variant its `exponent` with the 95 % interval, and its standard error
+    `exponent_error`.
     """
     if axis not in AXES:
         raise RunError(f"axis: expected one of {', '.join(AXES)}, got {axis}")
@@ -176,51 +149,46 @@ def measure_scaling(
     if PLAIN not in names or any(set(own) != set(names) for own in at.values()):
         raise RunError(f"variants: expected {PLAIN} and the same others at each size, got {names}")
     place = device or torch.device("cpu")
-    keys = {f"{name}\n{getattr(size, axis)}": (name, size) for size in at for name in names}
-    turns = take_turns(
-        {key: _stretch(size, at[size][name], place, clock) for key, (name, size) in keys.items()},
-        rounds=rounds,
-    )
-    seconds = {keys[key]: [sum(each.values()) for each in own] for key, own in turns.items()}
+    works = {float(getattr(size, axis)): size for size in AXES[axis]}
+    stretches = {
+        (name, work): _stretch(size, at[size][name], place, clock)
+        for work, size in works.items()
+        for name in names
+    }
+    seconds = take_turns(stretches, rounds=rounds, warmup=_WARMUP)
     rows = []
-    for (name, size), own in seconds.items():
-        case = f"{axis} {getattr(size, axis)}"
-        against = [a / b for a, b in zip(own, seconds[PLAIN, size], strict=True)]
-        rows.append(measured_row(case, name, "time", own, "s"))
-        rows.append(measured_row(case, name, "time_ratio", against, "x"))
+    for work in works:
+        own = {name: seconds[name, work] for name in names}
+        rows += cost_rows(f"{axis} {work:g}", own)
     for name in names:
-        sizes = [float(getattr(size, axis)) for size in AXES[axis]]
-        costs = [median(seconds[name, size]) for size in AXES[axis]]
-        rows += _exponent_rows(axis, name, fit_exponent(sizes, costs))
+        costs = [median(seconds[name, work]) for work in works]
+        rows += _exponent_rows(axis, name, fit_exponent(list(works), costs))
     return rows
 
 
 def _stretch(
     size: Size, protection: Protection, device: torch.device, clock: Callable[[], float]
-) -> Stretch:
-    """Steps of that size."""
+) -> Callable[[], float]:
+    """Steps of that size, and the seconds that they took in all."""
     spec = DataSpec(shape=(3, size.side, size.side), classes=tuple("0123456789"))
-    images = synthetic(spec, size.batch)
-    load = Workload(case="", model=network(size).to(device), split=images)
+    load = Workload(case="", model=network(size).to(device), split=synthetic(spec, size.batch))
     marks = marks_for(device, clock)
-    training = TimedTraining(load, variant_of(protection), _NOWHERE, marks, batch_size=size.batch)
-    return partial(training.stretch, size.steps)
+    training = TimedTraining(load, protection, _NOWHERE, marks, batch_size=size.batch)
+    return lambda: sum(training.stretch(size.steps).values())
 
 
 def _exponent_rows(axis: str, variant: str, found: Exponent) -> list[Row]:
     """The exponent with its interval, and its standard error."""
     low, high = found.interval
-    ends = {"exponent": (low, found.value, high), "exponent_error": (found.standard_error,) * 3}
-    return [
-        Row(
-            case=axis,
-            variant=variant,
-            metric=metric,
-            low=smallest,
-            median=middle,
-            high=largest,
-            unit="1",
-            n=found.points,
-        )
-        for metric, (smallest, middle, largest) in ends.items()
-    ]
+    fitted = Row(
+        case=axis,
+        variant=variant,
+        metric="exponent",
+        low=low,
+        median=found.value,
+        high=high,
+        unit="1",
+        n=found.points,
+    )
+    error = found.standard_error
+    return [fitted, replace(fitted, metric="exponent_error", low=error, median=error, high=error)]

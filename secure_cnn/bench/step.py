@@ -6,46 +6,62 @@ are taken in turn within one run. Whole training runs are deliberately not here.
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from types import MappingProxyType
+from typing import ClassVar, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 import privacy
-from secure_cnn.bench.rows import measured_row
-from secure_cnn.bench.timing import interleave, ratios
+from secure_cnn.bench.protection import Protection, protections
+from secure_cnn.bench.timing import cost_rows, interleave, measured_row
 from secure_cnn.data import DataSpec, ShuffledBatches, Split
 from secure_cnn.engine import CrossEntropy, MeanUpdate, Objective, Update, on_device
-from secure_cnn.record import Measurements, Row, hardware, versions
+from secure_cnn.errors import RunError
+from secure_cnn.models import build_model
+from secure_cnn.record import Row
 
 __all__ = [
-    "Protection",
+    "CASES",
+    "CopiedCrossEntropy",
     "Workload",
-    "cost_rows",
-    "document",
+    "attached",
+    "copies_against",
+    "copies_makers",
     "kernel_choices",
     "measure_steps",
     "noise_share",
-    "protections",
     "step_costs",
     "stepper",
     "steppers",
     "subset",
     "synthetic",
+    "workload",
 ]
 
 NOISE_MULTIPLIER = 1.0
-_MANY = 1_000_000
+ENDLESS = 1_000_000
+"""Epochs of a training that nobody takes to its end."""
+
 _COST_BATCH, _COST_ROUNDS = 128, 9
+_WARMUP = 2
+
+CASES: dict[str, tuple[tuple[int, int, int], int]] = {
+    "compact": ((1, 28, 28), 256),
+    "vgg11": ((3, 32, 32), 64),
+    "resnet20": ((3, 32, 32), 64),
+    "resnet18": ((3, 64, 64), 32),
+}
+"""The published workloads, which anyone can measure again: image shape and batch by network."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is trained: a network, images, and the layout in memory.
+    """What is trained.
 
     Attributes:
         case: Name of the row in the results.
@@ -58,6 +74,15 @@ class Workload:
     model: nn.Module
     split: Split
     memory_format: torch.memory_format = torch.channels_last
+
+
+def workload(name: str) -> Workload:
+    """One of `CASES`, in the layout in which plain training is fastest."""
+    if name not in CASES:
+        raise RunError(f"case: expected one of {', '.join(CASES)}, got {name}")
+    shape, batch = CASES[name]
+    spec = DataSpec(shape=shape, classes=tuple("0123456789"))
+    return Workload(case=name, model=build_model(name, spec), split=synthetic(spec, batch))
 
 
 def synthetic(spec: DataSpec, samples: int) -> Split:
@@ -73,32 +98,6 @@ def subset(split: Split, samples: int) -> Split:
     return Split(images=split.images[:samples], labels=split.labels[:samples])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Protection:
-    """One variant of a step: its objective, and whether DP-SGD makes the update."""
-
-    objective: Objective
-    private: bool
-
-
-def protections(
-    objectives: Mapping[str, Objective], *, private: bool = True
-) -> dict[str, Protection]:
-    """The plain step and every combination of the protections given that can be, by variant.
-
-    Args:
-        private: Whether to combine each with DP-SGD too, where each loss is one example's.
-    """
-    found: dict[str, Protection] = {}
-    plain: Objective = CrossEntropy()
-    for name, objective in [("", plain), *objectives.items()]:
-        found[name or "plain"] = Protection(objective=objective, private=False)
-        if private and objective.per_example:
-            both = f"private+{name}" if name else "private"
-            found[both] = Protection(objective=objective, private=True)
-    return found
-
-
 def measure_steps(
     case: str,
     steps: Mapping[str, Callable[[], None]],
@@ -107,21 +106,9 @@ def measure_steps(
     clock: Callable[[], float] = time.perf_counter,
     copies: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Row]:
-    """Times every variant's step in turn.
-
-    Args:
-        case: Name of the workload.
-        steps: Steps by variant, `plain` among them.
-        rounds: Counted rounds, at least 1.
-        clock: Seconds, ever rising.
-        copies: As for `cost_rows`.
-
-    Returns:
-        For each variant its `time` and, round by round against `plain`, its `time_ratio`; the
-        `copies_ratio` of those of `copies`.
+    """Times every variant's step in turn, `plain` among them; rows as `cost_rows` gives them.
 
     Example:
-        >>> from secure_cnn.models import build_model
         >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
         >>> model = build_model("compact", spec)
         >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
@@ -129,7 +116,7 @@ def measure_steps(
         >>> sorted({row.metric for row in rows})
         ['time', 'time_ratio']
     """
-    seconds = interleave(steps, rounds=rounds, warmup=2, clock=clock)
+    seconds = interleave(steps, rounds=rounds, warmup=_WARMUP, clock=clock)
     return cost_rows(case, seconds, copies=copies)
 
 
@@ -144,20 +131,12 @@ def step_costs(
 ) -> list[Row]:
     """What a run's protections cost, each alone and together, on one batch of its images.
 
-    Args:
-        objectives: The run's own, by method; none for a run without.
-        private: Whether the run is.
-        before_step: Called before every step; what it raises ends the measurement.
+    `before_step` is called before every step; what it raises ends the measurement.
     """
     load = Workload(case=case, model=model, split=subset(split, _COST_BATCH))
     timed = steppers(load, protections(objectives, private=private))
     steps = {name: partial(_after, before_step, step) for name, step in timed.items()}
     return measure_steps(case, steps, rounds=_COST_ROUNDS)
-
-
-def steppers(load: Workload, variants: Mapping[str, Protection]) -> dict[str, Callable[[], None]]:
-    """A step for each variant, each on a copy of the model."""
-    return {name: stepper(load, protection) for name, protection in variants.items()}
 
 
 def noise_share(
@@ -167,11 +146,7 @@ def noise_share(
     rounds: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Row:
-    """What share of a private step goes into its noise, drawn and added, and into its sample.
-
-    Args:
-        rounds: Counted draws, at least 1.
-    """
+    """What share of a private step goes into its noise, drawn and added, and into its sample."""
     generator = privacy.SecureGenerator()
     sums = [torch.zeros_like(p) for p in load.model.parameters() if p.requires_grad]
 
@@ -179,43 +154,9 @@ def noise_share(
         generator.perturb(sums, deviation=1.0)
         generator.bernoulli(len(load.split), 0.5)
 
-    seconds = interleave({"draw": draw}, rounds=rounds, warmup=2, clock=clock)["draw"]
+    seconds = interleave({"draw": draw}, rounds=rounds, warmup=_WARMUP, clock=clock)["draw"]
     shares = [value / seconds_per_step for value in seconds]
     return measured_row(load.case, "private", "noise_share", shares, "1")
-
-
-def cost_rows(
-    case: str,
-    seconds: Mapping[str, Sequence[float]],
-    *,
-    copies: Mapping[str, str] = MappingProxyType({}),
-) -> list[Row]:
-    """Rows of the time and of the ratio to `plain`, which must be among the variants."""
-    rows = []
-    for variant, own in seconds.items():
-        rows.append(measured_row(case, variant, "time", own, "s"))
-        against = ratios(own, seconds["plain"])
-        rows.append(measured_row(case, variant, "time_ratio", against, "x"))
-    for variant, plain_steps in copies.items():
-        against = ratios(seconds[variant], seconds[plain_steps])
-        rows.append(measured_row(case, variant, "copies_ratio", against, "x"))
-    return rows
-
-
-def document(
-    rows: Iterable[Row], *, rivals: Mapping[str, str] = MappingProxyType({})
-) -> Measurements:
-    """Rows with when, where and with what they were measured.
-
-    Args:
-        rivals: Versions of those measured beside us that `versions` does not name, by name.
-    """
-    return Measurements(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        hardware=hardware(),
-        versions=versions() | dict(rivals),
-        rows=tuple(rows),
-    )
 
 
 def kernel_choices(load: Workload) -> tuple[privacy.Choice, ...]:
@@ -225,15 +166,25 @@ def kernel_choices(load: Workload) -> tuple[privacy.Choice, ...]:
     return tuple(choice for choice in tuner.choices if choice.inputs[0] == samples)
 
 
+def steppers(load: Workload, variants: Mapping[str, Protection]) -> dict[str, Callable[[], None]]:
+    """A step for each variant, each on a copy of the model."""
+    return {name: stepper(load, protection) for name, protection in variants.items()}
+
+
 def stepper(
     load: Workload, protection: Protection, *, tuner: privacy.Tuner | None = None
 ) -> Callable[[], None]:
-    """One training step of a copy of the model, as a call."""
+    """One training step of a copy of the model, as a call; nothing is averaged or saved."""
     model = copy.deepcopy(load.model).to(memory_format=load.memory_format).train()
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-    private = _attached(load, model, optimizer, tuner) if protection.private else None
-    update: Update = MeanUpdate(optimizer) if private is None else private.step
-    source = _endless(load) if private is None else private.batches
+    samples = len(load.split)
+    update: Update = MeanUpdate(optimizer)
+    source: Iterable[tuple[Tensor, Tensor]] = ShuffledBatches(
+        load.split, batch_size=samples, epochs=ENDLESS, seed=0
+    )
+    if protection.private:
+        private = attached(load, model, optimizer, batch_size=samples, epochs=ENDLESS, tuner=tuner)
+        update, source = private.step, private.batches
     device = next(model.parameters()).device
     batches = on_device(source, device, load.memory_format)
 
@@ -246,26 +197,83 @@ def stepper(
     return step
 
 
-def _after(first: Callable[[], None], then: Callable[[], None]) -> None:
-    first()
-    then()
-
-
-def _attached(
+def attached(
     load: Workload,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    tuner: privacy.Tuner | None,
+    *,
+    batch_size: int,
+    epochs: int,
+    tuner: privacy.Tuner | None = None,
 ) -> privacy.PrivateTraining:
-    """DP-SGD at sampling rate 1: every step sees the same images as the plain one."""
+    """DP-SGD on the images of the workload; a batch of all of them is the same in every step."""
     samples = len(load.split)
     plan = privacy.DPPlan(
-        samples=samples, batch_size=samples, epochs=_MANY, noise_multiplier=NOISE_MULTIPLIER
+        samples=samples,
+        batch_size=batch_size,
+        epochs=epochs,
+        noise_multiplier=NOISE_MULTIPLIER,
+        delta=min(1e-5, 0.1 / samples),
     )
-    cut = privacy.PhysicalBatches(size=samples, multiple=1)
-    return privacy.attach(plan, model, optimizer, load.split, physical_batches=cut, tuner=tuner)
+    # At sampling rate 1 the private step sees exactly the images of the plain one, in one piece.
+    whole = privacy.PhysicalBatches(size=samples, multiple=1) if batch_size == samples else None
+    return privacy.attach(plan, model, optimizer, load.split, physical_batches=whole, tuner=tuner)
 
 
-def _endless(load: Workload) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """The whole split as one batch, reshuffled, again and again."""
-    return iter(ShuffledBatches(load.split, batch_size=len(load.split), epochs=_MANY, seed=0))
+@final
+@dataclass(frozen=True, kw_only=True)
+class CopiedCrossEntropy:
+    """Cross-entropy of K >= 2 copies of each example, in the shape that `private.step` averages."""
+
+    copies: int
+    per_example: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.copies < 2:
+            raise RunError(f"copies: expected at least 2 of each example, got {self.copies}")
+
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Losses [n, K] of one forward pass over n * K rows."""
+        # An index keeps the layout of the images, which repeat_interleave does not.
+        rows = torch.arange(len(labels), device=labels.device).repeat_interleave(self.copies)
+        losses = F.cross_entropy(model(images[rows]), labels[rows], reduction="none")
+        return losses.view(-1, self.copies)
+
+
+def copies_against(copies: int | None) -> dict[str, str]:
+    """The variant with K copies, and what it is held against; nothing where K is None."""
+    return {} if copies is None else {f"private-{copies}-copies": f"plain-{copies}-steps"}
+
+
+def copies_makers(
+    load: Workload, copies: int | None
+) -> dict[str, Callable[[], Callable[[], None]]]:
+    """What makes one private step on K copies of each example, and what makes K plain steps.
+
+    A plain training meets an example in K augmented forms in K epochs, a private one in a single
+    step (De et al. 2022, arXiv 2204.13650). Augmenting is left out of both: both pay it alike.
+    """
+    if copies is None:
+        return {}
+    private = Protection(objective=CopiedCrossEntropy(copies=copies), private=True)
+    ((name, plain_name),) = copies_against(copies).items()
+    return {
+        name: partial(stepper, load, private),
+        plain_name: partial(_plain_steps, load, copies),
+    }
+
+
+def _plain_steps(load: Workload, count: int) -> Callable[[], None]:
+    """So many plain steps as one call."""
+    step = stepper(load, Protection(objective=CrossEntropy(), private=False))
+
+    def steps() -> None:
+        for _ in range(count):
+            step()
+
+    return steps
+
+
+def _after(first: Callable[[], None], then: Callable[[], None]) -> None:
+    first()
+    then()

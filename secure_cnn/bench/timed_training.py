@@ -1,4 +1,4 @@
-"""A training of one variant under way, every seam of it timed.
+"""A training under way, every part of it timed.
 
 The loop is the engine's own, shortened to what costs time; the seams are wrapped from outside, so
 what is timed is the code that trains. Of a private step the weight gradients are formed in
@@ -17,41 +17,28 @@ from torch import nn
 
 import privacy
 from privacy.clipping.watch import admitted
-from secure_cnn.bench.parts import Marks, Stopwatch
-from secure_cnn.bench.savers import Saver
-from secure_cnn.bench.step import NOISE_MULTIPLIER, Workload
-from secure_cnn.bench.variant import Variant
+from secure_cnn.bench.protection import Protection, Saver
+from secure_cnn.bench.step import ENDLESS, Workload, attached
+from secure_cnn.bench.timing import Marks, Stopwatch
 from secure_cnn.data import ShuffledBatches
 from secure_cnn.engine import CrossEntropy, MeanUpdate, Update, WeightAverage, on_device
 
 __all__ = ["TimedTraining"]
 
-ENDLESS = 1_000_000
-
 
 @final
 @admitted
 class TimedTraining:
-    """Trains a copy of the model; a class because it holds the training.
+    """Trains `model`, a copy of the workload's, under a protection; `stopwatch` times the parts.
 
-    A private variant gets GroupNorm in the place of BatchNorm, by `privacy.fix`.
-
-    Args:
-        batch_size: Images a step; on average where the variant is private.
-
-    Attributes:
-        model: The copy.
-        private: The private training, where the variant is one.
-        stopwatch: What times the parts.
-
-    Raises:
-        PrivacyError: The model or the objective cannot be trained privately.
+    A private training (`private`, else None) gets GroupNorm in the place of BatchNorm, by
+    `privacy.fix`, and a `batch_size` that holds on average.
     """
 
     def __init__(
         self,
         load: Workload,
-        variant: Variant,
+        protection: Protection,
         folder: Path,
         marks: Marks,
         *,
@@ -60,56 +47,46 @@ class TimedTraining:
         learning_rate: float = 1e-3,
     ) -> None:
         self.stopwatch = Stopwatch(marks)
-        self._variant, self._objective = variant, copy.deepcopy(variant.objective)
+        self._objective = copy.deepcopy(protection.objective)
         copied = copy.deepcopy(load.model)
-        self.model = (privacy.fix(copied) if variant.private else copied).train()
+        self.model = (privacy.fix(copied) if protection.private else copied).train()
         self.model.to(memory_format=load.memory_format)
         self._optimizer = torch.optim.SGD(self.model.parameters(), lr=learning_rate, momentum=0.9)
         self.private: privacy.PrivateTraining | None = None
         self._update: Update = MeanUpdate(self._optimizer)
-        source: Any = None
-        if variant.private:
-            self.private = self._attached(load, batch_size, epochs)
+        source: Any = ShuffledBatches(load.split, batch_size=batch_size, epochs=epochs, seed=0)
+        if protection.private:
+            self.private = attached(
+                load, self.model, self._optimizer, batch_size=batch_size, epochs=epochs
+            )
+            self.private.check_objective(self._objective)
             self._update, source = self.private.step, self.private.batches
-        else:
-            source = ShuffledBatches(load.split, batch_size=batch_size, epochs=epochs, seed=0)
         device = next(self.model.parameters()).device
         self._batches = on_device(source, device, load.memory_format)
         self._average: WeightAverage | None = None
-        if variant.average_decay is not None:
-            self._average = WeightAverage(self.model, decay=variant.average_decay)
+        if protection.average_decay is not None:
+            self._average = WeightAverage(self.model, decay=protection.average_decay)
         self._saver: Saver | None = None
-        if variant.saver is not None:
+        if protection.saver is not None:
             folder.mkdir(parents=True, exist_ok=True)
-            self._saver = variant.saver(folder)
+            self._saver = protection.saver(folder)
             # A training that is dropped must not leave its folder locked.
             self._release = weakref.finalize(self, self._saver.close)
         self._wrap_seams()
 
     def stretch(self, steps: int) -> dict[str, float]:
-        """Saves where the variant saves, takes so many steps, and waits for what is still saved.
+        """Saves, if it saves at all, takes so many steps, and waits for what is still saved.
 
-        Args:
-            steps: Optimizer steps, at least 1.
-
-        Raises:
-            StopIteration: The data or the plan end before.
+        Ends in a StopIteration where the data or the plan end before.
         """
         with self.stopwatch.part("other"):
             self._save()
             self._train(steps)
-            self._settle()
+            self._wait()
         return self.stopwatch.take()
 
     def advance(self, *, save: bool) -> float:
-        """Takes one step, after it began a save if asked to; a save may go on beside later steps.
-
-        Args:
-            save: Whether to save first, where the variant saves at all.
-
-        Raises:
-            StopIteration: The data or the plan end before.
-        """
+        """Takes one step, after it began a save if asked to, which may go on beside later steps."""
         with self.stopwatch.part("other"):
             if save:
                 self._save()
@@ -126,7 +103,7 @@ class TimedTraining:
                 yield averaged
 
     def close(self) -> None:
-        """Ends the saves; the training does not go on."""
+        """Ends the saves; the training cannot go on."""
         if self._saver is not None:
             self._release()
 
@@ -186,26 +163,8 @@ class TimedTraining:
                     state[name] = part.state_dict()
             self._saver.save(state)
 
-    def _settle(self) -> None:
+    def _wait(self) -> None:
         """Waits for the save begun."""
         if self._saver is not None:
             with self.stopwatch.part("saving"):
-                self._saver.settle()
-
-    def _attached(self, load: Workload, batch_size: int, epochs: int) -> privacy.PrivateTraining:
-        """DP-SGD on the same images; one batch a step, of that size on average."""
-        samples = len(load.split)
-        plan = privacy.DPPlan(
-            samples=samples,
-            batch_size=batch_size,
-            epochs=epochs,
-            noise_multiplier=NOISE_MULTIPLIER,
-            delta=min(1e-5, 0.1 / samples),
-        )
-        whole = batch_size == samples
-        cut = privacy.PhysicalBatches(size=samples, multiple=1) if whole else None
-        private = privacy.attach(
-            plan, self.model, self._optimizer, load.split, physical_batches=cut
-        )
-        private.check_objective(self._objective)
-        return private
+                self._saver.wait()

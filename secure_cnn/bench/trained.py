@@ -17,15 +17,14 @@ import torch
 from torch import nn
 
 import defenses
-from secure_cnn.bench.parts import marks_for
-from secure_cnn.bench.rows import measured_row, share_row
-from secure_cnn.bench.step import Protection, Workload
+from secure_cnn.bench.protection import Protection
+from secure_cnn.bench.step import Workload
 from secure_cnn.bench.timed_training import TimedTraining
-from secure_cnn.bench.variant import PLAIN, Variant, variant_of
+from secure_cnn.bench.timing import marks_for, measured_row, share_row
 from secure_cnn.data import ImageData, Split
 from secure_cnn.errors import RunError
 from secure_cnn.evaluate import evaluate_model
-from secure_cnn.record import CONTROL, Row
+from secure_cnn.record import CONTROL, PLAIN, Row
 
 __all__ = ["TrainedSettings", "measure_trained"]
 
@@ -46,9 +45,6 @@ class TrainedSettings:
         threat: Within which robust accuracy is measured; None measures none.
         robust_samples: Test images that are attacked, at least 1.
         memory_format: Layout of the network and the images.
-
-    Raises:
-        RunError: A number is out of its range.
     """
 
     epochs: int = 3
@@ -77,20 +73,12 @@ def measure_trained(
     case: str,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Row]:
-    """Trains every variant from the same weights and judges it twice.
+    """Trains copies of the model under every protection, `plain` among them, and judges each twice.
 
-    Args:
-        model: As for `overhead`; only copies are trained.
-        protections: By variant, `plain` among them.
-
-    Returns:
-        For each variant `accuracy`, `macro_recall` and, with a threat model, `robust_accuracy`
-        (100-step PGD and APGD), each with `_same_examples` and `_same_time` at its end; shares
-        with Wilson's 95 % interval, recall without one; `epsilon` with both endings where it is
-        private; and `training_time`, the seconds for the same examples.
-
-    Raises:
-        RunError: `plain` is missing, or a batch is larger than the data.
+    There are rows of `accuracy`, `macro_recall` and, with a threat model, `robust_accuracy`
+    (100-step PGD and APGD), each with `_same_examples` and `_same_time` at its end; shares with
+    Wilson's 95 % interval, recall without one; `epsilon` with both endings where it is private;
+    and `training_time`, the seconds for the same examples.
     """
     if PLAIN not in protections:
         raise RunError(f"protections: expected {PLAIN} among them, got {', '.join(protections)}")
@@ -105,8 +93,7 @@ def measure_trained(
     budget: float | None = None
     with tempfile.TemporaryDirectory() as place:
         for name in order:
-            variant = variant_of(protections[name])
-            race = _Race(load, variant, Path(place, name), settings, data, clock)
+            race = _Race(load, protections[name], Path(place, name), settings, data, clock)
             found, seconds = race.run(name, budget)
             budget = seconds if budget is None else budget
             rows += found
@@ -114,12 +101,12 @@ def measure_trained(
 
 
 class _Race:
-    """One variant's training against the clock; a class because it holds the training."""
+    """One training against the clock."""
 
     def __init__(
         self,
         load: Workload,
-        variant: Variant,
+        protection: Protection,
         folder: Path,
         settings: TrainedSettings,
         data: ImageData,
@@ -129,7 +116,7 @@ class _Race:
         self._case, self._settings, self._data = load.case, settings, data
         self._training = TimedTraining(
             load,
-            variant,
+            protection,
             folder,
             marks,
             batch_size=settings.batch_size,

@@ -1,53 +1,69 @@
 """`secure-cnn bench`: what each protection costs, as a table and as JSON."""
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.progress import track
-from rich.table import Table
 
 import defenses
 from defenses import OBJECTIVES, AdversarialObjective, adversarial_objective
+from defenses.threat import Norm
 from defenses.training.objective import Precision
-from secure_cnn.bench import (
+from secure_cnn.bench import Protection, compare, protections
+from secure_cnn.bench.archive import (
+    archive_workload,
+    measure_archive,
+    measure_cipher,
+    measure_head,
+    measure_size,
+    measure_stall,
+)
+from secure_cnn.bench.memory import measure_memory
+from secure_cnn.bench.rivals.archive import ARCHIVE_RIVALS, archive_rivals
+from secure_cnn.bench.rivals.training import RIVALS, rival_step
+from secure_cnn.bench.robustness import judges, measure_robustness
+from secure_cnn.bench.step import (
     CASES,
-    RIVALS,
-    Protection,
     Workload,
     copies_against,
     copies_makers,
-    document,
     kernel_choices,
-    measure_memory,
     measure_steps,
     noise_share,
-    protections,
-    rival_step,
     stepper,
+    subset,
     workload,
 )
-from secure_cnn.cli.bench_archive import archive
-from secure_cnn.cli.bench_compare import compare_command
-from secure_cnn.cli.bench_overhead import overhead_command
-from secure_cnn.cli.bench_robustness import robustness_command
+from secure_cnn.bench.timing import document
+from secure_cnn.checkpoint import read_model
+from secure_cnn.cli.bench_overhead import JsonFile, overhead_command
+from secure_cnn.cli.bench_tables import (
+    archive_table,
+    comparison_summary,
+    comparison_table,
+    kernel_table,
+    robustness_table,
+    step_table,
+)
+from secure_cnn.cli.keys import IdentityFile, PassphraseFile, unlocking_from
+from secure_cnn.cli.options import message
+from secure_cnn.data import load_data
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.printable import Terminal
-from secure_cnn.record import Row
+from secure_cnn.record import Measurements, Row, version
 
-__all__ = ["app", "group", "step"]
+__all__ = ["app", "archive_command", "compare_command", "group", "robustness_command", "step"]
 
 _BFLOAT16 = "-bfloat16"
+_WORSE = 7
 
 app = typer.Typer(help="What each protection costs against plain training.", no_args_is_help=True)
 app.command("overhead")(overhead_command)
-app.command("robustness")(robustness_command)
-app.command("compare")(compare_command)
-app.command()(archive)
 
 
 @app.callback()
@@ -56,6 +72,100 @@ def group() -> None:
     # torch's profiler writes a line at each start and stop, and one for a GPU that is not there, on
     # stderr. No level silences the first alone; whoever wants them sets the variable.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+
+
+@app.command("robustness")
+def robustness_command(
+    *,
+    checkpoint: Annotated[Path, typer.Argument(help="A model.sealed or model.safetensors file.")],
+    data: Annotated[str, typer.Option(help="Its test images are attacked.")],
+    eps: Annotated[float, typer.Option(help="Size of the perturbation.")],
+    norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
+    samples: Annotated[int, typer.Option(help="The first so many test images.")] = 500,
+    batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 100,
+    identity: IdentityFile = None,
+    passphrase_file: PassphraseFile = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Time AutoAttack on a checkpoint, and pyautoattack in turn with it where it is installed."""
+    keep_freed_memory()
+    loaded = read_model(checkpoint, unlocking=unlocking_from(identity, passphrase_file, []))
+    variants = judges(defenses.ThreatModel(norm=cast(Norm, norm), eps=eps))
+    if "pyautoattack" not in variants:
+        message("skipped pyautoattack: it is not installed")
+    load = Workload(
+        case=loaded.architecture.model,
+        model=loaded.model,
+        split=subset(load_data(data).test, samples),
+    )
+    rows = measure_robustness(load, variants, batch_size=batch_size)
+    Terminal().print(robustness_table(rows))
+    if json_file is not None:
+        rivals = {"pyautoattack": version("pyautoattack")} if len(variants) > 1 else {}
+        document(rows, rivals=rivals).write(json_file)
+
+
+@app.command("compare")
+def compare_command(
+    before: Annotated[Path, typer.Argument(help="The earlier file of `--json`.")],
+    after: Annotated[Path, typer.Argument(help="The later one.")],
+    tolerance: Annotated[
+        float, typer.Option(help="By what part of itself a figure may get worse.")
+    ] = 0.05,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Only this metric; may be repeated.")
+    ] = None,
+) -> None:
+    """Show what changed beyond the noise; exit code 7 where something got worse than tolerated.
+
+    A figure changed if its intervals before and after do not overlap.
+    """
+    found = compare(Measurements.read(before), Measurements.read(after), metrics=metric or [])
+    worse = found.worse(tolerance)
+    console = Terminal(stderr=True)
+    for warning in found.warnings:
+        console.print(f"warning: {warning}")
+    Terminal().print(comparison_table(found, worse))
+    for title, rows in (("before", found.only_before), ("after", found.only_after)):
+        for row in rows:
+            told = f"only {title}: {row.case}, {row.variant}, {row.metric}"
+            console.print(told)
+    console.print(comparison_summary(found, worse, tolerance))
+    if worse:
+        raise typer.Exit(_WORSE)
+
+
+@app.command("archive")
+def archive_command(
+    mebibytes: Annotated[
+        list[int] | None, typer.Option("--size", help="MiB of float32 tensors; may be repeated.")
+    ] = None,
+    rival: Annotated[
+        list[str] | None, typer.Option(help=f"Time others too: {', '.join(ARCHIVE_RIVALS)}.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Where to write: its file system is measured too.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(help="Counted rounds.")] = 7,
+    json_file: JsonFile = None,
+) -> None:
+    """Time saving, loading and stalls of sealed checkpoints, in turn within one run."""
+    rivals, skipped = archive_rivals(rival or ["torch.save", "safetensors"])
+    for name, reason in skipped.items():
+        message(f"skipped {name}: {reason}")
+    rows: list[Row] = []
+    for size in mebibytes or [100]:
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            load = archive_workload(size, Path(place))
+            rows += measure_size(load)
+            rows += measure_archive(load, rivals, rounds=rounds)
+            rows += measure_stall(load, rounds=rounds)
+            rows += measure_head(load, rounds=rounds)
+            rows += measure_cipher(load, rounds=rounds)
+    Terminal().print(archive_table(rows))
+    if json_file is not None:
+        told = {name: version for one in rivals.values() for name, version in one.versions.items()}
+        document(rows, rivals=told).write(json_file)
 
 
 @app.command()
@@ -85,9 +195,7 @@ def step(
     kernels: Annotated[
         bool, typer.Option("--kernels", help="Print the clipping kernel of each layer.")
     ] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the rows to this file.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Time one training step of every variant, in turn within one run."""
     keep_freed_memory()
@@ -107,12 +215,12 @@ def step(
         ]
         if memory:
             rows += measure_memory(load, makers)
-    Terminal().print(_table(rows))
+    Terminal().print(step_table(rows))
     if json_file is not None:
         document(rows).write(json_file)
     if kernels:
         for load in loads:
-            Terminal().print(_kernel_table(load))
+            Terminal().print(kernel_table(load.case, kernel_choices(load)))
 
 
 def _objective(name: str, threat: defenses.ThreatModel) -> AdversarialObjective:
@@ -129,43 +237,3 @@ def _makers(
     """What makes the step of every variant, in the order of the table."""
     makers = {name: partial(stepper, load, variant) for name, variant in variants.items()}
     return makers | copies_makers(load, copies) | {n: partial(rival_step, load, n) for n in rivals}
-
-
-def _table(rows: list[Row]) -> Table:
-    """Seconds and ratio of every variant."""
-    rounds = sorted({row.n for row in rows if row.metric == "time"})
-    caption = f"rounds: {' or '.join(map(str, rounds))}"
-    for row in (row for row in rows if row.metric == "copies_ratio"):
-        words = f"{row.median:.2f} ({row.low:.2f}-{row.high:.2f})"
-        caption += f"\n{row.case}: {row.variant} ÷ as many plain steps: {words}"
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
-    for column in ("case", "variant", "ms/step", "÷ plain", "95 %", "memory ÷"):
-        name = column in ("case", "variant")
-        table.add_column(column, justify="left" if name else "right", no_wrap=True)
-    ratios = {(row.case, row.variant): row for row in rows if row.metric == "time_ratio"}
-    memory = {(row.case, row.variant): row for row in rows if row.metric == "memory_ratio"}
-    for row in (row for row in rows if row.metric == "time"):
-        ratio = ratios[row.case, row.variant]
-        peak = memory.get((row.case, row.variant))
-        table.add_row(
-            row.case,
-            row.variant,
-            f"{1000 * row.median:.1f}",
-            f"{ratio.median:.2f}",
-            f"{ratio.low:.2f}-{ratio.high:.2f}",
-            "–" if peak is None else f"{peak.median:.2f}",
-        )
-    return table
-
-
-def _kernel_table(load: Workload) -> Table:
-    """Which kernel the tuner picked for each layer, and what the runner-up would have taken."""
-    table = Table(title=f"clipping kernels of {load.case}")
-    for column in ("layer", "input", "kernel", "ms", "next best", "ms"):
-        table.add_column(column)
-    for choice in kernel_choices(load):
-        ranked = sorted(choice.seconds.items(), key=lambda item: item[1])
-        shown = [cell for name, s in ranked[:2] for cell in (name, f"{1000 * s:.2f}")]
-        shape = "x".join(str(size) for size in choice.inputs)
-        table.add_row(choice.layer, shape, *(shown or [choice.kernel]))
-    return table

@@ -17,8 +17,17 @@ from numpy.typing import NDArray
 from secure_cnn.errors import DataError
 
 __all__ = [
-    *("CHUNK_BYTES", "Chunk", "Labels", "Pixels", "Source", "check_labels", "check_name"),
-    *("check_range", "key_of", "stratified_split", "unusable"),
+    "CHUNK_BYTES",
+    "Chunk",
+    "Labels",
+    "Pixels",
+    "Source",
+    "check_labels",
+    "check_name",
+    "check_range",
+    "key_of",
+    "stratified_split",
+    "unusable",
 ]
 
 Labels = NDArray[np.int64]

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from defenses import FreeAdversarialTraining
 from defenses.training.objective import Precision
 from secure_cnn.errors import RunError
+from secure_cnn.record import variant_name
 
 __all__ = ["CLIPPINGS", "ClippingKind", "Norm", "Optimizer", "Precision", "Recipe", "Variant"]
 
@@ -40,7 +41,7 @@ class Variant:
     def name(self) -> str:
         """The protections joined by `+`, such as `private+pgd`; `plain` where there are none."""
         parts = ["private"] * self.private + ([self.method] if self.method else [])
-        return "+".join(parts) or "plain"
+        return variant_name(parts)
 
     @property
     def single_step(self) -> bool:

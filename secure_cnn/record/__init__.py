@@ -8,11 +8,13 @@ and whatever people look at.
 from secure_cnn.record.comparison import Comparison, SavedRun, compare_runs
 from secure_cnn.record.measurements import (
     CONTROL,
+    PLAIN,
     Measurements,
     NoiseCheck,
     Row,
     hardware,
     noise_checks,
+    variant_name,
     version,
     versions,
 )
@@ -31,6 +33,7 @@ from secure_cnn.record.tradeoff import FRONT_RULE, Needs, TradeoffPoint, choose
 __all__ = [
     "CONTROL",
     "FRONT_RULE",
+    "PLAIN",
     "AuditRecord",
     "Comparison",
     "DataRecord",
@@ -51,6 +54,7 @@ __all__ = [
     "compare_runs",
     "hardware",
     "noise_checks",
+    "variant_name",
     "version",
     "versions",
 ]

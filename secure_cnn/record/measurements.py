@@ -20,19 +20,33 @@ from secure_cnn.record.document import Checked, Document, require
 
 __all__ = [
     "CONTROL",
+    "PLAIN",
     "Measurements",
     "NoiseCheck",
     "Row",
     "hardware",
     "noise_checks",
+    "variant_name",
     "version",
     "versions",
 ]
 
+PLAIN = "plain"
+"""The variant without any protection, against which all others are measured."""
 CONTROL = "plain-again"
 """The variant that is the plain training once more."""
 
 _DISTRIBUTIONS = ("torch", "opacus", "torchattacks", "cryptography", "safetensors", "secure-cnn")
+
+
+def variant_name(protections: Iterable[str]) -> str:
+    """The name of the protections that are on, as every row and every record has it.
+
+    Example:
+        >>> variant_name(["private", "pgd"]), variant_name([])
+        ('private+pgd', 'plain')
+    """
+    return "+".join(protections) or PLAIN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +169,7 @@ def noise_checks(rows: Iterable[Row]) -> tuple[NoiseCheck, ...]:
             row.variant
             for row in ratios
             if row.case == control.case
-            and row.variant not in ("plain", CONTROL)
+            and row.variant not in (PLAIN, CONTROL)
             and row.low <= noise.high
             and row.high >= noise.low
         )

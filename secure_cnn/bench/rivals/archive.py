@@ -10,10 +10,10 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, final
 
 import safetensors.torch
 import torch
@@ -24,7 +24,14 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from secure_cnn.errors import RunError
 from secure_cnn.record import version
 
-__all__ = ["ARCHIVE_RIVALS", "ArchiveRival", "Tensors", "archive_rivals", "encrypt_raw"]
+__all__ = [
+    "ARCHIVE_RIVALS",
+    "ArchiveRival",
+    "RivalSaver",
+    "Tensors",
+    "archive_rivals",
+    "raw_cipher",
+]
 
 Tensors: TypeAlias = Mapping[str, torch.Tensor]
 
@@ -47,11 +54,7 @@ class ArchiveRival:
 
 
 def archive_rivals(names: Sequence[str]) -> tuple[dict[str, ArchiveRival], dict[str, str]]:
-    """The rivals asked for that are here, and for each other one why it is not.
-
-    Raises:
-        RunError: There is no such rival.
-    """
+    """The rivals asked for that are here, and for each other one why it is not."""
     here: dict[str, ArchiveRival] = {}
     skipped: dict[str, str] = {}
     for name in names:
@@ -64,21 +67,42 @@ def archive_rivals(names: Sequence[str]) -> tuple[dict[str, ArchiveRival], dict[
     return here, skipped
 
 
-def encrypt_raw(length: int, piece: int, threads: int) -> Callable[[], None]:
-    """AES-256-GCM alone: so many bytes in pieces, on so many threads, from warm memory."""
+def raw_cipher(piece: int) -> Callable[[int], None]:
+    """AES-256-GCM alone: so many calls on pieces of this size, in warm memory."""
 
     def work(calls: int) -> None:
         cipher, plain, sealed = AESGCM(os.urandom(32)), bytes(piece), bytearray(piece + 16)
         for _ in range(calls):
             cipher.encrypt_into(os.urandom(12), plain, None, sealed)
 
-    calls = max(1, length // piece // threads)
+    return work
 
-    def encrypt() -> None:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(work, [calls] * threads))
 
-    return encrypt
+@final
+class RivalSaver:
+    """Saves the tensors of a training's state as somebody else's call does, in the loop."""
+
+    def __init__(self, rival: ArchiveRival, folder: Path) -> None:
+        self._write = partial(rival.save, folder / "training")
+
+    def save(self, state: Mapping[str, object]) -> None:
+        """Saves as others call it: no sync; dense, since some refuse other layouts."""
+        self._write({name: tensor.contiguous() for name, tensor in _tensors(state, "")})
+
+    def wait(self) -> None:
+        """Returns at once: nothing is under way."""
+
+    def close(self) -> None:
+        """Does nothing: nothing is held."""
+
+
+def _tensors(value: object, name: str) -> list[tuple[str, torch.Tensor]]:
+    """The tensors of a tree by the path that leads to them."""
+    if isinstance(value, torch.Tensor):
+        return [(name, value.detach())]
+    if isinstance(value, Mapping):
+        return [pair for key, item in value.items() for pair in _tensors(item, f"{name}.{key}")]
+    return []
 
 
 def _torch_save() -> ArchiveRival:
