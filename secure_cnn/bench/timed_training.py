@@ -136,7 +136,7 @@ class TimedTraining:
         watch.wrap(self._optimizer, "step", "optimizer")
         if self.private is not None:
             clipped = self.private._clipped
-            watch.wrap(clipped, "prepare", "backward")
+            watch.wrap(clipped, "gradients_of", "backward")
             watch.wrap(clipped, "_add_clipped", "clipping")
             watch.wrap(clipped, "noised_mean", "noise")
 
