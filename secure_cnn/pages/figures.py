@@ -6,9 +6,8 @@ whose value is not finite has none.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
@@ -24,16 +23,14 @@ from secure_cnn.pages.canvas import (
     short,
     variant_colors,
 )
-from secure_cnn.record import Row, RunRecord
-from secure_cnn.record.run import EpochRecord
+from secure_cnn.record import EpochRecord, Row, RunRecord, wording
 
 __all__ = ["accuracy_curve", "cost_bars", "epsilon_curve", "loss_curve"]
 
 _COSTS = {"time_ratio": "Time per step, against plain", "memory_ratio": "Memory, against plain"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Curve:
+class _Curve(NamedTuple):
     """What is drawn against epochs, and how its last value is written."""
 
     name: str
@@ -43,49 +40,30 @@ class _Curve:
     share: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Series:
-    """One line of a curve: a value at each epoch where it is finite."""
+class _Line(NamedTuple):
+    """A variant's value at each epoch where it is finite."""
 
     variant: str
     color: str
     points: tuple[tuple[float, float], ...]
 
 
-_ACCURACY = _Curve(
-    name="accuracy",
-    title="Test accuracy",
-    of=lambda epoch: epoch.test_accuracy,
-    words=lambda value: f"{value:.1%}",
-    share=True,
-)
-_LOSS = _Curve(
-    name="loss",
-    title="Test loss",
-    of=lambda epoch: epoch.test_loss,
-    words=lambda value: f"{value:.3f}",
-)
-_EPSILON = _Curve(
-    name="epsilon",
-    title="ε spent",
-    of=lambda epoch: epoch.epsilon,
-    words=lambda value: f"{math.ceil(value * 100) / 100:.2f}",  # never rounded down
-)
-
-
 def accuracy_curve(record: RunRecord) -> str:
     """Test accuracy against epochs, all variants in one frame."""
-    return _drawn(record, _ACCURACY)
+    words = "{:.1%}".format
+    return _drawn(
+        record, _Curve("accuracy", "Test accuracy", lambda e: e.test_accuracy, words, share=True)
+    )
 
 
 def loss_curve(record: RunRecord) -> str:
     """Mean test cross-entropy against epochs, all variants in one frame."""
-    return _drawn(record, _LOSS)
+    return _drawn(record, _Curve("loss", "Test loss", lambda e: e.test_loss, "{:.3f}".format))
 
 
 def epsilon_curve(record: RunRecord) -> str:
     """ε spent against epochs, for the variants that are private."""
-    return _drawn(record, _EPSILON)
+    return _drawn(record, _Curve("epsilon", "ε spent", lambda e: e.epsilon, wording.epsilon))
 
 
 def cost_bars(record: RunRecord, metric: Literal["time_ratio", "memory_ratio"]) -> str:
@@ -103,12 +81,12 @@ def _drawn(record: RunRecord, curve: _Curve) -> str:
         pairs = [(float(epoch.epoch), curve.of(epoch)) for epoch in epochs]
         points = tuple((x, y) for x, y in pairs if y is not None and math.isfinite(y))
         if points:
-            series.append(_Series(variant=variant, color=color, points=points))
+            series.append(_Line(variant, color, points))
     title = f"{curve.title} by epoch".replace("ε", "Epsilon")
     return render(curve.name, title, (WIDTH, 230), partial(_lines, curve, series))
 
 
-def _lines(curve: _Curve, series: Sequence[_Series], canvas: Canvas) -> None:
+def _lines(curve: _Curve, series: Sequence[_Line], canvas: Canvas) -> None:
     """Lines with their names and last values at the right end, instead of a legend."""
     canvas.title(curve.title)
     if not series:
@@ -128,7 +106,7 @@ def _lines(curve: _Curve, series: Sequence[_Series], canvas: Canvas) -> None:
     canvas.text(40 + (WIDTH - 152) / 2, 221, "epoch", color=MUTED, align="center")
 
 
-def _frame(axes: Axes, series: Sequence[_Series], *, share: bool) -> None:
+def _frame(axes: Axes, series: Sequence[_Line], *, share: bool) -> None:
     """Limits around the data, whole epochs below."""
     xs = [x for line in series for x, _ in line.points]
     ys = [y for line in series for _, y in line.points]

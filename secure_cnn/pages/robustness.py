@@ -25,7 +25,7 @@ from secure_cnn.pages.canvas import (
 )
 from secure_cnn.pages.classes import attacked_recall, recall_rows
 from secure_cnn.pages.examples import Examples, example_figures
-from secure_cnn.pages.template import Table, fill
+from secure_cnn.pages.template import fill
 from secure_cnn.record import RobustnessRecord, wording
 from secure_cnn.record.document import require, write_text
 
@@ -60,10 +60,15 @@ def render_robustness(record: RobustnessRecord, examples: Examples | None = None
         "headline": _headline(report),
         "trust": _trust(report["verdicts"]),
         "undrawn": _undrawn(report),
-        "attacks": _attacks(report),
         "verdicts": [(_SIGNS[each["outcome"]], each) for each in report["verdicts"]],
         "curve": curve and _eps_curve(curve, float(report["threat"]["eps"]), summary),
-        "curve_table": _curve_table(curve or ()),
+        "curve_table": (
+            ("eps", "accuracy", "95% interval"),
+            [
+                (f"{p['eps']:.3g}", wording.share(p["accuracy"]), wording.between(p["interval"]))
+                for p in curve or ()
+            ],
+        ),
         "recall": attacked_recall(recalls),
         "recall_table": (
             ("class", "clean", "worst case"),
@@ -136,38 +141,9 @@ def _trust(verdicts: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _attacks(report: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A row for each attack."""
-    summary = report["summary"]
-    return [
-        {
-            "name": name,
-            "tried": summary["tried"][name],
-            "fooled": summary["fooled"][name],
-            "alone": summary["individual_accuracy"][name],
-            "after": summary["attack_accuracy"][name],
-            "interval": summary["attack_intervals"][name],
-            "settings": ", ".join(f"{key} {value}" for key, value in settings.items()),
-        }
-        for name, settings in report["settings"].items()
-    ]
-
-
 def _listed(names: Sequence[str]) -> str:
     """Names as English lists them."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _curve_table(curve: Sequence[Mapping[str, Any]]) -> Table:
-    rows = [
-        (
-            f"{point['eps']:.3g}",
-            wording.share(point["accuracy"]),
-            wording.between(point["interval"]),
-        )
-        for point in curve
-    ]
-    return ("eps", "accuracy", "95% interval"), rows
 
 
 def _certificate(certification: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def _environment() -> Environment:
         loader=FunctionLoader(_source),
     )
     environment.filters |= {
+        "between": wording.between,
         "breakable": breakable,
         "css": css,
         "date": wording.date,

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
@@ -37,8 +37,7 @@ _MARK, _GAP = 8.0, 18.0
 _Point = tuple[float, float]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Panel:
+class _Panel(NamedTuple):
     """What accuracy is drawn against."""
 
     name: str
@@ -46,9 +45,8 @@ class _Panel:
     label: str
     of: Callable[[TradeoffPoint], Estimate | None]
     tick: Callable[[float], str]
-    logarithmic: bool = False
     unbounded: str = ""
-    """What stands for a point that has no value, in a column of its own at the right."""
+    """What stands for a point without a value, in a column at the right of a logarithmic scale."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,25 +134,18 @@ def _exact(value: float | None) -> Estimate | None:
 
 _PANELS = (
     _Panel(
-        name="robust",
-        title="Accuracy and robust accuracy",
-        label="robust accuracy, more is better →",
+        *("robust", "Accuracy and robust accuracy", "robust accuracy, more is better →"),
         of=lambda point: point.robust_accuracy,
         tick=tick_percent,
     ),
     _Panel(
-        name="epsilon",
-        title="Accuracy and privacy",
-        label="← ε, less protects more",
+        *("epsilon", "Accuracy and privacy", "← ε, less protects more"),
         of=lambda point: _exact(point.epsilon),
         tick=lambda value: f"{value:g}",
-        logarithmic=True,
         unbounded="none",
     ),
     _Panel(
-        name="time",
-        title="Accuracy and time",
-        label="← time of a step ÷ plain, less is better",
+        *("time", "Accuracy and time", "← time of a step ÷ plain, less is better"),
         of=lambda point: point.time,
         tick=lambda value: f"{value:g}×",
     ),
@@ -166,14 +157,10 @@ def tradeoff_map(points: Sequence[TradeoffPoint], colors: Mapping[str, str]) -> 
 
     The number of a point is its place, from 1.
     """
+    drawn = [(panel, partial(_draw, panel, points, colors)) for panel in _PANELS]
     return [
-        render(
-            f"tradeoff-{panel.name}",
-            panel.title,
-            (WIDTH, _HEIGHT),
-            partial(_draw, panel, points, colors),
-        )
-        for panel in _PANELS
+        render(f"tradeoff-{panel.name}", panel.title, (WIDTH, _HEIGHT), draw)
+        for panel, draw in drawn
         if _tells(panel, points)
     ]
 
@@ -224,7 +211,7 @@ def _horizontal(axes: Axes, panel: _Panel, points: Sequence[TradeoffPoint]) -> f
     """The panel's own scale; returns where a point without a value stands."""
     found = [each for each in map(panel.of, points) if each is not None]
     low, high = min(each.low for each in found), max(each.high for each in found)
-    if panel.logarithmic:
+    if panel.unbounded:
         return _logarithmic(axes, panel, (max(low, 1e-3), high), len(found) < len(points))
     margin = 0.08 * (high - low) or 0.05
     axes.set_xlim(low - margin, high + margin)
@@ -278,24 +265,23 @@ def _mark(
 def _apart(places: Sequence[_Point], box: tuple[float, float, float, float]) -> list[_Point]:
     """Places inside the box and, where there is room, `_GAP` apart; moved as little as needed."""
     left, top, right, bottom = box
-    marks = [list(place) for place in places]
+    marks = [complex(*place) for place in places]
     for _ in range(80):
         for first in range(len(marks)):
             for second in range(first):
-                _push(marks[first], marks[second])
-        for mark in marks:
-            mark[:] = [min(max(mark[0], left), right), min(max(mark[1], top), bottom)]
-    return [(x, y) for x, y in marks]
+                push = _push(marks[first] - marks[second])
+                marks[first], marks[second] = marks[first] + push, marks[second] - push
+        marks = [
+            complex(min(max(at.real, left), right), min(max(at.imag, top), bottom)) for at in marks
+        ]
+    return [(at.real, at.imag) for at in marks]
 
 
-def _push(first: list[float], second: list[float]) -> None:
-    """Move two marks that are too near away from each other, each by half of what is missing."""
-    dx, dy = first[0] - second[0], first[1] - second[1]
-    distance = math.hypot(dx, dy)
+def _push(apart: complex) -> complex:
+    """What each of two marks moves, so that together they make up for what they are too near."""
+    distance = abs(apart)
     if distance >= _GAP:
-        return
+        return 0j
     # On the very same spot there is no direction: apart sideways.
-    dx, dy = (dx / distance, dy / distance) if distance > 1e-6 else (1.0, 0.3)
-    step = (_GAP - distance) / 2
-    first[:] = [first[0] + step * dx, first[1] + step * dy]
-    second[:] = [second[0] - step * dx, second[1] - step * dy]
+    direction = apart / distance if distance > 1e-6 else 1 + 0.3j
+    return direction * (_GAP - distance) / 2

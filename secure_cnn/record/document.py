@@ -8,7 +8,7 @@ class looked up by a name that a file holds.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
@@ -36,7 +36,7 @@ MAX_BYTES = 64 * 2**20
 
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
-_Dataclass = TypeVar("_Dataclass")
+_Kind = TypeVar("_Kind", bound="Checked")
 
 
 class Checked:
@@ -83,7 +83,7 @@ class Document(Checked):
                     "read this file with the version of secure-cnn that wrote it"
                 )
         body = {name: item for name, item in content.items() if name not in head}
-        return _dataclass(cls, body, cls.__name__)
+        return _instance(cls, body, cls.__name__)
 
     def write(self, path: str | Path) -> None:
         """Write the document to `path`, atomically: a reader sees the old file or the new one."""
@@ -146,12 +146,11 @@ def write_text(path: Path, text: str) -> None:
 
 def _encode(value: object) -> object:
     """JSON's own types for `value`."""
-    if is_dataclass(value) and not isinstance(value, type):
-        later: frozenset[str] = getattr(value, "LATER", frozenset())
+    if isinstance(value, Checked):
         return {
             field.name: _encode(getattr(value, field.name))
-            for field in fields(value)
-            if field.name not in later or getattr(value, field.name) != field.default
+            for field in fields(cast("Any", value))
+            if field.name not in value.LATER or getattr(value, field.name) != field.default
         }
     if isinstance(value, Mapping):
         return {key: _encode(item) for key, item in value.items()}
@@ -171,13 +170,14 @@ def _decode(kind: object, value: object, where: str) -> object:
         inner = next(option for option in get_args(kind) if option is not NoneType)
         return None if value is None else _decode(inner, value, where)
     if origin is Literal:
-        return value if value in get_args(kind) else _refuse(where, _choices(kind), value)
+        choices = f"one of {', '.join(map(repr, get_args(kind)))}"
+        return value if value in get_args(kind) else _refuse(where, choices, value)
     if origin is tuple:
         return _sequence(get_args(kind), value, where)
     if origin is Mapping:
         return _mapping(get_args(kind)[1], value, where)
-    if isinstance(kind, type) and is_dataclass(kind):
-        return value if isinstance(value, kind) else _dataclass(kind, value, where)
+    if isinstance(kind, type) and issubclass(kind, Checked):
+        return value if isinstance(value, kind) else _instance(kind, value, where)
     return _scalar(kind, value, where)
 
 
@@ -187,23 +187,17 @@ def _schema(cls: object) -> dict[str, object]:
     return {field.name: hints[field.name] for field in fields(cast("Any", cls))}
 
 
-def _dataclass(cls: type[_Dataclass], value: object, where: str) -> _Dataclass:
+def _instance(cls: type[_Kind], value: object, where: str) -> _Kind:
     """An instance from a mapping that has exactly the fields of `cls`."""
     if not isinstance(value, Mapping):
         _refuse(where, "an object", value)
     schema = _schema(cls)
-    later: frozenset[str] = getattr(cls, "LATER", frozenset())
-    if missing := sorted(schema.keys() - value.keys() - later):
+    if missing := sorted(schema.keys() - value.keys() - cls.LATER):
         raise RunError(f"{where}: expected {missing[0]!r}, got no such entry; the file is damaged")
     if unknown := sorted(set(map(str, value)) - schema.keys()):
         raise RunError(f"{where}: expected only {sorted(schema)}, got {unknown[0]!r}; remove it")
-    return cls(
-        **{
-            name: _decode(kind, value[name], f"{where}.{name}")
-            for name, kind in schema.items()
-            if name in value
-        }
-    )
+    given = [(name, kind) for name, kind in schema.items() if name in value]
+    return cls(**{name: _decode(kind, value[name], f"{where}.{name}") for name, kind in given})
 
 
 def _sequence(kinds: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:
@@ -229,8 +223,9 @@ def _mapping(kind: object, value: object, where: str) -> dict[str, object]:
 
 def _scalar(kind: object, value: object, where: str) -> object:
     """One `str`, `int` or `float`; NumPy's become Python's, and a boolean is never a number."""
+    wanted = f"a value of type {getattr(kind, '__name__', kind)}"
     if isinstance(value, bool):
-        _refuse(where, _wanted(kind), value)
+        _refuse(where, wanted, value)
     if kind is float and isinstance(value, str) and value in _NOT_FINITE:
         return _NOT_FINITE[value]
     if kind is str and isinstance(value, str):
@@ -239,7 +234,7 @@ def _scalar(kind: object, value: object, where: str) -> object:
         return int(value)
     if kind is float and isinstance(value, Real):
         return float(value)
-    return _refuse(where, _wanted(kind), value)
+    return _refuse(where, wanted, value)
 
 
 def _plain(value: object, where: str) -> object:
@@ -251,16 +246,6 @@ def _plain(value: object, where: str) -> object:
     if value is None or isinstance(value, bool | str | int | float):
         return _encode(value)
     return _refuse(where, "plain JSON", value)
-
-
-def _wanted(kind: object) -> str:
-    """The type that was expected, for a message."""
-    return f"a value of type {getattr(kind, '__name__', kind)}"
-
-
-def _choices(kind: object) -> str:
-    """The values that a Literal allows, for a message."""
-    return "one of " + ", ".join(map(repr, get_args(kind)))
 
 
 def _refuse(where: str, expected: str, value: object) -> NoReturn:

@@ -30,14 +30,9 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class DataRecord(Checked):
-    """Which images a run used.
+    """Which images a run used, how many, and of which shape (channels, height, width).
 
-    Attributes:
-        fingerprint: A digest of images and labels; under a key of the run where ε must cover it.
-        train: Number of training images.
-        test: Number of test images.
-        shape: Channels, height and width of one image.
-        classes: The class names, in the order of the labels; at least two.
+    `fingerprint` is a digest of images and labels, under a key of the run where ε must cover it.
     """
 
     name: str
@@ -103,13 +98,7 @@ class PrivacyRecord(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ThreatRecord(Checked):
-    """The attacker against whom robustness was measured, as `defenses.ThreatModel` describes it.
-
-    Attributes:
-        norm: The norm of the perturbation, such as `"linf"`.
-        eps: Its largest size, in the units of the images.
-        bounds: The smallest and the largest value of a pixel.
-    """
+    """The attacker against whom robustness was measured: the fields of `defenses.ThreatModel`."""
 
     norm: str
     eps: float
@@ -131,7 +120,6 @@ class EpochRecord(Checked):
     Attributes:
         variant: `"plain"` or the name of the protections.
         step: Optimizer steps so far.
-        seconds: Seconds that the epoch took.
         learning_rate: At the end of the epoch.
         test_loss: Mean cross-entropy over the test images.
         train_loss: Mean training loss; None in a private run, where ε does not cover it.
@@ -218,7 +206,6 @@ class RunRecord(Document):
 
     Attributes:
         created: When the run started, as ISO 8601.
-        seconds: Seconds that the run has taken.
         settings: The recipe's fields as plain JSON.
         privacy: The conditions of ε; None without differential privacy.
         threat: The conditions of robust accuracy; None when it was not evaluated.
