@@ -82,6 +82,18 @@ def test_a_saved_report_comes_back_from_its_path(kind, tmp_path):
         cls.load(None)
 
 
+def test_a_report_on_disk_of_no_threat_model_says_what_is_wrong_with_it(tmp_path):
+    """In the reader's error, with the file and the field."""
+    report = evaluate(NET, DATA, LINF, attacks=["fgsm"], progress=False)
+    values = report.to_dict()
+    values["threat"]["norm"] = "l3"
+    (tmp_path / "r.json").write_text(json.dumps(values))
+    with pytest.raises(EvaluationError, match=f"{tmp_path / 'r.json'}: norm: expected"):
+        RobustnessReport.load(tmp_path / "r.json")
+    with pytest.raises(EvaluationError, match="expected the values of a report: KeyError"):
+        RobustnessReport.from_dict({"schema": 3})
+
+
 def test_a_path_in_place_of_a_report_is_told_how_to_read_it():
     """Where one is done again, and where two are compared."""
     for call in (lambda: rerun("r.json", NET, DATA), lambda: compare("r.json", "s.json")):

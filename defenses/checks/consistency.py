@@ -117,15 +117,10 @@ def earlier_questions_change_nothing(subject: Subject) -> Finding:
         near = (images + change).clamp(*subject.threat.bounds)
         usual = subject.answer(near, "memory")
         first = subject.answer(near, "memory", of=subject.unasked)
-        others, turned = moved(usual, first), usual.argmax(1) != first.argmax(1)
-        most = float(others.double().mean())
-        if exceeds(int(others.sum()), len(near), _HARDLY):
-            return Finding.failed(
-                f"Asked first, {int(others.sum())} of {len(near)} images near those evaluated get "
-                f"another answer, {int(turned.sum())} another class",
-                _REMEMBERS,
-                most,
-            )
+        found = _compared("first", "images near those evaluated", usual, first, _REMEMBERS)
+        if found.outcome == "fail":
+            return found
+        most = found.figure or 0.0
     for share, turn in _TURNS.items():
         earlier, later = _nearer(subject, images.flip(turn), generator, share)
         if outnumbers(earlier, later, level=_LEVEL):
@@ -149,19 +144,26 @@ def _judged(subject: Subject, ways: Mapping[str, _Way], meaning: str, fine: str)
         except (MemoryError, torch.OutOfMemoryError):
             continue  # larger batches than it is evaluated in: no fault of its own
         except Exception as error:  # asked as usual there was none
-            found = f"Asked {words}, the model does not answer ({described(error)})"
-            return Finding.failed(found, meaning, 1.0)
-        others = moved(usual[rows], answers)
-        share, turned = float(others.double().mean()), usual[rows].argmax(1) != answers.argmax(1)
-        if exceeds(int(others.sum()), len(rows), _HARDLY):
-            return Finding.failed(
-                f"Asked {words}, {int(others.sum())} of {len(rows)} images get another answer, "
-                f"{int(turned.sum())} another class",
-                meaning,
-                share,
-            )
-        most = max(most, share)
+            silent = f"Asked {words}, the model does not answer ({described(error)})"
+            return Finding.failed(silent, meaning, 1.0)
+        found = _compared(words, "images", usual[rows], answers, meaning)
+        if found.outcome == "fail":
+            return found
+        most = max(most, found.figure or 0.0)
     return Finding.passed(fine, most)
+
+
+def _compared(way: str, images: str, usual: Tensor, other: Tensor, meaning: str) -> Finding:
+    """Fails where more answers differ, asked in another way, than rounding may turn."""
+    others, turned = moved(usual, other), usual.argmax(1) != other.argmax(1)
+    found = (
+        f"Asked {way}, {int(others.sum())} of {len(others)} {images} get another answer, "
+        f"{int(turned.sum())} another class"
+    )
+    share = float(others.double().mean())
+    if exceeds(int(others.sum()), len(others), _HARDLY):
+        return Finding.failed(found, meaning, share)
+    return Finding.passed(found, share)
 
 
 def _in_batches(subject: Subject, *, size: int | None) -> tuple[Tensor, Tensor]:

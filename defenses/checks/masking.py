@@ -36,12 +36,12 @@ __all__ = [
     "twice_the_steps_change_little",
 ]
 
-_TOLERANCE = 0.01
+_TOLERANCE = 0.01  # of the images: what should be none, or what more steps may still find
 _MORE = 0.02  # what the standard, or a factor on the logits, may find beyond the attacks
 _FACTORS = (0.02, 50.0)
-_FAIR = 0.5
-_SHORTER = (0.25, 0.5)
-_ABOUT_ZERO = 0.02
+_FAIR = 0.5  # of what many steps find; see `single_step_is_a_fair_guide`
+_SHORTER = (0.25, 0.5)  # of eps: where the loss is bent, a shorter step fools more
+_ABOUT_ZERO = 0.02  # what may be left where every image is allowed
 _CURVE_POINTS = 4
 _NOTHING = "No image is classified correctly"
 

@@ -35,10 +35,9 @@ __all__ = [
     "random_points",
 ]
 
-_WITHOUT_GRADIENT = 0.01
-_FOUND_AT_LEAST = 0.9
-_INNER_POINTS = 64
-_INNER_RADIUS = 0.5
+_WITHOUT_GRADIENT = 0.01  # of the images: what should be none
+_FOUND_AT_LEAST = 0.9  # of what was planted; an attack may miss some that lie in a corner
+_INNER_POINTS, _INNER_RADIUS = 64, 0.5  # how many are called clean, and at which share of eps
 _DEPTH = 0.9
 
 

@@ -17,7 +17,7 @@ from defenses.attacks.attack import Attack
 from defenses.attacks.by_name import attack, attack_names
 from defenses.errors import AttackError, EvaluationError
 from defenses.measuring.images import choose_images
-from defenses.measuring.measurement import Measurement, asked
+from defenses.measuring.measurement import Measurement, checked_logits
 from defenses.quantities import shown
 from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
@@ -202,7 +202,7 @@ class Subject:
             for part in torch.split(images, batch_size or self.batch_size):
                 given = part.detach().clone()  # not a view of what others are asked about
                 given.requires_grad_(watched)
-                found.append(asked(model, given, largest_label=largest).detach())
+                found.append(checked_logits(model, given, largest_label=largest).detach())
         return torch.cat(found)
 
     def fooled_by(

@@ -159,7 +159,7 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
         try:
             _work(trial, subject, named, journal, done, exhaustive=exhaustive)
         except BaseException as error:
-            done.tell(error)
+            done.attach_to(error)
             raise
     return done.report()
 
@@ -192,7 +192,7 @@ class _Done:
             **self._conditions,
         )
 
-    def tell(self, error: BaseException) -> None:
+    def attach_to(self, error: BaseException) -> None:
         """Gives what is finished to whoever catches the error, as its attribute `report`."""
         if self.attacks:
             vars(error)["report"] = self.report()

@@ -20,7 +20,7 @@ from defenses.errors import EvaluationError
 from defenses.evaluation.report import AdversarialExamples
 from defenses.measuring.counting import Answers, check_repeats
 from defenses.measuring.journal import digest_of
-from defenses.measuring.measurement import Measurement, asked, moved
+from defenses.measuring.measurement import Measurement, checked_logits, moved
 from defenses.quantities import shown
 from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
@@ -229,7 +229,7 @@ class Trial:
         """The model's logits, draw by draw, [k, classes]."""
         model, largest = self._measurement.model, int(self.labels.max())
         with attack_scope(model, seed=self._measurement.seed_of(where)), torch.no_grad():
-            found = [asked(model, images, largest_label=largest) for _ in range(draws)]
+            found = [checked_logits(model, images, largest_label=largest) for _ in range(draws)]
         self.classes = found[0].shape[1]
         return found
 

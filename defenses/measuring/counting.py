@@ -34,7 +34,7 @@ Answers = tuple[str, ...]
 REPEATS = 20
 """How often a random model is asked about each image, unless its attacks have more draws."""
 
-_LEVEL = 0.01
+_LEVEL = 0.01  # an honest model fails one comparison in a hundred by chance
 _Z = 1.959963984540054  # the normal distribution's 97.5 % quantile
 
 

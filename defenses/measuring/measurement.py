@@ -25,9 +25,9 @@ from defenses.threat import ThreatModel
 
 __all__ = [
     "Measurement",
-    "asked",
     "check_flag",
     "check_question",
+    "checked_logits",
     "measured",
     "moved",
     "progress_bar",
@@ -133,7 +133,7 @@ def progress_bar(*, shown: bool) -> Progress:
     )
 
 
-def asked(model: nn.Module, images: Tensor, *, largest_label: int) -> Tensor:
+def checked_logits(model: nn.Module, images: Tensor, *, largest_label: int) -> Tensor:
     """The model's logits, checked, [n, classes]; it must leave the images as they are."""
     answer = answer_to(model, images, EvaluationError)
     return check_logits(

@@ -23,7 +23,7 @@ from defenses.quantities import LARGEST_SIGMA, as_real, as_whole, shown
 
 __all__ = ["CertificationReport", "CertifiedPoint", "Smoothing"]
 
-_RESERVE = 0.01
+_RESERVE = 0.01  # of alpha, kept for noise that is not exactly Gaussian
 _ROUND_DOWN = 1 - 1e-9  # far more than scipy's own error, far less than anyone can see
 
 
