@@ -255,17 +255,28 @@ def test_verdicts_are_resumed_by_name(tmp_path):
     assert resumed(state, values, net, data) == (whole, least)
 
 
-def test_the_state_of_another_version_of_ours_is_refused(tmp_path):
-    """Other checks or attacks may be behind the same names."""
-    net, data = subject()
+def certified(net, data, *, state):
+    """A small certification."""
+    smoothing = Smoothing(sigma=0.25, selection=10, samples=100)
+    return certify(net, data, smoothing, images=2, state=state, progress=False)
+
+
+@pytest.mark.parametrize("work", [run, certified])
+def test_the_state_of_another_version_of_ours_is_refused(work, tmp_path):
+    """Other checks, attacks or noise may be behind the same names."""
+    net, data = subject(n=18)
     state = tmp_path / "s"
-    run(net, data, state=state)
+    work(net, data, state=state)
     values = json.loads(state.read_text())
     ours = next(e for e in values["identity"]["versions"].split(", ") if "secure-cnn" in e)
     values["identity"]["versions"] = values["identity"]["versions"].replace(ours, "secure-cnn 0")
     state.write_text(json.dumps(values))
     with pytest.raises(EvaluationError, match="other versions"):
-        run(net, data, state=state)
+        work(net, data, state=state)
+    del values["identity"]["versions"]
+    state.write_text(json.dumps(values))
+    with pytest.raises(EvaluationError, match="other versions"):
+        work(net, data, state=state)
 
 
 @pytest.mark.parametrize(

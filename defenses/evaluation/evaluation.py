@@ -11,7 +11,6 @@ can be believed, and a `report` holds what was found.
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -46,6 +45,7 @@ _ENSEMBLES: Mapping[str, Preset] = {
     "autoattack-rand": "rand",
 }
 
+_PACKAGES = ("torch", "torchattacks", "numpy")  # on which figures depend
 _NO_SEQUENCE = (str, bytes, Tensor, np.ndarray)
 
 Crafter = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -185,7 +185,7 @@ class _Done:
             outcomes={name: outcomes[name] for name in self.attacks},
             settings={name: self._named[name].settings for name in self.attacks},
             images=trial.images,
-            versions=_versions(),
+            versions=versions(*_PACKAGES),
             verdicts=in_order(self.verdicts),
             repeats=trial.repeats(self.attacks),
             examples=trial.examples(),
@@ -265,7 +265,7 @@ def _identity(
         "threat model": str(threat),
         "attacks": "; ".join(f"{name}: {_written(search)}" for name, search in named.items()),
         "seed or settings": run,
-        "versions": ", ".join(f"{name} {number}" for name, number in _versions().items()),
+        "versions": ", ".join(f"{k} {v}" for k, v in versions(*_PACKAGES).items()),
     }
 
 
@@ -273,20 +273,6 @@ def _written(search: Attack) -> str:
     """An attack with its settings, and the weights of its surrogate."""
     surrogate = search.surrogate if isinstance(search, Adaptive) else None
     return f"{search!r}{'' if surrogate is None else ' ' + digest_of_model(surrogate)}"
-
-
-def _versions() -> dict[str, str]:
-    """What the figures depend on, apart from the model and the data."""
-    others = versions("torch", "torchattacks", "numpy")
-    return {"python": others["python"], "secure-cnn": _own_version(), **others}
-
-
-def _own_version() -> str:
-    """Ours, where it is installed and not only lies on the path."""
-    try:
-        return version("secure-cnn")
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def named_attacks(

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import final
 
 import torch
@@ -155,8 +155,13 @@ def moved(usual: Tensor, other: Tensor) -> Tensor:
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """The versions of Python and of these packages, which figures depend on."""
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    """The versions that figures depend on: of Python, of ours and of these packages."""
+    try:
+        ours = version("secure-cnn")
+    except PackageNotFoundError:  # it lies on the path, and nothing says which version that is
+        ours = "not installed"
+    found = {"python": platform.python_version(), "secure-cnn": ours}
+    return found | {name: version(name) for name in packages}
 
 
 def _counted(bar: Progress, title: str, parts: Iterable[Tensor]) -> Iterator[Tensor]:

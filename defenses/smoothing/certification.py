@@ -26,6 +26,7 @@ from defenses.threat import ThreatModel
 
 __all__ = ["certify"]
 
+_PACKAGES = ("torch", "numpy", "scipy")  # on which counts depend
 _UNIT = ThreatModel(norm="l2", eps=1.0)  # for its bounds
 
 
@@ -84,6 +85,7 @@ def certify(
         "model": digest_of_model(model),
         "images": chosen.digest,
         "settings": digest_of(repr(smoothing), str(seed)),
+        "versions": ", ".join(f"{k} {v}" for k, v in versions(*_PACKAGES).items()),
     }
     journal = Journal(state, identity)
     found = _Found.resumed(journal.found, len(chosen), smoothing)
@@ -103,7 +105,7 @@ def certify(
         hits=tuple(found.hits),
         seed=seed,
         images=chosen.digest,
-        versions=versions("torch", "numpy", "scipy"),
+        versions=versions(*_PACKAGES),
     )
 
 
