@@ -7,7 +7,7 @@ A norm, a radius and the range of a pixel. How an adversary searches that set is
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, final, get_args
+from typing import Any, Literal, final, get_args
 
 import torch
 from torch import Tensor
@@ -73,6 +73,10 @@ class ThreatModel:
     def width(self) -> float:
         """The distance between the bounds."""
         return self.bounds[1] - self.bounds[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The threat model as plain JSON values."""
+        return {"norm": self.norm, "eps": self.eps, "bounds": list(self.bounds)}
 
     def contains(self, clean: Tensor, adversarial: Tensor) -> Tensor:
         """Says for each example whether `adversarial` is a permitted change of `clean`.

@@ -16,6 +16,8 @@ from privacy.quantities import positive, real, shown, whole
 __all__ = ["DPPlan"]
 
 _MOST_STEPS = 1e12
+_RELATION = "add or remove one example"
+_ACCOUNTANT = "PRV and RDP, the smaller bound"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,6 +175,17 @@ class DPPlan:
         if chosen is None:
             raise PlanError("delta: the plan has none; give one, at most 1 / samples")
         return self._checked_delta(chosen)
+
+    def conditions(self) -> dict[str, Any]:
+        """What any ε of this plan must be told with, as plain JSON values, in these words."""
+        return {
+            "delta": self.delta,
+            "noise_multiplier": self.noise_multiplier,
+            "max_grad_norm": self.max_grad_norm,
+            "sampling_rate": self.sampling_rate,
+            "relation": _RELATION,
+            "accountant": _ACCOUNTANT,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values."""

@@ -1,6 +1,7 @@
 """The threat model: what is inside the ball, and how to get there."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -254,3 +255,9 @@ def test_shapes_that_do_not_match_are_refused():
         threat.contains(torch.zeros(2, 3), torch.zeros(1, 3))
     with pytest.raises(ThreatModelError, match="floating-point"):
         threat.project(torch.zeros(2, 3, dtype=torch.int64), torch.zeros(2, 3))
+
+
+def test_a_threat_model_is_plain_json():
+    """By the names of its fields, so that it can be made again from them."""
+    values = json.loads(json.dumps(ThreatModel(norm="l2", eps=0.5).to_dict()))
+    assert values == {"norm": "l2", "eps": 0.5, "bounds": [0.0, 1.0]}

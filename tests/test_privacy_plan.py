@@ -106,3 +106,16 @@ def test_a_plan_survives_json_and_is_frozen() -> None:
     assert DPPlan(**json.loads(json.dumps(plan.to_dict()))) == plan
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.noise_multiplier = 0.1  # type: ignore[misc]
+
+
+def test_a_plan_says_under_which_conditions_its_epsilon_holds() -> None:
+    """All that a record and a claim state beside ε, in plain JSON values."""
+    plan = DPPlan(samples=100, batch_size=10, epochs=1, noise_multiplier=1.5, delta=1e-3)
+    assert json.loads(json.dumps(plan.conditions())) == {
+        "delta": 1e-3,
+        "noise_multiplier": 1.5,
+        "max_grad_norm": 1.0,
+        "sampling_rate": 0.1,
+        "relation": "add or remove one example",
+        "accountant": "PRV and RDP, the smaller bound",
+    }

@@ -273,10 +273,9 @@ class RobustnessReport(FiledReport):
         Rows of outcomes are strings of 0 (fooled), 1 and - (not tried). The example images are
         left out.
         """
-        threat = {"norm": self.threat.norm, "eps": self.threat.eps}
         return {
             "schema": self._SCHEMA,
-            "threat": {**threat, "bounds": list(self.threat.bounds)},
+            "threat": self.threat.to_dict(),
             "classes": self.classes,
             "indices": list(self.indices),
             "labels": list(self.labels),

@@ -30,9 +30,6 @@ __all__ = [
     "trials_note",
 ]
 
-_RELATION = "add or remove one example"
-_ACCOUNTANT = "PRV and RDP, the smaller bound"
-
 
 class MeasureCost(Protocol):
     """Times a training step under each protection of a run; `secure_cnn.bench.step_costs` does."""
@@ -104,15 +101,13 @@ def privacy_record(recipe: Recipe, plan: privacy.DPPlan | None) -> PrivacyRecord
     if plan is None:
         return None
     return PrivacyRecord(
-        epsilon=plan.epsilon(), steps=plan.steps, trials=recipe.trials, **_conditions(plan)
+        epsilon=plan.epsilon(), steps=plan.steps, trials=recipe.trials, **plan.conditions()
     )
 
 
 def threat_record(threat: ThreatModel | None) -> ThreatRecord | None:
     """The threat model in the shape of the record."""
-    if threat is None:
-        return None
-    return ThreatRecord(norm=threat.norm, eps=threat.eps, bounds=threat.bounds)
+    return None if threat is None else ThreatRecord(**threat.to_dict())
 
 
 def claims_of(
@@ -145,33 +140,19 @@ def claims_of(
         claims["privacy"] = {
             "epsilon": seams.private.spent(),
             "steps": seams.private.steps,
-            **_conditions(seams.private.plan),
+            **seams.private.plan.conditions(),
             "trials": {"settings": recipe.trials, "charged": False},
             **_unusual(recipe),
         }
     if threat is not None and result.robust_accuracy is not None:
         claims["robustness"] = {
-            "norm": threat.norm,
-            "eps": threat.eps,
-            "bounds": list(threat.bounds),
+            **threat.to_dict(),
             "robust_accuracy": result.robust_accuracy,
             "interval": [result.robust_low, result.robust_high],
             "attacks": dict(result.attacks),
             "images": min(recipe.robust_samples or len(data.test), len(data.test)),
         }
     return claims
-
-
-def _conditions(plan: privacy.DPPlan) -> dict[str, Any]:
-    """Without which an epsilon says nothing."""
-    return {
-        "delta": plan.delta,
-        "noise_multiplier": plan.noise_multiplier,
-        "max_grad_norm": plan.max_grad_norm,
-        "sampling_rate": plan.sampling_rate,
-        "relation": _RELATION,
-        "accountant": _ACCOUNTANT,
-    }
 
 
 def _unusual(recipe: Recipe) -> dict[str, Any]:
