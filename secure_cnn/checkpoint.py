@@ -133,16 +133,7 @@ def write_model(
             path, {**weights, _CLAIMS: cast(archive.State, bound)}, overwrite=overwrite
         )
     else:
-        archive.save(
-            path,
-            cast(archive.State, weights),
-            recipients=sealing.recipients,
-            signer=sealing.signer,
-            claims=cast(Mapping[str, archive.JSON], bound),
-            private_claims=private_claims,
-            name=path.name,
-            overwrite=overwrite,
-        )
+        _seal(path, weights, sealing, bound, private_claims, overwrite=overwrite)
 
 
 def read_model(path: Path, *, unlocking: Unlocking | None) -> LoadedModel:
@@ -193,23 +184,32 @@ def read_model(path: Path, *, unlocking: Unlocking | None) -> LoadedModel:
 
 
 def write_state(path: Path, state: Mapping[str, Any], *, sealing: Sealing | None) -> None:
-    """Writes a training state over the one before, whole or not at all.
-
-    Raises:
-        ArchiveError: It cannot be written.
-    """
-    tree = cast(archive.State, dict(state))
+    """Writes a training state over the one before, whole or not at all."""
     if sealing is None:
-        archive.save_plain(path, tree, overwrite=True)
+        archive.save_plain(path, cast(archive.State, dict(state)), overwrite=True)
     else:
-        archive.save(
-            path,
-            tree,
-            recipients=sealing.recipients,
-            signer=sealing.signer,
-            name=path.name,
-            overwrite=True,
-        )
+        _seal(path, dict(state), sealing, overwrite=True)
+
+
+def _seal(
+    path: Path,
+    tree: dict[str, Any],
+    sealing: Sealing,
+    claims: dict[str, Any] | None = None,
+    private_claims: Mapping[str, archive.JSON] | None = None,
+    *,
+    overwrite: bool,
+) -> None:
+    archive.save(
+        path,
+        cast(archive.State, tree),
+        recipients=sealing.recipients,
+        signer=sealing.signer,
+        claims=claims,
+        private_claims=private_claims,
+        name=path.name,
+        overwrite=overwrite,
+    )
 
 
 def read_state(
@@ -218,12 +218,7 @@ def read_state(
     """Reads what `write_state` wrote.
 
     Args:
-        path: A sealed file where `unlocking` is given, else a plain one.
         expect: Claims that a sealed file must carry.
-
-    Raises:
-        ArchiveError: The file cannot be read or is not what it must be.
-        ModelError: It holds no state.
     """
     if unlocking is None:
         state = archive.load_plain(path)
@@ -237,14 +232,7 @@ def read_state(
 
 
 def check_model(architecture: Architecture, data: str, *, sealing: Sealing | None) -> None:
-    """Passes if `write_model` will take the trained model; to be asked before the training.
-
-    Args:
-        sealing: As for `write_model`.
-
-    Raises:
-        ArchiveError: A name is none that a file can hold, or the names are too long for its head.
-    """
+    """Passes if `write_model` will take the trained model; to be asked before the training."""
     claims: dict[str, Any] = {
         "architecture": architecture.to_dict(),
         "data": {"name": data},
@@ -254,8 +242,4 @@ def check_model(architecture: Architecture, data: str, *, sealing: Sealing | Non
     if sealing is None:
         archive.check({**weights, _CLAIMS: claims})
     else:
-        archive.check(
-            weights,
-            claims=claims,
-            recipients=sealing.recipients,
-        )
+        archive.check(weights, claims=claims, recipients=sealing.recipients)

@@ -65,11 +65,7 @@ class Monitor(Protocol):
 class CrossEntropy:
     """Cross-entropy of each example, optionally with label smoothing (Szegedy et al. 2016).
 
-    Attributes:
-        label_smoothing: Share of the target spread over all classes, in [0, 1).
-
-    Raises:
-        RunError: `label_smoothing` is out of range.
+    `label_smoothing` is the share of the target that is spread over all classes, in [0, 1).
     """
 
     label_smoothing: float = 0.0
@@ -106,14 +102,7 @@ class MeanUpdate:
 class Schedule:
     """The learning rate: linear warm-up, then a half cosine to zero (Loshchilov, Hutter 2017).
 
-    Attributes:
-        peak: Largest learning rate, > 0.
-        steps: Number of optimizer steps, at least `epochs`.
-        epochs: Into how many epochs the steps are divided, as evenly as whole steps can be.
-        warmup: Steps of warm-up, in [0, steps).
-
-    Raises:
-        RunError: A value is out of range.
+    Optimizer steps are divided into epochs as evenly as whole steps can be.
     """
 
     peak: float
@@ -151,9 +140,6 @@ class WeightAverage:
 
     Args:
         decay: In [0, 1); 0 keeps the last weights only.
-
-    Raises:
-        RunError: `decay` is out of range.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
@@ -193,11 +179,7 @@ class WeightAverage:
         return {"averages": dict(self._averages), "updates": self._updates}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from what `state_dict` gave.
-
-        Raises:
-            RunError: The averages are those of another model.
-        """
+        """Goes on from what `state_dict` gave."""
         saved = {name: tuple(value.shape) for name, value in state["averages"].items()}
         own = {name: tuple(value.shape) for name, value in self._averages.items()}
         if saved != own:
@@ -229,17 +211,11 @@ def train(
     """Trains until the batches or the schedule end, or a stop is requested.
 
     Args:
-        model: Takes images in [0, 1]; it is put in training mode.
-        batches: Images and labels of all steps from `start_step` on.
-        update: Turns losses into a step; several batches may make one step.
-        schedule: Learning rate, number of steps, and where epochs end.
+        batches: Images and labels of all steps from `start_step` on; several may make one step.
 
     Returns:
-        Steps done in all; `schedule.steps` when the training is complete.
-
-    Raises:
-        RunError: A batch whose losses are all not finite: the training has diverged. That batch
-            was not stepped on.
+        Steps done in all; `schedule.steps` when the training is complete. A batch whose losses are
+        all not finite is an error, and is not stepped on.
     """
     step = start_step
     model.train()

@@ -5,7 +5,7 @@ A result is a report, never a bare number. Not here: robustness (`defenses.evalu
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, final
 
 import numpy as np
@@ -51,15 +51,8 @@ class ClassificationReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
-            "classes": list(self.classes),
-            "count": self.count,
-            "accuracy": self.accuracy,
-            "macro_recall": self.macro_recall,
-            "recall": list(self.recall),
-            "confusion": [list(row) for row in self.confusion],
-            "loss": self.loss,
-        }
+        lists = {"classes": list(self.classes), "recall": list(self.recall)}
+        return {**asdict(self), **lists, "confusion": [list(row) for row in self.confusion]}
 
 
 def predict(model: nn.Module, split: Split, *, batch_size: int = 512) -> Tensor:
@@ -128,9 +121,6 @@ def classification_report(
     Args:
         labels: int64 `[n]`, the truth, at least one.
         predictions: int64 `[n]`.
-
-    Raises:
-        DataError: There are no examples, the lengths differ, or a value is no class.
     """
     if labels.ndim != 1 or labels.shape != predictions.shape or len(labels) == 0:
         raise DataError(

@@ -28,11 +28,7 @@ class Stopped(BaseException):
 
 
 def stop_here(stop: StopRequest) -> None:
-    """Ends the work where it was asked to end.
-
-    Raises:
-        Stopped: It was.
-    """
+    """Ends the work where it was asked to end."""
     if stop.requested:
         raise Stopped
 

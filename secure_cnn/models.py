@@ -14,7 +14,7 @@ Not here: losses, training, and reading weights from files.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import prod
 from types import MappingProxyType
 from typing import Any, final
@@ -78,6 +78,17 @@ class Architecture:
         if not 2 <= len(self.classes) <= _MOST_CLASSES:
             raise ModelError(f"classes: expected 2..{_MOST_CLASSES} names, got {len(self.classes)}")
 
+    @classmethod
+    def for_data(cls, model: str, spec: DataSpec) -> "Architecture":
+        """That of the model of this name for images like these."""
+        return cls(
+            model=model,
+            channels=spec.channels,
+            height=spec.height,
+            width=spec.width,
+            classes=spec.classes,
+        )
+
     def build(self, *, generator_seed: int = 0) -> nn.Module:
         """A new model with freshly drawn weights, on the CPU, in training mode.
 
@@ -96,13 +107,7 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {
-            "model": self.model,
-            "channels": self.channels,
-            "height": self.height,
-            "width": self.width,
-            "classes": list(self.classes),
-        }
+        return {**asdict(self), "classes": list(self.classes)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
@@ -146,23 +151,11 @@ def build_model(name: str, spec: DataSpec, *, generator_seed: int = 0) -> nn.Mod
         >>> model(torch.rand(5, 1, 28, 28)).shape
         torch.Size([5, 2])
     """
-    architecture = Architecture(
-        model=name,
-        channels=spec.channels,
-        height=spec.height,
-        width=spec.width,
-        classes=spec.classes,
-    )
-    return architecture.build(generator_seed=generator_seed)
+    return Architecture.for_data(name, spec).build(generator_seed=generator_seed)
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Put the tensors of `state` into `model`, all of them or none.
-
-    Raises:
-        ModelError: A tensor is missing or unexpected, or has another shape or dtype; the message
-            names it, and the model is as it was.
-    """
+    """Put the tensors of `state` into `model`, all of them or none; names what does not fit."""
     own = model.state_dict()
     problems = [f"missing {name}" for name in own if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in own]

@@ -1,27 +1,32 @@
-"""The progress bar of a training: what a person watches while it runs, on stderr.
+"""Progress bars, on stderr: of a training, and of work on a large file.
 
-What it shows of a private training's losses is not covered by epsilon; it is shown to the trainer
-and written nowhere.
+What the bar of a training shows of private losses is not covered by epsilon; it is shown to the
+trainer and written nowhere.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 
 from secure_cnn.printable import Terminal
 
-__all__ = ["TrainingProgress", "training_progress"]
+__all__ = ["TrainingProgress", "file_progress", "training_progress"]
 
 _SMOOTHING = 0.9
+_PATIENCE = 1.0
+"""Seconds that work on a file takes before its bar comes."""
 
 
 class TrainingProgress:
@@ -68,3 +73,41 @@ def training_progress(
     )
     with Progress(*columns, console=console, disable=not (shown and console.is_terminal)) as bar:
         yield TrainingProgress(bar, name, steps=steps, done=done)
+
+
+@contextmanager
+def file_progress(
+    name: str, *, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int, int], None]]:
+    """A progress line for work on one file: bytes, bytes per second and time left.
+
+    It is drawn on stderr when that is a terminal, comes when the work has taken a second, and goes
+    when it ends, however it ends. What it yields is called with the bytes done so far, and those
+    there are in all.
+    """
+    console = Terminal(stderr=True, wrap=True)
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        DownloadColumn(binary_units=True),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(
+        *columns,
+        console=console,
+        transient=True,
+        get_time=clock,
+        disable=not console.is_interactive,
+    )
+    task, began = bar.add_task(name, total=None), clock()
+
+    def tell(done: int, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        if clock() - began >= _PATIENCE:
+            bar.start()
+
+    try:
+        yield tell
+    finally:
+        bar.stop()

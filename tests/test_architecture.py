@@ -41,7 +41,7 @@ ARROWS = {
     },
     "cli": {
         *("errors", "archive", "bench", "checkpoint", "data", "evaluate", "memory", "models"),
-        *("pages", "recipe", "record", "defenses", "privacy"),
+        *("pages", "progress", "recipe", "record", "defenses", "privacy"),
     },
 }
 # Inside of the archive, lowest first: each may import itself and what stands before it. Actions,

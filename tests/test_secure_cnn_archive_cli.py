@@ -393,8 +393,8 @@ def watched(monkeypatch):
     """A terminal in place of standard error for the bars, and nobody who waits for them."""
     drawn = io.StringIO()
     console = Console(file=drawn, force_terminal=True, width=120, legacy_windows=False)
-    monkeypatch.setattr("secure_cnn.cli.progress.Terminal", lambda **_: console)
-    monkeypatch.setattr("secure_cnn.cli.progress._PATIENCE", 0.0)
+    monkeypatch.setattr("secure_cnn.progress.Terminal", lambda **_: console)
+    monkeypatch.setattr("secure_cnn.progress._PATIENCE", 0.0)
     return drawn
 
 
@@ -424,7 +424,7 @@ def test_long_work_on_a_file_shows_how_far_it_is(cli, room, watched):
 
 def test_a_log_file_gets_no_bar(cli, room, monkeypatch):
     """Where standard error is no terminal it holds the messages alone, however long it takes."""
-    monkeypatch.setattr("secure_cnn.cli.progress._PATIENCE", 0.0)
+    monkeypatch.setattr("secure_cnn.progress._PATIENCE", 0.0)
     _, out, err = cli("seal", room / "plain", room / "m", "--recipient", room / "reader.pub")
     assert out == ""
     assert err.splitlines() == [f"sealed file: {room / 'm'}; the plain file is still there"]

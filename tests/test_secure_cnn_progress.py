@@ -7,8 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from secure_cnn.cli.progress import file_progress
-from secure_cnn.progress import training_progress
+from secure_cnn.progress import file_progress, training_progress
 
 SHOW_CURSOR = "\x1b[?25h"
 ERASE_LINE = "\x1b[2K"
@@ -19,8 +18,7 @@ def terminal(monkeypatch):
     """What is drawn on a terminal in place of standard error."""
     drawn = io.StringIO()
     console = Console(file=drawn, force_terminal=True, width=160)
-    for module in ("secure_cnn.progress", "secure_cnn.cli.progress"):
-        monkeypatch.setattr(f"{module}.Terminal", lambda **_: console)
+    monkeypatch.setattr("secure_cnn.progress.Terminal", lambda **_: console)
     return drawn
 
 

@@ -33,8 +33,8 @@ from secure_cnn.cli.keys import (
     verifiers_from,
 )
 from secure_cnn.cli.options import message
-from secure_cnn.cli.progress import file_progress
 from secure_cnn.printable import printable
+from secure_cnn.progress import file_progress
 
 __all__ = [
     "add",

@@ -14,7 +14,7 @@ import privacy
 from privacy.audit import AuditReport, AuditSettings
 from privacy.audit import audit as audit_training
 from privacy.sampling import MapStyle
-from secure_cnn.cli.options import given_settings
+from secure_cnn.cli.options import given_settings, make_folder
 from secure_cnn.data import DataSpec, ImageData, load_data
 from secure_cnn.errors import RunError
 from secure_cnn.memory import keep_freed_memory
@@ -22,7 +22,7 @@ from secure_cnn.models import MODELS, build_model
 from secure_cnn.pages import write_audit
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe
-from secure_cnn.recipe.seams import Batches, Seams, make_plan, make_seams, make_threat
+from secure_cnn.recipe.seams import Batches, Seams, make_device, make_plan, make_seams, make_threat
 from secure_cnn.recipe.settings import Norm, Optimizer
 from secure_cnn.record import AuditRecord, RunRecord, hardware, versions
 
@@ -111,10 +111,7 @@ def _told(report: AuditReport, recipe: Recipe, out: Path) -> bool:
         settings=recipe.to_dict(),
         report=report.to_dict(),
     )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{out}: expected a folder that can be made: {error}") from error
+    make_folder(out)
     write_audit(record, out)
     Terminal().print(_table(report))
     messages = Terminal(stderr=True)
@@ -147,11 +144,7 @@ def _recorded(context: typer.Context, run: Path, out: Path) -> Recipe:
 
 def _audited(recipe: Recipe, settings: AuditSettings) -> AuditReport:
     """Audits the recipe's own training, put together as `train` does."""
-    try:
-        device = torch.device(recipe.device)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RunError(f"device: expected one that this machine has: {error}") from error
+    device = make_device(recipe)
     images = load_data(recipe.data, seed=recipe.seed)
     threat, plan = make_threat(recipe), make_plan(recipe, len(images.train))
     assert plan is not None, "the recipe is private"

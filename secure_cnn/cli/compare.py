@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from secure_cnn.errors import RunError
+from secure_cnn.cli.options import make_folder
 from secure_cnn.pages import comparison_table, write_comparison
 from secure_cnn.printable import Terminal
 from secure_cnn.record import FRONT_RULE, Needs, SavedRun, choose, compare_runs
@@ -42,10 +42,7 @@ def compare(
     for note in (FRONT_RULE, *comparison.notes):
         messages.print(note)
     if out is not None:
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(f"{out}: expected a folder that can be made: {error}") from error
+        make_folder(out)
         write_comparison(comparison, needs, out)
         messages.print(f"report: {out / 'compare.html'}")
     if needs.words and chosen is None:

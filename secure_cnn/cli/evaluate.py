@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
-import torch
 import typer
 
 import defenses
@@ -17,7 +16,7 @@ from secure_cnn.archive import StorageError
 from secure_cnn.checkpoint import LoadedModel, Unlocking, read_model
 from secure_cnn.cli import evaluate_tables
 from secure_cnn.cli.keys import IdentityFile, PassphraseFile, Trusted, unlocking_from
-from secure_cnn.cli.options import message
+from secure_cnn.cli.options import make_folder, message
 from secure_cnn.cli.requirements import read_requirements
 from secure_cnn.data import ImageData, load_data
 from secure_cnn.data.named import NAMES
@@ -25,9 +24,10 @@ from secure_cnn.errors import ModelError, RunError
 from secure_cnn.evaluate import ClassificationReport, evaluate_model
 from secure_cnn.files import write_file
 from secure_cnn.memory import keep_freed_memory
-from secure_cnn.pages import Examples, write_robustness
+from secure_cnn.pages import write_robustness
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
+from secure_cnn.recipe.outcome import attacked_examples
 from secure_cnn.record import RobustnessRecord, hardware, versions
 
 __all__ = ["evaluate"]
@@ -275,36 +275,13 @@ def _write_page(
         report=robust.to_dict(),
         certification=proven.to_dict() if proven else None,
     )
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{out}: expected a folder that can be made: {error}") from error
-    write_robustness(record, _examples(loaded, images, robust), out)
+    make_folder(out)
+    write_robustness(
+        record,
+        attacked_examples(robust, loaded.model, images.spec.classes, loaded.architecture.model),
+        out,
+    )
     message(f"report: {out / 'robustness.html'}")
-
-
-def _examples(
-    loaded: LoadedModel, images: ImageData, robust: defenses.RobustnessReport
-) -> Examples | None:
-    """A few attacked test images for the page."""
-    if robust.examples is None:
-        return None
-    names = ("indices", "clean", "adversarial", "labels", "predictions")
-    found = defenses.AdversarialExamples(
-        **{name: getattr(robust.examples, name)[:8] for name in names}
-    )
-    with torch.no_grad():
-        before = loaded.model(found.clean).argmax(1)
-    return Examples(
-        clean=found.clean,
-        adversarial=found.adversarial,
-        labels=found.labels,
-        before=before,
-        after=found.predictions,
-        classes=images.spec.classes,
-        variant=loaded.architecture.model,
-        attack=" and ".join(robust.outcomes),
-    )
 
 
 def _images(loaded: LoadedModel, data: str | None, checkpoint: Path) -> ImageData:

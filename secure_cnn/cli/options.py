@@ -1,11 +1,14 @@
 """How the commands speak to people, and what people said: which options were given to one."""
 
+from pathlib import Path
+
 import typer
 
+from secure_cnn.errors import RunError
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe
 
-__all__ = ["given_settings", "message"]
+__all__ = ["given_settings", "make_folder", "message"]
 
 
 def message(text: str) -> None:
@@ -21,3 +24,11 @@ def given_settings(context: typer.Context) -> list[str]:
         for name in names
         if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     ]
+
+
+def make_folder(out: Path) -> None:
+    """Makes the folder that a command writes to, where it is not there."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{out}: expected a folder that can be made: {error}") from error

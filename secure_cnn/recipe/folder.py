@@ -33,16 +33,7 @@ _OWN_CHECKPOINTS = tuple(
 
 @dataclass(frozen=True, kw_only=True)
 class RunFolder:
-    """The places in a run's folder.
-
-    Attributes:
-        root: The folder.
-        sealed: Whether its checkpoints are.
-
-    Example:
-        >>> RunFolder(root=Path("runs/1"), sealed=True).model.as_posix()
-        'runs/1/checkpoints/model.sealed'
-    """
+    """The places in a run's folder."""
 
     root: Path
     sealed: bool
@@ -68,11 +59,7 @@ class RunFolder:
         return self._checkpoint("training")
 
     def recorded(self) -> RunRecord:
-        """The record of the run that is in it.
-
-        Raises:
-            RunError: No run has begun here, or the record cannot be read.
-        """
+        """The record of the run that is in it."""
         if not os.path.lexists(self.record):
             raise RunError(
                 f"{self.root}: no run has begun here, so there is nothing to resume; start one "
@@ -84,12 +71,10 @@ class RunFolder:
     def begun(self, *, force: bool) -> Iterator[None]:
         """Makes the folder for a new run, and keeps every other run out of it in the block.
 
+        A folder that holds a run is refused without `force`, one that holds anything else always.
+
         What a run left that was killed before its record was there is no run, and goes. With
         `force` the files of an earlier run go too, and no other.
-
-        Raises:
-            RunError: It holds a run or something else, another run is under way in it, or it cannot
-                be written to.
         """
         with self._writable():
             self.root.mkdir(parents=True, exist_ok=True)
@@ -104,11 +89,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps every other run out of the folder in the block.
-
-        Raises:
-            RunError: There is one in it, or no folder.
-        """
+        """Keeps every other run out of the folder in the block."""
         try:
             fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
@@ -226,10 +207,14 @@ class Journal:
     def add_result(self, found: ResultRecord, examples: Examples | None, *, acted: str) -> None:
         """Writes down what a finished training can do, and what its guard did."""
         results = tuple(r for r in self.record.results if r.variant != found.variant)
-        # A training that is judged again after a kill has said this already.
-        told = dict.fromkeys((*self.record.notes, *([acted] if acted else [])))
-        self.record = replace(self.record, results=(*results, found), notes=tuple(told))
+        self.record = replace(self.record, results=(*results, found))
         self._examples = examples
+        if acted:
+            self.note(acted)
+
+    def note(self, words: str) -> None:
+        """Adds a note, unless an earlier try has said so already."""
+        self.record = replace(self.record, notes=tuple(dict.fromkeys((*self.record.notes, words))))
 
     def interrupt(self) -> None:
         """Writes down where the run stopped."""

@@ -116,14 +116,12 @@ def resume(
 ) -> Start:
     """Reads the run in a folder, once it is sure that it is this recipe's and may go on.
 
+    Refused are a complete run, other settings or data, checkpoints that are sealed or signed
+    otherwise, and a state of another run or from before what was released.
+
     Args:
         fresh: The record of a run of this recipe that has not begun.
         unlocking: What opens its state, and whose signatures count; by default the signer's own.
-
-    Raises:
-        RunError: The run is complete, of other settings or other data, sealed or signed otherwise,
-            or its state is none of this run or from before what was released.
-        ArchiveError: The state cannot be opened, or none whose signature counts made it.
     """
     record = folder.recorded()
     if record.status == "complete":

@@ -23,12 +23,15 @@ from secure_cnn.record import PrivacyRecord, ResultRecord, Row, ThreatRecord, ve
 __all__ = [
     "MeasureCost",
     "Outcome",
+    "attacked_examples",
     "claims_of",
     "judge",
     "privacy_record",
     "threat_record",
     "trials_note",
 ]
+
+_SHOWN = 8
 
 
 class MeasureCost(Protocol):
@@ -84,7 +87,9 @@ def judge(
         epsilon=epsilon,
         **({} if robust is None else _robust_fields(robust)),
     )
-    return Outcome(result=result, examples=_examples(robust, model, data, variant))
+    return Outcome(
+        result=result, examples=attacked_examples(robust, model, data.spec.classes, variant.name)
+    )
 
 
 def trials_note(recipe: Recipe) -> str:
@@ -183,13 +188,16 @@ def _robust_fields(report: defenses.RobustnessReport) -> dict[str, Any]:
     }
 
 
-def _examples(
-    report: defenses.RobustnessReport | None, model: nn.Module, data: ImageData, variant: Variant
+def attacked_examples(
+    report: defenses.RobustnessReport | None, model: nn.Module, classes: Sequence[str], name: str
 ) -> Examples | None:
-    """A few attacked test images for the page."""
+    """A few attacked test images for a page, on which the model is called `name`."""
     if report is None or report.examples is None:
         return None
-    found = report.examples
+    fields = ("indices", "clean", "adversarial", "labels", "predictions")
+    found = defenses.AdversarialExamples(
+        **{each: getattr(report.examples, each)[:_SHOWN] for each in fields}
+    )
     device = next(model.parameters()).device
     with torch.no_grad():
         before = model(found.clean.to(device)).argmax(1).cpu()
@@ -199,8 +207,8 @@ def _examples(
         labels=found.labels.cpu(),
         before=before,
         after=found.predictions.cpu(),
-        classes=data.spec.classes,
-        variant=variant.name,
+        classes=tuple(classes),
+        variant=name,
         attack=" and ".join(report.robust),
     )
 

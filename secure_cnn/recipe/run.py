@@ -32,17 +32,10 @@ from secure_cnn.recipe.outcome import (
     threat_record,
     trials_note,
 )
-from secure_cnn.recipe.seams import make_plan, make_seams, make_threat, objective_for
+from secure_cnn.recipe.seams import make_device, make_plan, make_seams, make_threat, objective_for
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.recipe.training import UNGUARDED_NOTE, Training, is_unguarded, make_guard
-from secure_cnn.record import (
-    DataRecord,
-    ModelRecord,
-    Row,
-    RunRecord,
-    hardware,
-    versions,
-)
+from secure_cnn.record import DataRecord, ModelRecord, Row, RunRecord, hardware, versions
 
 __all__ = ["Run", "run"]
 
@@ -197,20 +190,14 @@ class _Task:
 
 def _prepared(recipe: Recipe, sealing: Sealing | None) -> _Task:
     """Loads and checks everything; touches no file."""
-    device = _device(recipe.device)
+    device = make_device(recipe)
     data = load_data(recipe.data, seed=recipe.seed)
-    spec = data.spec
-    architecture = Architecture(
-        model=recipe.model,
-        channels=spec.channels,
-        height=spec.height,
-        width=spec.width,
-        classes=spec.classes,
-    )
+    architecture = Architecture.for_data(recipe.model, data.spec)
     check_model(architecture, data.name, sealing=sealing)
-    if recipe.shift >= min(spec.height, spec.width):
+    height, width = data.spec.height, data.spec.width
+    if recipe.shift >= min(height, width):
         raise RunError(
-            f"shift: expected less than the image's {spec.height}x{spec.width}, got {recipe.shift}"
+            f"shift: expected less than the image's {height}x{width}, got {recipe.shift}"
         )
     threat = make_threat(recipe)
     objective_for(recipe, recipe.variant, threat)
@@ -267,10 +254,7 @@ def _trained(training: Training, start: Start, journal: Journal, stop: StopReque
         # A place that cannot be written to, or keys that cannot be used, show before any work.
         journal.save(training.state(start_step), training.released)
     complete = training.run(
-        start_step=start_step,
-        save=journal.save,
-        record=journal.add_epoch,
-        stop=stop,
+        start_step=start_step, save=journal.save, record=journal.add_epoch, stop=stop
     )
     training.model.eval()
     return complete
@@ -297,6 +281,8 @@ def _finished(
     )
     place = task.folder.model.relative_to(task.folder.root).as_posix()
     journal.record = replace(journal.record, cost=cost, checkpoints=(place,))
+    if cost and task.recipe.copies > 1:
+        journal.note(_COPIES_NOTE.format(copies=task.recipe.copies))
     journal.write()
     stop_here(stop)
     journal.complete()
@@ -340,23 +326,8 @@ def _beginning(task: _Task) -> Start:
     return Start(record=record, identity=identity)
 
 
-def _device(name: str) -> torch.device:
-    """The device by name; `auto` takes a GPU where there is one."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise RunError(
-            f"device: expected one that this machine has, got {name}: {error}"
-        ) from error
-    return device
-
-
 def _notes(recipe: Recipe) -> tuple[str, ...]:
     """What a reader of the record must know."""
     notes: tuple[str, ...] = (_BASELINE_NOTE,) if len(recipe.variants) > 1 else ()
     notes += (trials_note(recipe),) if recipe.epsilon is not None else ()
-    notes += (_COPIES_NOTE.format(copies=recipe.copies),) if recipe.copies > 1 else ()
     return (*notes, UNGUARDED_NOTE) if is_unguarded(recipe) else notes

@@ -18,9 +18,18 @@ import defenses
 import privacy
 from secure_cnn.data import Augmentation, ImageData, ShuffledBatches
 from secure_cnn.engine import CrossEntropy, MeanUpdate, Objective, Schedule, Update, on_device
+from secure_cnn.errors import RunError
 from secure_cnn.recipe.settings import ClippingKind, Recipe, Variant
 
-__all__ = ["Batches", "Seams", "make_plan", "make_seams", "make_threat", "objective_for"]
+__all__ = [
+    "Batches",
+    "Seams",
+    "make_device",
+    "make_plan",
+    "make_seams",
+    "make_threat",
+    "objective_for",
+]
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -50,6 +59,20 @@ class Seams:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     private: privacy.PrivateTraining | None
+
+
+def make_device(recipe: Recipe) -> torch.device:
+    """The device by name; `auto` takes a GPU where there is one."""
+    if recipe.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(recipe.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise RunError(
+            f"device: expected one that this machine has, got {recipe.device}: {error}"
+        ) from error
+    return device
 
 
 def make_threat(recipe: Recipe) -> defenses.ThreatModel | None:
@@ -116,10 +139,6 @@ def make_seams(
         threat: The recipe's, used where the variant is adversarial.
         plan: The recipe's, calibrated, used where the variant is private.
         memory_format: Layout of the images, that of the model.
-
-    Raises:
-        PrivacyError: The model or the objective cannot be trained privately.
-        ObjectiveError: The objective's losses depend on other examples, against its word.
     """
     objective = objective_for(recipe, variant, threat)
     optimizer = _optimizer(recipe, variant, model)

@@ -207,9 +207,6 @@ class Training:
 
         Returns:
             Whether the training is complete; then the model holds the averaged weights.
-
-        Raises:
-            RunError: The training diverged.
         """
         schedule = self.seams.schedule
         with training_progress(self.variant.name, steps=schedule.steps, done=start_step) as line:
@@ -250,12 +247,7 @@ class Training:
         return parts
 
     def restore(self, state: Mapping[str, Any]) -> int:
-        """Goes back to a state; returns its number of steps.
-
-        Raises:
-            RunError: The state is of another training.
-            PlanError: The state's privacy plan is another one.
-        """
+        """Goes back to a state; returns its number of steps."""
         stateful = self._stateful()
         try:
             self._check_same(state)
