@@ -25,9 +25,8 @@ from defenses.errors import (
     ThreatModelError,
 )
 from defenses.evaluation.comparison import PairedComparison, compare
-from defenses.evaluation.evaluation import evaluate
+from defenses.evaluation.evaluation import evaluate, rerun
 from defenses.evaluation.report import AdversarialExamples, RobustnessReport
-from defenses.evaluation.rerun import rerun
 from defenses.measuring.counting import wilson_interval
 from defenses.measuring.verdict import CurvePoint, Verdict
 from defenses.poisoning.backdoor import BackdoorReport, ClassFinding, backdoor_scan

@@ -30,7 +30,7 @@ from defenses import (
 )
 from defenses.attacks.by_name import ATTACKS
 from defenses.attacks.custom import custom_attack
-from defenses.evaluation.evaluation import named_attacks
+from defenses.evaluation.trial import named_attacks
 
 LINF = ThreatModel(norm="linf", eps=0.1)
 L2 = ThreatModel(norm="l2", eps=0.5)

@@ -1,5 +1,7 @@
 """Measures how robust a model is: `evaluate(model, data, threat)` gives a `RobustnessReport`.
 
+`rerun(report, model, data)` does it again from such a report alone.
+
 Every image must survive every attack (worst case per image). Images already misclassified are not
 attacked, and fooled ones are by default not attacked again: their verdict is known. Which images,
 in which order and from which random starts follows from the seed.
@@ -9,46 +11,35 @@ can be believed, and a `report` holds what was found.
 """
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
-import numpy as np
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from defenses.attacks.adaptive import Adaptive
 from defenses.attacks.attack import Attack
-from defenses.attacks.autoattack import Preset, ensemble
-from defenses.attacks.by_name import attack
-from defenses.attacks.custom import custom_attack
+from defenses.attacks.by_name import attack, attack_names
 from defenses.attacks.inputs import Setting
 from defenses.checks.checks import CheckSettings, in_order, judge, judged_before
 from defenses.checks.consistency import copied
 from defenses.checks.subject import Subject
 from defenses.errors import EvaluationError
-from defenses.evaluation.report import RobustnessReport
-from defenses.evaluation.trial import Trial
+from defenses.evaluation.report import RobustnessReport, check_report
+from defenses.evaluation.trial import Crafter, Trial, named_attacks
 from defenses.measuring.counting import REPEATS
-from defenses.measuring.images import ImageTensors, MapDataset
-from defenses.measuring.journal import Journal, digest_of_model
+from defenses.measuring.images import ImageSource, ImageTensors, MapDataset, choose_images
+from defenses.measuring.journal import Journal, digest_of, digest_of_model
 from defenses.measuring.measurement import check_flag, check_question, measured, versions
 from defenses.measuring.verdict import Verdict
 from defenses.quantities import shown
 from defenses.scope import attack_scope
 from defenses.threat import ThreatModel
 
-__all__ = ["Crafter", "evaluate", "named_attacks"]
-
-_ENSEMBLES: Mapping[str, Preset] = {
-    "autoattack": "standard",
-    "autoattack-plus": "plus",
-    "autoattack-rand": "rand",
-}
+__all__ = ["evaluate", "rerun"]
 
 _PACKAGES = ("torch", "torchattacks", "numpy")  # on which figures depend
-_NO_SEQUENCE = (str, bytes, Tensor, np.ndarray)
-
-Crafter = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
 def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
@@ -152,7 +143,7 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
             "exhaustive": exhaustive,
             "model": digest_of_model(model),
             "data": str(getattr(data, "name", "")),
-            "checks": _plain(settings),
+            "checks": _as_values(settings),
         }
         journal = Journal(state, _identity(model, trial.images, threat, named, run))
         done = _Done(trial, named, conditions)
@@ -162,6 +153,65 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
             done.attach_to(error)
             raise
     return done.report()
+
+
+def rerun(
+    report: RobustnessReport,
+    model: nn.Module,
+    data: MapDataset | ImageTensors,
+    *,
+    own: Mapping[str, Attack | Crafter] | None = None,
+    surrogate: nn.Module | None = None,
+    progress: bool = True,
+) -> RobustnessReport:
+    """Evaluates once more, with the settings that a report holds, and on the same images.
+
+    With the same versions on the same kind of machine the new report equals the old one. With
+    others, compare the figures: rounding may turn an image that lies on the edge.
+
+    Args:
+        report: What is to be done again, perhaps from `RobustnessReport.load`.
+        model: The model that was evaluated.
+        data: The data set that it was evaluated on.
+        own: By their names in the report, the attacks that are not of this package.
+        surrogate: That of the checks, if they had one.
+        progress: Show a bar on stderr when that is a terminal.
+
+    Raises:
+        EvaluationError: The model, the surrogate or the images are others, or an attack of one's
+            own is not given.
+        AttackError: An attack has no such settings.
+
+    Example:
+        >>> from defenses import ThreatModel
+        >>> data = [(torch.tensor([[[0.9, 0.1]]]), 0), (torch.tensor([[[0.5, 0.6]]]), 1)]
+        >>> threat = ThreatModel(norm="linf", eps=0.1)
+        >>> report = evaluate(nn.Flatten(), data, threat, attacks=["fgsm"])
+        >>> rerun(RobustnessReport.from_dict(report.to_dict()), nn.Flatten(), data) == report
+        True
+    """
+    check_report(report)
+    if not isinstance(own, Mapping | None):
+        raise EvaluationError(f"own: expected attacks by name, got {shown(own)}")
+    check_question(model, report.threat, batch_size=report.batch_size, seed=report.seed)
+    if report.model != digest_of_model(model):
+        raise EvaluationError(
+            "model: it is not the one of the report: its layers or weights are others"
+        )
+    checks = _settings_of(report, surrogate)
+    samples = _check_images(report, ImageSource(data, report.threat))
+    return evaluate(
+        model,
+        data,
+        report.threat,
+        attacks=[_attack_of(report, name, own or {}) for name in report.settings],
+        samples=samples,
+        batch_size=report.batch_size,
+        seed=report.seed,
+        exhaustive=report.exhaustive,
+        verdicts=checks or False,
+        progress=progress,
+    )
 
 
 class _Done:
@@ -239,7 +289,7 @@ def _check_settings(verdicts: object) -> CheckSettings | None:
     return settings
 
 
-def _plain(settings: CheckSettings | None) -> dict[str, Setting]:
+def _as_values(settings: CheckSettings | None) -> dict[str, Setting]:
     """The settings of the checks as plain values; of the surrogate its digest."""
     if settings is None:
         return {}
@@ -275,42 +325,46 @@ def _written(search: Attack) -> str:
     return f"{search!r}{'' if surrogate is None else ' ' + digest_of_model(surrogate)}"
 
 
-def named_attacks(
-    attacks: Sequence[str | Attack | Crafter] | None, threat: ThreatModel, *, draws: int = 1
-) -> dict[str, Attack]:
-    """The attacks in order by the name that they have in a report.
-
-    The name `"autoattack"` becomes the members of the ensemble, None those of the quick one; the
-    second attack of one name is numbered.
-    """
-    if attacks is None:
-        attacks = [
-            attack(each.name, threat, draws=draws, **each.settings)  # type: ignore[arg-type]
-            for each in ensemble(threat, "quick")
-        ]
-    alone = isinstance(attacks, _NO_SEQUENCE) or not isinstance(attacks, Iterable)
-    given = [] if alone else list(attacks)
-    if not given:
-        raise EvaluationError(f"attacks: expected a sequence of at least one, got {shown(attacks)}")
-    named: dict[str, Attack] = {}
-    for found in [member for each in given for member in _members(each, threat)]:
-        if found.threat != threat or found.radius > threat.eps:
-            raise EvaluationError(
-                f"{found!r} reaches {found.radius:g}; expected an attack on {threat}"
-                + ("; n-fgsm is for training" if found.name == "n-fgsm" else "")
-            )
-        if found.name == "clean":
-            raise EvaluationError("attacks: clean is what the images are called; name it otherwise")
-        taken = sum(name.partition(" #")[0] == found.name for name in named)
-        named[f"{found.name} #{taken + 1}" if taken else found.name] = found
-    return named
+def _check_images(report: RobustnessReport, source: ImageSource) -> int | None:
+    """Refuses other images before any is attacked; how many to draw, None for all."""
+    count = len(source)
+    samples = None if report.samples == count else report.samples
+    if report.samples <= count:
+        indices = choose_images(count, samples, torch.Generator().manual_seed(report.seed))
+        parts = torch.split(indices, report.batch_size)
+        # As a trial digests what it reads, batch by batch.
+        digests = [digest_of(source.images(part).float()) for part in parts]
+        same = digest_of(*digests, source.labels(indices)) == report.images
+        if same and indices.tolist() == list(report.indices):
+            return samples
+    raise EvaluationError("data: its images, their order or their labels are not the report's")
 
 
-def _members(given: str | Attack | Crafter, threat: ThreatModel) -> tuple[Attack, ...]:
-    """The attacks that a name stands for: those of the ensemble, or one."""
-    if isinstance(given, str):
-        preset = _ENSEMBLES.get(given)
-        return ensemble(threat, preset) if preset else (attack(given, threat),)
-    if not callable(given):
-        raise EvaluationError(f"attacks: expected a name or a callable, got {shown(given)}")
-    return (given if isinstance(given, Attack) else custom_attack(given, threat),)
+def _attack_of(
+    report: RobustnessReport, name: str, own: Mapping[str, Attack | Crafter]
+) -> Attack | Crafter:
+    """The attack that has this name in a report, configured as it was."""
+    if name in own:
+        return own[name]
+    plain = name.partition(" #")[0]
+    if plain not in attack_names(report.threat.norm):
+        raise EvaluationError(
+            f"own: {name!r} is an attack of your own; give it as own={{{name!r}: ...}}"
+        )
+    brought = [
+        key for key, value in report.settings[name].items() if str(value).startswith("own: ")
+    ]
+    if brought:
+        raise EvaluationError(
+            f"own: {name!r} has a {brought[0]} of your own; give it as own={{{name!r}: ...}}"
+        )
+    return attack(plain, report.threat, **report.settings[name])  # type: ignore[arg-type]
+
+
+def _settings_of(report: RobustnessReport, surrogate: nn.Module | None) -> CheckSettings | None:
+    """The settings of the checks, with the surrogate that they had."""
+    if not report.checks:
+        return None
+    if digest_of_model(surrogate) != report.checks["surrogate"]:
+        raise EvaluationError("surrogate: expected the one of the report, or none if it had none")
+    return CheckSettings(**{**report.checks, "surrogate": surrogate})  # type: ignore[arg-type]
