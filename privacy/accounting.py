@@ -6,7 +6,6 @@ sampling are deliberately not accounted for here.
 """
 
 import functools
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -93,11 +92,7 @@ def epsilon_of(events: Sequence[GaussianSteps], delta: float) -> float:
 
 
 def checked_events(events: object) -> Sequence[GaussianSteps]:
-    """Events, given that each is one.
-
-    Raises:
-        PlanError: One is something else; nothing is assumed to be free.
-    """
+    """Events, given that each is one: anything else is refused, for nothing is free."""
     found: list[Any] = list(events) if isinstance(events, Iterable) else [events]
     for event in found:
         if not isinstance(event, GaussianSteps):
@@ -189,17 +184,17 @@ def _bracket(cost: Callable[[float], float], epsilon: float) -> tuple[_Trial, _T
 
 def _narrow(cost: Callable[[float], float], epsilon: float, low: _Trial, high: _Trial) -> float:
     """Closes in on the least noise that costs at most `epsilon`; returns the safe end."""
-    for trial in itertools.count():
-        if high.noise_multiplier - low.noise_multiplier <= (
-            _RELATIVE_PRECISION * high.noise_multiplier
-        ):
-            return high.noise_multiplier
+    trial = 0
+    while high.noise_multiplier - low.noise_multiplier > (
+        _RELATIVE_PRECISION * high.noise_multiplier
+    ):
         # Epsilon is close to a power of the noise. Once one end is near, a guess kept half the
         # precision away from it brings the other end there; halving keeps a bad guess harmless.
         guess = _halfway(low, high) if trial % 3 == 2 else _power_law(low, high, epsilon)
         tried = _Trial(guess, cost(guess))
         low, high = (low, tried) if tried.epsilon <= epsilon else (tried, high)
-    raise AssertionError("an endless loop ended")
+        trial += 1
+    return high.noise_multiplier
 
 
 def _halfway(low: _Trial, high: _Trial) -> float:

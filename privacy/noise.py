@@ -70,44 +70,26 @@ class SecureGenerator:
         raise TypeError("a SecureGenerator cannot be copied or saved: its noise would repeat")
 
     def words(self, count: int) -> Tensor:
-        """Uniform 64-bit words.
-
-        Args:
-            count: How many, at least 0.
-
-        Returns:
-            An int64 tensor [count], uniform over all 2^64 values.
-        """
-        return self._words(self._take(count), count, _room(count))
+        """Words uniform over all 2^64 values, int64 [count]."""
+        return self._words(self._take(count), count, _buffer(count))
 
     def uniform(self, count: int) -> Tensor:
-        """Uniform numbers in the open interval (0, 1), on a grid of 2^-53 shifted by half a cell.
-
-        Returns:
-            A float64 tensor [count].
-        """
+        """Uniform float64 in the open (0, 1), on a grid of 2^-53 shifted by half a cell."""
         # The last cell's centre rounds up to 1; the largest double below 1 keeps the interval open.
         return _centres(self.words(count)).clamp_(max=1 - 2.0**-_MANTISSA_BITS)
 
     def normal(self, count: int) -> Tensor:
-        """Standard normal numbers, with tails to 8.5 sigma.
+        """Standard normal numbers, float64 [count], with tails to 8.5 sigma.
 
-        By the transform of Box and Muller (1958) of 53-bit uniforms, in float64.
-
-        Returns:
-            A float64 tensor [count].
+        By the transform of Box and Muller (1958) of 53-bit uniforms.
         """
         return torch.cat([torch.empty(0, dtype=torch.float64), *self.normal_blocks(count)])
 
     def normal_blocks(self, count: int) -> Iterator[Tensor]:
-        """The same as `normal`, a piece at a time, so that what uses them finds them in the cache.
-
-        Returns:
-            An iterator over float64 tensors of at most 131,072 numbers, `count` together.
-        """
+        """The numbers of `normal`, at most 131,072 at a time: so they are used from the cache."""
         for part, place in self._parts(count):
             size = part.stop - part.start
-            yield _normal(self._words(place, size + size % 2, _room(size + 1)))[:size]
+            yield _normal(self._words(place, size + size % 2, _buffer(size + 1)))[:size]
 
     def perturb(self, values: list[Tensor], *, deviation: float, scale: float = 1.0) -> None:
         """Puts (values + deviation * z) * scale in the place of the values.
@@ -115,11 +97,7 @@ class SecureGenerator:
         The z are the numbers of `normal`, one for each value. All is done in float64 and rounded
         once, to the type of the values. Where there are compiled functions and a million numbers
         and more a thread, each of torch's threads makes the noise of its own parts of the stream.
-
-        Args:
-            values: Float tensors of one type, on one device, each dense in memory.
-            deviation: Standard deviation of the noise, at least 0.
-            scale: Of the result.
+        The values are float tensors of one type, on one device, each dense in memory.
         """
         numbers = [_in_memory_order(tensor) for tensor in values]
         parts = list(self._parts(sum(map(len, numbers))))
@@ -127,10 +105,10 @@ class SecureGenerator:
 
         def add(parts: list[tuple[slice, int]], threads: int) -> None:
             longest = max((part.stop - part.start for part, _ in parts), default=0)
-            room = _room(longest + longest % 2)
+            buffer = _buffer(longest + longest % 2)
             for part, place in parts:
                 size = part.stop - part.start
-                words = self._words(place, size + size % 2, room)
+                words = self._words(place, size + size % 2, buffer)
                 pieces = _cut(numbers, part)
                 if fused:
                     _fused(words, pieces, deviation, scale, threads=threads)
@@ -148,18 +126,7 @@ class SecureGenerator:
             list(pool.map(lambda some: add(some, 1), [parts[i::streams] for i in range(streams)]))
 
     def bernoulli(self, count: int, probability: float) -> Tensor:
-        """Independent coins: the Poisson sample of `count` examples.
-
-        Args:
-            count: How many coins.
-            probability: Chance of True, in [0, 1], exact to 2^-53.
-
-        Returns:
-            A bool tensor [count].
-
-        Raises:
-            PlanError: A value is out of its range.
-        """
+        """Independent coins, bool [count], each True with a probability that is exact to 2^-53."""
         chance = real("probability", probability)
         if not 0 <= chance <= 1:
             raise PlanError(f"probability: expected a number in [0, 1], got {chance}")
@@ -180,34 +147,34 @@ class SecureGenerator:
             self._place += count
             return self._place - count
 
-    def _words(self, place: int, count: int, room: Tensor) -> Tensor:
+    def _words(self, place: int, count: int, buffer: Tensor) -> Tensor:
         """Words from a place that was taken."""
         if os.getpid() != self._process:
             self._rekey(os.urandom(_KEY_BYTES))
-        return self._stream(place, count, room)
+        return self._stream(place, count, buffer)
 
     def _rekey(self, key: bytes) -> None:
         """Lets the key stream of `key` go on from the same place in this process."""
         self._stream, self._process = _key_stream(key), os.getpid()
 
 
-def _room(count: int) -> Tensor:
+def _buffer(count: int) -> Tensor:
     """Fresh memory for so many words, and the block more that the cipher wants at either end."""
     return torch.empty(count + 2 * _WORDS, dtype=torch.int64)
 
 
 def _key_stream(key: bytes) -> Callable[[int, int, Tensor], Tensor]:
-    """The words of a key's stream: so many, from a place on, in a room. Only it knows the key."""
+    """The words of a key's stream: so many, from a place on, in a buffer. Only it knows the key."""
 
-    def words(place: int, count: int, room: Tensor) -> Tensor:
+    def words(place: int, count: int, buffer: Tensor) -> Tensor:
         counter, skipped = divmod(place, _WORDS)
         cipher = Cipher(algorithms.AES(key), modes.CTR(counter.to_bytes(_BLOCK_BYTES, "big")))
         encryptor = cipher.encryptor()
-        size, written = 8 * (skipped + count), room.numpy().data.cast("B")
+        size, written = 8 * (skipped + count), buffer.numpy().data.cast("B")
         # The key stream itself is the encryption of zeros.
         for start in range(0, size, len(_ZEROS)):
             encryptor.update_into(_ZEROS[: size - start], written[start:])
-        return room[skipped : skipped + count]
+        return buffer[skipped : skipped + count]
 
     return words
 
@@ -236,11 +203,7 @@ def _normal(words: Tensor) -> Tensor:
 
 
 def _in_memory_order(tensor: Tensor) -> Tensor:
-    """The numbers of a dense tensor in one dimension, as they lie: a view.
-
-    Raises:
-        AssertionError: There are gaps or overlaps in it.
-    """
+    """The numbers of a dense tensor in one dimension, in the order of memory: a view."""
     strides, sizes = tensor.stride(), tensor.shape
     outer_first = sorted(range(tensor.dim()), key=lambda d: (strides[d], sizes[d]), reverse=True)
     dense = tensor.permute(outer_first)

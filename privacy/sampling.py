@@ -71,12 +71,9 @@ class PhysicalBatches:
 
 @dataclass(frozen=True)
 class PhysicalBatch:
-    """Part of one Poisson sample.
+    """Part of one Poisson sample: the examples in it, int64 [k], k >= 0, in the first k `rows`.
 
-    Attributes:
-        indices: The examples in it, int64 [k], k >= 0.
-        rows: Its number of rows, >= k; the rows after the first k are filling.
-        last: Whether it completes the sample.
+    The other rows are filling. The `last` batch completes the sample.
     """
 
     indices: Tensor
@@ -116,9 +113,6 @@ def read(dataset: MapStyle, batch: PhysicalBatch) -> tuple[Tensor, Tensor]:
     A data set whose class says `batch_by_indices = True` is read whole, by its method
     `batch(indices) -> (images, labels)`; any other one example at a time. A method of that name
     alone may be something else (a batch size, in other libraries).
-
-    Raises:
-        PlanError: The data set does not give pairs of images and labels.
     """
     indices = batch.indices
     # An empty sample still needs to know what an example looks like.

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from privacy.audit import laws
+from privacy import statistics
 from privacy.audit.contributions import check_clipped_sum, check_largest, mismatch
 from privacy.audit.noise import Noise, check_noise_battery, kept_coordinates
 from privacy.audit.release import Release
@@ -31,9 +31,9 @@ def test_scores_of_squares_and_counts_are_normal(degrees: int) -> None:
     """Without tolerance exactly, by Kolmogorov and Smirnov; the numbers are drawn from a seed."""
     random = np.random.default_rng(degrees)
     sums = random.chisquare(degrees, 4000)
-    assert stats.kstest(laws.squares(sums, degrees, tolerance=0.0), "norm").pvalue > 1e-3
+    assert stats.kstest(statistics.squares(sums, degrees, tolerance=0.0), "norm").pvalue > 1e-3
     found = random.binomial(degrees, 0.3, 4000)
-    assert stats.kstest(laws.counts(found, degrees, 0.3, random), "norm").pvalue > 1e-3
+    assert stats.kstest(statistics.counts(found, degrees, 0.3, random), "norm").pvalue > 1e-3
 
 
 @pytest.mark.parametrize("length", [3, 40])
@@ -42,8 +42,8 @@ def test_scores_of_likenesses_and_magnitudes_are_normal(length: int) -> None:
     random = np.random.default_rng(length)
     one, other = random.standard_normal((2, 4000, length))
     cosines = (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
-    assert stats.kstest(laws.likeness(cosines, length), "norm").pvalue > 1e-3
-    assert stats.kstest(laws.magnitudes(one[:, 0]), "norm").pvalue > 1e-3
+    assert stats.kstest(statistics.likeness(cosines, length), "norm").pvalue > 1e-3
+    assert stats.kstest(statistics.magnitudes(one[:, 0]), "norm").pvalue > 1e-3
 
 
 @pytest.mark.parametrize(("trials", "chance"), [(32, 0.5), (1, 0.1), (400, 0.02), (5, 1.0)])
@@ -52,7 +52,7 @@ def test_odds_are_binomial(trials: int, chance: float) -> None:
     found = np.arange(trials + 1)
     law = stats.binom(trials, chance)
     expected = np.minimum(1, 2 * np.minimum(law.cdf(found), law.sf(found - 1)))
-    assert laws.odds(found, trials, chance) == pytest.approx(expected, rel=1e-9, abs=1e-300)
+    assert statistics.odds(found, trials, chance) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
 def test_the_noise_battery_seldom_fails_honest_noise() -> None:

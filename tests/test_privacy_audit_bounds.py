@@ -8,7 +8,7 @@ from scipy import stats
 
 from privacy import GaussianSteps, PlanError, epsilon_of
 from privacy.audit import CanaryScoreAuditor, gdp_delta, gdp_epsilon, one_run_p_value
-from privacy.audit.bounds import epsilon_of_counts, epsilon_of_guesses
+from privacy.statistics import epsilon_of_counts, epsilon_of_guesses
 
 DELTA = 1e-5
 

@@ -167,13 +167,14 @@ def layers(draw: st.DrawFn) -> tuple[Any, torch.Tensor, int]:
     return layer, images, copies
 
 
-def geometry_of(layer: Any) -> Geometry:
+def geometry_of(layer: Any, copies: int = 1) -> Geometry:
     """Its sizes."""
     return Geometry(
         kernel=layer.kernel_size,
         stride=layer.stride,
         padding=layer.padding,
         dilation=layer.dilation,
+        copies=copies,
     )
 
 
@@ -193,8 +194,8 @@ def test_weight_gradients_are_those_of_the_per_example_loop(
         ]
     )
     truth = torch.unflatten(truth, 0, (-1, copies)).sum(1)
-    kept = direct.instantiated(geometry_of(layer), copies, images, dy)
-    again = direct.twice(geometry_of(layer), copies, images, dy)
+    kept = direct.instantiated(geometry_of(layer, copies), images, dy)
+    again = direct.twice(geometry_of(layer, copies), images, dy)
     factors = torch.rand(len(truth), generator=torch.Generator().manual_seed(1))
     expected = torch.einsum("n,n...->...", factors.double(), truth)
     # A number is a sum of that many products; float32 rounds each addition.
@@ -215,7 +216,7 @@ def test_what_is_summed_up_twice_is_the_same_gradient(variant: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(6, c, 9, 9, generator=generator) for c in (20, 40))
     geometry = Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
-    kept, again = (form(geometry, 1, x, dy) for form in (direct.instantiated, direct.twice))
+    kept, again = (form(geometry, x, dy) for form in (direct.instantiated, direct.twice))
     for example, factors in enumerate(torch.eye(6)):
         assert torch.equal(again.weighted_sum(factors), kept.instantiate()[example])
 
@@ -229,7 +230,7 @@ def test_one_thread_and_several_give_the_same(variant: str) -> None:
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            found.append(direct.instantiated(geometry, 1, x, dy).instantiate())
+            found.append(direct.instantiated(geometry, x, dy).instantiate())
     finally:
         torch.set_num_threads(threads)
     assert all(torch.equal(first, found[0]) for first in found)
@@ -243,7 +244,7 @@ def test_a_gradient_that_is_not_finite_shows_in_its_own_norm_only(
     x, dy = torch.ones(3, 2, 5, 5), torch.ones(3, 4, 5, 5)
     dy[1, 0, 0, 0] = value
     geometry = Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
-    norms = direct.twice(geometry, 1, x, dy).squared_norms()
+    norms = direct.twice(geometry, x, dy).squared_norms()
     assert norms.isfinite().tolist() == [True, False, True]
     assert norms[0] == norms[2]
 
@@ -326,7 +327,7 @@ def test_floats_are_read_only_where_floats_may_lie(
     geometry = Geometry(kernel=(1, 1), stride=(1, 1), padding=(0, 0), dilation=(1, 1))
     one, factors = misaligned(torch.ones(3, 1)), misaligned(torch.ones(3))
     weight = misaligned(torch.ones(16))
-    found = direct.twice(geometry, 1, x, dy).weighted_sum(factors)
+    found = direct.twice(geometry, x, dy).weighted_sum(factors)
     _, line = affine.input_and_affine_gradients(x, dy, one, one, weight)
     assert seen
     assert not any(address % 4 for address in seen)
@@ -349,7 +350,7 @@ def test_the_tables_lie_on_the_cpu_whatever_the_default_device() -> None:
     """The compiled code follows their addresses."""
     geometry = Geometry(kernel=(3, 3), stride=(1, 1), padding=(1, 1), dilation=(1, 1))
     with torch.device("meta"):
-        tables = direct._tables.__wrapped__(geometry, 1, (5, 5, 3), (5, 5))
+        tables = direct._tables.__wrapped__(geometry, (5, 5, 3), (5, 5))
     assert {part.device.type for part in (tables.line, tables.position, tables.tap)} == {"cpu"}
 
 

@@ -31,10 +31,8 @@ class Diverged(StepError):
 class CanaryDataset:
     """Some examples of a data set followed by the canaries; remembers which rows were read.
 
-    A class because what was read last is how the auditor learns the secret coins.
-
-    Args:
-        indices: Which of its examples are here; int64 [n].
+    A class because what was read last is how the auditor learns the secret coins. `indices` are
+    those of the data set's examples that are here, int64 [n], the canaries last.
     """
 
     batch_by_indices: ClassVar[bool] = True
@@ -88,14 +86,12 @@ class CanaryDataset:
 class PlainGradients:
     """Per-example gradients of a plain copy of a model, at the model's present parameters.
 
-    A class because it owns the copy, made before anybody's hooks are on the model.
+    A class because it owns the copy, made before anybody's hooks are on the model. A model that
+    draws random numbers is refused: a copy of it gives other gradients.
 
     Attributes:
         rows_at_once: How many rows' gradients are held in memory together.
         shapes: Of each parameter, in the order of a gradient.
-
-    Raises:
-        StepError: The model draws random numbers, so that a copy gives other gradients.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -115,12 +111,7 @@ class PlainGradients:
         self.rows_at_once = max(1, _CHUNK // sum(p.numel() for p in trainable.values()))
 
     def __call__(self, images: Tensor, output_gradients: Tensor) -> Tensor:
-        """One gradient a row, all parameters in one line: float [rows, d].
-
-        Args:
-            images: [rows, ...].
-            output_gradients: The gradient at the model's output, [rows, ...].
-        """
+        """One gradient a row, all parameters one after the other: float [rows, d]."""
         parameters = self._parameters()
 
         def of_example(image: Tensor, output_gradient: Tensor) -> Tensor:
@@ -153,10 +144,6 @@ class Canaries:
 
     A class because both change with the parameters, once a step.
 
-    Args:
-        images: The canaries' images [k, ...].
-        oversize: How many times the clipping norm each one's own gradient has; float [k].
-
     Attributes:
         images: The images [k, ...].
         oversize: How many times the clipping norm each one's own gradient has; float [k].
@@ -178,7 +165,7 @@ class Canaries:
         """Looks at the present parameters: scales the losses anew and turns the directions.
 
         Raises:
-            Diverged: A canary has no gradient: nothing can be seen of it.
+            Diverged: A canary has no finite gradient above zero: nothing can be seen of it.
         """
         raw = gradients(self.images, self._logits)
         norms = raw.norm(dim=1, keepdim=True)
@@ -194,12 +181,9 @@ class Canaries:
 
 
 def orthonormal(rows: Tensor) -> Tensor:
-    """The unit vectors nearest to `rows` that are orthogonal to each other (Löwdin 1950).
+    """The unit vectors nearest to unit `rows` [k, d] and orthogonal to each other (Löwdin 1950).
 
     Gaussian noise has independent components along them.
-
-    Args:
-        rows: Unit vectors [k, d].
     """
     values, vectors = torch.linalg.eigh((rows @ rows.T).double())
     # Directions that (nearly) depend on each other cannot be separated: they stay correlated, but

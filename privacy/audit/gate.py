@@ -5,35 +5,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from privacy.audit.bounds import gdp_epsilon
-from privacy.audit.checks import (
-    Check,
-    check_epsilon,
-    check_freshness,
-    check_noise,
-    check_nothing_else,
-)
 from privacy.audit.contributions import (
+    CanaryScoreAuditor,
     check_clipped_sum,
     check_contribution,
+    check_epsilon,
     check_images,
     check_largest,
     check_objective,
     check_release,
     check_sum,
 )
-from privacy.audit.noise import Noise, check_noise_battery
+from privacy.audit.noise import Noise, check_deviation, check_freshness, check_noise_battery
 from privacy.audit.release import changing
-from privacy.audit.report import AuditReport, Bound, unseen
+from privacy.audit.report import AuditReport, AuditSettings, Bound, Check, unseen
 from privacy.audit.sampling import Samples, check_sampling_battery
-from privacy.audit.scores import CanaryScoreAuditor
-from privacy.audit.settings import AuditSettings
 from privacy.audit.watch import MakeTraining, Watched, half, watch, watch_quietly, watch_samples
 from privacy.clipping.factors import FlatClipping
 from privacy.errors import PlanError, StepError
 from privacy.plan import DPPlan
 from privacy.quantities import probability
 from privacy.sampling import MapStyle
+from privacy.statistics import gdp_epsilon
 from privacy.validate import check_dataset
 
 __all__ = ["audit"]
@@ -131,7 +124,7 @@ def _check(make_training: object, plan: object, dataset: object, settings: objec
 class _Seen:
     """The three trainings: with the plan's noise, with hardly any, and for its samples.
 
-    And whether the objective keeps examples apart; None where it could not be asked.
+    `apart` says whether the objective keeps examples apart; None where it could not be asked.
     """
 
     loud: Watched
@@ -241,8 +234,7 @@ def _checks(
         check_release(max(seen.quiet.unexplained, seen.loud.unexplained)),
         check_images(seen.quiet.foreign + seen.loud.foreign),
         *(() if seen.apart is None else (check_objective(seen.apart),)),
-        check_noise(residuals, noise_multiplier=sigma, error=error),
-        check_nothing_else(residuals, noise_multiplier=sigma, error=error),
+        *check_deviation(residuals, noise_multiplier=sigma, error=error),
         *check_noise_battery(noise, error=error),
         check_freshness(residuals, error=error),
         *check_sampling_battery(seen.samples, error=error, seed=settings.seed),

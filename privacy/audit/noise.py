@@ -5,22 +5,22 @@ independent standard normal one, whatever was clipped and sampled. Each check as
 them, by its exact law. Small tensors are kept whole, large ones in runs of neighbours.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from scipy import special, stats
 from torch import Tensor
 
-from privacy.audit.checks import Check
-from privacy.audit.laws import (
+from privacy.audit.report import Check, at_most, joint
+from privacy.statistics import (
     Numbers,
     deviations,
+    disjoint_pairs,
     extreme,
-    joint,
     lean,
     likeness,
     magnitudes,
@@ -30,7 +30,7 @@ from privacy.audit.laws import (
     squares,
 )
 
-__all__ = ["Noise", "check_noise_battery", "kept_coordinates"]
+__all__ = ["Noise", "check_deviation", "check_freshness", "check_noise_battery", "kept_coordinates"]
 
 _KEPT = 2**16
 """About so many coordinates of each step are kept."""
@@ -45,6 +45,8 @@ _NEAR = 0.1
 _LAGS = (*range(1, 17), *(2**k for k in range(5, 17)))
 _FEWEST = 1000
 """Products whose sum counts as normal; its p-values are doubled all the same."""
+_TOLERANCE = 0.01
+"""How far the measured deviation may lie from the plan's beyond chance: rounding, low precision."""
 
 
 @dataclass(frozen=True)
@@ -78,85 +80,121 @@ def kept_coordinates(sizes: list[int]) -> tuple[Tensor, tuple[slice, ...]]:
     return torch.cat(parts), tuple(tensors)
 
 
+def check_deviation(
+    residuals: Tensor, *, noise_multiplier: float, error: float
+) -> tuple[Check, Check]:
+    """The noise may not be less than the plan's, and nothing but it may be in the gradient.
+
+    Noise larger than planned fails too: from outside it looks like something that depends on data.
+    `residuals` are what the clipped sums leave unexplained, in clipping norms, [steps, d].
+    """
+    measured = float(residuals.double().square().mean().sqrt())
+
+    def quantile(probability: float) -> float:
+        """Of the root mean square of so many standard normal numbers."""
+        count = residuals.numel()
+        return math.sqrt(float(stats.chi2.ppf(probability, count)) / count)
+
+    lower = (1 - _TOLERANCE) * noise_multiplier * quantile(error)
+    upper = (1 + _TOLERANCE) * noise_multiplier * quantile(1 - error)
+
+    def check(name: str, passed: bool, side: str) -> Check:
+        says = f"deviation of what no clipped gradient explains, at {side} the noise multiplier"
+        return Check(name=name, passed=passed, measured=measured, limit=noise_multiplier, says=says)
+
+    return (
+        check("noise", measured >= lower, "least"),
+        check("nothing else", measured <= upper, "most"),
+    )
+
+
+def check_freshness(residuals: Tensor, *, error: float) -> Check:
+    """The noise of two steps may not be alike: the difference of the two would be without noise.
+
+    The largest correlation over all pairs of steps; of independent noise each follows Student's
+    law, and the bound is corrected for their number.
+    """
+    steps, size = residuals.shape
+    rows = torch.nn.functional.normalize(residuals.double(), dim=1)
+    alike = (rows @ rows.T).fill_diagonal_(0.0).abs()
+    # By steps so near to no noise at all that rounding is all there is, another check fails.
+    measured = float(alike.max()) if steps > 1 else 0.0
+    pairs = max(1, steps * (steps - 1) // 2)
+    student = float(stats.t.isf(error / (2 * pairs), max(1, size - 1)))
+    limit = student / math.sqrt(student**2 + max(1, size - 1))
+    return at_most(
+        "freshness", measured, limit, says="largest correlation between the noise of two steps"
+    )
+
+
 def check_noise_battery(noise: Noise, *, error: float) -> tuple[Check, ...]:
     """Every check of the noise, each failing an honest one with probability at most `error`."""
-    checks = (
-        _by_tensor,
-        _by_step,
-        _by_tensor_and_step,
-        _by_coordinate,
-        _law,
-        _grain,
-        _within_a_step,
-        _between_steps,
+    batteries = {
+        "noise by tensor": (_by_tensor, "the deviations of each tensor's noise"),
+        "noise by step": (_by_step, "the deviations of each step's noise"),
+        "noise by tensor and step": (
+            _by_tensor_and_step,
+            "the deviations of each tensor's noise in each step",
+        ),
+        "noise by parameter": (_by_coordinate, "deviation and mean of each parameter's noise"),
+        "noise law": (_law, "the noise being Gaussian, from its middle into its tails"),
+        "noise grain": (_grain, "as many numbers that are nearly the same"),
+        "noise within a step": (
+            _within_a_step,
+            "likenesses between a step's parameters and between its tensors",
+        ),
+        "noise between steps": (_between_steps, "likenesses between the noise of two steps"),
+    }
+    return tuple(
+        joint(name, tests(noise), error=error, says=f"p-value of {words}")
+        for name, (tests, words) in batteries.items()
     )
-    return tuple(check(noise, error) for check in checks)
 
 
-def _by_tensor(noise: Noise, error: float) -> Check:
+def _by_tensor(noise: Noise) -> dict[str, float]:
     """Every tensor has the plan's noise."""
     sums = np.array([np.square(noise.values[:, part]).sum() for part in noise.tensors])
     degrees = np.array([noise.values[:, part].size for part in noise.tensors])
     one, together = deviations(sums, degrees)
-    return joint(
-        "noise by tensor",
-        {"one tensor": one, "all tensors": together},
-        error=error,
-        says="p-value of the deviations of each tensor's noise",
-    )
+    return {"one tensor": one, "all tensors": together}
 
 
-def _by_step(noise: Noise, error: float) -> Check:
+def _by_step(noise: Noise) -> dict[str, float]:
     """Every step has the plan's noise, without a trend or a rhythm."""
     steps, size = noise.values.shape
     sums = np.square(noise.values).sum(1)
     one, together = deviations(sums, size)
     scores = squares(sums, size)
-    return joint(
-        "noise by step",
-        {
-            "one step": one,
-            "all steps": together,
-            "a trend": lean(scores, np.arange(steps) - (steps - 1) / 2),
-            "every other step": lean(scores, (-1.0) ** np.arange(steps)),
-        },
-        error=error,
-        says="p-value of the deviations of each step's noise",
-    )
+    return {
+        "one step": one,
+        "all steps": together,
+        "a trend": lean(scores, np.arange(steps) - (steps - 1) / 2),
+        "every other step": lean(scores, (-1.0) ** np.arange(steps)),
+    }
 
 
-def _by_tensor_and_step(noise: Noise, error: float) -> Check:
+def _by_tensor_and_step(noise: Noise) -> dict[str, float]:
     """Every tensor has it in every step."""
     sums = np.stack([np.square(noise.values[:, part]).sum(1) for part in noise.tensors])
     one, together = deviations(sums, [[part.stop - part.start] for part in noise.tensors])
-    return joint(
-        "noise by tensor and step",
-        {"one tensor in one step": one, "all of them": together},
-        error=error,
-        says="p-value of the deviations of each tensor's noise in each step",
-    )
+    return {"one tensor in one step": one, "all of them": together}
 
 
-def _by_coordinate(noise: Noise, error: float) -> Check:
+def _by_coordinate(noise: Noise) -> dict[str, float]:
     """Every single parameter has it, and with mean zero."""
     steps = len(noise.values)
     one, together = deviations(np.square(noise.values).sum(0), steps)
     means = noise.values.sum(0) / np.sqrt(steps)
-    return joint(
-        "noise by parameter",
-        {
-            "one parameter": one,
-            "all parameters": together,
-            "one parameter's mean": extreme(means),
-            "all means": scatter(means),
-            "the mean of all": lean(means),
-        },
-        error=error,
-        says="p-value of deviation and mean of each parameter's noise",
-    )
+    return {
+        "one parameter": one,
+        "all parameters": together,
+        "one parameter's mean": extreme(means),
+        "all means": scatter(means),
+        "the mean of all": lean(means),
+    }
 
 
-def _law(noise: Noise, error: float) -> Check:
+def _law(noise: Noise) -> dict[str, float]:
     """The numbers are Gaussian, in the middle and in the tails: all, by tensor, by step."""
     groups = {
         "all": [noise.values],
@@ -168,12 +206,7 @@ def _law(noise: Noise, error: float) -> Check:
     ranks = np.arange(len(uniform) + 1) / len(uniform)
     farthest = max(float((ranks[1:] - uniform).max()), float((uniform - ranks[:-1]).max()))
     tests["Kolmogorov-Smirnov"] = float(stats.kstwo.sf(farthest, len(uniform)))
-    return joint(
-        "noise law",
-        tests,
-        error=error,
-        says="p-value of the noise being Gaussian, from its middle into its tails",
-    )
+    return tests
 
 
 def _spread_odds(parts: list[Numbers]) -> float:
@@ -190,7 +223,7 @@ def _spread_odds(parts: list[Numbers]) -> float:
     return smallest(np.concatenate(p_values))
 
 
-def _grain(noise: Noise, error: float) -> Check:
+def _grain(noise: Noise) -> dict[str, float]:
     """No number comes twice, not even up to its sign or in another place: no grid, no copies."""
     step = max(1, noise.values.size // _TOGETHER)
     groups = {
@@ -207,12 +240,7 @@ def _grain(noise: Noise, error: float) -> Check:
             for values in (noise.values[:, part] for part in noise.tensors)
         ]
     )
-    return joint(
-        "noise grain",
-        tests,
-        error=error,
-        says="p-value of as many numbers that are nearly the same",
-    )
+    return tests
 
 
 def _coincidences(values: Numbers) -> float:
@@ -224,7 +252,7 @@ def _coincidences(values: Numbers) -> float:
     return float(stats.binom.sf(near - 1, len(uniform) - 1, chance)) if near else 1.0
 
 
-def _within_a_step(noise: Noise, error: float) -> Check:
+def _within_a_step(noise: Noise) -> dict[str, float]:
     """Nothing in a step's noise is like anything else in it: neighbours, tensors, mirror images."""
     tests = {}
     for what, values in (("", noise.values), ("magnitudes, ", magnitudes(noise.values))):
@@ -237,21 +265,14 @@ def _within_a_step(noise: Noise, error: float) -> Check:
                 tests[f"{what}{name}, alike"] = smallest([lean(each) for each in found])
                 tests[f"{what}{name}, in one step"] = extreme(np.stack(found))
                 tests[f"{what}{name}, up to sign"] = smallest([scatter(each) for each in found])
-    return joint(
-        "noise within a step",
-        tests,
-        error=error,
-        says="p-value of likenesses between a step's parameters and between its tensors",
-    )
+    return tests
 
 
 def _pairs(noise: Noise, values: Numbers) -> Iterator[tuple[str, Numbers, Numbers]]:
     """Pairs of parts that have no coordinate in common, so that they are independent."""
     size = values.shape[1]
     for lag in sorted({*_LAGS, *noise.rows}):
-        positions = np.arange(size - lag) if lag < size else np.arange(0)
-        for turn in (0, 1):
-            chosen = positions[positions // lag % 2 == turn]
+        for chosen in disjoint_pairs(size, lag):
             if len(chosen) > 2:
                 yield "parameters", values[:, chosen], values[:, chosen + lag]
     half = size // 2
@@ -274,7 +295,7 @@ def _by_distance(values: Numbers) -> float:
     return min(1.0, 2 * extreme(products[enough] / np.sqrt(numbers[enough])))
 
 
-def _between_steps(noise: Noise, error: float) -> Check:
+def _between_steps(noise: Noise) -> dict[str, float]:
     """No step's noise is like another's: at no distance in time, in no tensor, not moved along."""
     tests = {}
     for what, values in (("", noise.values), ("magnitudes, ", magnitudes(noise.values))):
@@ -282,9 +303,7 @@ def _between_steps(noise: Noise, error: float) -> Check:
         steps = len(alike)
         leans, scatters = [], []
         for lag in range(1, steps // 2 + 1):
-            first = np.arange(steps - lag)
-            for turn in (0, 1):
-                chosen = first[first // lag % 2 == turn]
+            for chosen in disjoint_pairs(steps, lag):
                 leans.append(lean(alike[chosen, chosen + lag]))
                 scatters.append(scatter(alike[chosen, chosen + lag]))
         tests[f"{what}at one distance"] = smallest(leans)
@@ -293,12 +312,7 @@ def _between_steps(noise: Noise, error: float) -> Check:
         upper = np.triu_indices(steps, 1)
         tests[f"{what}one tensor"] = smallest([extreme(_all_pairs(p)[upper]) for p in parts] or 1.0)
     tests["moved along or turned round"] = _moved(noise.values)
-    return joint(
-        "noise between steps",
-        tests,
-        error=error,
-        says="p-value of likenesses between the noise of two steps",
-    )
+    return tests
 
 
 def _moved(values: Numbers) -> float:
@@ -320,7 +334,7 @@ def _all_pairs(values: Numbers) -> Numbers:
     return likeness(rows @ rows.T, values.shape[1])
 
 
-def _cosines(one: Numbers, other: Numbers) -> npt.NDArray[np.float64]:
+def _cosines(one: Numbers, other: Numbers) -> Numbers:
     """Normal scores of the likeness of two parts, a step each."""
     sizes = np.linalg.norm(one, axis=1) * np.linalg.norm(other, axis=1)
     products = np.einsum("td,td->t", one, other) / np.maximum(sizes, np.finfo(float).tiny)

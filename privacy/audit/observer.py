@@ -55,8 +55,7 @@ class Observation:
 class Observer:
     """Watches the steps of one training; a class because a step is put together from its batches.
 
-    Attributes:
-        release: What it saw of everything but the gradients.
+    Its `release` is what it saw of everything but the gradients.
     """
 
     def __init__(
@@ -94,13 +93,7 @@ class Observer:
     def losses(self, objective: Objective, images: Tensor, labels: Tensor, taken: Tensor) -> Tensor:
         """The losses of one physical batch: the objective's, and the auditor's own for canaries.
 
-        Args:
-            images: [rows, ...].
-            labels: [rows].
-            taken: For each example its canary's number or -1, int64 [k]; later rows are filling.
-
-        Raises:
-            StepError: The losses do not come from the model.
+        `taken` is for each example its canary's number or -1, int64 [k]; later rows are filling.
         """
         if self._others is None:
             self._begin()
@@ -119,11 +112,7 @@ class Observer:
         return losses
 
     def observation(self) -> Observation:
-        """What was seen since the last one; the optimizer has stepped once in between.
-
-        Raises:
-            StepError: It did not step, or more often than once.
-        """
+        """What was seen since the last one; the optimizer has stepped exactly once in between."""
         if len(self._seen) != 1 or self._others is None:
             raise StepError(
                 f"optimizer: expected one step a sample, got {len(self._seen)}; give the audit the "

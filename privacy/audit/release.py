@@ -24,12 +24,9 @@ Settings = Mapping[str, Any]
 class Release:
     """Watches what one training's model and optimizer keep from step to step.
 
-    A class because each step is compared with what the last one left.
-
-    Args:
-        images: Some that the model takes: tensors in plain attributes of its modules that every
-            forward pass makes anew are not watched, given that no pass finds there what the one
-            before it left.
+    A class because each step is compared with what the last one left. The model is called with
+    `images`: tensors in plain attributes of its modules that every forward pass makes anew are not
+    watched, given that no pass finds there what the one before it left.
 
     Attributes:
         unexplained: Largest change so far that no released gradient explains, as a part of the

@@ -1,12 +1,86 @@
-"""The report of an audit: what was compared with what, and whether the gate opens."""
+"""What an audit is asked and what it answers: settings, checks, bounds, and what it cannot see."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from privacy.audit.checks import Check
+from privacy.quantities import probability, whole
+from privacy.statistics import smallest
 
-__all__ = ["AuditReport", "Bound", "unseen"]
+__all__ = ["AuditReport", "AuditSettings", "Bound", "Check", "at_most", "joint", "unseen"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditSettings:
+    """How much is looked at, and how sure the result is.
+
+    Attributes:
+        canaries: Canaries in the data, at least 2.
+        steps: Steps to watch, at least 2: as many with the plan's noise, with hardly any, and at a
+            low sampling rate. What happens once in `steps` is seen about as often as not.
+        largest_batch: The audited sample is no larger than this, for speed: a step's privacy does
+            not depend on it.
+        confidence: Of each bound that is reported, in (0, 1).
+        false_alarm: Chance that the gate fails an honest training, shared by all its checks.
+        seed: Chooses the rows and the directions of the canaries; no secret.
+
+    Raises:
+        PlanError: A value is out of its range.
+
+    Example:
+        >>> AuditSettings(steps=20).canaries
+        32
+    """
+
+    canaries: int = 32
+    steps: int = 100
+    largest_batch: int = 64
+    confidence: float = 0.95
+    false_alarm: float = 1e-4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("canaries", "steps", "largest_batch"):
+            whole(name, getattr(self, name), least=2)
+        for name in ("confidence", "false_alarm"):
+            probability(name, getattr(self, name))
+        whole("seed", self.seed, least=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One test that the gate consists of.
+
+    Attributes:
+        name: What is tested.
+        passed: Whether the training may be what the plan says.
+        measured: What was found.
+        limit: What it was compared with.
+        says: The comparison in words.
+
+    Example:
+        >>> Check(name="noise", passed=True, measured=1.0, limit=0.99, says="...").passed
+        True
+    """
+
+    name: str
+    passed: bool
+    measured: float
+    limit: float
+    says: str
+
+
+def at_most(name: str, measured: float, limit: float, *, says: str) -> Check:
+    """A check that passes where what was measured is at most the limit; not a number fails."""
+    return Check(name=name, passed=measured <= limit, measured=measured, limit=limit, says=says)
+
+
+def joint(name: str, tests: Mapping[str, float], *, error: float, says: str) -> Check:
+    """One check of several tests' p-values, which share its error equally."""
+    least = min(tests, key=lambda test: tests[test])
+    p_value = smallest(list(tests.values()))
+    says = f"{says}; least likely: {least}"
+    return Check(name=name, passed=p_value >= error, measured=p_value, limit=error, says=says)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,10 +195,9 @@ def unseen(
 ) -> tuple[str, ...]:
     """What an audit of this size cannot see, a sentence each.
 
-    Args:
-        replayed: Whether the optimizer's steps could be taken once more.
-        asked: Whether the objective could be asked if it keeps examples apart.
-        augmented: Whether there were other images in the batches than the data set gave.
+    `replayed` says whether the optimizer's steps could be taken once more, `asked` whether the
+    objective could be asked if it keeps examples apart, and `augmented` whether there were other
+    images in the batches than the data set gave.
     """
     some = [
         f"What happens less often than about once in {steps} steps, or only after them.",

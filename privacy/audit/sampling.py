@@ -10,8 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from privacy.audit.checks import Check
-from privacy.audit.laws import Numbers, counts, extreme, joint, lean, odds, scatter, smallest
+from privacy.audit.report import Check, at_most, joint
+from privacy.statistics import (
+    Numbers,
+    counts,
+    disjoint_pairs,
+    extreme,
+    lean,
+    odds,
+    scatter,
+    smallest,
+)
 
 __all__ = ["Samples", "check_sampling_battery"]
 
@@ -57,14 +66,9 @@ def check_sampling_battery(
         return {f"{test}, {name}": p for name, of in found.items() for test, p in of.items()}
 
     repeats = max(float(samples.table.max(initial=0.0)) for samples in runs.values())
-    once = Check(
-        name="rows once",
-        passed=repeats <= 1,
-        measured=repeats,
-        limit=1.0,
-        says="how often one row is in one sample, at most once",
-    )
-    says = {
+    says = "how often one row is in one sample, at most once"
+    once = at_most("rows once", repeats, 1.0, says=says)
+    batteries = {
         "sampling": (_rate, "p-value of the share of all rows that were in the samples"),
         "sample sizes": (_sizes, "p-value of the samples' sizes, as those of independent coins"),
         "rows": (_rows, "p-value of how often each row was in, as all others"),
@@ -72,7 +76,8 @@ def check_sampling_battery(
         "samples apart": (_apart, "p-value of how often a row was in two samples"),
     }
     checks = [
-        joint(name, of_all(tests), error=error, says=words) for name, (tests, words) in says.items()
+        joint(name, of_all(tests), error=error, says=words)
+        for name, (tests, words) in batteries.items()
     ]
     return (once, *checks)
 
@@ -153,9 +158,7 @@ def _at_distances(lines: Numbers, samples: Samples) -> list[float]:
     number, length = lines.shape
     p_values = [1.0]
     for lag in range(1, min(number // 2, 64) + 1):
-        first = np.arange(number - lag)
-        for turn in (0, 1):
-            chosen = first[first // lag % 2 == turn]
+        for chosen in disjoint_pairs(number, lag):
             one, other = lines[chosen], lines[chosen + lag]
             trials = len(chosen) * length
             p_values.append(float(odds((one * other).sum(), trials, samples.both)))

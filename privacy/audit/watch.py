@@ -16,8 +16,8 @@ from privacy.audit.contributions import MISMATCH, mismatch
 from privacy.audit.noise import kept_coordinates
 from privacy.audit.observer import Objective, Observation, Observer
 from privacy.audit.release import Release, Settings
+from privacy.audit.report import AuditSettings
 from privacy.audit.sampling import Samples
-from privacy.audit.settings import AuditSettings
 from privacy.errors import PlanError, StepError
 from privacy.objectives import ExamplesMix, keeps_apart
 from privacy.plan import DPPlan
@@ -72,7 +72,6 @@ class Watched:
 
     Attributes:
         steps: Each step; of its residual what is kept.
-        samples: Which rows were in which sample.
         sizes: How many numbers each parameter tensor has.
         tensors: Each tensor's columns in what is kept of a residual.
         rows: How long a row of each tensor is.
@@ -98,11 +97,7 @@ class Watched:
 
 
 def half(plan: DPPlan, dataset: MapStyle, settings: AuditSettings) -> tuple[CanaryDataset, DPPlan]:
-    """The audited data, and the plan on it: a fair coin for each row, the plan's noise and C.
-
-    Raises:
-        PlanError: The data set is too small for the canaries.
-    """
+    """The audited data, and the plan on it: a fair coin for each row, the plan's noise and C."""
     canaries = settings.canaries
     batch_size = min(plan.batch_size, settings.largest_batch, len(dataset) // 2)
     batch_size = max(batch_size, canaries, _SMALLEST_BATCH)
@@ -123,15 +118,11 @@ def watch(
     watching = _Watching(make_training, plan, data, settings, oversize=_OVERSIZE)
     found = []
     with closing(watching.steps()) as steps:
-        try:
-            for step in steps:
-                if not bool(step.residual.isfinite().all()):
-                    break
-                kept = step.residual[watching.kept].cpu()
-                found.append(replace(step, residual=kept, total=kept[:0]))
-        except Diverged:
-            if not found:
-                raise
+        for step in steps:
+            if not bool(step.residual.isfinite().all()):
+                break
+            kept = step.residual[watching.kept].cpu()
+            found.append(replace(step, residual=kept, total=kept[:0]))
     return watching.seen(found)
 
 
@@ -143,18 +134,11 @@ def watch_quietly(
     watching = _Watching(make_training, quiet, data, settings, oversize=_QUIET_OVERSIZE)
     found: list[float] = []
     with closing(watching.steps()) as steps:
-        try:
-            for step in steps:
-                found.append(
-                    mismatch(
-                        step.residual, step.total, examples=step.examples, noise_multiplier=_QUIET
-                    )
-                )
-                if not found[-1] <= MISMATCH:
-                    break
-        except Diverged:
-            if not found:
-                raise
+        for step in steps:
+            residual, total, examples = step.residual, step.total, step.examples
+            found.append(mismatch(residual, total, examples=examples, noise_multiplier=_QUIET))
+            if not found[-1] <= MISMATCH:
+                break
     return replace(watching.seen([]), mismatches=tuple(found))
 
 
@@ -230,7 +214,10 @@ class _Watching:
         data.read()
 
     def steps(self) -> Generator[Observation, None, None]:
-        """Trains, and gives what was seen of each step; one more than planned, if it comes."""
+        """Trains, and gives what was seen of each step; one more than planned, if it comes.
+
+        A training that diverges ends there, if at least one step was seen.
+        """
         read = torch.zeros(len(self._data))
         try:
             for images, labels in self._training.batches:
@@ -247,6 +234,9 @@ class _Watching:
                     yield self._observer.observation()
                 if len(self._table) > self._plan.steps:
                     return
+        except Diverged:
+            if not self._table:
+                raise
         finally:
             self._observer.close()
 

@@ -22,7 +22,6 @@ from privacy.clipping.gradients import (
     Parts,
     PerExampleGradients,
     Saved,
-    SummedCopies,
     sum_copies,
 )
 from privacy.clipping.patches import (
@@ -152,24 +151,24 @@ class ConvolutionRule:
         # In another layout than the default one, both tensors are laid out anew.
         copied = sum(t.nbytes for t in (inputs, output_gradient) if not t.is_contiguous())
         grouped, peak = partial(self._grouped, copies=copies), copies * size + copied
-        geometry = self._geometry()
+        geometry = self._geometry(copies)
         kernels = list[Kernel]()
         compiled = geometry is not None and direct.fits(inputs)
         if geometry is not None and compiled:
-            kernels += _direct_kernels(geometry, copies, inputs, output_gradient, product)
+            kernels += _direct_kernels(geometry, inputs, output_gradient, product)
         kernels.append(Kernel(name="grouped", run=grouped, peak_bytes=peak, work=product))
         if geometry is None or len(geometry.kernel) != 2:
             return kernels
-        ghost = partial(self._ghost, geometry=geometry, copies=copies)
+        ghost = partial(self._ghost, geometry=geometry)
         layouts = {} if compiled else self._layouts(geometry)
         for name, layout in layouts.items():
-            kept = partial(instantiated, layout, copies)
+            kept = partial(instantiated, layout)
             kernels.append(Kernel(name=name, run=kept, peak_bytes=size, work=product))
-            found = partial(squares, layout, copies)
+            found = partial(squares, layout)
             kernels.append(ghost(name, found, work=2 * product, gram=False))
         pairs, outputs = float(examples * positions**2), output_gradient.shape[1]
         patch = self.layer.weight[0].numel()
-        found, work = partial(gram_squares, geometry, copies), pairs * (patch + outputs) + product
+        found, work = partial(gram_squares, geometry), pairs * (patch + outputs) + product
         kernels.append(ghost("gram", found, work=work, gram=True))
         return kernels
 
@@ -180,7 +179,7 @@ class ConvolutionRule:
             layouts["rows"] = Rows(geometry)
         return layouts
 
-    def _geometry(self) -> Geometry | None:
+    def _geometry(self, copies: int) -> Geometry | None:
         """The layer's sizes, where it is a dense convolution."""
         layer = self.layer
         if layer.transposed or layer.groups != 1:
@@ -191,6 +190,7 @@ class ConvolutionRule:
             stride=whole(layer.stride),
             padding=whole(self.padding),
             dilation=whole(layer.dilation),
+            copies=copies,
         )
 
     def _ghost(
@@ -199,7 +199,6 @@ class ConvolutionRule:
         norms: Callable[[Tensor, Tensor], Tensor],
         *,
         geometry: Geometry,
-        copies: int,
         work: float,
         gram: bool,
     ) -> Kernel:
@@ -207,15 +206,9 @@ class ConvolutionRule:
 
         def run(inputs: Tensor, output_gradient: Tensor) -> PerExampleGradients:
             measured = norms(inputs, output_gradient)
-            found = rounded_up(measured, geometry, copies, inputs, output_gradient, gram=gram)
-            rows = GhostNorm(
-                found.repeat_interleave(copies),
-                inputs,
-                output_gradient,
-                self._weight_gradient,
-                self.grouped_weight_gradients,
-            )
-            return SummedCopies(rows, copies, found) if copies > 1 else rows
+            found = rounded_up(measured, geometry, inputs, output_gradient, gram=gram)
+            second, kept = self._weight_gradient, self.grouped_weight_gradients
+            return GhostNorm(found, inputs, output_gradient, second, kept, geometry.copies)
 
         return Kernel(name=f"{name}, then native", run=run, peak_bytes=0, work=work)
 
@@ -265,13 +258,13 @@ class ConvolutionRule:
 
 
 def _direct_kernels(
-    geometry: Geometry, copies: int, inputs: Tensor, output_gradient: Tensor, work: float
+    geometry: Geometry, inputs: Tensor, output_gradient: Tensor, work: float
 ) -> list[Kernel]:
     """The compiled kernel: its gradients kept, formed after the backward pass, or formed twice."""
-    kept_peak, twice_peak = direct.peak_bytes(geometry, copies, inputs, output_gradient)
-    kept = partial(direct.instantiated, geometry, copies)
+    kept_peak, twice_peak = direct.peak_bytes(geometry, inputs, output_gradient)
+    kept = partial(direct.instantiated, geometry)
     after = partial(AfterBackward, form=kept)
-    twice = partial(direct.twice, geometry, copies)
+    twice = partial(direct.twice, geometry)
     return [
         Kernel(name="direct", run=kept, peak_bytes=kept_peak, work=work),
         Kernel(name="direct, postponed", run=after, peak_bytes=0, work=work, later_bytes=kept_peak),

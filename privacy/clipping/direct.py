@@ -38,9 +38,7 @@ def fits(inputs: Tensor) -> bool:
     return inputs.dtype == torch.float32 and inputs.device.type == "cpu" and compiled() is not None
 
 
-def peak_bytes(
-    geometry: Geometry, copies: int, images: Tensor, output_gradient: Tensor
-) -> tuple[int, int]:
+def peak_bytes(geometry: Geometry, images: Tensor, output_gradient: Tensor) -> tuple[int, int]:
     """Bytes that `instantiated` and `twice` take at most, beyond what they are given and a cache.
 
     What is laid out anew, and what each thread has for itself, counts as far as it exceeds `CACHE`.
@@ -50,13 +48,13 @@ def peak_bytes(
     laid_out = 0 if _channels_last(images) else images.nbytes
     if whole > outputs or not _channels_last(output_gradient):
         laid_out += output_gradient.nbytes // outputs * whole
-    threads, examples = torch.get_num_threads(), rows // copies
+    threads, copies = torch.get_num_threads(), geometry.copies
     padded = [size + 2 * border for size, border in zip(sizes, geometry.padding, strict=True)]
     borders = threads * copies * channels * math.prod(padded) if any(geometry.padding) else 0
     one = math.prod(geometry.kernel) * channels * whole
     temporary = [laid_out + number * (threads * sums * one + borders) for sums in (0, 2)]
     beyond = [max(0, size - CACHE) for size in temporary]
-    return beyond[0] + examples * one * number, beyond[1]
+    return beyond[0] + rows // copies * one * number, beyond[1]
 
 
 def _channels_last(tensor: Tensor) -> bool:
@@ -64,11 +62,9 @@ def _channels_last(tensor: Tensor) -> bool:
     return tensor.movedim(1, -1).is_contiguous()
 
 
-def instantiated(
-    geometry: Geometry, copies: int, images: Tensor, output_gradient: Tensor
-) -> Instantiated:
+def instantiated(geometry: Geometry, images: Tensor, output_gradient: Tensor) -> Instantiated:
     """Per-example weight gradients, kept."""
-    layer = _Layer.of(geometry, copies, images, output_gradient)
+    layer = _Layer.of(geometry, images, output_gradient)
     kept = images.new_empty(layer.examples, *layer.gradient_shape)
     squares = layer.run(kept, keep=True)
     # `join` holds only sizes of the layer, so that the activations can be freed.
@@ -80,10 +76,10 @@ def instantiated(
     return Instantiated([kept], join=join, squares=squares)
 
 
-def twice(geometry: Geometry, copies: int, images: Tensor, output_gradient: Tensor) -> "Twice":
+def twice(geometry: Geometry, images: Tensor, output_gradient: Tensor) -> "Twice":
     """Per-example weight gradients that are formed twice instead of kept."""
-    layer = _Layer.of(geometry, copies, images, output_gradient)
-    return Twice(geometry, copies, images, output_gradient, layer.run(layer.scratch(), keep=False))
+    layer = _Layer.of(geometry, images, output_gradient)
+    return Twice(geometry, images, output_gradient, layer.run(layer.scratch(), keep=False))
 
 
 @dataclass(frozen=True)
@@ -95,7 +91,6 @@ class Twice:
     """
 
     geometry: Geometry
-    copies: int
     images: Tensor
     output_gradient: Tensor
     squares: Tensor
@@ -106,20 +101,21 @@ class Twice:
 
     def weighted_sum(self, factors: Tensor) -> Tensor:
         """The second pass: each example's gradient is scaled and added while it is in the cache."""
-        layer = _Layer.of(self.geometry, self.copies, self.images, self.output_gradient)
+        layer = _Layer.of(self.geometry, self.images, self.output_gradient)
         total = layer.weighted_sum(floats(factors))
         return _joined(self.geometry, self.images.shape[1], layer.outputs, total)
 
     def instantiate(self) -> Tensor:
         """The gradients themselves, after all."""
-        kept = instantiated(self.geometry, self.copies, self.images, self.output_gradient)
+        kept = instantiated(self.geometry, self.images, self.output_gradient)
         return kept.instantiate()
 
     def select(self, rows: Tensor) -> "Twice":
         """The same of the examples in `rows`."""
-        copied = (rows[:, None] * self.copies + torch.arange(self.copies)).flatten()
+        copies = self.geometry.copies
+        copied = (rows[:, None] * copies + torch.arange(copies)).flatten()
         images, gradient = self.images[copied], self.output_gradient[copied]
-        return Twice(self.geometry, self.copies, images, gradient, self.squares[rows])
+        return Twice(self.geometry, images, gradient, self.squares[rows])
 
 
 class _Work(ctypes.Structure):
@@ -173,9 +169,7 @@ class _Layer:
     threads: int
 
     @classmethod
-    def of(
-        cls, geometry: Geometry, copies: int, images: Tensor, output_gradient: Tensor
-    ) -> "_Layer":
+    def of(cls, geometry: Geometry, images: Tensor, output_gradient: Tensor) -> "_Layer":
         """Copies what is not channels-last or not whole vectors, and finds the tables."""
         pixels = floats(images.movedim(1, -1))
         gradient, outputs = output_gradient.movedim(1, -1), output_gradient.shape[1]
@@ -184,12 +178,12 @@ class _Layer:
             whole[..., :outputs] = gradient
             gradient = whole
         return cls(
-            tables=_tables(geometry, copies, pixels.shape[1:], gradient.shape[1:-1]),
+            tables=_tables(geometry, pixels.shape[1:], gradient.shape[1:-1]),
             geometry=geometry,
             pixels=pixels,
             gradient=floats(gradient),
             outputs=outputs,
-            examples=len(images) // copies,
+            examples=len(images) // geometry.copies,
             threads=torch.get_num_threads(),
         )
 
@@ -249,9 +243,7 @@ def _joined(geometry: Geometry, channels: int, outputs: int, rows: Tensor) -> Te
 
 
 @cache
-def _tables(
-    geometry: Geometry, copies: int, image: tuple[int, ...], positions: tuple[int, ...]
-) -> _Tables:
+def _tables(geometry: Geometry, image: tuple[int, ...], positions: tuple[int, ...]) -> _Tables:
     """The tables of a convolution over images [*spatial, channels]."""
     *sizes, channels = image
     padded = [size + 2 * border for size, border in zip(sizes, geometry.padding, strict=True)]
@@ -263,14 +255,14 @@ def _tables(
     window = _offsets(geometry.kernel, geometry.dilation, nowhere, steps)
     taps = [offset + channel for offset in window for channel in range(channels)]
     assert max(first) + max(taps) < one, "the last patch lies within its image"
-    starts = [copy * one for copy in range(copies)]
+    starts = [copy * one for copy in range(geometry.copies)]
     # On the CPU whatever the default device is: compiled code reads them.
     table = partial(torch.tensor, dtype=torch.int64, device="cpu")
     return _Tables(
         line=table([start + line for start in starts for line in lines]),
         position=table([start + offset for start in starts for offset in first]),
         tap=table(taps),
-        padded=copies * one,
+        padded=geometry.copies * one,
     )
 
 

@@ -45,53 +45,37 @@ class Clipping(ABC):
     def shares(self, layers: Sequence[str]) -> list[float]:
         """What is clipped apart, as shares of C whose squares add up to 1 at most.
 
-        Returns:
-            One share for the whole gradient, or one a layer.
-
-        Raises:
-            PlanError: The clipping is for other layers.
+        One share for the whole gradient, or one a layer; a clipping for other layers is refused.
         """
         return [1.0]
 
     def factors(self, norms: Tensor, max_grad_norm: Tensor | float) -> Tensor:
-        """Flat clipping: min(1, C / norm).
+        """Factors >= 0 with factor * norm <= C; in flat clipping min(1, C / norm).
 
-        Args:
-            norms: Upper bounds on the L2 norms of what is clipped, float [..., n].
-            max_grad_norm: C, or the share of it, broadcast to the norms.
-
-        Returns:
-            Factors >= 0 with factor * norm <= C, [..., n].
+        `norms` are upper bounds on the L2 norms of what is clipped, [..., n]; C, or each part's
+        share of it, is broadcast to them.
         """
         return (max_grad_norm / norms).clamp(max=1.0)
 
     def gradient_noise_multiplier(self, noise_multiplier: float) -> float:
         """Noise for the gradients over C, such that a step costs what `noise_multiplier` says.
 
-        Raises:
-            PlanError: Something else that a step releases costs more than that already.
+        Refused where something else that a step releases costs more than that already.
         """
         return noise_multiplier
 
     def count(self, norms: Tensor, max_grad_norm: float) -> float:
         """What some examples add to the count that a step releases beside its gradient.
 
-        Args:
-            norms: L2 norms of whole gradients, not finite ones among them, float [n].
-
-        Returns:
-            Of each example at most 1/2 in size; 0 where nothing is released.
+        At most 1/2 in size an example; 0 where no count is released. `norms` are L2 norms of whole
+        gradients [n], some perhaps not finite.
         """
         return 0.0
 
     def next_norm(
         self, max_grad_norm: float, count: float, batch_size: int, generator: SecureGenerator
     ) -> float:
-        """C of the next step, given this step's and its count.
-
-        Args:
-            count: The sum of `count` over the step's examples: secret.
-        """
+        """C of the next step, given this step's and its count: a secret sum over its examples."""
         return max_grad_norm
 
     def to_dict(self) -> dict[str, Any]:
@@ -274,11 +258,7 @@ _KINDS: Mapping[str, type[Clipping]] = {
 
 
 def clipping_of(value: object) -> Clipping:
-    """A clipping, or what its `to_dict` gave, as the clipping.
-
-    Raises:
-        PlanError: It is neither.
-    """
+    """A clipping, or what its `to_dict` gave, as the clipping."""
     if isinstance(value, Clipping):
         return value
     kind = value.get("kind") if isinstance(value, Mapping) else None
@@ -300,16 +280,9 @@ def clip_factors(
     """The clipping's factors, and 0 for a norm that is not finite.
 
     Guarantee: factor times true norm is at most `max_grad_norm`, given squared norms that are
-    right to one part in 10^5: norms are rounded up before the division.
-
-    Args:
-        squared_norms: Squared L2 norm of each example's gradient, or of each part of it that is
-            clipped apart, float32 or float64 [..., n].
-        max_grad_norm: C, > 0, or each part's share of it.
-        clipping: Flat by default.
-
-    Returns:
-        Factors >= 0, of the dtype of `squared_norms`, [..., n].
+    right to one part in 10^5: norms are rounded up before the division. The squared norms are of
+    each example's gradient, or of each part of it that is clipped apart, float [..., n];
+    `max_grad_norm` is C, > 0, or each part's share of it. Clipping is flat by default.
     """
     norms = squared_norms.sqrt() * (1 + _ROUNDING)
     factors = (clipping or FlatClipping()).factors(norms, max_grad_norm)

@@ -2,12 +2,11 @@
 
 `Instantiated` holds them. `GhostNorm` knows only their norms and makes the clipped sum in a second
 pass over the layer's input and output gradient (ghost clipping: Goodfellow 2015, arXiv 1510.01799;
-Li et al. 2022, arXiv 2110.05679). `AfterBackward` forms them when the backward pass is over, and
-`SummedCopies` adds up an example's augmented copies before the norm is taken.
+Li et al. 2022, arXiv 2110.05679). `AfterBackward` forms them when the backward pass is over.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -21,7 +20,6 @@ __all__ = [
     "Parts",
     "PerExampleGradients",
     "Saved",
-    "SummedCopies",
     "combine",
     "in_rows",
     "row_squared_norms",
@@ -114,11 +112,12 @@ class GhostNorm:
 
     Attributes:
         squares: Squared norms [n].
-        inputs: The layer's input [n, ...].
-        output_gradients: The gradient at the layer's output [n, ...].
-        weight_gradient: Makes the parameter's gradient, summed over examples, of an input and an
-            output gradient.
-        instantiation: Makes the per-example gradients of an input and an output gradient.
+        inputs: The layer's input [n * copies, ...].
+        output_gradients: The gradient at the layer's output [n * copies, ...].
+        weight_gradient: Makes the parameter's gradient, summed over rows, of an input and an output
+            gradient.
+        instantiation: Makes the per-row gradients of an input and an output gradient.
+        copies: Adjacent rows that are one example: their gradients are added before the norm.
     """
 
     squares: Tensor
@@ -126,6 +125,7 @@ class GhostNorm:
     output_gradients: Tensor
     weight_gradient: Callable[[Tensor, Tensor], Tensor]
     instantiation: Callable[[Tensor, Tensor], Tensor]
+    copies: int = 1
 
     def squared_norms(self) -> Tensor:
         """The norms that were found in the backward pass."""
@@ -134,20 +134,25 @@ class GhostNorm:
     def weighted_sum(self, factors: Tensor) -> Tensor:
         """The second pass: the layer's own weight gradient, of scaled output gradients."""
         dtype = torch.promote_types(self.output_gradients.dtype, torch.float32)
-        dy = self.output_gradients.to(dtype)
-        scaled = dy * factors.to(dtype).view(-1, *[1] * (dy.dim() - 1))
+        dy, each = self.output_gradients.to(dtype), factors.to(dtype)
+        each = each.repeat_interleave(self.copies) if self.copies > 1 else each
+        scaled = dy * each.view(-1, *[1] * (dy.dim() - 1))
         # Indices stay integers: a large one has no exact float32.
         indices = not self.inputs.is_floating_point()
         return self.weight_gradient(self.inputs if indices else self.inputs.to(dtype), scaled)
 
     def instantiate(self) -> Tensor:
         """Forms the gradients after all: a shared parameter's are added before the norm."""
-        return self.instantiation(self.inputs, self.output_gradients)
+        rows = self.instantiation(self.inputs, self.output_gradients)
+        return rows if self.copies == 1 else _added(rows, self.copies)
 
     def select(self, rows: Tensor) -> "GhostNorm":
         """The same for the examples in `rows`."""
-        squares, inputs, dy = (t[rows] for t in (self.squares, self.inputs, self.output_gradients))
-        return GhostNorm(squares, inputs, dy, self.weight_gradient, self.instantiation)
+        copies = torch.arange(self.copies, device=rows.device)
+        copied = (rows[:, None] * self.copies + copies).flatten()
+        inputs, output_gradients = self.inputs[copied], self.output_gradients[copied]
+        squares = self.squares[rows]
+        return replace(self, squares=squares, inputs=inputs, output_gradients=output_gradients)
 
 
 class AfterBackward:
@@ -191,38 +196,6 @@ class AfterBackward:
         return self._formed
 
 
-@dataclass(frozen=True)
-class SummedCopies:
-    """Gradients of examples with several rows each that were not formed: only their norms were.
-
-    Attributes:
-        rows: The gradients of every row, in a form of their own.
-        copies: Rows an example.
-        squares: Squared norms of the examples' gradients, float64 [n].
-    """
-
-    rows: PerExampleGradients
-    copies: int
-    squares: Tensor
-
-    def squared_norms(self) -> Tensor:
-        """The norms of the sums over copies."""
-        return self.squares
-
-    def weighted_sum(self, factors: Tensor) -> Tensor:
-        """Each copy has its example's factor."""
-        return self.rows.weighted_sum(factors.repeat_interleave(self.copies))
-
-    def instantiate(self) -> Tensor:
-        """The gradients themselves, added over copies."""
-        return _added(self.rows.instantiate(), self.copies)
-
-    def select(self, rows: Tensor) -> "SummedCopies":
-        """The same for some examples."""
-        copied = rows[:, None] * self.copies + torch.arange(self.copies, device=rows.device)
-        return SummedCopies(self.rows.select(copied.flatten()), self.copies, self.squares[rows])
-
-
 def sum_copies(part: PerExampleGradients, copies: int, *, size: int) -> PerExampleGradients:
     """Per-example gradients [n] out of those of `n * copies` rows, an example's rows adjacent.
 
@@ -234,13 +207,15 @@ def sum_copies(part: PerExampleGradients, copies: int, *, size: int) -> PerExamp
         return part
     if isinstance(part, Instantiated):
         return Instantiated([_added(piece, copies) for piece in part.pieces], part.join)
-    rows = torch.arange(len(part.squared_norms()), device=part.squared_norms().device)
+    if not isinstance(part, GhostNorm):
+        return Instantiated([_added(part.instantiate(), copies)])
+    rows = torch.arange(len(part.squares), device=part.squares.device)
     few = max(1, _AT_A_TIME // (copies * size)) * copies
     squares = [
         row_squared_norms(in_rows(_added(part.select(some).instantiate(), copies)))
         for some in torch.split(rows, few)
     ]
-    return SummedCopies(part, copies, torch.cat(squares))
+    return replace(part, squares=torch.cat(squares), copies=copies)
 
 
 def _added(rows: Tensor, copies: int) -> Tensor:

@@ -42,12 +42,16 @@ CACHE = 1 << 21
 
 @dataclass(frozen=True, kw_only=True)
 class Geometry:
-    """A dense convolution's sizes, one number a dimension: (vertical, horizontal) of images."""
+    """A dense convolution's sizes, one number a dimension: (vertical, horizontal) of images.
+
+    Of one example there are so many `copies`, in adjacent rows of the batch.
+    """
 
     kernel: tuple[int, ...]
     stride: tuple[int, ...]
     padding: tuple[int, ...]
     dilation: tuple[int, ...]
+    copies: int = 1
 
     @property
     def plain(self) -> bool:
@@ -159,37 +163,32 @@ PatchLayout = Columns | Rows
 pieces of one shape, each the product of one matrix multiplication."""
 
 
-def instantiated(
-    layout: PatchLayout, copies: int, images: Tensor, output_gradient: Tensor
-) -> Instantiated:
+def instantiated(layout: PatchLayout, images: Tensor, output_gradient: Tensor) -> Instantiated:
     """Per-example weight gradients, kept."""
     channels = images.shape[1]
     count, *shape = layout.pieces(channels, output_gradient.shape[1])
     # A block of memory for each piece: one for all costs a few percent of a whole step.
-    kept = [images.new_empty(len(images) // copies, *shape) for _ in range(count)]
-    norms = _multiplied(layout, copies, images, output_gradient, kept)
+    examples = len(images) // layout.geometry.copies
+    kept = [images.new_empty(examples, *shape) for _ in range(count)]
+    norms = _multiplied(layout, images, output_gradient, kept)
     return Instantiated(kept, join=lambda pieces: layout.join(pieces, channels), squares=norms)
 
 
-def squares(layout: PatchLayout, copies: int, images: Tensor, output_gradient: Tensor) -> Tensor:
+def squares(layout: PatchLayout, images: Tensor, output_gradient: Tensor) -> Tensor:
     """Squared norms of the per-example weight gradients, which are not kept; float64 [n]."""
-    return _multiplied(layout, copies, images, output_gradient, None)
+    return _multiplied(layout, images, output_gradient, None)
 
 
 def _multiplied(
-    layout: PatchLayout,
-    copies: int,
-    images: Tensor,
-    output_gradient: Tensor,
-    kept: list[Tensor] | None,
+    layout: PatchLayout, images: Tensor, output_gradient: Tensor, kept: list[Tensor] | None
 ) -> Tensor:
     """Squared norms, chunk by chunk while the gradients are in the cache; keeps them if asked."""
     count, *shape = layout.pieces(images.shape[1], output_gradient.shape[1])
-    examples, size = len(images) // copies, math.prod(shape)
+    examples, size = len(images) // layout.geometry.copies, math.prod(shape)
     block = _block_length(size)
     norms = images.new_empty(count, examples, size // block)
     done, written = 0, kept
-    for some, gradient, scratch in _chunks(layout, copies, images, output_gradient):
+    for some, gradient, scratch in _chunks(layout, images, output_gradient):
         if written is None:
             written = [images.new_empty(len(some), *shape) for _ in range(count)]
         part = slice(done, done + len(some))
@@ -211,7 +210,7 @@ def _block_length(size: int) -> int:
 
 
 def _chunks(
-    layout: PatchLayout, copies: int, images: Tensor, output_gradient: Tensor
+    layout: PatchLayout, images: Tensor, output_gradient: Tensor
 ) -> Iterator[tuple[Tensor, Tensor, list[Tensor]]]:
     """A few examples at a time whose patches fit the cache, as many for each thread.
 
@@ -219,7 +218,8 @@ def _chunks(
     memory to work in.
     """
     positions = (output_gradient.shape[2], output_gradient.shape[3])
-    examples, threads = len(images) // copies, torch.get_num_threads()
+    copies, threads = layout.geometry.copies, torch.get_num_threads()
+    examples = len(images) // copies
     gradient = output_gradient.permute(0, 2, 3, 1).reshape(
         examples, copies * math.prod(positions), -1
     )
@@ -235,15 +235,13 @@ def _chunks(
         yield some, gradient[start : start + size], [part[: len(some)] for part in scratch]
 
 
-def gram_squares(
-    geometry: Geometry, copies: int, images: Tensor, output_gradient: Tensor
-) -> Tensor:
+def gram_squares(geometry: Geometry, images: Tensor, output_gradient: Tensor) -> Tensor:
     """Squared norms, float64 [n], as the product of two Gram matrices: of patches and of gradients.
 
     Its cost grows with the square of the number of positions.
     """
     layout, found = Columns(geometry), []
-    for some, gradient, scratch in _chunks(layout, copies, images, output_gradient):
+    for some, gradient, scratch in _chunks(layout, images, output_gradient):
         patches = layout.patches(some, scratch)
         found.append(_inner(torch.bmm(patches, patches.mT), torch.bmm(gradient, gradient.mT)))
     return torch.cat(found)
@@ -256,13 +254,7 @@ def _inner(first: Tensor, second: Tensor) -> Tensor:
 
 
 def rounded_up(
-    squares: Tensor,
-    geometry: Geometry,
-    copies: int,
-    images: Tensor,
-    output_gradient: Tensor,
-    *,
-    gram: bool,
+    squares: Tensor, geometry: Geometry, images: Tensor, output_gradient: Tensor, *, gram: bool
 ) -> Tensor:
     """Squared norms [n] that no rounding can make too small for the gradient that is released.
 
@@ -271,16 +263,16 @@ def rounded_up(
     number of additions, half a unit of rounding, and `_alignment` (Higham 2002, section 3.1).
     """
     half_unit = torch.finfo(images.dtype).eps / 2
-    whole = _alignment(geometry, copies, images, output_gradient)
+    whole = _alignment(geometry, images, output_gradient)
     if gram:
         patch = images.shape[1] * geometry.kernel[0] * geometry.kernel[1]
         additions = patch + output_gradient.shape[1] + 2
         squares = squares + additions * half_unit * whole.square()
-    positions = copies * output_gradient[0, 0].numel()
+    positions = geometry.copies * output_gradient[0, 0].numel()
     return (squares.sqrt() + positions * half_unit * whole).square()
 
 
-def _alignment(geometry: Geometry, copies: int, images: Tensor, output_gradient: Tensor) -> Tensor:
+def _alignment(geometry: Geometry, images: Tensor, output_gradient: Tensor) -> Tensor:
     """What a norm would be were all positions to agree: sum of |patch| |dy|, float64 [n].
 
     Rounding is relative to it, not to the norm: where positions cancel, it can be far larger.
@@ -295,4 +287,4 @@ def _alignment(geometry: Geometry, copies: int, images: Tensor, output_gradient:
     )
     squares = patches[:, 0] * output_gradient.square().sum(1)
     rows = squares.clamp_(min=0).sqrt_().flatten(1).sum(1, dtype=torch.float64)
-    return rows.view(-1, copies).sum(1)
+    return rows.view(-1, geometry.copies).sum(1)
