@@ -18,7 +18,7 @@ from privacy.audit.contributions import (
 )
 from privacy.audit.noise import Noise, check_deviation, check_freshness, check_noise_battery
 from privacy.audit.release import changing
-from privacy.audit.report import AuditReport, AuditSettings, Bound, Check, unseen
+from privacy.audit.report import AuditReport, AuditSettings, Bound, Check
 from privacy.audit.sampling import Samples, check_sampling_battery
 from privacy.audit.watch import MakeTraining, Watched, half, watch, watch_quietly, watch_samples
 from privacy.clipping.factors import FlatClipping
@@ -162,7 +162,6 @@ def _report(
     auditor = CanaryScoreAuditor(scores[were_in].numpy(), scores[~were_in].numpy())
     assert plan.noise_multiplier is not None, "the plan has its noise"
     confidence = settings.confidence
-    rows, kept = seen.own.table.shape[1], seen.loud.steps[0].residual.numel()
     return AuditReport(
         claimed_epsilon=gdp_epsilon(1 / plan.noise_multiplier, delta),
         delta=delta,
@@ -171,18 +170,7 @@ def _report(
             for method, epsilon in _bounds(auditor, delta, confidence).items()
         ),
         checks=_checks(seen, auditor, plan, delta, settings),
-        unseen=unseen(
-            steps=settings.steps,
-            rows=max(plan.samples, rows),
-            population=population,
-            kept=kept,
-            parameters=sum(seen.loud.sizes),
-            rate=seen.own.rate,
-            replayed=seen.loud.replayed,
-            asked=seen.apart is not None,
-            augmented=seen.loud.changed > 0,
-            settings=changing(seen.loud.settings, seen.quiet.settings),
-        ),
+        unseen=_unseen(seen, plan, settings, population=population),
         false_alarm=settings.false_alarm,
         noise_multiplier=plan.noise_multiplier,
         max_grad_norm=plan.max_grad_norm,
@@ -246,3 +234,67 @@ def _checks(
             says="steps with finite gradients, all that were taken and no more than were planned",
         ),
     )
+
+
+def _unseen(
+    seen: _Seen, plan: DPPlan, settings: AuditSettings, *, population: int
+) -> tuple[str, ...]:
+    """What an audit of this size cannot see, a sentence each."""
+    steps, rows = settings.steps, max(plan.samples, seen.own.table.shape[1])
+    kept, parameters = seen.loud.steps[0].residual.numel(), sum(seen.loud.sizes)
+    some = [
+        f"What happens less often than about once in {steps} steps, or only after them.",
+        f"What only some examples do: {rows} of {population} were in the audited trainings; in "
+        "samples of other sizes, and at sampling rates other than 1/2 and "
+        f"{seen.own.rate:.3g}.",
+        "Where noise and coins come from: numbers that somebody can predict look like chance.",
+        f"Tails of the noise beyond what {steps * kept:,} numbers reach, and deviations from the "
+        "plan's within a percent.",
+        "Dependence that shows in no two parameters, rows or steps, but only in three or more "
+        "together.",
+        "Small favours: a row whose chance differs from others' by less than about "
+        f"{4 / (2 * steps) ** 0.5:.2g} at a rate of 1/2.",
+        "Examples whose gradient is not finite: there is none in the audit.",
+        "What leaves the training elsewhere: what it prints, writes to files or sends, running "
+        "times, settings chosen by looking at the data; what it keeps in lists, dictionaries, "
+        "numbers and arrays of the model, in attributes of the optimizer, and in tensors that each "
+        "forward pass makes anew; and changes of a parameter as small as its rounding.",
+        "Losses that use other examples' values only later than at the first parameters, or only "
+        "in larger batches.",
+        "A training that knows that it is audited, and behaves.",
+        "Accounting: the epsilon of many steps is computed, never measured.",
+    ]
+    if kept < parameters:
+        some.append(f"The noise of {parameters - kept:,} of {parameters:,} parameters.")
+    some += _unseen_here(seen)
+    if not seen.loud.replayed:
+        some.append("What the optimizer does with the gradient: its step could not be repeated.")
+    return tuple(some)
+
+
+def _unseen_here(seen: _Seen) -> list[str]:
+    """What cannot be seen of a training that behaves as this one did."""
+    some = []
+    changed, differently = (
+        sorted(names) for names in changing(seen.loud.settings, seen.quiet.settings)
+    )
+    if changed:
+        some.append(
+            f"What chose the optimizer's {', '.join(changed)}, which changed from step to step."
+        )
+    if differently:
+        some.append(
+            f"Why the optimizer's {', '.join(differently)} changed otherwise in two trainings of "
+            "one plan: no schedule does that, the released gradients or the examples do."
+        )
+    if seen.loud.changed > 0:
+        some.append(
+            "Whether all images are of the rows that were read for them: some in the batches are "
+            "not as the data set gave them."
+        )
+    if seen.apart is None:
+        some.append(
+            "Whether losses use other examples' values as constants: the objective could not be "
+            "asked (it cannot be copied, does not run on few examples, or answers at random)."
+        )
+    return some

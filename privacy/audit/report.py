@@ -1,13 +1,13 @@
-"""What an audit is asked and what it answers: settings, checks, bounds, and what it cannot see."""
+"""What an audit is asked and what it answers: its settings, checks, bounds and report."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from privacy.quantities import probability, whole
 from privacy.statistics import smallest
 
-__all__ = ["AuditReport", "AuditSettings", "Bound", "Check", "at_most", "joint", "unseen"]
+__all__ = ["AuditReport", "AuditSettings", "Bound", "Check", "at_most", "joint"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,80 +178,3 @@ class AuditReport:
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, the verdict with it."""
         return {**asdict(self), "passed": self.passed, "verdict": self.verdict}
-
-
-def unseen(
-    *,
-    steps: int,
-    rows: int,
-    population: int,
-    kept: int,
-    parameters: int,
-    rate: float,
-    replayed: bool,
-    asked: bool,
-    augmented: bool,
-    settings: tuple[Collection[str], Collection[str]],
-) -> tuple[str, ...]:
-    """What an audit of this size cannot see, a sentence each.
-
-    `replayed` says whether the optimizer's steps could be taken once more, `asked` whether the
-    objective could be asked if it keeps examples apart, and `augmented` whether there were other
-    images in the batches than the data set gave.
-    """
-    some = [
-        f"What happens less often than about once in {steps} steps, or only after them.",
-        f"What only some examples do: {rows} of {population} were in the audited trainings; in "
-        "samples of other sizes, and at sampling rates other than 1/2 and "
-        f"{rate:.3g}.",
-        "Where noise and coins come from: numbers that somebody can predict look like chance.",
-        f"Tails of the noise beyond what {steps * kept:,} numbers reach, and deviations from the "
-        "plan's within a percent.",
-        "Dependence that shows in no two parameters, rows or steps, but only in three or more "
-        "together.",
-        "Small favours: a row whose chance differs from others' by less than about "
-        f"{4 / (2 * steps) ** 0.5:.2g} at a rate of 1/2.",
-        "Examples whose gradient is not finite: there is none in the audit.",
-        "What leaves the training elsewhere: what it prints, writes to files or sends, running "
-        "times, settings chosen by looking at the data; what it keeps in lists, dictionaries, "
-        "numbers and arrays of the model, in attributes of the optimizer, and in tensors that each "
-        "forward pass makes anew; and changes of a parameter as small as its rounding.",
-        "Losses that use other examples' values only later than at the first parameters, or only "
-        "in larger batches.",
-        "A training that knows that it is audited, and behaves.",
-        "Accounting: the epsilon of many steps is computed, never measured.",
-    ]
-    if kept < parameters:
-        some.append(f"The noise of {parameters - kept:,} of {parameters:,} parameters.")
-    some += _of_this_one(asked=asked, augmented=augmented, settings=settings)
-    if not replayed:
-        some.append("What the optimizer does with the gradient: its step could not be repeated.")
-    return tuple(some)
-
-
-def _of_this_one(
-    *, asked: bool, augmented: bool, settings: tuple[Collection[str], Collection[str]]
-) -> list[str]:
-    """What cannot be seen of a training that does this and that."""
-    some = []
-    changed, differently = (sorted(names) for names in settings)
-    if changed:
-        some.append(
-            f"What chose the optimizer's {', '.join(changed)}, which changed from step to step."
-        )
-    if differently:
-        some.append(
-            f"Why the optimizer's {', '.join(differently)} changed otherwise in two trainings of "
-            "one plan: no schedule does that, the released gradients or the examples do."
-        )
-    if augmented:
-        some.append(
-            "Whether all images are of the rows that were read for them: some in the batches are "
-            "not as the data set gave them."
-        )
-    if not asked:
-        some.append(
-            "Whether losses use other examples' values as constants: the objective could not be "
-            "asked (it cannot be copied, does not run on few examples, or answers at random)."
-        )
-    return some

@@ -170,19 +170,17 @@ def instantiated(layout: PatchLayout, images: Tensor, output_gradient: Tensor) -
     # A block of memory for each piece: one for all costs a few percent of a whole step.
     examples = len(images) // layout.geometry.copies
     kept = [images.new_empty(examples, *shape) for _ in range(count)]
-    norms = _multiplied(layout, images, output_gradient, kept)
+    norms = squares(layout, images, output_gradient, kept)
     return Instantiated(kept, join=lambda pieces: layout.join(pieces, channels), squares=norms)
 
 
-def squares(layout: PatchLayout, images: Tensor, output_gradient: Tensor) -> Tensor:
-    """Squared norms of the per-example weight gradients, which are not kept; float64 [n]."""
-    return _multiplied(layout, images, output_gradient, None)
-
-
-def _multiplied(
-    layout: PatchLayout, images: Tensor, output_gradient: Tensor, kept: list[Tensor] | None
+def squares(
+    layout: PatchLayout, images: Tensor, output_gradient: Tensor, kept: list[Tensor] | None = None
 ) -> Tensor:
-    """Squared norms, chunk by chunk while the gradients are in the cache; keeps them if asked."""
+    """Squared norms of the per-example weight gradients, float64 [n]; these go to `kept` if given.
+
+    Norms are taken chunk by chunk, while the gradients are in the cache.
+    """
     count, *shape = layout.pieces(images.shape[1], output_gradient.shape[1])
     examples, size = len(images) // layout.geometry.copies, math.prod(shape)
     block = _block_length(size)

@@ -1,7 +1,7 @@
 """Which rule a layer gets (its family's own, a user's, or the fallback's), and what was chosen."""
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch import nn
 
@@ -109,13 +109,6 @@ def rule_of(layer: nn.Module, name: str, tuner: Tuner | None = None) -> LayerRul
     return FallbackRule(layer, name)
 
 
-@runtime_checkable
-class _Tuned(Protocol):
-    """A rule whose kernels a tuner chooses."""
-
-    tuner: Tuner
-
-
 def describe(installation: Installation) -> str:
     """One line a layer and input shape: name, type, kernel, and its milliseconds where timed.
 
@@ -138,7 +131,8 @@ def _ways(name: str, rule: LayerRule) -> list[tuple[str, str, str]]:
     """Input, kernel and milliseconds of every shape that a layer has seen."""
     if isinstance(rule, FallbackRule):
         return [("-", "SLOW PATH: torch.func runs it again for each example", "-")]
-    seen = rule.tuner.choices if isinstance(rule, _Tuned) else ()
+    tuner = getattr(rule, "tuner", None)
+    seen = tuner.choices if isinstance(tuner, Tuner) else ()
     largest: dict[tuple[int, ...], Choice] = {}
     for choice in (choice for choice in seen if choice.layer == name):
         shape, examples = choice.inputs[1:], choice.inputs[0]
