@@ -55,6 +55,16 @@ def test_odds_are_binomial(trials: int, chance: float) -> None:
     assert statistics.odds(found, trials, chance) == pytest.approx(expected, rel=1e-9, abs=1e-300)
 
 
+@pytest.mark.parametrize(("number", "lag"), [(10, 1), (10, 3), (7, 5), (4, 4), (3, 9)])
+def test_disjoint_pairs_are_all_pairs_and_share_no_member(number: int, lag: int) -> None:
+    """What is summed over a set of them is a sum of independent things."""
+    sets = statistics.disjoint_pairs(number, lag)
+    assert sorted(np.concatenate(sets)) == list(range(max(0, number - lag)))
+    for first in sets:
+        members = [*first, *(first + lag)]
+        assert len(set(members)) == len(members)
+
+
 def test_the_noise_battery_seldom_fails_honest_noise() -> None:
     """At a level of 5 % each check fails in no more of 30 runs than chance explains.
 
