@@ -80,13 +80,8 @@ def check_logits(
     a softmax inside the model flattens the gradients, and a loss would take a second one.
 
     Args:
-        count: Images the model was given, at least 1.
-
-    Returns:
-        The logits, [count, classes].
-
-    Raises:
-        DefenseError: As `error`.
+        count: How many images the model was given, at least 1.
+        error: The class of what is raised.
     """
     if not isinstance(logits, Tensor):
         raise error(f"model: expected a tensor of logits, got {type(logits).__name__}")
@@ -131,11 +126,9 @@ def _refuse_probabilities(logits: Tensor, error: type[DefenseError]) -> None:
 
 
 def answer_to(model: nn.Module, images: Tensor, error: type[DefenseError]) -> object:
-    """What a model answers to images, which must be the same afterwards.
+    """What a model answers to images; refused if it changed them.
 
-    Raises:
-        DefenseError: As `error`: the model changed them, and whoever holds them would go on with
-            others.
+    Whoever holds them would go on with others.
     """
     before = images.detach().clone()
     answer: object = model(images)
@@ -148,11 +141,7 @@ def answer_to(model: nn.Module, images: Tensor, error: type[DefenseError]) -> ob
 
 
 def home_of(model: nn.Module, images: Tensor) -> tuple[torch.device, torch.dtype]:
-    """The device and dtype a model computes in; those of `images` if it has no tensors.
-
-    Raises:
-        AttackError: `model` is not a module.
-    """
+    """The device and dtype a model computes in; those of `images` if it has no tensors."""
     check_module(model)
     for group in (model.parameters(), model.buffers()):
         for tensor in group:
@@ -162,11 +151,7 @@ def home_of(model: nn.Module, images: Tensor) -> tuple[torch.device, torch.dtype
 
 
 def check_module(model: object) -> None:
-    """Refuses what is no module.
-
-    Raises:
-        AttackError: Saying what came instead.
-    """
+    """Refuses what is no module."""
     if not isinstance(model, nn.Module):
         order = "; the order is (model, images, labels)" if isinstance(model, Tensor) else ""
         raise AttackError(f"model: expected a torch.nn.Module, got {type(model).__name__}{order}")

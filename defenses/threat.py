@@ -87,15 +87,8 @@ class ThreatModel:
         times their number; for l0 such a pixel counts as unchanged. Pixels that are not finite
         are never inside.
 
-        Args:
-            clean: Images, floating point, [n, channels, ...] (or [n, pixels] without channels).
-            adversarial: Their changed versions, same shape and device.
-
-        Returns:
-            Booleans, [n].
-
-        Raises:
-            ThreatModelError: The shapes differ or a tensor is not floating point.
+        Both are floating point, [n, channels, ...] (or [n, pixels] without channels); the answers
+        are booleans, [n].
         """
         _check_pair(clean, adversarial)
         pixel = max(self._tolerance(clean.dtype), self._tolerance(adversarial.dtype))
@@ -125,9 +118,6 @@ class ThreatModel:
         Returns:
             Images for which `contains` is true, [n, ...]; for l0 the positions that do not change
             are bit-identical to those of `clean`.
-
-        Raises:
-            ThreatModelError: The shapes differ or a tensor is not floating point.
         """
         _check_pair(clean, candidate)
         if self.norm == "linf":
@@ -161,14 +151,7 @@ class ThreatModel:
         return torch.where(keep.view(*rows, *channels, *positions), candidate, clean)
 
     def check_images(self, images: Tensor) -> None:
-        """Refuses images that are not floating point, not finite or outside the bounds.
-
-        Args:
-            images: Images, [n, channels, height, width]; may be empty.
-
-        Raises:
-            ThreatModelError: With the range that was found.
-        """
+        """Refuses images that are not floating point, not finite or outside the bounds."""
         low, high = self.bounds
         expected = f"expected images in [{low:g}, {high:g}]"
         if not isinstance(images, Tensor) or not images.is_floating_point():

@@ -91,7 +91,7 @@ def test_a_step_moves_the_steepest_pixels_by_the_same_amount():
     found = climb(changed=4, best=4, step=0.5)
     found.point = found.clean.clone()
     found.gradient = torch.arange(1.0, 11.0).view(1, 1, 1, 10)
-    found.move(ThreatModel(norm="l1", eps=0.6))
+    found.move(ThreatModel(norm="l1", eps=0.6), 1)
     expected = torch.zeros(10)
     expected[-3:] = 0.1  # ceil(4 / 1.5) pixels share 0.5 * 0.6
     torch.testing.assert_close(found.point.flatten(), expected)

@@ -276,32 +276,6 @@ def test_a_loss_that_needs_more_classes_is_refused_and_not_a_crash(name, classes
             attacker(model, images, labels)
 
 
-def test_apgdt_targets_every_wrong_class_up_to_nine(monkeypatch):
-    """Torchattacks': the number of classes comes from the model, the limit from the standard."""
-    from defenses.attacks import _torchattacks  # only this test looks behind the door
-
-    asked = []
-    original = _torchattacks.torchattacks.APGDT.attack_single_run
-
-    def spy(self, images, labels):
-        asked.append(self.target_class)
-        return original(self, images, labels)
-
-    monkeypatch.setattr(_torchattacks.torchattacks.APGDT, "attack_single_run", spy)
-    for classes, expected in ((4, [2, 3, 4]), (12, list(range(2, 11)))):
-        asked.clear()
-        layer = nn.Linear(64, classes)
-        nn.init.zeros_(layer.weight)
-        model = nn.Sequential(nn.Flatten(), layer)
-        with torch.no_grad():
-            layer.bias.zero_()
-            layer.bias[0] = 1.0
-        labels = torch.zeros(3, dtype=torch.int64)
-        theirs = _torchattacks.TorchAttack(LINF, called="apgdt", options={"steps": 1})
-        theirs(model, IMAGES, labels, seed=0)
-        assert asked == expected
-
-
 def test_vanished_gradients_are_named_and_not_returned_as_nan():
     """Who divides by the gradient's length gets a sentence; DeepFool, which did, stays put."""
     logits = torch.tensor([1e4, 0.0, 0.0, 0.0])

@@ -1,10 +1,10 @@
 """AutoAttack: the constants of the standard, honest names, and the verdicts of the reference."""
 
 import pytest
+import torchattacks
 from support.searched import LINF, digits, right
 
 from defenses import AttackError, ThreatModel, attack, attack_scope
-from defenses.attacks._torchattacks import TorchAttack
 from defenses.attacks.autoattack import ensemble
 
 L2, L1 = ThreatModel(norm="l2", eps=0.5), ThreatModel(norm="l1", eps=2.0)
@@ -104,7 +104,10 @@ def test_a_member_fools_what_that_of_torchattacks_fools(threat, name, given):
     model, images, labels = digits()
     found = attack(name, threat, **given)(model, images, labels, seed=0)
     same = {key.replace("queries", "n_queries"): value for key, value in given.items()}
-    theirs = TorchAttack(threat, called=name, options=same)(model, images, labels, seed=0)
+    kind = {"apgd": torchattacks.APGD, "apgdt": torchattacks.APGDT, "square": torchattacks.Square}
+    norm = {"linf": "Linf", "l2": "L2"}[threat.norm]
+    with attack_scope(model, seed=0):
+        theirs = kind[name](model, norm=norm, eps=threat.eps, **same)(images, labels)
     ours, expected = right(model, found, labels), right(model, theirs, labels)
     assert expected.sum() < right(model, images, labels).sum() - 3
     assert (ours & ~expected).sum() <= 2

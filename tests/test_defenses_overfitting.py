@@ -76,14 +76,14 @@ def test_settling_goes_back_to_the_last_good_state_and_raises_the_noise():
         average.update(model)
 
     step()
-    assert not guard.settle(model, data, objective, parts).overfitted
+    assert not guard.rescue(model, data, objective, parts).overfitted
     assert objective.noise == 2.0
     good = copy.deepcopy([model.state_dict(), optimizer.state_dict(), average.state_dict()])
     for times in (1, 2):
         step()
         with torch.no_grad():
             model.hiding.fill_(1.0)
-        assert guard.settle(model, data, objective, parts).overfitted
+        assert guard.rescue(model, data, objective, parts).overfitted
         assert objective.noise == 2.0 * 1.5**times
         torch.testing.assert_close(
             [model.state_dict(), optimizer.state_dict(), average.state_dict()], good
@@ -91,7 +91,7 @@ def test_settling_goes_back_to_the_last_good_state_and_raises_the_noise():
     fresh = Collapsing()
     with torch.no_grad():
         fresh.hiding.fill_(1.0)
-    assert OverfittingGuard(THREAT).settle(fresh, data, objective).overfitted
+    assert OverfittingGuard(THREAT).rescue(fresh, data, objective).overfitted
     assert fresh.hiding.item() == 1.0
 
 
@@ -108,7 +108,7 @@ def test_it_works_at_the_epoch_ends_of_the_engine():
             if epoch == 2:
                 with torch.no_grad():
                     model.hiding.fill_(1.0)
-            verdicts.append(guard.settle(model, data, objective, [optimizer]).overfitted)
+            verdicts.append(guard.rescue(model, data, objective, [optimizer]).overfitted)
 
     train(
         model,
@@ -139,7 +139,7 @@ def test_a_method_of_many_steps_is_refused():
     objective = AdversarialTraining(THREAT, "pgd")
     assert not objective.single_step
     with pytest.raises(AttackError, match="n-fgsm"):
-        OverfittingGuard(THREAT).settle(Collapsing(), held_out(), objective)
+        OverfittingGuard(THREAT).rescue(Collapsing(), held_out(), objective)
     with pytest.raises(AttackError, match="n-fgsm"):
         objective.noise = 3.0
 
@@ -201,13 +201,13 @@ def scripted(guard, *shares):
 def test_it_goes_back_only_for_something(shares, returned, noise):
     """Else the weights stay, and noise is raised where PGD leaves less than half of FGSM's."""
     model, objective = nn.Linear(1, 1), AdversarialTraining(THREAT, "fgsm")
-    guard, settled, weights = scripted(OverfittingGuard(THREAT), *shares), [], [-1.0]
+    guard, rescued, weights = scripted(OverfittingGuard(THREAT), *shares), [], [-1.0]
     for number in range({1: 1, 3: 2, 5: 3}[len(shares)]):
         weights.append(float(number))
         nn.init.constant_(model.weight, number)
-        settled.append(guard.settle(model, held_out(), objective).returned)
-        assert model.weight.item() == weights[-2 if settled[-1] else -1]
-    assert settled == [False] * (len(settled) - 1) + [returned]
+        rescued.append(guard.rescue(model, held_out(), objective).returned)
+        assert model.weight.item() == weights[-2 if rescued[-1] else -1]
+    assert rescued == [False] * (len(rescued) - 1) + [returned]
     assert objective.noise == noise
 
 
@@ -216,12 +216,12 @@ def test_noise_has_an_end():
     objective, guard = AdversarialTraining(THREAT, "fgsm"), OverfittingGuard(THREAT)
     model, noises = nn.Linear(1, 1), []
     for _ in range(4):
-        scripted(guard, (0.9, 0.1)).settle(model, held_out(), objective)
+        scripted(guard, (0.9, 0.1)).rescue(model, held_out(), objective)
         noises.append(objective.noise)
     assert noises == [1.0, 1.5, 2.0, 2.0]
-    scripted(guard, (0.9, 0.9)).settle(model, held_out(), objective)
+    scripted(guard, (0.9, 0.9)).rescue(model, held_out(), objective)
     for _ in range(5):
-        scripted(guard, (0.9, 0.1), (0.9, 0.9)).settle(model, held_out(), objective)
+        scripted(guard, (0.9, 0.1), (0.9, 0.9)).rescue(model, held_out(), objective)
         noises.append(objective.noise)
     assert noises[4:] == [3.0, 4.5, 6.75, 8.0, 8.0]
 
@@ -240,11 +240,11 @@ def test_a_guard_goes_on_with_its_state():
     """What it could go back to, another one can; a state that is none is refused."""
     model, data, objective = Collapsing(), held_out(), AdversarialTraining(THREAT)
     guard, other = OverfittingGuard(THREAT), OverfittingGuard(THREAT)
-    guard.settle(model, data, objective)
+    guard.rescue(model, data, objective)
     with torch.no_grad():
         model.hiding.fill_(1.0)
     other.load_state_dict(guard.state_dict())
-    assert other.settle(model, data, objective).returned
+    assert other.rescue(model, data, objective).returned
     assert model.hiding.item() == 0.0
     for state in ({}, {"good": 1}, {"good": [1]}):
         with pytest.raises(AttackError, match="guard"):
@@ -264,7 +264,7 @@ def test_going_back_returns_no_epsilon():
     for batch, labels in private.batches:
         private.step(objective(model, batch, labels))
         if len(weights) < 2:
-            assert guard.settle(model, images, objective, [optimizer]).returned == bool(weights)
+            assert guard.rescue(model, images, objective, [optimizer]).returned == bool(weights)
             weights.append(copy.deepcopy(model.state_dict()))
         spent.append(private.spent())
     torch.testing.assert_close(*weights, rtol=0, atol=0)

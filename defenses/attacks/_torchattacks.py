@@ -2,8 +2,7 @@
 
 What torchattacks 3.5.1 does that a caller must not meet, and where it is kept in:
 
-* ten steps where the standard runs a hundred (APGD, APGD-T, FAB), one where it runs a hundred
-  (SPSA), Square's rescaled schedule: `_Entry.standard`;
+* one step where the standard runs a hundred (SPSA): `_Entry.standard`;
 * one training flag saved, none restored after an exception; prints; gradients left on parameters;
   global re-seeding: `attack_scope` outside, `Victim` inside (a stand-in with nothing to switch);
 * step sizes tied to eps = 8/255: `_settled` scales them;
@@ -11,21 +10,22 @@ What torchattacks 3.5.1 does that a caller must not meet, and where it is kept i
   logits overwritten: `Victim`;
 * balls that are not kept (Pixle, SparseFool, noise): `_Entry.minimal` shortens;
 * three channels assumed (TI-FGSM, PI-FGSM): the adapter adds some that the model does not see;
-* DLR needs 3 or 4 classes, JSMA a target and a table of all pairs of pixels, resizing square
-  images: refused below, or the target chosen;
+* UPGD's DLR needs 3 or 4 classes, JSMA a target and a table of all pairs of pixels, resizing
+  square images: refused below, or the target chosen;
 * settings that do nothing (PI-FGSM's momentum) or go wrong (UPGD's margin divides by zero once an
   image is fooled, Pixle's similarity maps are transposed): `_Entry.fixed`, or not a choice.
 
-Not here, but written anew: CW, whose pixels on a bound never move, EAD, which overwrites the images
-that it measures from, DeepFool, which overshoots at each step and not at the end. Nor FAB's single
-target, which is mixed up. Of the others `defenses.attacks.by_name` says why they are refused.
+Not here, but written anew: what training needs fast (PGD and the single steps), what AutoAttack is
+made of, CW, whose pixels on a bound never move, EAD, which overwrites the images that it measures
+from, DeepFool, which overshoots at each step and not at the end. Of the others
+`defenses.attacks.by_name` says why they are refused.
 """
 
 import inspect
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, final, get_args
 
 import torch
@@ -44,20 +44,15 @@ __all__ = ["TorchAttack", "names", "setting_names"]
 # torchattacks' word -> ours; everything else keeps its name.
 _OURS = {
     "alpha": "step_size",
-    "n_restarts": "restarts",
     "nb_iter": "steps",
     "num_iter_set": "steps",
 }
 # Filled in by the adapter, so never a setting.
 _FILLED = frozenset(
     {
-        *("model", "eps", "max_epsilon", "norm", "seed", "verbose", "n_classes"),
-        *("pixels", "gamma", "x_dimensions", "y_dimensions"),
+        *("model", "eps", "max_epsilon", "pixels", "gamma", "x_dimensions", "y_dimensions"),
     }
 )
-_NORMS: Mapping[Norm, str] = {"linf": "Linf", "l2": "L2"}
-# The standard targets the nine likeliest wrong classes, or all there are.
-_STANDARD_CLASSES = 10
 # JSMA's table of all pairs: 64 MB at this size.
 _MOST_VALUES = 4096
 
@@ -72,7 +67,6 @@ class _Entry:
     fixed: Mapping[str, Setting] = field(default_factory=dict)
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     lengths: tuple[str, ...] = ()  # beside the step size, in the units of the pixels
-    fewest_classes: int = 2
     targeted: bool = True
     needs_labels: bool = False  # beside the targets, where there are some
     needs_targets: bool = False
@@ -95,42 +89,24 @@ def _noise(threat: ThreatModel) -> Mapping[str, Setting]:
     return {"std": threat.eps if threat.norm == "linf" else threat.width}
 
 
-_APGD = _Entry(
-    attack=torchattacks.APGD,
-    standard={"steps": 100},
-    choices={"loss": ("ce", "dlr")},
-    targeted=False,
-)
-_APGDT = _Entry(
-    attack=torchattacks.APGDT, standard={"steps": 100}, fewest_classes=4, targeted=False
-)
-_FAB = _Entry(attack=torchattacks.FAB, standard={"steps": 100}, targeted=False)
-_SQUARE = _Entry(
-    attack=torchattacks.Square,
-    standard={"resc_schedule": False},
-    choices={"loss": ("margin", "ce")},
-)
 _GN = _Entry(attack=torchattacks.GN, fitted=_noise, targeted=False, minimal=True)
-_BOTH = {"apgd": _APGD, "apgdt": _APGDT, "fab": _FAB, "square": _SQUARE, "gn": _GN}
+_PGDRS = _Entry(
+    attack=torchattacks.PGDRS,
+    standard={"noise_type": "gaussian"},
+    fixed={"batch_max": 2**31},
+    choices={"noise_type": ("gaussian", "uniform")},
+    lengths=("noise_sd",),
+)
 _ENTRIES: Mapping[Norm, Mapping[str, _Entry]] = {
-    "linf": _BOTH
-    | {
+    "linf": {
+        "gn": _GN,
         "bim": _Entry(attack=torchattacks.BIM),
         "difgsm": _Entry(attack=torchattacks.DIFGSM, square=True),
         "eotpgd": _Entry(attack=torchattacks.EOTPGD),
-        "ffgsm": _Entry(attack=torchattacks.FFGSM),
-        "fgsm": _Entry(attack=torchattacks.FGSM),
         "jitter": _Entry(attack=torchattacks.Jitter, standard={"scale": 10.0}, needs_labels=True),
         "mifgsm": _Entry(attack=torchattacks.MIFGSM),
         "nifgsm": _Entry(attack=torchattacks.NIFGSM),
-        "pgd": _Entry(attack=torchattacks.PGD, standard={"steps": 100}),
-        "pgdrs": _Entry(
-            attack=torchattacks.PGDRS,
-            standard={"noise_type": "gaussian"},
-            fixed={"batch_max": 2**31},
-            choices={"noise_type": ("gaussian", "uniform")},
-            lengths=("noise_sd",),
-        ),
+        "pgdrs": _PGDRS,
         "pifgsm": _Entry(
             attack=torchattacks.PIFGSM,
             fixed={"momentum": 1.0, "prob": 0.7},
@@ -156,17 +132,7 @@ _ENTRIES: Mapping[Norm, Mapping[str, _Entry]] = {
         "vmifgsm": _Entry(attack=torchattacks.VMIFGSM),
         "vnifgsm": _Entry(attack=torchattacks.VNIFGSM),
     },
-    "l2": _BOTH
-    | {
-        "pgd": _Entry(attack=torchattacks.PGDL2, standard={"steps": 100}),
-        "pgdrs": _Entry(
-            attack=torchattacks.PGDRSL2,
-            standard={"noise_type": "gaussian"},
-            fixed={"batch_max": 2**31},
-            choices={"noise_type": ("gaussian", "uniform")},
-            lengths=("noise_sd",),
-        ),
-    },
+    "l2": {"gn": _GN, "pgdrs": replace(_PGDRS, attack=torchattacks.PGDRSL2)},
     "l1": {"gn": _GN},
     "l0": {
         "gn": _GN,
@@ -199,8 +165,6 @@ def names(norm: Norm, *, targeted: bool = False) -> tuple[str, ...]:
 class TorchAttack(Attack):
     """An attack of torchattacks, by its name in this norm.
 
-    Also those that an attack of ours replaces: to compare with.
-
     Attributes:
         called: The name.
         options: Its settings, given as a mapping and kept as pairs with every default filled in.
@@ -212,13 +176,17 @@ class TorchAttack(Attack):
     options: Mapping[str, Setting] | tuple[tuple[str, Setting], ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        entry = _ENTRIES[self.threat.norm][self.called]
         # Constants of the class in an attack of ours.
         object.__setattr__(self, "name", self.called)
-        object.__setattr__(self, "targeted", entry.targeted)
+        object.__setattr__(self, "targeted", self._entry.targeted)
         super().__post_init__()
-        settled = _settled(self.called, entry, self.threat, dict(self.options))
+        settled = _settled(self.called, self._entry, self.threat, dict(self.options))
         object.__setattr__(self, "options", tuple(settled.items()))
+
+    @property
+    def _entry(self) -> _Entry:
+        """How this attack is corrected."""
+        return _ENTRIES[self.threat.norm][self.called]
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -227,7 +195,7 @@ class TorchAttack(Attack):
 
     def _shortened(self, factor: float) -> dict[str, Any]:
         """The step size, and what else is a length."""
-        lengths = ("step_size", *_ENTRIES[self.threat.norm][self.called].lengths)
+        lengths = ("step_size", *self._entry.lengths)
         held = dict(self.options)
         short = {key: float(held[key]) * factor for key in lengths if key in held}
         return {"options": held | short}
@@ -235,9 +203,8 @@ class TorchAttack(Attack):
     def _search(
         self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
     ) -> Tensor:
-        """Float32 images, whatever the model computes in; torchattacks' seed is the scope's."""
-        threat, entry = self.threat, _ENTRIES[self.threat.norm][self.called]
-        settings, seed = dict(self.options), torch.default_generator.initial_seed()
+        """Float32 images, whatever the model computes in."""
+        threat, entry, settings = self.threat, self._entry, dict(self.options)
         _check_shape(self.called, entry, settings, images, threat)
         clean = images.float()
         unit = unit_images(clean, threat)
@@ -246,12 +213,14 @@ class TorchAttack(Attack):
             threat,
             images=images,
             largest_class=int(torch.stack([labels, labels if targets is None else targets]).max()),
-            fewest_classes=_fewest_classes(entry, settings, targeted=targets is not None),
+            # DLR compares the third logit, towards a target the fourth.
+            fewest_classes=2 if settings.get("loss") != "dlr" else 3 if targets is None else 4,
         )
         if entry.needs_targets and targets is None:
-            logits = _answer(victim, unit)
+            with torch.no_grad():
+                logits = victim(unit)
             targets = logits.scatter(1, labels.unsqueeze(1), -math.inf).argmax(dim=1)
-        attack = entry.attack(victim, **_options(entry, threat, settings, unit, victim, seed))
+        attack = entry.attack(victim, **_options(entry, threat, settings, unit[0].numel()))
         if targets is not None:
             attack.set_mode_targeted_by_function(lambda *_: targets, quiet=True)
         classes = labels if targets is None or entry.needs_labels else targets
@@ -312,12 +281,7 @@ def _defaults(entry: _Entry, threat: ThreatModel) -> dict[str, Setting]:
 
 
 def _options(
-    entry: _Entry,
-    threat: ThreatModel,
-    settings: Mapping[str, Setting],
-    unit: Tensor,
-    victim: Victim,
-    seed: int,
+    entry: _Entry, threat: ThreatModel, settings: Mapping[str, Setting], pixels: int
 ) -> dict[str, Any]:
     """The constructor's arguments in torchattacks' words, lengths in widths of the bounds."""
     options: dict[str, Any] = dict(entry.fixed)
@@ -331,37 +295,19 @@ def _options(
     filled = {
         "eps": radius,
         "max_epsilon": radius,
-        "norm": _NORMS.get(threat.norm),
-        "seed": seed,
-        "verbose": False,
         "pixels": int(threat.eps),
-        "gamma": (2 * pairs - 0.5) / unit[0].numel(),  # JSMA rounds the number of pairs up
+        "gamma": (2 * pairs - 0.5) / pixels,  # JSMA rounds the number of pairs up
         "x_dimensions": side,
         "y_dimensions": side,
     }
     parameters = _parameters(entry)
-    if "n_classes" in parameters:
-        options["n_classes"] = min(_answer(victim, unit).shape[1], _STANDARD_CLASSES)
     return options | {key: value for key, value in filled.items() if key in parameters}
-
-
-def _answer(victim: Victim, unit: Tensor) -> Tensor:
-    """The logits of the clean images."""
-    with torch.no_grad():
-        return victim(unit)
 
 
 def _theirs(entry: _Entry, ours: str) -> str:
     """Torchattacks' word for one of our settings."""
     words = (key for key in _parameters(entry) if _OURS.get(key, key) == ours)
     return next(words)
-
-
-def _fewest_classes(entry: _Entry, settings: Mapping[str, Setting], *, targeted: bool) -> int:
-    """How many logits the loss compares: DLR the third, towards a target the fourth."""
-    if settings.get("loss") == "dlr":
-        return 4 if targeted else 3
-    return entry.fewest_classes
 
 
 def _check_shape(

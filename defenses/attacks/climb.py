@@ -11,8 +11,10 @@ radius. Only in the last ball can an image be won.
 An image that is won leaves at once: its verdict is known.
 """
 
+import functools
 import math
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -37,7 +39,7 @@ PerRow = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass
-class _Climb:
+class _Climb(ABC):
     """Where a search stands: one row for each image that is still searched.
 
     Made at its start `point`, with the clean images, their true classes and the classes to seek.
@@ -59,6 +61,30 @@ class _Climb:
         self.gradient = self.best_gradient = torch.zeros_like(self.point)
         self.loss = self.best_loss = self.clean.new_full((len(self.clean),), -math.inf)
         self.best = self.point
+
+    @abstractmethod
+    def move(self, ball: ThreatModel, number: int) -> None:
+        """Takes the step of this number, from 1."""
+
+    @abstractmethod
+    def judge(self, number: int, steps: int) -> None:
+        """After a look: at a checkpoint changes the length of the steps, or goes back."""
+
+    def run(
+        self, ball: ThreatModel, oracle: Oracle, loss: PerRow, won: PerRow, steps: int
+    ) -> tuple[Tensor, Tensor]:
+        """All steps in one ball: the images that they give, and which are won."""
+        found = self.point.clone()
+        over = torch.zeros(len(found), dtype=torch.bool, device=found.device)
+        for number in range(steps + 1):
+            if number > 0:
+                self.move(ball, number)
+            self.leave(won(self.look(oracle, loss), self.labels, self.targets), found, over)
+            if len(self.rows) == 0:
+                break
+            self.judge(number, steps)
+        found[self.rows] = self.best
+        return found, over
 
     def leave(self, won: Tensor, found: Tensor, over: Tensor) -> None:
         """Writes the points that are won into `found`, marks them in `over`, and drops them."""
@@ -108,27 +134,22 @@ def ascend(
     Returns:
         The first image that is won, else the one of highest loss, [n, ...]; and which are won, [n].
     """
-    if threat.norm == "l1":
-        return _ascend_sparsely(oracle, clean, labels, targets, threat, loss, won, steps)
-    climb = _DenseClimb(clean, labels, targets, _random_start(clean, threat))
-    found = climb.point.clone()
-    over = torch.zeros(len(found), dtype=torch.bool, device=found.device)
-    period = since = max(int(0.22 * steps), 1)
-    for step in range(steps + 1):
-        if step > 0:
-            climb.move(threat, 1.0 if step == 1 else _MOMENTUM)
-        climb.leave(won(climb.look(oracle, loss), climb.labels, climb.targets), found, over)
-        if len(climb.rows) == 0:
-            break
-        if step == 0:
-            climb.mark()
-            continue
-        since -= 1
-        if since == 0:
-            climb.check(period)
-            period = since = max(period - max(int(0.03 * steps), 1), int(0.06 * steps), 1)
-    found[climb.rows] = climb.best
-    return found, over
+    if threat.norm != "l1":
+        climb = _DenseClimb(clean, labels, targets, _random_start(clean, threat))
+        return climb.run(threat, oracle, loss, won, steps)
+    point = clean + threat.width * torch.randn_like(clean)
+    wide = 3 * steps // 10
+    for factor in (3, 2):
+        ball = replace(threat, eps=factor * threat.eps)
+        sparse = _SparseClimb(clean, labels, targets, ball.project(clean, point))
+        point, _ = sparse.run(ball, oracle, loss, _never, wide)
+    sparse = _SparseClimb(clean, labels, targets, threat.project(clean, point))
+    return sparse.run(threat, oracle, loss, won, steps - 2 * wide)
+
+
+def _never(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Nothing is won in a larger ball."""
+    return torch.zeros_like(labels, dtype=torch.bool)
 
 
 @dataclass
@@ -154,15 +175,23 @@ class _DenseClimb(_Climb):
         self.rises = self.rises + (self.loss > before)
         return logits
 
-    def move(self, threat: ThreatModel, momentum: float) -> None:
-        """One step up the gradient, mixed with the way of the last step."""
-        length = (self.step * threat.eps).view(-1, 1, 1, 1)
-        linf = threat.norm == "linf"
+    def move(self, ball: ThreatModel, number: int) -> None:
+        """One step up the gradient, mixed with the last step from the second on."""
+        momentum = 1.0 if number == 1 else _MOMENTUM
+        length = (self.step * ball.eps).view(-1, 1, 1, 1)
+        linf = ball.norm == "linf"
         direction = self.gradient.sign() if linf else _of_length_one(self.gradient, 2)
-        ahead = threat.project(self.clean, self.point + length * direction)
+        ahead = ball.project(self.clean, self.point + length * direction)
         inertia = (1 - momentum) * (self.point - self.previous)
         mixed = self.point + momentum * (ahead - self.point) + inertia
-        self.previous, self.point = self.point, threat.project(self.clean, mixed)
+        self.previous, self.point = self.point, ball.project(self.clean, mixed)
+
+    def judge(self, number: int, steps: int) -> None:
+        """At the paper's checkpoints."""
+        if number == 0:
+            self.mark()
+        elif number in (periods := _periods(steps)):
+            self.check(periods[number])
 
     def mark(self) -> None:
         """Counts rises and compares losses from here."""
@@ -175,6 +204,16 @@ class _DenseClimb(_Climb):
         self.step = torch.where(self.halved, self.step / 2, self.step)
         self.go_back(self.halved)
         self.mark()
+
+
+@functools.cache
+def _periods(steps: int) -> Mapping[int, int]:
+    """The checkpoints, and how many steps each comes after the one before."""
+    period, number, found = max(int(0.22 * steps), 1), 0, {}
+    while (number := number + period) <= steps:
+        found[number] = period
+        period = max(period - max(int(0.03 * steps), 1), int(0.06 * steps), 1)
+    return found
 
 
 def _random_start(clean: Tensor, threat: ThreatModel) -> Tensor:
@@ -192,51 +231,6 @@ def _of_length_one(direction: Tensor, order: float) -> Tensor:
     return direction / (length + _TINY).view(-1, 1, 1, 1)
 
 
-def _ascend_sparsely(
-    oracle: Oracle,
-    clean: Tensor,
-    labels: Tensor,
-    targets: Tensor,
-    threat: ThreatModel,
-    loss: PerRow,
-    won: PerRow,
-    steps: int,
-) -> tuple[Tensor, Tensor]:
-    """In l1: from larger balls into the one that counts."""
-    point = clean + threat.width * torch.randn_like(clean)
-    wide = 3 * steps // 10
-    for factor in (3, 2):
-        ball = replace(threat, eps=factor * threat.eps)
-        climb = _SparseClimb(clean, labels, targets, ball.project(clean, point))
-        point, _ = _ascend_in(ball, oracle, climb, loss, _never, wide)
-    climb = _SparseClimb(clean, labels, targets, threat.project(clean, point))
-    return _ascend_in(threat, oracle, climb, loss, won, steps - 2 * wide)
-
-
-def _never(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Nothing is won in a larger ball."""
-    return torch.zeros_like(labels, dtype=torch.bool)
-
-
-def _ascend_in(
-    ball: ThreatModel, oracle: Oracle, climb: "_SparseClimb", loss: PerRow, won: PerRow, steps: int
-) -> tuple[Tensor, Tensor]:
-    """All steps in one ball: the images that they give, and which are won."""
-    found = climb.point.clone()
-    over = torch.zeros(len(found), dtype=torch.bool, device=found.device)
-    period = max(int(0.04 * steps), 1)
-    for step in range(steps + 1):
-        if step > 0:
-            climb.move(ball)
-        climb.leave(won(climb.look(oracle, loss), climb.labels, climb.targets), found, over)
-        if len(climb.rows) == 0:
-            break
-        if step > 0 and step % period == 0:
-            climb.check()
-    found[climb.rows] = climb.best
-    return found, over
-
-
 @dataclass
 class _SparseClimb(_Climb):
     """A search within one ball."""
@@ -249,7 +243,7 @@ class _SparseClimb(_Climb):
         self.step = torch.ones_like(self.loss)
         self.changed = self._count()
 
-    def move(self, ball: ThreatModel) -> None:
+    def move(self, ball: ThreatModel, number: int) -> None:
         """The pixels of the largest gradients by the same amount, back into ball and bounds."""
         sizes = self.gradient.flatten(1).abs()
         pixels = sizes.shape[1]
@@ -259,6 +253,11 @@ class _SparseClimb(_Climb):
         lengths = self.step * ball.eps / (signs.abs().sum(1) + _TINY_L1)
         change = (signs * lengths[:, None]).view_as(self.point)
         self.point = ball.project(self.clean, self.point + change)
+
+    def judge(self, number: int, steps: int) -> None:
+        """Each twenty-fifth of the steps."""
+        if number > 0 and number % max(int(0.04 * steps), 1) == 0:
+            self.check()
 
     def check(self) -> None:
         """Where the best image has become sparser: a full step from there; else a shorter one."""

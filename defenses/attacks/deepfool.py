@@ -38,7 +38,6 @@ class DeepFool(Attack):
         target_classes: How many of the wrong classes are tried, the likeliest.
 
     Example:
-        >>> from defenses import ThreatModel
         >>> DeepFool(ThreatModel(norm="l2", eps=0.5)).settings
         {'steps': 50, 'overshoot': 0.02, 'target_classes': 9}
     """

@@ -8,6 +8,7 @@ Without a target it is the nearest of the boundaries to all wrong classes, at ea
 Deliberately not here: the final bisection, which the standard has not either.
 """
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from typing import final
@@ -30,9 +31,42 @@ _FLAT = 1e-12
 _NEWTON_STEPS = 60  # ten are usual; each passes a bound that a pixel meets
 
 
+@dataclass(frozen=True, kw_only=True, repr=False)
+class _Boundary(Attack):
+    """What both have in common: all but which boundary a search heads for, and from where."""
+
+    norms = ("linf", "l2", "l1")
+
+    steps: int = 100
+
+    @abstractmethod
+    def _aims(self, others: Tensor) -> Tensor:
+        """One number a search, int64, [n, searches], given all wrong classes, [n, classes - 1]."""
+
+    @abstractmethod
+    def _begin(self, clean: Tensor, others: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
+        """From the numbers of one search, [n]: where it begins, and its target classes, [n, k]."""
+
+    def _search(
+        self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
+    ) -> Tensor:
+        oracle = Oracle(model, images, labels, draws=self.draws)
+        clean = widened(images)
+        logits = oracle.logits(clean)
+        others = likeliest_wrong(logits, labels, logits.shape[1])
+
+        def run(rows: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
+            begin, wanted = self._begin(clean[rows], others[rows], aim)
+            batch = begin, clean[rows], labels[rows], wanted
+            return _approach(oracle, *batch, self.threat, self.steps)
+
+        standing = logits.argmax(1) == labels
+        return until_fooled(clean, standing, self._aims(others), run, at_once=oracle.at_once)
+
+
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
-class FAB(Attack):
+class FAB(_Boundary):
     """FAB-T: a search across the boundary to one wrong class after the other, likeliest first.
 
     The first image in the ball that fooled the model, else the clean one. It draws no random
@@ -43,38 +77,24 @@ class FAB(Attack):
         target_classes: How many classes, at most; a model of fewer has fewer searches.
 
     Example:
-        >>> from defenses import ThreatModel
         >>> FAB(ThreatModel(norm="l2", eps=0.5), steps=20)
         Attack('fab', l2 eps=0.5 in [0, 1]; steps=20, target_classes=9)
     """
 
     name = "fab"
-    norms = ("linf", "l2", "l1")
 
-    steps: int = 100
     target_classes: int = 9
 
-    def _search(
-        self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
-    ) -> Tensor:
-        oracle = Oracle(model, images, labels, draws=self.draws)
-        clean = widened(images)
-        logits = oracle.logits(clean)
+    def _aims(self, others: Tensor) -> Tensor:
+        return others[:, : self.target_classes]
 
-        def run(rows: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
-            begin = clean[rows]
-            return _approach(
-                oracle, begin, clean[rows], labels[rows], aim[:, None], self.threat, self.steps
-            )
-
-        order = likeliest_wrong(logits, labels, self.target_classes)
-        standing = logits.argmax(1) == labels
-        return until_fooled(clean, standing, order, run, at_once=oracle.at_once)
+    def _begin(self, clean: Tensor, others: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
+        return clean, aim[:, None]
 
 
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
-class UntargetedFAB(Attack):
+class UntargetedFAB(_Boundary):
     """FAB across the nearest boundary, from the image and then from random points.
 
     A step takes as many gradients as there are wrong classes. Random points are half of eps away.
@@ -84,35 +104,20 @@ class UntargetedFAB(Attack):
         restarts: Starts, the first of them the image; AutoAttack-plus takes 5.
 
     Example:
-        >>> from defenses import ThreatModel
         >>> UntargetedFAB(ThreatModel(norm="l2", eps=0.5)).settings
         {'steps': 100, 'restarts': 5}
     """
 
     name = "fab-untargeted"
-    norms = ("linf", "l2", "l1")
 
-    steps: int = 100
     restarts: int = 5
 
-    def _search(
-        self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
-    ) -> Tensor:
-        oracle = Oracle(model, images, labels, draws=self.draws)
-        clean = widened(images)
-        logits = oracle.logits(clean)
-        others = likeliest_wrong(logits, labels, logits.shape[1])
+    def _aims(self, others: Tensor) -> Tensor:
+        return torch.arange(self.restarts, device=others.device).expand(len(others), -1)
 
-        def run(rows: Tensor, restart: Tensor) -> tuple[Tensor, Tensor]:
-            again = (restart > 0).view(-1, 1, 1, 1)
-            begin = torch.where(again, _halfway(clean[rows], self.threat), clean[rows])
-            return _approach(
-                oracle, begin, clean[rows], labels[rows], others[rows], self.threat, self.steps
-            )
-
-        standing = logits.argmax(1) == labels
-        restarts = torch.arange(self.restarts, device=labels.device).expand(len(clean), -1)
-        return until_fooled(clean, standing, restarts, run, at_once=oracle.at_once)
+    def _begin(self, clean: Tensor, others: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
+        again = (aim > 0).view(-1, 1, 1, 1)
+        return torch.where(again, _halfway(clean, self.threat), clean), others
 
 
 def _halfway(clean: Tensor, threat: ThreatModel) -> Tensor:

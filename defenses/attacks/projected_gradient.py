@@ -13,10 +13,13 @@ pass and its gradient to the images: 0.7 to 0.9 of a plain step.
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from defenses.attacks.oracle import check_slope
 from defenses.errors import AttackError
 from defenses.scope import check_logits
 from defenses.threat import ThreatModel
@@ -48,44 +51,32 @@ def projected_gradient(
     et al. 2018, arXiv 1706.06083). To be called within an `attack_scope`.
 
     Args:
-        model: Returns logits [n, classes].
         clean: Images in the bounds, floating point, [n, channels, height, width], n >= 1.
-        threat: Of the norm `linf` or `l2`.
         loss: From logits and reference to losses, [n] or their sum; each of its own row only.
         reference: What the loss compares with, [n, ...]; labels are int64, [n].
         start: Where to begin; it need not lie in the ball and is not changed.
         steps: At least 0; without one, `start` comes back as it is.
         until_fooled: Whether an image stays where it is once its logits do not favour its label;
             `reference` is the labels then.
-        draws: How often to ask at each step, at least 1, of a model that answers at random: the
-            gradient is the mean of those of each draw's loss, and fooled is who is so in all.
+        draws: How often to ask a model that answers at random at each step: the gradient is the
+            mean of those of each draw's loss, and an image is fooled if it is in every draw.
 
     Returns:
         Images in the memory format and dtype of `start`, within the ball and the bounds, [n, ...].
-
-    Raises:
-        AttackError: The norm has no such steps, or the model's first logits are unusable.
     """
     if threat.norm not in ("linf", "l2"):
         raise AttackError(f"norm: expected linf or l2 for projected gradient, got {threat.norm}")
     climb = _climb_until_fooled if until_fooled else _climb
+    way = _Way(loss, steps, partial(_mover, threat=threat, step_size=step_size), draws)
     with _layout_kept(model):
-        return climb(model, clean, threat, loss, reference, start.detach(), steps, step_size, draws)
+        return climb(model, clean, reference, start.detach(), way)
 
 
 def random_start(clean: Tensor, threat: ThreatModel, *, reach: float) -> Tensor:
     """Draws a point around each image from torch's global generator, clipped to the bounds.
 
     For `linf` uniform in the cube of half-width `reach`, for `l2` in a random direction at a
-    uniform share of `reach`, as torchattacks does.
-
-    Args:
-        clean: Images in the bounds, floating point, [n, channels, height, width].
-        threat: Of the norm `linf` or `l2`.
-        reach: How far the points may be, at least 0.
-
-    Returns:
-        New images of the same memory format, [n, ...].
+    uniform share of `reach`, as torchattacks does. The memory format is that of the images.
     """
     noise = torch.empty_like(clean)
     if threat.norm == "linf":
@@ -97,46 +88,39 @@ def random_start(clean: Tensor, threat: ThreatModel, *, reach: float) -> Tensor:
     return noise.add_(clean).clamp_(*threat.bounds)
 
 
-def _climb(
-    model: nn.Module,
-    clean: Tensor,
-    threat: ThreatModel,
-    loss: _Loss,
-    reference: Tensor,
-    start: Tensor,
-    steps: int,
-    step_size: float,
-    draws: int,
-) -> Tensor:
+@dataclass(frozen=True)
+class _Way:
+    """What is climbed, and by which steps."""
+
+    loss: _Loss
+    steps: int
+    mover: Callable[[Tensor], Callable[[Tensor, Tensor], Tensor]]
+    draws: int
+
+
+def _climb(model: nn.Module, clean: Tensor, reference: Tensor, start: Tensor, way: _Way) -> Tensor:
     """All steps, always of the whole batch."""
-    move = _mover(clean, threat, step_size)
+    loss, move = way.loss, way.mover(clean)
     current = start.clone()
-    for number in range(steps):
+    for number in range(way.steps):
         logits = model(current.requires_grad_())
         if number == 0:
             _check(logits, reference)
         gradient = _slope(loss(logits, reference), current)
-        for _ in range(draws - 1):
+        for _ in range(way.draws - 1):
             gradient += _slope(loss(model(current), reference), current)
         current = move(current.detach(), gradient)
     return current
 
 
 def _climb_until_fooled(
-    model: nn.Module,
-    clean: Tensor,
-    threat: ThreatModel,
-    loss: _Loss,
-    labels: Tensor,
-    start: Tensor,
-    steps: int,
-    step_size: float,
-    draws: int,
+    model: nn.Module, clean: Tensor, labels: Tensor, start: Tensor, way: _Way
 ) -> Tensor:
     """All steps; the rows that are fooled leave the batch, so that it shrinks."""
+    loss, draws = way.loss, way.draws
     found, rows = start.clone(), torch.arange(len(start), device=start.device)
     current = start.clone()
-    for number in range(steps):
+    for number in range(way.steps):
         logits = model(current.requires_grad_())
         if number == 0:
             _check(logits, labels)
@@ -155,7 +139,7 @@ def _climb_until_fooled(
         if len(standing) < len(rows):
             rows, clean, labels = rows[standing], clean[standing], labels[standing]
             current, gradient = current[standing], gradient[standing]
-        current = _mover(clean, threat, step_size)(current, gradient)
+        current = way.mover(clean)(current, gradient)
         found[rows] = current
     return found
 
@@ -225,9 +209,6 @@ def _to_channels_last(gradient: Tensor) -> Tensor:
 def _check(logits: object, reference: Tensor) -> None:
     """Refuses logits that the loss or the gradient cannot be taken of."""
     largest = 0 if reference.is_floating_point() else int(reference.max())
-    checked = check_logits(logits, count=len(reference), largest_label=largest, error=AttackError)
-    if not checked.requires_grad:
-        raise AttackError(
-            "model: no gradient reaches the images (is part of it detached or under no_grad?); use "
-            "an attack that needs none, such as square"
-        )
+    check_slope(
+        check_logits(logits, count=len(reference), largest_label=largest, error=AttackError)
+    )

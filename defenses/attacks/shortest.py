@@ -58,21 +58,19 @@ def shortest_change(
 class _ByPenalty(Attack):
     """What these attacks share: all but how one c is tried."""
 
+    targeted = True
+
     @abstractmethod
     def _descend(self, margins: _Margin, clean: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """The shortest images that fool by these c, [n], and their lengths, [n], or infinity."""
 
-    def _shortest(
-        self,
-        model: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        targets: Tensor | None,
-        *,
-        constant: float,
-        tries: int,
+    @abstractmethod
+    def _constants(self) -> tuple[float, int]:
+        """The first c, and how many are tried."""
+
+    def _search(
+        self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
     ) -> Tensor:
-        """The shortest change that any c finds, shortened into the ball."""
         threat = self.threat
         classes, targeted = (labels, False) if targets is None else (targets, True)
         clean = unit_images(images, threat)
@@ -86,6 +84,7 @@ class _ByPenalty(Attack):
         def margins(unit: Tensor, rows: Tensor) -> Tensor:
             return margin(victim(unit), classes[rows], targeted=targeted)
 
+        constant, tries = self._constants()
         found = shortest_change(
             lambda c: self._descend(margins, clean, c), clean, constant=constant, tries=tries
         )
@@ -116,7 +115,6 @@ class CW(_ByPenalty):
 
     name = "cw"
     norms = ("l2",)
-    targeted = True
 
     c: float = 1.0
     kappa: float = 0.0
@@ -124,12 +122,8 @@ class CW(_ByPenalty):
     lr: float = 0.1
     binary_search_steps: int = 5
 
-    def _search(
-        self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
-    ) -> Tensor:
-        return self._shortest(
-            model, images, labels, targets, constant=self.c, tries=self.binary_search_steps
-        )
+    def _constants(self) -> tuple[float, int]:
+        return self.c, self.binary_search_steps
 
     def _descend(self, margins: _Margin, clean: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """Adam on squared length + c times the margin; a row whose loss no longer falls leaves."""
@@ -170,7 +164,6 @@ class _ElasticNet(_ByPenalty):
     """EAD: squared l2 length + beta times l1 length + c times the margin, by FISTA."""
 
     norms = ("l1",)
-    targeted = True
 
     kappa: float = 0.0
     lr: float = 0.01
@@ -183,11 +176,8 @@ class _ElasticNet(_ByPenalty):
     def _length(self, change: Tensor) -> Tensor:
         """What is to be shortest, of changes [n, pixels]."""
 
-    def _search(
-        self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
-    ) -> Tensor:
-        constant, tries = self.initial_const, self.binary_search_steps
-        return self._shortest(model, images, labels, targets, constant=constant, tries=tries)
+    def _constants(self) -> tuple[float, int]:
+        return self.initial_const, self.binary_search_steps
 
     def _descend(self, margins: _Margin, clean: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         """FISTA: a gradient step on the smooth part, shrinkage to the clean image, momentum."""

@@ -48,7 +48,6 @@ class Square(Attack):
         restarts: Random starts.
 
     Example:
-        >>> from defenses import ThreatModel
         >>> Square(ThreatModel(norm="linf", eps=0.1), queries=100).settings
         {'queries': 100, 'largest_share': 0.8, 'restarts': 1}
     """

@@ -176,8 +176,7 @@ class FreeAdversarialTraining(AdversarialObjective):
         threat: The ball to train for, `linf` only; its bounds are those of the images.
         replays: How often each batch is to come in a row (m), at least 1; for `settings` and
             `replayed`, the losses do not depend on it.
-        seed: Seed of the generator, 0 <= seed < 2**63; unused, nothing is drawn.
-        label_smoothing: In [0, 1).
+        seed: Unused, nothing is drawn.
 
     Attributes:
         threat: The ball at full strength.

@@ -29,8 +29,6 @@ def adversarial_objective(
         threat: The ball to train for.
         steps: Gradient steps of the attack, or replays of a batch for `free`; None takes 10, or 8
             replays. Single-step methods take none.
-        seed: Of the objective's generator, 0 <= seed < 2**63.
-        label_smoothing: In [0, 1).
         precision: Of the attack's convolutions. Not of `free`, whose passes are those of training,
             nor of `trades`, whose first step starts where the divergence is all rounding.
 

@@ -25,11 +25,9 @@ from defenses.training.adversarial import AdversarialTraining
 __all__ = ["HeldOut", "OverfittingGuard", "OverfittingVerdict", "TrainingImages"]
 
 _STEPS = 10
-_FAIR = 0.5
-"""As of the check that a single step is a fair guide."""
+_FAIR = 0.5  # as of the check that a single step is a fair guide
 _USUAL_NOISE = 2.0
-_LARGEST_NOISE = 8.0
-"""In multiples of eps, a choice: four times that of N-FGSM; it leaves little to learn from."""
+_LARGEST_NOISE = 8.0  # in eps, a choice: four times that of N-FGSM leaves little to learn from
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +128,7 @@ class _Stateful(Protocol):
 class OverfittingGuard:
     """Detects catastrophic overfitting, and takes a training back to before it.
 
-    Call `check` to be told, or `settle` at the end of every epoch to be rescued. What a private
+    Call `check` to be told, or `rescue` at the end of every epoch to be rescued. What a private
     training has spent is spent: rolling back returns weights, never epsilon.
 
     Args:
@@ -167,9 +165,6 @@ class OverfittingGuard:
             images: A few hundred, in each call the same.
             strength: By what factor the ball is smaller, in (0, 1]: that of an objective which is
                 warming up.
-
-        Raises:
-            AttackError: The images are in neither of the two types, or unusable.
         """
         if not isinstance(images, HeldOut | TrainingImages):
             raise AttackError(
@@ -184,7 +179,7 @@ class OverfittingGuard:
             overfitted=single - iterative > self._gap,
         )
 
-    def settle(
+    def rescue(
         self,
         model: nn.Module,
         images: HeldOut | TrainingImages,
@@ -210,9 +205,6 @@ class OverfittingGuard:
             parts: What else goes back: the optimizer, an average of the weights. The same ones in
                 every call, and never what counts the privacy that was spent.
             factor: By how much the noise is raised, above 1.
-
-        Raises:
-            AttackError: A value cannot be, or the objective has no noise.
         """
         if not factor > 1:
             raise AttackError(f"factor: expected a number above 1, got {factor}")

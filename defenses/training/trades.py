@@ -45,7 +45,6 @@ class Trades(AdversarialObjective):
         beta: Weight of the divergence, at least 0; the paper takes 6 (and 1).
         steps: Gradient steps of the attack.
         step_size: Length of a step; 2.5 eps / steps by default.
-        seed: Seed of the generator, 0 <= seed < 2**63.
         label_smoothing: Of the clean cross-entropy, in [0, 1).
 
     Attributes:
@@ -118,10 +117,7 @@ class Mart(AdversarialObjective):
     Args:
         threat: The ball to train for, `linf` or `l2`; its bounds are those of the images.
         beta: Weight of the divergence, at least 0; the authors' scripts take 5.
-        steps: Gradient steps of the attack.
-        step_size: Length of a step; 2.5 eps / steps by default.
-        seed: Seed of the generator, 0 <= seed < 2**63.
-        label_smoothing: Of the cross-entropy, in [0, 1).
+        steps: Gradient steps of the attack, PGD.
         precision: Of the attack's convolutions, as in `AdversarialTraining`.
 
     Attributes:

@@ -79,7 +79,7 @@ class EpochGuard:
     def end_epoch(self, epoch: int) -> str:
         """Looks at the training at the end of an epoch; what it did, in words, or nothing."""
         before = self._objective.noise
-        verdict = self._guard.settle(self._model, self._images, self._objective, self._parts)
+        verdict = self._guard.rescue(self._model, self._images, self._objective, self._parts)
         after = self._objective.noise
         if after == before and not verdict.returned:
             return ""
