@@ -209,20 +209,20 @@ def _by_position(images: Tensor) -> Tensor:
 def _onto_l1_ball(change: Tensor, room: Tensor, radius: float) -> Tensor:
     """The nearest point of the l1 ball for each row whose values are no larger than their room.
 
-    All sizes shrink by one threshold, cut off at their room. The length by the threshold is made
-    of lines: it falls by the number of sizes that are neither 0 nor cut off.
+    All sizes shrink by one threshold and are cut off at their room. The l1 length is a piecewise
+    linear function of that threshold, which falls at the rate of the number of sizes that are
+    neither 0 nor cut off; so the threshold is found between two of its breakpoints.
     """
     sizes = change.abs()
-    turns = torch.cat([(sizes - room).clamp_min(0), sizes], dim=1)
-    turns, order = turns.sort(dim=1)
-    falling = torch.where(order < sizes.shape[1], 1, -1).cumsum(dim=1)  # after each turn
-    falls = (turns.diff(dim=1) * falling[:, :-1]).cumsum(dim=1, dtype=torch.float64)
+    breaks, order = torch.cat([(sizes - room).clamp_min(0), sizes], dim=1).sort(dim=1)
+    falling = torch.where(order < sizes.shape[1], 1, -1).cumsum(dim=1)  # after each breakpoint
+    falls = (breaks.diff(dim=1) * falling[:, :-1]).cumsum(dim=1, dtype=torch.float64)
     whole = torch.minimum(sizes, room).sum(dim=1, keepdim=True, dtype=torch.float64)
-    above = falls < whole - radius  # longer than the radius still at the next turn
+    above = falls < whole - radius  # still longer than the radius at the next breakpoint
     last = above.sum(dim=1, keepdim=True)
     fallen = torch.nn.functional.pad(falls, (1, 0)).gather(1, last)
     slope = falling.gather(1, last).clamp_min(1)
-    threshold = turns.gather(1, last) + (whole - radius - fallen).clamp_min(0) / slope
+    threshold = breaks.gather(1, last) + (whole - radius - fallen).clamp_min(0) / slope
     threshold = torch.where(whole > radius, threshold, 0).to(sizes.dtype)
     return change.sign() * torch.minimum((sizes - threshold).clamp_min(0), room)
 

@@ -211,7 +211,9 @@ class Attack(ABC):
         outside = int((~replace(self.threat, eps=radius).contains(clean, found)).sum())
         if outside == 0:
             return found
-        answer_to(model, clean.clone(), AttackError)  # whose fault is it?
+        answer_to(
+            model, clean.clone(), AttackError
+        )  # a model that changes its images is at fault, not the attack
         broken = int((~torch.isfinite(found).flatten(1).all(dim=1)).sum())
         if broken:
             raise AttackError(

@@ -91,6 +91,7 @@ class _Climb(ABC):
         if not won.any():
             return
         found[self.rows[won]], over[self.rows[won]] = self.point[won], True
+        # Each field has one row an image: all drop the same rows, so that they stay aligned.
         for each in fields(self):
             setattr(self, each.name, getattr(self, each.name)[~won])
 

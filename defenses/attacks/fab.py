@@ -201,9 +201,9 @@ def step_onto_hyperplane(
     """The shortest change that brings each point onto its hyperplane, within the bounds.
 
     A pixel moves against its share of the normal until it meets a bound. In linf and l2 all move
-    together: the height by how far is a concave function of pieces of lines, and Newton's method
-    from 0 finds its solution in a few steps, without the sort that the paper uses. In l1 they move
-    one after the other, those of the largest shares first.
+    together: what that gains is a piecewise linear, concave function of how far, so that Newton's
+    method from 0 finds its solution in a few steps, without the sort that the paper uses. In l1
+    they move one after the other, those of the largest shares first.
 
     Where the hyperplane does not meet the bounds, the change that comes nearest to it.
 

@@ -6,7 +6,7 @@ cross-entropy. With the same start, images and seed the results are torchattacks
 
 from abc import abstractmethod
 from dataclasses import dataclass, replace
-from typing import final
+from typing import ClassVar, final
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -96,6 +96,12 @@ class SingleStep(Attack):
     norms = ("linf",)
     targeted = True
     trainable = True
+    usual_step: ClassVar[float] = 1.0  # in multiples of eps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if getattr(self, "step_size", 0.0) is None:
+            object.__setattr__(self, "step_size", self.usual_step * self.threat.eps)
 
     @property
     @abstractmethod
@@ -103,9 +109,10 @@ class SingleStep(Attack):
         """The uniform noise before the step, in multiples of eps."""
 
     @property
-    @abstractmethod
     def step_length(self) -> float:
-        """Length of the step, in the units of the pixels."""
+        """Length of the step, in the units of the pixels: its `step_size`, if it has one."""
+        length: float = getattr(self, "step_size", self.threat.eps)
+        return length
 
     def with_noise(self, noise: float) -> "SingleStep":
         """The same step after other noise, which makes it an N-FGSM."""
@@ -117,6 +124,7 @@ class SingleStep(Attack):
         self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
     ) -> Tensor:
         threat, noise = self.threat, self.start_noise
+        # N-FGSM is clipped to what it can reach and to the bounds, not to the ball.
         if self.radius != threat.eps:
             threat = replace(threat, eps=min(self.radius, threat.width))
         return projected_gradient(
@@ -152,11 +160,6 @@ class FGSM(SingleStep):
         """None: the step starts from the image."""
         return 0.0
 
-    @property
-    def step_length(self) -> float:
-        """Always eps."""
-        return self.threat.eps
-
 
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -174,24 +177,14 @@ class FFGSM(SingleStep):
 
     name = "ffgsm"
     lengths = ("step_size",)
+    usual_step = 1.25
 
     step_size: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.step_size is None:
-            object.__setattr__(self, "step_size", 1.25 * self.threat.eps)
 
     @property
     def start_noise(self) -> float:
         """The whole ball."""
         return 1.0
-
-    @property
-    def step_length(self) -> float:
-        """The `step_size`."""
-        assert self.step_size is not None
-        return self.step_size
 
 
 @final
@@ -217,11 +210,6 @@ class NFGSM(SingleStep):
     noise: float = 2.0
     step_size: float | None = None
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.step_size is None:
-            object.__setattr__(self, "step_size", self.threat.eps)
-
     @property
     def radius(self) -> float:
         """What noise and step reach together."""
@@ -231,12 +219,6 @@ class NFGSM(SingleStep):
     def start_noise(self) -> float:
         """The `noise`."""
         return self.noise
-
-    @property
-    def step_length(self) -> float:
-        """The `step_size`."""
-        assert self.step_size is not None
-        return self.step_size
 
 
 def _rise(logits: Tensor, labels: Tensor) -> Tensor:

@@ -66,12 +66,12 @@ class Square(Attack):
         classes, targeted = (labels, False) if targets is None else (targets, True)
         oracle = Oracle(model, images, torch.maximum(labels, classes), draws=self.draws)
         clean = widened(images)
-        chase = _Chase(oracle, self, targeted=targeted)
+        search = _SquareSearch(oracle, self, targeted=targeted)
 
         def run(rows: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
-            return chase.run(clean[rows], aim)
+            return search.run(clean[rows], aim)
 
-        standing = ~chase.won(oracle.logits(clean), classes)
+        standing = ~search.won(oracle.logits(clean), classes)
         aims = classes[:, None].expand(-1, self.restarts)
         return until_fooled(clean, standing, aims, run, at_once=oracle.at_once)
 
@@ -98,7 +98,7 @@ class _Proposals(Protocol):
         """What the queries, [ahead, k], change in the best images of the rows, [k, ...]."""
 
 
-class _Chase:
+class _SquareSearch:
     """One search, the same for every run."""
 
     def __init__(self, oracle: Oracle, attack: Square, *, targeted: bool) -> None:

@@ -5,23 +5,22 @@ Each image is trained on with fresh noise of its own; nothing is shared between 
 private update may clip each loss. Deliberately not here: what is certified (`certification`).
 """
 
-from typing import Any, ClassVar, final
+from typing import final
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from defenses.attacks.inputs import Setting, check_batch, check_classes
 from defenses.errors import AttackError
 from defenses.quantities import LARGEST_SIGMA, as_real, shown
 from defenses.scope import check_module
-from defenses.training.objective import checked_smoothing, generator_from, generator_in
+from defenses.training.objective import SeededObjective
 
 __all__ = ["GaussianAugmentation"]
 
 
 @final
-class GaussianAugmentation:
+class GaussianAugmentation(SeededObjective):
     """Cross-entropy on images with Gaussian noise, one loss per example.
 
     The noise is not clipped to the images' range, as it is not when a smoothed classifier is
@@ -49,15 +48,15 @@ class GaussianAugmentation:
         (torch.Size([5]), True)
     """
 
-    per_example: ClassVar[bool] = True
+    _called = "a GaussianAugmentation objective"
 
     def __init__(self, *, sigma: float, seed: int = 0, label_smoothing: float = 0.0) -> None:
-        self._sigma, self._label_smoothing = as_real(sigma), checked_smoothing(label_smoothing)
+        super().__init__(seed=seed, label_smoothing=label_smoothing)
+        self._sigma = as_real(sigma)
         if not 0 < self._sigma <= LARGEST_SIGMA:
             raise AttackError(
                 f"sigma: expected a number in (0, {LARGEST_SIGMA}], got {shown(sigma)}"
             )
-        self._generator = generator_from(seed)
 
     @property
     def settings(self) -> dict[str, Setting]:
@@ -77,22 +76,4 @@ class GaussianAugmentation:
         check_batch(images, labels)
         noise = torch.randn(images.shape, generator=self._generator)
         noisy = images + self._sigma * noise.to(device=images.device, dtype=images.dtype)
-        logits = check_classes(model(noisy), labels)
-        return F.cross_entropy(
-            logits,
-            labels.to(logits.device),
-            reduction="none",
-            label_smoothing=self._label_smoothing,
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """The generator's state, so that a resumed run draws what this one would have."""
-        return {"generator": self._generator.get_state()}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from `state_dict` of an objective with the same settings.
-
-        Raises:
-            AttackError: The state is not one; this objective is left as it was.
-        """
-        self._generator.set_state(generator_in(state, "a GaussianAugmentation objective"))
+        return self._cross_entropy(check_classes(model(noisy), labels), labels)

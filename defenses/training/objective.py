@@ -1,4 +1,4 @@
-"""What every adversarial objective shares: `(model, images, labels) -> losses[n]`.
+"""What objectives share: `(model, images, labels) -> losses[n]`.
 
 A generator of its own, a strength that may grow during training, a state to resume from, and the
 precision of the attack's convolutions. Convolutions are most of an attack, and matrix units (AMX,
@@ -29,21 +29,94 @@ from defenses.threat import ThreatModel
 __all__ = [
     "AdversarialObjective",
     "Precision",
+    "SeededObjective",
     "check_precision",
-    "checked_smoothing",
     "convolutions_in",
-    "generator_from",
-    "generator_in",
 ]
 
 Precision = Literal["float32", "bfloat16"]
 
 
-class AdversarialObjective(ABC):
+class SeededObjective(ABC):
+    """Cross-entropies of images that are changed at random, one an example.
+
+    The randomness comes from a generator of its own, seeded once: the global random states and a
+    private update's noise never move.
+    """
+
+    per_example: ClassVar[bool] = True
+    reason: ClassVar[str] = ""
+    _called: ClassVar[str]
+
+    def __init__(self, *, seed: int, label_smoothing: float) -> None:
+        self._label_smoothing = as_real(label_smoothing)
+        if not 0 <= self._label_smoothing < 1:
+            got = shown(label_smoothing)
+            raise AttackError(f"label_smoothing: expected a number in [0, 1), got {got}")
+        number = as_whole(seed)
+        if not 0 <= number < 2**63:
+            raise AttackError(f"seed: expected an integer in [0, 2**63), got {shown(seed)}")
+        self._generator = torch.Generator().manual_seed(number)
+
+    @abstractmethod
+    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """Losses [n], with a graph to the parameters unless gradients are disabled.
+
+        Args:
+            model: In whatever modes training wants; they are kept.
+            images: [n, channels, height, width] in the threat model's bounds; n may be 0.
+            labels: int64, [n].
+
+        Raises:
+            ThreatModelError: The images are not in the bounds.
+            AttackError: The labels or the model's logits are unusable.
+        """
+
+    @property
+    @abstractmethod
+    def settings(self) -> dict[str, Setting]:
+        """What it was configured with, for the record of a run."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to draw what this one would have."""
+        return {"generator": self._generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continues from `state_dict` of an objective with the same settings.
+
+        Raises:
+            AttackError: The state is not one; this objective is left as it was.
+        """
+        self._generator.set_state(self._generator_in(state))
+
+    def _generator_in(self, state: object) -> Tensor:
+        """The state of the generator in that of an objective, refused if there is none."""
+        try:
+            if not isinstance(state, Mapping):
+                raise TypeError(f"got {type(state).__name__}")
+            held: Tensor = state["generator"].cpu()
+            torch.Generator().set_state(held)
+        except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+            raise AttackError(
+                f"expected the state_dict of {self._called}, with the state of a generator under "
+                f"'generator': {error}"
+            ) from error
+        return held
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """One an example, with the label smoothing, [n]."""
+        return F.cross_entropy(
+            logits,
+            labels.to(logits.device),
+            reduction="none",
+            label_smoothing=self._label_smoothing,
+        )
+
+
+class AdversarialObjective(SeededObjective):
     """Losses on attacked images, one an example; a base class, make one of those below it.
 
-    The randomness of the attacks comes from a generator of its own, seeded once and advanced by
-    one draw a call; the global random states and a private update's noise never move.
+    The attacks draw from the objective's own generator, which advances by one draw a call.
 
     Args:
         seed: Of the generator, 0 <= seed < 2**63.
@@ -64,35 +137,14 @@ class AdversarialObjective(ABC):
         (True, True)
     """
 
-    per_example: ClassVar[bool] = True
-    reason: ClassVar[str] = ""
+    _called = "an adversarial objective"
 
     def __init__(
         self, *, seed: int, label_smoothing: float, precision: Precision = "float32"
     ) -> None:
         check_precision(precision)
-        self._label_smoothing, self._precision = checked_smoothing(label_smoothing), precision
-        self._strength = 1.0
-        self._generator = generator_from(seed)
-
-    @abstractmethod
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Losses [n], with a graph to the parameters unless gradients are disabled.
-
-        Args:
-            model: In whatever modes training wants; they are kept.
-            images: [n, channels, height, width] in the threat model's bounds; n may be 0.
-            labels: int64, [n].
-
-        Raises:
-            ThreatModelError: The images are not in the bounds.
-            AttackError: The labels or the model's logits are unusable.
-        """
-
-    @property
-    @abstractmethod
-    def settings(self) -> dict[str, Setting]:
-        """What it was configured with, for the record of a run."""
+        super().__init__(seed=seed, label_smoothing=label_smoothing)
+        self._precision, self._strength = precision, 1.0
 
     @property
     def strength(self) -> float:
@@ -115,7 +167,7 @@ class AdversarialObjective(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to craft what this one would have."""
-        return {"generator": self._generator.get_state(), "strength": self._strength}
+        return super().state_dict() | {"strength": self._strength}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state_dict` of an objective with the same settings.
@@ -123,7 +175,7 @@ class AdversarialObjective(ABC):
         Raises:
             AttackError: The state is not one; this objective is left as it was.
         """
-        held = generator_in(state, "an adversarial objective")
+        held = self._generator_in(state)
         self.strength = state.get("strength", 1.0)
         self._generator.set_state(held)
 
@@ -136,15 +188,6 @@ class AdversarialObjective(ABC):
         device, dtype = home_of(model, images)
         return images.to(device=device, dtype=dtype)
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """One an example, with the label smoothing, [n]."""
-        return F.cross_entropy(
-            logits,
-            labels.to(logits.device),
-            reduction="none",
-            label_smoothing=self._label_smoothing,
-        )
-
     def _attacked(self, attack: Attack, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The attack's images at the present strength, with the next seed."""
         seed = int(torch.randint(2**63 - 1, (), generator=self._generator))
@@ -152,37 +195,6 @@ class AdversarialObjective(ABC):
             return self._at_home(attack.threat, model, images, labels)
         with convolutions_in(self._precision):
             return attack.scaled(self._strength)(model, images, labels, seed=seed)
-
-
-def checked_smoothing(value: object) -> float:
-    """A label smoothing, refused outside of [0, 1)."""
-    smoothing = as_real(value)
-    if not 0 <= smoothing < 1:
-        raise AttackError(f"label_smoothing: expected a number in [0, 1), got {shown(value)}")
-    return smoothing
-
-
-def generator_from(seed: object) -> torch.Generator:
-    """A generator of its own, from a seed that is refused outside of [0, 2**63)."""
-    number = as_whole(seed)
-    if not 0 <= number < 2**63:
-        raise AttackError(f"seed: expected an integer in [0, 2**63), got {shown(seed)}")
-    return torch.Generator().manual_seed(number)
-
-
-def generator_in(state: object, owner: str) -> Tensor:
-    """The state of the generator in that of an objective, refused if there is none."""
-    try:
-        if not isinstance(state, Mapping):
-            raise TypeError(f"got {type(state).__name__}")
-        held: Tensor = state["generator"].cpu()
-        torch.Generator().set_state(held)
-    except (KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
-        raise AttackError(
-            f"expected the state_dict of {owner}, with the state of a generator under "
-            f"'generator': {error}"
-        ) from error
-    return held
 
 
 def check_precision(precision: object) -> None:
