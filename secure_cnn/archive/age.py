@@ -1,4 +1,4 @@
-"""Handing a file to who uses age: its plaintext in the format age v1, for X25519 recipients.
+"""Handing a file to people who use age: its plaintext in the format age v1, for X25519 recipients.
 
 Source: C2SP `age.md` (Valsorda, 2019). Only writing is here. What age does not give is lost on the
 way: signature, claims in clear, lineage and random access stay behind.

@@ -234,7 +234,7 @@ def _check_inside(payload: Payload) -> None:
 
 
 def _part(progress: Progress | None, before: int, passes: int) -> Progress | None:
-    """How one of several passes over a payload is told, after so many before it."""
+    """The progress of one of several passes over a payload, as a part of all of them."""
     if progress is None:
         return None
     return lambda done, total: progress(before * total + done, passes * total)

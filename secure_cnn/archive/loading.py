@@ -7,7 +7,6 @@ each read. Nothing is handed out before all of it held.
 import difflib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
 from typing import IO, Self, final
 
 import torch
@@ -252,12 +251,7 @@ class LazyArchive(Secret):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 

@@ -27,7 +27,7 @@ from torch.distributed.checkpoint.planner import (
 
 from secure_cnn.archive.errors import StateError
 from secure_cnn.archive.format.state import State, decode_state, encode_state
-from secure_cnn.archive.format.tensors import DTYPES
+from secure_cnn.archive.format.tensors import DTYPE_OF, DTYPES
 
 __all__ = [
     "Contents",
@@ -41,8 +41,6 @@ __all__ = [
 ]
 
 _FILE = re.compile(r"rank-(0|[1-9][0-9]{0,8})\.sealed")
-
-_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
 
 
 @final
@@ -120,12 +118,12 @@ def _entry(name: str, stored: TensorStorageMetadata | BytesStorageMetadata) -> S
 
 
 def _stored(entry: Any) -> TensorStorageMetadata | BytesStorageMetadata:
-    """What `_entry` told."""
+    """The metadata that an `_entry` describes."""
     if entry is None:
         return BytesStorageMetadata()
     return TensorStorageMetadata(
         properties=TensorProperties(
-            dtype=_DTYPES[entry["dtype"]], requires_grad=bool(entry["requires_grad"])
+            dtype=DTYPE_OF[entry["dtype"]], requires_grad=bool(entry["requires_grad"])
         ),
         size=_size(entry["size"]),
         chunks=[

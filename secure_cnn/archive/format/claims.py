@@ -12,12 +12,19 @@ from typing import Any, TypeAlias
 
 from secure_cnn.archive.errors import ClaimMismatch, StateError, Tampered
 
-__all__ = ["JSON", "canonical_json", "check_claims", "copy_claims", "parse_json"]
+__all__ = [
+    "JSON",
+    "MAX_INTEGER_BITS",
+    "canonical_json",
+    "check_claims",
+    "copy_claims",
+    "parse_json",
+]
 
 JSON: TypeAlias = "dict[str, JSON] | list[JSON] | str | int | float | bool | None"
+MAX_INTEGER_BITS = 1024  # parsing takes quadratic time
 
 _MAX_DEPTH = 64
-_MAX_INTEGER_BITS = 1024
 
 
 def canonical_json(value: object, path: str) -> bytes:
@@ -114,8 +121,8 @@ def _finite(text: str) -> float:
 def _bounded(text: str) -> int:
     """An integer of a size that this format has."""
     value = int(text)
-    if value.bit_length() > _MAX_INTEGER_BITS:
-        raise _JSONRefusedError(f"a number has more than {_MAX_INTEGER_BITS} bits")
+    if value.bit_length() > MAX_INTEGER_BITS:
+        raise _JSONRefusedError(f"a number has more than {MAX_INTEGER_BITS} bits")
     return value
 
 
@@ -147,12 +154,12 @@ def _check(value: object, path: str, depth: int) -> None:
         raise StateError(f"{path}: expected text that UTF-8 can hold, got {value[:40]!r}")
     elif not _is_scalar(value):
         raise StateError(
-            f"{path}: expected plain JSON (finite numbers of up to {_MAX_INTEGER_BITS} bits), "
-            f"got {type(value).__name__} {_told(value)}; convert it"
+            f"{path}: expected plain JSON (finite numbers of up to {MAX_INTEGER_BITS} bits), "
+            f"got {type(value).__name__} {_shown(value)}; convert it"
         )
 
 
-def _told(value: object) -> str:
+def _shown(value: object) -> str:
     """A value on one short line, whatever it raises when it is shown."""
     try:
         text = " ".join(repr(value).split())
@@ -173,7 +180,7 @@ def _encodes(text: str) -> bool:
 def _is_scalar(value: object) -> bool:
     """Whether a value is one that JSON holds exactly."""
     if type(value) is int:
-        return value.bit_length() <= _MAX_INTEGER_BITS
+        return value.bit_length() <= MAX_INTEGER_BITS
     if type(value) is float:
         return math.isfinite(value)
     return value is None or type(value) in (str, bool)

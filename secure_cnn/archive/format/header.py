@@ -54,15 +54,15 @@ __all__ = [
     "seal_prefix",
 ]
 
+# As in PNG: no text starts so, and a transfer as text, which changes line ends, shows.
 MAGIC = b"\x93SCNN\r\n\x00"
 VERSION = 1
 FIXED_LENGTH = 20
 MAX_HEADER = 1 << 20
-SECTOR = 512
-
+SECTOR = 512  # a disk writes one whole or not at all, and so the mark
 _MAC_LENGTH = 32
 _MARK_LENGTH = 32
-_FIXED = struct.Struct(">8sHHII")
+_FIXED = struct.Struct(">8sHHII")  # magic, version, critical flags, core and copy length
 _COPY_OVERHEAD = 4 + _MAC_LENGTH
 
 

@@ -33,19 +33,16 @@ __all__ = [
 ]
 
 _WIPE_LENGTH = 1 << 20
-
 _WRITE_BACK = 8 << 20
-
 _TOLD_EVERY = 8 << 20
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Told the bytes done so far, and those there are in all, every few MiB and at the end.
+"""Called with the bytes done and the bytes in all, every few MiB and at the end.
 
 The calls come from the thread that called us. What they raise ends the work as any failure does.
 """
 
 Work: TypeAlias = Callable[[int], None]
-
 _MAX_THREADS = 4
 
 
@@ -75,24 +72,18 @@ def encrypt_file(
     write_at(fd, memoryview(floe.header), layout.offset)
     batch = max(1, _WRITE_BACK // layout.segment_length)
 
-    def start() -> Work:
-        segment = memoryview(bytearray(layout.longest))
-        scratch = memoryview(bytearray(layout.longest))
+    def work(index: int, segment: memoryview, scratch: memoryview) -> None:
+        data = plaintext.read(*layout.plaintext(index), scratch)
+        offset, length = layout.ciphertext(index)
+        floe.encrypt_into(index, layout.is_last(index), data, segment)
+        if hashed:
+            leaves[index + 1] = leaf_hash(segment[:length])
+        write_at(fd, segment[:length], offset)
+        if (index + 1) % batch == 0:
+            first, _ = layout.ciphertext(index + 1 - batch)
+            _begin_write_back(fd, first, offset + length - first)
 
-        def work(index: int) -> None:
-            data = plaintext.read(*layout.plaintext(index), scratch)
-            offset, length = layout.ciphertext(index)
-            floe.encrypt_into(index, layout.is_last(index), data, segment)
-            if hashed:
-                leaves[index + 1] = leaf_hash(segment[:length])
-            write_at(fd, segment[:length], offset)
-            if (index + 1) % batch == 0:
-                first, _ = layout.ciphertext(index + 1 - batch)
-                _begin_write_back(fd, first, offset + length - first)
-
-        return work
-
-    share_out(range(layout.segments), start, _in_bytes(layout, progress))
+    _each_segment(layout, range(layout.segments), work, progress)
     return leaves
 
 
@@ -120,21 +111,15 @@ class Payload:
         """As `read_into`, into several buffers one behind the other."""
         layout, stop = self.layout, start + len(targets)
 
-        def begin() -> Work:
-            scratch = memoryview(bytearray(layout.longest))
-            plain = memoryview(bytearray(layout.longest))
-
-            def work(index: int) -> None:
-                first, length = layout.plaintext(index)
-                low, high = max(first, start), min(first + length, stop)
-                wanted = targets.parts(low - start, high - low)
-                outs = [plain[: low - first], *wanted, plain[high - first : length]]
-                self._decrypt(index, scratch, outs)
-
-            return work
+        def work(index: int, segment: memoryview, plain: memoryview) -> None:
+            first, length = layout.plaintext(index)
+            low, high = max(first, start), min(first + length, stop)
+            wanted = targets.parts(low - start, high - low)
+            outs = [plain[: low - first], *wanted, plain[high - first : length]]
+            self._decrypt(index, segment, outs)
 
         try:
-            share_out(layout.covering(start, stop), begin)
+            _each_segment(layout, layout.covering(start, stop), work, None)
         except BaseException:
             for buffer in targets.buffers:
                 wipe(buffer)
@@ -158,20 +143,13 @@ class Payload:
         self, use: Callable[[int, memoryview], None], progress: Progress | None
     ) -> None:
         """Gives each segment's plaintext, with where it starts, to a function, on a few threads."""
-        layout = self.layout
 
-        def begin() -> Work:
-            scratch = memoryview(bytearray(layout.longest))
-            plain = memoryview(bytearray(layout.longest))
+        def work(index: int, segment: memoryview, plain: memoryview) -> None:
+            first, length = self.layout.plaintext(index)
+            self._decrypt(index, segment, [plain[:length]])
+            use(first, plain[:length])
 
-            def work(index: int) -> None:
-                first, length = layout.plaintext(index)
-                self._decrypt(index, scratch, [plain[:length]])
-                use(first, plain[:length])
-
-            return work
-
-        share_out(range(layout.segments), begin, _in_bytes(layout, progress))
+        _each_segment(self.layout, range(self.layout.segments), work, progress)
 
     def _decrypt(self, index: int, scratch: memoryview, outs: Sequence[memoryview]) -> None:
         """One segment into buffers, after it was found equal to what was signed, if it was."""
@@ -187,10 +165,10 @@ def hash_file(fd: int, layout: Layout, progress: Progress | None = None) -> list
     leaves[0] = leaf_hash(read_at(fd, HEADER_LENGTH, layout.offset))
 
     def start() -> Work:
-        scratch = memoryview(bytearray(layout.longest))
+        segment = memoryview(bytearray(layout.longest))
 
         def work(index: int) -> None:
-            leaves[index + 1] = leaf_hash(_read_segment(fd, layout, index, scratch))
+            leaves[index + 1] = leaf_hash(_read_segment(fd, layout, index, segment))
 
         return work
 
@@ -213,8 +191,23 @@ def wipe(target: memoryview) -> None:
         part[:] = zeros[: len(part)]
 
 
+def _each_segment(
+    layout: Layout,
+    indexes: range,
+    work: Callable[[int, memoryview, memoryview], None],
+    progress: Progress | None,
+) -> None:
+    """Does work on segments by their number, on a few threads, each with two buffers of its own."""
+
+    def start() -> Work:
+        one, other = (memoryview(bytearray(layout.longest)) for _ in range(2))
+        return lambda index: work(index, one, other)
+
+    share_out(indexes, start, _in_bytes(layout, progress))
+
+
 def _in_bytes(layout: Layout, progress: Progress | None) -> Callable[[int], None] | None:
-    """What tells of segments done in bytes of plaintext, and not of every one."""
+    """Turns a count of finished segments into progress in bytes, reported every few MiB."""
     if progress is None:
         return None
     last, total = 0, layout.plaintext_length

@@ -1,4 +1,4 @@
-"""Secrets: objects that never become bytes by the way, and how one secret wraps the file key.
+"""Secrets: objects that are neither copied nor pickled, and how one secret wraps the file key.
 
 A trainer that pickles its settings, or a worker process that they are sent to, would carry a key
 along unseen. A secret leaves by `write_key`, or by `to_text`, which says so.

@@ -33,7 +33,6 @@ __all__ = [
 
 MAX_SLOTS = 256
 NO_KEY_ID = bytes(16)
-
 _SLOT_HEAD = struct.Struct(">HH16s")
 
 

@@ -15,10 +15,11 @@ from typing import Any, TypeAlias, final
 import torch
 
 from secure_cnn.archive.errors import StateError
-from secure_cnn.archive.format.claims import JSON, canonical_json
+from secure_cnn.archive.format.claims import JSON, MAX_INTEGER_BITS, canonical_json
 from secure_cnn.archive.format.tensors import (
     CLAIMS,
     DTYPES,
+    MAX_HEADER,
     METADATA,
     STRUCTURE,
     Index,
@@ -44,9 +45,7 @@ State: TypeAlias = (
     "dict[Any, State] | list[State] | tuple[State, ...] | torch.Tensor | str | float | None"
 )
 
-_MAX_HEADER = 100_000_000
 _MAX_DEPTH = 32
-_MAX_INTEGER_BITS = 1024
 _ALIGNMENT = 64
 
 
@@ -60,6 +59,7 @@ def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list
     """
     encoder = _Encoder()
     structure = json.dumps(encoder.node(state, ()), separators=(",", ":"), allow_nan=False)
+    # The widest items first: then every tensor is aligned without padding between them.
     tensors = sorted(encoder.tensors.items(), key=lambda item: -item[1].itemsize)
     metadata = {STRUCTURE: structure}
     if claims:
@@ -77,9 +77,9 @@ def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list
         }
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-(8 + len(header)) % _ALIGNMENT)
-    if len(header) > _MAX_HEADER:
+    if len(header) > MAX_HEADER:
         raise StateError(
-            f"the names of the tensors take {len(header)} bytes; expected at most {_MAX_HEADER}"
+            f"the names of the tensors take {len(header)} bytes; expected at most {MAX_HEADER}"
         )
     return [memoryview(len(header).to_bytes(8, "little") + header), *buffers]
 
@@ -228,9 +228,9 @@ def _scalar(value: object, path: tuple[str, ...]) -> object:
     """The JSON of a value that is not a container."""
     if type(value) is float and not math.isfinite(value):
         return {"float": str(value)}
-    if type(value) is int and value.bit_length() > _MAX_INTEGER_BITS:
+    if type(value) is int and value.bit_length() > MAX_INTEGER_BITS:
         raise StateError(
-            f"{_dotted(path)}: expected an int of up to {_MAX_INTEGER_BITS} bits, got a larger one"
+            f"{_dotted(path)}: expected an int of up to {MAX_INTEGER_BITS} bits, got a larger one"
         )
     if type(value) is str and not value.isascii():
         try:

@@ -25,21 +25,13 @@ from secure_cnn.archive.format.secret import Secret
 __all__ = ["HEADER_LENGTH", "OVERHEAD", "Floe", "Layout", "create_stream", "open_stream"]
 
 HEADER_LENGTH = 74
-
 OVERHEAD = 32
-
 _IV_LENGTH = 32
-
 _TAG_LENGTH = 16
-
-_NOT_LAST = 0xFFFFFFFF
-
-_ROTATION_MASK = ~((1 << 20) - 1)
-
+_NOT_LAST = 0xFFFFFFFF  # in place of the length, so that a stream that was cut has no last one
+_ROTATION_MASK = ~((1 << 20) - 1)  # new keys keep random nonces far from meeting twice
 _MAX_SEGMENT = 64 << 20
-
 _SEGMENT_HEAD = struct.Struct(">I12s")
-
 _PARAMETERS = struct.Struct(">HII")
 
 _Bytes: TypeAlias = bytes | bytearray | memoryview

@@ -20,6 +20,8 @@ from secure_cnn.archive.format.claims import JSON, parse_json
 __all__ = [
     "CLAIMS",
     "DTYPES",
+    "DTYPE_OF",
+    "MAX_HEADER",
     "METADATA",
     "STRUCTURE",
     "Index",
@@ -33,11 +35,8 @@ __all__ = [
 ]
 
 METADATA = "__metadata__"
-
 STRUCTURE = "secure_cnn.state"
-
 CLAIMS = "secure_cnn.claims"
-
 DTYPES = {
     torch.bool: "BOOL",
     torch.uint8: "U8",
@@ -59,10 +58,8 @@ DTYPES = {
     torch.complex64: "C64",
 }
 
-_BY_NAME = {name: dtype for dtype, name in DTYPES.items()}
-
-_MAX_HEADER = 100_000_000
-
+DTYPE_OF = {name: dtype for dtype, name in DTYPES.items()}
+MAX_HEADER = 100_000_000  # as in safetensors
 _MAX_SIZE = 1 << 48
 
 
@@ -122,7 +119,7 @@ def header_end(first: bytes, length: int) -> int:
         raise StateError(
             "the plaintext is no safetensors file: its length is missing; save the state again"
         )
-    if header > min(_MAX_HEADER, length - 8):
+    if header > min(MAX_HEADER, length - 8):
         raise StateError(f"the plaintext is no safetensors file: its header claims {header} bytes")
     return 8 + header
 
@@ -163,7 +160,7 @@ def _span(name: str, entry: Any) -> Span:
     """dtype, shape, start and end of a safetensors entry."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise StateError(f"tensor {name}: expected dtype, shape and data_offsets")
-    dtype = _BY_NAME.get(str(entry["dtype"]))
+    dtype = DTYPE_OF.get(str(entry["dtype"]))
     if dtype is None:
         raise StateError(f"tensor {name}: unknown dtype {entry['dtype']!r}")
     shape, offsets = entry["shape"], entry["data_offsets"]

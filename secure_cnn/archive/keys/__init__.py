@@ -1,8 +1,8 @@
-"""Keys, and the door for them: who is named to open, sign or be trusted is looked at first.
+"""Keys, and the check of those that a call is given: who opens, who signs, who is trusted.
 
-Halves of keys look alike to who writes a call, and trust that is given to the wrong half would read
-like an attack. No message shows a text: it may be a secret. Each kind of recipient has a module
-here; to import them all is what makes their slots known to readers.
+The two halves of a key pair look alike to whoever writes a call, and the wrong half would lead to
+an error that reads like an attack. No message shows a text: it may be a secret. Each kind of
+recipient has a module here; to import them all is what makes their slots known to readers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

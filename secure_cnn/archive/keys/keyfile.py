@@ -29,7 +29,6 @@ __all__ = [
 ]
 
 _Key = TypeVar("_Key")
-
 _CHECKSUM = 4
 # Of a key's text only what it is, in words of its own: what follows may be a secret.
 _PREFIX = re.compile(r"secure-cnn-(recipient|verifier|(identity|signer|kek)-secret)-1")
@@ -75,6 +74,7 @@ def decode_key(prefix: str, text: str) -> tuple[int, bytes]:
     except (binascii.Error, ValueError):
         raise InvalidKey(f"a key {prefix}-… is not base64url; copy its whole line again") from None
     body, checksum = raw[:-_CHECKSUM], raw[-_CHECKSUM:]
+    # Encoded again, since base64 has several texts for the same bytes.
     if (
         len(body) < 2
         or checksum != _checksum(prefix, body)

@@ -17,7 +17,6 @@ from secure_cnn.archive.storage import read_small, write_file
 __all__ = ["HighWaterMark", "Latest"]
 
 _TYPE = "application/vnd.secure-cnn.latest.v1"
-
 _MAX_LENGTH = 1 << 20
 
 

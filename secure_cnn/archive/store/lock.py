@@ -77,13 +77,13 @@ class FolderLock:
             self._close()
 
     def _close(self) -> None:
-        """Forgets the lock without giving it back for others that hold it too."""
+        """Closes our descriptor; a copy of it in another process keeps the lock."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
     def _holder(self) -> str:
-        """Who says to hold the lock."""
+        """What the holder of the lock wrote into its file."""
         assert self._fd is not None
         text = os.pread(self._fd, _MAX_OWNER, 0).decode(errors="replace")
         return "".join(filter(str.isprintable, text)) or "somebody"

@@ -96,7 +96,7 @@ class Log:
 
     @classmethod
     def replay(cls, run: str, raw: bytes) -> Self:
-        """The log that its lines tell."""
+        """The log that these lines describe."""
         head = cls.empty(run).head
         history: list[Checkpoint] = []
         gone: set[int] = set()
@@ -152,7 +152,7 @@ class Log:
         return line, self._after(line, history=self.history, gone=self.gone | set(generations))
 
     def announced(self, tail: bytes) -> Checkpoint | None:
-        """The checkpoint that the first line behind the end of this log tells of.
+        """The checkpoint that the first line behind the end of this log announces, if any.
 
         Such a line was written and never committed, or what committed it was taken away since. What
         a crash left half-written tells nothing.
@@ -214,7 +214,7 @@ def choose(checkpoints: Sequence[Checkpoint], which: Which) -> Checkpoint | None
 
 
 def _take(entry: Mapping[str, Any], history: list[Checkpoint], gone: set[int]) -> None:
-    """Adds what a line tells; refuses what cannot have happened."""
+    """Adds what a line says; refuses what cannot have happened."""
     if entry.keys() == {"saved", "previous"}:
         checkpoint = Checkpoint(**entry["saved"])
         if checkpoint.generation != len(history) + 1:

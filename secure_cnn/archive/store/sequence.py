@@ -74,7 +74,7 @@ class SequenceFolder:
         return pending if not path.exists() and pending.exists() else path
 
     def missing(self, which: object) -> StorageError:
-        """Says that a checkpoint is not there, or that its folder is not."""
+        """The error for a checkpoint that is not there, or whose folder is not."""
         there = "" if self.folder.is_dir() else ": there is no such folder"
         return StorageError(f"{self.folder}: no checkpoint for {which!r}{there}; list the store")
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self, final
 
 from secure_cnn.archive.errors import InvalidKey, StorageError, Tampered, WrongKey
@@ -238,12 +237,7 @@ class CheckpointStore:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def _add(self, copy: State, checkpoint: Checkpoint, claims: Mapping[str, JSON]) -> None:
@@ -269,7 +263,7 @@ class CheckpointStore:
         self._files.clear(longer)
 
     def _pruned(self, log: Log) -> tuple[bytes, Log]:
-        """The line that prunes what no rule keeps, and the log with it; no line if that is all."""
+        """The line that prunes what no rule keeps, and the log with it; empty if all is kept."""
         superfluous = self._retention.superfluous(log.kept)
         return log.pruned(superfluous) if superfluous else (b"", log)
 
