@@ -40,14 +40,12 @@ __all__ = [
     "add",
     "app",
     "export",
-    "import_",
     "inspect",
     "keygen",
     "list_",
     "open_",
     "remove",
     "rotate",
-    "seal",
     "shred",
     "verify",
 ]
@@ -123,38 +121,44 @@ def keygen(
     message(f"secret key: {out}; keep it where the sealed files are not")
 
 
-@app.command()
-def seal(
-    plain: Annotated[Path, typer.Argument(help="A plain safetensors file.")],
-    out: _NewFile,
-    recipient: Recipients = None,
-    passphrase_file: PassphraseFile = None,
-    kek: Kek = None,
-    signer: SignerFile = None,
-    claim: _Claims = None,
-    private_claim: _PrivateClaims = None,
-    name: _Name = "",
-) -> None:
-    """Encrypt a plain safetensors file to recipients; the plain one stays."""
-    who = recipients_from(recipient or [], passphrase_file, kek)
-    _seal(archive.load_plain, plain, out, who, signer, claim, private_claim, name)
+def _sealing(read: Callable[[Path], archive.State], metavar: str, what: str) -> Callable[..., None]:
+    """A command that seals what is read of a plain file of one kind."""
+
+    def seal(
+        plain: Annotated[Path, typer.Argument(metavar=metavar, help=what)],
+        out: _NewFile,
+        recipient: Recipients = None,
+        passphrase_file: PassphraseFile = None,
+        kek: Kek = None,
+        signer: SignerFile = None,
+        claim: _Claims = None,
+        private_claim: _PrivateClaims = None,
+        name: _Name = "",
+    ) -> None:
+        who = somebody(recipients_from(recipient or [], passphrase_file, kek), "--")
+        with file_progress("sealing") as progress:
+            archive.save(
+                out,
+                read(plain),
+                recipients=who,
+                signer=signer_from(signer),
+                claims=_claims(claim),
+                private_claims=_claims(private_claim),
+                name=name,
+                progress=progress,
+            )
+        message(f"sealed file: {out}; the plain file is still there")
+
+    return seal
 
 
-@app.command("import")
-def import_(
-    source: Annotated[Path, typer.Argument(help="A file of torch.save, or a safetensors file.")],
-    out: _NewFile,
-    recipient: Recipients = None,
-    passphrase_file: PassphraseFile = None,
-    kek: Kek = None,
-    signer: SignerFile = None,
-    claim: _Claims = None,
-    private_claim: _PrivateClaims = None,
-    name: _Name = "",
-) -> None:
-    """Seal another tool's file; of a torch file only tensors and plain data, and no code runs."""
-    who = recipients_from(recipient or [], passphrase_file, kek)
-    _seal(archive.import_, source, out, who, signer, claim, private_claim, name)
+app.command("seal", help="Encrypt a plain safetensors file to recipients; the plain one stays.")(
+    _sealing(archive.load_plain, "plain", "A plain safetensors file.")
+)
+app.command(
+    "import",
+    help="Seal another tool's file; of a torch file only tensors and plain data, and no code runs.",
+)(_sealing(archive.import_, "source", "A file of torch.save, or a safetensors file."))
 
 
 @app.command()
@@ -337,32 +341,6 @@ def remove(
     archive.change_recipients(file, identity=opens, remove=key_id)
     message(f"removed {len(key_id)} from {file}")
     message("hint: whoever read it before may have kept the file key; to shut them out, rotate")
-
-
-def _seal(
-    read: Callable[[Path], archive.State],
-    plain: Path,
-    out: Path,
-    who: list[archive.AnyRecipient],
-    signer: Path | None,
-    claim: list[str] | None,
-    private_claim: list[str] | None,
-    name: str,
-) -> None:
-    """Seals what is read of a plain file."""
-    somebody(who, "--")
-    with file_progress("sealing") as progress:
-        archive.save(
-            out,
-            read(plain),
-            recipients=who,
-            signer=signer_from(signer),
-            claims=_claims(claim),
-            private_claims=_claims(private_claim),
-            name=name,
-            progress=progress,
-        )
-    message(f"sealed file: {out}; the plain file is still there")
 
 
 def _claims(given: list[str] | None) -> dict[str, archive.JSON]:

@@ -16,12 +16,9 @@ _PATTERN = re.compile(rf"({'|'.join(_FIGURES)})\s*>=\s*(\d+(?:\.\d*)?|\.\d+)(%?)
 
 @dataclass(frozen=True, kw_only=True)
 class Requirement:
-    """One demand.
+    """One demand, as it was given: which share, in [0, 1], must be how large.
 
-    Attributes:
-        text: As it was given.
-        figure: Which share must be large enough; None demands that no verdict failed.
-        least: How large it must be, in [0, 1].
+    Without a figure it demands that no verdict failed.
     """
 
     text: str
@@ -60,11 +57,7 @@ class Requirement:
 
 
 def read_requirements(texts: list[str]) -> list[Requirement]:
-    """The demands in `--require`.
-
-    Raises:
-        typer.BadParameter: One cannot be understood.
-    """
+    """The demands in `--require`."""
     return [_read(text) for text in texts]
 
 

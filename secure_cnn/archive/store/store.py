@@ -136,10 +136,10 @@ class CheckpointStore:
         error; until then the one before counts.
 
         Args:
-            state: As for `archive.save`, as are `claims`.
+            state: As for `archive.save`.
             step: The training step, from 0.
             metric: How good the state is, larger is better; everyone can read it.
-            claims: What everyone can read of this checkpoint.
+            claims: As for `archive.save`.
 
         Returns:
             The generation of the new checkpoint.
@@ -162,13 +162,12 @@ class CheckpointStore:
             created=self._clock().strftime("%Y-%m-%dT%H:%M:%SZ"),
             core_hash="0" * 64,
         )
-        told = copy_claims(claims, "claims")
-        copy = self._buffer.copy(state)
-        self._saving.start(partial(self._add, copy, checkpoint, told))
+        claims, copy = copy_claims(claims, "claims"), self._buffer.copy(state)
+        self._saving.start(partial(self._add, copy, checkpoint, claims))
         return checkpoint.generation
 
     def wait(self) -> None:
-        """Returns when no save is under way; if it failed, the checkpoint before is the newest."""
+        """Waits for a save under way; raises if it failed, and the checkpoint before it counts."""
         self._saving.wait()
 
     def load(self, which: Which = "latest") -> State:
@@ -189,7 +188,7 @@ class CheckpointStore:
         return self._read(which, partial(load_into, state))
 
     def find(self, which: Which) -> Checkpoint:
-        """What the log says of a checkpoint that is kept."""
+        """What the log says of a checkpoint; raises `StorageError` if it is not kept."""
         if (found := choose(self.list(), which)) is None:
             raise self._files.missing(which)
         return found
