@@ -90,6 +90,8 @@ def test_an_evaluation_shows_what_was_proven():
     assert "What is proven" not in Page(render_robustness(robustness_record())).text
     with pytest.raises(RunError, match=r"robustness\.certification: expected entries"):
         certified(certification={"summary": {}})
+    with pytest.raises(RunError, match=r"robustness\.certification: expected entries"):
+        certified(certification={})
 
 
 def test_a_tick_says_where_it_is():

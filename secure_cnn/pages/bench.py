@@ -101,13 +101,18 @@ def _case(every: Iterable[Row], case: str) -> dict[str, Any]:
         for variant in (row.variant for row in ratios)
     }
     parts = {variant: own for variant, own in parts.items() if own}
-    figures = [_ratio_bars(case, ratios, check)]
+    size, draw = (WIDTH, 42 + _ROW * len(ratios) + 26), partial(_ratios, ratios, check)
+    figures = [render(f"ratio-{case}", f"Time against plain: {case}", size, draw)]
+    if parts:
+        top = 30 + 18 * math.ceil(len(_used(parts)) / _ACROSS)
+        size, draw = (WIDTH, top + _ROW * len(parts) + 26), partial(_parts, parts, top)
+        figures.append(render(f"parts-{case}", f"Parts of a step: {case}", size, draw))
     return {
         "name": case,
         "steps": _steps_table(ratios, found),
         "parts": _parts_table(parts) if parts else None,
         "trained": _trained_table(found),
-        "figures": [*figures, _parts_bars(case, parts)] if parts else figures,
+        "figures": figures,
         "tradeoff": _tradeoff(found),
     }
 
@@ -215,53 +220,27 @@ def _axis(rows: Sequence[Row], axis: str) -> dict[str, Any]:
         for row in own
         if row.metric == "exponent"
     ]
-    return {
-        "name": axis,
-        "exponents": (("variant", "exponent, ± s.e.", "95 % interval"), exponents),
-        "times": _times_table(axis, times),
-        "figure": _scaling_curves(axis, times) if times else None,
-    }
-
-
-def _times_table(axis: str, times: Mapping[str, Mapping[float, float]]) -> Table:
     sizes = sorted({size for own in times.values() for size in own})
-    rows = [
+    cells = [
         (breakable(name), *(_milliseconds(own[size]) if size in own else "–" for size in sizes))
         for name, own in times.items()
     ]
-    return ("variant", *(f"{axis} {size:g}" for size in sizes)), rows
+    frame, draw = (WIDTH, _CURVES + 66 + 18 * len(times)), partial(_curves, axis, times)
+    figure = render(f"scaling-{axis}", f"Time against {axis}", frame, draw) if times else None
+    return {
+        "name": axis,
+        "exponents": (("variant", "exponent, ± s.e.", "95 % interval"), exponents),
+        "times": (("variant", *(f"{axis} {size:g}" for size in sizes)), cells),
+        "figure": figure,
+    }
 
 
 def _milliseconds(seconds: float) -> str:
     return f"{1000 * seconds:.2f}" if seconds >= 1e-5 else f"{1000 * seconds:.1g}"
 
 
-def _ratio_bars(case: str, ratios: Sequence[Row], check: NoiseCheck | None) -> str:
-    """Each variant's time against plain with its interval; the noise of the machine as a band."""
-    size = (WIDTH, 42 + _ROW * len(ratios) + 26)
-    return render(
-        f"ratio-{case}", f"Time against plain: {case}", size, partial(_ratios, ratios, check)
-    )
-
-
-def _parts_bars(case: str, parts: _Seconds) -> str:
-    """Where the time of a step goes, one stacked bar a variant."""
-    used = _used(parts)
-    top = 30 + 18 * math.ceil(len(used) / _ACROSS)
-    size = (WIDTH, top + _ROW * len(parts) + 26)
-    return render(
-        f"parts-{case}", f"Parts of a step: {case}", size, partial(_parts, parts, used, top)
-    )
-
-
-def _scaling_curves(axis: str, times: Mapping[str, Mapping[float, float]]) -> str:
-    """Time against size, both in logarithms, one line a variant."""
-    size = (WIDTH, _CURVES + 66 + 18 * len(times))
-    return render(f"scaling-{axis}", f"Time against {axis}", size, partial(_curves, axis, times))
-
-
 def _ratios(rows: Sequence[Row], check: NoiseCheck | None, canvas: Canvas) -> None:
-    """Bars from 0, whiskers, and the ratio as words at the right."""
+    """Each variant's time against plain with its interval; the machine's noise is a band."""
     canvas.title("Time of a step ÷ plain")
     axes = _under_names(canvas, [row.variant for row in rows], top=42, right=44)
     axes.set_xlim(0, 1.05 * max(row.high for row in rows))
@@ -277,9 +256,10 @@ def _ratios(rows: Sequence[Row], check: NoiseCheck | None, canvas: Canvas) -> No
         canvas.text(WIDTH, y, f"{row.median:.2f}", align="right", bold=True)
 
 
-def _parts(parts: _Seconds, used: Sequence[str], top: float, canvas: Canvas) -> None:
-    """A legend, then the bars, milliseconds below."""
+def _parts(parts: _Seconds, top: float, canvas: Canvas) -> None:
+    """Where the time of a step goes: a legend, then a stacked bar for each variant."""
     canvas.title("Milliseconds of a step, by part")
+    used = _used(parts)
     for number, name in enumerate(used):
         x, y = WIDTH / _ACROSS * (number % _ACROSS), 34 + 18 * (number // _ACROSS)
         color, opacity = SHOWN_PARTS[name]
@@ -298,7 +278,7 @@ def _parts(parts: _Seconds, used: Sequence[str], top: float, canvas: Canvas) -> 
 
 
 def _curves(axis: str, times: Mapping[str, Mapping[float, float]], canvas: Canvas) -> None:
-    """Straight lines are powers; their names below."""
+    """Time against size, both in logarithms, in which powers are straight lines."""
     canvas.title(f"Milliseconds against {axis}")
     axes = canvas.axes(40, 28, WIDTH - 54, _CURVES, grid="both")
     axes.set(xscale="log", yscale="log")

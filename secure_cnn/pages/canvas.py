@@ -94,7 +94,7 @@ class Canvas:
         return axes
 
     def title(self, words: str) -> None:
-        """Words above all else."""
+        """The title of the figure, in bold at its top."""
         self.text(0, 12, words, bold=True, size=12.5)
 
     def text(
@@ -108,7 +108,7 @@ class Canvas:
         align: Literal["left", "center", "right"] = "left",
         bold: bool = False,
     ) -> None:
-        """Words whose line is centred on `y`."""
+        """One line of text, centred vertically on `y`."""
         self.figure.text(
             x / self.width,
             1 - y / self.height,
@@ -122,7 +122,7 @@ class Canvas:
 
 
 def render(name: str, title: str, size: tuple[float, float], draw: Callable[[Canvas], None]) -> str:
-    """What `draw` draws, as SVG for an HTML body; `name` keeps identifiers apart on one page."""
+    """The drawing of `draw` as SVG for an HTML body; `name` makes its identifiers its own."""
     width, height = size
     buffer = io.StringIO()
     settings = {**_STYLE, "svg.hashsalt": name}
@@ -167,20 +167,16 @@ def percents(axis: Axis, ticks: Sequence[float] | None = None) -> None:
 
 
 def tick_percent(value: float, _place: object = None) -> str:
-    """A share at an axis as it is: 57.5% is not rounded to a tick that is elsewhere."""
+    """A share in percent with all its digits: 57.5% must not be read as a tick at 58%."""
     return f"{round(100 * value, 6):g}%"
 
 
 def _inline(svg: str, title: str) -> str:
-    """With a title, without prologue, metadata and the group names that all figures share."""
+    """With a title and in the page's colours; without prologue, metadata and shared group names."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[\w.]+"', "<g", svg)
-    svg = re.sub(r'style="[^"]*"', _theme, svg)
+    themed = re.compile(r"#[0-9a-f]{6}")
+    svg = re.sub(r'style="[^"]*"', lambda style: themed.sub(lambda c: css(c[0]), style[0]), svg)
     label = html.escape(printable(title))
     return svg.replace("<svg", f'<svg role="img" aria-label="{label}"', 1).strip()
-
-
-def _theme(attribute: re.Match[str]) -> str:
-    """A style attribute in which our colours follow the page."""
-    return re.sub(r"#[0-9a-f]{6}", lambda color: css(color[0]), attribute[0])

@@ -1,4 +1,4 @@
-"""Class by class: recall before and after, as a table and as figures, and what is taken for what.
+"""Class by class: recall before and after as a table and as figures, and the confusion matrix.
 
 With more than 24 classes single rows and cells cannot be read: figures then show a part.
 """
@@ -188,7 +188,7 @@ def _legend(canvas: Canvas, lines: Iterable[tuple[str, str, str]]) -> None:
 
 
 def _known(shares: Sequence[_Share], at: Sequence[float]) -> tuple[list[float], list[float]]:
-    """The shares that were measured, and where they belong."""
+    """The shares that were measured, and the rows they belong to."""
     pairs = zip(shares, at, strict=True)
     found = [(share, y) for share, y in pairs if share is not None and not math.isnan(share)]
     return [share for share, _ in found], [y for _, y in found]

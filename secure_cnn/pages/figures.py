@@ -25,9 +25,13 @@ from secure_cnn.pages.canvas import (
 )
 from secure_cnn.record import EpochRecord, Row, RunRecord, wording
 
-__all__ = ["accuracy_curve", "cost_bars", "epsilon_curve", "loss_curve"]
+__all__ = ["accuracy_curve", "cost_bars", "costs", "curves", "epsilon_curve", "loss_curve"]
 
-_COSTS = {"time_ratio": "Time per step, against plain", "memory_ratio": "Memory, against plain"}
+_Ratio = Literal["time_ratio", "memory_ratio"]
+_COSTS: dict[_Ratio, str] = {
+    "time_ratio": "Time per step, against plain",
+    "memory_ratio": "Memory, against plain",
+}
 
 
 class _Curve(NamedTuple):
@@ -66,11 +70,26 @@ def epsilon_curve(record: RunRecord) -> str:
     return _drawn(record, _Curve("epsilon", "ε spent", lambda e: e.epsilon, wording.epsilon))
 
 
-def cost_bars(record: RunRecord, metric: Literal["time_ratio", "memory_ratio"]) -> str:
+def cost_bars(record: RunRecord, metric: _Ratio) -> str:
     """A cost against plain, one bar for each case and variant, with its spread as a whisker."""
     rows = [row for row in record.cost if row.metric == metric]
     draw = partial(_cost, rows, variant_colors(record), metric)
     return render(metric, f"Cost: {metric}", (WIDTH, 44 + 40 * max(1, len(rows))), draw)
+
+
+def curves(record: RunRecord) -> list[str]:
+    """The curves for which there is something to draw."""
+    if not record.epochs:
+        return []
+    drawn = [accuracy_curve(record), loss_curve(record)]
+    private = any(epoch.epsilon is not None for epoch in record.epochs)
+    return [*drawn, epsilon_curve(record)] if private else drawn
+
+
+def costs(record: RunRecord) -> list[str]:
+    """The costs against plain that are on record."""
+    measured = {row.metric for row in record.cost}
+    return [cost_bars(record, metric) for metric in _COSTS if metric in measured]
 
 
 def _drawn(record: RunRecord, curve: _Curve) -> str:
@@ -138,7 +157,7 @@ def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> lis
     return places
 
 
-def _cost(rows: Sequence[Row], colors: Mapping[str, str], metric: str, canvas: Canvas) -> None:
+def _cost(rows: Sequence[Row], colors: Mapping[str, str], metric: _Ratio, canvas: Canvas) -> None:
     """A bar from nothing to the median, a whisker from low to high, and a line where plain is."""
     canvas.title(_COSTS[metric])
     if not rows:

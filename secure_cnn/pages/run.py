@@ -6,7 +6,6 @@ scripts, fonts and anything else that a browser would have to fetch; the page fo
 """
 
 from pathlib import Path
-from typing import Literal
 
 from rich import box
 from rich.table import Table
@@ -59,7 +58,10 @@ def render_page(record: RunRecord, examples: Examples | None = None) -> str:
         "outcome": outcome,
         "baseline": baseline,
         "variant": _variant(record),
-        "pending": _pending(record),
+        # Trained, and without a result yet.
+        "pending": list(
+            dict.fromkeys(e.variant for e in record.epochs if e.variant not in results)
+        ),
         "facts": _facts(record, outcome, baseline),
         "privacy": _privacy(record),
         "robustness": _robustness(record, outcome),
@@ -67,12 +69,12 @@ def render_page(record: RunRecord, examples: Examples | None = None) -> str:
         "threat": record.threat and record.threat.words,
         "attacks": list(dict.fromkeys(name for each in record.results for name in each.attacks)),
         "colors": colors,
-        "curves": _curves(record),
+        "curves": figures.curves(record),
         "tradeoff": Tradeoff.between(points_of(record), colors, Needs()),
         "recalls": classes.recall_table(results, record.data.classes, before),
         "recall": classes.class_recall(record) if record.results else None,
         "confusion": outcome and classes.confusion_matrix(record, outcome.variant),
-        "costs": [figures.cost_bars(record, ratio) for ratio in _ratios(record)],
+        "costs": figures.costs(record),
         "pictures": example_figures(examples),
         "shown": classes.MOST_CLASSES,
     }
@@ -133,33 +135,10 @@ def _variant(record: RunRecord) -> str:
     return record.epochs[-1].variant if record.epochs else "nothing yet"
 
 
-def _pending(record: RunRecord) -> list[str]:
-    """The variants that have trained and have no result yet."""
-    finished = {result.variant for result in record.results}
-    trained = dict.fromkeys(epoch.variant for epoch in record.epochs)
-    return [variant for variant in trained if variant not in finished]
-
-
 def _spent(record: RunRecord) -> float | None:
     """ε spent by the variant the run is about."""
     spent = [part.epsilon for part in record.parts if part.variant == _variant(record)]
     return next((epsilon for epsilon in reversed(spent) if epsilon is not None), None)
-
-
-def _curves(record: RunRecord) -> list[str]:
-    """The curves for which there is something to draw."""
-    if not record.epochs:
-        return []
-    private = any(epoch.epsilon is not None for epoch in record.epochs)
-    drawn = [figures.accuracy_curve(record), figures.loss_curve(record)]
-    return [*drawn, figures.epsilon_curve(record)] if private else drawn
-
-
-def _ratios(record: RunRecord) -> list[Literal["time_ratio", "memory_ratio"]]:
-    """The costs against plain that are on record."""
-    measured = {row.metric for row in record.cost}
-    every: tuple[Literal["time_ratio"], Literal["memory_ratio"]] = ("time_ratio", "memory_ratio")
-    return [ratio for ratio in every if ratio in measured]
 
 
 def _facts(

@@ -278,7 +278,7 @@ def _apart(places: Sequence[_Point], box: tuple[float, float, float, float]) -> 
 
 
 def _push(apart: complex) -> complex:
-    """What each of two marks moves, so that together they make up for what they are too near."""
+    """How far each of two marks moves: half of the distance that is missing between them."""
     distance = abs(apart)
     if distance >= _GAP:
         return 0j

@@ -1,4 +1,4 @@
-"""Runs side by side: their variants as points of one trade-off, and what keeps them from being so.
+"""Runs side by side: their variants as points of one trade-off, and what forbids comparing them.
 
 Runs on other data are refused. What is measured under other conditions is shown and not compared:
 robust accuracy within another threat model, ε at another δ. Deliberately not here: where runs are.
@@ -86,8 +86,8 @@ class Comparison(Document):
         runs: When each run was made, by its name.
         differences: Settings, versions and hardware that are not the same in all runs: the name,
             then its value in each run.
-        notes: What a reader must know before comparing.
-        warnings: What a reader must not believe.
+        notes: Conditions that a reader must know before comparing.
+        warnings: Audits that failed, so that an ε does not count.
     """
 
     KIND: ClassVar[str | None] = "comparison"

@@ -116,10 +116,10 @@ class Measurements(Document):
 @final
 @dataclass(frozen=True, kw_only=True)
 class NoiseCheck:
-    """What plain against plain came to: two times the same training, in turn with all others.
+    """How noisy the machine was: plain training timed against itself, in turn with all others.
 
-    They must differ by nothing. What they do differ by is the noise of the machine, and no figure
-    of the same run is better known than that.
+    The two are the same training, so any difference between them is noise, and no figure of the
+    same benchmark is known more precisely than that.
 
     Attributes:
         ratio: Plain against plain, of which the truth is 1.

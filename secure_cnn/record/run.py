@@ -217,7 +217,7 @@ class RunRecord(Document):
         notes: Sentences for the reader.
         run_id: Which run it is; its states bear the same.
         signer: Who signs the run's checkpoints, as public text; empty where nobody does.
-        released: Noised steps of which something could be seen: written before it could.
+        released: How many noised steps may have become visible; written before they do.
 
     Raises:
         RunError: A value has the wrong type, shape or range, or a claim lacks its conditions.
