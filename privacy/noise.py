@@ -140,7 +140,7 @@ class SecureGenerator:
             yield slice(start, min(start + _BLOCK, count)), place + start
 
     def _take(self, count: int) -> int:
-        """The place of the next words, which nobody gets again, not even another thread."""
+        """The place of the next words; no other call gets the same, not even in another thread."""
         # Fewer than none would take the place back, and the same noise would come again.
         count = whole("count", count, least=0)
         with self._taking:
@@ -159,12 +159,12 @@ class SecureGenerator:
 
 
 def _buffer(count: int) -> Tensor:
-    """Fresh memory for so many words, and the block more that the cipher wants at either end."""
+    """Memory for `count` words, and for the rest of the cipher's block at either end."""
     return torch.empty(count + 2 * _WORDS, dtype=torch.int64)
 
 
 def _key_stream(key: bytes) -> Callable[[int, int, Tensor], Tensor]:
-    """The words of a key's stream: so many, from a place on, in a buffer. Only it knows the key."""
+    """A function that writes words of a key's stream to a buffer; only its closure has the key."""
 
     def words(place: int, count: int, buffer: Tensor) -> Tensor:
         counter, skipped = divmod(place, _WORDS)

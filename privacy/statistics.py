@@ -131,7 +131,7 @@ def epsilon_of_counts(
 def one_run_p_value(
     *, examples: int, guesses: int, correct: int, epsilon: float, delta: float
 ) -> float:
-    """How likely so many correct guesses or more are, were the mechanism (epsilon, delta)-private.
+    """How likely `correct` or more right guesses are if the mechanism is (epsilon, delta)-private.
 
     Source: Steinke, Nasr, Jagielski 2023, arXiv 2305.08846, theorem 5.2 and appendix D: at most
     P[B >= correct] + 2 m delta max_i P[correct > B >= correct - i] / i, where B counts the
@@ -244,7 +244,7 @@ def deviations(sums: Numbers, degrees: npt.ArrayLike) -> tuple[float, float]:
     """P-values of independent sums of squares: of the one farthest out, and of their scatter."""
     drawn = squares(sums, degrees)
     exact = squares(sums, degrees, tolerance=0.0)
-    # Within the tolerance scores are drawn towards zero: too little scatter is asked of exact ones.
+    # The tolerance draws scores towards zero, so that too little scatter is judged without it.
     too_little = special.chdtr(exact.size, float(np.square(exact).sum()))
     too_much = special.chdtrc(drawn.size, float(np.square(drawn).sum()))
     return extreme(drawn), min(1.0, 2 * float(min(too_little, too_much)))

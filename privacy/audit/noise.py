@@ -33,11 +33,11 @@ from privacy.statistics import (
 __all__ = ["Noise", "check_deviation", "check_freshness", "check_noise_battery", "kept_coordinates"]
 
 _KEPT = 2**16
-"""About so many coordinates of each step are kept."""
+"""About this many coordinates of each step are kept."""
 _RUN = 2048
 """Neighbours that stay together in a tensor of which not all is kept."""
 _SPREADS = (0.02, 0.1, 0.3, 0.7, 1.0, 1.25, 1.5, 1.75, 2.0, 2.25, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
-"""How many numbers lie within so many deviations is counted."""
+"""In deviations: the share of numbers within each is compared with the Gaussian one."""
 _TOGETHER = 2**13
 """Numbers whose nearest neighbours are looked at: more would show the rounding of float32."""
 _NEAR = 0.1
@@ -244,7 +244,7 @@ def _grain(noise: Noise) -> dict[str, float]:
 
 
 def _coincidences(values: Numbers) -> float:
-    """P-value of so many neighbours that are near; spacings scatter less than independent ones."""
+    """P-value of the number of near neighbours; spacings scatter less than independent numbers."""
     uniform = np.sort(special.ndtr(values[:_TOGETHER]))
     near = int((np.diff(uniform) * len(uniform) < _NEAR).sum())
     # Each spacing of n uniform numbers exceeds x / n with probability (1 - x / n)^n.

@@ -94,7 +94,8 @@ class Release:
         else:
             self._compare(self._expected, {name: self._left[name] for name in self._kept()})
             for parameter, gradients in self._gradients:
-                # An optimizer may work in place: where it cannot be repeated, that is believed.
+                # An optimizer may change its gradients in place. Where its step cannot be replayed,
+                # such a change cannot be checked, and is accepted.
                 if parameter.grad is not None:
                     gradients.append(parameter.grad.detach().clone())
 
@@ -140,7 +141,7 @@ class Release:
         try:
             twins = copy.deepcopy(self._optimizer, dict(copies))
             twins.step()
-        except Exception:  # Whatever a foreign optimizer needs that a copy has not.
+        except Exception:  # A foreign optimizer may need anything that its copy lacks.
             self.replayed = False
             return {}
         for parameter, gradients in self._gradients:
@@ -184,7 +185,7 @@ def changing(one: Sequence[Settings], other: Sequence[Settings]) -> tuple[set[st
 
 
 def _unlike(one: Settings, other: Settings) -> set[str]:
-    """Names under which two have other values; of whichever group."""
+    """Names of settings that differ, in any group."""
     return {
         name.split(" ")[0] for name in one.keys() | other.keys() if one.get(name) != other.get(name)
     }

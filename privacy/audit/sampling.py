@@ -138,7 +138,7 @@ def _apart(samples: Samples, _: np.random.Generator) -> dict[str, float]:
 
 
 def _any_two(lines: Numbers, samples: Samples) -> float:
-    """P-value of the two lines of coins that are least as independent ones would be."""
+    """P-value of the least likely pair of lines of coins, corrected for the number of pairs."""
     number, length = lines.shape
     if number < 2:
         return 1.0
@@ -154,7 +154,7 @@ def _any_two(lines: Numbers, samples: Samples) -> float:
 
 
 def _at_distances(lines: Numbers, samples: Samples) -> list[float]:
-    """P-values of lines at every distance, in disjoint pairs, being alike or heads together."""
+    """P-values, for every distance, of how often two lines so far apart agree or are both heads."""
     number, length = lines.shape
     p_values = [1.0]
     for lag in range(1, min(number // 2, 64) + 1):

@@ -31,16 +31,17 @@ _QUIET = 1e-4
 """Noise multiplier of the steps in which the sum itself is looked at."""
 _OVERSIZE = (10.0,)
 _QUIET_OVERSIZE = (10.0, 1.5, 100.0, 1000.0, 3.0)
-"""How many times the clipping norm a canary's own gradient has, in turn. Where noise does not hide
-what escapes, a step is the last one if it is too large: nothing can diverge."""
+"""Norms of the canaries' own gradients, in clipping norms, taken in turn. In quiet steps they are
+up to 1000: a contribution that escapes clipping is seen at once there, and that step is the last
+one, so that the training cannot diverge."""
 _SMALLEST_BATCH = 16
-"""Of so many expected rows practically never none is there: an empty sample would look like one
-with the first example in it."""
+"""Expected rows of a sample, at least: with this many an empty sample practically never comes. It
+would look like one with the first example in it."""
 _MOST_ROWS = 2048
 """Most rows of which every two are compared."""
 _ASKED = (5, 12)
-"""Examples with which the objective is asked: few, of whom each weighs much in a mean, and more, of
-whom the hardest tenth is not just one."""
+"""Numbers of examples on which the objective is tried: few, so that each weighs much in a mean, and
+more, so that the hardest tenth is not just one."""
 
 
 class AuditedTraining(Protocol):

@@ -111,7 +111,7 @@ class Twice:
         return kept.instantiate()
 
     def select(self, rows: Tensor) -> "Twice":
-        """The same of the examples in `rows`."""
+        """The same for the examples in `rows`."""
         copies = self.geometry.copies
         copied = (rows[:, None] * copies + torch.arange(copies)).flatten()
         images, gradient = self.images[copied], self.output_gradient[copied]

@@ -61,7 +61,7 @@ class AddsCopies(Protocol):
 
 @runtime_checkable
 class InOnePass(Protocol):
-    """A rule whose two gradients share work: asked for both, it is asked once."""
+    """A rule whose two gradients share work: where both are wanted, one call gives them."""
 
     def in_one_pass(
         self, inputs: Tensor, saved: Saved, output_gradient: Tensor
@@ -261,7 +261,7 @@ def _input_gradient_recorded(ctx: Any, output_gradient: Tensor) -> Tensor | None
 
 @cache
 def _gives_both(kind: type[LayerRule]) -> bool:
-    """Whether rules of this kind are `InOnePass`; to ask that of each again takes long."""
+    """Whether rules of this kind are `InOnePass`; remembered, for `issubclass` is slow."""
     return issubclass(kind, InOnePass)
 
 

@@ -25,7 +25,7 @@ from privacy.errors import UnsupportedLayer
 __all__ = ["EmbeddingRule", "LinearRule", "PReLURule"]
 
 _CACHE = 1 << 20
-"""Bytes of products written down at a time: what a core's own cache holds with room to spare."""
+"""Bytes of products written at a time: they fit a core's own cache, with some of it left."""
 
 
 class LinearRule:

@@ -279,7 +279,7 @@ def _sums_over_positions(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _products(x: Tensor, dy: Tensor) -> Tensor:
-    """Products dy x, those of many examples added over slices: all of them are never written."""
+    """Products dy x; of large inputs sums of them over slices of rows, to save memory traffic."""
     height = _slice_height(x)
     if height == x.shape[2]:
         return dy * x

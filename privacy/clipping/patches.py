@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 CACHE = 1 << 21
-"""Bytes laid out anew at a time: what a core's own cache holds with room to spare."""
+"""Bytes copied at a time: they fit a core's own cache, with some of it left."""
 
 
 @dataclass(frozen=True, kw_only=True)
