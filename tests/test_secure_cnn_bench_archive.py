@@ -170,7 +170,7 @@ def test_the_command_writes_the_versions_of_those_it_measured(tmp_path, monkeypa
     }
     monkeypatch.setattr(rivals_module, "_MAKERS", made)
     for measure in ("measure_size", "measure_stall", "measure_head", "measure_cipher"):
-        monkeypatch.setattr(bench, measure, lambda *_, **__: [])
+        monkeypatch.setattr(bench.archives, measure, lambda *_, **__: [])
     app = Typer()
     app.command()(bench.archive_command)
     out = tmp_path / "bench.json"

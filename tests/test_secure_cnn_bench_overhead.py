@@ -38,9 +38,9 @@ from secure_cnn.bench.step import Workload, synthetic
 from secure_cnn.bench.timed_training import TimedTraining
 from secure_cnn.bench.timing import (
     PARTS,
-    ClockMarks,
-    EventMarks,
     Stopwatch,
+    clock_marks,
+    event_marks,
     marks_for,
     take_turns,
 )
@@ -56,7 +56,7 @@ from secure_cnn.record import CONTROL, Measurements, Row, noise_checks
 SPEC = DataSpec(shape=(1, 8, 8), classes=("a", "b"))
 QUICK = OverheadSettings(batch_size=4, steps=2, rounds=2, memory=False)
 THREAT = defenses.ThreatModel(norm="linf", eps=0.1)
-REAL = ClockMarks(time.perf_counter)
+REAL = clock_marks(time.perf_counter)
 
 
 class Machine:
@@ -149,7 +149,7 @@ def told(measured):
 def test_parts_add_up_to_the_whole_however_they_nest(tree):
     """Each part has its own seconds alone: as a recursive sum by hand finds them."""
     machine, expected = Machine(), {}
-    watch = Stopwatch(ClockMarks(machine.clock))
+    watch = Stopwatch(clock_marks(machine.clock))
 
     def run(node, part):
         if isinstance(node, float):
@@ -172,7 +172,7 @@ def test_parts_add_up_to_the_whole_however_they_nest(tree):
 def test_time_between_two_turns_is_nobodys():
     """What happens while no part is under way is not counted."""
     machine = Machine()
-    watch = Stopwatch(ClockMarks(machine.clock))
+    watch = Stopwatch(clock_marks(machine.clock))
     for _ in range(2):
         with watch.part("data"):
             machine.work("", 1.0)
@@ -191,7 +191,7 @@ def test_a_wrapped_method_is_a_part_and_only_of_that_object():
             return value
 
     machine = Machine()
-    watch, one, other = Stopwatch(ClockMarks(machine.clock)), Worker(), Worker()
+    watch, one, other = Stopwatch(clock_marks(machine.clock)), Worker(), Worker()
     watch.wrap(one, "call", "noise")
     assert (one.call(3), other.call(4)) == (3, 4)
     with pytest.raises(KeyError, match="5"):
@@ -221,7 +221,7 @@ class Event:
 def test_events_are_read_only_when_all_are_in_the_queue():
     """No part waits for the device; seconds, where events count milliseconds."""
     Event.reached, Event.queued = 0, []
-    watch = Stopwatch(EventMarks(Event))
+    watch = Stopwatch(event_marks(Event))
     with watch.part("other"):
         with watch.part("forward"):
             pass
@@ -231,8 +231,11 @@ def test_events_are_read_only_when_all_are_in_the_queue():
 
 def test_the_clock_is_for_the_processor_and_events_for_cuda():
     """By the kind of device; nothing of CUDA is touched before the first mark."""
-    assert isinstance(marks_for(torch.device("cpu"), time.perf_counter), ClockMarks)
-    assert isinstance(marks_for(torch.device("cuda"), time.perf_counter), EventMarks)
+    assert marks_for(torch.device("cpu"), time.perf_counter).mark is time.perf_counter
+    on_device = marks_for(torch.device("cuda"), time.perf_counter)
+    assert on_device.mark is not time.perf_counter
+    Event.reached, Event.queued = 0, []
+    assert on_device.seconds(Event(), Event()) == 0.25
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="events are CUDA's: needs a GPU")
@@ -310,7 +313,7 @@ def test_every_objective_can_be_timed(objective, tmp_path):
     machine = Machine()
     made = defenses.adversarial_objective(objective, THREAT)
     variant = Protection(objective=made, private=False)
-    run = training(variant, tmp_path, model=WorkingNet(machine), marks=ClockMarks(machine.clock))
+    run = training(variant, tmp_path, model=WorkingNet(machine), marks=clock_marks(machine.clock))
     run.stretch(1)
     machine.log.clear()
     found = run.stretch(1)
@@ -326,7 +329,7 @@ def test_a_slow_part_is_slow_in_its_own_name(tmp_path):
     machine = Machine()
 
     def found_with(owner_of, method, variant):
-        made = training(variant, tmp_path, marks=ClockMarks(machine.clock))
+        made = training(variant, tmp_path, marks=clock_marks(machine.clock))
         owner = owner_of(made)
         call = getattr(owner, method)
 
@@ -355,7 +358,7 @@ def test_a_save_is_shared_out_to_its_steps(tmp_path):
     made = training(
         Protection(objective=objective, private=False, saver=saver),
         tmp_path,
-        marks=ClockMarks(machine.clock),
+        marks=clock_marks(machine.clock),
     )
     assert made.stretch(3)["saving"] == 7.0
     assert machine.log == ["save", "step", "step", "step", "wait"]

@@ -20,7 +20,7 @@ from torch import nn
 
 from secure_cnn.bench.memory import MakeStep, peak_rows
 from secure_cnn.bench.protection import Protection, bytes_in
-from secure_cnn.bench.step import Workload, subset
+from secure_cnn.bench.step import Workload, check_batch, check_plain, subset
 from secure_cnn.bench.timed_training import TimedTraining
 from secure_cnn.bench.timing import (
     PARTS,
@@ -124,8 +124,7 @@ def overhead(
         >>> [row.variant for row in found.rows if row.metric == "time_ratio"]
         ['plain', 'private', 'average', 'private+average', 'plain-again']
     """
-    if PLAIN not in protections:
-        raise RunError(f"protections: expected {PLAIN} among them, got {', '.join(protections)}")
+    check_plain(protections)
     load = overhead_workload(model, data, settings)
     marks = marks_for(next(model.parameters()).device, clock)
     variants = {**protections, CONTROL: protections[PLAIN]}
@@ -157,11 +156,7 @@ def overhead_workload(model: nn.Module, data: ImageData, settings: OverheadSetti
     Its case names the model's class, or `model.name` where it has one, the data, the batch and the
     steps of a stretch: figures of other settings are figures of another case.
     """
-    if len(data.train) < settings.batch_size:
-        raise RunError(
-            f"batch_size: expected at most {len(data.train)}, the training images of {data.name}, "
-            f"got {settings.batch_size}"
-        )
+    check_batch(data, settings.batch_size)
     name = getattr(model, "name", None)
     return Workload(
         case=f"{name if isinstance(name, str) else type(model).__name__}, {data.name}, "

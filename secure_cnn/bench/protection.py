@@ -4,10 +4,11 @@ A saver is asked at the start of a stretch of steps and waited for at its end: i
 the next save would wait for what a background save has not finished by then.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, TypeAlias, cast, final
+from typing import TypeAlias, cast, final
 
 from secure_cnn import archive
 from secure_cnn.engine import CrossEntropy, Objective
@@ -28,16 +29,17 @@ __all__ = [
 _DECAY = 0.99
 
 
-class Saver(Protocol):
+class Saver(ABC):
     """Saves the states of one training into one folder."""
 
+    @abstractmethod
     def save(self, state: Mapping[str, object]) -> None:
         """Begins a save, or makes it; the state may change once this returns."""
 
-    def wait(self) -> None:
+    def wait(self) -> None:  # noqa: B027  most have nothing under way
         """Returns once what was begun is on the disk."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  most hold nothing
         """Lets go of what is held open."""
 
 
@@ -146,7 +148,7 @@ def _combined(
 
 
 @final
-class SealedSaver:
+class SealedSaver(Saver):
     """Seals and signs in the loop, over the file before."""
 
     def __init__(self, folder: Path) -> None:
@@ -164,15 +166,9 @@ class SealedSaver:
             overwrite=True,
         )
 
-    def wait(self) -> None:
-        """Returns at once: nothing is under way."""
-
-    def close(self) -> None:
-        """Does nothing: nothing is held."""
-
 
 @final
-class BackgroundSaver:
+class BackgroundSaver(Saver):
     """Copies in the loop, seals beside it, in a `CheckpointStore` that keeps the last one."""
 
     def __init__(self, folder: Path) -> None:

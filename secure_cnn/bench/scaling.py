@@ -37,15 +37,9 @@ _LEAST = {"width": 4, "side": 8}
 @final
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How much work there is: a stack of convolutions on square images.
+    """How much work there is: `depth` convolutions of `width` channels on square images.
 
-    Attributes:
-        batch: Images a step.
-        width: Channels of each convolution, a multiple of 4.
-        depth: Convolutions.
-        side: Height and width of an image, at least 8.
-        steps: Steps of a stretch.
-        attack_steps: Gradient steps of an iterative attack, for whoever makes the variants.
+    A stretch has so many `steps`; `attack_steps` are for whoever makes the variants.
     """
 
     batch: int = 16
@@ -100,6 +94,7 @@ def fit_exponent(sizes: Sequence[float], costs: Sequence[float]) -> Exponent:
         )
     if not all(math.isfinite(value) and value > 0 for value in (*sizes, *costs)):
         raise RunError(f"expected finite sizes and costs above 0, got {sizes} and {costs}")
+    # By hand: scipy's linregress takes the error from 1 - r², where rounding hides a small one.
     x, y = [math.log(size) for size in sizes], [math.log(cost) for cost in costs]
     mean_x, mean_y = math.fsum(x) / len(x), math.fsum(y) / len(y)
     spread = math.fsum((a - mean_x) ** 2 for a in x)

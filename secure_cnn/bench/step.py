@@ -6,7 +6,7 @@ are taken in turn within one run. Whole training runs are deliberately not here.
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -19,17 +19,19 @@ from torch.nn import functional as F
 import privacy
 from secure_cnn.bench.protection import Protection, protections
 from secure_cnn.bench.timing import cost_rows, interleave, measured_row
-from secure_cnn.data import DataSpec, ShuffledBatches, Split
+from secure_cnn.data import DataSpec, ImageData, ShuffledBatches, Split
 from secure_cnn.engine import CrossEntropy, MeanUpdate, Objective, Update, on_device
 from secure_cnn.errors import RunError
 from secure_cnn.models import build_model
-from secure_cnn.record import Row
+from secure_cnn.record import PLAIN, Row
 
 __all__ = [
     "CASES",
     "CopiedCrossEntropy",
     "Workload",
     "attached",
+    "check_batch",
+    "check_plain",
     "copies_against",
     "copies_makers",
     "kernel_choices",
@@ -96,6 +98,21 @@ def synthetic(spec: DataSpec, samples: int) -> Split:
 def subset(split: Split, samples: int) -> Split:
     """The first `samples` examples of a split, or all where it has fewer."""
     return Split(images=split.images[:samples], labels=split.labels[:samples])
+
+
+def check_plain(variants: Collection[str]) -> None:
+    """Refuses variants without the plain training, against which all are measured."""
+    if PLAIN not in variants:
+        raise RunError(f"protections: expected {PLAIN} among them, got {', '.join(variants)}")
+
+
+def check_batch(data: ImageData, batch_size: int) -> None:
+    """Refuses a batch larger than the data."""
+    if batch_size > len(data.train):
+        raise RunError(
+            f"batch_size: expected at most {len(data.train)}, the training images of {data.name}, "
+            f"got {batch_size}"
+        )
 
 
 def measure_steps(

@@ -13,7 +13,7 @@ from functools import partial, wraps
 from itertools import pairwise
 from statistics import median
 from types import MappingProxyType
-from typing import Any, Protocol, TypeVar, final
+from typing import Any, TypeVar, final
 
 import torch
 
@@ -23,14 +23,14 @@ from secure_cnn.record import PLAIN, Measurements, Row, hardware, versions
 
 __all__ = [
     "PARTS",
-    "ClockMarks",
     "Estimate",
-    "EventMarks",
     "Marks",
     "Stopwatch",
+    "clock_marks",
     "cost_rows",
     "document",
     "estimate",
+    "event_marks",
     "interleave",
     "marks_for",
     "measured_row",
@@ -97,59 +97,38 @@ def interleave(
     return take_turns(calls, rounds=rounds, warmup=warmup, seed=seed)
 
 
-class Marks(Protocol):
-    """Points in time, and the time between two of them."""
-
-    def mark(self) -> Any:
-        """A mark now."""
-
-    def seconds(self, start: Any, end: Any) -> float:
-        """From one mark to a later one."""
-
-
 @final
-class ClockMarks:
-    """Marks are readings of a clock: right where a call returns when its work is done."""
+@dataclass(frozen=True, kw_only=True)
+class Marks:
+    """How a point in time is marked, and the seconds from one mark to a later one."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-
-    def mark(self) -> float:
-        """A reading of the clock."""
-        return self._clock()
-
-    def seconds(self, start: float, end: float) -> float:
-        """The difference of two readings."""
-        return end - start
+    mark: Callable[[], Any]
+    seconds: Callable[[Any, Any], float]
 
 
-@final
-class EventMarks:
-    """Marks are events that a GPU reaches in the order of its work; nothing waits before the end.
+def clock_marks(clock: Callable[[], float]) -> Marks:
+    """Readings of a clock: right where a call returns when its work is done."""
+    return Marks(mark=clock, seconds=lambda start, end: end - start)
+
+
+def event_marks(record: Callable[[], Any]) -> Marks:
+    """Events that a GPU reaches in the order of its work; nothing waits before the end.
 
     Waiting at each mark would forbid the overlap that training lives on, and so measure another
     training. An event that the GPU reaches while it waits for the processor is reached at once.
     `record` gives a `torch.cuda.Event` with timing that has been put into the queue.
     """
 
-    def __init__(self, record: Callable[[], Any]) -> None:
-        self._record = record
-
-    def mark(self) -> Any:
-        """An event in the queue."""
-        return self._record()
-
-    def seconds(self, start: Any, end: Any) -> float:
-        """Waits until the later event is reached; events count in milliseconds."""
+    def seconds(start: Any, end: Any) -> float:
         end.synchronize()
-        return float(start.elapsed_time(end)) / 1000
+        return float(start.elapsed_time(end)) / 1000  # events count in milliseconds
+
+    return Marks(mark=record, seconds=seconds)
 
 
 def marks_for(device: torch.device, clock: Callable[[], float]) -> Marks:
     """Events on a CUDA device, the clock elsewhere."""
-    if device.type == "cuda":
-        return EventMarks(partial(_recorded, device))
-    return ClockMarks(clock)
+    return event_marks(partial(_recorded, device)) if device.type == "cuda" else clock_marks(clock)
 
 
 @final

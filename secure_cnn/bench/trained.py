@@ -18,7 +18,7 @@ from torch import nn
 
 import defenses
 from secure_cnn.bench.protection import Protection
-from secure_cnn.bench.step import Workload
+from secure_cnn.bench.step import Workload, check_batch, check_plain
 from secure_cnn.bench.timed_training import TimedTraining
 from secure_cnn.bench.timing import marks_for, measured_row, share_row
 from secure_cnn.data import ImageData, Split
@@ -80,13 +80,8 @@ def measure_trained(
     Wilson's 95 % interval, recall without one; `epsilon` with both endings where it is private;
     and `training_time`, the seconds for the same examples.
     """
-    if PLAIN not in protections:
-        raise RunError(f"protections: expected {PLAIN} among them, got {', '.join(protections)}")
-    if settings.batch_size > len(data.train):
-        raise RunError(
-            f"batch_size: expected at most {len(data.train)}, the training images of {data.name}, "
-            f"got {settings.batch_size}"
-        )
+    check_plain(protections)
+    check_batch(data, settings.batch_size)
     load = Workload(case=case, model=model, split=data.train, memory_format=settings.memory_format)
     order = [PLAIN, *(name for name in protections if name not in (PLAIN, CONTROL))]
     rows: list[Row] = []

@@ -15,14 +15,7 @@ from defenses import OBJECTIVES, AdversarialObjective, adversarial_objective
 from defenses.threat import Norm
 from defenses.training.objective import Precision
 from secure_cnn.bench import Protection, compare, protections
-from secure_cnn.bench.archive import (
-    archive_workload,
-    measure_archive,
-    measure_cipher,
-    measure_head,
-    measure_size,
-    measure_stall,
-)
+from secure_cnn.bench import archive as archives
 from secure_cnn.bench.memory import measure_memory
 from secure_cnn.bench.rivals.archive import ARCHIVE_RIVALS, archive_rivals
 from secure_cnn.bench.rivals.training import RIVALS, rival_step
@@ -41,15 +34,8 @@ from secure_cnn.bench.step import (
 )
 from secure_cnn.bench.timing import document
 from secure_cnn.checkpoint import read_model
+from secure_cnn.cli import bench_tables as tables
 from secure_cnn.cli.bench_overhead import JsonFile, overhead_command
-from secure_cnn.cli.bench_tables import (
-    archive_table,
-    comparison_summary,
-    comparison_table,
-    kernel_table,
-    robustness_table,
-    step_table,
-)
 from secure_cnn.cli.keys import IdentityFile, PassphraseFile, unlocking_from
 from secure_cnn.cli.options import message
 from secure_cnn.data import load_data
@@ -99,7 +85,7 @@ def robustness_command(
         split=subset(load_data(data).test, samples),
     )
     rows = measure_robustness(load, variants, batch_size=batch_size)
-    Terminal().print(robustness_table(rows))
+    Terminal().print(tables.robustness_table(rows))
     if json_file is not None:
         rivals = {"pyautoattack": version("pyautoattack")} if len(variants) > 1 else {}
         document(rows, rivals=rivals).write(json_file)
@@ -125,12 +111,12 @@ def compare_command(
     console = Terminal(stderr=True)
     for warning in found.warnings:
         console.print(f"warning: {warning}")
-    Terminal().print(comparison_table(found, worse))
+    Terminal().print(tables.comparison_table(found, worse))
     for title, rows in (("before", found.only_before), ("after", found.only_after)):
         for row in rows:
             told = f"only {title}: {row.case}, {row.variant}, {row.metric}"
             console.print(told)
-    console.print(comparison_summary(found, worse, tolerance))
+    console.print(tables.comparison_summary(found, worse, tolerance))
     if worse:
         raise typer.Exit(_WORSE)
 
@@ -156,13 +142,13 @@ def archive_command(
     rows: list[Row] = []
     for size in mebibytes or [100]:
         with tempfile.TemporaryDirectory(dir=folder) as place:
-            load = archive_workload(size, Path(place))
-            rows += measure_size(load)
-            rows += measure_archive(load, rivals, rounds=rounds)
-            rows += measure_stall(load, rounds=rounds)
-            rows += measure_head(load, rounds=rounds)
-            rows += measure_cipher(load, rounds=rounds)
-    Terminal().print(archive_table(rows))
+            load = archives.archive_workload(size, Path(place))
+            rows += archives.measure_size(load)
+            rows += archives.measure_archive(load, rivals, rounds=rounds)
+            rows += archives.measure_stall(load, rounds=rounds)
+            rows += archives.measure_head(load, rounds=rounds)
+            rows += archives.measure_cipher(load, rounds=rounds)
+    Terminal().print(tables.archive_table(rows))
     if json_file is not None:
         told = {name: version for one in rivals.values() for name, version in one.versions.items()}
         document(rows, rivals=told).write(json_file)
@@ -215,12 +201,12 @@ def step(
         ]
         if memory:
             rows += measure_memory(load, makers)
-    Terminal().print(step_table(rows))
+    Terminal().print(tables.step_table(rows))
     if json_file is not None:
         document(rows).write(json_file)
     if kernels:
         for load in loads:
-            Terminal().print(kernel_table(load.case, kernel_choices(load)))
+            Terminal().print(tables.kernel_table(load.case, kernel_choices(load)))
 
 
 def _objective(name: str, threat: defenses.ThreatModel) -> AdversarialObjective:

@@ -21,6 +21,7 @@ from cryptography.fernet import Fernet
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from secure_cnn.bench.protection import Saver
 from secure_cnn.errors import RunError
 from secure_cnn.record import version
 
@@ -79,7 +80,7 @@ def raw_cipher(piece: int) -> Callable[[int], None]:
 
 
 @final
-class RivalSaver:
+class RivalSaver(Saver):
     """Saves the tensors of a training's state as somebody else's call does, in the loop."""
 
     def __init__(self, rival: ArchiveRival, folder: Path) -> None:
@@ -88,12 +89,6 @@ class RivalSaver:
     def save(self, state: Mapping[str, object]) -> None:
         """Saves as others call it: no sync; dense, since some refuse other layouts."""
         self._write({name: tensor.contiguous() for name, tensor in _tensors(state, "")})
-
-    def wait(self) -> None:
-        """Returns at once: nothing is under way."""
-
-    def close(self) -> None:
-        """Does nothing: nothing is held."""
 
 
 def _tensors(value: object, name: str) -> list[tuple[str, torch.Tensor]]:
