@@ -136,10 +136,7 @@ class WeightAverage:
     """An exponential moving average of the weights: post-processing, so free under privacy.
 
     Early steps count more, so that the average forgets its start: the decay of step t is
-    min(decay, (1 + t) / (10 + t)). A class because it holds the averaged tensors.
-
-    Args:
-        decay: In [0, 1); 0 keeps the last weights only.
+    min(decay, (1 + t) / (10 + t)). A `decay` of 0 keeps the last weights only.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:

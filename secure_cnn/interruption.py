@@ -1,4 +1,4 @@
-"""Interruption: a signal becomes a wish that every loop of a run looks at after every step.
+"""Interruption: a signal becomes a request that every loop of a run looks at after every step.
 
 What is done about it (saving, leaving) is not here.
 """
@@ -13,7 +13,7 @@ __all__ = ["StopRequest", "Stopped", "stop_here", "stop_on_signals"]
 
 
 class StopRequest:
-    """A wish to stop after the present step; a class because a signal handler sets it."""
+    """A request to stop after the present step; a class because a signal handler sets it."""
 
     def __init__(self) -> None:
         self.requested = False

@@ -5,7 +5,7 @@ import ctypes
 __all__ = ["keep_freed_memory"]
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-"""Of <malloc.h>."""
+"""M_TRIM_THRESHOLD and M_MMAP_MAX, as <malloc.h> of the GNU C library numbers them."""
 
 
 def keep_freed_memory() -> bool:

@@ -80,7 +80,7 @@ class Architecture:
 
     @classmethod
     def for_data(cls, model: str, spec: DataSpec) -> "Architecture":
-        """That of the model of this name for images like these."""
+        """The architecture of the model of this name for images of this shape and these classes."""
         return cls(
             model=model,
             channels=spec.channels,

@@ -1,4 +1,4 @@
-"""How the commands speak to people, and what people said: which options were given to one."""
+"""What several commands share: messages, output folders, and which options were given."""
 
 from pathlib import Path
 

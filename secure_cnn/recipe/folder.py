@@ -40,22 +40,22 @@ class RunFolder:
 
     @property
     def record(self) -> Path:
-        """Where the record is."""
+        """The record's file."""
         return self.root / "run.json"
 
     @property
     def page(self) -> Path:
-        """Where the page is."""
+        """The page's file."""
         return self.root / "report.html"
 
     @property
     def model(self) -> Path:
-        """Where the finished model is."""
+        """The finished model's file."""
         return self._checkpoint("model")
 
     @property
     def training(self) -> Path:
-        """Where the training under way is."""
+        """The file of the training under way."""
         return self._checkpoint("training")
 
     def recorded(self) -> RunRecord:
@@ -72,9 +72,8 @@ class RunFolder:
         """Makes the folder for a new run, and keeps every other run out of it in the block.
 
         A folder that holds a run is refused without `force`, one that holds anything else always.
-
-        What a run left that was killed before its record was there is no run, and goes. With
-        `force` the files of an earlier run go too, and no other.
+        With `force` the files of the earlier run are removed, and no other; the files of a run that
+        was killed before it wrote its record are removed in any case.
         """
         with self._writable():
             self.root.mkdir(parents=True, exist_ok=True)
@@ -110,7 +109,7 @@ class RunFolder:
 
     @contextmanager
     def _writable(self) -> Iterator[None]:
-        """What the operating system refuses in the block, in our words."""
+        """Turns a refusal of the operating system in the block into a `RunError`."""
         try:
             yield
         except OSError as error:
@@ -174,7 +173,7 @@ class RunFolder:
 
 
 class Journal:
-    """What is on record of a run, kept in its folder; a class because the record grows."""
+    """A run's record, kept in its folder as it grows; a class because it holds the record."""
 
     def __init__(self, folder: RunFolder, record: RunRecord, sealing: Sealing | None) -> None:
         self.folder, self.record, self.sealing = folder, record, sealing

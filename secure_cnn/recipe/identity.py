@@ -1,4 +1,4 @@
-"""What makes a run this run, and taking it up: only from a state of its own.
+"""The identity of a run, and how it is resumed: only from a state of its own.
 
 A run's number and its data's fingerprint are bound into every state of its training. A digest of
 the data is exact, so it tells two data sets apart that differ in one example, which no epsilon
@@ -31,7 +31,7 @@ from secure_cnn.record import EpochRecord, RunRecord
 __all__ = ["KEYED", "RunIdentity", "Start", "keyed_fingerprint", "released_by", "resume"]
 
 KEYED = "hmac-sha256:"
-"""How a fingerprint begins that only holders of its key can compute."""
+"""The prefix of a fingerprint that only holders of its key can compute."""
 _UNCOUNTED = (
     "{uncounted} noised steps were released after the state from which the run was resumed. They "
     "count as spent, so as many fewer were taken afterwards."
@@ -58,7 +58,7 @@ class RunIdentity:
 
     @classmethod
     def draw(cls, *, private: bool) -> "RunIdentity":
-        """That of a run that begins; a key is drawn for a private one."""
+        """Draws the number of a new run, and a key if it is private."""
         return cls(id=secrets.token_hex(16), key=secrets.token_hex(32) if private else "")
 
     def fingerprint(self, data: ImageData) -> str:
@@ -66,12 +66,12 @@ class RunIdentity:
         return keyed_fingerprint(data, self.key) if self.key else data.fingerprint
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain values, the key among them."""
+        """Plain values, the secret key among them."""
         return {"id": self.id, "key": self.key}
 
     @classmethod
     def from_dict(cls, values: object) -> "RunIdentity":
-        """What `to_dict` gave."""
+        """Reads back what `to_dict` gave."""
         found: dict[str, Any] = values if isinstance(values, dict) else {}
         return cls(id=found.get("id", ""), key=found.get("key", "none"))
 
@@ -92,7 +92,7 @@ def _is_hex(value: object, digits: int) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """From where a run goes: its beginning, or the training under way.
+    """The point from which a run goes on: its beginning, or the training under way.
 
     Attributes:
         state: Of the training under way; None at the beginning.

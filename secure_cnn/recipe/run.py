@@ -173,7 +173,7 @@ class _Task:
         )
 
     def cost(self, measure_cost: MeasureCost, stop: StopRequest) -> Sequence[Row]:
-        """What the recipe's protections cost, timed on a new network."""
+        """Has the recipe's protections timed, on a new network."""
         recipe, variant = self.recipe, self.recipe.variant
         own: dict[str, Objective] = {}
         if variant.method is not None:
@@ -268,7 +268,7 @@ def _finished(
     stop: StopRequest,
     measure_cost: MeasureCost | None,
 ) -> Run:
-    """Has measured what the protections cost, writes the model and closes the record."""
+    """Has the cost measured where asked for, writes the model and closes the record."""
     cost = () if measure_cost is None else tuple(task.cost(measure_cost, stop))
     write_model(
         task.folder.model,
@@ -327,7 +327,7 @@ def _beginning(task: _Task) -> Start:
 
 
 def _notes(recipe: Recipe) -> tuple[str, ...]:
-    """What a reader of the record must know."""
+    """The notes that a run begins with."""
     notes: tuple[str, ...] = (_BASELINE_NOTE,) if len(recipe.variants) > 1 else ()
     notes += (trials_note(recipe),) if recipe.epsilon is not None else ()
     return (*notes, UNGUARDED_NOTE) if is_unguarded(recipe) else notes

@@ -47,7 +47,7 @@ UNGUARDED_NOTE = (
 
 @runtime_checkable
 class _Stateful(Protocol):
-    """What has a state to be saved."""
+    """A part of a training whose state is saved with it."""
 
     def state_dict(self) -> dict[str, Any]: ...
 
@@ -55,7 +55,7 @@ class _Stateful(Protocol):
 
 
 class EpochGuard:
-    """Watches one training, takes it back, and remembers when; a class because it remembers.
+    """Watches one training, takes it back, and remembers when it did.
 
     Args:
         average: Goes back too, where there is one.
@@ -77,7 +77,7 @@ class EpochGuard:
         self._acts: list[str] = []
 
     def end_epoch(self, epoch: int) -> str:
-        """Looks at the training at the end of an epoch; what it did, in words, or nothing."""
+        """Checks the training at the end of an epoch; returns what it did in words, or nothing."""
         before = self._objective.noise
         verdict = self._guard.rescue(self._model, self._images, self._objective, self._parts)
         after = self._objective.noise
@@ -265,7 +265,7 @@ class Training:
             ) from error
 
     def epsilon(self) -> float | None:
-        """What the training has spent so far; None when it is not private."""
+        """The epsilon spent so far; None when the training is not private."""
         return None if self.seams.private is None else self.seams.private.spent()
 
     @property
