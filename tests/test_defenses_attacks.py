@@ -685,7 +685,7 @@ class Shift(Attack):
     norms = ("linf",)
     lengths = ("step_size",)
 
-    step_size: float
+    step_size: float | int
     steps: "int | None" = None
     still: bool = False
 

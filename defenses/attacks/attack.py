@@ -35,7 +35,8 @@ class Attack(ABC):
 
     It holds no model and no state: calling it twice with the same seed, model and batch gives the
     same images. Settings are checked when it is made, each by its declared type: a `bool` is True
-    or False, an `int` is at least 1, a `float` from 0 to 1e12.
+    or False, an `int` is at least 1, a `float` from 0 to 1e12. Those of other types are for the
+    subclass to check, in `__post_init__`.
 
     Subclasses are decorated with `@dataclass(frozen=True, kw_only=True, repr=False)`. Each of their
     fields is a setting, except those with `field(repr=False)`.
@@ -236,6 +237,7 @@ def _checked_settings(kind: type[Attack]) -> tuple[tuple[str, type, bool], ...]:
     for name in kind.setting_names():
         allowed = set(get_args(hints[name]) or (hints[name],))
         plain = allowed - {type(None)}
+        plain = {float} if plain == {int, float} else plain
         if len(plain) == 1 and plain <= {bool, int, float}:
             found.append((name, plain.pop(), type(None) in allowed))
     return tuple(found)
