@@ -9,13 +9,12 @@ import hmac
 import os
 from collections.abc import Iterator, Sequence
 
-from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from secure_cnn.archive.errors import InvalidKey
 from secure_cnn.archive.format.payload import Payload, Progress
+from secure_cnn.archive.format.secret import hkdf
 from secure_cnn.archive.format.slots import AnyIdentity
 from secure_cnn.archive.keys.signatures import Verifier
 from secure_cnn.archive.opening import unlock
@@ -74,7 +73,7 @@ def export_age(
         raise InvalidKey("expected at least one recipient age1…, got none")
     file_key, nonce = os.urandom(16), os.urandom(16)
     head = _header(file_key, keys) + nonce
-    key = _derive(file_key, nonce, b"payload")
+    key = hkdf(file_key, b"payload", salt=nonce)
     with opened(path) as fd:
         _, payload = unlock(fd, identity=identity, trusted=trusted, expect={}, core_hash=None)
         length = payload.layout.plaintext_length
@@ -99,11 +98,11 @@ def _header(file_key: bytes, keys: Sequence[bytes]) -> bytes:
             shared = ephemeral.exchange(X25519PublicKey.from_public_bytes(public))
         except ValueError as error:
             raise InvalidKey("a recipient age1… is no usable public key; ask again") from error
-        wrapping = _derive(shared, share + public, b"age-encryption.org/v1/X25519")
+        wrapping = hkdf(shared, b"age-encryption.org/v1/X25519", salt=share + public)
         body = ChaCha20Poly1305(wrapping).encrypt(bytes(12), file_key, None)
         lines += b"-> X25519 " + _base64(share) + b"\n" + _base64(body) + b"\n"
     lines += b"---"
-    mac = hmac.digest(_derive(file_key, b"", b"header"), lines, "sha256")
+    mac = hmac.digest(hkdf(file_key, b"header"), lines, "sha256")
     return lines + b" " + _base64(mac) + b"\n"
 
 
@@ -122,11 +121,6 @@ def _chunks(payload: Payload, cipher: ChaCha20Poly1305) -> Iterator[bytes]:
             payload.read_into(memoryview(block), start)
         nonce = index.to_bytes(11, "big") + bytes([index == count - 1])
         yield cipher.encrypt(nonce, bytes(block[start - first : stop - first]), None)
-
-
-def _derive(key: bytes, salt: bytes, info: bytes) -> bytes:
-    """HKDF-SHA-256, 32 bytes."""
-    return HKDF(hashes.SHA256(), 32, salt=salt, info=info).derive(key)
 
 
 def _base64(raw: bytes) -> bytes:

@@ -10,7 +10,7 @@ from typing import final
 
 from secure_cnn.archive.errors import StateError
 from secure_cnn.archive.format.claims import JSON, canonical_json, copy_claims
-from secure_cnn.archive.format.core import Core, Lineage
+from secure_cnn.archive.format.core import Core, Lineage, timestamp
 from secure_cnn.archive.format.header import copy_length_for, derive_key, seal_header, seal_prefix
 from secure_cnn.archive.format.payload import Plaintext, Progress, encrypt_file, merkle_root
 from secure_cnn.archive.format.slots import NO_KEY_ID, AnyRecipient, check_together
@@ -143,7 +143,7 @@ class Draft:
         audience = {who.key_id.hex() for who in self.recipients if who.key_id != NO_KEY_ID}
         return Core(
             file_id=os.urandom(32).hex(),
-            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            created=timestamp(datetime.now(UTC)),
             name=self.name,
             lineage=self.lineage,
             audience=tuple(sorted(audience)),

@@ -15,7 +15,7 @@ from typing import Any, final
 
 from secure_cnn.archive.errors import InvalidKey, StorageError, Tampered, UntrustedSigner
 from secure_cnn.archive.format.claims import canonical_json, parse_json
-from secure_cnn.archive.format.core import is_hex
+from secure_cnn.archive.format.core import is_hex, timestamp
 from secure_cnn.archive.format.header import Header
 from secure_cnn.archive.format.payload import read_at
 from secure_cnn.archive.keys import check_signer, check_trusted
@@ -149,7 +149,7 @@ def read_certificate(path: Path, *, trusted: Sequence[Verifier]) -> Certificate:
 def _describe(name: str, header: Header, status: os.stat_result) -> Certificate:
     """The certificate of a file that is about to go."""
     return Certificate(
-        destroyed=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        destroyed=timestamp(datetime.now(UTC)),
         file=name,
         file_id=header.core.file_id,
         core_hash=header.core_hash.hex(),

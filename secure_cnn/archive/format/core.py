@@ -5,12 +5,13 @@ serialised again before it is checked.
 """
 
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any, final
 
 from secure_cnn.archive.errors import LimitExceeded, StateError, Tampered, UnsupportedVersion
 from secure_cnn.archive.format.claims import JSON, canonical_json, parse_json
 
-__all__ = ["LATEST_FILE", "Core", "Lineage", "is_hex"]
+__all__ = ["LATEST_FILE", "Core", "Lineage", "is_hex", "timestamp"]
 
 LATEST_FILE = "latest.json"
 """Beside the files of a checkpoint store: what names the newest, and binds all by their hashes."""
@@ -123,6 +124,11 @@ class Core:
         if isinstance(values["audience"], list):
             values["audience"] = tuple(values["audience"])
         return cls(**{**values, "lineage": _lineage(values["lineage"])})
+
+
+def timestamp(moment: datetime) -> str:
+    """A UTC time to the second, ISO 8601, as all texts of the archive have it."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def is_hex(value: object, size: int) -> bool:

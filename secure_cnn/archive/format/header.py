@@ -12,9 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
 from secure_cnn.archive.errors import (
     ArchiveError,
     KeyServiceError,
@@ -26,6 +23,7 @@ from secure_cnn.archive.errors import (
     WrongKey,
 )
 from secure_cnn.archive.format.core import Core
+from secure_cnn.archive.format.secret import hkdf
 from secure_cnn.archive.format.slots import (
     AnyIdentity,
     Slot,
@@ -138,8 +136,7 @@ def derive_key(file_key: bytes, purpose: bytes) -> bytes:
 
     The purpose is ``b"header"``, ``b"mark"`` or ``b"payload"``.
     """
-    info = b"secure-cnn/sealed/v1/" + purpose
-    return HKDF(hashes.SHA256(), 32, salt=None, info=info).derive(file_key)
+    return hkdf(file_key, b"secure-cnn/sealed/v1/" + purpose)
 
 
 def copy_length_for(kinds: Sequence[SlotKind]) -> int:

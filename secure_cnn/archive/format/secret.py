@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from secure_cnn.archive.errors import SecretKeptError
 
-__all__ = ["WRAP_LENGTH", "Secret", "unwrap_key", "wrap_key"]
+__all__ = ["WRAP_LENGTH", "Secret", "hkdf", "unwrap_key", "wrap_key"]
 
 WRAP_LENGTH = 80
 
@@ -32,6 +32,11 @@ class Secret:
 
     def __getstate__(self) -> NoReturn:
         self.__reduce_ex__(2)
+
+
+def hkdf(secret: bytes, info: bytes, *, length: int = 32, salt: bytes | None = None) -> bytes:
+    """HKDF-SHA-256: as many bytes of a secret as are wanted for one purpose, which `info` names."""
+    return HKDF(hashes.SHA256(), length, salt=salt, info=info).derive(secret)
 
 
 def wrap_key(secret: bytes, salt: bytes | None, info: bytes, file_key: bytes) -> bytes:
@@ -59,5 +64,5 @@ def unwrap_key(secret: bytes, salt: bytes | None, info: bytes, wrapped: bytes) -
 
 def _derive(secret: bytes, salt: bytes | None, info: bytes) -> tuple[bytes, bytes]:
     """The wrapping key, and the commitment to it."""
-    both = HKDF(hashes.SHA256(), 64, salt=salt, info=info).derive(secret)
+    both = hkdf(secret, info, length=64, salt=salt)
     return both[:32], both[32:]

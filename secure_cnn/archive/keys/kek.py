@@ -12,11 +12,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Protocol, final
 
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-
 from secure_cnn.archive.errors import InvalidKey, KeyServiceError
-from secure_cnn.archive.format.secret import WRAP_LENGTH, Secret, unwrap_key, wrap_key
+from secure_cnn.archive.format.secret import WRAP_LENGTH, Secret, hkdf, unwrap_key, wrap_key
 from secure_cnn.archive.format.slots import Slot, SlotKind, register, slot_info, unwrap_own
 from secure_cnn.archive.keys.keyfile import decode_key, encode_key, read_key
 
@@ -75,9 +72,7 @@ class KeyEncryptionKey(Secret):
         if len(secret) != 32:
             raise InvalidKey(f"expected a key-encryption key of 32 bytes, got {len(secret)}")
         self._secret = secret
-        self.key_id = HKDF(
-            hashes.SHA256(), 16, salt=None, info=b"secure-cnn/sealed/v1/kek-id"
-        ).derive(secret)
+        self.key_id = hkdf(secret, b"secure-cnn/sealed/v1/kek-id", length=16)
 
     @property
     def comments(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import final
 
 from secure_cnn.archive.errors import StorageError
+from secure_cnn.archive.format.core import timestamp
 from secure_cnn.files import open_regular
 
 __all__ = ["FolderLock", "lock_folder"]
@@ -97,7 +98,7 @@ def lock_folder(folder: Path, *, now: datetime) -> FolderLock:
         raise StorageError(
             f"{folder}: cannot make the folder: {error.strerror}; choose another"
         ) from error
-    owner = f"process {os.getpid()} on {socket.gethostname()} since {now:%Y-%m-%dT%H:%M:%SZ}"
+    owner = f"process {os.getpid()} on {socket.gethostname()} since {timestamp(now)}"
     return FolderLock(folder / "lock", owner=owner)
 
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, Self, SupportsFloat, TypeAlias, final
 
 from secure_cnn.archive.errors import StateError, Tampered
 from secure_cnn.archive.format.claims import canonical_json, parse_json
-from secure_cnn.archive.format.core import Lineage
+from secure_cnn.archive.format.core import Lineage, is_hex
 
 __all__ = ["Checkpoint", "Log", "Retention", "Which", "as_metric", "choose"]
 
@@ -56,7 +56,7 @@ class Checkpoint:
             type(self.metric) is not float or not math.isfinite(self.metric)
         ):
             raise StateError(f"metric: expected a finite float, got {self.metric!r}")
-        if type(self.created) is not str or not _is_hash(self.core_hash):
+        if type(self.created) is not str or not is_hex(self.core_hash, 32):
             raise StateError("a checkpoint needs its time as text and the 64 digits of its hash")
 
     @property
@@ -185,6 +185,45 @@ class Log:
         )
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class Retention:
+    """A checkpoint stays if any of the three rules wants it; without a rule all stay.
+
+    The newest one always stays.
+
+    Attributes:
+        keep_last: The newest so many.
+        keep_best: The so many with the largest metric; among equals the newer.
+        every: Each whose generation is a multiple of this.
+    """
+
+    keep_last: int | None = None
+    keep_best: int | None = None
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("keep_last", "keep_best", "every"):
+            value = getattr(self, name)
+            if value is not None and (type(value) is not int or value < 1):
+                raise StateError(f"{name}: expected a whole number of at least 1, got {value!r}")
+
+    def superfluous(self, checkpoints: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
+        """Those that no rule wants."""
+        if self.keep_last is self.keep_best is self.every is None:
+            return ()
+        measured = sorted(
+            (it for it in checkpoints if it.metric is not None),
+            key=lambda it: (it.metric, it.generation),
+            reverse=True,
+        )
+        wanted = {it.generation for it in checkpoints[-(self.keep_last or 1) :]}
+        wanted |= {it.generation for it in measured[: self.keep_best or 0]}
+        if self.every is not None:
+            wanted |= {it.generation for it in checkpoints if it.generation % self.every == 0}
+        return tuple(it for it in checkpoints if it.generation not in wanted)
+
+
 def as_metric(value: object) -> float | None:
     """The metric of a checkpoint, from any number: a tensor's or numpy's too; None stays None."""
     if value is None:
@@ -232,47 +271,3 @@ def _take(entry: Mapping[str, Any], history: list[Checkpoint], gone: set[int]) -
 def _shown(value: object) -> str:
     """A value and its type, short enough for a message."""
     return f"{type(value).__name__} {repr(value)[:80]}"
-
-
-def _is_hash(text: object) -> bool:
-    """Whether a value is 32 bytes in lower-case hexadecimal digits."""
-    return isinstance(text, str) and len(text) == 64 and not text.strip("0123456789abcdef")
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Retention:
-    """A checkpoint stays if any of the three rules wants it; without a rule all stay.
-
-    The newest one always stays.
-
-    Attributes:
-        keep_last: The newest so many.
-        keep_best: The so many with the largest metric; among equals the newer.
-        every: Each whose generation is a multiple of this.
-    """
-
-    keep_last: int | None = None
-    keep_best: int | None = None
-    every: int | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("keep_last", "keep_best", "every"):
-            value = getattr(self, name)
-            if value is not None and (type(value) is not int or value < 1):
-                raise StateError(f"{name}: expected a whole number of at least 1, got {value!r}")
-
-    def superfluous(self, checkpoints: Sequence[Checkpoint]) -> tuple[Checkpoint, ...]:
-        """Those that no rule wants."""
-        if self.keep_last is self.keep_best is self.every is None:
-            return ()
-        measured = sorted(
-            (it for it in checkpoints if it.metric is not None),
-            key=lambda it: (it.metric, it.generation),
-            reverse=True,
-        )
-        wanted = {it.generation for it in checkpoints[-(self.keep_last or 1) :]}
-        wanted |= {it.generation for it in measured[: self.keep_best or 0]}
-        if self.every is not None:
-            wanted |= {it.generation for it in checkpoints if it.generation % self.every == 0}
-        return tuple(it for it in checkpoints if it.generation not in wanted)

@@ -14,6 +14,7 @@ from typing import Self, final
 
 from secure_cnn.archive.errors import InvalidKey, StorageError, Tampered, WrongKey
 from secure_cnn.archive.format.claims import JSON, copy_claims
+from secure_cnn.archive.format.core import timestamp
 from secure_cnn.archive.format.slots import AnyIdentity, AnyRecipient
 from secure_cnn.archive.format.state import State
 from secure_cnn.archive.info import inspect, verify
@@ -159,7 +160,7 @@ class CheckpointStore:
             generation=len(self._log.history) + 1,
             step=step,
             metric=as_metric(metric),
-            created=self._clock().strftime("%Y-%m-%dT%H:%M:%SZ"),
+            created=timestamp(self._clock()),
             core_hash="0" * 64,
         )
         claims, copy = copy_claims(claims, "claims"), self._buffer.copy(state)
