@@ -174,9 +174,6 @@ def predicted(model: nn.Module, images: Tensor, largest_label: int, batch_size: 
     """The classes that the model sees in 8-bit images, on the CPU, [n].
 
     To be asked inside `attack_scope`, which puts the model in evaluation mode.
-
-    Raises:
-        EvaluationError: The logits are unusable, or there are fewer classes than a label needs.
     """
     device, dtype = home_of(model, torch.empty(0))
     seen = []

@@ -74,9 +74,6 @@ class Smoothing:
         sigma Phi^-1(p) (Cohen et al. 2019, Theorem 1, with the runner-up bounded by 1 - p), and
         none where p <= 1/2. A hundredth of `alpha` is kept for `check_sampler`.
 
-        Args:
-            hits: Samples that gave the class, 0 <= hits <= samples.
-
         Raises:
             EvaluationError: The count is out of range.
         """
@@ -89,13 +86,9 @@ class Smoothing:
         return self.sigma * float(special.ndtri(low)) * _ROUND_DOWN if low > 0.5 else 0.0
 
     def check_sampler(self, error: float) -> None:
-        """Refuses a sampler whose distance from the Gaussian may cost more than is kept for it.
+        """Refuses a sampler whose error, over all samples, exceeds a hundredth of `alpha`.
 
-        Args:
-            error: Total variation between the noise of one sample and what it should be.
-
-        Raises:
-            EvaluationError: All samples together use up more than a hundredth of `alpha`.
+        `error` is the total variation between the noise of one sample and what it should be.
         """
         needed = error * self.samples / _RESERVE
         if needed > self.alpha:
@@ -230,8 +223,7 @@ class CertificationReport(FiledReport):
     def certified(self, radius: float) -> CertifiedPoint:
         """The share of images proven correct against every perturbation up to an l2 length.
 
-        Args:
-            radius: At least 0; 0 asks for correct predictions that were not abstained.
+        At 0 those count whose prediction is right, and on which it was not abstained.
 
         Raises:
             EvaluationError: The radius is negative or not a number.
@@ -246,14 +238,7 @@ class CertificationReport(FiledReport):
         )
 
     def curve(self, points: int = 41) -> tuple[CertifiedPoint, ...]:
-        """Certified accuracy at equally spaced radii from 0 to `largest_radius`.
-
-        Args:
-            points: How many, at least 2.
-
-        Raises:
-            EvaluationError: Fewer than 2 points.
-        """
+        """Certified accuracy at 2 or more equally spaced radii from 0 to `largest_radius`."""
         if points < 2:
             raise EvaluationError(f"points: expected at least 2, got {points}")
         largest = self.largest_radius
