@@ -38,7 +38,7 @@ _ENSEMBLES: Mapping[str, Preset] = {
     "autoattack-rand": "rand",
 }
 _NO_SEQUENCE = (str, bytes, Tensor, np.ndarray)
-_FOOLED, _SURVIVED, _UNTRIED = 0, 1, -1
+_FOOLED, _SURVIVED, _UNTRIED = 0, 1, -1  # as state files hold them
 _OUTCOMES: Mapping[int, bool | None] = {_FOOLED: False, _SURVIVED: True, _UNTRIED: None}
 
 
