@@ -63,7 +63,8 @@ def probe(model: nn.Module, images: Tensor) -> None:
             f"a forward pass in the present modes writes to {', '.join(written)}: statistics of "
             f"the examples may leave without noise; {cure(written)}"
         )
-    moved = [_moved(before, each, row) for row, each in after if len(images) > 1]
+    rows = torch.arange(len(images), device=images.device)
+    moved = [_difference(before, each, rows != row) for row, each in after if len(images) > 1]
     if most := max([*moved, at_random]):
         raise UnsupportedLayer(
             f"{type(model).__name__}: changing one example moved the output of the others by "
@@ -112,12 +113,6 @@ def _changed(images: Tensor, row: int) -> Iterator[Tensor]:
         others = [1 - images[row] * 0.5, images[row] * 0, 2 * images[row] + images.abs().max()]
     for other in others:
         yield torch.cat([images[:row], other[None], images[row + 1 :]])
-
-
-def _moved(before: Tensor, after: Tensor, row: int) -> float:
-    """How far other rows' outputs moved beyond rounding, or zero."""
-    others = torch.arange(len(before), device=before.device) != row
-    return _difference(before, after, others)
 
 
 def _difference(before: Tensor, after: Tensor, rows: Tensor | None = None) -> float:
@@ -232,26 +227,21 @@ def _described(output: object) -> str:
 @contextmanager
 def _state_kept(model: nn.Module) -> Iterator[list[str]]:
     """Restores parameters and buffers; afterwards the list names those that had been written."""
-    before = {name: tensor.detach().clone() for name, tensor in _state(model)}
+    before = {name: tensor.detach().clone() for name, tensor in _state(model).items()}
     written: list[str] = []
     try:
         yield written
     finally:
-        for name, tensor in _state(model):
-            if name in before and not _same(tensor, before[name]):
+        for name, tensor in _state(model).items():
+            # A NaN is no change.
+            if name in before and not torch.equal(tensor.nan_to_num(), before[name].nan_to_num()):
                 tensor.detach().copy_(before[name])
                 written.append(name)
 
 
-def _state(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Everything in a model that a forward pass could write to."""
-    yield from model.named_parameters()
-    yield from model.named_buffers()
-
-
-def _same(now: Tensor, before: Tensor) -> bool:
-    """Whether two tensors are equal, a NaN being equal to itself."""
-    return torch.equal(now.nan_to_num(), before.nan_to_num())
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers, which a forward pass could write to."""
+    return dict([*model.named_parameters(), *model.named_buffers()])
 
 
 @contextmanager

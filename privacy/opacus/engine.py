@@ -21,9 +21,9 @@ from privacy.opacus.module import FusedModule, Outputs
 from privacy.opacus.optimizer import FusedOptimizer
 from privacy.opacus.refusals import (
     ENGINE,
+    Followed,
     check_reduction,
     check_settings,
-    refusal,
     refuse_adaptive,
 )
 from privacy.plan import DPPlan
@@ -35,7 +35,7 @@ __all__ = ["PrivacyEngine"]
 _FUSED = "fused"
 
 
-class PrivacyEngine(OpacusModes):
+class PrivacyEngine(Followed, OpacusModes):
     """Opacus' `PrivacyEngine` with `grad_sample_mode="fused"` added, and that the default.
 
     Guarantee, in the fused mode: what `optimizer.step()` writes to the parameters is
@@ -79,6 +79,8 @@ class PrivacyEngine(OpacusModes):
         0.8
     """
 
+    refused = ENGINE
+
     def __init__(
         self,
         *,
@@ -95,11 +97,6 @@ class PrivacyEngine(OpacusModes):
             _trainings=[],
             _original=None,
         )
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name not in vars(self) or not name.startswith("_"):
-            raise refusal(self, name, ENGINE)
-        super().__setattr__(name, value)
 
     def make_private(  # noqa: PLR0913  (Opacus' interface)
         self,
@@ -219,6 +216,7 @@ class PrivacyEngine(OpacusModes):
         )
         outputs, samples = Outputs(), Samples(prefetching=loader.num_workers > 0)
         try:
+            # After every refusal: what does not train is not noted in account or file.
             self._account.expect(
                 noise_multiplier=plan.event().noise_multiplier, sampling_rate=plan.sampling_rate
             )

@@ -270,9 +270,7 @@ class FusedModule(nn.Module):
         """As in Opacus; there is nothing to drop but the backward pass under way."""
         self.zero_grad()
 
-    def del_grad_sample(self) -> None:
-        """As `set_grad_sample_to_none`."""
-        self.zero_grad()
+    del_grad_sample = set_grad_sample_to_none
 
     def forbid_grad_accumulation(self) -> None:
         """Does nothing: accumulation is always forbidden."""
