@@ -52,9 +52,7 @@ def main() -> None:
         content[len(content) // 2] ^= 1
         damaged.write_bytes(content)
         refused("with one bit flipped", damaged, identity)
-    for note in run.record.notes:
-        console.print(note)
-    console.print(f"report: {run.folder.page}")
+    console.print(*run.record.notes, f"report: {run.folder.page}", sep="\n")
 
 
 if __name__ == "__main__":
