@@ -32,7 +32,6 @@ from secure_cnn.archive.keys import check_identity, check_trusted
 from secure_cnn.archive.keys.signatures import Verifier, footer_lengths
 
 __all__ = [
-    "check_trust",
     "footer_length",
     "layout_of",
     "read_header",
@@ -91,20 +90,6 @@ def signer_of(fd: int, header: Header) -> Verifier | None:
     return verifier
 
 
-def check_trust(signer: Verifier | None, trusted: Sequence[Verifier]) -> None:
-    """Passes if a trusted signer is named as signer."""
-    if signer is None:
-        raise UntrustedSigner(
-            "the file is not signed, expected a signature of someone trusted; get a signed one, or "
-            "name nobody to trust if who made it does not matter"
-        )
-    if signer not in trusted:
-        raise UntrustedSigner(
-            f"signed by {signer!r}, who is not among the {len(trusted)} trusted; "
-            "add that verifier only if you know whose it is"
-        )
-
-
 def signed_leaves(fd: int, header: Header, trusted: Sequence[Verifier] | None) -> list[bytes]:
     """The leaf hashes that the signer signed together with the core; empty if unsigned.
 
@@ -113,7 +98,7 @@ def signed_leaves(fd: int, header: Header, trusted: Sequence[Verifier] | None) -
     found = None if trusted is None else check_trusted(trusted)
     signer = signer_of(fd, header)
     if found is not None:
-        check_trust(signer, found)
+        _check_signer(signer, found)
     if signer is None:
         return []
     footer = read_at(fd, footer_length(header.core), layout_of(header).end)
@@ -134,7 +119,10 @@ def unlock(
     expect: Mapping[str, object],
     core_hash: str | None,
 ) -> tuple[Header, Payload]:
-    """Head and payload, after all that can be checked before decrypting was checked."""
+    """Head and payload, after all that can be checked before decrypting was checked.
+
+    No argument has a default, so that no caller leaves a check out without saying so.
+    """
     identity, trusted = check_identity(identity), trusted and check_trusted(trusted)
     _check_wanted(expect, core_hash)
     header = read_header(fd)
@@ -155,6 +143,20 @@ def unlock(
         raise Tampered("the payload has another segment length than the header; get the file again")
     floe = open_stream(derive_key(file_key, b"payload"), header.core_hash, stream_header)
     return header, Payload(fd, layout, floe, leaves)
+
+
+def _check_signer(signer: Verifier | None, trusted: Sequence[Verifier]) -> None:
+    """Passes if a trusted signer is named as signer."""
+    if signer is None:
+        raise UntrustedSigner(
+            "the file is not signed, expected a signature of someone trusted; get a signed one, or "
+            "name nobody to trust if who made it does not matter"
+        )
+    if signer not in trusted:
+        raise UntrustedSigner(
+            f"signed by {signer!r}, who is not among the {len(trusted)} trusted; "
+            "add that verifier only if you know whose it is"
+        )
 
 
 def _check_wanted(expect: object, core_hash: object) -> None:
