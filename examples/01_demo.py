@@ -7,8 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 import secure_cnn
-from secure_cnn import archive
-from secure_cnn.bench import step_costs
+from secure_cnn import archive, bench
 from secure_cnn.pages import summary_table
 
 console = Console(highlight=False, soft_wrap=True)
@@ -32,7 +31,7 @@ def main() -> None:
     sealing = secure_cnn.Sealing(recipients=(identity.recipient,), signer=signer)
 
     console.print("training plain, then with DP-SGD and adversarial examples; sealing ...")
-    run = secure_cnn.run(recipe, sealing=sealing, measure_cost=step_costs)
+    run = secure_cnn.run(recipe, sealing=sealing, measure_cost=bench.step_costs)
     if run.model is None:
         console.print("interrupted; run it again from the start: its keys were in memory only")
         raise SystemExit(130)
