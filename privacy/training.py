@@ -39,7 +39,7 @@ class PrivateTraining:
 
     Example:
         >>> from privacy import attach
-        >>> model = nn.Linear(4, 2)
+        >>> model = torch.nn.Linear(4, 2)
         >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0, delta=0.01)
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> attach(plan, model, optimizer, [(torch.rand(4), 0)] * 8)
