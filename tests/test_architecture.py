@@ -5,6 +5,7 @@ Every rule is a function of source text, so that each has a control: a made-up s
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,21 @@ ARROWS = {
         *("pages", "progress", "recipe", "record", "defenses", "privacy"),
     },
 }
-# Inside of the archive, lowest first: each may import itself and what stands before it. Actions,
-# what one does with a file, are the modules beside the packages; `__init__` alone takes in all.
-ARCHIVE = ("errors", "format", "keys", "actions", "store", "adapters", "")
+# Inside of a package, lowest first: a room may import itself and what stands before it. "actions"
+# are all modules that are not named, where a package has such; "" is the package's own face.
+INSIDE = {
+    "defenses": (
+        *("errors", "quantities", "threat", "scope", "attacks", "measuring", "checks"),
+        *("evaluation", "smoothing", "poisoning", "training", ""),
+    ),
+    "privacy": (
+        *("errors", "quantities", "_opacus", "native", "validate", "replacement", "accounting"),
+        *("noise", "statistics", "sampling", "clipping", "plan", "_ledger_file", "ledger"),
+        *("summation", "differentiation", "update", "probe", "objectives", "step", "training"),
+        *("attach", "opacus", "audit", ""),
+    ),
+    "secure_cnn.archive": ("errors", "format", "keys", "actions", "store", "adapters", ""),
+}
 # Risky library: the only modules, or packages with all that is in them, that may import it.
 ADAPTERS = {
     "torchattacks": {"defenses.attacks._torchattacks", "secure_cnn.bench.rivals.training"},
@@ -153,24 +166,42 @@ def wrong_arrows(source: str, module: str, *, is_package: bool = False) -> list[
     return found
 
 
-def archive_level(name: str) -> int:
-    """Place in `ARCHIVE` of a module, or of a name that an import statement takes from one."""
-    inside = name.removeprefix("secure_cnn.archive").removeprefix(".").partition(".")[0]
-    if inside in ARCHIVE:
-        return ARCHIVE.index(inside)
-    is_module = (ROOT / "secure_cnn" / "archive" / f"{inside}.py").exists()
-    return ARCHIVE.index("actions" if is_module else "")
+def level_of(name: str, package: str) -> int:
+    """Place in `INSIDE` of a module, or of a name that an import statement takes from one."""
+    order = INSIDE[package]
+    inside = name.removeprefix(package).removeprefix(".").partition(".")[0]
+    if inside in order:
+        return order.index(inside)
+    place = ROOT.joinpath(*package.split("."), inside)
+    is_room = place.is_dir() or place.with_suffix(".py").exists()
+    return order.index("actions" if is_room else "")
 
 
-def wrong_archive_arrows(source: str, module: str, *, is_package: bool = False) -> list[str]:
-    """Imports inside of the archive that point from a lower package to a higher one."""
-    ours = {"secure_cnn.archive"}
+def wrong_inside(source: str, module: str, *, is_package: bool = False) -> list[str]:
+    """Imports inside of a package that point from a lower room to a higher one."""
     return [
         f"{module} imports {name}"
         for name in sorted(imported(source, module, is_package=is_package))
-        if within(module, ours) and within(name, ours)
-        if archive_level(name) > archive_level(module)
+        for package in INSIDE
+        if within(module, {package}) and within(name, {package})
+        if level_of(name, package) > level_of(module, package)
     ]
+
+
+def circle_in(arrows: dict[str, set[str]]) -> list[str]:
+    """A way from a module back to itself, or nothing."""
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def module_behind(name: str, modules: set[str]) -> str:
+    """The module of ours that an import statement's name stands in, or nothing."""
+    while name and name not in modules:
+        name = name.rpartition(".")[0]
+    return name
 
 
 def wrong_adapters(source: str, module: str, *, is_package: bool = False) -> list[str]:
@@ -288,45 +319,72 @@ def test_a_right_arrow_passes(module, source):
     assert wrong_arrows(source, module) == []
 
 
-def test_arrows_inside_the_archive_point_one_way():
-    """Errors, format, keys, what one does, a sequence, adapters: no package imports a later one."""
-    assert [w for s, m, p in sources() for w in wrong_archive_arrows(s, m, is_package=p)] == []
-    levels = {archive_level(m) for _, m, _ in sources() if within(m, {"secure_cnn.archive"})}
-    assert levels == set(range(len(ARCHIVE)))
+def test_arrows_inside_the_packages_point_one_way():
+    """Rooms of a package import only those before them, and every room has its place."""
+    assert [w for s, m, p in sources() for w in wrong_inside(s, m, is_package=p)] == []
+    for package, order in INSIDE.items():
+        levels = {level_of(m, package) for _, m, _ in sources() if within(m, {package})}
+        assert levels == set(range(len(order)))
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("format.header", "from secure_cnn.archive.keys.identity import Identity"),
-        ("format.header", "from secure_cnn.archive import opening"),
-        ("format.header", "from ..output import new_file"),
-        ("keys.kek", "import secure_cnn.archive.sealing"),
-        ("sealing", "from secure_cnn.archive.store.log import Log"),
-        ("sealing", "from secure_cnn.archive import load"),
-        ("store.store", "from secure_cnn.archive.adapters import lightning"),
-        ("adapters.lightning", "from secure_cnn import archive"),
-        ("errors", "def f():\n    from secure_cnn.archive.format import claims"),
+        ("secure_cnn.archive.format.header", "from secure_cnn.archive.keys import identity"),
+        ("secure_cnn.archive.format.header", "from secure_cnn.archive import opening"),
+        ("secure_cnn.archive.format.header", "from ..storage import new_file"),
+        ("secure_cnn.archive.keys.kek", "import secure_cnn.archive.sealing"),
+        ("secure_cnn.archive.sealing", "from secure_cnn.archive.store.log import Log"),
+        ("secure_cnn.archive.sealing", "from secure_cnn.archive import load"),
+        ("secure_cnn.archive.store.store", "from secure_cnn.archive.adapters import lightning"),
+        ("secure_cnn.archive.adapters.lightning", "from secure_cnn import archive"),
+        ("secure_cnn.archive.errors", "def f():\n    from secure_cnn.archive.format import claims"),
+        ("defenses.checks.checks", "from defenses.evaluation.report import RobustnessReport"),
+        ("defenses.attacks.pgd", "from defenses.training import AdversarialTraining"),
+        ("defenses.threat", "from defenses import attack"),
+        ("privacy.clipping.tape", "from privacy.attach import attach"),
+        ("privacy.plan", "if TYPE_CHECKING:\n    from privacy.training import PrivateTraining"),
     ],
 )
-def test_a_wrong_arrow_inside_the_archive_is_caught(module, source):
+def test_a_wrong_arrow_inside_a_package_is_caught(module, source):
     """Control: each of these imports, of a module or of the package itself, points upwards."""
-    assert len(wrong_archive_arrows(source, f"secure_cnn.archive.{module}")) == 1
+    assert len(wrong_inside(source, module)) == 1
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("archive", "from secure_cnn.archive.adapters.lightning import X"),
-        ("archive.adapters.lightning", "from secure_cnn.archive.store import store"),
-        ("archive.sealing", "from secure_cnn.archive import opening"),
-        ("archive.keys.kek", "from secure_cnn.archive.format.slots import Slot"),
-        ("checkpoint", "from secure_cnn import archive"),
+        ("secure_cnn.archive", "from secure_cnn.archive.adapters.lightning import X"),
+        ("secure_cnn.archive.adapters.lightning", "from secure_cnn.archive.store import store"),
+        ("secure_cnn.archive.sealing", "from secure_cnn.archive import opening"),
+        ("secure_cnn.archive.keys.kek", "from secure_cnn.archive.format.slots import Slot"),
+        ("secure_cnn.checkpoint", "from secure_cnn import archive"),
+        ("defenses.evaluation.report", "from defenses.checks.checks import check"),
+        ("privacy", "from privacy.attach import attach"),
     ],
 )
-def test_a_right_arrow_inside_the_archive_passes(module, source):
+def test_a_right_arrow_inside_a_package_passes(module, source):
     """Control: downwards, beside, and from outside of it, all is allowed."""
-    assert wrong_archive_arrows(source, f"secure_cnn.{module}") == []
+    assert wrong_inside(source, module) == []
+
+
+def test_no_imports_go_in_a_circle():
+    """Not even for types: from no module is there a way back to it."""
+    modules = {module for _, module, _ in sources()}
+    arrows = {
+        module: {module_behind(name, modules) for name in imported(source, module, is_package=face)}
+        - {module, ""}
+        for source, module, face in sources()
+    }
+    assert circle_in(arrows) == []
+    assert sum(map(len, arrows.values())) > 500
+
+
+def test_a_circle_is_caught():
+    """Control: of two modules, and of three."""
+    assert set(circle_in({"a": {"b"}, "b": {"a"}})) == {"a", "b"}
+    assert set(circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
+    assert circle_in({"a": {"b", "c"}, "b": {"c"}}) == []
 
 
 def test_relative_imports_are_resolved():
