@@ -46,12 +46,13 @@ from defenses.smoothing.certification import certify
 from defenses.smoothing.smoothing import CertificationReport, CertifiedPoint, Smoothing
 from defenses.threat import ThreatModel
 from defenses.training.adversarial import (
+    OBJECTIVES,
     AdversarialTraining,
     FreeAdversarialTraining,
+    adversarial_objective,
     replayed,
 )
 from defenses.training.augmentation import GaussianAugmentation
-from defenses.training.by_name import OBJECTIVES, adversarial_objective
 from defenses.training.objective import AdversarialObjective
 from defenses.training.overfitting import (
     HeldOut,
