@@ -38,6 +38,7 @@ class PrivateTraining:
             by epsilon: do not publish.
 
     Example:
+        >>> import torch
         >>> from privacy import attach
         >>> model = torch.nn.Linear(4, 2)
         >>> plan = DPPlan(samples=8, batch_size=4, epochs=1, noise_multiplier=1.0, delta=0.01)
