@@ -25,7 +25,7 @@ from secure_cnn.bench import step_costs
 from secure_cnn.errors import DataError, ModelError, RunError, SecureCNNError
 from secure_cnn.evaluate import evaluate_model
 from secure_cnn.recipe import RunFolder, Variant
-from secure_cnn.recipe.seams import make_plan, make_seams, make_threat
+from secure_cnn.recipe.seams import make_plan, make_seams
 from secure_cnn.recipe.training import is_unguarded
 from secure_cnn.record import RunRecord
 
@@ -163,7 +163,7 @@ def test_a_layer_that_mixes_examples_is_refused_by_name(recipe):
     model = nn.Sequential(nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4)), nn.Flatten())
     plan = make_plan(asked, len(data.train))
     with pytest.raises(privacy.UnsupportedLayer, match=r"0\.1: BatchNorm2d mixes.*GroupNorm"):
-        make_seams(asked, asked.variant, model, data, threat=None, plan=plan)
+        make_seams(asked, asked.variant, model, data, plan=plan)
 
 
 def test_an_objective_without_bounded_contributions_is_refused(recipe, monkeypatch):
@@ -174,9 +174,7 @@ def test_an_objective_without_bounded_contributions_is_refused(recipe, monkeypat
     shared = type("Shared", (), {"per_example": False, "__call__": lambda *_: None})
     monkeypatch.setattr("secure_cnn.recipe.seams.objective_for", lambda *_: shared())
     with pytest.raises(privacy.StepError, match="Shared: expected an objective with per_example"):
-        make_seams(
-            asked, asked.variant, build_model("compact", data.spec), data, threat=None, plan=plan
-        )
+        make_seams(asked, asked.variant, build_model("compact", data.spec), data, plan=plan)
 
 
 def test_a_private_training_probes_what_its_objective_says(recipe, monkeypatch):
@@ -196,9 +194,7 @@ def test_a_private_training_probes_what_its_objective_says(recipe, monkeypatch):
 
     monkeypatch.setattr("secure_cnn.recipe.seams.objective_for", lambda *_: Mixing())
     with pytest.raises(privacy.StepError, match="Mixing: changing one example moved the loss"):
-        make_seams(
-            asked, asked.variant, build_model("compact", data.spec), data, threat=None, plan=plan
-        )
+        make_seams(asked, asked.variant, build_model("compact", data.spec), data, plan=plan)
     private, _ = data.train.batch(torch.arange(len(data.train)))
     assert seen
     assert not any((private == image).flatten(1).all(1).any() for each in seen for image in each)
@@ -214,7 +210,7 @@ def test_the_perturbation_warms_up_over_optimizer_steps(recipe):
     asked = recipe(eps=0.1, eps_warmup=0.5, epochs=4)
     data = load_data(asked.data)
     model = build_model("compact", data.spec)
-    seams = make_seams(asked, asked.variant, model, data, threat=make_threat(asked), plan=None)
+    seams = make_seams(asked, asked.variant, model, data, plan=None)
     images, labels = data.train.batch(torch.arange(8))
     growing, found = int(0.5 * seams.schedule.steps), []
     for _ in range(seams.schedule.steps):
@@ -405,7 +401,7 @@ def test_epochs_are_as_many_as_were_asked_for(recipe):
     data = load_data(asked.data)
     plan = privacy.DPPlan(samples=64, batch_size=40, epochs=3, noise_multiplier=1.0)
     model = build_model("compact", data.spec)
-    schedule = make_seams(asked, asked.variant, model, data, threat=None, plan=plan).schedule
+    schedule = make_seams(asked, asked.variant, model, data, plan=plan).schedule
     ends = {step: schedule.epoch_ended(step) for step in range(1, schedule.steps + 1)}
     assert ends == {1: None, 2: 1, 3: 2, 4: None, 5: 3}
 

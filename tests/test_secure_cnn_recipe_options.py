@@ -12,7 +12,7 @@ import privacy
 from secure_cnn import Recipe, archive, build_model, load_data, run
 from secure_cnn.cli import main
 from secure_cnn.errors import RunError
-from secure_cnn.recipe.seams import make_plan, make_seams, make_threat, objective_for
+from secure_cnn.recipe.seams import make_plan, make_seams, objective_for
 from secure_cnn.recipe.settings import CLIPPINGS
 from secure_cnn.record import Row, RunRecord
 
@@ -77,8 +77,7 @@ def one_step(asked, data, model):
     plan = privacy.DPPlan(
         samples=count, batch_size=count, epochs=1, max_grad_norm=0.05, noise_multiplier=1e-9
     )
-    threat = make_threat(asked)
-    seams = make_seams(asked, asked.variant, model, data, threat=threat, plan=plan)
+    seams = make_seams(asked, asked.variant, model, data, plan=plan)
     (batch,) = [next(iter(seams.batches(0)))]
     return seams, batch
 
@@ -150,7 +149,7 @@ def test_the_noise_of_n_fgsm_is_the_recipes(recipe):
     """Its own 2 by default; another where asked for."""
     for given, noise in ((None, 2.0), (0.5, 0.5), (0.0, 0.0)):
         asked = recipe(eps=0.1, attack_noise=given)
-        objective = objective_for(asked, asked.variant, make_threat(asked))
+        objective = objective_for(asked, asked.variant)
         assert objective.noise == noise
         assert asked.variant.name == "n-fgsm"
 

@@ -22,7 +22,7 @@ from secure_cnn.models import MODELS, build_model
 from secure_cnn.pages import write_audit
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe
-from secure_cnn.recipe.seams import Batches, Seams, make_device, make_plan, make_seams, make_threat
+from secure_cnn.recipe.seams import Batches, Seams, make_device, make_plan, make_seams
 from secure_cnn.recipe.settings import Norm, Optimizer
 from secure_cnn.record import AuditRecord, RunRecord, hardware, versions
 
@@ -146,7 +146,7 @@ def _audited(recipe: Recipe, settings: AuditSettings) -> AuditReport:
     """Audits the recipe's own training, put together as `train` does."""
     device = make_device(recipe)
     images = load_data(recipe.data, seed=recipe.seed)
-    threat, plan = make_threat(recipe), make_plan(recipe, len(images.train))
+    plan = make_plan(recipe, len(images.train))
     assert plan is not None, "the recipe is private"
 
     def make_training(audited: privacy.DPPlan, dataset: MapStyle) -> tuple["_Training", Any]:
@@ -155,9 +155,7 @@ def _audited(recipe: Recipe, settings: AuditSettings) -> AuditReport:
         audited_images = cast(ImageData, _TrainOnly(dataset, images.spec))
         # The plan says how long; of the schedule only its peak is used.
         short = replace(recipe, epochs=1)
-        seams = make_seams(
-            short, recipe.variant, network, audited_images, threat=threat, plan=audited
-        )
+        seams = make_seams(short, recipe.variant, network, audited_images, plan=audited)
         network.train()
         return _Training(seams, network), seams.objective
 

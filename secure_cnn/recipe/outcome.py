@@ -63,7 +63,6 @@ def judge(
     variant: Variant,
     model: nn.Module,
     data: ImageData,
-    threat: ThreatModel | None,
     epsilon: float | None,
     stop: StopRequest,
 ) -> Outcome:
@@ -75,7 +74,7 @@ def judge(
     watched = model.register_forward_pre_hook(lambda *_: stop_here(stop))
     try:
         found = evaluate_model(model, data.test, data.spec.classes)
-        robust = None if threat is None else _robustness(recipe, model, data, threat)
+        robust = None if recipe.threat is None else _robustness(recipe, recipe.threat, model, data)
     finally:
         watched.remove()
     result = ResultRecord(
@@ -118,7 +117,6 @@ def threat_record(threat: ThreatModel | None) -> ThreatRecord | None:
 def claims_of(
     recipe: Recipe,
     seams: Seams,
-    threat: ThreatModel | None,
     outcome: Outcome,
     data: ImageData,
     identity: RunIdentity,
@@ -149,9 +147,9 @@ def claims_of(
             "trials": {"settings": recipe.trials, "charged": False},
             **_unusual(recipe),
         }
-    if threat is not None and result.robust_accuracy is not None:
+    if recipe.threat is not None and result.robust_accuracy is not None:
         claims["robustness"] = {
-            **threat.to_dict(),
+            **recipe.threat.to_dict(),
             "robust_accuracy": result.robust_accuracy,
             "interval": [result.robust_low, result.robust_high],
             "attacks": dict(result.attacks),
@@ -168,7 +166,7 @@ def _unusual(recipe: Recipe) -> dict[str, Any]:
 
 
 def _robustness(
-    recipe: Recipe, model: nn.Module, data: ImageData, threat: ThreatModel
+    recipe: Recipe, threat: ThreatModel, model: nn.Module, data: ImageData
 ) -> defenses.RobustnessReport:
     """The default attacks of `defenses.evaluate`, on the recipe's number of test images."""
     samples = recipe.robust_samples

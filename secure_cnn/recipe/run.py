@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 import privacy
-from defenses import ThreatModel
 from secure_cnn.checkpoint import Sealing, Unlocking, check_model, write_model
 from secure_cnn.data import ImageData, load_data
 from secure_cnn.engine import Objective, WeightAverage
@@ -32,7 +31,7 @@ from secure_cnn.recipe.outcome import (
     threat_record,
     trials_note,
 )
-from secure_cnn.recipe.seams import make_device, make_plan, make_seams, make_threat, objective_for
+from secure_cnn.recipe.seams import make_device, make_plan, make_seams, objective_for
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.recipe.training import UNGUARDED_NOTE, Training, is_unguarded, make_guard
 from secure_cnn.record import DataRecord, ModelRecord, Row, RunRecord, hardware, versions
@@ -140,7 +139,6 @@ class _Task:
     sealing: Sealing | None
     data: ImageData
     architecture: Architecture
-    threat: ThreatModel | None
     plan: privacy.DPPlan | None
     device: torch.device
     folder: RunFolder
@@ -155,7 +153,6 @@ class _Task:
             variant,
             model,
             self.data,
-            threat=self.threat,
             plan=self.plan,
             memory_format=_LAYOUT,
         )
@@ -177,7 +174,7 @@ class _Task:
         recipe, variant = self.recipe, self.recipe.variant
         own: dict[str, Objective] = {}
         if variant.method is not None:
-            own[variant.method] = objective_for(recipe, variant, self.threat)
+            own[variant.method] = objective_for(recipe, variant)
         return measure_cost(
             recipe.model,
             self.architecture.build().to(self.device),
@@ -199,14 +196,12 @@ def _prepared(recipe: Recipe, sealing: Sealing | None) -> _Task:
         raise RunError(
             f"shift: expected less than the image's {height}x{width}, got {recipe.shift}"
         )
-    threat = make_threat(recipe)
-    objective_for(recipe, recipe.variant, threat)
+    objective_for(recipe, recipe.variant)
     return _Task(
         recipe=recipe,
         sealing=sealing,
         data=data,
         architecture=architecture,
-        threat=threat,
         plan=make_plan(recipe, len(data.train)),
         device=device,
         folder=RunFolder(root=Path(recipe.out), sealed=sealing is not None),
@@ -230,13 +225,11 @@ def _carried_out(
         if not _trained(training, start, journal, stop):
             return _interrupted(journal)
         epsilon = training.epsilon()
-        outcome = judge(task.recipe, variant, training.model, task.data, task.threat, epsilon, stop)
+        outcome = judge(task.recipe, variant, training.model, task.data, epsilon, stop)
         acted = "" if training.guard is None else training.guard.note
         journal.add_result(outcome.result, outcome.examples, acted=acted)
         if own:
-            claims = claims_of(
-                task.recipe, training.seams, task.threat, outcome, task.data, start.identity
-            )
+            claims = claims_of(task.recipe, training.seams, outcome, task.data, start.identity)
             journal.record = replace(journal.record, claims=claims)
         journal.write()
     return _finished(task, training.model, start.identity, journal, stop, measure_cost)
@@ -318,7 +311,7 @@ def _beginning(task: _Task) -> Start:
         versions=versions(),
         hardware=hardware(task.device),
         privacy=privacy_record(recipe, task.plan),
-        threat=threat_record(task.threat),
+        threat=threat_record(recipe.threat),
         notes=_notes(recipe),
         run_id=identity.id,
         signer="" if signer is None else signer.verifier.to_text(),

@@ -27,7 +27,6 @@ __all__ = [
     "make_device",
     "make_plan",
     "make_seams",
-    "make_threat",
     "objective_for",
 ]
 
@@ -75,11 +74,6 @@ def make_device(recipe: Recipe) -> torch.device:
     return device
 
 
-def make_threat(recipe: Recipe) -> defenses.ThreatModel | None:
-    """The threat model, where the recipe names one."""
-    return None if recipe.eps is None else defenses.ThreatModel(norm=recipe.norm, eps=recipe.eps)
-
-
 def make_plan(recipe: Recipe, samples: int) -> privacy.DPPlan | None:
     """The calibrated plan, where the recipe asks for privacy."""
     if recipe.epsilon is None:
@@ -95,24 +89,18 @@ def make_plan(recipe: Recipe, samples: int) -> privacy.DPPlan | None:
     return plan.calibrate(epsilon=recipe.epsilon, delta=recipe.delta_for(samples))
 
 
-def objective_for(
-    recipe: Recipe, variant: Variant, threat: defenses.ThreatModel | None
-) -> Objective:
-    """What the variant minimises.
-
-    Args:
-        threat: The recipe's, which an adversarial variant trains for.
-    """
+def objective_for(recipe: Recipe, variant: Variant) -> Objective:
+    """What the variant minimises."""
     if variant.method is None:
         return CrossEntropy(label_smoothing=recipe.label_smoothing)
     if recipe.gaussian_sigma is not None:
         return defenses.GaussianAugmentation(
             sigma=recipe.gaussian_sigma, seed=recipe.seed, label_smoothing=recipe.label_smoothing
         )
-    assert threat is not None, "an adversarial variant has a threat model"
+    assert recipe.threat is not None, "an adversarial variant has a threat model"
     objective = defenses.adversarial_objective(
         variant.method,
-        threat,
+        recipe.threat,
         steps=recipe.attack_steps,
         precision=recipe.attack_precision,
         seed=recipe.seed,
@@ -129,18 +117,16 @@ def make_seams(
     model: nn.Module,
     data: ImageData,
     *,
-    threat: defenses.ThreatModel | None,
     plan: privacy.DPPlan | None,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Seams:
     """Puts one training together.
 
     Args:
-        threat: The recipe's, used where the variant is adversarial.
         plan: The recipe's, calibrated, used where the variant is private.
         memory_format: Layout of the images, that of the model.
     """
-    objective = objective_for(recipe, variant, threat)
+    objective = objective_for(recipe, variant)
     optimizer = _optimizer(recipe, variant, model)
     device = next(model.parameters()).device
     private, update = None, cast(Update, MeanUpdate(optimizer))

@@ -6,10 +6,11 @@ No key and no data is in it, so that it can be written into every record.
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from defenses import FreeAdversarialTraining
+from defenses import FreeAdversarialTraining, ThreatModel
 from defenses.training.objective import Precision
 from secure_cnn.errors import RunError
 from secure_cnn.record import variant_name
@@ -158,6 +159,15 @@ class Recipe:
         for name, (fits, expected) in _RANGES.items():
             if not fits(getattr(self, name)):
                 raise RunError(f"{name}: expected {expected}, got {getattr(self, name)}")
+
+    @cached_property
+    def threat(self) -> ThreatModel | None:
+        """The one threat model of the run, where the recipe names one.
+
+        Raises:
+            ThreatModelError: A value is out of its range.
+        """
+        return None if self.eps is None else ThreatModel(norm=self.norm, eps=self.eps)
 
     @property
     def variant(self) -> Variant:
