@@ -4,6 +4,7 @@ Every rule is a function of source text, so that each has a control: a made-up s
 """
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -385,6 +386,37 @@ def test_a_circle_is_caught():
     assert set(circle_in({"a": {"b"}, "b": {"a"}})) == {"a", "b"}
     assert set(circle_in({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}})) == {"a", "b", "c"}
     assert circle_in({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+def lost_on(text: str, paths: set[str]) -> list[str]:
+    """Files and folders that a text names in backquotes and that are not there."""
+    named = set(re.findall(r"`([\w./-]+(?:\.py|\.jinja|/))`", text))
+    return sorted(
+        name for name in named if not any(f"/{path}".endswith(f"/{name}") for path in paths)
+    )
+
+
+def test_the_map_is_of_this_house():
+    """ARCHITECTURE.md names every room, and no file that is not there."""
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    found = [
+        *ROOT.glob("*.py"),
+        *(p for f in (*PACKAGES, "tests") for p in (ROOT / f).rglob("*.*")),
+    ]
+    places = [path.relative_to(ROOT).as_posix() for path in found]
+    folders = {f"{above.as_posix()}/" for place in places for above in Path(place).parents}
+    assert lost_on(text, {*places, *folders}) == []
+    rooms = {*ARROWS, *(room for order in INSIDE.values() for room in order)} - {"", "actions"}
+    assert {room for room in rooms if not re.search(rf"`{room}/?`", text)} == set()
+
+
+def test_a_place_that_is_not_there_is_caught():
+    """Control: a file and a folder, by their ends; a word in backquotes is no file."""
+    paths = {"defenses/attacks/pgd.py", "defenses/attacks/"}
+    assert lost_on("`pgd.py`, `attacks/` and `attack`", paths) == []
+    assert lost_on("`gd.py`, `attack/`, `attacks/fab.py`", paths) == [
+        *("attack/", "attacks/fab.py", "gd.py")
+    ]
 
 
 def test_relative_imports_are_resolved():
