@@ -1,11 +1,13 @@
 """What several test files need: a data set that is learnt in seconds, and a run cut short."""
 
 import importlib
+import sys
 from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
+from secure_cnn.cli import main
 from secure_cnn.interruption import StopRequest
 
 TRAIN, TEST, CLASSES = 64, 24, 4
@@ -69,6 +71,22 @@ def quick(monkeypatch):
     """Runs that neither draw a page nor time steps, for tests that are about neither."""
     monkeypatch.setattr("secure_cnn.recipe.folder.write_page", lambda *_: None)
     monkeypatch.setattr("secure_cnn.cli.train.step_costs", None)
+
+
+@pytest.fixture
+def cli(monkeypatch, capfd):
+    """Runs the command as its console script does; exit code, standard output and error."""
+
+    def call(*words, columns=120):
+        monkeypatch.setattr(sys, "argv", ["secure-cnn", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", str(columns))
+        with pytest.raises(SystemExit) as left:
+            main()
+        printed = capfd.readouterr()
+        assert "Traceback" not in printed.err
+        return left.value.code or 0, printed.out, printed.err
+
+    return call
 
 
 collect_ignore = ["fuzz/run.py"]  # a program of its own, which needs the fuzzer

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import pytest
 import torch
 import torchattacks
-from support.networks import Net
+from support.networks import Answering, Net
+from support.searched import linear
 from torch import nn
 
 from defenses import (
@@ -50,15 +51,6 @@ def inner_batch(n=6):
     draw = torch.Generator().manual_seed(3)
     images = torch.rand(n, 1, 8, 8, generator=draw) * 0.8 + 0.1
     return images, torch.arange(n) % 4
-
-
-def linear(weight, bias=0.0):
-    """Two logits, +-(w.x + b)/2: the exact worst case is known."""
-    layer = nn.Linear(weight.numel(), 2)
-    with torch.no_grad():
-        layer.weight.copy_(torch.stack([weight, -weight]) / 2)
-        layer.bias.copy_(torch.tensor([bias, -bias]) / 2)
-    return nn.Sequential(nn.Flatten(), layer)
 
 
 @pytest.mark.parametrize("name", ["fgsm", "bim", "pgd", "apgd", "mifgsm"])
@@ -223,17 +215,6 @@ def test_a_batch_that_cannot_be_attacked_is_refused(name, images, labels, error,
     """Before anything inside torch can complain in its own words."""
     with pytest.raises(error, match=word):
         attack(name, LINF)(Net().eval(), images, labels)
-
-
-class Answering(nn.Module):
-    """A model that answers with a function of the images."""
-
-    def __init__(self, answer):
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, images):
-        return self.answer(images)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.evaluated import LINF, tensors
-from support.networks import Net, assert_same, disturbed_net, snapshot
+from support.networks import Answering, Net, assert_same, disturbed_net, snapshot
+from support.searched import linear
 from support.suspects import ALL
 from torch import nn
 
@@ -29,15 +30,6 @@ from defenses import (
 from defenses.checks.checks import CheckSettings
 
 FAST = ("fgsm",)
-
-
-def linear(weight, bias):
-    """Two logits +-(w.x + b) / 2."""
-    layer = nn.Linear(weight.numel(), 2)
-    with torch.no_grad():
-        layer.weight.copy_(torch.stack([weight, -weight]) / 2)
-        layer.bias.copy_(torch.tensor([bias, -bias]) / 2)
-    return nn.Sequential(nn.Flatten(), layer)
 
 
 @pytest.mark.parametrize("names", [("fgsm",), ("pgd", "apgd"), ("apgd", "pgd")])
@@ -317,17 +309,6 @@ def test_two_attacks_of_one_name_are_told_apart():
     report = evaluate(Net(), tensors(6), LINF, attacks=pair, progress=False)
     assert list(report.robust) == ["pgd", "pgd #2"]
     assert report.settings["pgd #2"]["steps"] == 2
-
-
-class Answering(nn.Module):
-    """A model that answers with a function of the images."""
-
-    def __init__(self, answer):
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, images):
-        return self.answer(images)
 
 
 @pytest.mark.parametrize(

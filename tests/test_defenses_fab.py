@@ -41,41 +41,62 @@ def reachable(case):
     return np.abs(normal) @ np.where(downhill > 0, 2 - point, point + 1)
 
 
-@given(hyperplanes())
-@settings(deadline=None)
-def test_the_shortest_linf_change_is_that_of_linear_programming(case):
-    """Minimise t such that |d| <= t, w.d = -height and x + d lies in the bounds."""
+def reaches(case, change):
+    """Whether the change can reach the hyperplane; it is as near as it gets, and in the bounds."""
     point, normal, height = case
-    change = change_of(case, "linf")
     assert (point + change >= -1 - 1e-9).all()
     assert (point + change <= 2 + 1e-9).all()
-    if reachable(case) <= abs(height) + 1e-6:  # then as near as it gets
+    if reachable(case) <= abs(height) + 1e-6:
         assert abs(normal @ change) == pytest.approx(reachable(case), abs=1e-9)
-        return
+        return False
     assert normal @ change == pytest.approx(-height, abs=1e-9)
+    return True
+
+
+def least_linf(point, normal, height):
+    """The least t such that |d| <= t, w.d = -height and x + d lies in the bounds."""
     size = len(point)
     below = np.block([[np.eye(size), -np.ones((size, 1))], [-np.eye(size), -np.ones((size, 1))]])
-    best = linprog(
+    return linprog(
         c=np.append(np.zeros(size), 1),
         A_ub=below,
         b_ub=np.zeros(2 * size),
         A_eq=np.append(normal, 0)[None],
         b_eq=[-height],
         bounds=[*zip(-1 - point, 2 - point, strict=True), (0, None)],
-    )
-    assert np.abs(change).max() == pytest.approx(best.fun, abs=1e-6)
+    ).fun
+
+
+def least_l1(point, normal, height):
+    """The least sum of u + v, d = u - v, such that w.d = -height and x + d is in the bounds."""
+    return linprog(
+        c=np.ones(2 * len(point)),
+        A_eq=np.append(normal, -normal)[None],
+        b_eq=[-height],
+        bounds=[(0, most) for most in (*(2 - point), *(point + 1))],
+    ).fun
+
+
+@pytest.mark.parametrize(
+    ("norm", "order", "least"), [("linf", np.inf, least_linf), ("l1", 1, least_l1)]
+)
+@given(case=hyperplanes())
+@settings(deadline=None)
+def test_the_shortest_change_is_that_of_linear_programming(norm, order, least, case):
+    """Where the bounds let it reach the hyperplane, no change is shorter."""
+    change = change_of(case, norm)
+    if reaches(case, change):
+        assert np.linalg.norm(change, order) == pytest.approx(least(*case), abs=1e-6)
 
 
 @given(hyperplanes())
 @settings(deadline=None)
 def test_the_shortest_l2_change_satisfies_its_conditions(case):
     """Every pixel off the bounds moves in proportion to the normal, and none on them less far."""
-    point, normal, height = case
+    point, normal, _ = case
     change = change_of(case, "l2")
-    if reachable(case) <= abs(height) + 1e-6:
-        assert abs(normal @ change) == pytest.approx(reachable(case), abs=1e-9)
+    if not reaches(case, change):
         return
-    assert normal @ change == pytest.approx(-height, abs=1e-9)
     moved = point + change
     free = (moved > -1 + 1e-9) & (moved < 2 - 1e-9) & (np.abs(normal) > 0)
     if free.any():
@@ -84,27 +105,6 @@ def test_the_shortest_l2_change_satisfies_its_conditions(case):
         # On a bound the change is cut short: it would go on.
         stuck = ~free
         assert (np.abs(change[stuck]) <= np.abs(multiplier * normal[stuck]) + 1e-9).all()
-
-
-@given(hyperplanes())
-@settings(deadline=None)
-def test_the_shortest_l1_change_is_that_of_linear_programming(case):
-    """Minimise the sum of u + v, d = u - v, such that w.d = -height and x + d is in the bounds."""
-    point, normal, height = case
-    change = change_of(case, "l1")
-    assert (point + change >= -1 - 1e-9).all()
-    assert (point + change <= 2 + 1e-9).all()
-    if reachable(case) <= abs(height) + 1e-6:
-        assert abs(normal @ change) == pytest.approx(reachable(case), abs=1e-9)
-        return
-    assert normal @ change == pytest.approx(-height, abs=1e-9)
-    best = linprog(
-        c=np.ones(2 * len(point)),
-        A_eq=np.append(normal, -normal)[None],
-        b_eq=[-height],
-        bounds=[(0, most) for most in (*(2 - point), *(point + 1))],
-    )
-    assert np.abs(change).sum() == pytest.approx(best.fun, abs=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])

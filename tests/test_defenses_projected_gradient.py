@@ -43,6 +43,14 @@ def theirs(name, **options):
     return getattr(torchattacks, name)(model, **options)(images, labels)
 
 
+def climbed(model, images, labels, start, *, threat, steps, step_size):
+    """What the inner loop finds from that start, by the cross-entropy."""
+    loss = F.cross_entropy
+    return projected_gradient(
+        model, images, threat, loss, labels, start=start, steps=steps, step_size=step_size
+    )
+
+
 def close(ours, other):
     """Equal up to rounding, but for pixels where the gradient is next to zero."""
     different = (ours - other).abs() > 2e-6
@@ -75,16 +83,7 @@ def test_torchattacks_finds_the_same_from_the_same_start(name, threat, settings_
             torch.manual_seed(7)
             torch.randn_like(images)
             start = random_start(images, threat, reach=threat.eps)
-            ours = projected_gradient(
-                model,
-                images,
-                threat,
-                F.cross_entropy,
-                labels,
-                start=start,
-                steps=1,
-                step_size=0.07,
-            )
+            ours = climbed(model, images, labels, start, threat=threat, steps=1, step_size=0.07)
     else:
         ours = attack(name, threat, **settings_)(model, images, labels, seed=7)
     other = theirs(rival, eps=threat.eps, **options)
@@ -200,16 +199,7 @@ def test_it_never_leaves_the_ball_or_the_bounds(eps, low, steps, norm):
     images = low + 1.5 * images
     with attack_scope(model, seed=1):
         start = random_start(images, threat, reach=eps)
-        found = projected_gradient(
-            model,
-            images,
-            threat,
-            F.cross_entropy,
-            labels,
-            start=start,
-            steps=steps,
-            step_size=eps,
-        )
+        found = climbed(model, images, labels, start, threat=threat, steps=steps, step_size=eps)
     assert threat.contains(images, found).all()
     assert torch.equal(found, start) == (steps == 0)
 

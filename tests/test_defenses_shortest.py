@@ -5,6 +5,7 @@ import torch
 import torchattacks
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.searched import linear
 from torch import nn
 
 from defenses import AttackError, ThreatModel, attack
@@ -25,15 +26,6 @@ def quick(name, threat, **given):
 def seeded(seed):
     """A generator of one's own."""
     return torch.Generator().manual_seed(seed)
-
-
-def halves(weight, bias):
-    """Two logits +-(w.x + b) / 2: where they meet is a plane."""
-    layer = nn.Linear(weight.numel(), 2)
-    with torch.no_grad():
-        layer.weight.copy_(torch.stack([weight, -weight]) / 2)
-        layer.bias.copy_(torch.tensor([bias, -bias]) / 2)
-    return nn.Sequential(nn.Flatten(), layer)
 
 
 def convolution(seed=0, classes=5):
@@ -63,7 +55,7 @@ def test_cw_finds_the_distance_to_a_plane():
     """|w.x + b| / |w|, where no bound is in the way: known in closed form."""
     weight = torch.randn(64, generator=seeded(1))
     images = 0.5 + 0.1 * torch.rand(6, 1, 8, 8, generator=seeded(2))
-    model = halves(weight, 3.0 - float(weight.sum()) * 0.55)
+    model = linear(weight, 3.0 - float(weight.sum()) * 0.55)
     with torch.no_grad():
         logits = model(images)
     labels = logits.argmax(dim=1)
@@ -79,7 +71,7 @@ def test_ead_finds_the_one_pixel_that_counts():
     weight = 0.2 * torch.randn(64, generator=seeded(1))
     weight[17] = 2.0
     images = torch.full((4, 1, 8, 8), 0.5)
-    model, labels = halves(weight, -float(weight.sum()) / 2 + 0.5), torch.zeros(4).long()
+    model, labels = linear(weight, -float(weight.sum()) / 2 + 0.5), torch.zeros(4).long()
     long = {"max_iterations": 300, "beta": 0.02, "binary_search_steps": 12}
     found = attack("eadl1", L1, **long)(model, images, labels)
     change = (found - images).flatten(1)

@@ -8,13 +8,13 @@ import re
 import runpy
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.processes import printed_by
 
 from secure_cnn import cli
 from secure_cnn.interruption import stop_on_signals
@@ -216,17 +216,9 @@ def test_an_example_runs(example, tmp_path):
     assert count == (example.name == "01_demo.py")  # `make demo` runs it at full length
     script = tmp_path / example.name
     script.write_text(source, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, "-W", "error", str(script)],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    words = (sys.executable, "-W", "error", script)
+    assert printed_by(*words, cwd=tmp_path, environment=environment).strip()
 
 
 def test_an_interrupted_demo_says_how_to_go_on(tmp_path, monkeypatch, capsys):

@@ -8,12 +8,12 @@ import importlib.util
 import inspect
 import os
 import re
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from support.processes import printed_by
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -99,17 +99,8 @@ def test_vocabularies_speak_of_evidence():
 def site(tmp_path_factory) -> Path:
     """The site, built as `make docs` builds it."""
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+    command = (sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder)
+    printed_by(*command, cwd=ROOT, environment={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
     return folder
 
 

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import subprocess
 import sys
 import sysconfig
 import venv
@@ -10,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.processes import printed_by
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {"secure_cnn", "defenses", "privacy"}
@@ -40,17 +40,8 @@ for name in sys.argv[1:]:
 def command(*words, cwd):
     """Runs a command that must succeed; its standard output."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    done = subprocess.run(
-        [str(word) for word in words],
-        cwd=cwd,
-        env=environment | {"OMP_NUM_THREADS": "1", "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    environment |= {"OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    return printed_by(*words, cwd=cwd, environment=environment)
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.gradients import (
-    check,
-    close,
-    drawn,
-    filled,
-    losses_of,
-    one_at_a_time,
-)
+from support.gradients import check, close, drawn, filled, losses_of, one_at_a_time
 from torch import nn
 
 import privacy
@@ -373,49 +366,6 @@ def test_a_rule_is_registered_for_a_type(added: dict) -> None:
     with pytest.raises(UnsupportedLayer, match=r"^layer_type: expected a subclass of torch\.nn"):
         register(nn.Linear(2, 2), PowerRule)
     assert added == {}
-
-
-NETS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor]]] = {
-    "frozen BatchNorm in eval mode": lambda: (
-        nn.Sequential(
-            nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4).eval().requires_grad_(False), nn.ReLU(True)
-        ),
-        drawn(3, 2, 5, 5),
-    ),
-    "BatchNorm in eval mode, line trained": lambda: (
-        nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4).eval(), nn.ReLU(True)),
-        drawn(3, 2, 5, 5),
-    ),
-    "channels last, every image layer": lambda: (
-        nn.Sequential(
-            *(nn.Conv2d(2, 4, 3, padding=1), nn.GroupNorm(2, 4), nn.PReLU(4)),
-            # A bias before it would have no gradient at all.
-            *(nn.Conv2d(4, 4, 3, bias=False), nn.InstanceNorm2d(4, affine=True), nn.ReLU(True)),
-        ).to(memory_format=torch.channels_last),
-        drawn(3, 2, 5, 5).contiguous(memory_format=torch.channels_last),
-    ),
-    "one PReLU called twice": lambda: (
-        (lambda act: nn.Sequential(nn.Linear(3, 4), act, nn.Linear(4, 4), act))(nn.PReLU()),
-        drawn(3, 3),
-    ),
-    "eval mode": lambda: (
-        nn.Sequential(
-            *(nn.Linear(4, 4), nn.Dropout(0.5), nn.RMSNorm(4), nn.RReLU(), nn.PReLU()),
-        ).eval(),
-        drawn(3, 5, 4),
-    ),
-    "tokens": lambda: (
-        nn.Sequential(nn.Embedding(7, 4), nn.LayerNorm(4), nn.Linear(4, 3), nn.RMSNorm(3)),
-        torch.tensor([[1, 1, 2], [6, 0, 1], [3, 3, 3]]),
-    ),
-}
-
-
-@pytest.mark.parametrize("kind", NETS)
-def test_whole_networks_give_each_examples_gradient(kind: str) -> None:
-    """Layers together, in the modes and layouts of real trainings."""
-    model, inputs = NETS[kind]()
-    check(filled(model), inputs)
 
 
 def test_two_forwards_and_one_backward_are_one_gradient() -> None:

@@ -5,6 +5,7 @@ import io
 import json
 import stat
 import sys
+from functools import partial
 
 import pytest
 import safetensors.torch
@@ -12,26 +13,15 @@ import torch
 from rich.console import Console
 
 from secure_cnn import archive
-from secure_cnn.cli import main
 
 SOMEBODY = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj"
 STATE = {"layer.weight": torch.arange(6.0), "layer.bias": torch.ones(2)}
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys):
-    """Runs the command as its console script does; exit code, standard output and error."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["secure-cnn", "archive", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "120")
-        with pytest.raises(SystemExit) as left:
-            main()
-        printed = capsys.readouterr()
-        assert "Traceback" not in printed.err
-        return left.value.code or 0, printed.out, printed.err
-
-    return call
+def cli(cli):
+    """Runs `secure-cnn archive`; exit code, standard output and error."""
+    return partial(cli, "archive")
 
 
 @pytest.fixture

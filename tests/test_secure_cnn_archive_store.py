@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
 import sys
 import threading
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from support.processes import printed_by
 
 from secure_cnn import archive
 from secure_cnn.archive.errors import (
@@ -696,22 +696,9 @@ print("held")
 """
 
 
-def run(script, *arguments):
-    """What a script prints."""
-    done = subprocess.run(
-        [sys.executable, "-c", script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
 def test_a_fork_while_saving_harms_nothing(tmp_path):
     """The child is refused and does not keep the lock; the parent's save is whole."""
-    assert run(FORK, tmp_path / "store") == "held"
+    assert printed_by(sys.executable, "-c", FORK, tmp_path / "store") == "held\n"
 
 
 # What else the world does

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.processes import printed_by
 
 from secure_cnn import archive
 from secure_cnn.archive.errors import StorageError
@@ -220,15 +221,8 @@ print(newest, between)
 def kill_at_random_moments(folder, moments, *, seed):
     """Generations saved in all, and how many deaths were in the middle of a save."""
     # The keys are made on import: the process that forks has one pair for all of its children.
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, folder, str(moments), str(Path(__file__).parent), str(seed)],
-        capture_output=True,
-        text=True,
-        timeout=1800,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return tuple(map(int, done.stdout.split()))
+    words = (sys.executable, "-c", KILLED, folder, moments, Path(__file__).parent, seed)
+    return tuple(map(int, printed_by(*words).split()))
 
 
 @pytest.mark.slow
@@ -254,13 +248,8 @@ store.save({"w": torch.ones(1 << 22)}, step=1)
 
 def test_a_program_that_ends_without_closing_loses_nothing_in_silence(tmp_path):
     """The interpreter waits for the save; should it fail then, stderr says so."""
-    done = subprocess.run(
-        [sys.executable, "-c", EXIT, tmp_path / "s"],
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
+    words = [sys.executable, "-c", EXIT, tmp_path / "s"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0
     verifier, identity = done.stdout.split()
     store = CheckpointStore(

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import typer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import commands
 from torch import nn
-from typer.testing import CliRunner
 
 import defenses
 from secure_cnn import archive
@@ -45,7 +44,6 @@ from secure_cnn.bench.timing import (
     take_turns,
 )
 from secure_cnn.bench.trained import TrainedSettings, measure_trained
-from secure_cnn.cli.bench_overhead import overhead_command
 from secure_cnn.data import DataSpec, ImageData
 from secure_cnn.engine import CrossEntropy
 from secure_cnn.errors import RunError
@@ -728,21 +726,13 @@ def test_a_page_without_control_says_so():
 
 def test_the_command_writes_table_json_and_page(tmp_path):
     """All in one run on real images; a rival that is missing is named with the reason."""
-    app = typer.Typer()
-    app.command()(overhead_command)
-    done = CliRunner().invoke(
-        app,
-        [
-            *("--batch", "8", "--rounds", "1", "--save-every", "1", "--no-memory"),
-            *("--rival", "safetensors", "--rival", "opacus-hooks", "--scaling", "steps"),
-            *("--train", "--epochs", "1", "--robust-samples", "4"),
-            *("--no-private", "--no-sealed", "--objective", "fgsm"),
-            *("--json", str(tmp_path / "it.json"), "--html", str(tmp_path / "it.html")),
-        ],
-        env={"COLUMNS": "200"},
-        catch_exceptions=False,
+    done = commands.overhead(
+        *("--batch", "8", "--rounds", "1", "--save-every", "1", "--no-memory"),
+        *("--rival", "safetensors", "--rival", "opacus-hooks", "--scaling", "steps"),
+        *("--train", "--epochs", "1", "--robust-samples", "4"),
+        *("--no-private", "--no-sealed", "--objective", "fgsm"),
+        *("--json", str(tmp_path / "it.json"), "--html", str(tmp_path / "it.html")),
     )
-    assert done.exit_code == 0
     content = json.loads(Path(tmp_path, "it.json").read_text())
     assert content["schema"] == 1
     variants = {row["variant"] for row in content["rows"]}
@@ -756,18 +746,10 @@ def test_the_command_writes_table_json_and_page(tmp_path):
 
 def plain_and(*options):
     """The command on plain training and what the options add to it."""
-    app = typer.Typer()
-    app.command()(overhead_command)
-    done = CliRunner().invoke(
-        app,
-        [
-            *("--batch", "4", "--rounds", "1", "--save-every", "1", "--no-memory"),
-            *("--no-private", "--no-average", "--no-sealed", *options),
-        ],
-        catch_exceptions=False,
+    return commands.overhead(
+        *("--batch", "4", "--rounds", "1", "--save-every", "1", "--no-memory"),
+        *("--no-private", "--no-average", "--no-sealed", *options),
     )
-    assert done.exit_code == 0
-    return done
 
 
 def test_the_version_of_who_saves_is_recorded(monkeypatch, tmp_path):

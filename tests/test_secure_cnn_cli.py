@@ -2,7 +2,6 @@
 
 import json
 import stat
-import sys
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch
 from PIL import Image
 
 from secure_cnn import Recipe, archive, load_data, read_model
-from secure_cnn.cli import main
 from secure_cnn.record import Measurements, RunRecord
 
 QUICK = ("--epochs", "1", "--robust-samples", "4")
@@ -37,21 +35,6 @@ private.spent()
 
 report = defenses.evaluate(model, data.test, threat)
 """
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Runs the command as its console script does; exit code, standard output and error."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["secure-cnn", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "120")
-        with pytest.raises(SystemExit) as left:
-            main()
-        printed = capsys.readouterr()
-        return left.value.code or 0, printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import json
 import re
-import sys
+from functools import partial
 
 import pytest
 import torch
@@ -13,7 +13,6 @@ from support.suspects import ALL
 from defenses import RobustnessReport, ThreatModel
 from secure_cnn.checkpoint import read_model, write_model
 from secure_cnn.cli import evaluate as evaluate_command
-from secure_cnn.cli import main
 from secure_cnn.data import load_data
 from secure_cnn.errors import RunError
 from secure_cnn.evaluate import ClassificationReport
@@ -25,18 +24,9 @@ EPS = ("--eps", "0.3", "--attack", "fgsm", "--attack", "ffgsm")
 
 
 @pytest.fixture
-def cli(monkeypatch, capsys):
-    """Runs the command as its console script does; exit code, standard output and error."""
-
-    def call(*words):
-        monkeypatch.setattr(sys, "argv", ["secure-cnn", "evaluate", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "160")
-        with pytest.raises(SystemExit) as left:
-            main()
-        printed = capsys.readouterr()
-        return left.value.code or 0, printed.out, printed.err
-
-    return call
+def cli(cli):
+    """Runs `secure-cnn evaluate`; exit code, standard output and error."""
+    return partial(cli, "evaluate", columns=160)
 
 
 @pytest.fixture(scope="session")

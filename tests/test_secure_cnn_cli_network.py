@@ -5,11 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-import typer
+from support.commands import overhead
 from torch import nn
-from typer.testing import CliRunner
 
-from secure_cnn.cli.bench_overhead import overhead_command
 from secure_cnn.cli.network import network
 from secure_cnn.data import DataSpec
 from secure_cnn.errors import RunError
@@ -104,18 +102,11 @@ def test_the_bench_measures_it(tmp_path, mine, text):
     images = np.zeros((16, 32, 32, 3), dtype=np.uint8)
     labels = np.arange(16) % 2
     np.savez(tmp_path / "it.npz", images=images, labels=labels)
-    app = typer.Typer()
-    app.command()(overhead_command)
-    done = CliRunner().invoke(
-        app,
-        [
-            *("--model", f"{mine}:of" if text == "mine" else text, "--data"),
-            *(str(tmp_path / "it.npz"), "--batch", "4", "--rounds", "1", "--save-every", "1"),
-            *("--no-memory", "--no-average", "--no-sealed", "--json", str(tmp_path / "it.json")),
-        ],
-        catch_exceptions=False,
+    overhead(
+        *("--model", f"{mine}:of" if text == "mine" else text, "--data"),
+        *(str(tmp_path / "it.npz"), "--batch", "4", "--rounds", "1", "--save-every", "1"),
+        *("--no-memory", "--no-average", "--no-sealed", "--json", str(tmp_path / "it.json")),
     )
-    assert done.exit_code == 0
     rows = json.loads((tmp_path / "it.json").read_text(encoding="utf-8"))["rows"]
     name = "mine:of" if text == "mine" else text
     assert rows[0]["case"].startswith(f"{name}, ")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.damaged import damaged
 
 import secure_cnn.data
 from secure_cnn.data import DataSpec, ImageData, Split, load_data, source, store
@@ -259,12 +260,7 @@ class TestNpz:
         """Whatever random damage does to headers, nothing but a `DataError` comes out."""
         path = tmp_path / "x.npz"
         save_npz(path, count=4)
-        whole = np.frombuffer(path.read_bytes(), np.uint8)
-        random = np.random.default_rng(0)
-        for _ in range(300):
-            damaged = whole.copy()
-            damaged[random.integers(0, len(whole), 2)] = random.integers(0, 256, 2)
-            path.write_bytes(damaged.tobytes())
+        for _ in damaged(path, times=300, places=2):
             with contextlib.suppress(DataError):
                 load_data(path)
 

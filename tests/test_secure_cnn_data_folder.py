@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
+from support.damaged import damaged
 
 from secure_cnn.data import load_data
 from secure_cnn.errors import DataError
@@ -206,12 +207,7 @@ def test_every_truncation_is_an_error_or_harmless(tmp_path, suffix):
 def test_damaged_bytes_never_end_in_another_error(tmp_path, suffix):
     """Whatever a decoder makes of random damage, nothing but a `DataError` comes out."""
     path = next(iter(write_images(tmp_path / "pets", count=2, suffix=suffix)))
-    whole = np.frombuffer(path.read_bytes(), np.uint8)
-    random = np.random.default_rng(0)
-    for _ in range(60):
-        damaged = whole.copy()
-        damaged[random.integers(0, len(whole), 3)] = random.integers(0, 256, 3)
-        path.write_bytes(damaged.tobytes())
+    for _ in damaged(path, times=60, places=3):
         with contextlib.suppress(DataError):
             load_data(tmp_path / "pets")
 

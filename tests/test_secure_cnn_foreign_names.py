@@ -8,7 +8,6 @@ import torch
 from PIL import Image
 
 from secure_cnn import ImageData, Recipe, Sealing, Split, archive, run
-from secure_cnn.cli import main
 from secure_cnn.data import DataSpec
 from secure_cnn.printable import printable
 
@@ -20,16 +19,12 @@ RAW = ("\x1b", "\u202e")
 
 
 @pytest.fixture
-def cli(monkeypatch, capfd):
-    """Runs the command as its console script does; exit code and all that it printed."""
+def cli(cli):
+    """Runs the command on a wide terminal; exit code and all that it printed."""
 
     def call(*words):
-        monkeypatch.setattr(sys, "argv", ["secure-cnn", *map(str, words)])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as left:
-            main()
-        printed = capfd.readouterr()
-        return left.value.code or 0, printed.out + printed.err
+        code, out, err = cli(*words, columns=200)
+        return code, out + err
 
     return call
 

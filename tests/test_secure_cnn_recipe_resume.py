@@ -63,6 +63,22 @@ def without_clocks(record):
     return plain
 
 
+def resumed_as(asked, whole):
+    """The rest of a run, which must end as the uninterrupted one did: same weights and record."""
+    done = run(asked, resume=True)
+    assert weights_equal(done, whole)
+    assert without_clocks(done.record) == without_clocks(whole.record)
+    return done
+
+
+def killed(asked, monkeypatch, owner, name, step):
+    """A run that is killed in a function that was replaced, which is put back afterwards."""
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, step)
+        with pytest.raises(MemoryError):
+            run(asked)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -112,9 +128,7 @@ def test_resumed_equals_uninterrupted(recipe, stopped_after, settings):
         assert part.record.status == "interrupted"
         assert part.model is None
         assert RunRecord.read(part.folder.record).status == "interrupted"
-    done = run(asked, resume=True)
-    assert weights_equal(done, whole)
-    assert without_clocks(done.record) == without_clocks(whole.record)
+    done = resumed_as(asked, whole)
     assert [path.name for path in done.folder.model.parent.iterdir()] == ["model.safetensors"]
 
 
@@ -148,9 +162,7 @@ def test_a_guarded_training_goes_on_with_its_guard(recipe, stopped_after, monkey
     monkeypatch.setattr(sys.modules["secure_cnn.recipe.run"], "judge", killed_once())
     with pytest.raises(MemoryError):
         run(asked, resume=True)
-    done = run(asked, resume=True)
-    assert weights_equal(done, whole)
-    assert without_clocks(done.record) == without_clocks(whole.record)
+    resumed_as(asked, whole)
 
 
 @pytest.mark.usefixtures("touchy")
@@ -210,13 +222,8 @@ def test_a_run_that_was_killed_goes_on_from_its_last_epoch(recipe, monkeypatch):
             raise MemoryError
         return inner(self, *args, **kwargs)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.SGD, "step", step)
-        with pytest.raises(MemoryError):
-            run(asked)
-    done = run(asked, resume=True)
-    assert weights_equal(done, whole)
-    assert without_clocks(done.record) == without_clocks(whole.record)
+    killed(asked, monkeypatch, torch.optim.SGD, "step", step)
+    resumed_as(asked, whole)
 
 
 def test_an_epoch_on_record_that_was_not_saved_is_trained_again(recipe, monkeypatch):
@@ -230,28 +237,18 @@ def test_an_epoch_on_record_that_was_not_saved_is_trained_again(recipe, monkeypa
             raise MemoryError
         inner(*args, **kwargs)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "write_state", write)
-        with pytest.raises(MemoryError):
-            run(asked)
+    killed(asked, monkeypatch, module, "write_state", write)
     assert len(RunRecord.read(f"{asked.out}/run.json").epochs) == 2
-    done = run(asked, resume=True)
-    assert weights_equal(done, whole)
-    assert without_clocks(done.record) == without_clocks(whole.record)
+    resumed_as(asked, whole)
 
 
 def test_a_run_that_was_killed_while_judged_is_judged_again(recipe, monkeypatch):
     """After the last step: nothing is trained anew, and the result is there."""
     whole, asked = run(recipe("whole")), recipe("parts")
     module = sys.modules["secure_cnn.recipe.run"]
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "judge", lambda *_: (_ for _ in ()).throw(MemoryError()))
-        with pytest.raises(MemoryError):
-            run(asked)
+    killed(asked, monkeypatch, module, "judge", lambda *_: (_ for _ in ()).throw(MemoryError()))
     monkeypatch.setattr(torch.optim.SGD, "step", lambda *_: pytest.fail("trained again"))
-    done = run(asked, resume=True)
-    assert weights_equal(done, whole)
-    assert without_clocks(done.record) == without_clocks(whole.record)
+    resumed_as(asked, whole)
 
 
 def test_a_private_run_goes_on_within_its_plan(recipe, stopped_after):

@@ -42,7 +42,7 @@ def right(model, images, labels):
 
 
 def linear(weight, bias=0.0):
-    """Two logits, +-(w.x + b)/2: the exact worst case is known."""
+    """Two logits, +-(w.x + b)/2: they meet in a plane, and the exact worst case is known."""
     layer = nn.Linear(weight.numel(), 2)
     with torch.no_grad():
         layer.weight.copy_(torch.stack([weight, -weight]) / 2)
