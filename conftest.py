@@ -94,3 +94,11 @@ def _drawn_from_its_name(request: pytest.FixtureRequest, monkeypatch: pytest.Mon
     if request.node.get_closest_marker("secret"):
         for module in DRAWING:
             monkeypatch.setattr(module, "os", os)
+
+
+@pytest.fixture(autouse=True)
+def _examples_write_elsewhere(request: pytest.FixtureRequest) -> None:
+    """An example in a docstring may write files, so it runs in a folder of its own."""
+    if isinstance(request.node, pytest.DoctestItem):
+        folder = request.getfixturevalue("tmp_path")
+        request.getfixturevalue("monkeypatch").chdir(folder)

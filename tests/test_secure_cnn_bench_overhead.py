@@ -21,7 +21,7 @@ from torch import nn
 
 import defenses
 from secure_cnn import archive
-from secure_cnn.archive.store.lock import lock_folder
+from secure_cnn.archive.store.sequence import lock_folder
 from secure_cnn.bench import Protection, combinations, protections
 from secure_cnn.bench.memory import cuda_peak_bytes, peak_rows, resident_peak_bytes
 from secure_cnn.bench.overhead import (

@@ -53,9 +53,14 @@ from secure_cnn.archive.keys.passphrase import INSECURE_TEST_COST, Argon2Cost, P
 from secure_cnn.archive.keys.signatures import Signer, Verifier, generate_signer, read_signer
 from secure_cnn.archive.loading import LazyArchive, load, load_into, open_lazy
 from secure_cnn.archive.plain import decrypt, import_, load_plain, save_plain
-from secure_cnn.archive.recipients import change_recipients, rotate
+from secure_cnn.archive.recipients import (
+    Certificate,
+    change_recipients,
+    read_certificate,
+    rotate,
+    shred,
+)
 from secure_cnn.archive.sealing import check, save
-from secure_cnn.archive.shredding import Certificate, read_certificate, shred
 from secure_cnn.archive.store.log import Checkpoint
 from secure_cnn.archive.store.store import CheckpointStore
 

@@ -1,7 +1,7 @@
 """Handing a file to people who use age: its plaintext in the format age v1, for X25519 recipients.
 
-Source: C2SP `age.md` (Valsorda, 2019). Only writing is here. What age does not give is lost on the
-way: signature, claims in clear, lineage and random access stay behind.
+Source: C2SP `age.md` (Valsorda, 2019). Only writing is here. Signature, claims in clear, lineage
+and random access, which age does not have, stay behind.
 """
 
 import base64
@@ -14,8 +14,7 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from secure_cnn.archive.errors import InvalidKey
 from secure_cnn.archive.format.payload import Payload, Progress
-from secure_cnn.archive.format.secret import hkdf
-from secure_cnn.archive.format.slots import AnyIdentity
+from secure_cnn.archive.format.slots import AnyIdentity, hkdf
 from secure_cnn.archive.keys.signatures import Verifier
 from secure_cnn.archive.opening import unlock
 from secure_cnn.archive.storage import Path, new_file, opened
@@ -42,28 +41,20 @@ def export_age(
 ) -> None:
     """Writes the safetensors file inside a sealed file as an age file, whole or not at all.
 
-    No plaintext is written, and little of it is in memory at a time.
+    No plaintext is written, and little of it is in memory at a time. Identity, trusted and what is
+    raised are as for `load`; `StorageError` if there is a file at `out`.
 
     Args:
-        path: A sealed file; this, identity and trusted as for `load`.
-        out: Where the age file goes.
-        recipients: One or more of age's X25519 recipients, ``age1…``.
-        overwrite: Whether a file at `out` may be replaced.
+        recipients: One or more of age's X25519 recipients, ``age1…``; else `InvalidKey`.
         progress: Called now and then with the bytes encrypted so far, and those there are in all.
 
-    Raises:
-        InvalidKey: There is no recipient, or a text is none.
-        ArchiveError: As for `load`; `StorageError` if there is a file at `out`.
-
     Example:
-        >>> import tempfile, pathlib, secure_cnn.archive as archive
-        >>> me, theirs = archive.generate_identity(), (
-        ...     "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj")
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     archive.save(f"{folder}/m", {}, recipients=[me.recipient])
-        ...     archive.export_age(f"{folder}/m", f"{folder}/m.age", identity=me,
-        ...                        recipients=[theirs])
-        ...     pathlib.Path(f"{folder}/m.age").read_bytes()[:21]
+        >>> import pathlib, secure_cnn.archive as archive
+        >>> me = archive.generate_identity()
+        >>> archive.save("m", {}, recipients=[me.recipient])
+        >>> theirs = "age1zvkyg2lqzraa2lnjvqej32nkuu0ues2s82hzrye869xeexvn73equnujwj"
+        >>> archive.export_age("m", "m.age", identity=me, recipients=[theirs])
+        >>> pathlib.Path("m.age").read_bytes()[:21]
         b'age-encryption.org/v1'
     """
     if isinstance(recipients, str):
@@ -124,7 +115,6 @@ def _chunks(payload: Payload, cipher: ChaCha20Poly1305) -> Iterator[bytes]:
 
 
 def _base64(raw: bytes) -> bytes:
-    """Base64 without padding."""
     return base64.b64encode(raw).rstrip(b"=")
 
 
@@ -142,7 +132,6 @@ def _public_key(text: str) -> bytes:
 
 
 def _checksum(words: Sequence[int]) -> int:
-    """The checksum of Bech32; 1 where it holds."""
     check = 1
     for word in words:
         top = check >> 25

@@ -14,9 +14,7 @@ from secure_cnn.archive.format.core import Lineage
 from secure_cnn.archive.format.header import VERSION, Header
 from secure_cnn.archive.format.payload import Payload, Progress, hash_file
 from secure_cnn.archive.format.slots import AnyIdentity, known_kinds
-from secure_cnn.archive.format.state import (
-    build_state,
-)
+from secure_cnn.archive.format.state import build_state
 from secure_cnn.archive.keys.signatures import Verifier
 from secure_cnn.archive.loading import read_index, read_tensor
 from secure_cnn.archive.opening import layout_of, read_header, signed_leaves, signer_of, unlock
@@ -60,25 +58,17 @@ class ArchiveInfo:
     Attributes:
         verified: True only from `verify`: the signature of a trusted signer holds over all else
             here but `slots`. From `inspect` it is False, and anyone may have written any of this.
-        version: Format version.
         core_hash: What names the file: 64 hexadecimal digits; `load` can demand it.
-        file_id: 64 hexadecimal digits.
-        name: Logical name.
         lineage: Where it stands in a sequence; None if in none.
         created: UTC time, ISO 8601.
-        claims: The public claims.
         signer: The verifier of the signer; None if unsigned.
         slots: Who can open it, in file order; not covered by the signature.
         plaintext_length: Bytes of the safetensors file inside.
-        segment_length: Bytes of a whole segment.
-        file_length: Bytes of the sealed file.
 
     Example:
-        >>> import tempfile, secure_cnn.archive as archive
-        >>> me = archive.generate_identity()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     archive.save(f"{folder}/m", {}, recipients=[me.recipient])
-        ...     print(archive.inspect(f"{folder}/m"))
+        >>> import secure_cnn.archive as archive
+        >>> archive.save("m", {}, recipients=[archive.generate_identity().recipient])
+        >>> print(archive.inspect("m"))
         UNVERIFIED: ...
     """
 
@@ -119,7 +109,6 @@ class ArchiveInfo:
         return printable("\n".join(lines), layout=True)
 
     def _lineage_lines(self) -> list[str]:
-        """The place in a sequence, in words."""
         if self.lineage is None:
             return []
         place = self.lineage
@@ -160,13 +149,11 @@ def inspect(path: Path) -> ArchiveInfo:
     """What a sealed file says in clear; needs no key and checks no signature.
 
     Example:
-        >>> import tempfile, secure_cnn.archive as archive
+        >>> import secure_cnn.archive as archive
         >>> me = archive.generate_identity()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     archive.save(f"{folder}/m", {}, recipients=[me.recipient], claims={"epsilon": 3.0})
-        ...     info = archive.inspect(f"{folder}/m")
-        >>> info.claims, info.verified
-        ({'epsilon': 3.0}, False)
+        >>> archive.save("m", {}, recipients=[me.recipient], claims={"epsilon": 3.0})
+        >>> archive.inspect("m").claims
+        {'epsilon': 3.0}
     """
     with opened(path) as fd:
         header = read_header(fd)
@@ -186,7 +173,6 @@ def verify(
     the file is not verified, what it holds is.
 
     Args:
-        path: A sealed file.
         trusted: The file must be signed by one of these; an empty list refuses every file.
         deep: An identity, with which the file is also decrypted, its slots' MAC checked and its
             inside read to the end, without keeping any of it.
@@ -198,11 +184,10 @@ def verify(
         Tampered: The signature does not hold, or the payload is not what was signed.
 
     Example:
-        >>> import tempfile, secure_cnn.archive as archive
+        >>> import secure_cnn.archive as archive
         >>> me, signer = archive.generate_identity(), archive.generate_signer()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     archive.save(f"{folder}/m", {}, recipients=[me.recipient], signer=signer)
-        ...     archive.verify(f"{folder}/m", trusted=[signer.verifier], deep=me).verified
+        >>> archive.save("m", {}, recipients=[me.recipient], signer=signer)
+        >>> archive.verify("m", trusted=[signer.verifier], deep=me).verified
         True
     """
     with opened(path) as fd:

@@ -146,7 +146,6 @@ def unlock(
 
 
 def _check_signer(signer: Verifier | None, trusted: Sequence[Verifier]) -> None:
-    """Passes if a trusted signer is named as signer."""
     if signer is None:
         raise UntrustedSigner(
             "the file is not signed, expected a signature of someone trusted; get a signed one, or "

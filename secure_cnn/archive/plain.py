@@ -1,8 +1,7 @@
 """Plain files: safetensors of ours and of others, what `torch.save` wrote, and out of sealed ones.
 
-Functions of their own, so that nothing that expects a sealed file ever takes a plain one. This is
-the only place that lets torch read one of its own files, and only with its restricted reader, which
-builds tensors and plain containers and runs no code of the file.
+Functions of their own, so that nothing that expects a sealed file ever takes a plain one. Only here
+does torch read one of its own files, by its restricted reader, which runs no code of the file.
 """
 
 import warnings
@@ -32,20 +31,13 @@ def save_plain(path: Path, state: State, *, overwrite: bool = False) -> None:
 
     Guarantee: none against reading or changing it; see `save` for that.
 
-    Args:
-        path: Where the file goes.
-        state: As for `save`.
-        overwrite: Whether a file at `path` may be replaced.
-
     Raises:
         StateError: The state holds something that the format cannot.
         StorageError: There is a file already, or the operating system refuses.
 
     Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_plain(f"{folder}/m.safetensors", {"step": 1, "w": torch.ones(1)})
-        ...     load_plain(f"{folder}/m.safetensors")
+        >>> save_plain("m.safetensors", {"step": 1, "w": torch.ones(1)})
+        >>> load_plain("m.safetensors")
         {'step': 1, 'w': tensor([1.])}
     """
     buffers = encode_state(state)
@@ -59,15 +51,12 @@ def save_plain(path: Path, state: State, *, overwrite: bool = False) -> None:
 def load_plain(path: Path) -> State:
     """Reads a plain safetensors file: the tree that `save_plain` wrote, or another tool's tensors.
 
-    Raises:
-        StorageError: The file cannot be read.
-        StateError: It is no valid safetensors file; a sealed one is none.
+    A sealed file is refused, as is what is no valid safetensors file: `StateError`.
 
     Example:
-        >>> load_plain("nowhere.safetensors")
-        Traceback (most recent call last):
-        ...
-        secure_cnn.archive.errors.StorageError: nowhere.safetensors: cannot read: ...
+        >>> save_plain("plain.safetensors", {"step": 1})
+        >>> load_plain("plain.safetensors")
+        {'step': 1}
     """
     data = bytearray(_read(path))
     if not data:
@@ -87,21 +76,16 @@ def load_plain(path: Path) -> State:
 def import_(path: Path) -> State:
     """The state in a plain file of another tool, ready to be sealed.
 
-    Read such files once, seal what came out, and keep the sealed file.
-
-    Args:
-        path: A safetensors file, or a file of `torch.save` that holds tensors, numbers, texts and
-            plain containers only.
+    Takes a safetensors file, or a file of `torch.save` that holds tensors, numbers, texts and plain
+    containers only. Read such files once, seal what came out, and keep the sealed file.
 
     Raises:
-        StorageError: The file cannot be read.
         StateError: It is neither, is sealed, or holds objects of classes, which would run code.
 
     Example:
-        >>> import tempfile, safetensors.torch
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     safetensors.torch.save_file({"w": torch.ones(2)}, f"{folder}/m.safetensors")
-        ...     import_(f"{folder}/m.safetensors")
+        >>> import safetensors.torch
+        >>> safetensors.torch.save_file({"w": torch.ones(2)}, "theirs.safetensors")
+        >>> import_("theirs.safetensors")
         {'w': tensor([1., 1.])}
     """
     state = _load_torch(path) if _is_torch(_read(path, 16)) else load_plain(path)
@@ -120,22 +104,18 @@ def decrypt(
 ) -> None:
     """Writes the plain safetensors file inside a sealed file, with mode 0600, whole or not at all.
 
+    Identity, trusted and what is raised are as for `load`; `StorageError` if there is a file at
+    `out`.
+
     Args:
-        path: A sealed file; this, identity and trusted as for `load`.
-        out: Where the plain file goes.
-        overwrite: Whether a file at `out` may be replaced.
         progress: Called now and then with the bytes decrypted so far, and those there are in all.
 
-    Raises:
-        ArchiveError: As for `load`; `StorageError` if there is a file at `out`.
-
     Example:
-        >>> import tempfile, safetensors.torch, secure_cnn.archive as archive
-        >>> me, state = archive.generate_identity(), {"weight": torch.ones(2)}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     archive.save(f"{folder}/m.sealed", state, recipients=[me.recipient])
-        ...     archive.decrypt(f"{folder}/m.sealed", f"{folder}/m.safetensors", identity=me)
-        ...     safetensors.torch.load_file(f"{folder}/m.safetensors")
+        >>> import secure_cnn.archive as archive
+        >>> me = archive.generate_identity()
+        >>> archive.save("m.sealed", {"weight": torch.ones(2)}, recipients=[me.recipient])
+        >>> archive.decrypt("m.sealed", "m.plain", identity=me)
+        >>> load_plain("m.plain")
         {'weight': tensor([1., 1.])}
     """
     with opened(path) as fd:
@@ -146,7 +126,6 @@ def decrypt(
 
 
 def _read(path: Path, length: int = -1) -> bytes:
-    """The first bytes of a file, or all."""
     with opened(path) as fd, open(fd, "rb", closefd=False) as file:
         return file.read(length)
 

@@ -1,18 +1,25 @@
-"""Who can open a file, changed: its slots written anew in place, or the whole under a new file key.
+"""Who can open a file, changed: other slots in place, a new file key, or nobody ever again.
 
-`change_recipients` does not touch the payload, so that who was removed and kept the file key can
-still read this file. `rotate` encrypts everything anew; the old content stays readable to them
-wherever a copy of the old file is.
+`change_recipients` does not touch the payload: who was removed and kept the file key can still read
+this file. `rotate` encrypts everything anew. `shred` is cryptographic erasure (NIST SP 800-88):
+without a slot nobody gets the file key, and without that the payload is noise.
 """
 
+import contextlib
+import json
 import os
+import pathlib
 import stat
 from collections.abc import Sequence, Set
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from typing import Any, final
 
-from secure_cnn.archive.errors import InvalidKey, StorageError
-from secure_cnn.archive.format.core import LATEST_FILE, Core
+from secure_cnn.archive.errors import InvalidKey, StorageError, Tampered, UntrustedSigner
+from secure_cnn.archive.format.claims import canonical_json, parse_json
+from secure_cnn.archive.format.core import LATEST_FILE, Core, is_hex, timestamp
 from secure_cnn.archive.format.header import SECTOR, Header, derive_key, seal_copy
-from secure_cnn.archive.format.payload import Progress
+from secure_cnn.archive.format.payload import Progress, read_at
 from secure_cnn.archive.format.slots import (
     AnyIdentity,
     AnyRecipient,
@@ -20,14 +27,34 @@ from secure_cnn.archive.format.slots import (
     check_beside,
     check_together,
 )
-from secure_cnn.archive.keys import check_identity, check_recipients, check_signer, key_ids
+from secure_cnn.archive.keys import (
+    check_identity,
+    check_recipients,
+    check_signer,
+    check_trusted,
+    key_ids,
+)
 from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.opening import read_header, unlock
 from secure_cnn.archive.sealing import Draft
-from secure_cnn.archive.storage import Path, lock_file, opened
-from secure_cnn.files import write_at
+from secure_cnn.archive.storage import Path, lock_file, new_file, opened
+from secure_cnn.files import check_target, sync_folder, write_at
 
-__all__ = ["change_recipients", "rotate"]
+__all__ = [
+    "Certificate",
+    "change_recipients",
+    "read_certificate",
+    "rotate",
+    "shred",
+]
+
+_TYPE = "application/vnd.secure-cnn.shredded.v1"
+_MAX_CERTIFICATE = 1 << 20
+_UNKNOWN = (
+    "copies of the file elsewhere: backups, snapshots, other machines",
+    "what a disk, file system or journal keeps of blocks that were overwritten",
+    "whether somebody kept the file key, or tensors that they read",
+)
 
 
 def change_recipients(
@@ -43,8 +70,7 @@ def change_recipients(
     recipients before or after. Slots are not signed: a signature holds as before.
 
     Args:
-        path: A sealed file.
-        identity: Who can open it now.
+        identity: Who can open the file now.
         add: Who gets a slot; in place of the one they have, if they have one.
         remove: Recipients, or their key ids, 32 hexadecimal digits each, as `inspect` lists them.
 
@@ -54,18 +80,14 @@ def change_recipients(
             would be mixed.
         LimitExceeded: There is no room; `rotate` makes some.
         StorageError: Another process is changing the file, or the operating system refuses.
-        ArchiveError: As for `inspect`.
 
     Example:
-        >>> import tempfile, torch, secure_cnn.archive as archive
+        >>> import secure_cnn.archive as archive
         >>> me, you = archive.generate_identity(), archive.generate_identity()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     archive.save(f"{folder}/m", {"w": torch.ones(1)}, recipients=[me.recipient])
-        ...     archive.change_recipients(f"{folder}/m", identity=me, add=[you.recipient])
-        ...     mine = me.recipient.key_id.hex()
-        ...     archive.change_recipients(f"{folder}/m", identity=you, remove=[mine])
-        ...     archive.load(f"{folder}/m", identity=you)
-        {'w': tensor([1.])}
+        >>> archive.save("m", {"step": 7}, recipients=[me.recipient])
+        >>> archive.change_recipients("m", identity=me, add=[you.recipient], remove=[me.recipient])
+        >>> archive.load("m", identity=you)
+        {'step': 7}
     """
     identity, added = check_identity(identity), check_recipients(add, name="add")
     removed = key_ids(remove, name="remove")
@@ -99,8 +121,7 @@ def rotate(
     little of it is in memory at a time. On any failure the old file is as it was.
 
     Args:
-        path: A sealed file.
-        identity: Who can open it now.
+        identity: Who can open the file now.
         recipients: Who can open it then.
         signer: Who vouches for the new file. Needed for a file that is signed.
         trusted: Whose signature the old file must have for that; the signer's own if None.
@@ -111,16 +132,14 @@ def rotate(
         UntrustedSigner: The old file is not signed by whom it must be.
         StorageError: The file is a checkpoint in its store, another process is changing it, or the
             operating system refuses.
-        ArchiveError: As for `load` and `save`.
 
     Example:
-        >>> import tempfile, torch, secure_cnn.archive as archive
+        >>> import secure_cnn.archive as archive
         >>> me, you = archive.generate_identity(), archive.generate_identity()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     archive.save(f"{folder}/m", {"w": torch.ones(1)}, recipients=[me.recipient])
-        ...     archive.rotate(f"{folder}/m", identity=me, recipients=[you.recipient])
-        ...     archive.load(f"{folder}/m", identity=you)
-        {'w': tensor([1.])}
+        >>> archive.save("m", {"step": 7}, recipients=[me.recipient])
+        >>> archive.rotate("m", identity=me, recipients=[you.recipient])
+        >>> archive.load("m", identity=you)
+        {'step': 7}
     """
     recipients, signer = check_recipients(recipients), check_signer(signer)
     if signer is not None and trusted is None:
@@ -188,3 +207,149 @@ def _check_alone(path: Path, core: Core) -> None:
             "hash; load it and save it as the store's next checkpoint, then prune, or rotate a "
             "copy outside of the folder"
         )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Certificate:
+    """What was done to one file on one machine.
+
+    Attributes:
+        destroyed: UTC time, ISO 8601; what the clock here said.
+        file: The name of the file, without its folder.
+        overwritten: How many of its bytes, all that held the file key, were overwritten and synced.
+        other_names: Other names of the same file (hard links) that still exist, now without keys.
+        unknown: What cannot be known.
+
+    Example:
+        >>> Certificate.__dataclass_fields__["unknown"].default[0]
+        'copies of the file elsewhere: backups, snapshots, other machines'
+    """
+
+    destroyed: str
+    file: str
+    file_id: str
+    core_hash: str
+    file_length: int
+    overwritten: int
+    other_names: int
+    unknown: tuple[str, ...] = _UNKNOWN
+
+    def __str__(self) -> str:
+        lines = [f"{name:<12} {json.dumps(value)}" for name, value in asdict(self).items()]
+        return "\n".join(lines[:-1] + [f"not known    {json.dumps(text)}" for text in self.unknown])
+
+
+def shred(
+    path: Path, *, certificate: Path | None = None, signer: Signer | None = None
+) -> Certificate:
+    """Overwrites everything that holds the file key, syncs, and removes the file.
+
+    Needs no key: whoever may write a file may destroy it. It cannot be undone. What is no whole
+    sealed file, and a symbolic link, is not touched.
+
+    Args:
+        certificate: Where a certificate goes, if one is wanted; it must not exist.
+        signer: Who signs it.
+
+    Example:
+        >>> import secure_cnn.archive as archive
+        >>> me, signer = archive.generate_identity(), archive.generate_signer()
+        >>> archive.save("m", {}, recipients=[me.recipient])
+        >>> done = archive.shred("m", certificate="c", signer=signer)
+        >>> archive.read_certificate("c", trusted=[signer.verifier]) == done
+        True
+    """
+    signer = check_signer(signer)
+    if signer is not None and certificate is None:
+        raise InvalidKey("expected a path for the certificate that the signer signs, got none")
+    try:
+        check_target(path)
+    except OSError as error:
+        raise StorageError(f"{path}: cannot shred: {error.strerror}; give a file itself") from None
+    target = pathlib.Path(path)
+    with opened(path, flags=os.O_RDWR) as fd:
+        lock_file(fd, path)
+        header = read_header(fd)
+        done = _describe(target.name, header, os.fstat(fd))
+        with contextlib.ExitStack() as stack:
+            if certificate is not None:
+                text = _seal(done, signer)
+                out = stack.enter_context(
+                    new_file(certificate, length=len(text), overwrite=False, mode=0o666)
+                )
+                write_at(out, memoryview(text), 0)
+            write_at(fd, memoryview(os.urandom(done.overwritten)), header.mark_offset)
+            os.fsync(fd)
+            target.unlink()
+            sync_folder(target.parent)
+    return done
+
+
+def read_certificate(path: Path, *, trusted: Sequence[Verifier]) -> Certificate:
+    """What a certificate says, after a trusted signature held.
+
+    Raises:
+        UntrustedSigner: It is not signed by one of those trusted.
+        Tampered: It is no certificate, or the signature does not hold.
+
+    Example:
+        >>> read_certificate("nowhere", trusted=[])
+        Traceback (most recent call last):
+        secure_cnn.archive.errors.StorageError: nowhere: cannot read: ...
+    """
+    trusted = check_trusted(trusted)
+    with opened(path) as fd:
+        raw = read_at(fd, min(os.fstat(fd).st_size, _MAX_CERTIFICATE), 0)
+    statement, signatures = _parts(parse_json(raw, "the certificate"))
+    for verifier, signature in signatures:
+        if verifier in trusted:
+            verifier.check_statement(signature, _TYPE, statement.encode())
+            return _parse(statement)
+    raise UntrustedSigner(
+        f"{path}: is not signed by one of the {len(trusted)} trusted; ask who made it"
+    )
+
+
+def _describe(name: str, header: Header, status: os.stat_result) -> Certificate:
+    return Certificate(
+        destroyed=timestamp(datetime.now(UTC)),
+        file=name,
+        file_id=header.core.file_id,
+        core_hash=header.core_hash.hex(),
+        file_length=status.st_size,
+        overwritten=header.payload_offset - header.mark_offset,
+        other_names=status.st_nlink - 1,
+    )
+
+
+def _seal(done: Certificate, signer: Signer | None) -> bytes:
+    statement = canonical_json(asdict(done), "certificate")
+    signatures = []
+    if signer is not None:
+        signature = signer.sign_statement(_TYPE, statement).hex()
+        signatures.append({"verifier": signer.verifier.to_text(), "signature": signature})
+    parts = {"statement": statement.decode(), "signatures": signatures}
+    return canonical_json(parts, "certificate") + b"\n"
+
+
+def _parts(value: Any) -> tuple[str, list[tuple[Verifier, bytes]]]:
+    try:
+        statement, signatures = value["statement"], value["signatures"]
+        if type(statement) is str:
+            return statement, [
+                (Verifier.from_text(one["verifier"]), bytes.fromhex(one["signature"]))
+                for one in signatures
+            ]
+    except (KeyError, TypeError, ValueError, AttributeError, InvalidKey):
+        pass
+    raise Tampered("the file is no certificate of destruction; ask who made it")
+
+
+def _parse(statement: str) -> Certificate:
+    value: Any = parse_json(statement.encode(), "the statement")
+    if not isinstance(value, dict) or value.keys() != {field.name for field in fields(Certificate)}:
+        raise Tampered("the statement has other fields than version 1; use a newer secure-cnn")
+    if not is_hex(value["core_hash"], 32) or not isinstance(value["unknown"], list):
+        raise Tampered("the statement is malformed; ask who made it")
+    return Certificate(**{**value, "unknown": tuple(value["unknown"])})

@@ -58,25 +58,22 @@ def save(  # noqa: PLR0913  (each is one decision of who saves)
             has no key in common with `claims`.
         name: A logical name that everyone can read.
         lineage: Where the file stands in a sequence; everyone can read it.
-        overwrite: Whether a file at `path` may be replaced.
         segment_length: Bytes of an encrypted segment, 4 KiB to 64 MiB.
         progress: Called now and then with the bytes encrypted so far, and those there are in all.
             What it raises ends the save, and no file is left.
 
     Raises:
-        StateError: State, claims or lineage hold something that the format cannot; the message has
-            its path.
+        StateError: State, claims or lineage hold something that the format cannot hold.
         InvalidKey: No recipients, a mix, or what is no recipient or signer.
         KeyServiceError: A key service did not wrap the file key.
         LimitExceeded: Too many recipients or claims, or a segment length outside its range.
         StorageError: There is a file already, or the operating system refuses.
 
     Example:
-        >>> import tempfile, torch, secure_cnn.archive as archive
-        >>> me, state = archive.generate_identity(), {"weight": torch.ones(2)}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     archive.save(f"{folder}/m.sealed", state, recipients=[me.recipient])
-        ...     archive.load(f"{folder}/m.sealed", identity=me)
+        >>> import torch, secure_cnn.archive as archive
+        >>> me = archive.generate_identity()
+        >>> archive.save("m.sealed", {"weight": torch.ones(2)}, recipients=[me.recipient])
+        >>> archive.load("m.sealed", identity=me)
         {'weight': tensor([1., 1.])}
     """
     recipients, signer = check_recipients(recipients), check_signer(signer)
@@ -108,10 +105,8 @@ def check(
     `save`; the tensors are of the types that they will have.
 
     Example:
-        >>> import torch
-        >>> check({"weight": torch.ones(2)}, claims={"epsilon": float("nan")})
+        >>> check(claims={"epsilon": float("nan")})
         Traceback (most recent call last):
-        ...
         secure_cnn.archive.errors.StateError: claims.epsilon: expected plain JSON ...
     """
     named_tensors(state)

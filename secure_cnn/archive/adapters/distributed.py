@@ -2,8 +2,7 @@
 
 A checkpoint is a folder: one sealed file for each rank that has something to write, and then
 `metadata.sealed`, which names every file with its core hash and so makes the checkpoint count.
-Torch's own writer pickles `.metadata` in clear, outside of its extensions; that file is neither
-written nor read here.
+Torch's own `.metadata`, a pickle in clear, is neither written nor read.
 """
 
 import pathlib
@@ -53,25 +52,12 @@ _METADATA_FILE = "metadata.sealed"
 class SealedWriter(StorageWriter):
     """Writes a distributed checkpoint into a folder, sealed and signed by each rank.
 
-    Every rank needs the same recipients and signer, and no identity: who trains need not be able to
-    read what is there. The folder must not hold a checkpoint yet; nothing in it counts before
-    `metadata.sealed` is there, which is written last. Each rank holds its whole share in memory.
-    Ranks exchange plans over their process group, which is trusted.
-
-    Errors of ranks come as torch's `CheckpointException`; its `failures` has ours, by rank.
-
-    Args:
-        folder: Where the files go; made if it is missing. All ranks see the same one.
-        recipients: Who can open the checkpoint, as for `save`.
-        signer: Who vouches for it.
-        claims: What everyone can read, in `metadata.sealed`.
-        name: A logical name, which everyone can read.
-
-    Example:
-        See `SealedReader`.
-
-        >>> SealedWriter("folder", recipients=[]).validate_checkpoint_id("folder")
-        True
+    Every rank needs the same folder, recipients and signer, and no identity: who trains need not be
+    able to read what is there. The folder must not hold a checkpoint yet; nothing in it counts
+    before `metadata.sealed` is there, which is written last, and in which everyone can read claims
+    and name. Each rank holds its whole share in memory. Ranks exchange plans over their process
+    group, which is trusted. Errors of ranks come as torch's `CheckpointException`; its `failures`
+    has ours, by rank.
     """
 
     def __init__(
@@ -167,30 +153,25 @@ class SealedReader(StorageReader):
     The metadata is opened and checked when this is made. Each rank's file must then be the very one
     that the metadata names, so that no file of another checkpoint can stand in; and all ranks must
     have read the same metadata. Tensors are copied into place one by one, each after its segments
-    held: when a load fails, what was copied before it stays.
-
-    Errors of ranks come as torch's `CheckpointException`; its `failures` has ours, by rank.
+    held: when a load fails, what was copied before it stays. Errors of ranks come as torch's
+    `CheckpointException`; its `failures` has ours, by rank.
 
     Args:
-        folder: A folder of `SealedWriter`. A plain checkpoint is never accepted.
-        identity: As for `load`.
         trusted: Whose signatures count; each file must have one of theirs.
         expect: Claims that must be in `metadata.sealed` with these values.
         core_hash: The core hash that `metadata.sealed` must have: the one of `inspect`. Without,
             an older checkpoint may stand in the place of the one that was meant.
 
     Example:
-        >>> import tempfile, torch, warnings, secure_cnn.archive as archive
+        >>> import warnings, secure_cnn.archive as archive
         >>> import torch.distributed.checkpoint as dcp
-        >>> from secure_cnn.archive.adapters.distributed import *
         >>> warnings.simplefilter("ignore")  # torch warns that this is a single process
         >>> me, target = archive.generate_identity(), {"weight": torch.zeros(2), "step": 0}
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     saved = dcp.save(
-        ...         {"weight": torch.ones(2), "step": 7}, planner=SealedSavePlanner(),
-        ...         storage_writer=SealedWriter(folder, recipients=[me.recipient]))
-        ...     dcp.load(target, planner=SealedLoadPlanner(),
-        ...              storage_reader=SealedReader(folder, identity=me))
+        >>> saved = dcp.save(
+        ...     {"weight": torch.ones(2), "step": 7}, planner=SealedSavePlanner(),
+        ...     storage_writer=SealedWriter("saved", recipients=[me.recipient]))
+        >>> dcp.load(target, planner=SealedLoadPlanner(),
+        ...          storage_reader=SealedReader("saved", identity=me))
         >>> target
         {'weight': tensor([1., 1.]), 'step': 7}
     """
@@ -209,7 +190,6 @@ class SealedReader(StorageReader):
         self._open(folder)
 
     def _open(self, folder: Path) -> None:
-        """Reads the metadata of a folder."""
         self._folder = pathlib.Path(folder)
         path = self._folder / _METADATA_FILE
         core_hash = self._core_hash or inspect(path).core_hash
@@ -272,7 +252,6 @@ class SealedReader(StorageReader):
         return done
 
     def _place(self, item: ReadItem) -> Place:
-        """Where an item is."""
         place = self._contents.places.get(item.storage_index)
         if place is None:
             raise StateError(f"{self._folder}: holds no {item.storage_index}; save it again")

@@ -41,7 +41,6 @@ class SealedCheckpointIO(CheckpointIO):  # type: ignore[misc,unused-ignore]
     `secure_cnn.archive.adapters.distributed`.
 
     Args:
-        recipients: Who can open what is saved, as for `save`.
         identity: Opens what is loaded; None if this trainer never resumes.
         trusted: Whose signatures count when loading; the signer's own if None and there is a
             signer, else nobody's.

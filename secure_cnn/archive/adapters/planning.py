@@ -118,7 +118,6 @@ def _entry(name: str, stored: TensorStorageMetadata | BytesStorageMetadata) -> S
 
 
 def _stored(entry: Any) -> TensorStorageMetadata | BytesStorageMetadata:
-    """The metadata that an `_entry` describes."""
     if entry is None:
         return BytesStorageMetadata()
     return TensorStorageMetadata(
@@ -134,7 +133,6 @@ def _stored(entry: Any) -> TensorStorageMetadata | BytesStorageMetadata:
 
 
 def _place(row: Sequence[Any]) -> tuple[MetadataIndex, Place]:
-    """One row of the places."""
     name, offset, file, core_hash, tensor = row
     if not all(isinstance(text, str) for text in row[2:]) or not _FILE.fullmatch(file):
         raise ValueError(file)
@@ -143,21 +141,13 @@ def _place(row: Sequence[Any]) -> tuple[MetadataIndex, Place]:
 
 
 def _size(numbers: Sequence[Any]) -> torch.Size:
-    """Lengths or offsets."""
     if not all(type(number) is int and 0 <= number < 1 << 48 for number in numbers):
         raise ValueError(numbers)
     return torch.Size(numbers)
 
 
 class SealedSavePlanner(DefaultSavePlanner):
-    """Torch's planner, but what is no tensor is written as plain data instead of as a pickle.
-
-    Example:
-        See `SealedReader`.
-
-        >>> SealedSavePlanner().flatten_state_dict
-        True
-    """
+    """Torch's planner, but what is no tensor is written as plain data, not as a pickle."""
 
     def transform_object(self, write_item: WriteItem, object: Any) -> Any:
         """A tensor as it is, and plain data as its bytes."""
@@ -170,14 +160,7 @@ class SealedSavePlanner(DefaultSavePlanner):
 
 
 class SealedLoadPlanner(DefaultLoadPlanner):
-    """Torch's planner, but what is no tensor is read as plain data instead of as a pickle.
-
-    Example:
-        See `SealedReader`.
-
-        >>> SealedLoadPlanner().allow_partial_load
-        False
-    """
+    """Torch's planner, but what is no tensor is read as plain data, not as a pickle."""
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
         """Puts plain data where it belongs in the state that is being loaded."""
@@ -236,7 +219,6 @@ def _key(place: Any, part: str | int) -> Any:
 
 
 def _bytes(data: io.BytesIO) -> torch.Tensor:
-    """Bytes as a uint8 tensor."""
     return torch.frombuffer(bytearray(data.getvalue()), dtype=torch.uint8)
 
 

@@ -1,8 +1,7 @@
 """Claims: what a file says about the model in it, as plain JSON that everyone may read.
 
 Claims stand in the core, so MAC, payload and signature bind them. This file turns JSON values to
-canonical bytes and back, and compares claims with what a caller expects. What a claim *means* is
-agreed elsewhere.
+canonical bytes and back, and compares claims with what a caller expects.
 """
 
 import json
@@ -30,8 +29,7 @@ _MAX_DEPTH = 64
 def canonical_json(value: object, path: str) -> bytes:
     """ASCII JSON with sorted keys and no white space: one text for one value.
 
-    The value is a dict with str keys, a list or tuple, str, int, finite float, bool or None, up to
-    64 deep. The path is its name in messages.
+    The value is plain JSON with finite numbers, up to 64 deep; `path` is its name in messages.
     """
     _check(value, path, _MAX_DEPTH)
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
@@ -96,7 +94,6 @@ class _JSONRefusedError(ValueError):
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A dict of pairs whose keys are all different."""
     result: dict[str, Any] = {}
     for key, value in pairs:
         if key in result:
@@ -106,12 +103,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(text: str) -> float:
-    """Refuses NaN and the infinities."""
     raise _JSONRefusedError(f"{text} is not finite")
 
 
 def _finite(text: str) -> float:
-    """A float that did not overflow."""
     value = float(text)
     if not math.isfinite(value):
         raise _JSONRefusedError("a number is not finite")
@@ -119,7 +114,6 @@ def _finite(text: str) -> float:
 
 
 def _bounded(text: str) -> int:
-    """An integer of a size that this format has."""
     value = int(text)
     if value.bit_length() > MAX_INTEGER_BITS:
         raise _JSONRefusedError(f"a number has more than {MAX_INTEGER_BITS} bits")
@@ -137,7 +131,6 @@ def _check_depth(value: object, depth: int) -> None:
 
 
 def _check(value: object, path: str, depth: int) -> None:
-    """Refuses what canonical JSON cannot give back."""
     if depth == 0:
         raise StateError(f"{path}: nests deeper than {_MAX_DEPTH} levels")
     if type(value) is dict:

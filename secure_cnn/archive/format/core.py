@@ -1,7 +1,6 @@
 """The core of a sealed file: what it says about itself, in clear, for ever; everything binds it.
 
-Pure bytes <-> values. The core is authenticated as the raw bytes that were read: nothing is
-serialised again before it is checked.
+The core is authenticated as the raw bytes that were read: nothing is serialised again before.
 """
 
 from dataclasses import asdict, dataclass
@@ -32,7 +31,6 @@ class Lineage:
 
     Attributes:
         run: What the sequence is called.
-        step: The training step it was taken at, 0 to 2^63 - 1.
         generation: Its number in the sequence, 0 to 2^63 - 1.
         previous: The core hash of the file before it, 64 hexadecimal digits; None for the first.
 
@@ -65,13 +63,10 @@ class Lineage:
 class Core:
     """What a sealed file says about itself.
 
-    Attributes:
-        file_id: 64 hexadecimal digits, random: two files of one content differ.
-        created: UTC time, ISO 8601.
-        audience: Key ids of those it was sealed for, 32 hexadecimal digits each, sorted.
-        plaintext_length: Bytes of the plaintext, up to 2^48.
-        segment_length: Bytes of a whole encrypted segment, 4 KiB to 64 MiB.
-        signer: Algorithm and hash of the signer's public key; None if unsigned.
+    `file_id` is random, 64 hexadecimal digits: two files of one content differ. `audience` has the
+    key ids of those it was sealed for, 32 hexadecimal digits each, sorted. `segment_length` counts
+    a whole encrypted segment. `signer` is algorithm and hash of the signer's public key; None if
+    unsigned.
     """
 
     file_id: str
@@ -137,7 +132,6 @@ def is_hex(value: object, size: int) -> bool:
 
 
 def _lineage(value: Any) -> Lineage | None:
-    """The lineage in a core that is not trusted yet."""
     if value is None:
         return None
     if not isinstance(value, dict) or value.keys() != set(Lineage.__dataclass_fields__):
@@ -164,7 +158,6 @@ def _well_formed(core: Core) -> bool:
 
 
 def _is_signer(value: object) -> bool:
-    """Whether a value names an algorithm and the hash of a public key."""
     if not isinstance(value, str):
         return False
     algorithm, _, digest = value.partition(":")

@@ -1,8 +1,7 @@
 """The head of a sealed file as a value: core, mark and the two copies of slots and MAC.
 
-Pure bytes <-> values. Slots may be exchanged later without touching the rest, and a change that was
-cut off can be told from damage; who writes in which order is in `recipients`. `docs/format.md` has
-the byte tables. No files here.
+Slots may be exchanged later without touching the rest, and a change that was cut off can be told
+from damage; who writes in which order is in `recipients`. `docs/format.md` has the byte tables.
 """
 
 import hashlib
@@ -23,12 +22,12 @@ from secure_cnn.archive.errors import (
     WrongKey,
 )
 from secure_cnn.archive.format.core import Core
-from secure_cnn.archive.format.secret import hkdf
 from secure_cnn.archive.format.slots import (
     AnyIdentity,
     Slot,
     SlotKind,
     check_beside,
+    hkdf,
     pack_slots,
     parse_slots,
     slots_length,
@@ -82,10 +81,8 @@ class Copy:
 class Header:
     """The head of a file as it was read, not authenticated until `unlock` passes.
 
-    Attributes:
-        prefix: The raw bytes that never change: fixed header and core.
-        mark: Zeros, or the mark of a change under way.
-        copies: One copy, or the candidates while a change is under way, to be tried in order.
+    `prefix` are the raw bytes that never change, fixed header and core. `mark` is zeros, or the
+    mark of a change under way; then `copies` are the candidates, to be tried in order.
     """
 
     core: Core
@@ -132,10 +129,7 @@ class Header:
 
 
 def derive_key(file_key: bytes, purpose: bytes) -> bytes:
-    """The 32-byte key of one purpose: HKDF-SHA-256 of the file key.
-
-    The purpose is ``b"header"``, ``b"mark"`` or ``b"payload"``.
-    """
+    """The 32-byte key of one purpose: ``b"header"``, ``b"mark"`` or ``b"payload"``."""
     return hkdf(file_key, b"secure-cnn/sealed/v1/" + purpose)
 
 
@@ -251,7 +245,6 @@ def _parse_copy(raw: bytes) -> Copy:
 
 
 def _check_lengths(core_length: int, copy_length: int) -> None:
-    """Refuses lengths that no head can have."""
     total = head_length(core_length, copy_length)
     if total > MAX_HEADER:
         raise LimitExceeded(
@@ -270,5 +263,4 @@ def _round_up(length: int) -> int:
 
 
 def _mac(file_key: bytes, data: bytes) -> bytes:
-    """HMAC-SHA-256 under the header key."""
     return hmac.digest(derive_key(file_key, b"header"), data, "sha256")

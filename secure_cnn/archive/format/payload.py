@@ -1,9 +1,8 @@
 """The payload on disk: segments encrypted and decrypted by a few threads, at fixed offsets.
 
 Cipher, hash, read and write all release the interpreter lock on pieces of this size, so threads
-scale; each has one ciphertext and one plaintext buffer that it uses again and again. What a
-signature covers is the root of a hash tree over the ciphertext, the tree of RFC 6962. Nothing here
-knows a header or a tensor.
+scale; each has one ciphertext and one plaintext buffer that it uses again and again. A signature
+covers the root of a hash tree over the ciphertext, the tree of RFC 6962.
 """
 
 import contextlib
@@ -230,7 +229,6 @@ def _begin_write_back(fd: int, offset: int, length: int) -> None:
 
 
 def _read_into(fd: int, target: memoryview, offset: int) -> None:
-    """Fills a buffer from a file."""
     while len(target):
         done = os.preadv(fd, [target], offset)
         if done == 0:
@@ -239,7 +237,6 @@ def _read_into(fd: int, target: memoryview, offset: int) -> None:
 
 
 def _read_segment(fd: int, layout: Layout, index: int, scratch: memoryview) -> memoryview:
-    """The bytes of a segment, in `scratch`."""
     offset, length = layout.ciphertext(index)
     segment = scratch[:length]
     _read_into(fd, segment, offset)

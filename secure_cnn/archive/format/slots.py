@@ -1,39 +1,103 @@
-"""Slots: the wrapped copies of the file key, one for each recipient; pure bytes <-> values.
+"""Slots: the wrapped copies of the file key, one for each recipient, and what every wrap shares.
 
-They stand outside core and signature, so that they can be exchanged while the payload stays. What
-wraps and unwraps is in the package `keys`, behind the two protocols here. Each of its modules makes
-the `SlotKind` of its slots: a new kind touches that module, the door in `keys` and the command.
+They stand outside core and signature, so that they can be exchanged while the payload stays. Each
+module of `keys` makes the `SlotKind` of its slots, and wraps behind the two protocols here.
 """
 
+import hmac
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, final
+from typing import NoReturn, Protocol, SupportsIndex, final
 
-from secure_cnn.archive.errors import InvalidKey, LimitExceeded, Tampered, WrongKey
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from secure_cnn.archive.errors import InvalidKey, LimitExceeded, SecretKeptError, Tampered, WrongKey
 
 __all__ = [
     "MAX_SLOTS",
     "NO_KEY_ID",
+    "WRAP_LENGTH",
     "AnyIdentity",
     "AnyRecipient",
+    "Secret",
     "Slot",
     "SlotKind",
     "check_beside",
     "check_together",
+    "hkdf",
     "known_kinds",
     "pack_slots",
     "parse_slots",
     "register",
     "slot_info",
     "slots_length",
+    "unwrap_key",
     "unwrap_own",
+    "wrap_key",
 ]
 
 MAX_SLOTS = 256
 NO_KEY_ID = bytes(16)
+WRAP_LENGTH = 80
 _SLOT_HEAD = struct.Struct(">HH16s")
+
+
+class Secret:
+    """A class whose objects hold a secret: they are neither copied nor pickled.
+
+    A trainer that pickles its settings, or sends them to a worker process, would carry a key along
+    unseen. A secret leaves by `write_key`, or by `to_text`, which says so.
+    """
+
+    __slots__ = ()
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> NoReturn:
+        raise SecretKeptError(
+            f"a {type(self).__name__} is neither copied nor pickled, since its secret would go "
+            "along; hand over the object itself, or write_key and the path of the file"
+        )
+
+    def __getstate__(self) -> NoReturn:
+        self.__reduce_ex__(2)
+
+
+def hkdf(secret: bytes, info: bytes, *, length: int = 32, salt: bytes | None = None) -> bytes:
+    """HKDF-SHA-256: as many bytes of a secret as are wanted for one purpose, which `info` names."""
+    return HKDF(hashes.SHA256(), length, salt=salt, info=info).derive(secret)
+
+
+def wrap_key(secret: bytes, salt: bytes | None, info: bytes, file_key: bytes) -> bytes:
+    """The 80 bytes that give the file key back to whoever has the secret.
+
+    The secret has 32 bytes that cannot be guessed cheaply, and wraps under `info`, what the wrap
+    belongs to. `salt` is fresh for each wrap where secret and info may be used again.
+    """
+    # The nonce is zero, since `key` is of this wrap alone. The commitment keeps one slot from being
+    # made to open under many secrets (Len, Grubbs and Ristenpart, 2021).
+    key, commitment = _derive(secret, salt, info)
+    return commitment + AESGCM(key).encrypt(bytes(12), file_key, None)
+
+
+def unwrap_key(secret: bytes, salt: bytes | None, info: bytes, wrapped: bytes) -> bytes | None:
+    """The file key; None if secret, salt, info or wrap are not those it was wrapped with."""
+    key, commitment = _derive(secret, salt, info)
+    if not hmac.compare_digest(commitment, wrapped[:32]):
+        return None
+    try:
+        return AESGCM(key).decrypt(bytes(12), wrapped[32:], None)
+    except InvalidTag:
+        return None
+
+
+def _derive(secret: bytes, salt: bytes | None, info: bytes) -> tuple[bytes, bytes]:
+    """The wrapping key, and the commitment to it."""
+    both = hkdf(secret, info, length=64, salt=salt)
+    return both[:32], both[32:]
 
 
 @final
@@ -61,7 +125,6 @@ class SlotKind:
     """How slots of one number wrap the file key, and what they may stand beside in one file.
 
     Attributes:
-        number: What stands in the file, for ever.
         body_lengths: The lengths that a body may have, in bytes.
         label: As in age, recipients of two different labels are refused in one file; a kind
             without a label stands beside all.
@@ -104,9 +167,7 @@ class AnyRecipient(Protocol):
     """Whoever can be given the file key.
 
     Example:
-        >>> from secure_cnn.archive import generate_identity
-        >>> generate_identity().recipient.kind.name
-        'HYBRID'
+        >>> assert {"kind", "key_id", "wrap"} <= set(dir(AnyRecipient))
     """
 
     @property
@@ -125,10 +186,7 @@ class AnyIdentity(Protocol):
     """Whoever can take the file key out of a slot.
 
     Example:
-        >>> from secure_cnn.archive import generate_identity
-        >>> me = generate_identity()
-        >>> me.unwrap([me.recipient.wrap(bytes(32), b"c" * 32)], b"c" * 32) == bytes(32)
-        True
+        >>> assert "unwrap" in dir(AnyIdentity)
     """
 
     def unwrap(self, slots: Sequence[Slot], core_hash: bytes) -> bytes:

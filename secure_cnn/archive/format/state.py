@@ -1,9 +1,9 @@
 """A tree of tensors and plain data <-> the bytes of one valid safetensors file.
 
-No pickle, no classes by name. Tensors become safetensors entries named by their dotted path; the
-rest of the tree is JSON in `__metadata__`, so that any safetensors reader opens the tensors and
-this one gives back the tree exactly. Two places that hold the same tensor are stored once and come
-back as one tensor; other overlaps come back as separate copies.
+Tensors become safetensors entries named by their dotted path; the rest of the tree is JSON in
+`__metadata__`, so that any safetensors reader opens the tensors and this one gives back the tree
+exactly. Two places that hold the same tensor are stored once and come back as one tensor; other
+overlaps come back as separate copies.
 """
 
 import json
@@ -122,7 +122,7 @@ def tensor_names(index: Index) -> dict[str, str]:
 
 
 def named_tensors(state: State) -> dict[str, torch.Tensor]:
-    r"""The tensors of a state, by the names they are stored under; the same memory."""
+    """The tensors of a state, by the names they are stored under; the same memory."""
     encoder = _Encoder()
     encoder.node(state, ())
     return encoder.tensors
@@ -157,7 +157,6 @@ def _places(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
 
 
 def _cut(index: Index, data: torch.Tensor, name: str) -> torch.Tensor:
-    """One tensor out of the bytes of the whole file."""
     span = index.spans[name]
     return span.view(data[index.data_start + span.start : index.data_start + span.stop])
 
@@ -186,7 +185,6 @@ class _Encoder:
         return _scalar(value, path)
 
     def _item(self, key: object, value: object, path: tuple[str, ...]) -> list[object]:
-        """The JSON of an entry of a dict."""
         if type(key) is not str and type(key) is not int:
             raise StateError(
                 f"{_dotted(path)}: expected keys that are str or int, "
@@ -220,12 +218,10 @@ class _Encoder:
 
 
 def _dotted(path: tuple[str, ...]) -> str:
-    """A path for messages."""
     return ".".join(("state", *path))
 
 
 def _scalar(value: object, path: tuple[str, ...]) -> object:
-    """The JSON of a value that is not a container."""
     if type(value) is float and not math.isfinite(value):
         return {"float": str(value)}
     if type(value) is int and value.bit_length() > MAX_INTEGER_BITS:
@@ -261,7 +257,6 @@ def _build(node: Any, tensors: Mapping[str, torch.Tensor]) -> State:
 
 
 def _container(kind: str, content: list[Any], tensors: Mapping[str, torch.Tensor]) -> State:
-    """The dict, list or tuple of a node."""
     if kind in ("list", "tuple"):
         items = [_build(item, tensors) for item in content]
         return items if kind == "list" else tuple(items)

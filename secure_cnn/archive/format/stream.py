@@ -1,8 +1,8 @@
 """FLOE: segments of AES-256-GCM that cannot be cut, swapped or mixed.
 
-Source: C2SP `FLOE.md`; ePrint 2025/2275 (2025). Only the standard's arithmetic is here, on buffers
-that the caller owns: who reads, writes and runs threads is `payload`. The header tag commits to key
-and associated data, so a wrong key shows before any byte is decrypted.
+Source: C2SP `FLOE.md`; ePrint 2025/2275 (2025). Only the standard's arithmetic is here; `payload`
+reads, writes and runs threads. The header tag commits to key and associated data, so a wrong key
+shows before any byte is decrypted.
 """
 
 import hmac
@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.modes import GCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 
 from secure_cnn.archive.errors import LimitExceeded, Tampered, Truncated
-from secure_cnn.archive.format.secret import Secret
+from secure_cnn.archive.format.slots import Secret
 
 __all__ = ["HEADER_LENGTH", "OVERHEAD", "Floe", "Layout", "create_stream", "open_stream"]
 
@@ -39,10 +39,9 @@ _Bytes: TypeAlias = bytes | bytearray | memoryview
 
 @final
 class Floe(Secret):
-    """One message: its parameters, header and keys. Made by `create_stream` or `open_stream`.
+    """One message: its parameters, header and keys. Safe to share between threads.
 
-    Safe to share between threads. Attributes are public facts: `header` (74 bytes) and
-    `segment_length`, the length of a whole encrypted segment; `piece` is the plaintext of one.
+    `segment_length` is the length of a whole encrypted segment, and `piece` of the plaintext in it.
     """
 
     __slots__ = ("_aad", "_cipher", "_iv", "_message_key", "header", "piece", "segment_length")

@@ -1,7 +1,6 @@
 """The tensors of a safetensors file: which kinds there are, where each lies, and their bytes.
 
-The index is checked before a byte of the data is used. No tree and no file here: `state` makes a
-tree of the tensors, `loading` reads single ones.
+The index is checked before a byte of the data is used. `state` makes a tree of the tensors.
 """
 
 import bisect
@@ -157,7 +156,6 @@ def parse_text(text: object) -> JSON:
 
 
 def _span(name: str, entry: Any) -> Span:
-    """dtype, shape, start and end of a safetensors entry."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise StateError(f"tensor {name}: expected dtype, shape and data_offsets")
     dtype = DTYPE_OF.get(str(entry["dtype"]))
@@ -193,7 +191,7 @@ def check_tensor(tensor: torch.Tensor, path: str) -> None:
 
 
 def bytes_of(tensor: torch.Tensor, name: str) -> memoryview:
-    r"""The bytes of a tensor in row-major order; its own memory where that is so already."""
+    """The bytes of a tensor in row-major order; its own memory where that is so already."""
     try:
         # As bytes: torch makes 1 of every other byte where it copies bools, as `contiguous` may.
         seen = tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor

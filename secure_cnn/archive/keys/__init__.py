@@ -1,8 +1,7 @@
 """Keys, and the check of those that a call is given: who opens, who signs, who is trusted.
 
-The two halves of a key pair look alike to whoever writes a call, and the wrong half would lead to
-an error that reads like an attack. No message shows a text: it may be a secret. Each kind of
-recipient has a module here; to import them all is what makes their slots known to readers.
+The wrong half of a key pair would lead to an error that reads like an attack. No message shows a
+text: it may be a secret. To import every kind here is what makes its slots known to readers.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +25,6 @@ __all__ = [
 
 
 def _one_of(kinds: Sequence[type]) -> str:
-    """Names of classes, for a message."""
     *names, last = (kind.__name__ for kind in kinds)
     return f"{', '.join(names)} or {last}"
 
@@ -133,7 +131,6 @@ def key_ids(who: object, *, name: str) -> set[str]:
 def _listed(
     who: object, name: str, expected: str, cures: Mapping[type, str]
 ) -> list[tuple[str, object]]:
-    """Each with its place in the list."""
     if isinstance(who, str | bytes | Mapping) or not isinstance(who, Iterable):
         fits = _is_recipient(who) or isinstance(who, Verifier | str)
         cure = "" if type(who) in cures else f"; put it in a list, {name}=[...]" if fits else ""
@@ -155,7 +152,6 @@ def _is_service(who: object) -> bool:
 def _refused(
     name: str, expected: str, who: object, cures: Mapping[type, str], cure: str = ""
 ) -> InvalidKey:
-    """What was expected, what kind came, and what to do about it."""
     kind = "text" if isinstance(who, str) else type(who).__name__
     told = next((f"; {text}" for known, text in cures.items() if isinstance(who, known)), cure)
     told = f"; {_SERVICE}" if not told and _is_service(who) else told

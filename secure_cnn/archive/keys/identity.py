@@ -2,8 +2,7 @@
 
 A wrap is bound to the file: SHA-256 of the core goes into HPKE `info`, so a slot moved to another
 file, or a changed core, does not open. Recipients give secrecy only: who *made* a file is the
-business of `signatures`. Public halves are anonymous to outsiders save for their 16-byte id in the
-slot.
+business of `signatures`. To outsiders a public half is its 16-byte id in the slot, and no more.
 """
 
 import hashlib
@@ -25,8 +24,7 @@ from cryptography.hazmat.primitives.hpke import (
 )
 
 from secure_cnn.archive.errors import InvalidKey
-from secure_cnn.archive.format.secret import Secret
-from secure_cnn.archive.format.slots import Slot, SlotKind, register, slot_info, unwrap_own
+from secure_cnn.archive.format.slots import Secret, Slot, SlotKind, register, slot_info, unwrap_own
 from secure_cnn.archive.keys.keyfile import (
     check_seed,
     decode_key,
@@ -184,19 +182,16 @@ def read_identity(path: str | os.PathLike[str]) -> Identity:
     Example:
         >>> read_identity("no-such-file")
         Traceback (most recent call last):
-        ...
         secure_cnn.archive.errors.KeyFileError: no-such-file: cannot read the key file: ...
     """
     return read_key(path, Identity.from_text)
 
 
 def _kind_of(number: int) -> SlotKind:
-    """The kind in a key's text, if it is one of a key pair."""
     return _check_kind(next((kind for kind in _SUITES if kind.number == number), number))
 
 
 def _check_kind(kind: SlotKind | int) -> SlotKind:
-    """The kind, if it is one of a key pair."""
     if isinstance(kind, SlotKind) and kind in _SUITES:
         return kind
     raise InvalidKey(
@@ -220,7 +215,6 @@ def _key_pair(
 
 
 def _public_key(kind: SlotKind, raw: bytes) -> X25519PublicKey | MLKEM768X25519PublicKey:
-    """The public key of raw bytes."""
     try:
         if kind == X25519:
             return X25519PublicKey.from_public_bytes(raw)

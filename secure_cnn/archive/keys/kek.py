@@ -1,9 +1,8 @@
 """A key that some place other than the file keeps: 32 bytes there, or a service that wraps.
 
-A key-encryption key comes from a key file, the environment, the output of a command or the keyring
-of the operating system. A key service wraps and unwraps and never shows its own key: the seam for
-cloud key management, hardware modules and attestation brokers. A file never says where a service is
-to be found; that is the caller's to know. Nothing here falls back to anything weaker.
+A key service wraps and unwraps and never shows its own key: the seam for cloud key management,
+hardware modules and attestation brokers. A file never says where a service is to be found; that is
+the caller's to know. Nothing here falls back to anything weaker.
 """
 
 import hashlib
@@ -13,8 +12,18 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol, final
 
 from secure_cnn.archive.errors import InvalidKey, KeyServiceError
-from secure_cnn.archive.format.secret import WRAP_LENGTH, Secret, hkdf, unwrap_key, wrap_key
-from secure_cnn.archive.format.slots import Slot, SlotKind, register, slot_info, unwrap_own
+from secure_cnn.archive.format.slots import (
+    WRAP_LENGTH,
+    Secret,
+    Slot,
+    SlotKind,
+    hkdf,
+    register,
+    slot_info,
+    unwrap_key,
+    unwrap_own,
+    wrap_key,
+)
 from secure_cnn.archive.keys.keyfile import decode_key, encode_key, read_key
 
 __all__ = [
@@ -54,10 +63,9 @@ _CURE = "a key that it was sealed for"
 
 @final
 class KeyEncryptionKey(Secret):
-    """A shared secret key, as recipient and as identity; its repr shows the public id only.
+    """A shared secret key of 32 random bytes, as recipient and as identity; its repr hides it.
 
-    Args:
-        secret: 32 random bytes; for something that people can remember, see `Passphrase`.
+    For something that people can remember, see `Passphrase`.
 
     Example:
         >>> kek = generate_kek()
@@ -129,7 +137,6 @@ def read_kek(path: str | os.PathLike[str]) -> KeyEncryptionKey:
     Example:
         >>> read_kek("no-such-file")
         Traceback (most recent call last):
-        ...
         secure_cnn.archive.errors.KeyFileError: no-such-file: cannot read the key file: ...
     """
     return read_key(path, KeyEncryptionKey.from_text)
@@ -152,10 +159,7 @@ def kek_from_environment(
 
 
 def kek_from_command(command: Sequence[str]) -> KeyEncryptionKey:
-    """The key that a command prints, such as a password manager; no shell is involved.
-
-    Args:
-        command: The program and its arguments; it has a minute.
+    """The key that a command prints within a minute, such as a password manager; no shell.
 
     Example:
         >>> kek = generate_kek()
@@ -189,7 +193,6 @@ def kek_from_keyring(service: str, user: str) -> KeyEncryptionKey:
     Example:
         >>> kek_from_keyring("secure-cnn", "nobody")
         Traceback (most recent call last):
-        ...
         secure_cnn.archive.errors.KeyServiceError: ...
     """
     try:
@@ -218,10 +221,7 @@ class KeyService(Protocol):
     """What a plug-in has to do. Any exception of its own means that it did not.
 
     Example:
-        See `ServiceKey`.
-
-        >>> hasattr(KeyService, "wrap"), hasattr(KeyService, "unwrap")
-        (True, True)
+        >>> assert {"wrap", "unwrap"} <= set(dir(KeyService))  # `ServiceKey` has one
     """
 
     def wrap(self, key: bytes, context: bytes) -> bytes:
@@ -236,18 +236,12 @@ class ServiceKey(Secret):
     """A key that a service keeps, as recipient and as identity.
 
     The service wraps a key of one use, and that one the file key: so the file is bound whether the
-    service honours its context or not.
-
-    Args:
-        service: What wraps and unwraps.
-        name: What the key is called there; 16 bytes of its hash stand in the files.
+    service honours its context or not. `name` is what the key is called there; 16 bytes of its hash
+    stand in the files.
 
     Example:
         >>> class Reversing:  # protects nothing
-        ...     def wrap(self, key, context):
-        ...         return key[::-1]
-        ...     def unwrap(self, wrapped, context):
-        ...         return wrapped[::-1]
+        ...     wrap = unwrap = staticmethod(lambda key, context: key[::-1])
         >>> key = ServiceKey(Reversing(), "projects/example/keys/1")
         >>> key.unwrap([key.wrap(bytes(32), b"c" * 32)], b"c" * 32) == bytes(32)
         True
@@ -295,7 +289,6 @@ class ServiceKey(Secret):
         return unwrap_own(slots, self, open_body, cure=_CURE)
 
     def _failure(self, error: Exception) -> KeyServiceError:
-        """The service's own error as one of ours."""
         return KeyServiceError(
             f"{self!r}: the service failed ({type(error).__name__}); see what it says"
         )

@@ -1,8 +1,7 @@
 """The text form of a key and the file it lives in.
 
 A key is one line: a prefix that names what it is, then base64url of (kind, key, checksum). Files
-that hold a secret are made new, with mode 0600, and refused when others may read them. What the
-bytes mean is in `identity`, `kek` and `signatures`.
+that hold a secret are made new, with mode 0600, and refused when others may read them.
 """
 
 import base64
@@ -98,17 +97,13 @@ class SecretKey(Protocol):
 def write_key(path: str | os.PathLike[str], key: SecretKey) -> None:
     """Writes a secret key to a new file with mode 0600; never overwrites.
 
-    Args:
-        path: The file to make. Its folder must exist.
-        key: An identity, a signer or a key-encryption key; its public half becomes a comment.
+    The folder must exist. The public half of the key becomes a comment.
 
     Example:
-        >>> import tempfile, secure_cnn.archive as archive
-        >>> me = archive.generate_identity()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     archive.write_key(f"{folder}/me.key", me)
-        ...     archive.read_identity(f"{folder}/me.key").recipient == me.recipient
-        True
+        >>> import secure_cnn.archive as archive
+        >>> archive.write_key("me.key", archive.generate_identity())
+        >>> archive.read_identity("me.key")
+        Identity(Recipient(hybrid ...))
     """
     text = "".join(f"# {comment}\n" for comment in key.comments) + key.to_text() + "\n"
     try:

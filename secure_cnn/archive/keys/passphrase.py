@@ -1,7 +1,4 @@
-"""A passphrase as recipient and as identity: Argon2id, with its cost capped before it is paid.
-
-The slow hash is salted anew for each file; how it wraps the file key is in `secret`.
-"""
+"""A passphrase as recipient and as identity: Argon2id, with its cost capped before it is paid."""
 
 import os
 import struct
@@ -13,8 +10,17 @@ from typing import final
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
 
 from secure_cnn.archive.errors import InvalidKey, LimitExceeded, WrongKey
-from secure_cnn.archive.format.secret import WRAP_LENGTH, Secret, unwrap_key, wrap_key
-from secure_cnn.archive.format.slots import NO_KEY_ID, Slot, SlotKind, register, slot_info
+from secure_cnn.archive.format.slots import (
+    NO_KEY_ID,
+    WRAP_LENGTH,
+    Secret,
+    Slot,
+    SlotKind,
+    register,
+    slot_info,
+    unwrap_key,
+    wrap_key,
+)
 
 __all__ = ["ARGON2ID", "INSECURE_TEST_COST", "Argon2Cost", "Passphrase"]
 
@@ -29,14 +35,13 @@ class Argon2Cost:
     """What one guess at a passphrase costs (Argon2id, RFC 9106).
 
     Attributes:
-        memory_kib: Memory in KiB, from 8 per lane to 2^20 (1 GiB).
+        memory_kib: From 8 per lane to 2^20 (1 GiB).
         iterations: Passes, 1 to 16.
         lanes: Parallel lanes, 1 to 16.
 
     Example:
         >>> Argon2Cost(memory_kib=2**32 - 1)
         Traceback (most recent call last):
-        ...
         secure_cnn.archive.errors.LimitExceeded: Argon2id memory_kib: expected 32 to ...
     """
 
@@ -87,13 +92,8 @@ ARGON2ID = register(
 class Passphrase(Secret):
     """A passphrase, as recipient and as identity; its repr hides it.
 
-    The text is put into Unicode form NFC, so that keyboards agree. Each file gets a salt of its
-    own.
-
-    Args:
-        text: The passphrase, not empty.
-        cost: What a guess costs. When opening, the cost comes from the file, within the limits of
-            `Argon2Cost`.
+    The text, not empty, is put into Unicode form NFC, so that keyboards agree. Each file gets a
+    salt of its own. When opening, the cost comes from the file, within the limits of `Argon2Cost`.
 
     Example:
         >>> Passphrase("correct horse battery staple")
@@ -125,8 +125,7 @@ class Passphrase(Secret):
     def unwrap(self, slots: Sequence[Slot], core_hash: bytes) -> bytes:
         """The file key of the first slot that opens; all costs are checked before one is paid.
 
-        Raises:
-            WrongKey: No passphrase slot opens. A changed header looks the same.
+        Where none opens, a changed header looks the same as a wrong passphrase: `WrongKey`.
         """
         found = [slot for slot in slots if slot.kind == self.kind.number]
         if not found:
@@ -149,7 +148,6 @@ class Passphrase(Secret):
         )
 
     def _derive(self, cost: Argon2Cost, salt: bytes) -> bytes:
-        """The 32 bytes that one guess has to compute."""
         return Argon2id(
             salt=salt,
             length=32,
@@ -163,6 +161,5 @@ class Passphrase(Secret):
 
 
 def _read_cost(body: bytes) -> Argon2Cost:
-    """The cost a slot asks for, within the limits."""
     memory_kib, iterations, lanes = _COST.unpack_from(body)
     return Argon2Cost(memory_kib=memory_kib, iterations=iterations, lanes=lanes)

@@ -1,8 +1,8 @@
 """Who made a file: Ed25519, or Ed25519 and ML-DSA-65 together, over its core and its ciphertext.
 
 To verify needs no decryption key. Signing the ciphertext's hash, not its authentication tags, means
-that someone who can decrypt cannot put other weights under the signature. Trust is the caller's
-list of verifiers; there are no certificates.
+that someone who can decrypt cannot put other weights under the signature. There are no
+certificates.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.mldsa import MLDSA65PrivateKey, MLDSA65PublicKey
 
 from secure_cnn.archive.errors import InvalidKey, Tampered
-from secure_cnn.archive.format.secret import Secret
+from secure_cnn.archive.format.slots import Secret
 from secure_cnn.archive.keys.keyfile import (
     check_seed,
     decode_key,
@@ -196,7 +196,6 @@ def read_signer(path: str | os.PathLike[str]) -> Signer:
     Example:
         >>> read_signer("no-such-file")
         Traceback (most recent call last):
-        ...
         secure_cnn.archive.errors.KeyFileError: no-such-file: cannot read the key file: ...
     """
     return read_key(path, Signer.from_text)
@@ -215,7 +214,6 @@ def _encoding(payload_type: str, body: bytes) -> bytes:
 
 
 def _check_kind(kind: int) -> int:
-    """The kind in a key's text, if it is one of a signing key."""
     if kind not in (_ED25519, _HYBRID):
         raise InvalidKey(f"expected an Ed25519 key, got kind {kind}; a newer version may know it")
     return kind

@@ -40,7 +40,6 @@ class HostBuffer:
         return with_tensors(state, self._copies)
 
     def _copies(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """A copy of each tensor, by its name."""
         views = dict(zip(tensors, self._views_for([*tensors.values()]), strict=True))
         with torch.no_grad():
             for name, tensor in tensors.items():
@@ -75,7 +74,6 @@ class HostBuffer:
 
 
 def _allocate(length: int) -> torch.Tensor:
-    """Fresh memory."""
     try:
         return torch.empty(length, dtype=torch.uint8)
     except RuntimeError as error:

@@ -1,27 +1,42 @@
-"""What happened in a sequence of checkpoints: a chain of lines, each holding the hash of the last.
+"""What happened in a sequence of checkpoints, and which is the newest: signed, and remembered.
 
-Whoever knows the hash of the last line knows that none before it was changed, left out or moved;
-`latest` signs that hash. Lines behind it were never committed and count for nothing. Only bytes and
-values are here, no files.
+The log is a chain of lines, each holding the hash of the last: whoever knows that of the last line
+knows that none before it was changed, left out or moved. `Latest` signs it; lines behind it were
+never committed and count for nothing. That it is not an *older* statement it cannot tell of itself:
+that is what a `HighWaterMark` remembers.
 """
 
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, Self, SupportsFloat, TypeAlias, final
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal, Self, SupportsFloat, TypeAlias, cast, final
 
-from secure_cnn.archive.errors import StateError, Tampered
-from secure_cnn.archive.format.claims import canonical_json, parse_json
+from secure_cnn.archive.errors import RolledBack, StateError, Tampered, UntrustedSigner
+from secure_cnn.archive.format.claims import JSON, canonical_json, parse_json
 from secure_cnn.archive.format.core import Lineage, is_hex
+from secure_cnn.archive.keys.signatures import Signer, Verifier
+from secure_cnn.archive.storage import read_small, write_file
 
-__all__ = ["Checkpoint", "Log", "Retention", "Which", "as_metric", "choose"]
+__all__ = [
+    "Checkpoint",
+    "HighWaterMark",
+    "Latest",
+    "Log",
+    "Retention",
+    "Which",
+    "as_metric",
+    "choose",
+]
 
 Which: TypeAlias = Literal["latest", "best"] | int
 """Which checkpoint: the newest, the one with the largest metric, or a generation."""
 
 _CHAIN = b"secure-cnn/store/v1/log|"
+_TYPE = "application/vnd.secure-cnn.latest.v1"
+_MAX_LENGTH = 1 << 20
 
 
 @final
@@ -31,7 +46,6 @@ class Checkpoint:
 
     Attributes:
         generation: Its number in the sequence, from 1 and without gaps.
-        step: The training step it was saved at.
         metric: How good it was, larger is better; None if nobody said.
         created: UTC time, ISO 8601; what the writer's clock said. Nothing is decided by it.
         core_hash: Hash of the file's core, 64 hexadecimal digits: which file it is.
@@ -75,12 +89,8 @@ class Checkpoint:
 class Log:
     """A log and where it ends. Made by `empty` and `replay`.
 
-    Attributes:
-        run: Which run it is of, 32 hexadecimal digits.
-        head: Hash of the last line; of the run if there is none.
-        length: Bytes of all lines.
-        history: Every checkpoint ever saved; generation g stands at g - 1.
-        gone: The generations that were pruned.
+    `head` is the hash of the last line, or of the run if there is none; `length` counts bytes. In
+    `history` the checkpoint of generation g stands at g - 1; `gone` are those that were pruned.
     """
 
     run: str
@@ -118,7 +128,6 @@ class Log:
 
     @property
     def _start(self) -> str:
-        """The head of the empty log of this run."""
         return type(self).empty(self.run).head
 
     @property
@@ -171,11 +180,9 @@ class Log:
         return None
 
     def _line(self, entry: Mapping[str, object]) -> bytes:
-        """The bytes of the next line."""
         return canonical_json({**entry, "previous": self.head}, "log") + b"\n"
 
     def _after(self, line: bytes, *, history: tuple[Checkpoint, ...], gone: frozenset[int]) -> Self:
-        """The log with a line more."""
         return replace(
             self,
             head=hashlib.sha256(line).hexdigest(),
@@ -190,12 +197,8 @@ class Log:
 class Retention:
     """A checkpoint stays if any of the three rules wants it; without a rule all stay.
 
-    The newest one always stays.
-
-    Attributes:
-        keep_last: The newest so many.
-        keep_best: The so many with the largest metric; among equals the newer.
-        every: Each whose generation is a multiple of this.
+    The newest one always stays. Among those with an equal metric, `keep_best` wants the newer;
+    `every` wants each whose generation is a multiple of it.
     """
 
     keep_last: int | None = None
@@ -269,5 +272,120 @@ def _take(entry: Mapping[str, Any], history: list[Checkpoint], gone: set[int]) -
 
 
 def _shown(value: object) -> str:
-    """A value and its type, short enough for a message."""
     return f"{type(value).__name__} {repr(value)[:80]}"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Latest:
+    """The newest checkpoint of a run, and where the log of the run ends.
+
+    `signer` is the text of the verifier of who says so. Of the log, the first `log_length` bytes
+    count, and `log_head` is the hash of the last line in them.
+    """
+
+    run: str
+    signer: str
+    generation: int
+    core_hash: str
+    log_length: int
+    log_head: str
+
+    def to_bytes(self, signer: Signer) -> bytes:
+        """Two lines: the statement as JSON, and the signature over the bytes of the first."""
+        body = canonical_json(asdict(self), "latest")
+        return body + b"\n" + signer.sign_statement(_TYPE, body).hex().encode() + b"\n"
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, trusted: Sequence[Verifier]) -> Self:
+        """The statement in bytes made by `to_bytes`, after its signature held."""
+        body, _, rest = raw.partition(b"\n")
+        value = parse_json(body, "latest")
+        types = {name: kind for name, kind in cls.__annotations__.items()}
+        if not isinstance(value, dict) or {k: type(v) for k, v in value.items()} != types:
+            raise Tampered("latest is no statement with a signature; get the folder again")
+        latest = cls(**value)  # type: ignore[arg-type]
+        signer = next((it for it in trusted if it.to_text() == latest.signer), None)
+        if signer is None:
+            raise UntrustedSigner(
+                f"latest is signed by somebody who is not among the {len(trusted)} trusted; "
+                "add that verifier only if you know whose it is"
+            )
+        try:
+            signature = bytes.fromhex(rest.decode("ascii"))
+        except ValueError:
+            signature = b""
+        if rest != signature.hex().encode() + b"\n":
+            raise Tampered("the signature of latest is no text of ours; get the folder again")
+        signer.check_statement(signature, _TYPE, body)
+        return latest
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class HighWaterMark:
+    """What was seen of one run: the highest generation and its core hash, by the signer's verifier.
+
+    The mark of a signer counts as long as that signer is trusted: if a key is stolen and signs a
+    generation far ahead, taking the key off the trusted ones takes its mark off too. `run` is empty
+    if nothing was seen yet.
+    """
+
+    run: str = ""
+    seen: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+
+    def check(self, latest: Latest | None, trusted: Sequence[Verifier]) -> None:
+        """Passes if `latest` is as new as anything that was seen."""
+        texts = [it.to_text() for it in trusted]
+        seen = max((self.seen[text] for text in texts if text in self.seen), default=None)
+        if seen is None:
+            return
+        if latest is None or (latest.run == self.run and latest.generation < seen[0]):
+            now = f"the newest is {latest.generation}" if latest else "there is none"
+            raise RolledBack(
+                f"generation {seen[0]} was seen here before, now {now}; the folder was put back "
+                "to an earlier state: get the newer one"
+            )
+        if latest.run != self.run:
+            raise Tampered(
+                f"expected run {self.run}, the folder holds run {latest.run}; "
+                "it was exchanged, or this mark belongs to another folder"
+            )
+        if latest.generation == seen[0] and latest.core_hash != seen[1]:
+            raise Tampered(
+                f"generation {seen[0]} is not the one seen before; two writers had the same key, "
+                "or an old copy of the folder was written on"
+            )
+
+    def raised_to(self, latest: Latest) -> Self:
+        """The mark after `latest` was seen; lower than before it never is."""
+        before = self.seen.get(latest.signer, (0, ""))
+        now = max(before, (latest.generation, latest.core_hash))
+        return type(self)(run=latest.run, seen={**self.seen, latest.signer: now})
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The mark in a file; one that saw nothing if there is no file."""
+        raw = read_small(path, _MAX_LENGTH)
+        return cls() if raw is None else cls(**_parsed(raw, path))
+
+    def write(self, path: Path) -> None:
+        """Puts the mark into a file."""
+        seen = {signer: list(mark) for signer, mark in self.seen.items()}
+        write_file(
+            path, canonical_json({"run": self.run, "seen": seen}, "mark") + b"\n", overwrite=True
+        )
+
+
+def _parsed(raw: bytes, path: Path) -> dict[str, Any]:
+    """The fields of a mark, after all of its types were checked."""
+    value = parse_json(raw, f"{path}")
+    if isinstance(value, dict) and value.keys() == {"run", "seen"}:
+        run, seen = value["run"], value["seen"]
+        if type(run) is str and isinstance(seen, dict) and all(map(_is_mark, seen.values())):
+            return {"run": run, "seen": {who: tuple(cast(Any, it)) for who, it in seen.items()}}
+    raise Tampered(f"{path}: is no high-water mark; put back the file that was there")
+
+
+def _is_mark(value: JSON) -> bool:
+    return isinstance(value, list) and [type(item) for item in value] == [int, str]

@@ -4,26 +4,31 @@ At any time there are the sealed files, the log, and `latest`, which names the n
 end of the log. Whatever a crash leaves behind those two counts for nothing: replacing `latest` is
 the one moment at which something happens. Only then a file gets its name, and a line of the log
 that was not committed has its file still waiting: so file, log and mark each tell, alone, of a
-`latest` that was put back. No thread, no tensor and no secret key is here.
+`latest` that was put back. One writer at a time holds the folder's lock, which is the operating
+system's (`flock`) and goes with its process, however that ends.
 """
 
 import contextlib
+import fcntl
 import os
 import re
+import socket
+import weakref
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import final
 
 from secure_cnn.archive.errors import ArchiveError, RolledBack, StorageError, Tampered
 from secure_cnn.archive.format.core import LATEST_FILE as _LATEST
+from secure_cnn.archive.format.core import timestamp
 from secure_cnn.archive.info import inspect
 from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.storage import append_at, read_small, write_file
-from secure_cnn.archive.store.latest import HighWaterMark, Latest
-from secure_cnn.archive.store.log import Checkpoint, Log
-from secure_cnn.files import check_path
+from secure_cnn.archive.store.log import Checkpoint, HighWaterMark, Latest, Log
+from secure_cnn.files import check_path, open_regular
 
-__all__ = ["SequenceFolder"]
+__all__ = ["FolderLock", "SequenceFolder", "lock_folder"]
 
 _LOG, _MARK = "log.jsonl", "high-water.json"
 _MAX_LATEST, _MAX_LOG = 64 << 10, 1 << 30
@@ -32,6 +37,98 @@ _PENDING = re.compile(r"checkpoint-(\d{8,})\.sealed\.pending")
 _TEMPORARY = re.compile(
     r"\.(checkpoint-\d{8,}\.sealed(\.pending)?|latest\.json|high-water\.json)\.[0-9a-f]+\.tmp"
 )
+_MAX_OWNER = 200
+
+
+@final
+class FolderLock:
+    """The right to write into a folder, for this process alone; a child of `fork` has it not.
+
+    The file that carries the lock is made if it is missing, and never removed.
+    """
+
+    __slots__ = ("__weakref__", "_fd", "_path")
+
+    def __init__(self, path: Path, *, owner: str) -> None:
+        self._path = path
+        self._fd: int | None = None
+        try:
+            self._fd = open_regular(path, os.O_RDWR | os.O_CREAT, follow=False)
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, owner.encode()[:_MAX_OWNER] + b"\n", 0)
+        except BlockingIOError:
+            holder = self._holder()
+            self._close()
+            raise StorageError(
+                f"{path.parent}: is being written by {holder}; "
+                "wait until it ends, or open the store without a signer to read it"
+            ) from None
+        except OSError as error:
+            self._close()
+            raise StorageError(
+                f"{path}: cannot lock the folder: {error.strerror}; choose one you can write to, "
+                "or open the store without a signer to read it"
+            ) from error
+        _held.add(self)
+
+    def check(self) -> None:
+        """Passes if the lock is ours: nobody removed its file, and this is no forked child."""
+        if self._fd is None:
+            raise StorageError(
+                f"{self._path.parent}: is not open for writing in this process; "
+                "after a fork or a close, open the store again"
+            )
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(self._fd), os.lstat(self._path)):
+                return
+        raise StorageError(
+            f"{self._path}: was removed or exchanged while we held it; close the store, make sure "
+            "that nobody else writes, and open it again"
+        )
+
+    def release(self) -> None:
+        """Gives the lock back; may be called again."""
+        if self._fd is not None:
+            # A forked child may still have a copy of the descriptor; closing ours is not enough.
+            with contextlib.suppress(OSError):
+                fcntl.flock(self._fd, fcntl.LOCK_UN)
+            self._close()
+
+    def _close(self) -> None:
+        """Closes our descriptor; a copy of it in another process keeps the lock."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _holder(self) -> str:
+        assert self._fd is not None
+        text = os.pread(self._fd, _MAX_OWNER, 0).decode(errors="replace")
+        return "".join(filter(str.isprintable, text)) or "somebody"
+
+
+def lock_folder(folder: Path, *, now: datetime) -> FolderLock:
+    """The lock of a folder, which is made if it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"{folder}: cannot make the folder: {error.strerror}; choose another"
+        ) from error
+    owner = f"process {os.getpid()} on {socket.gethostname()} since {timestamp(now)}"
+    return FolderLock(folder / "lock", owner=owner)
+
+
+_held: "weakref.WeakSet[FolderLock]" = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """In a forked child: the parent's locks are not ours, nor may we keep them when it ends."""
+    for lock in list(_held):
+        lock._close()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 @final
@@ -178,7 +275,6 @@ class SequenceFolder:
             ) from error
 
     def _files(self, pattern: re.Pattern[str]) -> list[str]:
-        """The names in the folder that fit a pattern; none if there is no folder."""
         try:
             return sorted(name for name in os.listdir(self.folder) if pattern.fullmatch(name))
         except FileNotFoundError:
@@ -203,7 +299,6 @@ class SequenceFolder:
             HighWaterMark(run=self._seen.run, seen=seen).check(latest, self._trusted)
 
     def _log_of(self, latest: Latest) -> Log:
-        """The log that a signed statement vouches for."""
         raw = read_small(self.folder / _LOG, _MAX_LOG) or b""
         if len(raw) < latest.log_length:
             raise Tampered(
@@ -249,11 +344,9 @@ class SequenceFolder:
 
     @property
     def _mark_paths(self) -> tuple[Path, ...]:
-        """Where the high-water marks are."""
         return tuple(filter(None, (self.folder / _MARK, self._high_water)))
 
     def _raise(self, path: Path, latest: Latest) -> None:
-        """Remembers that `latest` was seen."""
         mark = HighWaterMark.read(path)
         raised = mark.raised_to(latest)
         if raised != mark:
@@ -261,6 +354,5 @@ class SequenceFolder:
 
 
 def _generation(name: str) -> int:
-    """The generation in the name of a checkpoint's file."""
     found = _NAME.fullmatch(name)
     return int(found[1]) if found else 0

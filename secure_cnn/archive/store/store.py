@@ -23,9 +23,8 @@ from secure_cnn.archive.keys.signatures import Signer, Verifier
 from secure_cnn.archive.loading import load, load_into
 from secure_cnn.archive.sealing import save
 from secure_cnn.archive.store.background import Background, HostBuffer
-from secure_cnn.archive.store.lock import FolderLock, lock_folder
 from secure_cnn.archive.store.log import Checkpoint, Log, Retention, Which, as_metric, choose
-from secure_cnn.archive.store.sequence import SequenceFolder
+from secure_cnn.archive.store.sequence import FolderLock, SequenceFolder, lock_folder
 
 __all__ = ["CheckpointStore"]
 
@@ -54,7 +53,7 @@ class CheckpointStore:
         signer: Who vouches for new checkpoints; None opens the store to read only.
         identity: Opens checkpoints for `load`.
         trusted: Whose signatures count; the signer's own if None.
-        keep_last: See `Retention`, also for the next two; with none of the three all stay.
+        keep_last: So many of the newest stay. With none of this and the next two, all stay.
         keep_best: So many with the largest metric stay.
         every: Each whose generation is a multiple of this stays.
         high_water: A file outside of the folder that remembers the highest generation seen, beside
@@ -69,17 +68,12 @@ class CheckpointStore:
         StorageError: Another process writes, or the operating system refuses.
 
     Example:
-        >>> import tempfile, torch, secure_cnn.archive as archive
+        >>> import secure_cnn.archive as archive
         >>> me, signer = archive.generate_identity(), archive.generate_signer()
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     keys = {"recipients": [me.recipient], "signer": signer}
-        ...     with CheckpointStore(folder, **keys, keep_last=2) as store:
-        ...         for step in range(3):
-        ...             _ = store.save({"weight": torch.full([2], step)}, step=step)
-        ...     reader = CheckpointStore(folder, identity=me, trusted=[signer.verifier])
-        ...     there = reader.load_into({"weight": torch.zeros(2, dtype=torch.int64)}, 2)
-        ...     [it.generation for it in reader.list()], there, reader.load()
-        ([2, 3], {'weight': tensor([1, 1])}, {'weight': tensor([2, 2])})
+        >>> with CheckpointStore("run", recipients=[me.recipient], signer=signer) as store:
+        ...     generation = store.save({"weight": 0.5}, step=100)
+        >>> CheckpointStore("run", identity=me, trusted=[signer.verifier]).load(generation)
+        {'weight': 0.5}
     """
 
     def __init__(  # noqa: PLR0913  (each is one decision of who keeps checkpoints)
@@ -131,19 +125,14 @@ class CheckpointStore:
     ) -> int:
         """Copies the tensors of a state and saves the copy in the background.
 
-        Returns after the copy, which is made in memory that is used again from save to save. If the
-        save before is still under way, waits for it first. The state may be changed as soon as this
-        returns. The new checkpoint counts once `wait`, `close` or another call returned without an
-        error; until then the one before counts.
+        Returns the generation of the new checkpoint after the copy, which is made in memory that is
+        used again from save to save. If the save before is still under way, waits for it first. The
+        state may be changed as soon as this returns. The new checkpoint counts once `wait`, `close`
+        or another call returned without an error; until then the one before counts.
 
         Args:
-            state: As for `archive.save`.
             step: The training step, from 0.
             metric: How good the state is, larger is better; everyone can read it.
-            claims: As for `archive.save`.
-
-        Returns:
-            The generation of the new checkpoint.
 
         Raises:
             StateError: State, step, metric or claims hold something that cannot be saved.
@@ -172,10 +161,9 @@ class CheckpointStore:
         self._saving.wait()
 
     def load(self, which: Which = "latest") -> State:
-        """The state of a checkpoint, after everything about it and the sequence held.
+        """The state of a checkpoint: of ``"latest"``, ``"best"`` or a generation.
 
-        Args:
-            which: ``"latest"``, ``"best"`` or a generation.
+        Everything about it and the sequence is checked first.
 
         Raises:
             StorageError: There is no such checkpoint.
@@ -202,10 +190,8 @@ class CheckpointStore:
     def verify(self, *, deep: bool = False) -> tuple[Checkpoint, ...]:
         """The kept checkpoints, after each was found to be there, and to be the one that was saved.
 
-        Needs no identity.
-
-        Args:
-            deep: Whether to read all of each file and check its signature; else its head alone.
+        Needs no identity. With `deep` all of each file is read and its signature checked, else its
+        head alone.
         """
         self._finish_save()
         log = self._files.read()
@@ -304,6 +290,5 @@ class CheckpointStore:
         return self._signer
 
     def _release(self) -> None:
-        """Lets others write."""
         if self._lock is not None:
             self._lock.release()
