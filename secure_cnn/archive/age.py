@@ -41,12 +41,9 @@ def export_age(
 ) -> None:
     """Writes the safetensors file inside a sealed file as an age file, whole or not at all.
 
-    No plaintext is written, and little of it is in memory at a time. Identity, trusted and what is
-    raised are as for `load`; `StorageError` if there is a file at `out`.
-
-    Args:
-        recipients: One or more of age's X25519 recipients, ``age1…``; else `InvalidKey`.
-        progress: Called now and then with the bytes encrypted so far, and those there are in all.
+    Recipients are one or more of age's X25519 recipients, ``age1…``. No plaintext is written, and
+    little of it is in memory at a time. Identity, trusted and what is raised are as for `load`;
+    `InvalidKey` where a text is no recipient, and `StorageError` if there is a file at `out`.
 
     Example:
         >>> import pathlib, secure_cnn.archive as archive

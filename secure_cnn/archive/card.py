@@ -245,7 +245,6 @@ def _metrics(claims: Mapping[str, JSON]) -> Iterator[dict[str, Any]]:
 
 
 def _metric(name: str, claims: Mapping[str, JSON]) -> dict[str, Any]:
-    """One figure with all that was claimed beside it."""
     conditions = {key: value for key, value in claims.items() if key != name}
     return {
         "type": name,

@@ -91,6 +91,12 @@ class ArchiveInfo:
         state = f"VERIFIED, signed by {self.signer!r}"
         if not self.verified:
             state = "UNVERIFIED: anyone may have written this; verify() checks the signature"
+        place = []
+        if (at := self.lineage) is not None:
+            place = [
+                f"run      {json.dumps(at.run)}, step {at.step}, generation {at.generation}",
+                f"previous {at.previous or 'none: the first'}",
+            ]
         lines = [
             state,
             f"name     {json.dumps(self.name)}",
@@ -98,7 +104,7 @@ class ArchiveInfo:
             f"file id  {self.file_id}",
             f"core     {self.core_hash}",
             f"signer   {self.signer!r}" if self.signer else "signer   none",
-            *self._lineage_lines(),
+            *place,
             *(f"slot     {slot}" for slot in self.slots),
             f"size     {self.file_length} bytes, {self.plaintext_length} inside",
             *(
@@ -107,15 +113,6 @@ class ArchiveInfo:
             ),
         ]
         return printable("\n".join(lines), layout=True)
-
-    def _lineage_lines(self) -> list[str]:
-        if self.lineage is None:
-            return []
-        place = self.lineage
-        return [
-            f"run      {json.dumps(place.run)}, step {place.step}, generation {place.generation}",
-            f"previous {place.previous or 'none: the first'}",
-        ]
 
 
 def describe(header: Header, signer: Verifier | None, size: int, *, verified: bool) -> ArchiveInfo:
@@ -198,11 +195,7 @@ def verify(
             raise Tampered("the payload is not the one that was signed; get the file again")
         if deep is not None:
             _, payload = unlock(
-                fd,
-                identity=deep,
-                trusted=trusted,
-                expect={},
-                core_hash=header.core_hash.hex(),
+                fd, identity=deep, trusted=trusted, expect={}, core_hash=header.core_hash.hex()
             )
             payload.check(_part(progress, 1, passes))
             _check_inside(payload)

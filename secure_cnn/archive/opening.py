@@ -31,14 +31,7 @@ from secure_cnn.archive.format.stream import HEADER_LENGTH, Layout, open_stream
 from secure_cnn.archive.keys import check_identity, check_trusted
 from secure_cnn.archive.keys.signatures import Verifier, footer_lengths
 
-__all__ = [
-    "footer_length",
-    "layout_of",
-    "read_header",
-    "signed_leaves",
-    "signer_of",
-    "unlock",
-]
+__all__ = ["footer_length", "layout_of", "read_header", "signed_leaves", "signer_of", "unlock"]
 
 
 def layout_of(header: Header) -> Layout:
@@ -67,10 +60,9 @@ def read_header(fd: int) -> Header:
         # A change of recipients may have been written while we read: each of its states is valid.
         header = parse_header(read_at(fd, length, 0))
     expected = layout_of(header).end + footer_length(header.core)
-    if size < expected:
-        raise Truncated(f"expected a file of {expected} bytes, got {size}; get it again")
-    if size > expected:
-        raise Tampered(f"expected a file of {expected} bytes, got {size}; get it again")
+    if size != expected:
+        kind = Truncated if size < expected else Tampered
+        raise kind(f"expected a file of {expected} bytes, got {size}; get it again")
     return header
 
 

@@ -107,9 +107,6 @@ def decrypt(
     Identity, trusted and what is raised are as for `load`; `StorageError` if there is a file at
     `out`.
 
-    Args:
-        progress: Called now and then with the bytes decrypted so far, and those there are in all.
-
     Example:
         >>> import secure_cnn.archive as archive
         >>> me = archive.generate_identity()

@@ -40,13 +40,7 @@ from secure_cnn.archive.sealing import Draft
 from secure_cnn.archive.storage import Path, lock_file, new_file, opened
 from secure_cnn.files import check_target, sync_folder, write_at
 
-__all__ = [
-    "Certificate",
-    "change_recipients",
-    "read_certificate",
-    "rotate",
-    "shred",
-]
+__all__ = ["Certificate", "change_recipients", "read_certificate", "rotate", "shred"]
 
 _TYPE = "application/vnd.secure-cnn.shredded.v1"
 _MAX_CERTIFICATE = 1 << 20
@@ -169,7 +163,6 @@ def rotate(
 
 
 def _without(slots: Sequence[Slot], removed: Set[str]) -> list[Slot]:
-    """The slots whose key ids are not among these, each of which must be there."""
     missing = removed - {slot.key_id.hex() for slot in slots}
     if missing:
         raise InvalidKey(
@@ -271,7 +264,16 @@ def shred(
     with opened(path, flags=os.O_RDWR) as fd:
         lock_file(fd, path)
         header = read_header(fd)
-        done = _describe(target.name, header, os.fstat(fd))
+        status = os.fstat(fd)
+        done = Certificate(
+            destroyed=timestamp(datetime.now(UTC)),
+            file=target.name,
+            file_id=header.core.file_id,
+            core_hash=header.core_hash.hex(),
+            file_length=status.st_size,
+            overwritten=header.payload_offset - header.mark_offset,
+            other_names=status.st_nlink - 1,
+        )
         with contextlib.ExitStack() as stack:
             if certificate is not None:
                 text = _seal(done, signer)
@@ -308,18 +310,6 @@ def read_certificate(path: Path, *, trusted: Sequence[Verifier]) -> Certificate:
             return _parse(statement)
     raise UntrustedSigner(
         f"{path}: is not signed by one of the {len(trusted)} trusted; ask who made it"
-    )
-
-
-def _describe(name: str, header: Header, status: os.stat_result) -> Certificate:
-    return Certificate(
-        destroyed=timestamp(datetime.now(UTC)),
-        file=name,
-        file_id=header.core.file_id,
-        core_hash=header.core_hash.hex(),
-        file_length=status.st_size,
-        overwritten=header.payload_offset - header.mark_offset,
-        other_names=status.st_nlink - 1,
     )
 
 

@@ -158,10 +158,7 @@ class Draft:
         mode: int = 0o666,
         progress: Progress | None = None,
     ) -> str:
-        """Encrypts a plaintext under a fresh file key and puts the file at `path`.
-
-        Returns the core hash of the new file, in hexadecimal digits.
-        """
+        """Encrypts a plaintext under a fresh file key into a file; gives its core hash in hex."""
         core = self.core(plaintext_length)
         copy_length = copy_length_for([who.kind for who in self.recipients])
         core_hash = hashlib.sha256(seal_prefix(core, copy_length)).digest()

@@ -39,10 +39,7 @@ def lock_file(fd: int, path: Path) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path, *, length: int, overwrite: bool, mode: int) -> Iterator[int]:
-    """A file descriptor to write to; on leaving the block the file is at `path`, whole.
-
-    With `overwrite` a regular file there is replaced; nothing else ever is.
-    """
+    """A descriptor of what is a file at `path`, whole, when the block ends without an error."""
     try:
         with files.new_file(path, overwrite=overwrite, mode=mode, length=length) as fd:
             yield fd

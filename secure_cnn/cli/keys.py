@@ -95,11 +95,7 @@ def unlocking_from(
 def recipients_from(
     recipients: Sequence[str], passphrase_file: Path | None, kek: str | None
 ) -> list[archive.AnyRecipient]:
-    """Everyone who is to open a file; nobody where nobody was named.
-
-    Recipients are public texts, or files that hold one a line. A prompt for the passphrase asks
-    twice.
-    """
+    """Everyone who is to open a file, if anybody; a prompt for the passphrase asks twice."""
     who: list[archive.AnyRecipient] = [
         archive.Recipient.from_text(text) for given in recipients for text in _texts(given)
     ]
@@ -149,11 +145,7 @@ def needed(
 
 
 def kek_from(source: str) -> archive.KeyEncryptionKey:
-    """A key-encryption key from where it is kept; never the key itself as an argument.
-
-    The source is the path of a key file, ``env:NAME``, ``command:PROGRAM ARGUMENTS`` (no shell) or
-    ``keyring:SERVICE/USER``.
-    """
+    """A key-encryption key from its file, or by ``env:``, ``command:`` or ``keyring:``."""
     kind, _, rest = source.partition(":")
     if kind == "env":
         return archive.kek_from_environment(os.environ, rest)
@@ -184,10 +176,7 @@ def signer_from(path: Path | None) -> archive.Signer | None:
 
 
 def passphrase_from(path: Path, *, twice: bool = False) -> archive.Passphrase:
-    """A passphrase from the first line of a private file, or, for `-`, from environment or prompt.
-
-    With `twice` a prompt asks again, since a typing error would shut everybody out.
-    """
+    """A passphrase: the first line of a private file, or, for `-`, of environment or prompt."""
     if str(path) == "-":
         text = os.environ.get(_ENVIRONMENT)
         if not text:
@@ -240,5 +229,4 @@ def _secret_kind(line: str) -> str:
 
 
 def _reason(error: OSError | UnicodeDecodeError) -> str:
-    """Why a text file could not be read, without its path."""
     return error.strerror or "unknown" if isinstance(error, OSError) else "it is no UTF-8 text"

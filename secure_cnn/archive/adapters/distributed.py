@@ -117,10 +117,7 @@ class SealedWriter(StorageWriter):
         return written
 
     def _seal(self, file: str, share: list[torch.Tensor]) -> str:
-        """Seals tensors in a file of the folder; gives the core hash of what was written.
-
-        It is not read back: what stands there by then may be another's.
-        """
+        """Seals tensors in a file; gives the core hash of what was written, unread."""
         plaintext = Pieces(
             encode_state({str(number): tensor for number, tensor in enumerate(share)})
         )

@@ -103,7 +103,6 @@ def contents_of(tree: State) -> Contents:
 
 
 def _entry(name: str, stored: TensorStorageMetadata | BytesStorageMetadata) -> State:
-    """One name as plain data: None for what is no tensor."""
     if isinstance(stored, BytesStorageMetadata):
         return None
     dtype = stored.properties.dtype
@@ -184,7 +183,9 @@ def resolve(item: WriteItem, planner: SavePlanner) -> torch.Tensor:
             "save with planner=SealedSavePlanner()"
         )
     data = planner.resolve_data(item)
-    return data.detach() if isinstance(data, torch.Tensor) else _bytes(data)
+    if isinstance(data, torch.Tensor):
+        return data.detach()
+    return torch.frombuffer(bytearray(data.getvalue()), dtype=torch.uint8)
 
 
 def hand_over(item: ReadItem, tensor: torch.Tensor, planner: LoadPlanner) -> None:
@@ -216,10 +217,6 @@ def _key(place: Any, part: str | int) -> Any:
     if isinstance(place, Mapping) and part not in place:
         return next((key for key in place if str(key) == part), part)
     return part
-
-
-def _bytes(data: io.BytesIO) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data.getvalue()), dtype=torch.uint8)
 
 
 def _box(tensor: torch.Tensor, item: ReadItem) -> torch.Tensor | None:

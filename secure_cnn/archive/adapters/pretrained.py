@@ -90,7 +90,12 @@ def from_pretrained(
     if not isinstance(state, dict) or state.keys() != {"config", "weights"}:
         raise StateError(f"{path}: expected a file of save_pretrained; open it with load()")
     config, weights = state["config"], state["weights"]
-    if not isinstance(config, dict) or not _is_state_dict(weights):
+    if (
+        not isinstance(config, dict)
+        or not isinstance(weights, dict)
+        or not all(isinstance(key, str) for key in weights)
+        or not all(isinstance(tensor, torch.Tensor) for tensor in weights.values())
+    ):
         raise StateError(f"{path}: expected a configuration and weights by name; save it again")
     model = build(config)
     try:
@@ -101,10 +106,3 @@ def from_pretrained(
             f"{' '.join(str(error).split())}; build what was saved"
         ) from None
     return model.eval()
-
-
-def _is_state_dict(weights: object) -> bool:
-    return isinstance(weights, dict) and all(
-        isinstance(name, str) and isinstance(tensor, torch.Tensor)
-        for name, tensor in weights.items()
-    )

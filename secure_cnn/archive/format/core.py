@@ -153,12 +153,10 @@ def _well_formed(core: Core) -> bool:
         and is_hex(core.file_id, 32)
         and isinstance(core.audience, tuple)
         and all(is_hex(key_id, 16) for key_id in core.audience)
-        and (core.signer is None or _is_signer(core.signer))
+        and (core.signer is None or (type(core.signer) is str and _names_key(core.signer)))
     )
 
 
-def _is_signer(value: object) -> bool:
-    if not isinstance(value, str):
-        return False
-    algorithm, _, digest = value.partition(":")
+def _names_key(signer: str) -> bool:
+    algorithm, _, digest = signer.partition(":")
     return algorithm in _ALGORITHMS and is_hex(digest, 32)

@@ -66,10 +66,7 @@ _COPY_OVERHEAD = 4 + _MAC_LENGTH
 @final
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Copy:
-    """One of the two copies of what may change: not authenticated yet.
-
-    `maced` are its raw bytes under the MAC, the slots and their length; `mac` stands behind them.
-    """
+    """One of the two copies of what may change, not authenticated: `mac` is that of `maced`."""
 
     slots: tuple[Slot, ...]
     maced: bytes
@@ -258,7 +255,6 @@ def _check_lengths(core_length: int, copy_length: int) -> None:
 
 
 def _round_up(length: int) -> int:
-    """The next multiple of a sector."""
     return -(-length // SECTOR) * SECTOR
 
 

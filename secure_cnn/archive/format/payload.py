@@ -36,9 +36,9 @@ _WRITE_BACK = 8 << 20
 _TOLD_EVERY = 8 << 20
 
 Progress: TypeAlias = Callable[[int, int], None]
-"""Called with the bytes done and the bytes in all, every few MiB and at the end.
+"""Called with the bytes done and in all, every few MiB and at the end, in the caller's thread.
 
-The calls come from the thread that called us. What they raise ends the work as any failure does.
+What it raises ends the work as any failure does.
 """
 
 Work: TypeAlias = Callable[[int], None]
@@ -61,10 +61,7 @@ def encrypt_file(
     hashed: bool,
     progress: Progress | None = None,
 ) -> list[bytes]:
-    """Writes a whole payload at its offset, of a stream that was made for this file alone.
-
-    Returns the leaf hashes of header and segments in order if `hashed`, else an empty list.
-    """
+    """Writes a payload, of a stream made for this file alone; gives the leaf hashes if `hashed`."""
     leaves = [b""] * (layout.segments + 1) if hashed else []
     if hashed:
         leaves[0] = leaf_hash(floe.header)
@@ -100,10 +97,7 @@ class Payload:
         return Payload(fd, self.layout, self._floe, self._leaves)
 
     def read_into(self, target: memoryview, start: int = 0) -> None:
-        """Decrypts a range of the plaintext; on any failure the whole target is zero.
-
-        An empty target still checks one segment.
-        """
+        """Decrypts a range, of one segment at least; on any failure the whole target is zero."""
         self.scatter_into(Pieces([target]), start)
 
     def scatter_into(self, targets: Pieces, start: int = 0) -> None:
@@ -310,7 +304,6 @@ def share_out(
 
 
 def _join(threads: Sequence[threading.Thread]) -> None:
-    """Returns when those that were started are done."""
     for thread in threads:
         if thread.ident is not None:
             thread.join()

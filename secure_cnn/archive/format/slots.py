@@ -95,7 +95,6 @@ def unwrap_key(secret: bytes, salt: bytes | None, info: bytes, wrapped: bytes) -
 
 
 def _derive(secret: bytes, salt: bytes | None, info: bytes) -> tuple[bytes, bytes]:
-    """The wrapping key, and the commitment to it."""
     both = hkdf(secret, info, length=64, salt=salt)
     return both[:32], both[32:]
 
@@ -201,10 +200,7 @@ def slot_info(kind: SlotKind, core_hash: bytes) -> bytes:
 def unwrap_own(
     slots: Sequence[Slot], who: AnyRecipient, unwrap: Callable[[bytes], bytes | None], *, cure: str
 ) -> bytes:
-    """The file key out of the first of a recipient's own slots whose body `unwrap` can open.
-
-    `cure` says with what a file opens that has no such slot.
-    """
+    """The file key of the first slot of `who` that `unwrap` opens; `cure` is what opens others."""
     found = [slot for slot in slots if (slot.kind, slot.key_id) == (who.kind.number, who.key_id)]
     if not found:
         raise WrongKey(f"not sealed for {who!r}; open it with {cure}")

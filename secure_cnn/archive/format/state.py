@@ -53,9 +53,9 @@ def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list
     """The safetensors file of a state, as buffers to be read one behind the other.
 
     A state is a tree, up to 32 deep, of dict (keys str or int; an `OrderedDict` becomes a dict),
-    list, tuple, str, int (up to 1024 bits), float, bool, None and tensors (dense, any device, any
-    dtype that safetensors has; parameters come back as tensors). Tensors that are contiguous in
-    main memory are not copied: change them only after the buffers were used.
+    list, tuple, str, int (up to 1024 bits), float, bool, None and dense tensors; parameters come
+    back as tensors. Tensors that are contiguous in main memory are not copied: change them only
+    after the buffers were used.
     """
     encoder = _Encoder()
     structure = json.dumps(encoder.node(state, ()), separators=(",", ":"), allow_nan=False)
@@ -85,10 +85,7 @@ def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list
 
 
 def decode_state(data: torch.Tensor) -> State:
-    """The state in the bytes of a safetensors file; a dict of its tensors if another tool made it.
-
-    The tensors of the state use the memory of `data`, uint8 [n].
-    """
+    """The state in the bytes of a safetensors file, uint8 [n], whose memory its tensors use."""
     index = index_of(data)
     return build_state(index, lambda name: _cut(index, data, name))
 
@@ -108,11 +105,7 @@ def build_state(index: Index, tensor: Callable[[str], torch.Tensor]) -> State:
 
 
 def tensor_names(index: Index) -> dict[str, str]:
-    """The name that each tensor is stored under, by the names it can be asked for.
-
-    Those are the stored names, and where a tensor stands at several places of the tree, the dotted
-    paths of the others.
-    """
+    """The stored name of each tensor, by that name and by each dotted path where it stands."""
     names = {name: name for name in index.spans}
     if STRUCTURE in index.metadata:
         for path, name in _places(parse_text(index.metadata[STRUCTURE]), ()):
@@ -131,10 +124,7 @@ def named_tensors(state: State) -> dict[str, torch.Tensor]:
 def with_tensors(
     state: State, exchange: Callable[[dict[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 ) -> State:
-    """The same tree with other tensors, and containers as a file of it would give them back.
-
-    `exchange` gives the other tensors, by the names of `named_tensors`.
-    """
+    """The same tree with the tensors that `exchange` gives, by the names of `named_tensors`."""
     encoder = _Encoder()
     structure = encoder.node(state, ())
     return _build(structure, exchange(encoder.tensors))

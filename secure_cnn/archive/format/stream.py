@@ -153,7 +153,6 @@ def open_stream(key: bytes, aad: bytes, header: bytes) -> Floe:
 
 
 def _segment_aad(position: int, last: bool) -> bytes:
-    """What a segment's tag binds besides its bytes."""
     return struct.pack(">QB", position, last)
 
 

@@ -82,10 +82,7 @@ class Span:
         return torch.frombuffer(data.numpy(), dtype=self.dtype).reshape(self.shape)
 
     def check(self, data: torch.Tensor) -> None:
-        """Passes if the bytes, uint8 [stop - start], are ones that a tensor of this type can have.
-
-        Torch takes any byte for a bool and computes with it what no bool gives.
-        """
+        """Refuses bytes that no bool has, which torch would compute with."""
         if self.dtype is torch.bool and len(data) and (most := int(data.max())) > 1:
             raise StateError(
                 f"a bool tensor {self.shape}: expected bytes 0 and 1, got {most}; the file was "
@@ -139,9 +136,7 @@ def parse_index(header: bytes, length: int) -> Index:
     if end != length - data_start:
         raise StateError(f"expected {end} bytes of tensors, got {length - data_start}")
     return Index(
-        spans=spans,
-        metadata=metadata if isinstance(metadata, dict) else {},
-        data_start=data_start,
+        spans=spans, metadata=metadata if isinstance(metadata, dict) else {}, data_start=data_start
     )
 
 

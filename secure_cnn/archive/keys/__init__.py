@@ -4,8 +4,8 @@ The wrong half of a key pair would lead to an error that reads like an attack. N
 text: it may be a secret. To import every kind here is what makes its slots known to readers.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TypeGuard
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeGuard, TypeVar
 
 from secure_cnn.archive.errors import InvalidKey
 from secure_cnn.archive.format.slots import AnyIdentity, AnyRecipient
@@ -22,6 +22,8 @@ __all__ = [
     "key_ids",
     "trusted_with",
 ]
+
+_Key = TypeVar("_Key")
 
 
 def _one_of(kinds: Sequence[type]) -> str:
@@ -65,12 +67,7 @@ _TRUSTED_CURES: Mapping[type, str] = {
 
 def check_recipients(who: object, *, name: str = "recipients") -> tuple[AnyRecipient, ...]:
     """Those who can be given the file key."""
-    found = []
-    for place, each in _listed(who, name, _RECIPIENT, _RECIPIENT_CURES):
-        if not _is_recipient(each):
-            raise _refused(place, _RECIPIENT, each, _RECIPIENT_CURES)
-        found.append(each)
-    return tuple(found)
+    return tuple(_each(who, name, _RECIPIENT, _RECIPIENT_CURES, _is_recipient))
 
 
 def check_identity(who: object, *, name: str = "identity") -> AnyIdentity:
@@ -93,12 +90,7 @@ def check_signer(who: object) -> Signer | None:
 
 def check_trusted(who: object) -> tuple[Verifier, ...]:
     """Those whose signatures count."""
-    found = []
-    for place, each in _listed(who, "trusted", "a Verifier", _TRUSTED_CURES):
-        if not isinstance(each, Verifier):
-            raise _refused(place, "a Verifier", each, _TRUSTED_CURES)
-        found.append(each)
-    return tuple(found)
+    return tuple(_each(who, "trusted", "a Verifier", _TRUSTED_CURES, _is_verifier))
 
 
 def trusted_with(signer: Signer | None, trusted: Sequence[Verifier] | None) -> tuple[Verifier, ...]:
@@ -118,24 +110,37 @@ def trusted_with(signer: Signer | None, trusted: Sequence[Verifier] | None) -> t
 
 def key_ids(who: object, *, name: str) -> set[str]:
     """Key ids in hexadecimal digits, of these or of those whose they are."""
-    expected = "a Recipient or its key_id.hex()"
     cures: dict[type, str] = {Identity: "give identity.recipient"}
-    found = set()
-    for place, each in _listed(who, name, expected, cures):
-        if not isinstance(each, str) and not _is_recipient(each):
-            raise _refused(place, expected, each, cures)
-        found.add(each if isinstance(each, str) else each.key_id.hex())
+    found = _each(who, name, "a Recipient or its key_id.hex()", cures, _has_key_id)
+    return {each if isinstance(each, str) else each.key_id.hex() for each in found}
+
+
+def _each(
+    who: object,
+    name: str,
+    expected: str,
+    cures: Mapping[type, str],
+    fits: Callable[[object], TypeGuard[_Key]],
+) -> list[_Key]:
+    """Each in a list, after all of them were found to fit."""
+    if isinstance(who, str | bytes | Mapping) or not isinstance(who, Iterable):
+        alone = type(who) not in cures and (_has_key_id(who) or _is_verifier(who))
+        cure = f"; put it in a list, {name}=[...]" if alone else ""
+        raise _refused(name, f"a list, each {expected}", who, cures, cure)
+    found = []
+    for number, each in enumerate(who):
+        if not fits(each):
+            raise _refused(f"{name}[{number}]", expected, each, cures)
+        found.append(each)
     return found
 
 
-def _listed(
-    who: object, name: str, expected: str, cures: Mapping[type, str]
-) -> list[tuple[str, object]]:
-    if isinstance(who, str | bytes | Mapping) or not isinstance(who, Iterable):
-        fits = _is_recipient(who) or isinstance(who, Verifier | str)
-        cure = "" if type(who) in cures else f"; put it in a list, {name}=[...]" if fits else ""
-        raise _refused(name, f"a list, each {expected}", who, cures, cure)
-    return [(f"{name}[{number}]", each) for number, each in enumerate(who)]
+def _is_verifier(who: object) -> TypeGuard[Verifier]:
+    return isinstance(who, Verifier)
+
+
+def _has_key_id(who: object) -> TypeGuard[AnyRecipient | str]:
+    return isinstance(who, str) or _is_recipient(who)
 
 
 def _is_recipient(who: object) -> TypeGuard[AnyRecipient]:

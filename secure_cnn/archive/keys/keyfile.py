@@ -131,10 +131,7 @@ def read_key(path: str | os.PathLike[str], parse: Callable[[str], _Key]) -> _Key
 
 
 def read_private(path: str | os.PathLike[str]) -> str:
-    """The text of a file of up to 64 KiB that its owner alone may touch.
-
-    One rule for whatever holds a secret, a key or a passphrase.
-    """
+    """The text of a small file, a key's or a passphrase's, that its owner alone may touch."""
     try:
         with reading(path) as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)

@@ -64,7 +64,6 @@ INSECURE_TEST_COST = Argon2Cost(memory_kib=8, iterations=1, lanes=1)
 
 
 def _check_costs(slots: Sequence[Slot]) -> None:
-    """Passes if trying all of these slots costs no more than it may."""
     costs = [_read_cost(slot.body) for slot in slots]
     total = sum(cost.memory_kib * cost.iterations for cost in costs)
     if total > _MAX_TOTAL:

@@ -24,13 +24,7 @@ from secure_cnn.archive.keys.keyfile import (
     read_key,
 )
 
-__all__ = [
-    "Signer",
-    "Verifier",
-    "footer_lengths",
-    "generate_signer",
-    "read_signer",
-]
+__all__ = ["Signer", "Verifier", "footer_lengths", "generate_signer", "read_signer"]
 
 _VERIFIER_PREFIX = "secure-cnn-verifier-1"
 _SIGNER_PREFIX = "secure-cnn-signer-secret-1"

@@ -33,10 +33,7 @@ class HostBuffer:
         self._views: list[torch.Tensor] = []
 
     def copy(self, state: State) -> State:
-        """The same tree, its tensors copied from any device; overwrites the copy made before.
-
-        Places that hold the same tensor hold the same copy.
-        """
+        """The same tree, its tensors copied over those of the last copy; tied ones stay tied."""
         return with_tensors(state, self._copies)
 
     def _copies(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -44,7 +44,7 @@ _MAX_OWNER = 200
 class FolderLock:
     """The right to write into a folder, for this process alone; a child of `fork` has it not.
 
-    The file that carries the lock is made if it is missing, and never removed.
+    The file that carries the lock is made if it is missing, never removed, and means nothing alone.
     """
 
     __slots__ = ("__weakref__", "_fd", "_path")
