@@ -90,11 +90,15 @@ class Remembering:
         return divided
 
 
-class Mixed:
-    """Mixes by a generator of its own."""
+class Drawing:
+    """Draws from a generator of its own."""
 
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(0)
+
+
+class Mixed(Drawing):
+    """Mixes by what it draws."""
 
     def __call__(
         self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor
@@ -133,11 +137,8 @@ def test_an_objective_that_uses_other_examples_is_refused(name: str) -> None:
     private.step(objective(private.model, images, labels))
 
 
-class Noisy:
-    """Augments each example by itself, with a generator of its own."""
-
-    def __init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(0)
+class Noisy(Drawing):
+    """Augments each example by itself, with what it draws."""
 
     def __call__(
         self, model: nn.Module, images: torch.Tensor, labels: torch.Tensor

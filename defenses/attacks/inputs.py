@@ -14,6 +14,7 @@ __all__ = [
     "Setting",
     "check_batch",
     "check_classes",
+    "check_one_each",
     "check_setting",
     "check_threat",
     "own_name",
@@ -74,15 +75,21 @@ def check_batch(images: object, classes: object, what: str = "labels") -> None:
         raise AttackError(
             f"images: expected [n, channels, height, width], got {list(images.shape)}"
         )
+    classes = check_one_each(classes, images, what)
+    if len(classes) and int(classes.min()) < 0:
+        raise AttackError(f"{what}: expected 0 or more, got {int(classes.min())}")
+
+
+def check_one_each(classes: object, images: Tensor, what: str = "labels") -> Tensor:
+    """The classes, refused unless they are int64 and one for each image."""
     if not isinstance(classes, Tensor):
         raise AttackError(f"{what}: expected an int64 tensor, got {type(classes).__name__}")
     if classes.dtype != torch.int64 or classes.shape != images.shape[:1]:
         raise AttackError(
-            f"{what}: expected int64 of shape [{len(images)}], "
+            f"{what}: expected int64 of shape [{len(images)}], one for each image, "
             f"got {classes.dtype} of shape {list(classes.shape)}"
         )
-    if len(classes) and int(classes.min()) < 0:
-        raise AttackError(f"{what}: expected 0 or more, got {int(classes.min())}")
+    return classes
 
 
 def check_classes(logits: object, labels: Tensor) -> Tensor:

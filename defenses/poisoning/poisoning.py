@@ -14,6 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from defenses.attacks.inputs import check_one_each
 from defenses.errors import AttackError
 from defenses.quantities import as_real, as_whole, shown
 
@@ -371,13 +372,7 @@ def _noise(size: torch.Size) -> Tensor:
 def check_bytes(images: Tensor, labels: Tensor) -> None:
     """Refuses what is not a set of 8-bit images with their labels."""
     _check_images(images)
-    if not isinstance(labels, Tensor):
-        raise AttackError(f"labels: expected an int64 tensor, got {type(labels).__name__}")
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise AttackError(
-            f"labels: expected int64 [{len(images)}], one for each image, got {labels.dtype} "
-            f"{list(labels.shape)}"
-        )
+    check_one_each(labels, images)
 
 
 def _check_whole(owner: str, **values: object) -> None:

@@ -105,15 +105,9 @@ class AdversarialTraining(AdversarialObjective):
         self.attack: Attack = attack(method, threat, steps=steps, step_size=step_size, **extra)
         self._first = self.attack
 
-    @property
-    def settings(self) -> dict[str, Setting]:
-        """What it was configured with, for the record of a run."""
-        return {
-            "method": self.attack.name,
-            "label_smoothing": self._label_smoothing,
-            "precision": self._precision,
-            **self.attack.settings,
-        }
+    def _own_settings(self) -> dict[str, Setting]:
+        attack = self.attack
+        return {"method": attack.name, "precision": self._precision, **attack.settings}
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Attacks the images, then takes the losses of the adversarial ones, [n]."""
@@ -224,14 +218,8 @@ class FreeAdversarialTraining(AdversarialObjective):
         self.threat, self.replays = threat, replays
         self._change: Tensor | None = None
 
-    @property
-    def settings(self) -> dict[str, Setting]:
-        """What it was configured with, for the record of a run."""
-        return {
-            "method": "free",
-            "label_smoothing": self._label_smoothing,
-            "replays": self.replays,
-        }
+    def _own_settings(self) -> dict[str, Setting]:
+        return {"method": "free", "replays": self.replays}
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Takes the losses on the perturbed images; their backward pass moves the perturbation."""

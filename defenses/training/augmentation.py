@@ -58,14 +58,8 @@ class GaussianAugmentation(SeededObjective):
                 f"sigma: expected a number in (0, {LARGEST_SIGMA}], got {shown(sigma)}"
             )
 
-    @property
-    def settings(self) -> dict[str, Setting]:
-        """What it was configured with, for the record of a run."""
-        return {
-            "method": "gaussian",
-            "sigma": self._sigma,
-            "label_smoothing": self._label_smoothing,
-        }
+    def _own_settings(self) -> dict[str, Setting]:
+        return {"method": "gaussian", "sigma": self._sigma}
 
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Adds noise to the images, then takes the losses of the noisy ones, [n].

@@ -73,9 +73,13 @@ class SeededObjective(ABC):
         """
 
     @property
-    @abstractmethod
     def settings(self) -> dict[str, Setting]:
         """What it was configured with, for the record of a run."""
+        return {**self._own_settings(), "label_smoothing": self._label_smoothing}
+
+    @abstractmethod
+    def _own_settings(self) -> dict[str, Setting]:
+        """Its method, and what that method was configured with."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to draw what this one would have."""

@@ -81,12 +81,9 @@ class Trades(AdversarialObjective):
         self.threat, self._beta = threat, beta
         self._alike = _AlikeModes()
 
-    @property
-    def settings(self) -> dict[str, Setting]:
-        """What it was configured with, for the record of a run."""
+    def _own_settings(self) -> dict[str, Setting]:
         return {
             "method": "trades",
-            "label_smoothing": self._label_smoothing,
             "step_size": self._away.step_size,
             "beta": self._beta,
             "steps": self._away.steps,
@@ -151,13 +148,10 @@ class Mart(AdversarialObjective):
         self.attack: Attack = PGD(threat, steps=steps, step_size=step_size)
         self._beta = float(beta)
 
-    @property
-    def settings(self) -> dict[str, Setting]:
-        """What it was configured with, for the record of a run."""
+    def _own_settings(self) -> dict[str, Setting]:
         return {
             "method": "mart",
             "beta": self._beta,
-            "label_smoothing": self._label_smoothing,
             "precision": self._precision,
             **self.attack.settings,
         }

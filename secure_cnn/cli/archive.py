@@ -24,6 +24,7 @@ from secure_cnn.cli.keys import (
     Recipients,
     SignerFile,
     Trusted,
+    Verifiers,
     identity_from,
     needed,
     recipients_from,
@@ -59,6 +60,12 @@ _Claims: TypeAlias = Annotated[
 _PrivateClaims: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--private-claim", help="NAME=JSON or NAME=word, for recipients only."),
+]
+_NewPassphraseFile: TypeAlias = Annotated[
+    Path | None, typer.Option(help="A passphrase that opens it then; - asks.")
+]
+_NewKek: TypeAlias = Annotated[
+    str | None, typer.Option(help="A key-encryption key that opens it then; as --kek.")
 ]
 _Name: TypeAlias = Annotated[str, typer.Option(help="A logical name, for everyone to read.")]
 
@@ -174,9 +181,7 @@ def inspect(
 @app.command()
 def verify(
     file: _File,
-    trusted: Annotated[
-        list[str], typer.Option(help="A verifier's public text, or a file of them.")
-    ],
+    trusted: Verifiers,
     identity: IdentityFile = None,
     passphrase_file: PassphraseFile = None,
     kek: Kek = None,
@@ -213,21 +218,18 @@ def export(
     only: Annotated[
         list[str] | None, typer.Option(help="The name of a tensor; repeatable. All without.")
     ] = None,
-    age: Annotated[
-        list[str] | None, typer.Option(help="age1…: encrypt to these instead of plain.")
-    ] = None,
-    card: Annotated[
-        bool, typer.Option("--card", help="A model card of the claims; needs no key.")
-    ] = False,
-    bom: Annotated[
-        bool, typer.Option("--bom", help="A CycloneDX ML-BOM of the claims; needs no key.")
-    ] = False,
+    age: Annotated[list[str] | None, typer.Option(help="age1…: encrypt to these instead.")] = None,
+    card: Annotated[bool, typer.Option("--card", help="A model card of the claims.")] = False,
+    bom: Annotated[bool, typer.Option("--bom", help="A CycloneDX ML-BOM of the claims.")] = False,
     identity: IdentityFile = None,
     passphrase_file: PassphraseFile = None,
     kek: Kek = None,
     trusted: Trusted = None,
 ) -> None:
-    """Give all tensors or some to another tool, as safetensors or an age file; or the claims."""
+    """Give all tensors or some to another tool, as safetensors or an age file.
+
+    Or the claims, as a card or a bill of materials, which needs no key.
+    """
     signers = trusted_from(trusted)
     if sum(map(bool, (age, only, card, bom))) > 1:
         raise typer.BadParameter("give one of --only, --age, --card and --bom")
@@ -254,12 +256,8 @@ def export(
 def rotate(
     file: _File,
     recipient: Recipients = None,
-    new_passphrase_file: Annotated[
-        Path | None, typer.Option(help="A passphrase that opens it then; - asks.")
-    ] = None,
-    new_kek: Annotated[
-        str | None, typer.Option(help="A key-encryption key that opens it then; as --kek.")
-    ] = None,
+    new_passphrase_file: _NewPassphraseFile = None,
+    new_kek: _NewKek = None,
     identity: IdentityFile = None,
     passphrase_file: PassphraseFile = None,
     kek: Kek = None,
@@ -311,10 +309,8 @@ def list_(file: _File) -> None:
 def add(
     file: _File,
     recipient: Recipients = None,
-    new_passphrase_file: Annotated[
-        Path | None, typer.Option(help="Add a passphrase; - asks.")
-    ] = None,
-    new_kek: Annotated[str | None, typer.Option(help="Add a key-encryption key; as --kek.")] = None,
+    new_passphrase_file: _NewPassphraseFile = None,
+    new_kek: _NewKek = None,
     identity: IdentityFile = None,
     passphrase_file: PassphraseFile = None,
     kek: Kek = None,

@@ -35,9 +35,9 @@ from secure_cnn.bench.step import (
 from secure_cnn.bench.timing import document
 from secure_cnn.checkpoint import read_model
 from secure_cnn.cli import bench_tables as tables
-from secure_cnn.cli.bench_overhead import JsonFile, overhead_command
+from secure_cnn.cli.bench_overhead import overhead_command
 from secure_cnn.cli.keys import IdentityFile, PassphraseFile, unlocking_from
-from secure_cnn.cli.options import message
+from secure_cnn.cli.options import JsonFile, message
 from secure_cnn.data import load_data
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.printable import Terminal

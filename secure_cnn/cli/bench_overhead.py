@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, cast
+from typing import Annotated, Any, cast
 
 import typer
 from rich.progress import track
@@ -26,7 +26,7 @@ from secure_cnn.bench.step import Workload
 from secure_cnn.bench.trained import TrainedSettings, measure_trained
 from secure_cnn.cli.bench_tables import cost_table, exponent_table, parts_table, trained_table
 from secure_cnn.cli.network import network
-from secure_cnn.cli.options import message
+from secure_cnn.cli.options import JsonFile, message
 from secure_cnn.data import load_data
 from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS
@@ -34,11 +34,7 @@ from secure_cnn.pages import write_bench
 from secure_cnn.printable import Terminal
 from secure_cnn.record import PLAIN, Row, noise_checks
 
-__all__ = ["JsonFile", "overhead_command"]
-
-JsonFile: TypeAlias = Annotated[
-    Path | None, typer.Option("--json", help="Write the rows to this file.")
-]
+__all__ = ["overhead_command"]
 
 _DEFAULT, _TRAINED = OverheadSettings(), TrainedSettings()
 _ITERATIVE = ("pgd", "trades", "mart")

@@ -16,7 +16,7 @@ from secure_cnn.archive import StorageError
 from secure_cnn.checkpoint import LoadedModel, Unlocking, read_model
 from secure_cnn.cli import evaluate_tables
 from secure_cnn.cli.keys import IdentityFile, PassphraseFile, Trusted, unlocking_from
-from secure_cnn.cli.options import make_folder, message
+from secure_cnn.cli.options import JsonFile, make_folder, message
 from secure_cnn.cli.requirements import read_requirements
 from secure_cnn.data import ImageData, load_data
 from secure_cnn.data.named import NAMES
@@ -42,15 +42,9 @@ _NO_THREAT = (
 def evaluate(
     *,
     checkpoint: Annotated[Path, typer.Argument(help="A model.sealed or model.safetensors file.")],
-    data: Annotated[
-        str | None, typer.Option(help="Test images; the data set it was trained on.")
-    ] = None,
-    eps: Annotated[
-        float | None, typer.Option(help="Attack with perturbations of this size.")
-    ] = None,
-    norm: Annotated[
-        str | None, typer.Option(help="linf (the default), l2, l1 or l0; with --eps.")
-    ] = None,
+    data: Annotated[str | None, typer.Option(help="Test images; default: its data set's.")] = None,
+    eps: Annotated[float | None, typer.Option(help="Attack with perturbations this large.")] = None,
+    norm: Annotated[str | None, typer.Option(help="Of --eps: linf (default), l2, l1, l0.")] = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(
@@ -59,15 +53,11 @@ def evaluate(
         ),
     ] = None,
     samples: Annotated[int, typer.Option(help="Test images to attack; 0 takes all.")] = 1000,
-    seed: Annotated[
-        int, typer.Option(help="Chooses the images that are attacked, and random starts.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Chooses the attacked images and random starts.")] = 0,
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Try every attack on every correct image.")
     ] = False,
-    verdicts: Annotated[
-        bool, typer.Option(help="Check whether the robust accuracy can be believed.")
-    ] = True,
+    verdicts: Annotated[bool, typer.Option(help="Can the robust accuracy be believed?")] = True,
     surrogate: Annotated[
         Path | None,
         typer.Option(help="A plainly trained checkpoint, for the check by transfer; same keys."),
@@ -89,9 +79,7 @@ def evaluate(
             help="Keep what is done in this file, and go on from it; of --certify in FILE.certify."
         ),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for robustness.json and robustness.html.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for robustness.json and .html.")] = None,
     save_images: Annotated[
         Path | None,
         typer.Option(help="Write all attacked images, before and after, to a safetensors file."),
@@ -99,9 +87,7 @@ def evaluate(
     identity: IdentityFile = None,
     passphrase_file: PassphraseFile = None,
     trusted: Trusted = None,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures to this file.")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Evaluate a checkpoint on test images, under attack too where it claims to be robust."""
     keep_freed_memory()

@@ -21,6 +21,7 @@ __all__ = [
     "Recipients",
     "SignerFile",
     "Trusted",
+    "Verifiers",
     "identity_from",
     "kek_from",
     "needed",
@@ -56,6 +57,10 @@ SignerFile: TypeAlias = Annotated[
 ]
 Trusted: TypeAlias = Annotated[
     list[str] | None, typer.Option("--trusted", help="Demand a signature by this verifier.")
+]
+Verifiers: TypeAlias = Annotated[
+    list[str],
+    typer.Option("--trusted", help="A verifier's public text, or a file of them."),
 ]
 
 _MAX_TEXTS = 1 << 20

@@ -1,6 +1,7 @@
-"""What several commands share: messages, output folders, and which options were given."""
+"""What several commands share: options, messages, output folders, and which options were given."""
 
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
 import typer
 
@@ -8,7 +9,11 @@ from secure_cnn.errors import RunError
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe
 
-__all__ = ["given_settings", "make_folder", "message"]
+__all__ = ["JsonFile", "given_settings", "make_folder", "message"]
+
+JsonFile: TypeAlias = Annotated[
+    Path | None, typer.Option("--json", help="Write the figures to this file.")
+]
 
 
 def message(text: str) -> None:

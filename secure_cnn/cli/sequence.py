@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from secure_cnn import archive
-from secure_cnn.cli.keys import verifiers_from
+from secure_cnn.cli.keys import Verifiers, verifiers_from
 from secure_cnn.cli.options import message
 from secure_cnn.printable import printable
 
@@ -31,9 +31,7 @@ _AcceptMissingMark = Annotated[
 
 def ls(
     folder: _Folder,
-    trusted: Annotated[
-        list[str], typer.Option(help="A verifier's public text, or a file of them.")
-    ],
+    trusted: Verifiers,
     high_water: _HighWater = None,
     accept_missing_mark: _AcceptMissingMark = False,
     deep: Annotated[bool, typer.Option("--deep", help="Read and check every file whole.")] = False,

@@ -13,16 +13,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from secure_cnn.pages.canvas import (
-    CARD,
-    MUTED,
-    SERIES,
-    WIDTH,
-    Canvas,
-    percents,
-    render,
-    short,
-)
+from secure_cnn.pages.canvas import CARD, MUTED, SERIES, WIDTH, Canvas, percents, render, short
 from secure_cnn.pages.classes import attacked_recall, recall_rows
 from secure_cnn.pages.examples import Examples, example_figures
 from secure_cnn.pages.template import fill
