@@ -60,7 +60,7 @@ class NativeBuildHook(BuildHookInterface):
         unfinished = folder / "unfinished.so.1"
         command = [*compiler, *_COMMON, *flags, *sources, "-o", str(unfinished)]
         subprocess.run(command, check=True, capture_output=True, text=True, errors="replace")
-        # As `privacy.native.library` looks for it: a library of other sources is never loaded.
+        # As `privacy.native` looks for it: a library of other sources is never loaded.
         text = b"".join(path.read_bytes() for path in sorted(folder.glob("*.[ch]")))
         digest = hashlib.sha256(text).hexdigest()[:16]
         unfinished.replace(folder / f"privacy-{name}-{digest}.so.1")

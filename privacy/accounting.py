@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from privacy import _opacus
 from privacy.errors import AccountingError, PlanError
-from privacy.quantities import positive, probability, real, whole
+from privacy.validate import positive, probability, real, whole
 
 __all__ = ["GaussianSteps", "checked_events", "epsilon_of", "noise_multiplier_for"]
 

@@ -156,12 +156,7 @@ def _check_losses(losses: Tensor, rows: int) -> None:
         )
 
 
-def check_rows(
-    losses: Tensor,
-    tape: Tape,
-    chosen: Tensor,
-    images: Tensor | None = None,
-) -> None:
+def check_rows(losses: Tensor, tape: Tape, chosen: Tensor, images: Tensor | None = None) -> None:
     """Runs backward from the chosen examples' losses and refuses if others' rows are reached.
 
     The graph of the losses is kept; the tape stays empty.

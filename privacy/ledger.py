@@ -11,7 +11,7 @@ from privacy._ledger_file import LedgerFile
 from privacy.accounting import GaussianSteps, checked_events, epsilon_of
 from privacy.errors import LedgerError, PlanError
 from privacy.plan import DPPlan
-from privacy.quantities import shown, whole
+from privacy.validate import shown, whole
 
 __all__ = ["Ledger"]
 

@@ -17,8 +17,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from torch import Tensor
 
 from privacy.errors import PlanError
-from privacy.native.library import call, compiled
-from privacy.quantities import real, whole
+from privacy.native import call, compiled
+from privacy.validate import real, whole
 
 __all__ = ["SecureGenerator"]
 

@@ -11,7 +11,7 @@ from typing import Any
 from privacy.accounting import GaussianSteps, epsilon_of, noise_multiplier_for
 from privacy.clipping.factors import Clipping, FlatClipping, clipping_of
 from privacy.errors import PlanError
-from privacy.quantities import positive, real, shown, whole
+from privacy.validate import positive, real, shown, whole
 
 __all__ = ["DPPlan"]
 

@@ -16,7 +16,7 @@ from torch.utils.data import default_collate
 
 from privacy.errors import PlanError
 from privacy.noise import SecureGenerator
-from privacy.quantities import whole
+from privacy.validate import whole
 
 __all__ = ["MapStyle", "PhysicalBatch", "PhysicalBatches", "cut", "read", "sample_indices"]
 

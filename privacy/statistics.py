@@ -17,7 +17,7 @@ import numpy.typing as npt
 from scipy import optimize, special, stats
 
 from privacy.errors import PlanError
-from privacy.quantities import probability, real, whole
+from privacy.validate import probability, real, whole
 
 __all__ = [
     "Numbers",

@@ -198,10 +198,7 @@ def release(
     """
     record(event)
     gradients = prepared.clipped.noised_mean(
-        generator,
-        noise_multiplier=event.noise_multiplier,
-        batch_size=batch_size,
-        reduce=reduce,
+        generator, noise_multiplier=event.noise_multiplier, batch_size=batch_size, reduce=reduce
     )
     # A frozen parameter may hold a raw gradient from before: the optimizer must not see it.
     prepared.reserved.optimizer.zero_grad()

@@ -16,9 +16,9 @@ from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.objectives import check_declared, few_examples, keeps_apart
 from privacy.plan import DPPlan
-from privacy.quantities import shown
 from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, cut, read, sample_indices
 from privacy.step import InTurn, Prepared, Turn, release
+from privacy.validate import shown
 
 __all__ = ["PrivateTraining"]
 

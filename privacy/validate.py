@@ -1,10 +1,12 @@
-"""What may be trained privately: a module, its layers, an optimizer, a data set.
+"""What may be trained privately: a module, its layers, an optimizer, a data set; numbers of a plan.
 
-Everything that cannot be trained privately, or only by accident, is refused here by its type, with
-its cure, before anything is changed or spent. What types do not tell `privacy.probe` asks.
+What cannot be trained privately, or only by accident, is refused here by its type, with its cure,
+before anything is changed or spent. What types do not tell `privacy.probe` asks.
 """
 
 import copy
+import math
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,9 +25,16 @@ __all__ = [
     "check_module",
     "check_trainable",
     "mixing_layers",
+    "positive",
+    "probability",
+    "real",
+    "shown",
     "trainable_parameters",
+    "whole",
 ]
 
+_EXACT = 2**53
+_LONGEST = 200
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
@@ -295,3 +304,59 @@ def _copy_of(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
         # It holds something that cannot be copied: the first step will tell.
         return None
     return trial
+
+
+def shown(value: object) -> str:
+    """A value for a message: shortened, and safe even if its own `repr` fails."""
+    try:
+        text = repr(value)
+    except Exception:
+        # Of a whole number of more than 4300 digits Python makes no text.
+        return f"a value of type {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def whole(name: str, value: Any, *, least: int = 1, most: int = _EXACT) -> int:
+    """A whole number in a range; True and 3.0 are refused."""
+    try:
+        number = None if type(value).__name__ in ("bool", "bool_") else operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or not least <= number <= most:
+        limit = f"at least {least}" if most == _EXACT else f"{least} to {most}"
+        raise PlanError(f"{name}: expected a whole number, {limit}, got {shown(value)}")
+    return number
+
+
+def real(name: str, value: Any) -> float:
+    """A finite number; True, "1" and a complex number are refused."""
+    number = _finite(value)
+    if math.isnan(number):
+        raise PlanError(f"{name}: expected a finite number, got {shown(value)}")
+    return number
+
+
+def positive(name: str, value: Any) -> float:
+    """A finite number above 0."""
+    number = _finite(value)
+    if not number > 0:
+        raise PlanError(f"{name}: expected a finite number > 0, got {shown(value)}")
+    return number
+
+
+def probability(name: str, value: Any) -> float:
+    """A number between 0 and 1, neither of them included."""
+    number = _finite(value)
+    if not 0 < number < 1:
+        raise PlanError(f"{name}: expected a probability in (0, 1), got {shown(value)}")
+    return number
+
+
+def _finite(value: Any) -> float:
+    """The value as a finite number, or else NaN, which fails every comparison."""
+    wrong = type(value).__name__ in ("bool", "bool_") or isinstance(value, (str, bytes, complex))
+    try:
+        number = math.nan if wrong else float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return math.nan
+    return number if math.isfinite(number) else math.nan

@@ -54,7 +54,7 @@ INSIDE = {
         *("evaluation", "smoothing", "poisoning", "training", ""),
     ),
     "privacy": (
-        *("errors", "quantities", "_opacus", "native", "validate", "replacement", "accounting"),
+        *("errors", "_opacus", "native", "validate", "replacement", "accounting"),
         *("noise", "statistics", "sampling", "clipping", "plan", "_ledger_file", "ledger"),
         *("summation", "differentiation", "update", "probe", "objectives", "step", "training"),
         *("attach", "opacus", "audit", ""),
@@ -64,7 +64,7 @@ INSIDE = {
 # Risky library: the only modules, or packages with all that is in them, that may import it.
 ADAPTERS = {
     "torchattacks": {"defenses.attacks._torchattacks", "secure_cnn.bench.rivals.training"},
-    "opacus": {"privacy._opacus", "privacy.opacus.account", "privacy.opacus.modes"},
+    "opacus": {"privacy._opacus", "privacy.opacus.account", "privacy.opacus.engine"},
     "cryptography": {
         *("secure_cnn.archive.format", "secure_cnn.archive.keys", "secure_cnn.archive.age"),
         *("privacy.noise", "secure_cnn.bench.rivals.archive"),

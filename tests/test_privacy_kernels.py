@@ -23,7 +23,7 @@ from privacy.clipping.patches import CACHE
 from privacy.clipping.tape import Tape
 from privacy.clipping.tuner import Kernel, Tuner
 from privacy.differentiation import differentiate
-from privacy.native.library import compiled
+from privacy.native import compiled
 from secure_cnn.bench.memory import peak_bytes
 
 needs_compiler = pytest.mark.skipif(

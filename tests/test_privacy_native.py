@@ -16,16 +16,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from privacy import SecureGenerator, noise
-from privacy.clipping import affine, direct
+from privacy import SecureGenerator, native, noise
+from privacy.clipping import direct, normalisation
 from privacy.clipping.normalisation import GroupNormRule, InstanceNormRule
 from privacy.clipping.patches import Geometry
-from privacy.native import library
 
 pytestmark = pytest.mark.skipif(
-    library.compiled() is None, reason="no C compiler when this was installed"
+    native.compiled() is None, reason="no C compiler when this was installed"
 )
-NATIVE = Path(library.__file__).parent
+NATIVE = Path(native.__file__).parent
 HOOK = Path(__file__).parents[1] / "hatch_build.py"
 VARIANTS = [
     name
@@ -69,28 +68,28 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setattr("platform.machine", lambda: "any")
     monkeypatch.setenv("CC", "")  # as good as not set
     assert compile_into(tmp_path) == []
-    monkeypatch.setattr(library, "_FOLDER", tmp_path / "privacy" / "native")
-    monkeypatch.setattr(library, "_variant", lambda: "plain")
-    library._library.cache_clear()
-    yield library._FOLDER
-    library._library.cache_clear()
+    monkeypatch.setattr(native, "_FOLDER", tmp_path / "privacy" / "native")
+    monkeypatch.setattr(native, "_variant", lambda: "plain")
+    native._library.cache_clear()
+    yield native._FOLDER
+    native._library.cache_clear()
 
 
 def test_a_library_of_other_sources_is_not_loaded(installed: Path) -> None:
     """Its structures may be others: after an update without an installation it writes anywhere."""
-    assert library.compiled() == "plain"
-    library._library.cache_clear()
+    assert native.compiled() == "plain"
+    native._library.cache_clear()
     with (installed / "team.h").open("a") as header:
         header.write("\n")
     with pytest.warns(RuntimeWarning, match="install the project again"):
-        assert library.compiled() is None
+        assert native.compiled() is None
 
 
 def test_a_library_that_does_not_load_is_as_good_as_none(installed: Path) -> None:
     """It may be another machine's, or of another C library; training goes on without."""
-    library._path().write_bytes(b"not a library")
+    native._path().write_bytes(b"not a library")
     with pytest.warns(RuntimeWarning, match="install the project again"):
-        assert library.compiled() is None
+        assert native.compiled() is None
 
 
 @pytest.mark.parametrize(
@@ -133,12 +132,12 @@ def test_an_installation_goes_on_where_nothing_can_be_written(
 @pytest.fixture(params=VARIANTS)
 def variant(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Each library that this processor can run."""
-    library._library.cache_clear()
-    monkeypatch.setattr(library, "_variant", lambda: request.param)
-    if not library._path().exists():
+    native._library.cache_clear()
+    monkeypatch.setattr(native, "_variant", lambda: request.param)
+    if not native._path().exists():
         pytest.skip(f"the {request.param} library is not there on this kind of machine")
     yield request.param
-    library._library.cache_clear()
+    native._library.cache_clear()
 
 
 @st.composite
@@ -287,7 +286,7 @@ def test_line_and_input_gradients_are_those_of_autograd(
     rule: Any = GroupNormRule(single)
     if not isinstance(layer, nn.GroupNorm):
         rule = InstanceNormRule(single, "norm")
-    assert affine.fits(x, dy) == (not x.is_contiguous())
+    assert normalisation.fits(x, dy) == (not x.is_contiguous())
     with torch.no_grad():
         _, saved = rule.forward(x)
         found, parts = rule.in_one_pass(x, saved, dy)
@@ -317,9 +316,9 @@ def test_floats_are_read_only_where_floats_may_lie(
     def watched(function: str, work: Any, *, threads: int) -> None:
         names = [name for name, kind in work._fields_ if kind is ctypes.c_void_p]
         seen.extend(getattr(work, name) or 0 for name in names)
-        library.call(function, work, threads=threads)
+        native.call(function, work, threads=threads)
 
-    for module in (direct, affine):
+    for module in (direct, normalisation):
         monkeypatch.setattr(module, "call", watched)
     generator = torch.Generator().manual_seed(0)
     right = [torch.randn(3, 5, 5, 16, generator=generator) for _ in range(2)]
@@ -328,7 +327,7 @@ def test_floats_are_read_only_where_floats_may_lie(
     one, factors = misaligned(torch.ones(3, 1)), misaligned(torch.ones(3))
     weight = misaligned(torch.ones(16))
     found = direct.twice(geometry, x, dy).weighted_sum(factors)
-    _, line = affine.input_and_affine_gradients(x, dy, one, one, weight)
+    _, line = normalisation.input_and_affine_gradients(x, dy, one, one, weight)
     assert seen
     assert not any(address % 4 for address in seen)
     expected = torch.einsum("nhwi,nhwo->oi", *right)
@@ -341,8 +340,8 @@ def test_a_weight_of_another_dtype_is_not_read_as_floats(variant: str) -> None:
     generator = torch.Generator().manual_seed(0)
     x, dy = (torch.randn(2, 5, 5, 8, generator=generator).movedim(-1, 1) for _ in range(2))
     zero, one, weight = torch.zeros(2, 2), torch.ones(2, 2), torch.rand(8, generator=generator)
-    expected, _ = affine.input_and_affine_gradients(x, dy, zero, one, weight)
-    found, _ = affine.input_and_affine_gradients(x, dy, zero, one, weight.double())
+    expected, _ = normalisation.input_and_affine_gradients(x, dy, zero, one, weight)
+    found, _ = normalisation.input_and_affine_gradients(x, dy, zero, one, weight.double())
     assert torch.equal(found, expected)
 
 
@@ -356,7 +355,10 @@ def test_the_tables_lie_on_the_cpu_whatever_the_default_device() -> None:
 
 def test_the_structures_are_declared_alike_on_both_sides() -> None:
     """Same names in the same order as in the C: nothing else would notice."""
-    for source, structure in (("convolution.c", direct._Work), ("normalisation.c", affine._Work)):
+    for source, structure in (
+        ("convolution.c", direct._Work),
+        ("normalisation.c", normalisation._Work),
+    ):
         text = (NATIVE / source).read_text()
         (body,) = re.findall(r"typedef struct \{([^}]*)\} work;", text)
         body = re.sub(r"/\*.*?\*/", "", body, flags=re.DOTALL)

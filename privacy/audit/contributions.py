@@ -16,7 +16,6 @@ from torch import Tensor
 
 from privacy.audit.report import Check, at_most
 from privacy.errors import PlanError
-from privacy.quantities import probability
 from privacy.statistics import (
     Numbers,
     epsilon_of_counts,
@@ -25,6 +24,7 @@ from privacy.statistics import (
     roc_area,
     true_positive_rate,
 )
+from privacy.validate import probability
 
 __all__ = [
     "MISMATCH",

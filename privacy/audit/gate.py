@@ -24,10 +24,9 @@ from privacy.audit.watch import MakeTraining, Watched, half, watch, watch_quietl
 from privacy.clipping.factors import FlatClipping
 from privacy.errors import PlanError, StepError
 from privacy.plan import DPPlan
-from privacy.quantities import probability
 from privacy.sampling import MapStyle
 from privacy.statistics import gdp_epsilon
-from privacy.validate import check_dataset
+from privacy.validate import check_dataset, probability
 
 __all__ = ["audit"]
 

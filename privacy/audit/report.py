@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from privacy.quantities import probability, whole
 from privacy.statistics import smallest
+from privacy.validate import probability, whole
 
 __all__ = ["AuditReport", "AuditSettings", "Bound", "Check", "at_most", "joint"]
 

@@ -5,10 +5,9 @@ Reading order: `gradients` (what the step needs of a parameter), `tape` (where l
 (which of a rule's kernels runs), and `factors` (how much of each example's gradient is kept).
 """
 
-from privacy.clipping.fallback import FallbackRule
 from privacy.clipping.gradients import GhostNorm, Instantiated, PerExampleGradients
 from privacy.clipping.layers import LayerRule
-from privacy.clipping.registry import register, rule_of
+from privacy.clipping.registry import FallbackRule, register, rule_of
 
 __all__ = [
     "FallbackRule",

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from privacy.clipping.gradients import Instantiated
 from privacy.clipping.patches import CACHE, Geometry
-from privacy.native.library import call, compiled, floats
+from privacy.native import call, compiled, floats
 
 __all__ = ["Twice", "fits", "instantiated", "peak_bytes", "twice"]
 

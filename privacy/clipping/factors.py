@@ -16,7 +16,7 @@ from torch import Tensor
 
 from privacy.errors import PlanError
 from privacy.noise import SecureGenerator
-from privacy.quantities import positive, real, shown
+from privacy.validate import positive, real, shown
 
 __all__ = [
     "AdaptiveClipping",

@@ -1,19 +1,24 @@
 """GroupNorm, InstanceNorm, LayerNorm and RMSNorm: each example has statistics of its own.
 
-BatchNorm, whose statistics are the batch's, is deliberately not here.
+Where it fits, compiled code (`privacy/native/normalisation.c`) gives a scale's and a shift's
+gradients, and the input's of the same sums while the example is in the cache. BatchNorm, whose
+statistics are the batch's, is deliberately not here.
 """
 
+import ctypes
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from privacy.clipping.affine import affine_gradients, fits, input_and_affine_gradients
 from privacy.clipping.gradients import Instantiated, Parts, Saved
 from privacy.errors import UnsupportedLayer
+from privacy.native import call, compiled, floats
 
 __all__ = ["GroupNormRule", "InstanceNorm", "InstanceNormRule", "LayerNormRule", "RMSNormRule"]
+__all__ += ["AffineGradients", "affine_gradients", "fits", "input_and_affine_gradients"]
 
 InstanceNorm = nn.InstanceNorm1d | nn.InstanceNorm2d | nn.InstanceNorm3d
 
@@ -21,46 +26,84 @@ _CACHE = 1 << 20
 """Bytes of products, a thread, that can be written and read again at little cost."""
 _SLICE = 3 << 14
 """Values, a thread, that make one operation worth its own cost."""
+_MOST_CHANNELS = 4096
+"""As many as the compiled code has memory for on its stack."""
 _DIMENSIONS = {nn.InstanceNorm1d: 3, nn.InstanceNorm2d: 4, nn.InstanceNorm3d: 5}
 
 
 class GroupNormRule:
     """The rule of one GroupNorm layer (Wu and He 2018, arXiv 1803.08494)."""
 
-    def __init__(self, layer: nn.GroupNorm) -> None:
+    def __init__(self, layer: nn.GroupNorm | InstanceNorm) -> None:
         self.layer = layer
         self.parameters = tuple(layer.parameters(recurse=False))
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The layer, and each group's mean and inverse deviation, [n, groups] both."""
         layer = self.layer
-        return _grouped(inputs, layer.weight, layer.bias, layer.num_groups, layer.eps)
+        groups = layer.num_groups if isinstance(layer, nn.GroupNorm) else layer.num_features
+        examples, channels, positions = _sizes(inputs)
+        output, mean, inverse = torch.native_group_norm(
+            inputs, layer.weight, layer.bias, examples, channels, positions, groups, layer.eps
+        )
+        return output, (mean.view(examples, groups), inverse.view(examples, groups))
 
     def input_gradient(self, inputs: Tensor, saved: Saved, output_gradient: Tensor) -> Tensor:
         """The kernel's input gradient alone."""
-        return _grouped_input_gradient(inputs, self.layer.weight, saved, output_gradient)
+        mean, inverse = saved
+        gradients = torch.ops.aten.native_group_norm_backward(
+            output_gradient.to(inputs.dtype),
+            inputs,
+            mean,
+            inverse,
+            self.layer.weight,
+            *_sizes(inputs),
+            mean.shape[1],
+            (True, False, False),
+        )
+        gradient: Tensor = gradients[0]
+        return gradient
 
     def per_example_gradients(self, inputs: Tensor, saved: Saved, output_gradient: Tensor) -> Parts:
         """Two sums over positions give both parameters; the normalised input is not formed."""
-        return _affine_parts(self.layer, saved, inputs, output_gradient)
+        mean, inverse = saved
+        if fits(inputs, output_gradient):
+            found = affine_gradients(inputs, output_gradient, mean, inverse)
+            return _of_trained(self.layer, lambda: found.scale, lambda: found.shift)
+        dtype = torch.promote_types(_wide(inputs), output_gradient.dtype)
+        product, total = _sums_over_positions(inputs.to(dtype), output_gradient.to(dtype))
+
+        def scale() -> Instantiated:
+            grouped = [torch.unflatten(sums, 1, (mean.shape[1], -1)) for sums in (product, total)]
+            centred = grouped[0] - mean.unsqueeze(2) * grouped[1]
+            return Instantiated([centred.mul_(inverse.unsqueeze(2)).flatten(1)])
+
+        return _of_trained(self.layer, scale, lambda: Instantiated([total]))
 
     def in_one_pass(
         self, inputs: Tensor, saved: Saved, output_gradient: Tensor
     ) -> tuple[Tensor, Parts]:
         """Both of the same sums, where compiled code takes them."""
-        return _in_one_pass(self, inputs, saved, output_gradient)
+        if not fits(inputs, output_gradient):
+            parts = self.per_example_gradients(inputs, saved, output_gradient)
+            return self.input_gradient(inputs, saved, output_gradient), parts
+        (mean, inverse), weight = saved, self.layer.weight
+        through, found = input_and_affine_gradients(inputs, output_gradient, mean, inverse, weight)
+        return through, _of_trained(self.layer, lambda: found.scale, lambda: found.shift)
 
 
-class InstanceNormRule:
+class InstanceNormRule(GroupNormRule):
     """The rule of one InstanceNorm layer (Ulyanov, Vedaldi and Lempitsky 2016, arXiv 1607.08022).
 
     It is a GroupNorm of one channel a group, or, in eval mode with `track_running_stats`, a fixed
     scale and shift for each channel.
     """
 
+    layer: InstanceNorm
+
     def __init__(self, layer: InstanceNorm, name: str) -> None:
-        self.layer, self.name = layer, name
-        self.parameters = tuple(layer.parameters(recurse=False))
+        super().__init__(layer)
+        self.name = name
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The layer, and mean and inverse deviation: [n, channels], or [1, channels] where fixed.
@@ -75,37 +118,31 @@ class InstanceNormRule:
                 f"channels, got {list(inputs.shape)}; keep the batch in dimension 0"
             )
         if not layer.track_running_stats:
-            return _grouped(inputs, layer.weight, layer.bias, layer.num_features, layer.eps)
+            return super().forward(inputs)
         if layer.training:
             raise UnsupportedLayer(
                 f"{self.name}: {type(layer).__name__} keeps running statistics of the examples "
                 "without noise; set track_running_stats=False, or put the layer in eval mode"
             )
-        assert layer.running_mean is not None, "a layer that tracks has a mean"
-        assert layer.running_var is not None, "and a variance"
-        mean, inverse = layer.running_mean, (layer.running_var + layer.eps).rsqrt()
-        output = F.batch_norm(
-            inputs, mean, layer.running_var, layer.weight, layer.bias, eps=layer.eps
-        )
-        return output, (mean[None], inverse[None])
+        mean, variance = layer.running_mean, layer.running_var
+        assert mean is not None, "a layer that tracks has a mean"
+        assert variance is not None, "and a variance"
+        output = F.batch_norm(inputs, mean, variance, layer.weight, layer.bias, eps=layer.eps)
+        return output, (mean[None], (variance + layer.eps).rsqrt()[None])
 
     def input_gradient(self, inputs: Tensor, saved: Saved, output_gradient: Tensor) -> Tensor:
-        """The kernel's input gradient alone, or the fixed scale times the output gradient."""
+        """As of a GroupNorm, or the fixed scale times the output gradient."""
         if not self.layer.track_running_stats:
-            return _grouped_input_gradient(inputs, self.layer.weight, saved, output_gradient)
+            return super().input_gradient(inputs, saved, output_gradient)
         slope = (saved[1] * self.layer.weight).view(1, -1, *[1] * (inputs.dim() - 2))
         return (output_gradient * slope).to(inputs.dtype)
-
-    def per_example_gradients(self, inputs: Tensor, saved: Saved, output_gradient: Tensor) -> Parts:
-        """As of a GroupNorm."""
-        return _affine_parts(self.layer, saved, inputs, output_gradient)
 
     def in_one_pass(
         self, inputs: Tensor, saved: Saved, output_gradient: Tensor
     ) -> tuple[Tensor, Parts]:
         """As of a GroupNorm; with fixed statistics the two gradients share nothing."""
         if not self.layer.track_running_stats:
-            return _in_one_pass(self, inputs, saved, output_gradient)
+            return super().in_one_pass(inputs, saved, output_gradient)
         through = self.input_gradient(inputs, saved, output_gradient)
         return through, self.per_example_gradients(inputs, saved, output_gradient)
 
@@ -179,36 +216,6 @@ class RMSNormRule:
         return [(self.layer.weight, _over_leading(product, self.layer.normalized_shape))]
 
 
-def _grouped(
-    inputs: Tensor, weight: Tensor, bias: Tensor | None, groups: int, eps: float
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Group normalisation, and each group's mean and inverse deviation, [n, groups]."""
-    examples, channels, positions = _sizes(inputs)
-    output, mean, inverse = torch.native_group_norm(
-        inputs, weight, bias, examples, channels, positions, groups, eps
-    )
-    return output, (mean.view(examples, groups), inverse.view(examples, groups))
-
-
-def _grouped_input_gradient(
-    inputs: Tensor, weight: Tensor, saved: Saved, output_gradient: Tensor
-) -> Tensor:
-    """Group normalisation's input gradient alone."""
-    mean, inverse = saved
-    gradients = torch.ops.aten.native_group_norm_backward(
-        output_gradient.to(inputs.dtype),
-        inputs,
-        mean,
-        inverse,
-        weight,
-        *_sizes(inputs),
-        mean.shape[1],
-        (True, False, False),
-    )
-    gradient: Tensor = gradients[0]
-    return gradient
-
-
 def _of_trained(
     layer: nn.Module, scale: Callable[[], Instantiated], shift: Callable[[], Instantiated]
 ) -> Parts:
@@ -221,37 +228,92 @@ def _of_trained(
     ]
 
 
-def _affine_parts(
-    layer: nn.GroupNorm | InstanceNorm, saved: Saved, inputs: Tensor, output_gradient: Tensor
-) -> Parts:
-    """Gradients of scale and shift behind (x - mean) * inverse, both [n or 1, groups]."""
-    mean, inverse = saved
-    if fits(inputs, output_gradient):
-        found = affine_gradients(inputs, output_gradient, mean, inverse)
-        return _of_trained(layer, lambda: found.scale, lambda: found.shift)
-    dtype = torch.promote_types(_wide(inputs), output_gradient.dtype)
-    product, total = _sums_over_positions(inputs.to(dtype), output_gradient.to(dtype))
+@dataclass(frozen=True, kw_only=True)
+class AffineGradients:
+    """Per-example gradients of scale (the weight) and shift (the bias), [n, channels] both."""
 
-    def scale() -> Instantiated:
-        grouped = [torch.unflatten(sums, 1, (mean.shape[1], -1)) for sums in (product, total)]
-        centred = grouped[0] - mean.unsqueeze(2) * grouped[1]
-        return Instantiated([centred.mul_(inverse.unsqueeze(2)).flatten(1)])
-
-    return _of_trained(layer, scale, lambda: Instantiated([total]))
+    scale: Instantiated
+    shift: Instantiated
 
 
-def _in_one_pass(
-    rule: "GroupNormRule | InstanceNormRule", inputs: Tensor, saved: Saved, output_gradient: Tensor
-) -> tuple[Tensor, Parts]:
-    """Input gradient and per-example gradients of a layer with statistics of each example."""
-    (mean, inverse), layer = saved, rule.layer
-    if not fits(inputs, output_gradient):
-        parts = rule.per_example_gradients(inputs, saved, output_gradient)
-        return rule.input_gradient(inputs, saved, output_gradient), parts
-    through, found = input_and_affine_gradients(
-        inputs, output_gradient, mean, inverse, layer.weight
+def fits(inputs: Tensor, output_gradient: Tensor) -> bool:
+    """Whether the compiled code takes these, and pays: float32 on a CPU, with the channels last.
+
+    Then its inner loop runs over all channels at once, and needs no sum across a vector.
+    """
+    return (
+        inputs.dtype == output_gradient.dtype == torch.float32
+        and inputs.device.type == "cpu"
+        and inputs.dim() > 2
+        and inputs.shape[1] <= _MOST_CHANNELS
+        and inputs.movedim(1, -1).is_contiguous()
+        and not inputs.is_contiguous()
+        and compiled() is not None
     )
-    return through, _of_trained(layer, lambda: found.scale, lambda: found.shift)
+
+
+def input_and_affine_gradients(
+    inputs: Tensor, output_gradient: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor
+) -> tuple[Tensor, AffineGradients]:
+    """The gradient at the normalisation's input too, given its scale, the weight [channels]."""
+    through = torch.empty_like(inputs)
+    return through, affine_gradients(inputs, output_gradient, mean, inverse, weight, through)
+
+
+def affine_gradients(
+    inputs: Tensor,
+    output_gradient: Tensor,
+    mean: Tensor,
+    inverse: Tensor,
+    weight: Tensor | None = None,
+    input_gradient: Tensor | None = None,
+) -> AffineGradients:
+    """The gradients of scale and shift behind (x - mean) * inverse, by the compiled code.
+
+    Inputs and output gradients are [n, channels, *positions] as `fits` says; `mean` and `inverse`
+    are [n, groups] or, where all examples share them, [1, groups]. Given the scale, `weight`
+    [channels], the gradient at the input is written to `input_gradient`.
+    """
+    examples, channels = inputs.shape[:2]
+    images, gradient = (floats(t.movedim(1, -1)) for t in (inputs, output_gradient))
+    # Names for what `floats` may have copied: it must live until the call is over.
+    statistics = [floats(part) for part in (mean, inverse)]
+    slope = None if weight is None else floats(weight)
+    scale, shift = inputs.new_empty(2, examples, channels)
+    squares = inputs.new_empty(2, examples, dtype=torch.float64)
+    work = _Work(
+        examples=examples,
+        positions=inputs[0, 0].numel(),
+        channels=channels,
+        groups=mean.shape[1],
+        fixed=len(mean) != examples,
+        images=images.data_ptr(),
+        gradient=gradient.data_ptr(),
+        mean=statistics[0].data_ptr(),
+        inverse=statistics[1].data_ptr(),
+        weight=None if slope is None else slope.data_ptr(),
+        scale=scale.data_ptr(),
+        shift=shift.data_ptr(),
+        input_gradient=None if input_gradient is None else input_gradient.data_ptr(),
+        squares=squares.data_ptr(),
+    )
+    call("affine_gradients", work, threads=torch.get_num_threads())
+    scales, shifts = squares
+    return AffineGradients(
+        scale=Instantiated([scale], squares=scales), shift=Instantiated([shift], squares=shifts)
+    )
+
+
+class _Work(ctypes.Structure):
+    """The arguments of `affine_gradients`, as `normalisation.c` declares them."""
+
+    _fields_ = (
+        *((name, ctypes.c_long) for name in ("examples", "positions", "channels", "groups")),
+        ("fixed", ctypes.c_long),
+        *((name, ctypes.c_void_p) for name in ("images", "gradient", "mean", "inverse", "weight")),
+        *((name, ctypes.c_void_p) for name in ("scale", "shift", "input_gradient", "squares")),
+        ("next", ctypes.c_long),
+    )
 
 
 def _sums_over_positions(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:

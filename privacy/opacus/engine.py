@@ -1,22 +1,26 @@
 """The engine: what Opacus' users call, and what has become of it.
 
-Every attribute that they write is followed, or refused by name: see `privacy.opacus.refusals`.
+The mode "fused" is ours. Other modes, checkpoints and rules for modules are left to Opacus' own
+engine, with an account that cannot fall.
 """
 
+import copy
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import opacus
 import torch
+from opacus.accountants import create_accountant
+from opacus.validators import ModuleValidator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from privacy.errors import PlanError, StepError
+from privacy.errors import PlanError, PrivacyError, StepError, UnsupportedLayer
 from privacy.ledger import Ledger
-from privacy.opacus.account import ACCOUNTS
+from privacy.opacus.account import ACCOUNTS, Account
 from privacy.opacus.loader import Samples, first_images, plan_for, poisson_loader
-from privacy.opacus.modes import OpacusModes, given
 from privacy.opacus.module import FusedModule, Outputs
 from privacy.opacus.optimizer import FusedOptimizer
 from privacy.opacus.refusals import (
@@ -27,15 +31,16 @@ from privacy.opacus.refusals import (
     refuse_adaptive,
 )
 from privacy.plan import DPPlan
+from privacy.replacement import fix
 from privacy.step import prepare
-from privacy.validate import check_module
+from privacy.validate import check_layers, check_module
 
 __all__ = ["PrivacyEngine"]
 
 _FUSED = "fused"
 
 
-class PrivacyEngine(Followed, OpacusModes):
+class PrivacyEngine(Followed):
     """Opacus' `PrivacyEngine` with `grad_sample_mode="fused"` added, and that the default.
 
     Guarantee, in the fused mode: what `optimizer.step()` writes to the parameters is
@@ -80,6 +85,13 @@ class PrivacyEngine(Followed, OpacusModes):
     """
 
     refused = ENGINE
+
+    _account: Any
+    _ledger: str | os.PathLike[str] | None
+    _mechanism: str
+    _original: Any
+    _secure_mode: bool
+    _trainings: list[FusedOptimizer]
 
     def __init__(
         self,
@@ -144,7 +156,7 @@ class PrivacyEngine(Followed, OpacusModes):
             StepError: The optimizer does not fit the module, or the module is private already.
             UnsupportedLayer: A layer mixes examples or cannot be recorded.
         """
-        asked = given(locals())
+        asked = _given(locals())
         if grad_sample_mode != _FUSED:
             return self._noted(self._opacus().make_private(**asked), data_loader)
         refuse_adaptive(asked)
@@ -180,7 +192,7 @@ class PrivacyEngine(Followed, OpacusModes):
         `target_delta` is in (0, 1 / len(dataset)); everything else is as for `make_private`, and
         an engine that was used before is refused.
         """
-        asked = given(locals())
+        asked = _given(locals())
         if grad_sample_mode != _FUSED:
             return self._noted(self._opacus().make_private_with_epsilon(**asked), data_loader)
         check_settings(batch_first, poisson_sampling, clipping, noise_generator, wrap_model)
@@ -252,3 +264,137 @@ class PrivacyEngine(Followed, OpacusModes):
                 "target_epsilon: this engine has made another training private, and budgets add "
                 "up; use a new PrivacyEngine where one has a target"
             )
+
+    @property
+    def accountant(self) -> Any:
+        """The engine's account, one of Opacus' accountants: what is written to it counts."""
+        if self._account is None:
+            # Of Opacus' own modes only: it warns of this one.
+            self._account = create_accountant(mechanism=self._mechanism)
+        return self._account
+
+    @property
+    def secure_mode(self) -> bool:
+        """As it was given; the fused mode's noise is cryptographic in any case."""
+        return self._secure_mode
+
+    def save_checkpoint(
+        self,
+        *,
+        path: Any,
+        module: nn.Module,
+        optimizer: Any = None,
+        noise_scheduler: Any = None,
+        grad_clip_scheduler: Any = None,
+        checkpoint_dict: dict[str, Any] | None = None,
+        module_state_dict_kwargs: dict[str, Any] | None = None,
+        torch_save_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        """Opacus' own in its modes; refused in the fused mode, for it is a pickle."""
+        asked = _given(locals())
+        self._pickling().save_checkpoint(**asked)
+
+    def load_checkpoint(
+        self,
+        *,
+        path: Any,
+        module: nn.Module,
+        optimizer: Any = None,
+        noise_scheduler: Any = None,
+        grad_clip_scheduler: Any = None,
+        module_load_dict_kwargs: dict[str, Any] | None = None,
+        torch_load_kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        """Opacus' own in its modes, as `save_checkpoint`; it trusts the file with running code.
+
+        Its account is not trusted: it must fit what this engine trains with, and where it says less
+        than what was spent here, the larger is charged. The module stays as it is where it does
+        not fit.
+        """
+        asked, original = _given(locals()), self._pickling()
+        kept = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        try:
+            return original.load_checkpoint(**asked)
+        except BaseException as error:
+            module.load_state_dict(kept)
+            if not isinstance(error, KeyError):
+                raise
+            raise PlanError(
+                f"checkpoint: expected what save_checkpoint wrote, it lacks {error}"
+            ) from error
+
+    def is_compatible(
+        self, *, module: nn.Module, optimizer: Any = None, data_loader: Any = None
+    ) -> bool:
+        """Whether `validate` passes."""
+        try:
+            self.validate(module=module, optimizer=optimizer, data_loader=data_loader)
+        except PrivacyError:
+            return False
+        return True
+
+    def validate(
+        self, *, module: nn.Module, optimizer: Any = None, data_loader: Any = None
+    ) -> None:
+        """Refuses a module that mixes examples, by Opacus' rules and by ours."""
+        check_layers(module)
+        errors = ModuleValidator.validate(module, strict=False)
+        if errors:
+            raise UnsupportedLayer(
+                f"{type(module).__name__}: {'; '.join(str(error) for error in errors)}"
+            )
+
+    @classmethod
+    def get_compatible_module(cls, module: nn.Module) -> nn.Module:
+        """A copy that passes `validate`: replaced by `privacy.fix`, and by Opacus what that leaves.
+
+        Ours come first: they keep the weights, and refuse what they cannot keep.
+        """
+        module = ModuleValidator.fix(fix(copy.deepcopy(module)))
+        cls().validate(module=module)
+        return module
+
+    def _pickling(self) -> Any:
+        """Opacus' engine where one of its modes is in use."""
+        if self._original is None:
+            raise PlanError(
+                "checkpoint: Opacus' format is a pickle, which runs code when it is loaded; save "
+                "module.state_dict() and optimizer.state_dict(), which holds plan and ledger too, "
+                "in a format that does not (secure_cnn.archive.save seals them), and give them to "
+                "load_state_dict() after make_private with the same settings"
+            )
+        return self._original
+
+    def _opacus(self) -> Any:
+        """Opacus' engine, made when one of its modes is first asked for: it warns, or refuses."""
+        if self._trainings:
+            raise PlanError(
+                "grad_sample_mode: this engine has made a training private in the fused mode; use "
+                "a new PrivacyEngine for another mode, and add their epsilons up"
+            )
+        if self._ledger is not None:
+            raise PlanError(
+                "ledger: Opacus' own modes do not write to it; use the fused mode, or leave it out"
+            )
+        if self._original is None:
+            self._original = opacus.PrivacyEngine(
+                accountant=self._mechanism, secure_mode=self.secure_mode
+            )
+            self._original.accountant = self.accountant
+        return self._original
+
+    def _noted(self, made: Any, data_loader: DataLoader[Any]) -> Any:
+        """What Opacus made; the account notes the noise and rate with which it trains."""
+        if isinstance(self._account, Account):
+            self._account.expect(
+                noise_multiplier=float(made[1].noise_multiplier), sampling_rate=1 / len(data_loader)
+            )
+        return made
+
+
+def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's `locals()` as Opacus' method of the same signature takes them.
+
+    What is None was not given: Opacus has its own default for it.
+    """
+    return {n: value for n, value in arguments.items() if n != "self" and value is not None}

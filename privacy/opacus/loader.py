@@ -16,8 +16,8 @@ from privacy.errors import PlanError, StepError
 from privacy.noise import SecureGenerator
 from privacy.opacus.refusals import LOADER, refusal
 from privacy.plan import DPPlan
-from privacy.quantities import real
 from privacy.sampling import sample_indices
+from privacy.validate import real
 
 __all__ = ["Samples", "first_images", "plan_for", "poisson_loader"]
 
@@ -242,10 +242,7 @@ def plan_for(loader: DataLoader[Any], max_grad_norm: Any, *, epochs: int) -> DPP
     # The loader's last batch is short, a Poisson step is not: a pass can be a little over an epoch.
     passes = epochs * len(loader) * loader.batch_size / samples
     return DPPlan(
-        samples=samples,
-        batch_size=loader.batch_size,
-        epochs=passes,
-        max_grad_norm=max_grad_norm,
+        samples=samples, batch_size=loader.batch_size, epochs=passes, max_grad_norm=max_grad_norm
     )
 
 

@@ -19,8 +19,8 @@ from privacy.opacus.loader import Samples
 from privacy.opacus.module import Outputs
 from privacy.opacus.refusals import OPTIMIZER, Followed, check_reduction, refusal
 from privacy.plan import DPPlan
-from privacy.quantities import positive
 from privacy.step import Prepared, Turn, release
+from privacy.validate import positive
 
 __all__ = ["FusedOptimizer"]
 
