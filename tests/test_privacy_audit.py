@@ -596,6 +596,18 @@ def test_what_cannot_be_audited_is_refused() -> None:
         audited(lambda plan, data: Naive(plan, data, network(nn.Dropout(0.5))))
 
 
+@pytest.mark.parametrize("copies", [1, 2])
+def test_losses_of_copies_are_refused_not_failed(copies: int) -> None:
+    """An honest training with copies would be called wrong: nobody knows their gradients here."""
+
+    def objective(model: nn.Module, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        rows, targets = (x.repeat_interleave(copies, 0) for x in (images, labels))
+        return losses_of(model, rows, targets).view(-1, copies)
+
+    with pytest.raises(StepError, match=rf"shape \[\d+\], got \[\d+, {copies}\]: the audit"):
+        audited(ours, objective)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"canaries": 1}, {"steps": 1}, {"largest_batch": 0}, {"confidence": 1.0}, {"false_alarm": 0}],

@@ -27,17 +27,16 @@ class Observation:
     """One step as the auditor sees it, in units of the clipping norm.
 
     Attributes:
-        residual: The sum of clipped gradients with its noise, less what the definition puts into
-            it; float [d]. In an honest step it is the noise: sigma times standard normal numbers.
+        residual: What was released less what the definition adds up; float [d]. In an honest step
+            it is the noise: sigma times standard normal numbers.
         scores: One a canary: the component along its direction of what neither the other examples
             nor the definition's treatment of them explains; float [k].
         was_in: Which canaries were in the step's sample, bool [k].
         sums: Norms of what the definition adds up of the other examples and of the canaries [2].
         excess: By how much more than that was added up, along each of the two; noise apart [2].
         total: What the definition adds up of all, float [d].
-        beyond: What was added in directions of its own, noise apart nothing: towards what is
-            clipped off of each physical batch, and of each canary beyond its share; float [b + k].
-        examples: How many examples were in the sample.
+        beyond: What was added, noise apart nothing, towards what is clipped off of each physical
+            batch, and of each canary beyond its share; float [b + k].
     """
 
     residual: Tensor
@@ -101,6 +100,12 @@ class Observer:
         self._rows = torch.cat([taken, filling]).to(images.device)
         self._calls = []
         losses = objective(self._model, images, labels)
+        if losses.dim() > 1:
+            raise StepError(
+                f"losses: expected one loss an example, shape [{len(images)}], got "
+                f"{list(losses.shape)}: the audit knows no gradient of copies; audit the same "
+                "training with one copy of each example"
+            )
         calls, self._calls = self._calls, []
         if not calls:
             raise StepError("losses: the objective did not run the model that is audited")
