@@ -19,7 +19,6 @@ def rdp_epsilon(events: list[Event], delta: float) -> float:
 
 
 def _epsilon(accountant: PRVAccountant | RDPAccountant, events: list[Event], delta: float) -> float:
-    """Replays `events` on a fresh accountant."""
     accountant.history = list(events)
     with warnings.catch_warnings():
         # RDP (which PRV calls too) warns when its best order is the largest one tried; the bound

@@ -1,8 +1,7 @@
 """What Poisson-sampled Gaussian steps have cost: epsilon, and the noise for a wanted epsilon.
 
-The accountants are Opacus'. PRV is used wherever it can serve, RDP where it cannot; what neither
-can bound raises, and steps without noise cost `inf`. Batches that were not drawn by Poisson
-sampling are deliberately not accounted for here.
+The accountants are Opacus': PRV wherever it can serve, RDP where it cannot. What neither can bound
+raises, and steps without noise cost `inf`. Other batches than Poisson samples have no account here.
 """
 
 import functools
@@ -19,7 +18,8 @@ from privacy.validate import positive, probability, real, whole
 __all__ = ["GaussianSteps", "checked_events", "epsilon_of", "noise_multiplier_for"]
 
 _LARGEST_NOISE_MULTIPLIER = 1e4
-_RELATIVE_PRECISION = 1e-3
+_PRECISION = 1e-3
+_FAILS = (ValueError, RuntimeError, RuntimeWarning, OverflowError, FloatingPointError, MemoryError)
 _LARGEST_PRV_EPSILON = 30.0
 """Above it RDP serves alone: there PRV gains nothing that matters, and its grid takes gigabytes."""
 
@@ -68,9 +68,6 @@ def epsilon_of(events: Sequence[GaussianSteps], delta: float) -> float:
 
     Returns:
         An upper bound, at least 0; 0 where nothing was taken, `inf` where a step carried no noise.
-        Accountants give a negative one where `delta` is larger than what the steps need at epsilon
-        0. It would be true, and read as less than nothing spent: (0, delta) holds there, and is
-        said.
 
     Raises:
         PlanError: `delta` is not in (0, 1), or `events` are none.
@@ -116,6 +113,7 @@ def _tightest(events: tuple[_opacus.Event, ...], delta: float) -> float:
             f"expected an accountant to bound {history} at delta={delta}, none could; use more "
             "noise or fewer steps"
         )
+    # Where delta is more than the steps need at epsilon 0, accountants say less than nothing.
     return max(0.0, min(finite))
 
 
@@ -185,9 +183,7 @@ def _bracket(cost: Callable[[float], float], epsilon: float) -> tuple[_Trial, _T
 def _narrow(cost: Callable[[float], float], epsilon: float, low: _Trial, high: _Trial) -> float:
     """Closes in on the least noise that costs at most `epsilon`; returns the safe end."""
     trial = 0
-    while high.noise_multiplier - low.noise_multiplier > (
-        _RELATIVE_PRECISION * high.noise_multiplier
-    ):
+    while high.noise_multiplier - low.noise_multiplier > _PRECISION * high.noise_multiplier:
         # Epsilon is close to a power of the noise. Once one end is near, a guess kept half the
         # precision away from it brings the other end there; halving keeps a bad guess harmless.
         guess = _halfway(low, high) if trial % 3 == 2 else _power_law(low, high, epsilon)
@@ -198,7 +194,6 @@ def _narrow(cost: Callable[[float], float], epsilon: float, low: _Trial, high: _
 
 
 def _halfway(low: _Trial, high: _Trial) -> float:
-    """The middle of the bracket."""
     return (low.noise_multiplier + high.noise_multiplier) / 2
 
 
@@ -209,26 +204,15 @@ def _power_law(low: _Trial, high: _Trial, epsilon: float) -> float:
     fraction = math.log(low.epsilon / epsilon) / math.log(low.epsilon / high.epsilon)
     ratio = high.noise_multiplier / low.noise_multiplier
     guess: float = low.noise_multiplier * ratio**fraction
-    nudge = 1 + _RELATIVE_PRECISION / 2
+    nudge = 1 + _PRECISION / 2
     return min(max(guess, low.noise_multiplier * nudge), high.noise_multiplier / nudge)
 
 
-def _bound(
-    method: Callable[[list[_opacus.Event], float], float],
-    history: list[_opacus.Event],
-    delta: float,
-) -> float:
+def _bound(method: Callable[..., float], history: list[_opacus.Event], delta: float) -> float:
     """One accountant's bound, or `nan` where its numerics give up: the other one then serves."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
             return method(history, delta)
-    except (
-        ValueError,
-        RuntimeError,
-        RuntimeWarning,
-        OverflowError,
-        FloatingPointError,
-        MemoryError,
-    ):
+    except _FAILS:
         return math.nan

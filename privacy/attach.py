@@ -1,8 +1,9 @@
 """`attach`: three lines that make somebody's own training loop private.
 
-What is refused, and how a step is released, is in `privacy.step`. Objectives, engines and
-checkpoints are deliberately unknown here.
+What is refused, and how a step is released, is in `privacy.step`.
 """
+
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -79,14 +80,8 @@ def attach(
     """
     samples = check_dataset(dataset)
     _check_settings(physical_batches, tuner, ledger)
-    prepared = prepare(
-        plan,
-        model,
-        optimizer,
-        samples=samples,
-        images=lambda: _first_images(dataset, samples),
-        tuner=tuner,
-    )
+    few = partial(_first_images, dataset, samples)
+    prepared = prepare(plan, model, optimizer, samples=samples, images=few, tuner=tuner)
     ledger = Ledger() if ledger is None else ledger
     cut, locked = physical_batches or PhysicalBatches(), ledger.locked
     try:

@@ -1,16 +1,12 @@
 """One backward pass from every example's loss, and whose rows are whose.
 
-The pass gives each parameter's gradient example by example. That is only worth clipping if a row
-of every recorded layer belongs to the example that it is clipped with. A layer that sees as many
-rows as there are examples may still see others: tokens or channels in dimension 0, examples in
-another order, copies in the order of `repeat`. One backward pass from some of the examples tells:
-it may reach their own rows only. It needs gradients that are not zero, so a part of a network that
-is initialised to zero is told from its first steps only.
-
-Where the batch itself was repeated in another order, every layer agrees with the losses. What the
-first layer saw is therefore compared with the images that were given. A loss that begins to mix
-examples in the middle of a training shows in the graph of the losses, or in the gradients of the
-layers that they are made from, not in its values: both are looked at in each step.
+A gradient is only worth clipping if a row of every recorded layer belongs to the example that it is
+clipped with. As many rows as examples may still be others: tokens, another order, copies in the
+order of `repeat`. One backward pass from some of the examples tells: it may reach their rows only.
+It needs gradients that are not zero: what begins at zero is told from its first steps only. Where
+the batch itself was repeated in another order, every layer agrees with the losses: what the first
+layer saw is compared with the images given. A loss that begins to mix later shows in the graph of
+the losses, or in the gradients of the layers that they are made from: both are looked at each step.
 """
 
 import secrets
@@ -50,17 +46,12 @@ def differentiate(
     examples: int,
     images: Tensor | None = None,
 ) -> Parts:
-    """Runs backward from `losses`; every `.grad` stays as it was.
+    """Runs backward from losses, float [examples] or [examples, K]; every `.grad` stays as it was.
 
     Where each example has K losses, its gradient is that of their mean: the copies are averaged
     inside the example, before anything is clipped (De et al. 2022, arXiv 2204.13650). The layers
-    may see them in rows that follow one another, [examples * K], or in K passes of [examples].
-
-    Args:
-        losses: One loss an example, float [examples], or K, float [examples, K], with a graph that
-            leads to the model.
-        images: The examples as they were given, [examples, ...], where that is known: copies are
-            held against them.
+    may see them in rows that follow one another, [examples * K], or in K passes of [examples]. They
+    are held against the `images`, [examples, ...], where these are known.
     """
     _check_losses(losses, examples)
     tape.check()
@@ -70,8 +61,8 @@ def differentiate(
         parameter.grad = None
     try:
         _check_order(losses, tape, images)
-        with tape.record(examples=examples, copies=copies):
-            _run_backward(losses)
+        with tape.record(examples=examples, copies=copies), _graph_used():
+            torch.autograd.backward(losses, torch.full_like(losses, len(losses) / losses.numel()))
         bypassed = [name for name, p in parameters.items() if p.grad is not None]
     finally:
         parts = tape.take()
@@ -93,7 +84,7 @@ def differentiate(
 
 
 def _check_order(losses: Tensor, tape: Tape, images: Tensor | None) -> None:
-    """Looks whose rows are whose: at the losses in each step, at the network where they are new.
+    """Asks whose rows are whose: of the losses in each step, of the network where they are new.
 
     The whole network is asked again now and then besides, when nobody can foresee it.
     """
@@ -114,12 +105,6 @@ def _check_order(losses: Tensor, tape: Tape, images: Tensor | None) -> None:
     except BaseException:
         tape.ask_again()
         raise
-
-
-def _run_backward(losses: Tensor) -> None:
-    """One backward pass from every example's loss, or the mean over its copies, at once."""
-    with _graph_used():
-        torch.autograd.backward(losses, torch.full_like(losses, len(losses) / losses.numel()))
 
 
 @contextmanager
@@ -157,14 +142,10 @@ def _check_losses(losses: Tensor, rows: int) -> None:
 
 
 def check_rows(losses: Tensor, tape: Tape, chosen: Tensor, images: Tensor | None = None) -> None:
-    """Runs backward from the chosen examples' losses and refuses if others' rows are reached.
+    """Runs backward from the losses of `chosen` examples, bool [examples]; refuses others' rows.
 
-    The graph of the losses is kept; the tape stays empty.
-
-    Args:
-        losses: One loss an example, float [examples], or K, float [examples, K].
-        chosen: Some of the examples, bool [examples].
-        images: The examples as they were given, [examples, ...]; copies are held against them.
+    The graph of the losses, [examples] or [examples, K], is kept; the tape stays empty. Copies are
+    held against the `images` as they were given.
     """
     examples, copies = len(losses), losses.numel() // len(losses)
     with tape.trace(examples=examples, copies=copies, chosen=chosen.to(losses.device)) as strayed:
@@ -183,8 +164,7 @@ def check_rows(losses: Tensor, tape: Tape, chosen: Tensor, images: Tensor | None
 def _check_head(losses: Tensor, tape: Tape, chosen: Tensor, graph: "_Graph") -> None:
     """`check_rows` of the losses alone, down to the outputs of the layers that they are made from.
 
-    Cheap enough for every step: the network itself is not passed. What mixes inside of it is left
-    to `check_rows`.
+    Cheap enough for every step; what mixes inside of the network is left to `check_rows`.
     """
     if not graph.heads:
         return
@@ -203,7 +183,6 @@ def _check_head(losses: Tensor, tape: Tape, chosen: Tensor, graph: "_Graph") -> 
 
 
 def _weights(losses: Tensor, chosen: Tensor) -> Tensor:
-    """One for every loss of a chosen example, zero for the others."""
     weights = chosen.to(losses).view(-1, *[1] * (losses.dim() - 1))
     return weights.expand_as(losses)
 
@@ -233,9 +212,8 @@ def _adjacent(copies: int) -> str:
 def _of_others(seen: Tensor, images: Tensor) -> bool:
     """Whether rows are plainly copies of other images than those in whose places they are.
 
-    Copies that augmentation or a first part of the network has changed beyond recognition are not
-    told, nor those of another size, nor of fewer than four images: correlation with every image
-    given decides, which neither a factor nor an offset changes.
+    Correlation with every image decides. Copies changed beyond recognition are not told, nor those
+    of another size, nor of fewer than four images.
     """
     examples = len(images)
     rows, given = seen.reshape(len(seen), -1), images.reshape(examples, -1)

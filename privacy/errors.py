@@ -1,14 +1,9 @@
 """The errors of `privacy`: every one says which promise could not be kept and what restores it."""
 
 __all__ = [
-    "AccountingError",
-    "BudgetExceeded",
-    "LedgerError",
-    "PlanError",
-    "PrivacyError",
-    "StepError",
-    "UnsupportedLayer",
-]
+    "AccountingError", "BudgetExceeded", "LedgerError", "PlanError", "PrivacyError",
+    "StepError", "UnsupportedLayer",
+]  # fmt: skip
 
 
 class PrivacyError(Exception):

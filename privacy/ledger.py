@@ -15,7 +15,6 @@ from privacy.validate import shown, whole
 
 __all__ = ["Ledger"]
 
-
 _IN_FILE = "file-"
 """Begins the sessions of a ledger that is kept in a file."""
 
@@ -31,9 +30,6 @@ class _Entry:
     def kind(self) -> tuple[str, float, float]:
         """Neighbours of equal kind are joined."""
         return self.session, self.event.noise_multiplier, self.event.sampling_rate
-
-    def with_steps(self, steps: int) -> "_Entry":
-        return replace(self, event=replace(self.event, steps=steps))
 
 
 class Ledger:
@@ -86,12 +82,6 @@ class Ledger:
 
         Guarantee: a step is on the disk before `record` returns, and so before it is released. A
         last line that was cut off counts as a step. One training at a time has the file.
-
-        Args:
-            path: A ledger's file, or where there is none yet.
-
-        Raises:
-            LedgerError: It is no regular file or no ledger, is damaged, or another training has it.
         """
         ledger = cls()
         ledger._file = file = LedgerFile(path)
@@ -131,10 +121,7 @@ class Ledger:
     def bind(self, plan: DPPlan) -> None:
         """Begins a session of `plan`: from now on every step must be the plan's.
 
-        Raises:
-            PlanError: The ledger holds steps of other noise or another sampling rate, or its file
-                is of another clipping norm.
-            LedgerError: The file cannot be made, or was closed.
+        Refused is a ledger with steps of other noise or another rate, or a file of another norm.
         """
         if not isinstance(plan, DPPlan):
             raise PlanError(f"plan: expected a privacy.DPPlan, got {type(plan).__name__}")
@@ -152,12 +139,7 @@ class Ledger:
         self._plan = plan
 
     def record(self, event: GaussianSteps) -> None:
-        """Appends what is about to be spent; to the file first, where there is one.
-
-        Raises:
-            PlanError: It is no event, or the ledger is bound, and this is no step of its plan.
-            LedgerError: The file cannot be written; nothing was spent.
-        """
+        """Appends what is about to be spent; to the file first, where there is one."""
         checked_events([event])
         if self._plan is not None:
             _check_kind(event, self._plan)
@@ -171,18 +153,9 @@ class Ledger:
     def resume(self, rows: object, *, most: int | None = None) -> None:
         """Takes in what a state has spent, as its `to_list` said: of each session the larger count.
 
-        Guarantee: where this raises, nothing changed; what was spent never falls.
-
-        Args:
-            rows: What `to_list` gave when the state was taken.
-            most: Steps that may be spent in all, for instance the plan's.
-
-        Raises:
-            PlanError: These are no rows of a ledger, or of another noise multiplier or sampling
-                rate than the plan's, or more steps than `most` in all; or the ledger has no file,
-                and fewer steps than were taken here.
-            LedgerError: The ledger is not bound, its file cannot be written, or the state's own
-                ledger was kept in a file, and this one knows less of it.
+        Guarantee: where this raises, nothing changed; what was spent never falls. Refused are steps
+        of another plan, more than `most` in all, fewer than were taken here where the ledger has no
+        file, and a state whose own ledger was kept in a file of which this one knows less.
         """
         if self._plan is None:
             raise LedgerError("ledger: expected bind(plan) before resume")
@@ -226,11 +199,7 @@ class Ledger:
 
     @classmethod
     def from_list(cls, rows: object) -> "Ledger":
-        """Reads back what `to_list` wrote.
-
-        Raises:
-            PlanError: A row is not a ledger's row; nothing is assumed to be free.
-        """
+        """Reads back what `to_list` wrote; refuses all else, for nothing is assumed to be free."""
         ledger = cls()
         try:
             if not isinstance(rows, list | tuple):
@@ -271,7 +240,8 @@ class Ledger:
 def _append(entries: list[_Entry], entry: _Entry) -> None:
     """Adds an entry, joined with the last one where both are of one kind."""
     if entries and entries[-1].kind == entry.kind:
-        entries[-1] = entries[-1].with_steps(entries[-1].event.steps + entry.event.steps)
+        steps = entries[-1].event.steps + entry.event.steps
+        entries[-1] = replace(entry, event=replace(entry.event, steps=steps))
     else:
         entries.append(entry)
 
@@ -284,12 +254,8 @@ def _entry(row: Mapping[str, Any]) -> _Entry:
         raise TypeError(f"got {shown(dict(row))}")
     if not isinstance(session, str):
         raise TypeError(f"got the session {shown(session)}")
-    return _Entry(
-        GaussianSteps(
-            noise_multiplier=float(numbers[0]), sampling_rate=float(numbers[1]), steps=steps
-        ),
-        session,
-    )
+    noise, rate = map(float, numbers)
+    return _Entry(GaussianSteps(noise_multiplier=noise, sampling_rate=rate, steps=steps), session)
 
 
 def _check_kind(event: GaussianSteps, plan: DPPlan) -> None:

@@ -95,9 +95,9 @@ class SecureGenerator:
         """Puts (values + deviation * z) * scale in the place of the values.
 
         The z are the numbers of `normal`, one for each value. All is done in float64 and rounded
-        once, to the type of the values. Where there are compiled functions and a million numbers
-        and more a thread, each of torch's threads makes the noise of its own parts of the stream.
-        The values are float tensors of one type, on one device, each dense in memory.
+        once, to the type of the values: float tensors of one type, on one device, each dense in
+        memory. With compiled functions each of torch's threads makes the noise of its own parts of
+        the stream.
         """
         numbers = [_in_memory_order(tensor) for tensor in values]
         parts = list(self._parts(sum(map(len, numbers))))

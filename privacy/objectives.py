@@ -1,9 +1,8 @@
 """Whether an objective keeps examples apart: what it declares, and a proof on a few examples.
 
-`private.step` follows the graph of the losses, so it finds what mixes examples through their
-gradients. What an objective computes from other examples as a constant (a mean of the batch, keys
-that were detached, another example's image) leaves no trace there. Here one example is changed and
-the others' losses are watched, on copies of model and objective: nothing is released or spent.
+`private.step` follows the graph of the losses, where what an objective computes from other examples
+as a constant (a mean of the batch, detached keys, another example's image) leaves no trace. Here
+one example is changed and the others' losses are watched, on copies: nothing is released or spent.
 """
 
 import copy
@@ -65,10 +64,9 @@ def keeps_apart(objective: Any, model: nn.Module, examples: Examples) -> bool:
     begins at the present random states of torch, numpy and Python, which are put back. Where
     nothing is drawn, the losses may not depend on the number of rows either.
 
-    Returns:
-        Whether this could be tested. It cannot with fewer than three examples, where model or
-        objective cannot be copied, where the same call gives other losses (they are drawn from a
-        generator that is no part of the objective), or where losses are not finite.
+    Returns whether this could be tested. It cannot with fewer than three examples, where model or
+    objective cannot be copied, where the same call gives other losses (they are drawn from a
+    generator that is no part of the objective), or where losses are not finite.
     """
     device = next(model.parameters()).device
     images, labels = _checked(examples)
@@ -106,10 +104,7 @@ class _Seen(NamedTuple):
 
 
 def _tested(objective: Any, model: nn.Module, examples: Examples, rows: int) -> _Seen | None:
-    """Tests a batch of so many rows; refuses losses that move with other examples.
-
-    None where calling the objective twice shows nothing.
-    """
+    """A batch of so many rows, whose losses may not move with others; None if two calls differ."""
     batch = examples[0][:rows], examples[1][:rows]
     following = batch[0].flip(0), batch[1].flip(0)
     found = _trial(objective, model, batch, following)
@@ -181,7 +176,6 @@ def _trial(objective: Any, model: nn.Module, batch: Examples, following: Example
 
 
 def _losses(objective: Any, model: nn.Module, batch: Examples) -> Tensor:
-    """The losses of one call, [n, K]."""
     rows = len(batch[0])
     try:
         # What it is given it may change in place.

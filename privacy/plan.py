@@ -72,9 +72,9 @@ class DPPlan:
 
     def __post_init__(self) -> None:
         samples = whole("samples", self.samples)
-        self._set(samples=samples)
-        self._set(batch_size=self._checked_batch_size(samples))
         self._set(
+            samples=samples,
+            batch_size=self._checked_batch_size(samples),
             epochs=positive("epochs", self.epochs),
             max_grad_norm=positive("max_grad_norm", self.max_grad_norm),
             clipping=clipping_of(self.clipping),
@@ -100,7 +100,6 @@ class DPPlan:
             object.__setattr__(self, name, value)
 
     def _checked_batch_size(self, samples: int) -> int:
-        """A batch size from 1 to the number of samples."""
         try:
             return whole("batch_size", self.batch_size, most=samples)
         except PlanError as error:
@@ -127,12 +126,7 @@ class DPPlan:
     def calibrate(self, *, epsilon: float, delta: float) -> "DPPlan":
         """A new plan with the least noise whose whole training costs at most `epsilon` at `delta`.
 
-        Args:
-            epsilon: The budget, > 0.
-            delta: Failure probability, in (0, 1 / samples).
-
-        Raises:
-            PlanError: A value is out of range, or no noise reaches this epsilon.
+        `delta` is in (0, 1 / samples); what no noise reaches raises `PlanError`.
         """
         epsilon, delta = positive("epsilon", epsilon), self._checked_delta(delta)
         noise_multiplier = noise_multiplier_for(
@@ -141,11 +135,7 @@ class DPPlan:
         return replace(self, noise_multiplier=noise_multiplier, delta=delta, target_epsilon=epsilon)
 
     def event(self, steps: int | None = None) -> GaussianSteps:
-        """The first `steps` steps of the plan as an accountant's event; all of them by default.
-
-        Raises:
-            PlanError: The plan has no noise yet.
-        """
+        """The plan's first `steps` steps, by default all, as an accountant's event."""
         if self.noise_multiplier is None:
             raise PlanError(
                 "the plan has no noise yet: call plan.calibrate(epsilon=..., delta=...) or give "
@@ -158,19 +148,11 @@ class DPPlan:
         )
 
     def epsilon(self, delta: float | None = None) -> float:
-        """What the whole training costs, at `delta` or at the plan's own.
-
-        Raises:
-            PlanError: The plan has no noise, or no delta is known.
-        """
+        """What the whole training costs, at `delta` or at the plan's own."""
         return epsilon_of([self.event()], self.delta_or_own(delta))
 
     def delta_or_own(self, delta: float | None) -> float:
-        """`delta`, or the plan's own where it is None.
-
-        Raises:
-            PlanError: Neither is known, or it is out of range.
-        """
+        """`delta`, or the plan's own where it is None."""
         chosen = self.delta if delta is None else delta
         if chosen is None:
             raise PlanError("delta: the plan has none; give one, at most 1 / samples")

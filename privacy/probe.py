@@ -1,9 +1,8 @@
 """What types do not tell: a model is run on a few images, and asked whether its rows are examples.
 
-A per-example gradient exists only where each output row depends on its own input row, and a model
-is private only where nothing but the noised step writes to it. `probe` changes one example and
-looks at the others; `rehearse` runs one backward pass as training will. A layer that mixes examples
-in some passes only (MixStyle, say) is not seen in one: where a model draws, many are looked at.
+`probe` changes one example and looks at the others; `rehearse` runs one backward pass as training
+will. A layer that mixes examples in some passes only (MixStyle, say) is not seen in one: where a
+model draws, many are looked at.
 """
 
 import random
@@ -40,10 +39,8 @@ def probe(model: nn.Module, images: Tensor) -> None:
     The model stays as it is, the random states too. What depends on other examples only in rare
     inputs can pass. A model that draws random numbers is asked in 96 passes more: a layer that
     mixes in one of 20 is seen with 99 percent. In the end the first images are asked about again:
-    what they leave in the model, and their outputs, may not depend on what was seen before them.
-
-    Args:
-        images: Two examples or more, [n, ...]; with one example only the model itself is watched.
+    what they leave in the model, and their outputs, may not depend on what was seen before them. Of
+    one example alone only the model itself is watched.
     """
     images, put_back = images.nan_to_num(), kept(model)
     with _state_kept(model) as written, torch.no_grad():
@@ -132,11 +129,10 @@ def _difference(before: Tensor, after: Tensor, rows: Tensor | None = None) -> fl
 def rehearse(
     model: nn.Module, images: Tensor, parameters: Mapping[str, nn.Parameter], tape: Tape
 ) -> None:
-    """Runs one backward pass as training will, and throws its gradients away.
+    """Runs one backward pass as training will, then asks with 2, 3 and 5 rows whose rows are whose.
 
-    Then it is tested with 2, 3 and 5 rows whose rows are whose. A trainable parameter that is not
-    used is refused: it would be trained on noise alone. From here on the tape's watch compares the
-    model with what it is now.
+    A trainable parameter that is not used is refused: it would be trained on noise alone. From here
+    on the tape's watch compares the model with what it is now.
     """
     before = marks(model)
     with torch.enable_grad():
@@ -160,14 +156,12 @@ def rehearse(
 
 
 def _check_rows(model: nn.Module, images: Tensor, tape: Tape) -> None:
-    """Tests several numbers of rows: one of them may be that of a layer's tokens or channels.
-
-    The outputs are weighted, for a sum of probabilities has no gradient.
-    """
+    """Tests several numbers of rows: one of them may be that of a layer's tokens or channels."""
     for rows in _ROWS:
         repeated = images.nan_to_num()[torch.arange(rows, device=images.device) % len(images)]
         with torch.enable_grad():
             outputs = _run(model, repeated).reshape(rows, -1)
+            # A sum of probabilities has no gradient.
             weights = torch.linspace(0.5, 1.5, outputs.shape[1], device=outputs.device)
             losses = (outputs * weights).sum(1)
         for chosen in halves(rows):
@@ -187,9 +181,11 @@ def _run(model: nn.Module, images: Tensor, *, finite: bool = True) -> Tensor:
             f"{type(error).__name__}: {error}{_dtype_cure(model, images)}"
         ) from error
     if not isinstance(output, Tensor) or output.shape[:1] != images.shape[:1]:
+        tensor = isinstance(output, Tensor)
+        got = f"a tensor of shape {list(output.shape)}" if tensor else type(output).__name__
         raise UnsupportedLayer(
             f"{type(model).__name__}: expected one tensor with {len(images)} rows, one an example, "
-            f"got {_described(output)}; attach a model that maps images to logits"
+            f"got {got}; attach a model that maps images to logits"
         )
     if finite and not bool(output.isfinite().all()):
         raise UnsupportedLayer(
@@ -217,13 +213,6 @@ def _dtype_cure(model: nn.Module, images: Tensor) -> str:
     )
 
 
-def _described(output: object) -> str:
-    """A model's output in a few words."""
-    if isinstance(output, Tensor):
-        return f"a tensor of shape {list(output.shape)}"
-    return type(output).__name__
-
-
 @contextmanager
 def _state_kept(model: nn.Module) -> Iterator[list[str]]:
     """Restores parameters and buffers; afterwards the list names those that had been written."""
@@ -240,7 +229,6 @@ def _state_kept(model: nn.Module) -> Iterator[list[str]]:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers, which a forward pass could write to."""
     return dict([*model.named_parameters(), *model.named_buffers()])
 
 
@@ -258,10 +246,9 @@ def random_states_kept(device: torch.device) -> Iterator[None]:
 
 
 def _draws(model: nn.Module, images: Tensor) -> bool:
-    """Whether a forward pass takes numbers from a global generator, in the present modes.
+    """Whether a forward pass takes numbers from a global generator; one of the model's is not seen.
 
-    Torch's own dropout is not counted: each of its numbers is for one element. A generator of the
-    model's own is not seen.
+    Torch's own dropout is not counted: each of its numbers is for one element.
     """
     own = [m for m in model.modules() if isinstance(m, _DropoutNd) and m.training]
     plain = [m for m in own if type(m).__module__.startswith("torch.nn.")]
@@ -281,10 +268,7 @@ def _draws(model: nn.Module, images: Tensor) -> bool:
 def _drawn_alike(
     run: Callable[[Tensor], Tensor], images: Tensor, others: Tensor
 ) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Outputs of the same images in two passes that draw the same numbers, each pair other ones.
-
-    In the second pass `others` stand in the places of every second row's copy.
-    """
+    """Outputs of images in two passes that draw alike, in one with `others` in every second row."""
     rows = torch.stack([images, images], 1).flatten(0, 1)
     changed = torch.stack([images, others], 1).flatten(0, 1)
     with random_states_kept(images.device):

@@ -1,9 +1,8 @@
 """Poisson sampling: every example enters every step by its own secret coin.
 
-A sample's size varies, and may be zero; it is a step all the same. For the hardware's sake it is
-cut into physical batches, filled up with masked rows, so that few shapes occur and an empty sample
-still has a batch. Shuffled batches of fixed size are deliberately not here: their privacy is not
-that of Poisson sampling (Annamalai et al. 2024, arXiv 2411.10614).
+A sample's size varies, and may be zero; it is a step all the same. It is cut into physical batches,
+filled up with masked rows, so that few shapes occur and an empty sample still has a batch. Shuffled
+batches have another privacy (Annamalai et al. 2024, arXiv 2411.10614), and are not here.
 """
 
 from collections.abc import Iterable, Mapping
@@ -88,8 +87,7 @@ class PhysicalBatch:
 def sample_indices(generator: SecureGenerator, *, samples: int, sampling_rate: float) -> Tensor:
     """Draws one Poisson sample: indices in ascending order, int64 [k].
 
-    Guarantee: each of the `samples` examples is in it independently, with probability
-    `sampling_rate` to within 2^-53.
+    Guarantee: each example is in it independently, with `sampling_rate` to within 2^-53.
     """
     return generator.bernoulli(samples, sampling_rate).nonzero().squeeze(1)
 
@@ -100,19 +98,19 @@ def cut(indices: Tensor, batches: PhysicalBatches) -> list[PhysicalBatch]:
     An empty sample becomes one batch of filling: it is a step like any other.
     """
     count = max(1, -(-len(indices) // batches.size))
-    parts = torch.tensor_split(indices, count)
-    return [
-        PhysicalBatch(part, rows=_filled(len(part), batches), last=number == count - 1)
-        for number, part in enumerate(parts)
-    ]
+    found, multiple = [], batches.multiple
+    for number, part in enumerate(torch.tensor_split(indices, count)):
+        filled = max(1, -(-len(part) // multiple)) * multiple
+        rows = min(filled, max(batches.size, len(part)))
+        found.append(PhysicalBatch(part, rows=rows, last=number == count - 1))
+    return found
 
 
 def read(dataset: MapStyle, batch: PhysicalBatch) -> tuple[Tensor, Tensor]:
     """Reads a physical batch, with zeros in the rows that are filling.
 
     A data set whose class says `batch_by_indices = True` is read whole, by its method
-    `batch(indices) -> (images, labels)`; any other one example at a time. A method of that name
-    alone may be something else (a batch size, in other libraries).
+    `batch(indices) -> (images, labels)`; any other one example at a time.
     """
     indices = batch.indices
     # An empty sample still needs to know what an example looks like.
@@ -127,7 +125,6 @@ def read(dataset: MapStyle, batch: PhysicalBatch) -> tuple[Tensor, Tensor]:
 
 
 def _pairs(dataset: MapStyle, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """The pairs at `indices`, stacked."""
     by_indices = _reads_whole(type(dataset))
     pairs = _read(dataset, indices) if by_indices else [_read(dataset, i) for i in indices.tolist()]
     try:
@@ -181,8 +178,8 @@ def _of_pictures(pairs: Any) -> str:
 def _reads_whole(kind: type) -> bool:
     """Whether `batch(indices)` of this class gives what its `__getitem__` would.
 
-    Asked of the class: a wrapper that passes unknown names on to the data set inside would
-    otherwise be read past, and so would a subclass with a `__getitem__` of its own.
+    Asked of the class: a wrapper that passes unknown names on would be read past, and so would a
+    subclass with a `__getitem__` of its own.
     """
     owners = [
         next((index for index, owner in enumerate(kind.__mro__) if name in vars(owner)), None)
@@ -206,8 +203,3 @@ def _unpacked(pairs: Any) -> tuple[Any, Any]:
         raise TypeError(f"got {len(pairs)} values an example{wrapper}")
     images, labels = pairs
     return images, labels
-
-
-def _filled(rows: int, batches: PhysicalBatches) -> int:
-    """Rows rounded up to the multiple, within the largest size."""
-    return min(max(1, -(-rows // batches.multiple)) * batches.multiple, max(batches.size, rows))

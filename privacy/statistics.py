@@ -1,12 +1,10 @@
 """Exact statistics of private mechanisms: trade-off curves, bounds from counts, laws of noise.
 
-Three kinds of pure functions, numbers in and numbers out. A Gaussian trade-off curve says which
-(epsilon, delta) a mechanism has. Bounds say which (epsilon, delta) no mechanism can have that
-behaved as counted. Laws turn a statistic of honest noise or honest coins into a standard normal
-score or a p-value, exactly, so that three questions can be asked of any collection of scores: is
-one too far out (`extreme`), do they scatter too much or too little (`scatter`), do they lean to one
-side (`lean`)? Choosing a threshold, or what to look at, on the same data is deliberately not here:
-whoever does that must pay for it.
+A Gaussian trade-off curve says which (epsilon, delta) a mechanism has, bounds which no mechanism
+can have that behaved as counted. Laws turn a statistic of honest noise or coins into a standard
+normal score or a p-value, exactly; of any collection of scores is then asked: is one too far out
+(`extreme`), do they scatter too much or too little (`scatter`), do they lean to one side (`lean`)?
+Whoever chooses a threshold, or what to look at, on the same data must pay for it: not here.
 """
 
 import math
@@ -20,27 +18,11 @@ from privacy.errors import PlanError
 from privacy.validate import probability, real, whole
 
 __all__ = [
-    "Numbers",
-    "clopper_pearson",
-    "counts",
-    "deviations",
-    "disjoint_pairs",
-    "epsilon_of_counts",
-    "epsilon_of_guesses",
-    "extreme",
-    "gdp_delta",
-    "gdp_epsilon",
-    "lean",
-    "likeness",
-    "magnitudes",
-    "odds",
-    "one_run_p_value",
-    "roc_area",
-    "scatter",
-    "smallest",
-    "squares",
+    "Numbers", "clopper_pearson", "counts", "deviations", "disjoint_pairs", "epsilon_of_counts",
+    "epsilon_of_guesses", "extreme", "gdp_delta", "gdp_epsilon", "lean", "likeness",
+    "magnitudes", "odds", "one_run_p_value", "roc_area", "scatter", "smallest", "squares",
     "true_positive_rate",
-]
+]  # fmt: skip
 
 Numbers = npt.NDArray[np.float64]
 
@@ -201,7 +183,6 @@ def epsilon_of_guesses(
 
 
 def _binomial(counts: npt.NDArray[np.int_], trials: int, chance: float) -> Numbers:
-    """Probability of each count of successes."""
     ways = special.gammaln(trials + 1) - special.gammaln(counts + 1)
     ways = ways - special.gammaln(trials - counts + 1)
     logs = ways + special.xlogy(counts, chance) + special.xlogy(trials - counts, 1 - chance)
@@ -217,10 +198,7 @@ def roc_area(positives: Numbers, negatives: Numbers) -> float:
 
 
 def true_positive_rate(positives: Numbers, negatives: Numbers, *, fpr: float) -> float:
-    """Share of the positives above a threshold that no more than `fpr` of the negatives pass.
-
-    A point estimate, without a confidence.
-    """
+    """Share of the positives above a threshold that no more than `fpr` of the negatives pass."""
     if not 0 <= fpr <= 1:
         raise PlanError(f"fpr: expected a share in [0, 1], got {fpr}")
     allowed = int(fpr * len(negatives) + 1e-9)

@@ -1,15 +1,13 @@
 """One private step: what is refused before the first one, and how each is released.
 
 `attach` and the Opacus drop-in differ in where batches and losses come from. What makes a step
-private is here, once: the refusals, the order of ledger, noise and optimizer, one thread at a time,
-and an optimizer that nobody else steps.
+private is here, once: the refusals, and the order of ledger, noise and optimizer.
 """
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -36,10 +34,9 @@ _Item = TypeVar("_Item")
 class Reserved:
     """An optimizer that refuses every step but those asked for here, until `free`.
 
-    The backward pass of an attached model leaves no gradients, so a step of the user's own would
-    train nothing, or would train on what was written to `.grad` by hand, without noise and
-    uncounted. Not seen: another optimizer on the same parameters, and one that this one wraps.
-    A class because it holds the hook.
+    A step of the user's own would train on nothing, or on what was written to `.grad` by hand,
+    without noise and uncounted. Not seen: another optimizer on the same parameters, and one that
+    this one wraps. A class because it holds the hook.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
@@ -83,12 +80,7 @@ class Turn:
                 "iterate private.batches and call private.step in one thread"
             )
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._lock.release()
 
 
@@ -144,11 +136,8 @@ def prepare(
 ) -> Prepared:
     """Refuses whatever would void the guarantee, then records the model's layers.
 
-    Where this raises, model and optimizer stay as they were.
-
-    Args:
-        samples: How many examples the data set has: what the plan must be for.
-        images: Reads a few of them, [n, ...], once plan, model and optimizer are known to fit.
+    The plan must be for so many `samples`; `images` reads a few, [n, ...], once plan, model and
+    optimizer are known to fit. Where this raises, model and optimizer stay as they were.
     """
     _check_plan(plan, samples)
     parameters = trainable_parameters(model, optimizer)
@@ -187,14 +176,10 @@ def release(
     """Writes the step down, adds the noise, and only then lets the optimizer see it.
 
     Written first: an adaptive clipping norm moves with the noise, and an interruption between the
-    two must not make a release free.
-
-    Args:
-        event: The one step that is released.
-        record: Writes it down; what it raises keeps the sample unreleased.
-        batch_size: What the sum is divided by: public, never the secret size of the sample.
-        before_step: Called when the noised gradients are in `.grad`.
-        reduce: Adds the clipped sums of all processes up; the noise is added once, to that.
+    two must not make a release free. What `record` raises keeps the sample unreleased. The sum is
+    divided by a public `batch_size`, never the secret size of the sample. `before_step` is called
+    when the noised gradients are in `.grad`. `reduce` adds the clipped sums of all processes up;
+    the noise is added once, to that.
     """
     record(event)
     gradients = prepared.clipped.noised_mean(

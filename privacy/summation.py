@@ -3,11 +3,11 @@
 A sum of floating-point numbers and noise leaks through its last bits (Mironov 2012, CCS, "On
 significance of the least significant bits for differential privacy"; for Gaussian noise Holohan and
 Braghin 2021, arXiv 2107.10138), and its own rounding depends on every example. `GridSum` has
-neither: each clipped gradient is rounded to whole multiples of a power of two, and so is the noise.
+neither: clipped gradients and noise are rounded to whole multiples of a power of two.
 
-Both have the same methods. For each sample `clip_to` says how long an example may be, `add` takes
-the gradients of a batch with a factor for each example, whole or, if it raises, not at all, and
-`noised_mean` reduces the sum, adds the noise, divides, gives the sum away and starts anew.
+For each sample `clip_to` says how long an example may be, `add` takes the gradients of a batch with
+a factor for each example, whole or, if it raises, not at all, and `noised_mean` reduces the sum,
+adds the noise, divides, gives the sum away and starts anew.
 """
 
 import functools
@@ -110,14 +110,13 @@ class FloatSum:
 class GridSum:
     """The sum as whole multiples of a power of two, exact; a class because it adds up.
 
-    Guarantee: an example moves the sum by at most the clipping norm, rounding included, whatever
-    its gradient is. Each number of a clipped gradient is rounded to the grid and moves by half a
-    cell at most, so the gradient's norm grows by at most sqrt(d) * grid / 2; examples are clipped
-    to that much less, which is 0.05 to 0.1 percent of the clipping norm. The sum of whole numbers
-    has no rounding. The noise, drawn in float64 and rounded to the same grid, costs nothing: the
-    result is that of rounding an exact sum plus noise. To round the sum once instead would be
-    cheaper and wrong: two neighbouring sums may be rounded apart (sqrt(d) * grid), and the float
-    rounding before it depends on all examples.
+    Guarantee: an example moves the sum by at most the clipping norm, rounding included. Rounding a
+    clipped gradient to the grid makes its norm grow by at most sqrt(d) * grid / 2; examples are
+    clipped to that much less, 0.05 to 0.1 percent of the clipping norm. The sum of whole numbers
+    has no rounding, and noise rounded to the same grid costs nothing: the result is that of
+    rounding an exact sum plus noise. To round the sum once instead would be wrong: two neighbouring
+    sums may be rounded apart (sqrt(d) * grid), and the float rounding before it depends on all
+    examples.
 
     What stays: an example's gradient must not depend on its companions in the batch, not even in
     its last bits, and the noise comes from 53-bit uniforms.

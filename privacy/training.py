@@ -1,7 +1,6 @@
 """`PrivateTraining`: a private training under way, from its first sample to the plan's last step.
 
-It owns the secret generator and the ledger. It is made by `attach`, which refuses what would void
-the guarantee. Optimizers, objectives and checkpoints stay the user's.
+It is made by `attach`, which refuses what would void the guarantee.
 """
 
 from collections.abc import Iterator, Mapping
@@ -105,11 +104,7 @@ class PrivateTraining:
         """The physical batches of all remaining steps; give each one's losses to `step`.
 
         They are on the model's device. A sample that an earlier iteration left unfinished is
-        dropped: it was never released, so it costs nothing.
-
-        Raises:
-            StepError: While iterating, when a batch was not given to `step`, or another iteration
-                was begun.
+        dropped: it was never released, so it costs nothing. One iteration at a time goes on.
         """
         return InTurn(self._batches(), self._turn)
 
@@ -139,11 +134,7 @@ class PrivateTraining:
             return self._step(losses)
 
     def spent(self, delta: float | None = None) -> float:
-        """Epsilon of everything spent so far, at `delta` or at the plan's own.
-
-        Raises:
-            PlanError: No delta is known, or it is out of range.
-        """
+        """Epsilon of everything spent so far, at `delta` or at the plan's own."""
         return self._ledger.epsilon(self.plan.delta_or_own(delta))
 
     def describe(self) -> str:
@@ -153,21 +144,13 @@ class PrivateTraining:
     def check_objective(
         self, objective: object, *, examples: tuple[Tensor, Tensor] | None = None
     ) -> bool:
-        """Refuses an objective whose losses depend on other examples than their own.
+        """Refuses an objective `(model, images, labels) -> losses` whose examples depend on others.
 
-        It must say so, and is put to the proof on a few examples (`privacy.objectives`), at no cost
-        in epsilon; what shows only for other weights or in rare batches can pass. A loss that is
-        written into the loop is seen by nobody: put it into a function, and have that checked.
-
-        Args:
-            objective: `(model, images, labels) -> losses`, one or K an example.
-            examples: Images and labels to ask with; by default five of the data set.
-
-        Returns:
-            Whether this could be tested; if not, only its own declaration speaks for it.
-
-        Raises:
-            StepError: It has no `per_example = True`, does not run, or moved others' losses.
+        It must say that they do not, by `per_example = True`, and is put to the proof on
+        `examples`, five of the data set by default (`privacy.objectives`), at no cost in epsilon;
+        what shows only for other weights or in rare batches can pass. False where it could not be
+        tested, so that only its declaration speaks for it. A loss that is written into the loop is
+        seen by nobody: put it into a function, and have that checked.
         """
         check_declared(objective)
         examples = few_examples(self._dataset) if examples is None else examples
@@ -185,14 +168,9 @@ class PrivateTraining:
         """Goes on where `state_dict` was taken: epsilon never falls, noise and sampling are fresh.
 
         What was spent afterwards is the state's or what was spent here, whichever is more, and both
-        where neither came from the other: see `Ledger.resume`. Where this raises, nothing changed.
-
-        Raises:
-            PlanError: The state is not one, is of another plan, holds steps that the plan does not
-                take, or more of them than it has; or the ledger has no file, and the state is of
-                fewer steps than were taken here already.
-            StepError: Another thread is in a step.
-            LedgerError: The ledger's file cannot be written.
+        where neither came from the other: see `Ledger.resume`. Refused is a state of another plan,
+        or of steps that the plan does not take or more than it has. Where this raises, nothing
+        changed.
         """
         norm = _clipping_norm(state, self.plan)
         with self._turn:
@@ -206,7 +184,6 @@ class PrivateTraining:
         self._ledger.close()
 
     def _step(self, losses: Tensor) -> bool:
-        """`step`, with the turn held."""
         batch = self._pending
         self._refuse_interrupted()
         if batch is None:
@@ -281,10 +258,7 @@ class PrivateTraining:
 
 
 def _clipping_norm(state: Mapping[str, Any], plan: DPPlan) -> float:
-    """The clipping norm with which a state goes on; refuses what is no state of `plan`.
-
-    A norm that never changes may be missing in an old state.
-    """
+    """The clipping norm of a state of `plan`; one that never changes may be missing in old ones."""
     if not isinstance(state, Mapping):
         raise PlanError(f"expected what state_dict gave, got {type(state).__name__}")
     own = DPPlan.from_dict(state.get("plan"))

@@ -24,16 +24,11 @@ class ClippedSum:
     """The sum of clipped per-example gradients of one Poisson sample.
 
     A class because it adds up over the sample's physical batches, and because an adaptive clipping
-    norm follows what it saw.
+    norm follows what it saw; `max_grad_norm`, its one owner here, is that of the first sample.
 
     Guarantee: adding or removing one example changes the sum by at most `max_grad_norm` in L2 norm,
     over all parameters together: exactly where `float_safe`, else up to the rounding of the sum
-    itself. Clipping and noise of one sample use the same norm, `max_grad_norm`, which lives here.
-
-    Args:
-        max_grad_norm: C of the first sample, > 0.
-        clipping: How C bounds an example; flat by default.
-        float_safe: Whether sum and noise are whole multiples of a power of two.
+    itself. Clipping and noise of one sample use the same norm.
     """
 
     def __init__(
@@ -84,15 +79,9 @@ class ClippedSum:
     def add(self, losses: Tensor, mask: Tensor) -> int:
         """Runs backward from `losses` and adds each example's clipped gradient.
 
-        Guarantee: the batch is added whole, or not at all, or the sample cannot be released.
-
-        Args:
-            losses: One loss an example, float [rows], or one for each of K copies of it, float
-                [rows, K], with a graph that leads to the model: see `differentiate`.
-            mask: Which rows are examples, bool [rows]; the others count nothing.
-
-        Returns:
-            How many examples had a gradient that is not finite: they contribute zero.
+        Guarantee: the batch is added whole, or not at all, or the sample cannot be released. `mask`
+        says which rows are examples, bool [rows]; the others count nothing. Returns how many
+        examples had a gradient that is not finite: they contribute zero.
         """
         return self.keep(self.gradients_of(losses, mask), mask)
 
@@ -138,11 +127,10 @@ class ClippedSum:
         batch_size: int,
         reduce: Reduce = alone,
     ) -> list[Tensor]:
-        """Adds Gaussian noise, divides by the expected batch size, and starts anew.
+        """Adds Gaussian noise, divides by the plan's public batch size, and starts anew.
 
         The noise has standard deviation noise_multiplier * max_grad_norm, and a little more where
-        the clipping releases a count besides. The division is by the plan's public batch size,
-        never by the secret size of the sample. `reduce` comes before the noise.
+        the clipping releases a count besides. `reduce` comes before the noise.
         """
         self._refuse_interrupted()
         self._interrupted = True
@@ -207,5 +195,4 @@ class ClippedSum:
 
 
 def _layer_of(name: str) -> str:
-    """The dotted name of the layer that owns a parameter."""
     return name.rpartition(".")[0]

@@ -20,18 +20,9 @@ from torch.utils.data import DataLoader
 from privacy.errors import PlanError, StepError, UnsupportedLayer
 
 __all__ = [
-    "check_dataset",
-    "check_layers",
-    "check_module",
-    "check_trainable",
-    "mixing_layers",
-    "positive",
-    "probability",
-    "real",
-    "shown",
-    "trainable_parameters",
-    "whole",
-]
+    "check_dataset", "check_layers", "check_module", "check_trainable", "mixing_layers",
+    "positive", "probability", "real", "shown", "trainable_parameters", "whole",
+]  # fmt: skip
 
 _EXACT = 2**53
 _LONGEST = 200
@@ -124,10 +115,10 @@ def check_layers(model: nn.Module) -> None:
 def trainable_parameters(
     model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, nn.Parameter]:
-    """The model's trainable parameters by dotted name, given that the optimizer steps all of them.
+    """The model's trainable parameters by dotted name, all of which the optimizer steps.
 
-    Refuses a model that is not the module itself, and an optimizer that cannot step on gradients
-    alone or holds other parameters.
+    Refused are a model that is not the module itself, and an optimizer that cannot step on
+    gradients alone or holds other parameters.
     """
     _check_model(model)
     _check_optimizer(optimizer)
@@ -163,11 +154,7 @@ def check_trainable(model: nn.Module, parameters: Mapping[str, nn.Parameter]) ->
 
 
 def _check_hooks(parameters: Mapping[str, nn.Parameter]) -> None:
-    """Refuses hooks on the gradients of trainable parameters.
-
-    The gradient that such a hook would change is never formed: the layer's gradients are clipped
-    example by example, and what the optimizer gets is not the result of a backward pass.
-    """
+    """Refuses hooks on the gradients of trainable parameters: those are never formed."""
     hooked = [
         name
         for name, parameter in parameters.items()
@@ -285,8 +272,8 @@ def _calls_hooks(trial: torch.optim.Optimizer, kind: str, cure: str) -> bool:
 def _copy_of(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer | None:
     """A copy with parameters of its own, their gradients zero; None where it cannot be copied.
 
-    Attribute by attribute: torch's own copy leaves out what a subclass has besides. Hooks are not
-    copied, for this is a trial and not a step that anybody should react to.
+    Attribute by attribute: torch's own copy leaves out what a subclass has besides. No hooks: this
+    is a trial, to which nobody should react.
     """
     trial: torch.optim.Optimizer = object.__new__(type(optimizer))
     memo: dict[int, Any] = {id(optimizer): trial}

@@ -1,9 +1,9 @@
 """Canaries: rows of the training data whose gradient the auditor knows, and makes large.
 
-A canary is an example with a loss of the auditor's own: its logits along a fixed direction, scaled
-so that the gradient is many times the clipping norm. It goes through every layer of the model like
-any other row. Gradients are computed here by plain `torch.func` on a plain copy of the model; no
-code of the private step is used, so that a defect there cannot hide itself.
+A canary's loss is the auditor's own: its logits along a fixed direction, scaled so that the
+gradient is many times the clipping norm. Gradients are computed here by plain `torch.func` on a
+plain copy of the model: with no code of the private step, so that a defect there cannot hide
+itself.
 """
 
 import copy
@@ -29,10 +29,9 @@ class Diverged(StepError):
 
 @final
 class CanaryDataset:
-    """Some examples of a data set followed by the canaries; remembers which rows were read.
+    """Some examples of a data set, those at `indices`, int64 [n]; the last are the canaries.
 
-    A class because what was read last is how the auditor learns the secret coins. `indices` are
-    those of the data set's examples that are here, int64 [n], the canaries last.
+    A class because what was read last is how the auditor learns the secret coins.
     """
 
     batch_by_indices: ClassVar[bool] = True
@@ -87,11 +86,8 @@ class PlainGradients:
     """Per-example gradients of a plain copy of a model, at the model's present parameters.
 
     A class because it owns the copy, made before anybody's hooks are on the model. A model that
-    draws random numbers is refused: a copy of it gives other gradients.
-
-    Attributes:
-        rows_at_once: How many rows' gradients are held in memory together.
-        shapes: Of each parameter, in the order of a gradient.
+    draws random numbers is refused: a copy of it gives other gradients. `shapes` are those of the
+    parameters in the order of a gradient, and `rows_at_once` fit into memory together.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -112,7 +108,8 @@ class PlainGradients:
 
     def __call__(self, images: Tensor, output_gradients: Tensor) -> Tensor:
         """One gradient a row, all parameters one after the other: float [rows, d]."""
-        parameters = self._parameters()
+        current = dict(self._model.named_parameters())
+        parameters = {name: current[name].detach() for name in self._names}
 
         def of_example(image: Tensor, output_gradient: Tensor) -> Tensor:
             def run(current: Mapping[str, Tensor]) -> Tensor:
@@ -132,25 +129,15 @@ class PlainGradients:
         """The model's own gradients by name in the same order, float [d]."""
         return torch.cat([gradients[name].flatten() for name in self._names])
 
-    def _parameters(self) -> dict[str, Tensor]:
-        """The model's present trainable parameters, by name."""
-        found = dict(self._model.named_parameters())
-        return {name: found[name].detach() for name in self._names}
-
 
 @final
 class Canaries:
-    """The canaries at the model's present parameters: weights of their losses, and directions.
+    """The canaries at the model's present parameters; a class because both change at each step.
 
-    A class because both change with the parameters, once a step.
-
-    Attributes:
-        images: The images [k, ...].
-        oversize: How many times the clipping norm each one's own gradient has; float [k].
-        weights: A canary's loss is <its output, its weights>; [k, outputs].
-        clipped: Their gradients after clipping, in units of the clipping norm: unit vectors [k, d].
-        directions: The orthonormal vectors nearest to `clipped`, [k, d]. They do not depend on
-            which canaries are in.
+    Each one's own gradient has `oversize` [k] times the clipping norm, and its loss is <its output,
+    its weights>, [k, outputs]. `clipped` are their gradients after clipping, in clipping norms:
+    unit vectors [k, d]; `directions` the orthonormal vectors nearest to them, which do not depend
+    on which canaries are in.
     """
 
     def __init__(
@@ -162,10 +149,10 @@ class Canaries:
         self.clipped = self.directions = torch.empty(0)
 
     def aim(self, gradients: PlainGradients, *, max_grad_norm: float) -> None:
-        """Looks at the present parameters: scales the losses anew and turns the directions.
+        """Scales the losses anew and turns the directions, at the present parameters.
 
-        Raises:
-            Diverged: A canary has no finite gradient above zero: nothing can be seen of it.
+        Refused as `Diverged` is a canary without a finite gradient above zero: nothing is seen of
+        it.
         """
         raw = gradients(self.images, self._logits)
         norms = raw.norm(dim=1, keepdim=True)

@@ -1,9 +1,8 @@
 """What one example adds to a step: bounds from canaries' scores, and checks of the released sum.
 
-The scores of canaries that were in and of canaries that were out bound epsilon from below. None may
-move the sum by more than the clipping norm: where a contribution hides in the noise, it is looked
-for along the directions in which it would be too large, and in steps with hardly any noise the sum
-itself is held against its definition. How the scores came about is deliberately not here.
+Scores of canaries that were in and that were out bound epsilon from below. None may move the sum by
+more than the clipping norm: it is looked for along directions in which it would be too large, and
+in steps with hardly any noise the sum itself is held against its definition.
 """
 
 import math
@@ -27,18 +26,10 @@ from privacy.statistics import (
 from privacy.validate import probability
 
 __all__ = [
-    "MISMATCH",
-    "CanaryScoreAuditor",
-    "check_clipped_sum",
-    "check_contribution",
-    "check_epsilon",
-    "check_images",
-    "check_largest",
-    "check_objective",
-    "check_release",
-    "check_sum",
-    "mismatch",
-]
+    "MISMATCH", "CanaryScoreAuditor", "check_clipped_sum", "check_contribution",
+    "check_epsilon", "check_images", "check_largest", "check_objective", "check_release",
+    "check_sum", "mismatch",
+]  # fmt: skip
 
 _THRESHOLDS = np.linspace(0.002, 0.998, 250)
 """Quantiles of the scores among which a threshold is chosen, on data that is not counted."""
@@ -91,17 +82,13 @@ class CanaryScoreAuditor:
 
         Valid where scores are Gaussian with one deviation: a white-box score of a step with
         Gaussian noise is.
-
-        Raises:
-            PlanError: `delta` or `confidence` is not in (0, 1).
         """
         return gdp_epsilon(self.gdp_mu(confidence), delta)
 
     def gdp_mu(self, confidence: float) -> float:
         """A lower bound on mu = (mean in - mean out) / deviation.
 
-        The difference is bounded below by Student's interval and the deviation above by the
-        chi-squared one, each at half of the error.
+        By Student's interval of the difference and the chi-squared one, each at half of the error.
         """
         probability("confidence", confidence)
         difference = self.mean_difference(confidence=(1 + confidence) / 2)
@@ -124,9 +111,6 @@ class CanaryScoreAuditor:
         """From the error rates of one threshold, chosen on every other score, counted on the rest.
 
         Nothing is assumed about the scores' distribution.
-
-        Raises:
-            PlanError: `delta` or `confidence` is not in (0, 1).
         """
         probability("confidence", confidence)
         chosen_in, chosen_out = self._in[::2], self._out[::2]
@@ -142,9 +126,6 @@ class CanaryScoreAuditor:
         Valid where each canary was in by an independent fair coin, also where all of them were in
         one training. The highest scores are guessed in, as many lowest ones out, the rest not at
         all; ties count against the auditor.
-
-        Raises:
-            PlanError: `delta` or `confidence` is not in (0, 1).
         """
         probability("confidence", confidence)
         corrected = 1 - (1 - confidence) / len(_GUESSED_SHARES)
@@ -166,12 +147,9 @@ class CanaryScoreAuditor:
         return roc_area(self._in, self._out)
 
     def tpr_at_given_fpr(self, fpr: float) -> float:
-        """Share of the canaries in that a threshold finds which no more than `fpr` of the out pass.
+        """Share of the canaries in that a threshold finds which at most `fpr` of the out pass.
 
         A point estimate, without a confidence.
-
-        Raises:
-            PlanError: `fpr` is not in [0, 1].
         """
         return true_positive_rate(self._in, self._out, fpr=fpr)
 
@@ -278,9 +256,8 @@ def check_largest(beyond: Tensor, *, noise_multiplier: float, error: float) -> C
 def mismatch(residual: Tensor, total: Tensor, *, examples: int, noise_multiplier: float) -> float:
     """What one step with hardly any noise added up that is not the definition's sum, or less of it.
 
-    `residual` is what the step added up beyond the definition's sum `total`, noise with it. The
-    answer is in clipping norms for the root of the number of examples; infinite where it is not a
-    number.
+    `residual` is what it added beyond the definition's sum `total`, noise with it. In clipping
+    norms for the root of the number of examples; infinite where it is not a number.
     """
     residual, total = residual.double(), total.double()
     size = max(float(total.norm()), 1e-12)
@@ -304,8 +281,7 @@ def check_clipped_sum(mismatches: Sequence[float]) -> Check:
 def check_images(foreign: int) -> Check:
     """What the step works on must be what was read for it: else its coins are for nothing.
 
-    `foreign` counts images of rows that were not read for the batch in which they are. Images that
-    no row has, as they are, may be rows that were augmented: they are not counted.
+    `foreign` counts images of rows that were not read for their batch; augmented ones do not count.
     """
     says = "images in the batches that are of rows which were not read for them"
     return at_most("images", float(foreign), 0.0, says=says)

@@ -105,7 +105,6 @@ def audit(
 
 
 def _check(make_training: object, plan: object, dataset: object, settings: object) -> None:
-    """Refuses what is of another type before anything is trained."""
     if not callable(make_training):
         raise PlanError(
             "make_training: expected a function (plan, dataset) -> (training, objective), got "
@@ -121,7 +120,7 @@ def _check(make_training: object, plan: object, dataset: object, settings: objec
 
 @dataclass(frozen=True)
 class _Seen:
-    """The three trainings: with the plan's noise, with hardly any, and for its samples.
+    """The trainings with the plan's noise, with hardly any, and for its samples.
 
     `apart` says whether the objective keeps examples apart; None where it could not be asked.
     """
@@ -156,7 +155,6 @@ class _Seen:
 def _report(
     seen: _Seen, plan: DPPlan, delta: float, settings: AuditSettings, *, population: int
 ) -> AuditReport:
-    """Scores of all steps and canaries together, their bounds, and the checks."""
     scores, were_in = seen.scores, seen.were_in
     auditor = CanaryScoreAuditor(scores[were_in].numpy(), scores[~were_in].numpy())
     assert plan.noise_multiplier is not None, "the plan has its noise"
@@ -186,7 +184,6 @@ def _report(
 
 
 def _bounds(auditor: CanaryScoreAuditor, delta: float, confidence: float) -> dict[str, float]:
-    """Every bound at one confidence, by the method's name."""
     return {
         "gdp": auditor.epsilon_from_gdp(delta, confidence),
         "clopper-pearson": auditor.epsilon_clopper_pearson(delta, confidence),

@@ -1,8 +1,8 @@
 """Is what is left of the released gradients fresh, independent Gaussian noise of one deviation?
 
-The clipped sums are taken off already, so that in an honest training every number here is an
-independent standard normal one, whatever was clipped and sampled. Each check asks one thing of
-them, by its exact law. Small tensors are kept whole, large ones in runs of neighbours.
+The clipped sums are taken off already: of an honest training every number here is an independent
+standard normal one. Each check asks one thing of them, by its exact law. Small tensors are kept
+whole, large ones in runs of neighbours.
 """
 
 import math
@@ -51,12 +51,10 @@ _TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Noise:
-    """The noise of all steps, in its planned deviations, and where its tensors begin and end.
+    """The noise of all steps in its planned deviations, [steps, d]: standard normal if all is well.
 
-    Attributes:
-        values: One step a row, [steps, d]; independent standard normal numbers if all is well.
-        tensors: For each parameter tensor its columns.
-        rows: How long a row of each tensor is: numbers that share an output.
+    `tensors` are each parameter's columns, and `rows` how long a row of it is: numbers that share
+    an output.
     """
 
     values: Numbers
@@ -132,10 +130,7 @@ def check_noise_battery(noise: Noise, *, error: float) -> tuple[Check, ...]:
     batteries = {
         "noise by tensor": (_by_tensor, "the deviations of each tensor's noise"),
         "noise by step": (_by_step, "the deviations of each step's noise"),
-        "noise by tensor and step": (
-            _by_tensor_and_step,
-            "the deviations of each tensor's noise in each step",
-        ),
+        "noise by tensor and step": (_by_two, "the deviations of each tensor's noise in each step"),
         "noise by parameter": (_by_coordinate, "deviation and mean of each parameter's noise"),
         "noise law": (_law, "the noise being Gaussian, from its middle into its tails"),
         "noise grain": (_grain, "as many numbers that are nearly the same"),
@@ -173,7 +168,7 @@ def _by_step(noise: Noise) -> dict[str, float]:
     }
 
 
-def _by_tensor_and_step(noise: Noise) -> dict[str, float]:
+def _by_two(noise: Noise) -> dict[str, float]:
     """Every tensor has it in every step."""
     sums = np.stack([np.square(noise.values[:, part]).sum(1) for part in noise.tensors])
     one, together = deviations(sums, [[part.stop - part.start] for part in noise.tensors])
@@ -234,13 +229,9 @@ def _grain(noise: Noise) -> dict[str, float]:
     for name, values in groups.items():
         tests[name] = _coincidences(values)
         tests[f"magnitudes, {name}"] = _coincidences(magnitudes(values))
-    tests["numbers of one tensor"] = smallest(
-        [
-            _coincidences(values.ravel()[:: max(1, values.size // _TOGETHER)])
-            for values in (noise.values[:, part] for part in noise.tensors)
-        ]
-    )
-    return tests
+    parts = [noise.values[:, part].ravel() for part in noise.tensors]
+    each = [_coincidences(part[:: max(1, part.size // _TOGETHER)]) for part in parts]
+    return {**tests, "numbers of one tensor": smallest(each)}
 
 
 def _coincidences(values: Numbers) -> float:

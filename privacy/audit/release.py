@@ -26,13 +26,10 @@ class Release:
 
     A class because each step is compared with what the last one left. The model is called with
     `images`: tensors in plain attributes of its modules that every forward pass makes anew are not
-    watched, given that no pass finds there what the one before it left.
-
-    Attributes:
-        unexplained: Largest change so far that no released gradient explains, as a part of the
-            tensor that changed.
-        replayed: Whether the optimizer's step could be taken once more on copies.
-        settings: Of the optimizer's groups, before each step.
+    watched, given that no pass finds there what the one before it left. `unexplained` is the
+    largest change so far that no released gradient explains, as a part of the tensor that changed;
+    `replayed` whether the optimizer's step could be taken once more on copies; `settings` those of
+    the optimizer's groups before each step.
     """
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, images: Tensor) -> None:
@@ -164,15 +161,12 @@ class Release:
 
 def _hooked(optimizer: torch.optim.Optimizer) -> bool:
     """Whether a hook of the user's own belongs to a step: it would not act on a copy."""
-    hooks = (
-        *optimizer._optimizer_step_pre_hooks.values(),
-        *optimizer._optimizer_step_post_hooks.values(),
-    )
+    before, after = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    hooks = (*before.values(), *after.values())
     return any(not str(getattr(hook, "__module__", "")).startswith("privacy.") for hook in hooks)
 
 
 def _alike(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    """Whether two replays came to the same."""
     return one.keys() == other.keys() and not any(_moved(v, other[k]) for k, v in one.items())
 
 
@@ -192,7 +186,6 @@ def _unlike(one: Settings, other: Settings) -> set[str]:
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> Settings:
-    """The settings of its groups that are plain values."""
     found = {
         f"{name} {number}": value.tolist() if isinstance(value, Tensor) else value
         for number, group in enumerate(optimizer.param_groups)
@@ -204,7 +197,6 @@ def _settings(optimizer: torch.optim.Optimizer) -> Settings:
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """The optimizer's parameters in its order."""
     return [p for group in optimizer.param_groups for p in group["params"]]
 
 
@@ -225,7 +217,6 @@ def _moving(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies that nothing changes any more."""
     return {name: value.detach().clone() for name, value in tensors.items()}
 
 
@@ -250,6 +241,5 @@ def _differs(one: Tensor, other: Tensor) -> float:
 
 
 def _bytes(tensor: Tensor) -> Tensor:
-    """A tensor's bytes, uint8 [n]."""
     dense = tensor.dequantize() if tensor.is_quantized else tensor.detach().to_dense()
     return dense.resolve_conj().resolve_neg().reshape(-1).view(torch.uint8)

@@ -27,12 +27,7 @@ __all__ = ["Samples", "check_sampling_battery"]
 
 @dataclass(frozen=True)
 class Samples:
-    """Which rows were in which sample.
-
-    Attributes:
-        table: How often each row was read in each step, whole numbers [steps, rows].
-        rate: The chance of every coin.
-    """
+    """Which rows were in which sample: how often each was read, [steps, rows], and the rate."""
 
     table: Numbers
     rate: float
@@ -83,7 +78,6 @@ def check_sampling_battery(
 
 
 def _rate(samples: Samples, _: np.random.Generator) -> dict[str, float]:
-    """All coins together."""
     coins = samples.coins
     return {"all coins": float(odds(coins.sum(), coins.size, samples.rate))}
 

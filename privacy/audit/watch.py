@@ -1,7 +1,4 @@
-"""The trainings that an audit watches: with the plan's noise, with hardly any, and for its samples.
-
-Here a training is put together, run and looked at step by step. What the numbers mean is not here.
-"""
+"""The trainings that an audit watches: with the plan's noise, with hardly any, for its samples."""
 
 from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
@@ -69,19 +66,13 @@ MakeTraining = Callable[[DPPlan, MapStyle], tuple[AuditedTraining, Objective]]
 
 @dataclass(frozen=True)
 class Watched:
-    """What was seen of one training.
+    """What was seen of one training, at each step; of a residual what is kept.
 
-    Attributes:
-        steps: Each step; of its residual what is kept.
-        sizes: How many numbers each parameter tensor has.
-        tensors: Each tensor's columns in what is kept of a residual.
-        rows: How long a row of each tensor is.
-        unexplained: Largest change that no released gradient explains, as a part of what changed.
-        replayed: Whether the optimizer's steps could be taken once more.
-        settings: Of the optimizer, before each step.
-        foreign: Images in the batches of rows that were not read for them.
-        changed: Images in the batches that the data set did not give, as they are.
-        mismatches: Of quiet steps, what is not the definition's sum.
+    Of each parameter tensor its size, its columns (`tensors`) in a residual and the length of its
+    rows. Of the release: the largest change that it does not explain, whether the optimizer's steps
+    could be `replayed`, and its settings before each. `foreign` counts images in the batches of
+    rows that were not read for them, `changed` those that the data set did not give as they are,
+    and `mismatches` is, of quiet steps, what is not the definition's sum.
     """
 
     steps: tuple[Observation, ...]
@@ -278,7 +269,6 @@ def _made(made: object) -> tuple[AuditedTraining, Objective]:
 
 
 def _planned(plan: DPPlan, samples: int, batch_size: int, settings: AuditSettings) -> DPPlan:
-    """The plan for other samples, for as many steps as are watched."""
     return replace(
         plan,
         samples=samples,
@@ -290,13 +280,11 @@ def _planned(plan: DPPlan, samples: int, batch_size: int, settings: AuditSetting
 
 
 def _chosen(dataset: MapStyle, samples: int, settings: AuditSettings) -> Tensor:
-    """Rows of the data set, by the settings' seed."""
     generator = torch.Generator().manual_seed(settings.seed)
     return torch.randperm(len(dataset), generator=generator)[:samples]
 
 
 def _samples(table: list[Tensor], plan: DPPlan) -> Samples:
-    """The samples of a plan."""
     read = torch.stack(table) if table else torch.zeros(0, plan.samples)
     return Samples(read.double().numpy(), plan.sampling_rate)
 
@@ -304,7 +292,6 @@ def _samples(table: list[Tensor], plan: DPPlan) -> Samples:
 def _canaries(
     model: nn.Module, data: CanaryDataset, settings: AuditSettings, oversize: tuple[float, ...]
 ) -> Canaries:
-    """The canaries on the model's device."""
     device = next(model.parameters()).device
     images = data.canary_images().to(device)
     with torch.no_grad():

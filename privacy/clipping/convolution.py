@@ -1,9 +1,9 @@
 """Convolutions of one, two and three dimensions, plain and transposed.
 
 The native kernel gives the input gradient alone, the weight gradient of scaled output gradients,
-and, with each example made a group of one large grouped convolution, per-example weight gradients.
-Dense convolutions have faster ways (`direct`, and where nothing is compiled `patches`; Gram
-matrices where positions are few); the tuner chooses.
+and, with each example a group of one large convolution, per-example weight gradients. Dense
+convolutions have faster ways (`direct`, or where nothing is compiled `patches`; Gram matrices where
+positions are few); the tuner chooses.
 """
 
 from collections.abc import Callable
@@ -120,8 +120,8 @@ class ConvolutionRule:
         """Per-example weight gradients [n, *weight.shape], of any convolution.
 
         Each example becomes a group of one large grouped convolution (Rochette, Manoel and Tramel
-        2019, arXiv 1912.06015). What costs is the layout: the channels of all groups must lie side
-        by side, so that channels-last tensors are copied.
+        2019, arXiv 1912.06015). Its channels must lie side by side: channels-last tensors are
+        copied.
         """
         layer, examples, shape = self.layer, len(inputs), self.layer.weight.shape
         # Of the weight only the shape counts: one number, repeated, stands for all of it.
@@ -160,7 +160,9 @@ class ConvolutionRule:
         if geometry is None or len(geometry.kernel) != 2:
             return kernels
         ghost = partial(self._ghost, geometry=geometry)
-        layouts = {} if compiled else self._layouts(geometry)
+        layouts: dict[str, PatchLayout] = {} if compiled else {"columns": Columns(geometry)}
+        if not compiled and geometry.plain and geometry.kernel[0] > 1:
+            layouts["rows"] = Rows(geometry)
         for name, layout in layouts.items():
             kept = partial(instantiated, layout)
             kernels.append(Kernel(name=name, run=kept, peak_bytes=size, work=product))
@@ -171,13 +173,6 @@ class ConvolutionRule:
         found, work = partial(gram_squares, geometry), pairs * (patch + outputs) + product
         kernels.append(ghost("gram", found, work=work, gram=True))
         return kernels
-
-    def _layouts(self, geometry: Geometry) -> dict[str, PatchLayout]:
-        """The patch layouts that this layer's geometry allows."""
-        layouts: dict[str, PatchLayout] = {"columns": Columns(geometry)}
-        if geometry.plain and geometry.kernel[0] > 1:
-            layouts["rows"] = Rows(geometry)
-        return layouts
 
     def _geometry(self, copies: int) -> Geometry | None:
         """The layer's sizes, where it is a dense convolution."""
@@ -213,7 +208,6 @@ class ConvolutionRule:
         return Kernel(name=f"{name}, then native", run=run, peak_bytes=0, work=work)
 
     def _grouped(self, inputs: Tensor, dy: Tensor, *, copies: int) -> PerExampleGradients:
-        """Per-example weight gradients of the grouped convolution."""
         rows = Instantiated([self.grouped_weight_gradients(inputs, dy)])
         return sum_copies(rows, copies, size=self.layer.weight.numel())
 
@@ -233,24 +227,14 @@ class ConvolutionRule:
     ) -> Tensor:
         """One of the native kernel's two gradients, in the dtype of the output gradient."""
         layer, dtype = self.layer, output_gradient.dtype
-        gradients = torch.ops.aten.convolution_backward(
-            output_gradient,
-            inputs.to(dtype),
-            weight.to(dtype),
-            None,
-            layer.stride,
-            self.padding,
-            layer.dilation,
-            layer.transposed,
-            layer.output_padding,
-            groups,
-            (of_input, not of_input, False),
-        )
+        tensors = output_gradient, inputs.to(dtype), weight.to(dtype)
+        sizes = layer.stride, self.padding, layer.dilation, layer.transposed, layer.output_padding
+        wanted = of_input, not of_input, False
+        gradients = torch.ops.aten.convolution_backward(*tensors, None, *sizes, groups, wanted)
         gradient: Tensor = gradients[0] if of_input else gradients[1]
         return gradient
 
     def _padded(self, inputs: Tensor) -> Tensor:
-        """The input as the kernel sees it."""
         if not any(self.outer_padding):
             return inputs
         mode = self.layer.padding_mode

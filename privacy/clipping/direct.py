@@ -5,11 +5,9 @@ weight gradient of them all, and takes the norm of the very numbers that it wrot
 no allowance for another kernel's rounding. Stride, padding, dilation, dimensions and copies all
 become tables of offsets into one example's memory, made here once a shape; one loop serves them.
 
-Both tensors are read with the channels last: the values of a patch's row then lie side by side, and
-so do the output channels, which are what a vector of the processor holds.
-
 Everywhere here `images` is the layer's input, float32 [n * copies, c, *spatial] as `fits` says, and
-`output_gradient` the gradient at its output, float32 [n * copies, outputs, *positions].
+`output_gradient` the gradient at its output, float32 [n * copies, outputs, *positions]. Both are
+read with the channels last: what a vector of the processor holds lies side by side.
 """
 
 import ctypes
@@ -69,11 +67,8 @@ def instantiated(geometry: Geometry, images: Tensor, output_gradient: Tensor) ->
     squares = layer.run(kept, keep=True)
     # `join` holds only sizes of the layer, so that the activations can be freed.
     channels, outputs = images.shape[1], layer.outputs
-
-    def join(pieces: list[Tensor]) -> Tensor:
-        return _joined(geometry, channels, outputs, pieces[0])
-
-    return Instantiated([kept], join=join, squares=squares)
+    join = partial(_joined, geometry, channels, outputs)
+    return Instantiated([kept], join=lambda pieces: join(pieces[0]), squares=squares)
 
 
 def twice(geometry: Geometry, images: Tensor, output_gradient: Tensor) -> "Twice":
@@ -133,14 +128,11 @@ class _Work(ctypes.Structure):
 
 @dataclass(frozen=True, kw_only=True)
 class _Tables:
-    """Where values lie in one example's memory: its images, each with a border of zeros.
+    """Where values lie in one example's memory of `padded` numbers: images in borders of zeros.
 
-    Attributes:
-        line: Offset of each line of the images, int64.
-        position: Offset of the first pixel that each output position sees, int64.
-        tap: Offset of each value of a patch from its first, int64, rising: taps that are neighbours
-            in memory are found by comparing the first with the last.
-        padded: Values of one example with its borders.
+    Offsets, int64, of each `line` of the images; of the first pixel that each output `position`
+    sees; and of each value of a patch from its first (`tap`), rising: taps that are neighbours in
+    memory are found by comparing the first with the last.
     """
 
     line: Tensor
@@ -153,11 +145,9 @@ class _Tables:
 class _Layer:
     """One layer's input and output gradient as the compiled code takes them.
 
-    Attributes:
-        pixels: The images, channels last and dense.
-        gradient: The output gradient, the same, with channels of zeros up to whole vectors.
-        outputs: Output channels without these.
-        threads: How many compute; read once, for each has its place in what is laid out for them.
+    `pixels` and `gradient` have the channels last and are dense; the gradient has channels of zeros
+    beyond its `outputs`, up to whole vectors. `threads` is read once, for each has its place in
+    what is laid out for them.
     """
 
     tables: _Tables

@@ -19,14 +19,9 @@ from privacy.noise import SecureGenerator
 from privacy.validate import positive, real, shown
 
 __all__ = [
-    "AdaptiveClipping",
-    "AutomaticClipping",
-    "Clipping",
-    "FlatClipping",
-    "PerLayerClipping",
-    "clip_factors",
-    "clipping_of",
-]
+    "AdaptiveClipping", "AutomaticClipping", "Clipping", "FlatClipping", "PerLayerClipping",
+    "clip_factors", "clipping_of",
+]  # fmt: skip
 
 _ROUNDING = 1e-5
 """Relative error allowed for in a norm: each is taken this much larger, so that none passes C."""
@@ -50,10 +45,9 @@ class Clipping(ABC):
         return [1.0]
 
     def factors(self, norms: Tensor, max_grad_norm: Tensor | float) -> Tensor:
-        """Factors >= 0 with factor * norm <= C; in flat clipping min(1, C / norm).
+        """Factors >= 0 with factor * norm <= C, or its share of it; flat: min(1, C / norm).
 
-        `norms` are upper bounds on the L2 norms of what is clipped, [..., n]; C, or each part's
-        share of it, is broadcast to them.
+        `norms` are upper bounds on the L2 norms of what is clipped, [..., n].
         """
         return (max_grad_norm / norms).clamp(max=1.0)
 
@@ -65,10 +59,10 @@ class Clipping(ABC):
         return noise_multiplier
 
     def count(self, norms: Tensor, max_grad_norm: float) -> float:
-        """What some examples add to the count that a step releases beside its gradient.
+        """What some examples add to the count that a step releases beside its gradient, if it does.
 
-        At most 1/2 in size an example; 0 where no count is released. `norms` are L2 norms of whole
-        gradients [n], some perhaps not finite.
+        At most 1/2 in size an example. `norms` are those of whole gradients [n], some perhaps not
+        finite.
         """
         return 0.0
 
@@ -277,12 +271,11 @@ def clipping_of(value: object) -> Clipping:
 def clip_factors(
     squared_norms: Tensor, *, max_grad_norm: Tensor | float, clipping: Clipping | None = None
 ) -> Tensor:
-    """The clipping's factors, and 0 for a norm that is not finite.
+    """The clipping's factors, flat by default, and 0 for a norm that is not finite.
 
-    Guarantee: factor times true norm is at most `max_grad_norm`, given squared norms that are
-    right to one part in 10^5: norms are rounded up before the division. The squared norms are of
-    each example's gradient, or of each part of it that is clipped apart, float [..., n];
-    `max_grad_norm` is C, > 0, or each part's share of it. Clipping is flat by default.
+    Guarantee: factor times true norm is at most `max_grad_norm`, C or each part's share of it,
+    given squared norms, float [..., n], of what is clipped that are right to one part in 10^5:
+    norms are rounded up before the division.
     """
     norms = squared_norms.sqrt() * (1 + _ROUNDING)
     factors = (clipping or FlatClipping()).factors(norms, max_grad_norm)

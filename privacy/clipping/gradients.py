@@ -7,24 +7,16 @@ Li et al. 2022, arXiv 2110.05679). `AfterBackward` forms them when the backward 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "LONGEST_SUM",
-    "AfterBackward",
-    "GhostNorm",
-    "Instantiated",
-    "Parts",
-    "PerExampleGradients",
-    "Saved",
-    "combine",
-    "in_rows",
-    "row_squared_norms",
-    "sum_copies",
-]
+    "LONGEST_SUM", "AfterBackward", "GhostNorm", "Instantiated", "Parts", "PerExampleGradients",
+    "Saved", "combine", "in_rows", "row_squared_norms", "sum_copies",
+]  # fmt: skip
 
 LONGEST_SUM = 1024
 """Squares added up in float32 before float64 takes over. Ten million of them in float32 come out
@@ -67,12 +59,10 @@ def _only(pieces: list[Tensor]) -> Tensor:
 
 @dataclass(frozen=True)
 class Instantiated:
-    """Per-example gradients that are held, as one tensor or as pieces in a kernel's own layout.
+    """Per-example gradients that are held, in pieces [n, ...] of a kernel's own layout.
 
-    Attributes:
-        pieces: Each [n, ...].
-        join: From pieces, each example's or their sum's, to the parameter's shape.
-        squares: Squared norms [n], where the kernel knows them already.
+    `join` makes of pieces, each example's or their sum's, the parameter's shape; `squares` are the
+    squared norms [n] where the kernel knows them already.
     """
 
     pieces: list[Tensor]
@@ -110,14 +100,9 @@ class Instantiated:
 class GhostNorm:
     """Per-example gradients that were never formed: their norms, and the second pass to their sum.
 
-    Attributes:
-        squares: Squared norms [n].
-        inputs: The layer's input [n * copies, ...].
-        output_gradients: The gradient at the layer's output [n * copies, ...].
-        weight_gradient: Makes the parameter's gradient, summed over rows, of an input and an output
-            gradient.
-        instantiation: Makes the per-row gradients of an input and an output gradient.
-        copies: Adjacent rows that are one example: their gradients are added before the norm.
+    `squares` are squared norms [n], of `copies` adjacent rows of inputs and output gradients [n *
+    copies, ...] each. Of these two `weight_gradient` makes the parameter's gradient, summed over
+    rows, and `instantiation` the per-row gradients.
     """
 
     squares: Tensor
@@ -158,8 +143,8 @@ class GhostNorm:
 class AfterBackward:
     """Per-example gradients that are formed once the backward pass has freed its activations.
 
-    They are formed at the first question, and what they are made of is freed then. A layer whose
-    gradients do not fit beside the activations can so be kept after all.
+    At the first question; what they are made of is freed then. So gradients are kept after all that
+    do not fit beside the activations.
     """
 
     def __init__(
@@ -168,8 +153,7 @@ class AfterBackward:
         output_gradient: Tensor,
         form: Callable[[Tensor, Tensor], PerExampleGradients],
     ) -> None:
-        self._source: tuple[Tensor, Tensor] | None = (inputs, output_gradient)
-        self._form = form
+        self._form: Callable[[], PerExampleGradients] = partial(form, inputs, output_gradient)
         self._formed: PerExampleGradients | None = None
 
     def squared_norms(self) -> Tensor:
@@ -190,18 +174,16 @@ class AfterBackward:
 
     def _now(self) -> PerExampleGradients:
         if self._formed is None:
-            assert self._source is not None, "it is kept until the gradients are formed"
-            self._formed = self._form(*self._source)
-            self._source = None
+            self._formed = self._form()
+            del self._form
         return self._formed
 
 
 def sum_copies(part: PerExampleGradients, copies: int, *, size: int) -> PerExampleGradients:
     """Per-example gradients [n] out of those of `n * copies` rows, an example's rows adjacent.
 
-    Copies are one example with different augmentations: their gradients are added before clipping.
-    Convolutions and linear layers add them up in their products; this serves every other layer, so
-    that its rule need not know of copies. `size` is the number of values of one gradient.
+    Copies are one example with different augmentations: their gradients, of `size` values each, are
+    added before clipping. Convolutions and linear layers add them up in their products.
     """
     if copies == 1:
         return part

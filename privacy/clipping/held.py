@@ -1,12 +1,10 @@
 """What a model holds besides its trainable parameters: no forward pass may write there.
 
 Watched are buffers, parameters that are not trained, and tensors in plain attributes of a module
-(`self.running = ...`). Of the last, those that every forward pass makes anew are left out: an
-activation that is kept to be looked at, or a weight that is computed from parameters. Such a tensor
-follows from the last pass alone, which the probe proves, so it carries nothing from one step to the
-next. What has a graph is left out too: it follows from parameters. Values in lists, dictionaries,
-numbers and arrays of others are deliberately not watched; what a pass writes there is found by the
-probe where the next pass reads it.
+(`self.running = ...`). Of the last, those with a graph are left out, and those that every forward
+pass makes anew, which the probe proves: they carry nothing from one step to the next. Not watched
+are values in lists, dictionaries, numbers and arrays of others: the probe finds what a pass writes
+there where the next pass reads it.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -83,9 +81,8 @@ def cure(names: Collection[str]) -> str:
 class Held:
     """The bytes of what a model holds; a class because it remembers them.
 
-    Torch's version counter is not enough: writes through `.data` or numpy leave it as it was, and
-    what is held is mostly small beside the parameters. Of large tensors sums of their bits are
-    remembered, a thousand numbers at a time.
+    Torch's version counter is not enough: writes through `.data` or numpy leave it as it was. Of
+    large tensors sums of their bits are remembered, a thousand numbers at a time.
 
     Tensors in `remade`, which every forward pass makes anew, are not watched. `prove` is called
     where a plain tensor appears that was not there before; it raises where a forward pass carries
@@ -146,7 +143,6 @@ class Held:
         return now - self._names - self._left_out
 
     def _watched(self) -> Iterator[tuple[str, Tensor]]:
-        """Everything that is watched, as it is now."""
         for name, values in self._modules:
             for key, buffer in values["_buffers"].items():
                 if buffer is not None:
@@ -171,7 +167,6 @@ class Held:
     def _changed(
         self, described: list[tuple[Any, ...]], now: Mapping[torch.device, Tensor]
     ) -> list[str]:
-        """What changed, by name."""
         if described != self._described:
             return sorted({row[0] for row in {*described} ^ {*self._described}})
         found, starts = [], dict.fromkeys(now, 0)
@@ -183,7 +178,6 @@ class Held:
         return found
 
     def _what(self, names: Collection[str]) -> str:
-        """What kind of tensor was written, in words."""
         of = {f"{name}.{key}" for name, values in self._modules for key in values["_parameters"]}
         if any(name in of for name in names):
             return _FROZEN
@@ -210,7 +204,6 @@ def _version(tensor: Tensor) -> int:
 
 
 def _memory(tensor: Tensor) -> tuple[torch.device, int]:
-    """Where its values lie."""
     return tensor.device, tensor.untyped_storage().data_ptr()
 
 

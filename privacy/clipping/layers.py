@@ -1,9 +1,8 @@
 """How a layer is recorded: per-example gradients take the place of its weight gradient.
 
-`install` replaces the `forward` of every layer that holds a trainable parameter. The replacement
-computes what the layer computes and, in backward, the gradient of its input only; the ordinary
-weight gradient is never formed, so a plain `backward()` on an installed model leaves every `.grad`
-as it was. No module hook is used: in-place operations after a layer stay allowed.
+`install` replaces the `forward` of every layer that holds a trainable parameter by one that also
+gives, in backward, the gradient of its input only: the weight gradient is never formed, so a plain
+`backward()` leaves every `.grad` as it was. In-place operations after a layer stay allowed.
 """
 
 import copy
@@ -20,21 +19,14 @@ from privacy.clipping.tape import Tape
 from privacy.errors import StepError, UnsupportedLayer
 
 __all__ = [
-    "AddsCopies",
-    "InOnePass",
-    "Installation",
-    "LayerRule",
-    "Rules",
-    "install",
-    "recorded_name",
-]
+    "AddsCopies", "InOnePass", "Installation", "LayerRule", "Rules", "install", "recorded_name",
+]  # fmt: skip
 
 
 class LayerRule(Protocol):
-    """One layer's mathematics.
+    """One layer's mathematics; it keeps nothing between calls but through `saved`.
 
     Called in the order: `forward`, then in backward `per_example_gradients` and `input_gradient`.
-    A rule keeps nothing between calls; what backward needs goes through `saved`.
     """
 
     parameters: tuple[nn.Parameter, ...]
@@ -99,9 +91,8 @@ class Installation:
 def install(model: nn.Module, tape: Tape, rule_of: Rules) -> Installation:
     """Lets every layer of `model` that holds a trainable parameter write on `tape`.
 
-    A deep copy of an installed model is a plain model again: each copied layer has its own forward.
-    A model that is installed already is refused, and so is a layer that is used inside another one
-    that is recorded as a whole, and outside of it too.
+    A deep copy of an installed model is plain again. Refused are a model that is installed already,
+    and a layer that is used inside another one that is recorded as a whole, and outside of it too.
     """
     layers = _owners(model)
     for name, layer in layers:
@@ -275,7 +266,6 @@ def _gradients(
 
 
 def _folded(parts: Parts, copies: int) -> Parts:
-    """Each example's gradients out of each row's."""
     return [
         (parameter, sum_copies(part, copies, size=parameter.numel())) for parameter, part in parts
     ]

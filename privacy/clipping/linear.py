@@ -31,10 +31,10 @@ _CACHE = 1 << 20
 class LinearRule:
     """The rule of one linear layer, on any leading dimensions.
 
-    On a plain batch of rows no per-example gradient is formed: its norm is |x| |dy| (Goodfellow
-    2015, arXiv 1510.01799). With positions between the example and the features, the tuner chooses
-    among keeping the gradients, forming them for their norms only, and Gram matrices over positions
-    (Li et al. 2022, arXiv 2110.05679).
+    No per-example gradient of a plain row is formed: its norm is |x| |dy| (Goodfellow 2015, arXiv
+    1510.01799). With positions between example and features, the tuner chooses among keeping the
+    gradients, forming them for their norms only, and Gram matrices (Li et al. 2022, arXiv
+    2110.05679).
     """
 
     def __init__(self, layer: nn.Linear, name: str, tuner: Tuner) -> None:
@@ -70,7 +70,6 @@ class LinearRule:
         return self.per_example_gradients(x, saved, dy)
 
     def _weight_part(self, inputs: Tensor, output_gradient: Tensor) -> PerExampleGradients:
-        """The weight's part, on a batch of rows or by the fastest kernel."""
         if inputs.dim() == 2:
             squares = row_squared_norms(inputs) * row_squared_norms(output_gradient)
             return GhostNorm(squares, inputs, output_gradient, _weight_gradient, _instantiated)
@@ -164,9 +163,9 @@ def _chunks(inputs: Tensor, output_gradient: Tensor, size: int) -> list[tuple[Te
 class EmbeddingRule:
     """The rule of one embedding layer, for indices of any trailing dimensions.
 
-    No table is formed for an example: the rows that it looks up are added up, each once, and their
-    norms are the gradient's. Refused is a layer that writes to its table in forward, whose
-    gradients depend on how often the whole batch looks a row up, or whose gradients are sparse.
+    No table is formed for an example: the rows that it looks up are added up, each once. Refused is
+    a layer that writes to its table in forward, whose gradients depend on how often the whole batch
+    looks a row up, or whose gradients are sparse.
     """
 
     def __init__(self, layer: nn.Embedding, name: str) -> None:
@@ -227,7 +226,6 @@ class EmbeddingRule:
         return tables.view(len(inputs), *self.layer.weight.shape)
 
     def _weight_gradient(self, inputs: Tensor, output_gradient: Tensor) -> Tensor:
-        """The native kernel's gradient, summed over the examples."""
         padding = -1 if self.layer.padding_idx is None else self.layer.padding_idx
         gradient: Tensor = torch.ops.aten.embedding_dense_backward(
             output_gradient, inputs, self.layer.num_embeddings, padding, False

@@ -50,16 +50,9 @@ class GroupNormRule:
 
     def input_gradient(self, inputs: Tensor, saved: Saved, output_gradient: Tensor) -> Tensor:
         """The kernel's input gradient alone."""
-        mean, inverse = saved
+        sizes, dy = (*_sizes(inputs), saved[0].shape[1]), output_gradient.to(inputs.dtype)
         gradients = torch.ops.aten.native_group_norm_backward(
-            output_gradient.to(inputs.dtype),
-            inputs,
-            mean,
-            inverse,
-            self.layer.weight,
-            *_sizes(inputs),
-            mean.shape[1],
-            (True, False, False),
+            dy, inputs, *saved, self.layer.weight, *sizes, (True, False, False)
         )
         gradient: Tensor = gradients[0]
         return gradient
@@ -164,16 +157,10 @@ class LayerNormRule:
 
     def input_gradient(self, inputs: Tensor, saved: Saved, output_gradient: Tensor) -> Tensor:
         """The kernel's input gradient alone."""
-        layer, (mean, inverse) = self.layer, saved
+        layer, dy = self.layer, output_gradient.to(inputs.dtype)
+        shape, affine = layer.normalized_shape, (layer.weight, layer.bias)
         gradients = torch.ops.aten.native_layer_norm_backward(
-            output_gradient.to(inputs.dtype),
-            inputs,
-            layer.normalized_shape,
-            mean,
-            inverse,
-            layer.weight,
-            layer.bias,
-            (True, False, False),
+            dy, inputs, shape, *saved, *affine, (True, False, False)
         )
         gradient: Tensor = gradients[0]
         return gradient
@@ -342,8 +329,12 @@ def _sums_over_positions(x: Tensor, dy: Tensor) -> tuple[Tensor, Tensor]:
 
 def _products(x: Tensor, dy: Tensor) -> Tensor:
     """Products dy x; of large inputs sums of them over slices of rows, to save memory traffic."""
-    height = _slice_height(x)
-    if height == x.shape[2]:
+    threads, rows = torch.get_num_threads(), x.shape[2]
+    if x.device.type != "cpu" or x.numel() * x.element_size() < _CACHE * threads:
+        return dy * x
+    # Image rows to multiply at a time.
+    height = -(-_SLICE * threads * rows // x.numel())
+    if height >= rows:
         return dy * x
     running: Tensor | None = None
     for some_x, some_dy in zip(torch.split(x, height, 2), torch.split(dy, height, 2), strict=True):
@@ -353,14 +344,6 @@ def _products(x: Tensor, dy: Tensor) -> Tensor:
             running[:, :, : some_x.shape[2]].addcmul_(some_dy, some_x)
     assert running is not None, "a batch of images has rows"
     return running
-
-
-def _slice_height(x: Tensor) -> int:
-    """Image rows to multiply at a time; all of them where their products stay in the cache."""
-    threads, rows = torch.get_num_threads(), x.shape[2]
-    if x.device.type != "cpu" or x.numel() * x.element_size() < _CACHE * threads:
-        return rows
-    return min(rows, -(-_SLICE * threads * rows // x.numel()))
 
 
 def _sizes(inputs: Tensor) -> tuple[int, int, int]:

@@ -1,17 +1,12 @@
 """Per-example weight gradients of dense two-dimensional convolutions, from patches of the input.
 
-A weight gradient is a product of output gradients and input patches. Writing all patches down costs
-kernel-size times the input; here a few examples at a time are written down into memory that stays
-in the processor's cache, and multiplied there. Two layouts differ in what is copied and how wide
-the products are. Copies of one example are more positions of it: one product adds them up.
-
-Norms alone also come from Gram matrices, without any gradient: the squared norm of a sum of outer
-products is the inner product of two Gram matrices (Goodfellow 2015, arXiv 1510.01799; for
-convolutions Rochette, Manoel and Tramel 2019, arXiv 1912.06015). That pays where positions are few
-and channels many.
+Writing all patches down costs kernel-size times the input; here those of a few examples at a time
+are written into memory that stays in the processor's cache, and multiplied there. Norms alone also
+come from Gram matrices (Goodfellow 2015, arXiv 1510.01799; for convolutions Rochette, Manoel and
+Tramel 2019, arXiv 1912.06015), which pays where positions are few and channels many.
 
 Everywhere here `images` is a convolution's input [n * copies, c, h, w], and `output_gradient` the
-gradient at its output [n * copies, outputs, *positions].
+gradient at its output [n * copies, outputs, *positions]. Copies are more positions of an example.
 """
 
 import math
@@ -25,16 +20,9 @@ from torch import Tensor
 from privacy.clipping.gradients import LONGEST_SUM, Instantiated
 
 __all__ = [
-    "CACHE",
-    "Columns",
-    "Geometry",
-    "PatchLayout",
-    "Rows",
-    "gram_squares",
-    "instantiated",
-    "rounded_up",
-    "squares",
-]
+    "CACHE", "Columns", "Geometry", "PatchLayout", "Rows", "gram_squares", "instantiated",
+    "rounded_up", "squares",
+]  # fmt: skip
 
 CACHE = 1 << 21
 """Bytes copied at a time: they fit a core's own cache, with some of it left."""
@@ -103,10 +91,8 @@ class Columns:
         (top, left), (height, width) = self.geometry.padding, images.shape[2:4]
         padded[:, :, top : top + height, left : left + width].copy_(images)
         example, copy, down, right, channel = padded.stride()
-        (step_down, step_right), (apart_down, apart_right) = (
-            self.geometry.stride,
-            self.geometry.dilation,
-        )
+        step_down, step_right = self.geometry.stride
+        apart_down, apart_right = self.geometry.dilation
         # All patches as a view, in which a pixel occurs once for each patch that it is in.
         positions = (down * step_down, right * step_right)
         within = (down * apart_down, right * apart_right, channel)
@@ -183,7 +169,8 @@ def squares(
     """
     count, *shape = layout.pieces(images.shape[1], output_gradient.shape[1])
     examples, size = len(images) // layout.geometry.copies, math.prod(shape)
-    block = _block_length(size)
+    # Values to add up in float32 before float64 takes over: a divisor of the size.
+    block = next(n for n in range(min(size, LONGEST_SUM), 0, -1) if size % n == 0)
     norms = images.new_empty(count, examples, size // block)
     done, written = 0, kept
     for some, gradient, scratch in _chunks(layout, images, output_gradient):
@@ -200,11 +187,6 @@ def squares(
     # Squares too small for the dtype vanish: each is counted as the largest that can.
     vanished = count * size * torch.finfo(images.dtype).tiny
     return norms.double().square().sum((0, 2)) + vanished
-
-
-def _block_length(size: int) -> int:
-    """Values to add up in float32 before float64 takes over: a divisor of `size`."""
-    return next(block for block in range(min(size, LONGEST_SUM), 0, -1) if size % block == 0)
 
 
 def _chunks(
@@ -241,14 +223,9 @@ def gram_squares(geometry: Geometry, images: Tensor, output_gradient: Tensor) ->
     layout, found = Columns(geometry), []
     for some, gradient, scratch in _chunks(layout, images, output_gradient):
         patches = layout.patches(some, scratch)
-        found.append(_inner(torch.bmm(patches, patches.mT), torch.bmm(gradient, gradient.mT)))
+        product = torch.bmm(patches, patches.mT) * torch.bmm(gradient, gradient.mT)
+        found.append(product.flatten(1).sum(1, dtype=torch.float64).clamp_(min=0))
     return torch.cat(found)
-
-
-def _inner(first: Tensor, second: Tensor) -> Tensor:
-    """Inner products of two batches of matrices, never below zero, float64 [m]."""
-    product = (first * second).flatten(1)
-    return product.sum(1, dtype=torch.float64).clamp_(min=0)
 
 
 def rounded_up(

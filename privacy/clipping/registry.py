@@ -194,8 +194,8 @@ def rule_of(layer: nn.Module, name: str, tuner: Tuner | None = None) -> LayerRul
 def describe(installation: Installation) -> str:
     """One line a layer and input shape: name, type, kernel, and its milliseconds where timed.
 
-    Complete after a backward pass at the real size; before one, no layer has seen a shape. Numbers
-    of examples are left out: a Poisson sample's size is not covered by epsilon.
+    Before a backward pass no layer has seen a shape. Numbers of examples are left out: a Poisson
+    sample's size is not covered by epsilon.
     """
     table = [("layer", "type", "input", "kernel", "ms")]
     for name, rule in installation.rules.items():
@@ -220,13 +220,9 @@ def _ways(name: str, rule: LayerRule) -> list[tuple[str, str, str]]:
         shape, examples = choice.inputs[1:], choice.inputs[0]
         if shape not in largest or examples > largest[shape].inputs[0]:
             largest[shape] = choice
-    if not largest:
-        return [("-", "the layer's own", "-")]
-    return [_way(choice) for choice in largest.values()]
-
-
-def _way(choice: Choice) -> tuple[str, str, str]:
-    """One choice's input without its examples, kernel and milliseconds."""
-    seconds = choice.seconds.get(choice.kernel)
-    milliseconds = "not timed" if seconds is None else f"{1e3 * seconds:.2f}"
-    return "x".join(map(str, choice.inputs[1:])), choice.kernel, milliseconds
+    ways = []
+    for shape, choice in largest.items():
+        seconds = choice.seconds.get(choice.kernel)
+        milliseconds = "not timed" if seconds is None else f"{1e3 * seconds:.2f}"
+        ways.append(("x".join(map(str, shape)), choice.kernel, milliseconds))
+    return ways or [("-", "the layer's own", "-")]

@@ -87,10 +87,9 @@ class Tape:
 
     @contextmanager
     def record(self, *, examples: int, copies: int = 1) -> Iterator[None]:
-        """Records one backward pass over `examples` examples, on an empty tape.
+        """Records one backward pass over so many examples, on an empty tape.
 
-        A layer may see each example `copies` times, in rows that follow one another: the gradients
-        of its copies are added up.
+        A layer may see each `copies` times, in adjacent rows: the gradients of copies are added up.
         """
         if self.recording:
             raise StepError("a private backward pass is already running on this model")
@@ -106,10 +105,9 @@ class Tape:
     def trace(
         self, *, examples: int, copies: int, chosen: Tensor
     ) -> Iterator[list[tuple[str, Tensor]]]:
-        """Looks whose rows a backward pass from some examples reaches, and writes nothing else.
+        """Looks whose rows a backward pass from `chosen` examples reaches; writes nothing else.
 
-        `chosen` are the examples at which the pass begins, bool [examples]. Yields the layers in
-        the order of the pass, each with whether others' rows were reached.
+        Yields the layers in the order of the pass, each with whether others' rows were reached.
         """
         with self.record(examples=examples, copies=copies):
             self._chosen, self._strayed, self._inputs = chosen, [], []
@@ -146,10 +144,7 @@ class Tape:
         self._examples, self._parts, self._chosen, self._inputs = None, {}, None, []
 
     def copies(self, *, rows: int, layer: str) -> int:
-        """How many adjacent rows are one example, where `layer` saw so many rows.
-
-        Refuses any other number of rows than the losses have: they are not examples.
-        """
+        """How many adjacent rows are one example, where `layer` saw so many; refuses others."""
         if rows == self._examples:
             return 1
         if self._examples is not None and rows == self._examples * self._copies:

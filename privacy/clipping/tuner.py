@@ -1,8 +1,8 @@
 """The tuner: which kernel gets a layer's per-example gradients fastest, found by timing it once.
 
 Published rules (2T² <= pD; Bu, Mao, Xu 2022, arXiv 2205.10683) minimise memory, not time. Here the
-candidates run once at the real shape, dtype, layout and device, and the fastest is kept, under a
-cap on the memory that it holds. The choice changes speed and rounding, never the guarantee.
+candidates run once at the real shape, and the fastest is kept, under a cap on the memory that it
+holds. The choice changes speed and rounding, never the guarantee.
 """
 
 import time
@@ -28,15 +28,11 @@ _WORTH_TIMING = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Kernel:
-    """One way to a parameter's per-example gradients.
+    """One way from a layer's input and output gradient to its per-example gradients.
 
-    Attributes:
-        name: What it is called in printouts and in `Tuner(fixed=...)`.
-        run: From a layer's input and output gradient to the gradients.
-        peak_bytes: What it takes at most, beyond input and output gradient and what it has in the
-            processor's cache.
-        work: Multiplications that it needs, roughly: what is hopeless need not be timed.
-        later_bytes: What its result takes once the backward pass is over, and not before.
+    `peak_bytes` is what it takes at most, beyond these two and what it has in the processor's
+    cache, `later_bytes` what its result takes once the backward pass is over, and not before, and
+    `work` roughly its multiplications: what is hopeless need not be timed.
     """
 
     name: str
@@ -140,17 +136,10 @@ class Tuner:
         kernel that is not among them is refused.
         """
         # Sizes of about the same magnitude share a choice: a Poisson sample's last batch varies.
-        key = (
-            layer,
-            len(inputs).bit_length(),
-            copies,
-            inputs.shape[1:],
-            inputs.stride()[1:],
-            output_gradient.stride()[1:],
-            output_gradient.dtype,
-            output_gradient.device,
-            torch.get_num_threads(),
-        )
+        magnitude, threads = len(inputs).bit_length(), torch.get_num_threads()
+        layouts = inputs.shape[1:], inputs.stride()[1:], output_gradient.stride()[1:]
+        kind = output_gradient.dtype, output_gradient.device
+        key = (layer, magnitude, copies, *layouts, *kind, threads)
         if key not in self._choices:
             self._choices[key] = self._choose(layer, kernels, inputs, output_gradient)
         name = self._choices[key].kernel
@@ -162,7 +151,6 @@ class Tuner:
     def _choose(
         self, layer: str, kernels: Sequence[Kernel], inputs: Tensor, output_gradient: Tensor
     ) -> Choice:
-        """Takes the fixed kernel, or times the ones that the cap allows."""
         shape = tuple(inputs.shape)
         names = [kernel.name for kernel in kernels]
         if layer in self._fixed:
@@ -219,11 +207,9 @@ class Tuner:
 
 
 def _synchronise(device: torch.device) -> None:
-    """Waits for a device that computes on its own."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _bytes(*tensors: Tensor) -> int:
-    """Bytes that tensors take."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

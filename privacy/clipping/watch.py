@@ -1,9 +1,8 @@
 """The watch: a model must be at each step what it was when its rows were proved to be examples.
 
-`attach` proves that no layer mixes examples, for the modules, hooks and modes that it finds. Here
-those are remembered, and compared where layers are recorded and again at each step; a forward pass
-in modes that were not seen yet is proved once more, in them. Values that code outside of a module
-holds are deliberately not watched: a function that was replaced in torch, say.
+Modules, hooks and modes as `attach` found them are compared where layers are recorded and again at
+each step; a forward pass in modes that were not seen yet is proved once more, in them. What code
+outside of a module holds is not watched: a function that was replaced in torch, say.
 """
 
 import operator
@@ -76,10 +75,10 @@ class Watch:
         return tuple([part.values["training"] for part in self._parts])
 
     def enter(self, layer: str) -> Modes:
-        """The modes in which a recorded layer is called.
+        """The modes in which a recorded layer is called; refuses layers that mix examples in them.
 
         The modules between it and the recorded layer before it are compared: a whole forward pass
-        compares every one. Refuses a change, and layers that mix examples in these modes.
+        compares every one.
         """
         self._compare(self._passed.get(layer, ()))
         modes = self.modes()
@@ -181,7 +180,6 @@ def _shared_out(parts: Sequence[_Part]) -> dict[str, list[_Part]]:
 
 
 def _code(kind: type[nn.Module]) -> tuple[Any, ...]:
-    """What a class runs when a module of it is called."""
     return (kind.forward, kind.__call__, kind._call_impl)
 
 
@@ -194,7 +192,6 @@ def _hooks(values: Mapping[str, Any]) -> tuple[Any, ...]:
 
 
 def _global_hooks() -> tuple[Any, ...]:
-    """Hooks that torch calls for every module."""
     return tuple(hook for name in _GLOBAL_HOOKS for hook in getattr(of_all_modules, name).values())
 
 

@@ -52,10 +52,8 @@ def _variant() -> str:
 
 
 def _path() -> Path:
-    """Where `hatch_build.py` puts it, under a name with a hash of the sources.
-
-    A library of older sources declares other structures: it would take a size for an address.
-    """
+    """Where `hatch_build.py` puts it, under a name with a hash of the sources."""
+    # A library of older sources declares other structures: it would take a size for an address.
     sources = b"".join(path.read_bytes() for path in sorted(_FOLDER.glob("*.[ch]")))
     return _FOLDER / f"privacy-{_variant()}-{hashlib.sha256(sources).hexdigest()[:16]}.so.1"
 

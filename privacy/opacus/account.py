@@ -1,7 +1,4 @@
-"""The engine's account: one of Opacus' accountants whose history can only grow.
-
-Beside it is the check of what a saved state of the optimizer says was spent.
-"""
+"""The engine's account, one of Opacus' accountants whose history can only grow; loaded ledgers."""
 
 import math
 import operator
@@ -26,8 +23,8 @@ _Settings = tuple[float, float]
 class Account:
     """What an engine has spent: Opacus' interface, over a history that only grows.
 
-    Guarantee: for each noise multiplier and sampling rate, the steps in `history` never become
-    fewer, whatever is assigned, loaded, or done to the list itself; the larger number is charged.
+    Guarantee: for each noise multiplier and rate, the steps in `history` never become fewer,
+    whatever is assigned, loaded, or done to the list itself; the larger number is charged.
     """
 
     def __init__(self) -> None:
@@ -181,7 +178,6 @@ ACCOUNTS: dict[str, type[Account]] = {"prv": PRVAccount, "rdp": RDPAccount}
 
 
 def _rows(history: object) -> list[Event]:
-    """The entries of a history, each checked."""
     if not isinstance(history, list | tuple):
         raise PlanError(
             "accountant.history: expected a list of (noise multiplier, sampling rate, steps), got "
@@ -191,7 +187,6 @@ def _rows(history: object) -> list[Event]:
 
 
 def _checked(entry: object) -> Event:
-    """One entry in plain numbers."""
     try:
         values: Any = entry
         noise, rate, steps = values
@@ -209,7 +204,6 @@ def _checked(entry: object) -> Event:
 
 
 def _joined(rows: list[Event]) -> list[Event]:
-    """The same history with equal neighbours joined."""
     joined: list[Event] = []
     for noise, rate, steps in rows:
         if joined and joined[-1][:2] == (noise, rate):

@@ -190,15 +190,10 @@ class Call:
         assert isinstance(self.known, Rows), "only rows are cut"
         examples = self.known.examples
         # The rows' own numbers, as an index before the labels; labels can look like them.
-        counting = next(
-            (
-                id(value)
-                for value in leaves(self.args[1:])
-                if isinstance(value, Tensor) and _counts(value, examples)
-            ),
-            None,
-        )
-        counting = counting if counted and self.name == "getitem" else None
+        counting = None
+        if counted and self.name == "getitem":
+            tensors = [value for value in leaves(self.args[1:]) if isinstance(value, Tensor)]
+            counting = next((id(value) for value in tensors if _counts(value, examples)), None)
 
         def one(value: Any) -> Any:
             if isinstance(value, Traced) and isinstance(value.known, Rows):
@@ -313,7 +308,6 @@ def _dimension(
 
 
 def _block(tensor: Tensor, dim: int, example: int, examples: int) -> Tensor:
-    """One example's rows."""
     size = tensor.shape[dim] // examples
     return tensor.narrow(dim, example * size, size)
 
@@ -337,7 +331,6 @@ def _counts(tensor: Tensor, examples: int) -> bool:
 
 
 def _plain(tensor: Tensor) -> Tensor:
-    """The tensor without its trace."""
     return tensor.as_subclass(Tensor) if isinstance(tensor, Traced) else tensor
 
 

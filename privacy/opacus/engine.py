@@ -147,14 +147,6 @@ class PrivacyEngine(Followed):
             loss_reduction: How the user's loss joins its rows, "mean" or "sum".
             grad_sample_mode: "fused", or one of Opacus'.
             rand_on_empty: Without effect in the fused mode.
-
-        Returns:
-            The private (module, optimizer, data_loader); in Opacus' ghost modes a criterion too.
-
-        Raises:
-            PlanError: A value is out of range, or not offered in the fused mode.
-            StepError: The optimizer does not fit the module, or the module is private already.
-            UnsupportedLayer: A layer mixes examples or cannot be recorded.
         """
         asked = _given(locals())
         if grad_sample_mode != _FUSED:
@@ -291,8 +283,7 @@ class PrivacyEngine(Followed):
         torch_save_kwargs: dict[str, Any] | None = None,
     ) -> None:
         """Opacus' own in its modes; refused in the fused mode, for it is a pickle."""
-        asked = _given(locals())
-        self._pickling().save_checkpoint(**asked)
+        self._pickling().save_checkpoint(**_given(locals()))
 
     def load_checkpoint(
         self,
@@ -307,9 +298,9 @@ class PrivacyEngine(Followed):
     ) -> Any:
         """Opacus' own in its modes, as `save_checkpoint`; it trusts the file with running code.
 
-        Its account is not trusted: it must fit what this engine trains with, and where it says less
-        than what was spent here, the larger is charged. The module stays as it is where it does
-        not fit.
+        Its account is not trusted: it must fit what this engine trains with, and the larger is
+        charged where it says less than was spent here. The module stays as it is where it does not
+        fit.
         """
         asked, original = _given(locals()), self._pickling()
         kept = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
@@ -338,11 +329,8 @@ class PrivacyEngine(Followed):
     ) -> None:
         """Refuses a module that mixes examples, by Opacus' rules and by ours."""
         check_layers(module)
-        errors = ModuleValidator.validate(module, strict=False)
-        if errors:
-            raise UnsupportedLayer(
-                f"{type(module).__name__}: {'; '.join(str(error) for error in errors)}"
-            )
+        if errors := ModuleValidator.validate(module, strict=False):
+            raise UnsupportedLayer(f"{type(module).__name__}: {'; '.join(map(str, errors))}")
 
     @classmethod
     def get_compatible_module(cls, module: nn.Module) -> nn.Module:
@@ -393,8 +381,5 @@ class PrivacyEngine(Followed):
 
 
 def _given(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's `locals()` as Opacus' method of the same signature takes them.
-
-    What is None was not given: Opacus has its own default for it.
-    """
+    """A method's `locals()` as Opacus takes them; for what is None it has its own default."""
     return {n: value for n, value in arguments.items() if n != "self" and value is not None}

@@ -1,7 +1,6 @@
 """Opacus' data loader with our Poisson samples: exact rate, cryptographic coins, no empty batch.
 
-A batch of the loop is a sample, or a part of one that `BatchMemoryManager` cut; `Samples` holds the
-loop to that.
+A batch of the loop is a sample, or a part of one that `BatchMemoryManager` cut.
 """
 
 from collections import deque

@@ -2,10 +2,9 @@
 
 There the graph is cut, and the user's `backward()` leaves the gradient of the outputs; the private
 step makes one loss an example of it. That is one only if row i of the loss depends on example i
-alone, so the user's loss is followed from the outputs on: a loss that averages with weights, leaves
-labels out of its count, or sorts the batch gives every example a gradient that depends on the
-others, and clipping one bounds nothing. Seen are the functions that the loss calls on the outputs;
-what it computes of labels alone (weights that were normalised over the batch) is not seen.
+alone, so the functions that the loss calls on the outputs are followed: a loss that averages with
+weights, leaves labels out of its count, or sorts the batch is refused, for clipping bounds nothing
+there. What it computes of labels alone (weights normalised over the batch) is not seen.
 """
 
 from collections.abc import Callable
@@ -48,14 +47,7 @@ class _Followed(Traced):
             return _labelled(result, call)
 
 
-def _traced(outputs: Tensor, checked: Callable[[Trace, Callable[[], Any]], Any]) -> Tensor:
-    """The outputs, two rows or more with a row an example, followed from here on."""
-    followed: Tensor = _with(outputs.as_subclass(_Followed), Rows(len(outputs)), checked)
-    return followed
-
-
 def _with(tensor: Any, trace: Trace, checked: Any) -> Any:
-    """The tensor, with what is known of it."""
     tensor.known, tensor.checked = trace, checked
     return tensor
 
@@ -101,8 +93,12 @@ class Outputs:
         after = (self._steps, len(self._reached))
         register: Any = leaf.register_post_accumulate_grad_hook
         register(lambda reached: self._reached.append(_Cut(outputs, reached, after, self._loss)))
-        # A leaf would refuse in-place operations. One row alone has no others to depend on.
-        return _traced(leaf.clone(), self._backward) if len(outputs) > 1 else leaf.clone()
+        # A leaf would refuse in-place operations.
+        free: Tensor = leaf.clone()
+        # One row alone has no others to depend on.
+        if len(outputs) > 1:
+            free = _with(free.as_subclass(_Followed), Rows(len(outputs)), self._backward)
+        return free
 
     def rows(self) -> int:
         """Rows of the one backward pass since the last step; none or several are refused."""

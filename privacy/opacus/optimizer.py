@@ -42,13 +42,9 @@ class FusedOptimizer(Followed, torch.optim.Optimizer):
     """The user's optimizer, which `step` gives a clipped and noised gradient.
 
     Guarantee: one noised step for each Poisson sample, written down with its own noise before the
-    optimizer sees its gradient; never more than the target epsilon allows.
-
-    Attributes:
-        plan: What the training began with.
-        ledger: What it has spent.
-        non_finite: Examples whose gradient was not finite and counted as zero. Not covered by
-            epsilon: do not publish.
+    optimizer sees its gradient; never more than the target epsilon allows. `non_finite` counts
+    examples whose gradient was not finite and counted as zero: not covered by epsilon, do not
+    publish it.
     """
 
     followed = frozenset(
@@ -243,7 +239,6 @@ class FusedOptimizer(Followed, torch.optim.Optimizer):
         return result
 
     def _step(self) -> None:
-        """`step`, with the turn held."""
         self._prepared.check()
         self._check_gradients()
         rows, clipped = self._outputs.rows(), self._prepared.clipped
@@ -313,7 +308,6 @@ class FusedOptimizer(Followed, torch.optim.Optimizer):
         self._account.cover(self.ledger.events)
 
     def _next_event(self) -> GaussianSteps:
-        """The step that comes next, with the noise that it will have."""
         return GaussianSteps(
             noise_multiplier=self.noise_multiplier, sampling_rate=self.plan.sampling_rate, steps=1
         )
@@ -330,7 +324,6 @@ class FusedOptimizer(Followed, torch.optim.Optimizer):
             self._step_hook(self)
 
     def _check_budget(self) -> None:
-        """Refuses the step that would exceed the target."""
         target, plan = self.plan.target_epsilon, self.plan
         if target is None:
             return

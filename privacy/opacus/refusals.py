@@ -8,17 +8,9 @@ import torch
 from privacy.errors import PlanError, StepError
 
 __all__ = [
-    "ENGINE",
-    "LOADER",
-    "MODULE",
-    "OPTIMIZER",
-    "Followed",
-    "RefusedAttribute",
-    "check_reduction",
-    "check_settings",
-    "refusal",
-    "refuse_adaptive",
-]
+    "ENGINE", "LOADER", "MODULE", "OPTIMIZER", "Followed", "RefusedAttribute",
+    "check_reduction", "check_settings", "refusal", "refuse_adaptive",
+]  # fmt: skip
 
 _STEP = "clipping and noise are one step here and no gradient of an example is kept; call step()"
 _AGAIN = "it is fixed by make_private; call that again, on a new engine, with other settings"
@@ -48,13 +40,8 @@ OPTIMIZER: Mapping[str, str] = {
     **dict.fromkeys(("generator", "secure_mode"), _CRYPTOGRAPHIC),
     **dict.fromkeys(("_step_skip_queue", "_is_last_step_skipped", "skip_next_step"), _QUEUE),
     "accumulated_iterations": "each batch is one backward pass; a loop has nothing to accumulate",
-    **dict.fromkeys(
-        (
-            *_ADAPTIVE_SETTINGS,
-            *("sample_size", "unclipped_num", "max_grad_norms"),
-        ),
-        _ADAPTIVE,
-    ),
+    **dict.fromkeys(_ADAPTIVE_SETTINGS, _ADAPTIVE),
+    **dict.fromkeys(("sample_size", "unclipped_num", "max_grad_norms"), _ADAPTIVE),
 }  # fmt: skip
 MODULE: Mapping[str, str] = {
     **dict.fromkeys(

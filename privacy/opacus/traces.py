@@ -13,16 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 __all__ = [
-    "Mixed",
-    "Rows",
-    "Setting",
-    "Total",
-    "Trace",
-    "is_number",
-    "joined",
-    "scaled",
-    "weighted",
-]
+    "Mixed", "Rows", "Setting", "Total", "Trace", "is_number", "joined", "scaled", "weighted",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
