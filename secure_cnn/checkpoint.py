@@ -35,14 +35,7 @@ _ROOM_FOR_FIGURES = 1 << 14
 
 @dataclass(frozen=True, kw_only=True)
 class Sealing:
-    """To whom checkpoints are encrypted, and who signs them.
-
-    Attributes:
-        recipients: Who can open them, at least one.
-        signer: Who vouches for them; None leaves them unsigned.
-
-    Raises:
-        RunError: There is no recipient.
+    """To whom checkpoints are encrypted, at least one, and who signs them, if anybody.
 
     Example:
         >>> identity = archive.generate_identity()
@@ -62,11 +55,7 @@ class Sealing:
 
 @dataclass(frozen=True, kw_only=True)
 class Unlocking:
-    """What opens sealed checkpoints, and whose signatures count.
-
-    Attributes:
-        identity: An identity or a passphrase.
-        trusted: Signers of whom one must have signed; None asks for no signature.
+    """What opens sealed checkpoints, and whose signatures count; None asks for no signature.
 
     Example:
         >>> Unlocking(identity=archive.generate_identity()).trusted is None
@@ -79,13 +68,9 @@ class Unlocking:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
-    """A model read back, with what its file claims.
+    """A model read back, in evaluation mode on the CPU, with what its file claims.
 
-    Attributes:
-        model: In evaluation mode, on the CPU.
-        architecture: How it is built.
-        claims: What its maker says of it; bound into the file when that is sealed.
-        private_claims: What only they could read to whom it is sealed.
+    Claims are bound into a sealed file; the private ones only its recipients could read.
 
     Example:
         >>> sorted(LoadedModel.__dataclass_fields__)
@@ -137,14 +122,10 @@ def write_model(
 
 
 def read_model(path: Path, *, unlocking: Unlocking | None) -> LoadedModel:
-    """Reads what `write_model` wrote.
+    """Reads what `write_model` wrote: a sealed file with `unlocking`, a plain one without.
 
     Guarantee: with `unlocking`, a file that is not sealed, was changed, or is not signed by whom it
     must be, is refused.
-
-    Args:
-        path: A sealed file where `unlocking` is given, else a plain one.
-        unlocking: What opens it.
 
     Raises:
         ArchiveError: The file cannot be read or is not what it must be.
@@ -215,11 +196,7 @@ def _seal(
 def read_state(
     path: Path, *, unlocking: Unlocking | None, expect: Mapping[str, object] | None = None
 ) -> dict[str, Any]:
-    """Reads what `write_state` wrote.
-
-    Args:
-        expect: Claims that a sealed file must carry.
-    """
+    """Reads what `write_state` wrote; a sealed file must carry the claims to `expect`."""
     if unlocking is None:
         state = archive.load_plain(path)
     else:

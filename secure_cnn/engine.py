@@ -187,7 +187,6 @@ class WeightAverage:
 
     @torch.no_grad()
     def _exchange(self, model: nn.Module) -> None:
-        """Swaps the model's weights and the averages."""
         for name, parameter in model.named_parameters():
             parameter.data, self._averages[name] = self._averages[name], parameter.data
 
@@ -205,14 +204,10 @@ def train(
     stop: StopRequest | None = None,
     start_step: int = 0,
 ) -> int:
-    """Trains until the batches or the schedule end, or a stop is requested.
+    """Trains until the batches or the schedule end, or a stop is requested; returns steps in all.
 
-    Args:
-        batches: Images and labels of all steps from `start_step` on; several may make one step.
-
-    Returns:
-        Steps done in all; `schedule.steps` when the training is complete. A batch whose losses are
-        all not finite is an error, and is not stepped on.
+    `batches` are those of all steps from `start_step` on; several may make one step. A batch whose
+    losses are all not finite is an error, and is not stepped on.
     """
     step = start_step
     model.train()

@@ -26,9 +26,6 @@ class ClassificationReport:
     """How the predictions on one split compare with its labels.
 
     Args:
-        classes: Their names, in the order of `recall` and `confusion`.
-        count: Examples that were judged.
-        accuracy: Share of them that were right, in [0, 1].
         macro_recall: Mean recall of the classes that occur, each with the same weight.
         recall: For each class the share of its examples that were found; None if it has none.
         confusion: `confusion[i][j]` examples of class `i` were called `j`.
@@ -56,18 +53,10 @@ class ClassificationReport:
 
 
 def predict(model: nn.Module, split: Split, *, batch_size: int = 512) -> Tensor:
-    """The class that `model` gives to each example of `split`.
+    """The class that `model` gives to each example of `split`, int64 `[n]`, on the CPU.
 
     Guarantee: the model predicts in evaluation mode and without gradients, on the device where it
     is; afterwards every module is in the mode that it was in, whatever happened.
-
-    Args:
-        model: Takes images in [0, 1] and returns logits.
-        split: The examples.
-        batch_size: Examples at a time; it only changes the speed.
-
-    Returns:
-        int64 `[n]`, on the CPU.
 
     Raises:
         ModelError: The model does not return finite logits `[n, classes]`.
@@ -85,16 +74,10 @@ def predict(model: nn.Module, split: Split, *, batch_size: int = 512) -> Tensor:
 def evaluate_model(
     model: nn.Module, split: Split, classes: Sequence[str], *, batch_size: int = 512
 ) -> ClassificationReport:
-    """Predict every example of `split` and report on it, with the mean loss.
-
-    Args:
-        model: As for `predict`, which says what is guaranteed of it.
-        split: The examples.
-        classes: The names of the classes, one for each logit.
-        batch_size: Examples at a time; it only changes the speed.
+    """Predict every example of `split` as `predict` does, and report on it, with the mean loss.
 
     Raises:
-        ModelError: The model does not return one finite logit for each class.
+        ModelError: The model does not return one finite logit for each of the `classes`.
 
     Example:
         >>> from secure_cnn.data import load_data
@@ -116,12 +99,7 @@ def evaluate_model(
 def classification_report(
     labels: Tensor, predictions: Tensor, classes: Sequence[str], *, loss: float | None = None
 ) -> ClassificationReport:
-    """Compare predictions with labels.
-
-    Args:
-        labels: int64 `[n]`, the truth, at least one.
-        predictions: int64 `[n]`.
-    """
+    """Compares predictions with labels, both int64 [n], at least one."""
     if labels.ndim != 1 or labels.shape != predictions.shape or len(labels) == 0:
         raise DataError(
             "expected as many predictions as labels, at least one, "

@@ -154,7 +154,6 @@ def check_path(path: AnyPath) -> None:
 
 
 def _check(path: AnyPath, status: os.stat_result) -> None:
-    """Refuses what is no regular file."""
     if not stat.S_ISREG(status.st_mode):
         kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
         raise IrregularFileError(
@@ -171,7 +170,6 @@ def _stem(target: Path) -> str:
 
 
 def _temporary(target: Path) -> Path:
-    """A new name beside the target."""
     return target.with_name(f"{_stem(target)}{os.urandom(_RANDOM).hex()}.tmp")
 
 
@@ -212,7 +210,6 @@ def _remove_stale(target: Path) -> None:
 
 
 def _reserve(fd: int, length: int) -> None:
-    """Reserves the space of a file where the file system can."""
     if length == 0:
         return
     try:
@@ -242,7 +239,6 @@ def _publish(fd: int, temporary: Path, target: Path, *, named: bool, overwrite: 
 
 
 def _link(fd: int, path: Path) -> None:
-    """Gives a file without a name its first one."""
     # With a folder named, Python asks the system to follow the link that stands for the file.
     descriptors = os.open("/proc/self/fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -37,12 +37,7 @@ _MOST_CLASSES = 1 << 16
 class Architecture:
     """Everything that decides the layers of a model; plain values, so a checkpoint can carry it.
 
-    Args:
-        model: One of `MODELS`.
-        channels: Of an image, at least 1.
-        height: Of an image, at least 8.
-        width: Of an image, at least 8.
-        classes: At least two names, in the order of the logits.
+    Images have at least 8x8 pixels; the class names are in the order of the logits.
 
     Raises:
         ModelError: A value is outside its range.
@@ -95,9 +90,6 @@ class Architecture:
         Guarantee: the same architecture and seed give the same weights, bit for bit; the global
         random state is neither read nor moved. Weights are drawn after He et al. (2015,
         arXiv:1502.01852), the last layer's small, so that the first logits are near 0.
-
-        Args:
-            generator_seed: Decides the weights.
         """
         with torch.device("meta"):  # no memory and no random number for weights that we draw anew
             model = _BUILDERS[self.model](self)
@@ -111,11 +103,7 @@ class Architecture:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
-        """The architecture that `to_dict` described; the values may come from a stranger.
-
-        Raises:
-            ModelError: A name is missing or unknown, or a value has another type or range.
-        """
+        """The architecture that `to_dict` described; the values may come from a stranger."""
         names = {"model": str, "channels": int, "height": int, "width": int, "classes": list}
         if set(values) != set(names):
             raise ModelError(
@@ -135,16 +123,8 @@ class Architecture:
 def build_model(name: str, spec: DataSpec, *, generator_seed: int = 0) -> nn.Module:
     """The model called `name` for data of this `spec`: the short form of `Architecture.build`.
 
-    Args:
-        name: One of `MODELS`.
-        spec: Of the data, whose images must be at least 8x8.
-        generator_seed: Decides the weights; the global random state is not touched.
-
-    Returns:
-        A model on the CPU, in training mode.
-
     Raises:
-        ModelError: There is no such model, or it does not fit the images.
+        ModelError: There is no such model, or it does not fit the images, at least 8x8.
 
     Example:
         >>> model = build_model("compact", DataSpec(shape=(1, 28, 28), classes=("cat", "dog")))

@@ -23,10 +23,8 @@ _LAYOUT = "\n\t\N{ZERO WIDTH SPACE}"
 def printable(text: object, *, layout: bool = False) -> str:
     r"""The text with everything unseen written out, as Python writes it: `\x1b`, `\u202e`.
 
-    Args:
-        text: What to show; `str` is taken of it.
-        layout: Whether line ends, tabs and places to break a word stay: for whole messages and
-            pages of ours, not for a name.
+    With `layout` line ends, tabs and places to break a word stay: for whole messages and pages of
+    ours, not for a name.
     """
     kept = _JOINERS + _LAYOUT if layout else _JOINERS
     text = str(text)
@@ -41,15 +39,11 @@ def printable(text: object, *, layout: bool = False) -> str:
 
 
 class Terminal(Console):
-    r"""A console that obeys no text: what it is given to print, in tables too, is printed as it is.
+    """A console that obeys no text: what it is given to print, in tables too, is printed as it is.
 
     No markup, no names of emoji, no highlighting, and `printable`. Where a style is wanted, print a
-    `rich.text.Text`, whose content is then the caller's to make `printable`.
-
-    Args:
-        stderr: Whether to print to standard error, where messages for people go, unwrapped.
-        wrap: Whether to wrap there all the same, as progress bars need it.
-        width: Columns; None takes those of the terminal.
+    `rich.text.Text`, whose content is then the caller's to make `printable`. With `stderr` messages
+    for people go to standard error, unwrapped unless `wrap` is set, as progress bars need it.
     """
 
     def __init__(

@@ -292,7 +292,6 @@ def _load_and_copy(load: Callable[[Path], Tensors], path: Path, model: Tensors) 
 
 
 def _load_and_read(load: Callable[[Path], Tensors], path: Path) -> None:
-    """Reads every value once."""
     for tensor in load(path).values():
         tensor.sum()
 
@@ -335,7 +334,6 @@ def _against(
 
 
 def _on_threads(work: Callable[[int], None], calls: int) -> None:
-    """So many calls, shared out to a thread for each core."""
     threads = len(os.sched_getaffinity(0))
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, [max(1, calls // threads)] * threads))

@@ -66,14 +66,7 @@ class Change:
 @final
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkComparison:
-    """Two benchmarks side by side.
-
-    Attributes:
-        changes: Every figure that is in both.
-        only_before: Rows of the first file alone.
-        only_after: Rows of the second alone.
-        warnings: What makes the comparison less than fair.
-    """
+    """Two benchmarks side by side; `warnings` say what makes that less than fair."""
 
     changes: tuple[Change, ...]
     only_before: tuple[Row, ...]
@@ -93,23 +86,8 @@ def compare(
 ) -> BenchmarkComparison:
     """Compares figure by figure; rows belong together by case, variant and metric.
 
-    Args:
-        before: The earlier benchmark.
-        after: The later one.
-        metrics: Only these; all where none is named.
-
-    Returns:
-        The figures that are in both, and those that are not.
-
-    Raises:
-        RunError: No figure is in both, or one is twice in a file.
-
-    Example:
-        >>> row = Row(case="compact", variant="private", metric="time_ratio",
-        ...           median=1.5, low=1.4, high=1.6, unit="x", n=15)
-        >>> old = Measurements(created="2026-01-01", hardware={}, versions={}, rows=(row,))
-        >>> compare(old, old).changes[0].beyond_noise
-        False
+    Only `metrics` are compared, and all where none is named. A RunError says that no figure is in
+    both, or that one is twice in a file.
     """
     first, second = _by_key(before, metrics), _by_key(after, metrics)
     shared = [key for key in first if key in second]
@@ -141,7 +119,6 @@ def higher_is_better(metric: str) -> bool:
 
 
 def _by_key(measured: Measurements, metrics: Sequence[str]) -> dict[tuple[str, str, str], Row]:
-    """The rows by what they are about."""
     found: dict[tuple[str, str, str], Row] = {}
     for row in measured.rows:
         key = (row.case, row.variant, row.metric)
@@ -154,7 +131,6 @@ def _by_key(measured: Measurements, metrics: Sequence[str]) -> dict[tuple[str, s
 
 
 def _differences(what: str, before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
-    """What differs between two mappings, entry by entry."""
     names = sorted({*before, *after})
     told = {name: (before.get(name, "unknown"), after.get(name, "unknown")) for name in names}
     return [
@@ -163,5 +139,4 @@ def _differences(what: str, before: Mapping[str, object], after: Mapping[str, ob
 
 
 def _name(row: Row) -> str:
-    """What a row is about."""
     return f"{row.case}, {row.variant}, {row.metric}"

@@ -128,7 +128,6 @@ def _resident(work: Callable[[], object]) -> tuple[int, int] | None:
 
 
 def _status(field: str) -> int:
-    """A number of bytes from what the system says of this process."""
     lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     line = next(line for line in lines if line.startswith(f"{field}:"))
     return 1024 * int(line.split()[1])
@@ -142,7 +141,6 @@ def _hand_back() -> None:
 
 
 def _profiled() -> profile:
-    """A profiler of the tensor allocator."""
     return profile(activities=[ProfilerActivity.CPU], profile_memory=True)
 
 

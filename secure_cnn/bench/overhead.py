@@ -45,21 +45,10 @@ _WARMUP = 2
 
 @dataclass(frozen=True, kw_only=True)
 class OverheadSettings:
-    """How the cost is measured.
+    """How the cost is measured: so many counted rounds of stretches of so many steps.
 
-    Attributes:
-        batch_size: Images a step; every step of every variant sees the same ones.
-        steps: Steps of a stretch, and so the steps between two checkpoints.
-        rounds: Counted turns of each variant.
-        memory: Whether to measure the peak memory too.
-        memory_format: Layout of the network and the images.
-
-    Raises:
-        RunError: A number is below 1.
-
-    Example:
-        >>> OverheadSettings(steps=10).rounds
-        15
+    `steps` are also those between two checkpoints; every step of every variant sees the same
+    images.
     """
 
     batch_size: int = 64
@@ -94,8 +83,8 @@ def overhead(
     turn, and each ratio is against the plain stretch of the same round.
 
     Args:
-        model: Takes float images [n, channels, height, width] in [0, 1], gives logits [n,
-            classes]; on the device where it is to be measured. BatchNorm is replaced in the
+        model: Takes float images [n, channels, height, width] in [0, 1], gives logits
+            [n, classes]; on the device where it is to be measured. BatchNorm is replaced in the
             private variants (`privacy.fix`), not in the others.
         data: Whose first training images are trained on, in uint8.
         protections: By variant, as `combinations` or `protections` make them; `plain` among them.
@@ -108,21 +97,6 @@ def overhead(
         For each variant `time` (a step), `time_ratio`, `images_per_second`, and `time_` with the
         name of each part (`secure_cnn.bench.timing.PARTS`); `memory` and `memory_ratio` where
         asked for; `disk` where it saves. `plain-again` is the control.
-
-    Raises:
-        RunError: `plain` is missing, or there are fewer images than a batch has.
-        PrivacyError: The model cannot be trained privately.
-
-    Example:
-        >>> from secure_cnn.bench import combinations
-        >>> from secure_cnn.data import load_data
-        >>> from secure_cnn.models import build_model
-        >>> data = load_data("digits")
-        >>> found = overhead(
-        ...     build_model("compact", data.spec), data, combinations({}, sealed=False),
-        ...     settings=OverheadSettings(batch_size=8, steps=1, rounds=2, memory=False))
-        >>> [row.variant for row in found.rows if row.metric == "time_ratio"]
-        ['plain', 'private', 'average', 'private+average', 'plain-again']
     """
     check_plain(protections)
     load = overhead_workload(model, data, settings)
@@ -153,8 +127,7 @@ def overhead(
 def overhead_workload(model: nn.Module, data: ImageData, settings: OverheadSettings) -> Workload:
     """The workload that `overhead` measures on, for rivals to be made on too.
 
-    Its case names the model's class, or `model.name` where it has one, the data, the batch and the
-    steps of a stretch: figures of other settings are figures of another case.
+    Its case names model, data, batch and steps: figures of other settings are of another case.
     """
     check_batch(data, settings.batch_size)
     name = getattr(model, "name", None)
@@ -198,7 +171,6 @@ def _stretch_of(step: Callable[[], object], steps: int, marks: Marks) -> _Stretc
 def _time_rows(
     case: str, seconds: Mapping[str, list[dict[str, float]]], settings: OverheadSettings
 ) -> list[Row]:
-    """Time, ratio, throughput and parts of each variant, for one step."""
     rows = []
     totals = {name: [sum(each.values()) for each in own] for name, own in seconds.items()}
     for name, own in totals.items():
@@ -221,8 +193,6 @@ def _memory_rows(
     marks: Marks,
     folder: Path | None,
 ) -> list[Row]:
-    """Peaks of one step, with one save where the variant saves."""
-
     def make(protection: Protection) -> Callable[[], object]:
         # A folder of its own each time: a store that is still open would lock another out.
         training = _training(load, protection, Path(tempfile.mkdtemp(dir=place)), marks)

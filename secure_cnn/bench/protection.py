@@ -52,18 +52,8 @@ MakeSaver: TypeAlias = Callable[[Path], Saver]
 class Protection:
     """The protections of one training.
 
-    Attributes:
-        objective: Cross-entropy, or adversarial training.
-        private: Whether DP-SGD makes the update.
-        average_decay: Of the moving average of the weights, in [0, 1); None keeps none.
-        saver: Makes what saves the checkpoints; None saves none.
-
-    Raises:
-        RunError: The decay is out of range.
-
-    Example:
-        >>> Protection(objective=CrossEntropy(), private=True, average_decay=0.9).private
-        True
+    `average_decay` is that of the moving average of the weights, in [0, 1), None without one;
+    `saver` makes what saves the checkpoints, None where nothing is saved.
     """
 
     objective: Objective
@@ -80,14 +70,9 @@ class Protection:
 def protections(
     objectives: Mapping[str, Objective], *, private: bool = True
 ) -> dict[str, Protection]:
-    """The plain training and every combination of the protections given that can be, by variant.
+    """The plain training and every combination of the protections that can be, by variant.
 
-    Args:
-        objectives: Adversarial training by the name of its method.
-        private: Whether to combine each with DP-SGD too, where each loss is one example's.
-
-    Returns:
-        Protections by the name that they have in the results, `plain` first.
+    With `private`, each objective whose losses are one example's is combined with DP-SGD too.
 
     Example:
         >>> list(protections({"pgd": CrossEntropy()}))
@@ -107,15 +92,6 @@ def combinations(
 
     The last one joins averaged weights and background saves to the first of those with most
     protections; where there are neither, it is missing.
-
-    Args:
-        objectives: Adversarial training by the name of its method.
-        private: Whether DP-SGD is among them.
-        average: Whether averaged weights are.
-        sealed: Whether sealed checkpoints are, in the loop and beside it.
-
-    Returns:
-        Protections by the name that they have in the results, `plain` first.
 
     Example:
         >>> list(combinations({}, sealed=False))

@@ -115,7 +115,6 @@ def measure_robustness(
 def _rows(
     case: str, seconds: Mapping[str, list[float]], verdicts: Mapping[str, Tensor]
 ) -> list[Row]:
-    """All that was found, in the shape of the report."""
     first, rows = next(iter(seconds)), []
     count = len(verdicts[first])
     for name, own in seconds.items():
@@ -129,7 +128,6 @@ def _rows(
 
 
 def _correct(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Whether the model is right, [n]."""
     with torch.no_grad():
         right: Tensor = model(images).argmax(1) == labels
     return right

@@ -164,7 +164,6 @@ def measure_scaling(
 def _stretch(
     size: Size, protection: Protection, device: torch.device, clock: Callable[[], float]
 ) -> Callable[[], float]:
-    """Steps of that size, and the seconds that they took in all."""
     spec = DataSpec(shape=(3, size.side, size.side), classes=tuple("0123456789"))
     load = Workload(case="", model=network(size).to(device), split=synthetic(spec, size.batch))
     marks = marks_for(device, clock)
@@ -173,7 +172,6 @@ def _stretch(
 
 
 def _exponent_rows(axis: str, variant: str, found: Exponent) -> list[Row]:
-    """The exponent with its interval, and its standard error."""
     low, high = found.interval
     fitted = Row(
         case=axis,

@@ -63,14 +63,7 @@ CASES: dict[str, tuple[tuple[int, int, int], int]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is trained.
-
-    Attributes:
-        case: Name of the row in the results.
-        model: The network; never trained itself, only its copies are.
-        split: Exactly one batch of images; every step sees it whole.
-        memory_format: Layout of the network and the images, the same for every variant.
-    """
+    """A network, of which only copies are trained, and one batch that each step sees whole."""
 
     case: str
     model: nn.Module
@@ -123,16 +116,7 @@ def measure_steps(
     clock: Callable[[], float] = time.perf_counter,
     copies: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Row]:
-    """Times every variant's step in turn, `plain` among them; rows as `cost_rows` gives them.
-
-    Example:
-        >>> spec = DataSpec(shape=(1, 8, 8), classes=("0", "1"))
-        >>> model = build_model("compact", spec)
-        >>> load = Workload(case="compact", model=model, split=synthetic(spec, 4))
-        >>> rows = measure_steps("compact", steppers(load, protections({})), rounds=2)
-        >>> sorted({row.metric for row in rows})
-        ['time', 'time_ratio']
-    """
+    """Times every variant's step in turn, `plain` among them; rows as `cost_rows` gives them."""
     seconds = interleave(steps, rounds=rounds, warmup=_WARMUP, clock=clock)
     return cost_rows(case, seconds, copies=copies)
 
@@ -281,7 +265,6 @@ def copies_makers(
 
 
 def _plain_steps(load: Workload, count: int) -> Callable[[], None]:
-    """So many plain steps as one call."""
     step = stepper(load, Protection(objective=CrossEntropy(), private=False))
 
     def steps() -> None:

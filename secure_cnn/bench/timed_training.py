@@ -114,7 +114,6 @@ class TimedTraining:
             done += self._step()
 
     def _step(self) -> bool:
-        """One batch through the three seams."""
         watch = self.stopwatch
         crafts = not isinstance(self._objective, CrossEntropy)
         with watch.part("data"):
@@ -150,7 +149,6 @@ class TimedTraining:
             self.stopwatch.leave()
 
     def _save(self) -> None:
-        """Begins a save of all that a resumed training would need."""
         if self._saver is None:
             return
         with self.stopwatch.part("saving"):
@@ -164,7 +162,6 @@ class TimedTraining:
             self._saver.save(state)
 
     def _wait(self) -> None:
-        """Waits for the save begun."""
         if self._saver is not None:
             with self.stopwatch.part("saving"):
                 self._saver.wait()

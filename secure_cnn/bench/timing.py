@@ -79,14 +79,7 @@ def interleave(
     clock: Callable[[], float],
     seed: int = 0,
 ) -> dict[str, list[float]]:
-    """Seconds of each call of each case by a monotonic clock; the cases take turns.
-
-    Example:
-        >>> ticks = iter(range(100))
-        >>> cases = {"a": lambda: None, "b": lambda: None}
-        >>> interleave(cases, rounds=2, warmup=1, clock=lambda: next(ticks))
-        {'a': [1, 1], 'b': [1, 1]}
-    """
+    """Seconds of each call of each case by a monotonic clock; the cases take turns."""
 
     def timed(case: Callable[[], object]) -> float:
         start = clock()
@@ -201,12 +194,7 @@ class Estimate:
 
 
 def estimate(values: Sequence[float], *, seed: int = 0) -> Estimate:
-    """The median of at least one value with its 95 % bootstrap interval (Efron 1979, percentiles).
-
-    Example:
-        >>> estimate([1.0, 1.0, 1.0])
-        Estimate(median=1.0, low=1.0, high=1.0, n=3)
-    """
+    """The median of at least one value with its 95 % percentile bootstrap interval (Efron 1979)."""
     tensor = torch.tensor(list(values), dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     picks = torch.randint(len(tensor), (_RESAMPLES, len(tensor)), generator=generator)
@@ -266,7 +254,6 @@ def document(
 
 
 def _recorded(device: torch.device) -> Any:
-    """An event at the end of the device's queue."""
     event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call, unused-ignore]
     event.record(torch.cuda.current_stream(device))
     return event

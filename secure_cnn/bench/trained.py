@@ -37,14 +37,8 @@ _LONGEST = 100
 class TrainedSettings:
     """How long is trained, and what is judged.
 
-    Attributes:
-        epochs: Passes of the plain training over the images, > 0.
-        batch_size: Images a step.
-        save_every: Steps between two checkpoints, where a variant saves.
-        learning_rate: Of SGD with momentum 0.9, constant.
-        threat: Within which robust accuracy is measured; None measures none.
-        robust_samples: Test images that are attacked, at least 1.
-        memory_format: Layout of the network and the images.
+    `epochs` are those of the plain training, `save_every` steps between two checkpoints, and
+    without a `threat` no robust accuracy is measured.
     """
 
     epochs: int = 3
@@ -147,7 +141,6 @@ class _Race:
         return rows, whole
 
     def _judged(self, name: str, when: str) -> list[Row]:
-        """How good the model is now."""
         test, classes = self._data.test, self._data.spec.classes
         with self._training.as_kept() as model:
             found = evaluate_model(model, test, classes)
@@ -164,7 +157,6 @@ class _Race:
         return rows
 
     def _robust(self, model: nn.Module, name: str, when: str, test: Split) -> list[Row]:
-        """The worst case of the standard attacks, where there is a threat model."""
         threat = self._settings.threat
         if threat is None:
             return []

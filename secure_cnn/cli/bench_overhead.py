@@ -141,7 +141,6 @@ def _methods(
 def _rivals(
     load: Workload, names: Sequence[str], plain: Protection
 ) -> tuple[dict[str, MakeStep], dict[str, Protection], dict[str, str]]:
-    """Others' steps, the plain training saved by others, and versions; prints who is skipped."""
     steps: dict[str, MakeStep] = {}
     skipped: dict[str, str] = {}
     for name in (name for name in names if name in RIVALS):
@@ -164,13 +163,11 @@ def _rivals(
 
 
 def _shown(axes: list[str]) -> Iterator[str]:
-    """The axes, with a bar on a terminal."""
     console = Terminal(stderr=True, wrap=True)
     yield from track(axes, "scaling", console=console, disable=not console.is_terminal)
 
 
 def _tell(rows: list[Row]) -> None:
-    """The tables on stdout, what to think of them on stderr."""
     # A file or a pipe has no width: nothing is cut there.
     console = Terminal(width=None if Terminal().is_terminal else _WIDEST)
     console.print(cost_table(rows))

@@ -175,7 +175,6 @@ def trained_table(rows: list[Row]) -> Table:
 
 
 def _headed(first: str, *others: str) -> Table:
-    """An empty table, numbers on the right."""
     left = (first, "variant", "with the same")
     return _add_columns(Table(), (first, *others), left=left, whole=(first,))
 
@@ -192,5 +191,4 @@ def _add_columns(
 
 
 def _by_figure(rows: list[Row]) -> dict[tuple[str, str, str], Row]:
-    """The rows by what they are about."""
     return {(row.case, row.variant, row.metric): row for row in rows}

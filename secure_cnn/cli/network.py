@@ -26,14 +26,10 @@ __all__ = ["network"]
 def network(text: str, spec: DataSpec) -> nn.Module:
     """The network of that name, `module:callable` or `file.py:callable`, in the name's own words.
 
-    The callable makes the network: a function or a class, called with the shape and classes of the
-    data where it needs an argument, and with nothing where it needs none.
+    The callable is called with the shape and classes of the data where it needs an argument.
 
     Guarantee: it takes the data's images and gives a logit for each class at least, or it is
     refused.
-
-    Raises:
-        RunError: Nothing is there, it makes no network, or the network does not fit the images.
     """
     where, colon, name = text.rpartition(":")
     if not colon:
@@ -55,7 +51,6 @@ def network(text: str, spec: DataSpec) -> nn.Module:
 
 
 def _module(where: str) -> ModuleType:
-    """Imports a module by its dotted name, or a file."""
     try:
         if not where.endswith(".py"):
             return importlib.import_module(where)
@@ -70,7 +65,6 @@ def _module(where: str) -> ModuleType:
 
 
 def _needs_argument(make: Callable[..., object]) -> bool:
-    """Whether a call without arguments would lack one."""
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     parameters = inspect.signature(make).parameters.values()
     return any(each.kind in kinds and each.default is each.empty for each in parameters)
@@ -94,6 +88,5 @@ def _check(made: nn.Module, text: str, spec: DataSpec) -> None:
 
 
 def _named(made: nn.Module, name: str) -> nn.Module:
-    """The network with its name, which the rows show."""
     cast(Any, made).name = name
     return made

@@ -62,7 +62,6 @@ def load_data(
 
 
 def _describe(source: str | Path, *, cache: Path | None, test_fraction: float, seed: int) -> Source:
-    """Everything about `source` but its pixels."""
     if isinstance(source, str) and source in NAMES:
         return named_source(source, cache=cache, test_fraction=test_fraction, seed=seed)
     path = _expanded(source)
@@ -77,7 +76,6 @@ def _describe(source: str | Path, *, cache: Path | None, test_fraction: float, s
 
 
 def _expanded(source: str | Path) -> Path:
-    """The path, with `~` as the home directory that it stands for."""
     try:
         return Path(source).expanduser()
     except RuntimeError as error:

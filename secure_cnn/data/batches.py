@@ -140,13 +140,11 @@ class Augmentation:
 
 
 def _flipped(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each image mirrored or not, by a coin of its own."""
     coins = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
     return torch.where(coins.to(images.device)[:, None, None, None], images.flip(-1), images)
 
 
 def _shifted(images: Tensor, shift: int, generator: torch.Generator) -> Tensor:
-    """Each image cut at a place of its own out of itself with a border of zeros."""
     count, _, height, width = images.shape
     if shift >= min(height, width):
         raise DataError(f"shift: expected less than the image's {height}x{width}, got {shift}")

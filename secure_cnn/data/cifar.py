@@ -50,7 +50,6 @@ def cifar_source(name: str, path: Path, classes: tuple[str, ...]) -> Source:
 
 
 def _chunks(path: Path, starts: dict[str, int]) -> Iterator[Chunk]:
-    """The images of each file at the row where it starts, in the order of the archive."""
     for file, records in _records(path):
         yield starts[file], records[:, 1:].reshape(-1, *_SHAPE)
 

@@ -48,8 +48,6 @@ _MOST_PIXELS = 1 << 24  # 4096x4096: far above what is trained on, far below wha
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Listing:
-    """The image files under one folder, class by class, and their labels."""
-
     classes: tuple[str, ...]
     files: list[Path]
     labels: Labels
@@ -88,7 +86,6 @@ def _listed_split(root: Path) -> tuple[_Listing, _Listing]:
 
 
 def _seeded_split(root: Path, test_fraction: float, seed: int) -> tuple[_Listing, _Listing]:
-    """The class folders of `root`, cut in two by the seed."""
     listing = _list(root)
     train, test = (
         _Listing(
@@ -104,7 +101,6 @@ def _seeded_split(root: Path, test_fraction: float, seed: int) -> tuple[_Listing
 
 
 def _list(root: Path) -> _Listing:
-    """The class folders of `root` in the order of their names."""
     with _readable(root):
         entries = sorted(entry for entry in root.iterdir() if not entry.name.startswith("."))
         folders = [entry for entry in entries if entry.is_dir()]
@@ -166,7 +162,6 @@ def _size(image: Image.Image) -> tuple[int, int]:
 
 
 def _decode(files: list[Path], shape: tuple[int, int, int]) -> Iterator[Chunk]:
-    """The pixels of all files, a few at a time."""
     rows = max(1, source.CHUNK_BYTES // prod(shape))
     for start in range(0, len(files), rows):
         yield start, np.stack([_pixels(file, shape) for file in files[start : start + rows]])
@@ -209,7 +204,6 @@ def _opened(file: Path) -> Iterator[Image.Image]:
 
 
 def _readable(path: Path) -> AbstractContextManager[None]:
-    """One error that names `path`, whatever the file system and the decoders raise."""
     return source.unusable(
         path,
         *(OSError, ValueError, EOFError, IndexError, struct.error, zlib.error),

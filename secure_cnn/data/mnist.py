@@ -51,7 +51,6 @@ def mnist_source(name: str, paths: list[Path], classes: tuple[str, ...]) -> Sour
 
 
 def _labels(images: Path, path: Path, classes: tuple[str, ...]) -> Labels:
-    """The labels in one file, once they fit the images in the other."""
     with _open(images) as file:
         count, *size = _header(file, images, 3)
     if size != [28, 28]:
@@ -73,7 +72,6 @@ def _labels(images: Path, path: Path, classes: tuple[str, ...]) -> Labels:
 
 
 def _chunks(paths: list[Path]) -> Iterator[Chunk]:
-    """The images of one file after the other."""
     row = 0
     for path in paths:
         with _open(path) as file:
@@ -89,7 +87,6 @@ def _chunks(paths: list[Path]) -> Iterator[Chunk]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[gzip.GzipFile]:
-    """The unpacked bytes of `path`."""
     with (
         source.unusable(
             path,
@@ -118,7 +115,6 @@ def _header(file: gzip.GzipFile, path: Path, dimensions: int) -> tuple[int, ...]
 
 
 def _exactly(file: gzip.GzipFile, path: Path, size: int) -> bytes:
-    """The next `size` bytes."""
     data = file.read(size)
     if len(data) != size:
         raise DataError(
@@ -129,7 +125,6 @@ def _exactly(file: gzip.GzipFile, path: Path, size: int) -> bytes:
 
 
 def _expect_end(file: gzip.GzipFile, path: Path) -> None:
-    """Refuses what follows the array."""
     if file.read(1):
         raise DataError(
             f"{path}: expected its end after the array that its header states, got more"

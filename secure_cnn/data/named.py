@@ -46,8 +46,6 @@ class RemoteFile:
 
 @dataclass(frozen=True, kw_only=True)
 class _Remote:
-    """What a named data set is made of and where it can be had."""
-
     classes: tuple[str, ...]
     files: tuple[RemoteFile, ...]
     mirrors: tuple[str, ...]
@@ -55,7 +53,6 @@ class _Remote:
 
 
 def _mnist_files(*pinned: tuple[int, str]) -> tuple[RemoteFile, ...]:
-    """The four files of MNIST's form, each with its size and digest."""
     return tuple(
         RemoteFile(name=name, size=size, sha256=sha256)
         for name, (size, sha256) in zip(mnist.FILES, pinned, strict=True)
@@ -153,7 +150,6 @@ def _digits(test_fraction: float, seed: int) -> Source:
 
 
 def _locate(name: str, cache: Path | None) -> list[Path]:
-    """Each file of `name`, in the order of its table; downloaded if it is nowhere."""
     remote = _REMOTE[name]
     folders = [_SYSTEM / name] if remote.package else []
     folders += [cache / name] if cache is not None else []
@@ -167,7 +163,6 @@ def _locate(name: str, cache: Path | None) -> list[Path]:
 
 
 def _obtain(name: str, file: RemoteFile, folders: list[Path]) -> Path:
-    """Download one file, or say everything that the user can do instead."""
     remote = _REMOTE[name]
     try:
         return download(file, remote.mirrors, folders[-1])

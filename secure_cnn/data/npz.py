@@ -158,12 +158,10 @@ def _image_shape(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[int, 
 
 
 def _channels_last(shape: tuple[int, ...]) -> bool:
-    """Whether an accepted four-dimensional shape ends in its channels."""
     return shape[3] in (1, 3)
 
 
 def _labels(archive: zipfile.ZipFile, path: Path, part: str) -> Labels:
-    """The labels that belong to `{part}images`, as int64."""
     name = f"{part}labels"
     with archive.open(f"{part}images.npy") as file:
         count = _header(file, path, f"{part}images").shape[0]
@@ -201,7 +199,6 @@ def _header(file: IO[bytes], path: Path, name: str) -> _Header:
 
 
 def _exactly(file: IO[bytes], size: int, path: Path, name: str) -> bytes:
-    """The next `size` bytes."""
     data = file.read(size)
     if len(data) != size:
         raise DataError(f"{path}: {name} is truncated: expected {size} bytes, got {len(data)}")
@@ -210,7 +207,6 @@ def _exactly(file: IO[bytes], size: int, path: Path, name: str) -> bytes:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """The archive; every way in which it can be unreadable is a `DataError`."""
     readable = source.unusable(
         path,
         *(OSError, EOFError, zipfile.BadZipFile, zlib.error),

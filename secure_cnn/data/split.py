@@ -78,12 +78,8 @@ class DataSpec:
 class Split(Dataset[tuple[Tensor, int]]):
     """Images and their labels: a map-style data set that also cuts whole batches by index.
 
-    A class because both views share the same, perhaps memory-mapped, tensors. Its `repr` shows no
-    pixel.
-
-    Args:
-        images: uint8 `[n, channels, height, width]`, 0..255.
-        labels: int64 `[n]`.
+    A class because both views share the same, perhaps memory-mapped, tensors: images uint8 `[n,
+    channels, height, width]` and labels int64 `[n]`. Its `repr` shows no pixel.
 
     Raises:
         DataError: The tensors have another dtype or shape, or their lengths differ.
@@ -125,14 +121,9 @@ class Split(Dataset[tuple[Tensor, int]]):
         return self.images[index].float().div_(255), int(self.labels[index])
 
     def batch(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """The examples at `index`, as a model takes them.
+        """Copies of the examples at `index`, int64 [b], as a model takes them.
 
-        Args:
-            index: int64 `[b]`, positions in this split.
-
-        Returns:
-            float32 images `[b, channels, height, width]` in [0, 1] and int64 labels `[b]`; both
-            are copies.
+        float32 images [b, channels, height, width] in [0, 1], and int64 labels [b].
         """
         return self.images[index].float().div_(255), self.labels[index]
 
@@ -142,11 +133,7 @@ class Split(Dataset[tuple[Tensor, int]]):
 class ImageData:
     """A data set to train on and one to test on, which agree on shape and classes.
 
-    Args:
-        name: What people call it; it enters no decision and no fingerprint.
-        train: What may be learnt from.
-        test: What is only measured on.
-        spec: What both have in common.
+    Its name is what people call it; that enters no decision and no fingerprint.
 
     Raises:
         DataError: The name is no UTF-8; a split is empty, has images of another shape, or labels

@@ -84,7 +84,6 @@ def decode(source: Source, cache: Path | None, memory_cap: int) -> ImageData:
 
 
 def _decode_to_memory(source: Source) -> Tensor:
-    """All pixels in one uint8 tensor."""
     pixels = np.empty((len(source.labels), *source.shape), np.uint8)
     for start, images in source.chunks():
         pixels[start : start + len(images)] = images
@@ -92,7 +91,6 @@ def _decode_to_memory(source: Source) -> Tensor:
 
 
 def _decode_to_file(source: Source, path: Path) -> None:
-    """Decode into a file that appears only when it is complete."""
     _check_room(source, path.parent)
     place = f"room and permission for {source.size} bytes of decoded images of {source.name}"
     writable = unusable(path.parent, OSError, expected=place, cure=_ELSEWHERE)
@@ -114,7 +112,6 @@ def _check_room(source: Source, cache: Path) -> None:
 
 
 def _write(source: Source, fd: int) -> None:
-    """Write every chunk at its place, showing progress on standard error."""
     stride = prod(source.shape)
     with Progress(console=Terminal(stderr=True, wrap=True)) as progress:
         task = progress.add_task(

@@ -54,7 +54,6 @@ def audit_figure(record: AuditRecord) -> str:
 
 
 def _facts(report: Mapping[str, Any]) -> list[Fact]:
-    """The claim, the strongest bound against it, the canaries and the checks."""
     bounds = [(float(each["epsilon"]), float(each["confidence"])) for each in report["bounds"]]
     claimed = float(report["claimed_epsilon"])
     facts = [
@@ -78,7 +77,6 @@ def _facts(report: Mapping[str, Any]) -> list[Fact]:
 
 
 def _scores(report: Mapping[str, Any]) -> Table:
-    """Both samples in a few numbers each."""
     rows = []
     for name, words in (("in_scores", "in the sample"), ("out_scores", "not in the sample")):
         scores = np.asarray(report[name], dtype=float)
@@ -88,7 +86,6 @@ def _scores(report: Mapping[str, Any]) -> Table:
 
 
 def _bound_rows(report: Mapping[str, Any]) -> Table:
-    """Every bound and the claim."""
     claimed = f"{float(report['claimed_epsilon']):.4g}"
     rows = [
         (
@@ -103,7 +100,6 @@ def _bound_rows(report: Mapping[str, Any]) -> Table:
 
 
 def _draw(report: Mapping[str, Any], canvas: Canvas) -> None:
-    """Histograms above, bounds below."""
     canvas.title("Scores of canaries")
     canvas.text(0, 31, "in the sample", color=_IN, bold=True)
     canvas.text(96, 31, "not in the sample", color=_OUT, bold=True)

@@ -82,12 +82,10 @@ def render_bench(measured: Measurements) -> str:
 
 
 def _with(rows: Iterable[Row], metric: str) -> list[str]:
-    """The cases of which something was measured."""
     return list(dict.fromkeys(row.case for row in rows if row.metric == metric))
 
 
 def _case(every: Iterable[Row], case: str) -> dict[str, Any]:
-    """Everything that the page shows of one case."""
     rows = [row for row in every if row.case == case]
     check = next((each for each in noise_checks(rows)), None)
     ratios = [row for row in rows if row.metric == "time_ratio"]
@@ -118,7 +116,6 @@ def _case(every: Iterable[Row], case: str) -> dict[str, Any]:
 
 
 def _steps_table(ratios: Sequence[Row], found: _Found) -> Table:
-    """Time, memory and disk of a step, a variant a line."""
     head = ("variant", "ms", "÷ plain", "interval", "images/s", "memory MiB", "÷ plain")
     rows = [
         (
@@ -153,12 +150,10 @@ def _parts_table(parts: _Seconds) -> Table:
 
 
 def _used(parts: _Seconds) -> list[str]:
-    """The parts that any variant has, in their order."""
     return [part for part in SHOWN_PARTS if any(part in own for own in parts.values())]
 
 
 def _trained_table(found: _Found) -> Table | None:
-    """What each trained variant came to, if any was trained."""
     rows = []
     for variant in dict.fromkeys(variant for variant, _ in found):
         results = {
@@ -203,7 +198,6 @@ def _tradeoff(found: _Found) -> Tradeoff | None:
 
 
 def _axis(rows: Sequence[Row], axis: str) -> dict[str, Any]:
-    """The curves of one axis and their exponents."""
     times: dict[str, dict[float, float]] = {}
     for row in rows:
         what, _, size = row.case.rpartition(" ")

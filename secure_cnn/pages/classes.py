@@ -142,12 +142,10 @@ def confusion_matrix(record: RunRecord, variant: str) -> str:
 
 
 def _shares(result: ResultRecord) -> tuple[float, ...]:
-    """Accuracy, macro recall and recall."""
     return (result.accuracy, result.macro_recall, *result.recall)
 
 
 def _change(before: float, after: float) -> str:
-    """A difference in percentage points, with its sign."""
     points = 100 * (after - before)
     if math.isnan(points):
         return "–"
@@ -155,7 +153,6 @@ def _change(before: float, after: float) -> str:
 
 
 def _lowest(recalls: Sequence[Sequence[_Share]]) -> list[int]:
-    """The classes with the lowest recall anywhere, the lowest first, as many as can be shown."""
     worst = [min(map(_or_zero, each)) for each in zip(*recalls, strict=True)]
     return sorted(range(len(worst)), key=worst.__getitem__)[:MOST_CLASSES]
 
@@ -181,27 +178,23 @@ def _rows(
 
 
 def _legend(canvas: Canvas, lines: Iterable[tuple[str, str, str]]) -> None:
-    """A line of words for each sign and its colour."""
     for index, (sign, color, words) in enumerate(lines):
         canvas.text(_NAMES, 9 + 18 * index, sign, color=color)
         canvas.text(_NAMES + 16, 9 + 18 * index, short(words, 34))
 
 
 def _known(shares: Sequence[_Share], at: Sequence[float]) -> tuple[list[float], list[float]]:
-    """The shares that were measured, and the rows they belong to."""
     pairs = zip(shares, at, strict=True)
     found = [(share, y) for share, y in pairs if share is not None and not math.isnan(share)]
     return [share for share, _ in found], [y for _, y in found]
 
 
 def _diamonds(axes: Axes, shares: Sequence[_Share], at: Sequence[float], color: str) -> None:
-    """What is left under attack, where it was measured."""
     xs, ys = _known(shares, at)
     axes.scatter(xs, ys, s=36, marker="D", c=CARD, ec=color, lw=1.5, zorder=3, clip_on=False)
 
 
 def _bars(record: RunRecord, order: Sequence[int], thickness: float, canvas: Canvas) -> None:
-    """Rows from the top: accuracy, macro recall, then the classes; a bar for each variant."""
     results, colors = record.results, variant_colors(record)
     lines = [("■", colors[result.variant], result.variant) for result in results]
     if any(result.robust_accuracy is not None for result in results):
@@ -228,7 +221,6 @@ def _dots(
     colors: Mapping[str, str],
     canvas: Canvas,
 ) -> None:
-    """A legend, then a row for each class."""
     shapes = _shapes(results, colors)
     _legend(canvas, [(shapes[name][1], colors[name], name) for name in results])
     names = ["accuracy", "macro recall", *(name for _, name in classes)]
@@ -289,7 +281,6 @@ def _confusion(
 
 
 def _counts(axes: Axes, counts: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> None:
-    """The number in each cell that has one, and gaps between cells."""
     size = 11 if len(counts) <= 12 else 7.5
     for row, column in np.argwhere(counts):
         words = f"{counts[row, column]:.0f}"

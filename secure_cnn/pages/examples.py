@@ -21,19 +21,9 @@ _RIGHT, _WRONG = SERIES[3], SERIES[2]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Examples:
-    """A few test images, clean and attacked.
+    """A few test images, clean and attacked: float [k, channels, height, width] in [0, 1].
 
-    Attributes:
-        clean: Float [k, channels, height, width] in [0, 1].
-        adversarial: The same images after the attack, same shape and range.
-        labels: True classes, integer [k].
-        before: Classes predicted for `clean`, integer [k].
-        after: Classes predicted for `adversarial`, integer [k].
-        variant: Which model was attacked.
-        attack: By which attack.
-
-    Raises:
-        RunError: Shapes, ranges or classes do not fit together.
+    `labels`, and the classes predicted `before` and `after` the attack, are integers [k].
     """
 
     clean: Tensor
@@ -60,7 +50,6 @@ class Examples:
             require(fine, f"examples.{name}", f"{count} class numbers", values)
 
     def __len__(self) -> int:
-        """How many images there are."""
         return len(self.clean)
 
 
@@ -91,7 +80,6 @@ def _magnification(change: Tensor) -> float:
 
 
 def _draw(examples: Examples, index: int, canvas: Canvas) -> None:
-    """Three images, each with a line of words below it."""
     clean, adversarial = examples.clean[index].cpu(), examples.adversarial[index].cpu()
     change = adversarial - clean
     factor = _magnification(change)
@@ -105,7 +93,6 @@ def _draw(examples: Examples, index: int, canvas: Canvas) -> None:
 
 
 def _taken_for(examples: Examples, index: int, predictions: Tensor) -> tuple[str, str]:
-    """What the model took an image for, and the colour of right or wrong."""
     found = int(predictions[index])
     right = found == int(examples.labels[index])
     name = short(examples.classes[found], 14)

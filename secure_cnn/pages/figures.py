@@ -35,8 +35,6 @@ _COSTS: dict[_Ratio, str] = {
 
 
 class _Curve(NamedTuple):
-    """What is drawn against epochs, and how its last value is written."""
-
     name: str
     title: str
     of: Callable[[EpochRecord], float | None]
@@ -45,8 +43,6 @@ class _Curve(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """A variant's value at each epoch where it is finite."""
-
     variant: str
     color: str
     points: tuple[tuple[float, float], ...]
@@ -126,7 +122,6 @@ def _lines(curve: _Curve, series: Sequence[_Line], canvas: Canvas) -> None:
 
 
 def _frame(axes: Axes, series: Sequence[_Line], *, share: bool) -> None:
-    """Limits around the data, whole epochs below."""
     xs = [x for line in series for x, _ in line.points]
     ys = [y for line in series for _, y in line.points]
     margin = 0.1 * (max(ys) - min(ys)) or 0.05

@@ -117,7 +117,6 @@ def _undrawn(report: Mapping[str, Any]) -> str:
 
 
 def _trust(verdicts: Sequence[Mapping[str, Any]]) -> str:
-    """What the verdicts say together."""
     counts = {outcome: sum(each["outcome"] == outcome for each in verdicts) for outcome in _SIGNS}
     if not verdicts:
         return "Whether the attacks did their work was not checked: an upper bound, no more."
@@ -133,12 +132,10 @@ def _trust(verdicts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    """Names as English lists them."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def _certificate(certification: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What randomised smoothing proved, if anything."""
     if certification is None:
         return {"certificate": None}
     smoothing, summary = certification["smoothing"], certification["summary"]
@@ -194,7 +191,6 @@ def _attacked(
 
 
 def _proven(curves: Mapping[str, Sequence[CurvePoint]], canvas: Canvas) -> None:
-    """Lines in pale bands, their names below."""
     canvas.title("Certified accuracy")
     width, below = WIDTH - _LEFT - 14, 30 + _PLOT + 32
     axes = canvas.axes(_LEFT, 30, width, _PLOT, grid="y")

@@ -25,29 +25,16 @@ _COLUMNS = ("accuracy", "macro recall", "robust accuracy", "ε", "s/step", "÷ p
 
 
 def write_page(record: RunRecord, examples: Examples | None, path: str | Path) -> None:
-    """Write the page of a run, which may still be running, to `path`, atomically.
+    """Writes the page of a run, which may still be running, to `path`, atomically.
 
     Guarantee: the file needs no network and runs no script, and says so to the browser (its content
     security policy). Text from the record is escaped.
-
-    Raises:
-        RunError: The place cannot be written to.
     """
     write_text(Path(path), render_page(record, examples))
 
 
 def render_page(record: RunRecord, examples: Examples | None = None) -> str:
-    """The page of a run as text; the same record gives the same text.
-
-    Example:
-        >>> from secure_cnn.record import DataRecord, ModelRecord
-        >>> data = DataRecord(name="pets", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-        ...                   classes=("cat", "dog"))
-        >>> model = ModelRecord(name="compact", parameters=9000)
-        >>> page = render_page(RunRecord(created="2025-01-01", data=data, model=model))
-        >>> "Not private" in page
-        True
-    """
+    """The page of a run as text; the same record gives the same text."""
     outcome, baseline = _outcome(record), _baseline(record)
     colors = variant_colors(record)
     results = {result.variant: result for result in record.results}
@@ -97,7 +84,6 @@ def summary_table(record: RunRecord) -> Table:
 
 
 def _cells(record: RunRecord, result: ResultRecord) -> list[str]:
-    """One row's figures; a dash where nothing was measured."""
     cost = {row.metric: row.median for row in record.cost if row.variant == result.variant}
     robust = "–"
     if result.robust_accuracy is not None:
@@ -121,7 +107,6 @@ def _outcome(record: RunRecord) -> ResultRecord | None:
 
 
 def _baseline(record: RunRecord) -> ResultRecord | None:
-    """The plain result beside a protected one."""
     outcome = _outcome(record)
     plain = [result for result in record.results if result.variant == "plain"]
     return plain[0] if plain and outcome is not plain[0] else None
@@ -144,7 +129,6 @@ def _spent(record: RunRecord) -> float | None:
 def _facts(
     record: RunRecord, outcome: ResultRecord | None, baseline: ResultRecord | None
 ) -> list[Fact]:
-    """The figures of the summary."""
     facts = [_privacy_fact(record), _robust_fact(record, outcome, baseline)]
     if outcome is None:
         return facts
@@ -159,7 +143,6 @@ def _facts(
 
 
 def _privacy_fact(record: RunRecord) -> Fact:
-    """ε with its δ, or that there is none."""
     spent = _spent(record)
     if record.privacy is None or spent is None:
         return Fact(name="Privacy", value="none", detail="no bound on what the model memorised")
@@ -170,7 +153,6 @@ def _privacy_fact(record: RunRecord) -> Fact:
 def _robust_fact(
     record: RunRecord, outcome: ResultRecord | None, baseline: ResultRecord | None
 ) -> Fact:
-    """Robust accuracy with its interval and its attacks, or that it is unknown."""
     if outcome is None or outcome.robust_accuracy is None:
         return Fact(name="Robust accuracy", value="unknown", detail="not evaluated")
     interval = f"95% interval {wording.between((outcome.robust_low, outcome.robust_high))}"
@@ -243,7 +225,6 @@ def _uncovered(record: RunRecord) -> list[str]:
 
 
 def _robustness(record: RunRecord, outcome: ResultRecord | None) -> str:
-    """What was found under attack, and what that is worth."""
     if record.threat is None:
         return "Robustness was not evaluated: the run names no threat model."
     if outcome is None or outcome.robust_accuracy is None:

@@ -45,7 +45,6 @@ def breakable(name: str) -> str:
 
 @cache
 def _environment() -> Environment:
-    """Templates by name; what they do not define is an error."""
     environment = Environment(
         autoescape=True,
         undefined=StrictUndefined,
@@ -77,7 +76,6 @@ def _shown(value: object) -> object:
 
 
 def _source(name: str) -> str:
-    """A template's text, wherever the package is installed."""
     return files("secure_cnn.pages").joinpath(name).read_text(encoding="utf-8")
 
 

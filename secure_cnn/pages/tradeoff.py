@@ -38,8 +38,6 @@ _Point = tuple[float, float]
 
 
 class _Panel(NamedTuple):
-    """What accuracy is drawn against."""
-
     name: str
     title: str
     label: str
@@ -63,11 +61,7 @@ class TradeoffRow:
 class Tradeoff:
     """The map, its numbers and its rules, as pages show them.
 
-    Attributes:
-        panels: The figures; none where there is nothing to compare.
-        rows: The lines of the table under `columns`.
-        rule: When a variant is on the front.
-        choice: Which variant to take under the limits; empty without limits.
+    Without two points to compare there are no `panels`; without limits `choice` is empty.
     """
 
     panels: tuple[str, ...]
@@ -113,13 +107,11 @@ def cells(number: int, point: TradeoffPoint, *, on_front: bool) -> tuple[str, ..
 
 
 def _interval(estimate: Estimate) -> str:
-    """A share with its interval, in percent."""
     low, high = 100 * estimate.low, 100 * estimate.high
     return f"{wording.share(estimate.value)}\n{low:.1f}–{high:.1f}"
 
 
 def _choice(chosen: TradeoffPoint | None, needs: Needs) -> str:
-    """The sentence that answers the limits."""
     if not needs.words:
         return ""
     if chosen is None:
@@ -199,7 +191,6 @@ def _draw(
 
 
 def _vertical(axes: Axes, shares: Sequence[Estimate]) -> None:
-    """Accuracy, as far as the intervals go."""
     low, high = min(each.low for each in shares), max(each.high for each in shares)
     margin = max(0.01, 0.08 * (high - low))
     axes.set_ylim(max(0.0, low - margin), min(1.0, high + margin) + 0.25 * margin)
@@ -242,7 +233,6 @@ def _logarithmic(axes: Axes, panel: _Panel, ends: _Point, missing: bool) -> floa
 
 
 def _whiskers(axes: Axes, across: Estimate, up: Estimate, color: str) -> None:
-    """Both intervals, as a cross."""
     axes.vlines(across.value, up.low, up.high, color=color, lw=1.4, alpha=0.55)
     if across.low < across.high:
         axes.hlines(up.value, across.low, across.high, color=color, lw=1.4, alpha=0.55)

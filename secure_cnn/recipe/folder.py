@@ -109,7 +109,6 @@ class RunFolder:
 
     @contextmanager
     def _writable(self) -> Iterator[None]:
-        """Turns a refusal of the operating system in the block into a `RunError`."""
         try:
             yield
         except OSError as error:

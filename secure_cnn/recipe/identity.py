@@ -94,9 +94,7 @@ def _is_hex(value: object, digits: int) -> bool:
 class Start:
     """The point from which a run goes on: its beginning, or the training under way.
 
-    Attributes:
-        state: Of the training under way; None at the beginning.
-        uncounted: Noised steps that were released after the state was taken.
+    `uncounted` are noised steps that were released after the state was taken.
     """
 
     record: RunRecord
@@ -117,11 +115,8 @@ def resume(
     """Reads the run in a folder, once it is sure that it is this recipe's and may go on.
 
     Refused are a complete run, other settings or data, checkpoints that are sealed or signed
-    otherwise, and a state of another run or from before what was released.
-
-    Args:
-        fresh: The record of a run of this recipe that has not begun.
-        unlocking: What opens its state, and whose signatures count; by default the signer's own.
+    otherwise, and a state of another run or from before what was released. `fresh` is the record of
+    a run of this recipe that has not begun; by default the signer's own signature counts.
     """
     record = folder.recorded()
     if record.status == "complete":

@@ -159,7 +159,6 @@ def claims_of(
 
 
 def _unusual(recipe: Recipe) -> dict[str, Any]:
-    """How the private step differs from the usual one."""
     usual = {"clipping": "flat", "float_safe": False, "copies": 1}
     own = {name: getattr(recipe, name) for name in usual}
     return {name: value for name, value in own.items() if value != usual[name]}
@@ -175,7 +174,6 @@ def _robustness(
 
 
 def _robust_fields(report: defenses.RobustnessReport) -> dict[str, Any]:
-    """A robustness report in the fields of a result."""
     low, high = report.worst_case_interval
     return {
         "robust_accuracy": report.worst_case_accuracy,

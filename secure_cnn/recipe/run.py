@@ -283,7 +283,6 @@ def _finished(
 
 
 def _interrupted(journal: Journal) -> Run:
-    """The run as it stopped, written down."""
     journal.interrupt()
     return Run(record=journal.record, folder=journal.folder, model=None)
 
@@ -320,7 +319,6 @@ def _beginning(task: _Task) -> Start:
 
 
 def _notes(recipe: Recipe) -> tuple[str, ...]:
-    """The notes that a run begins with."""
     notes: tuple[str, ...] = (_BASELINE_NOTE,) if len(recipe.variants) > 1 else ()
     notes += (trials_note(recipe),) if recipe.epsilon is not None else ()
     return (*notes, UNGUARDED_NOTE) if is_unguarded(recipe) else notes

@@ -46,10 +46,8 @@ _PROBED = 6
 class Seams:
     """Everything one training needs besides the model.
 
-    Attributes:
-        batches: Gives the batches of all steps from the given one on, augmented, on the device. Of
-            a private training they are fresh samples of all steps that are left.
-        private: The private training, where the variant is one: `update` is its step then.
+    `batches` gives those of all steps from the given one on, augmented, on the device; of a private
+    training they are fresh samples of all steps that are left. `private` is None where it is not.
     """
 
     objective: Objective
@@ -120,12 +118,7 @@ def make_seams(
     plan: privacy.DPPlan | None,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Seams:
-    """Puts one training together.
-
-    Args:
-        plan: The recipe's, calibrated, used where the variant is private.
-        memory_format: Layout of the images, that of the model.
-    """
+    """Puts one training together; the calibrated `plan` is used where the variant is private."""
     objective = objective_for(recipe, variant)
     optimizer = _optimizer(recipe, variant, model)
     device = next(model.parameters()).device

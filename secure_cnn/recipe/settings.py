@@ -162,11 +162,7 @@ class Recipe:
 
     @cached_property
     def threat(self) -> ThreatModel | None:
-        """The one threat model of the run, where the recipe names one.
-
-        Raises:
-            ThreatModelError: A value is out of its range.
-        """
+        """The one threat model of the run, where the recipe names one."""
         return None if self.eps is None else ThreatModel(norm=self.norm, eps=self.eps)
 
     @property

@@ -55,11 +55,7 @@ class _Stateful(Protocol):
 
 
 class EpochGuard:
-    """Watches one training, takes it back, and remembers when it did.
-
-    Args:
-        average: Goes back too, where there is one.
-    """
+    """Watches one training, takes it back, its average too, and remembers when it did."""
 
     def __init__(
         self,
@@ -173,13 +169,7 @@ class _EpochLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training, ready to start or to go on.
-
-    Attributes:
-        variant: Which of the recipe's trainings.
-        average: The moving average of the weights, where the recipe wants one.
-        identity: Of the run, for the states.
-    """
+    """One training of a recipe, ready to start or to go on."""
 
     recipe: Recipe
     variant: Variant
@@ -199,14 +189,10 @@ class Training:
         record: Callable[[EpochRecord, int], None],
         stop: StopRequest,
     ) -> bool:
-        """Trains to the end of the schedule, or until a stop is requested.
+        """Trains to the end of the schedule, or until a stop is requested; whether it is complete.
 
-        Args:
-            save: Takes a state, and how many noised steps it may show.
-            record: Takes an epoch, and how many noised steps were released until its end.
-
-        Returns:
-            Whether the training is complete; then the model holds the averaged weights.
+        The model then holds the averaged weights. `save` takes a state and how many noised steps it
+        may show, `record` an epoch and how many were released until its end.
         """
         schedule = self.seams.schedule
         with training_progress(self.variant.name, steps=schedule.steps, done=start_step) as line:
@@ -280,7 +266,6 @@ class Training:
         return private is not None and private.steps >= private.plan.steps
 
     def _stateful(self) -> dict[str, _Stateful]:
-        """The parts that have a state, by name."""
         parts = {
             "average": self.average,
             "guard": self.guard,

@@ -78,16 +78,10 @@ class SavedRun:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison(Document):
-    """Variants of runs on the same data, side by side.
+    """Variants of runs on the same data, side by side; `results` are by the names of `points`.
 
-    Attributes:
-        points: What each variant gives and takes.
-        results: What each can do, by the names of the points.
-        runs: When each run was made, by its name.
-        differences: Settings, versions and hardware that are not the same in all runs: the name,
-            then its value in each run.
-        notes: Conditions that a reader must know before comparing.
-        warnings: Audits that failed, so that an ε does not count.
+    `differences` are rows of what is not the same in all runs: the name, then its value in each;
+    `warnings` are of audits that failed, so that an ε does not count.
     """
 
     KIND: ClassVar[str | None] = "comparison"
@@ -103,8 +97,6 @@ class Comparison(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class _Entry:
-    """One variant of one run."""
-
     run: SavedRun
     result: ResultRecord
     point: TradeoffPoint
@@ -115,9 +107,6 @@ def compare_runs(runs: Sequence[SavedRun]) -> Comparison:
 
     A plain training that several runs made in the same way (the same network with the same
     confusion matrix) is shown once.
-
-    Raises:
-        RunError: A run is on other data than the first, has no result, or comes twice.
     """
     if not runs:
         raise RunError("runs: expected at least one, got none; name their folders")
@@ -141,7 +130,6 @@ def compare_runs(runs: Sequence[SavedRun]) -> Comparison:
 
 
 def _refuse(run: SavedRun, runs: Sequence[SavedRun]) -> None:
-    """Raise unless a run can stand beside the others."""
     first = runs[0]
     if sum(other.name == run.name for other in runs) > 1:
         raise RunError(f"{run.name}: expected each run once, got it twice; leave one out")
@@ -162,7 +150,6 @@ def _same_data(data: DataRecord, other: DataRecord) -> bool:
 
 
 def _data(run: SavedRun) -> str:
-    """Which images, in a few words."""
     data = run.record.data
     return f"{data.name} ({data.train}+{data.test} images, {data.fingerprint[:12] or 'no digest'})"
 
@@ -213,7 +200,6 @@ def _differences(runs: Sequence[SavedRun]) -> tuple[tuple[str, ...], ...]:
 
 
 def _notes(runs: Sequence[SavedRun], threat: ThreatRecord | None) -> tuple[str, ...]:
-    """Conditions that are not the same everywhere, or that a reader must know."""
     notes = []
     if threat is not None:
         notes.append(f"Robust accuracy is within {threat.words}.")

@@ -49,7 +49,6 @@ class Checked:
     LATER: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:
-        """Check the type of every field, then what the class asks for beyond types."""
         for name, kind in _schema(type(self)).items():
             where = f"{type(self).__name__}.{name}"
             object.__setattr__(self, name, _decode(kind, getattr(self, name), where))
@@ -114,7 +113,6 @@ class Document(Checked):
 
     @classmethod
     def _head(cls) -> dict[str, Any]:
-        """What the file starts with."""
         return {"schema": 1} if cls.KIND is None else {"schema": 1, "kind": cls.KIND}
 
 
@@ -145,7 +143,6 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _encode(value: object) -> object:
-    """JSON's own types for `value`."""
     if isinstance(value, Checked):
         return {
             field.name: _encode(getattr(value, field.name))
@@ -182,7 +179,6 @@ def _decode(kind: object, value: object, where: str) -> object:
 
 
 def _schema(cls: object) -> dict[str, object]:
-    """The types of a dataclass' fields, by name."""
     hints = get_type_hints(cls)
     return {field.name: hints[field.name] for field in fields(cast("Any", cls))}
 
@@ -215,7 +211,6 @@ def _sequence(kinds: tuple[Any, ...], value: object, where: str) -> tuple[Any, .
 
 
 def _mapping(kind: object, value: object, where: str) -> dict[str, object]:
-    """A dict of our own with text keys."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         _refuse(where, "an object with text keys", value)
     return {key: _decode(kind, item, f"{where}.{key}") for key, item in value.items()}

@@ -40,33 +40,16 @@ _DISTRIBUTIONS = ("torch", "opacus", "torchattacks", "cryptography", "safetensor
 
 
 def variant_name(protections: Iterable[str]) -> str:
-    """The name of the protections that are on, as every row and every record has it.
-
-    Example:
-        >>> variant_name(["private", "pgd"]), variant_name([])
-        ('private+pgd', 'plain')
-    """
+    """The name of the protections that are on, as every row and every record has it."""
     return "+".join(protections) or PLAIN
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row(Checked):
-    """One measured value with its spread.
+    """One measured value with its spread: the median of `n` values, between `low` and `high`.
 
-    Attributes:
-        case: What was worked on: a model or a recipe, such as `"resnet20"`.
-        variant: The protection (`"plain"`, `"private"`, `"private+pgd"`, …) or a rival.
-        metric: What was measured: `"time_ratio"` and `"memory_ratio"` are against `plain`.
-        median: The middle of `n` values, between `low` and `high`, in `unit`.
-        unit: The unit of the three numbers, such as `"x"`, `"s"` or `"MiB"`.
-
-    Raises:
-        RunError: A value has the wrong type, or `low <= median <= high` does not hold.
-
-    Example:
-        >>> Row(case="compact", variant="private", metric="time_ratio",
-        ...     median=1.3, low=1.2, high=1.5, unit="x", n=30).median
-        1.3
+    `case` is a model or a recipe, `variant` the protection (`"plain"`, `"private+pgd"`, …) or a
+    rival.
     """
 
     case: str
@@ -100,11 +83,6 @@ class Measurements(Document):
 
     `hardware` and `versions` are as the functions of that name give them, with the versions of the
     rivals measured; `created` is ISO 8601.
-
-    Example:
-        >>> document = Measurements(created="2025-01-01T00:00:00Z", hardware={}, versions={})
-        >>> document.to_dict()["schema"]
-        1
     """
 
     created: str
@@ -118,12 +96,8 @@ class Measurements(Document):
 class NoiseCheck:
     """How noisy the machine was: plain training timed against itself, in turn with all others.
 
-    The two are the same training, so any difference between them is noise, and no figure of the
-    same benchmark is known more precisely than that.
-
-    Attributes:
-        ratio: Plain against plain, of which the truth is 1.
-        within: Variants whose ratio cannot be told from the plain step's own.
+    The truth of `ratio` is 1: any difference is noise, and no figure of the same benchmark is known
+    more precisely than that. `within` are variants that cannot be told from plain.
     """
 
     case: str
@@ -212,17 +186,14 @@ def _cpu(cpuinfo: Path) -> str:
 
 
 def _cores() -> int:
-    """Logical cores that this process is allowed to run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> int | None:
-    """Physical memory in bytes."""
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _device(device: torch.device) -> str:
-    """A device's name for people."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -19,12 +19,10 @@ _PROVEN = ("smoothing", "summary")
 
 @dataclass(frozen=True, kw_only=True)
 class AuditRecord(Document):
-    """An audit of a recipe's private training.
+    """An audit of a recipe's private training, its `settings`.
 
-    Attributes:
-        settings: The recipe that was audited.
-        report: As `privacy.audit.AuditReport.to_dict` gives it; scores are in units of the clipping
-            norm.
+    `report` is that of `privacy.audit.AuditReport.to_dict`; scores are in units of the clipping
+    norm.
     """
 
     KIND: ClassVar[str | None] = "audit"
@@ -43,11 +41,8 @@ class AuditRecord(Document):
 class RobustnessRecord(Document):
     """A robustness evaluation of a model.
 
-    Attributes:
-        model: Which model, in words.
-        data: Which images, in words.
-        report: What was found, as `defenses.RobustnessReport.to_dict` gives it.
-        certification: What was proven, as `defenses.CertificationReport.to_dict` gives it; or None.
+    `report` and `certification` are from `to_dict` of `defenses.RobustnessReport` and
+    `defenses.CertificationReport`.
     """
 
     KIND: ClassVar[str | None] = "robustness"

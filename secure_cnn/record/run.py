@@ -64,15 +64,9 @@ class ModelRecord(Checked):
 class PrivacyRecord(Checked):
     """The conditions under which a run's ε holds: the plan, not what was spent of it.
 
-    Attributes:
-        epsilon: ε of the whole plan.
-        noise_multiplier: Standard deviation of the noise in units of `max_grad_norm`.
-        max_grad_norm: The L2 norm to which each example's gradient is clipped.
-        sampling_rate: The probability with which each example joins a step, in (0, 1].
-        relation: Which two data sets count as neighbours.
-        accountant: Which accountant computed ε.
-        trials: How many settings were tried on the data, as stated; ε does not charge them. None
-            where it was not stated.
+    The noise is in units of `max_grad_norm`, `relation` says which data sets count as neighbours,
+    and ε does not charge for `trials`, the settings tried on the data as stated, None where not
+    stated.
     """
 
     epsilon: float
@@ -115,15 +109,9 @@ class ThreatRecord(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord(Checked):
-    """One epoch of one variant, counted from 1.
+    """One epoch of one variant, counted from 1; `learning_rate` is that at its end.
 
-    Attributes:
-        variant: `"plain"` or the name of the protections.
-        step: Optimizer steps so far.
-        learning_rate: At the end of the epoch.
-        test_loss: Mean cross-entropy over the test images.
-        train_loss: Mean training loss; None in a private run, where ε does not cover it.
-        epsilon: ε spent so far; None when the variant is not private.
+    The training loss is None in a private run, where ε does not cover it.
     """
 
     variant: str
@@ -150,18 +138,9 @@ class EpochRecord(Checked):
 class ResultRecord(Checked):
     """What one finished variant can do, before and under attack.
 
-    What was not measured is None: robust accuracy and its interval together.
-
-    Attributes:
-        recall: By class; NaN for a class without test images.
-        confusion: Counts; rows are true classes, columns are predicted ones.
-        epsilon: ε spent; None when the variant is not private.
-        robust_accuracy: Worst case over `attacks`, image by image.
-        robust_low: Lower end of its 95 % interval.
-        robust_high: Upper end of its 95 % interval.
-        robust_recall: By class, in the worst case.
-        attacks: Accuracy under each attack, by name.
-        seconds_per_step: Median time of a training step.
+    What was not measured is None: robust accuracy and its 95 % interval together. Robust figures
+    are of the worst case over `attacks`, image by image. Rows of `confusion` are true classes;
+    recall is NaN for a class without test images; `seconds_per_step` is a median.
     """
 
     variant: str
@@ -204,32 +183,9 @@ class RunRecord(Document):
     Guarantee: a record claims nothing without its conditions. ε needs `privacy`, robust accuracy
     needs `threat`, and `"plain"` never carries ε.
 
-    Attributes:
-        created: When the run started, as ISO 8601.
-        settings: The recipe's fields as plain JSON.
-        privacy: The conditions of ε; None without differential privacy.
-        threat: The conditions of robust accuracy; None when it was not evaluated.
-        epochs: Every epoch of every variant, in the order they ran.
-        results: One for each finished variant; the last protected one is the run's own.
-        cost: What the protections cost, in the rows of a benchmark.
-        claims: What is bound into the sealed checkpoint.
-        checkpoints: Paths relative to the run's folder, with forward slashes.
-        notes: Sentences for the reader.
-        run_id: Which run it is; its states bear the same.
-        signer: Who signs the run's checkpoints, as public text; empty where nobody does.
-        released: How many noised steps may have become visible; written before they do.
-
-    Raises:
-        RunError: A value has the wrong type, shape or range, or a claim lacks its conditions.
-
-    Example:
-        >>> record = RunRecord(
-        ...     created="2025-01-01T00:00:00+00:00",
-        ...     model=ModelRecord(name="compact", parameters=9000),
-        ...     data=DataRecord(name="digits", fingerprint="", train=8, test=2, shape=(1, 8, 8),
-        ...                     classes=("0", "1")))
-        >>> RunRecord.from_dict(record.to_dict()) == record
-        True
+    Epochs and results are in the order in which they ran: the last protected result is the run's
+    own. `claims` are bound into the sealed checkpoint; the states of the run bear its `run_id`; and
+    `released`, the noised steps that may have become visible, is written before they do.
     """
 
     KIND: ClassVar[str | None] = "run"

@@ -47,11 +47,8 @@ class Estimate(Checked):
 class TradeoffPoint(Checked):
     """What one variant gives and takes; None is not measured, or not promised.
 
-    Attributes:
-        name: The variant, unlike that of every other point.
-        robust_accuracy: What is left of the accuracy in the worst case.
-        audited: Of one step: the largest lower bound on ε that an audit found, and the claim.
-        time: Time of a step against plain.
+    `audited` is of one step: the largest lower bound on ε that an audit found, and the claim.
+    `time` is that of a step against plain.
     """
 
     name: str
@@ -65,13 +62,7 @@ class TradeoffPoint(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class Needs(Checked):
-    """The limits that a variant must keep to be taken; None is no limit.
-
-    Attributes:
-        epsilon: The largest ε.
-        robust_accuracy: The smallest robust accuracy.
-        time: The largest time of a step against plain.
-    """
+    """The limits that a variant must keep to be taken; None is no limit."""
 
     epsilon: float | None = None
     robust_accuracy: float | None = None
@@ -174,7 +165,6 @@ def _accuracy(result: ResultRecord) -> Estimate:
 
 
 def _robust(result: ResultRecord) -> Estimate | None:
-    """Robust accuracy with its interval, where it was measured."""
     value, low, high = result.robust_accuracy, result.robust_low, result.robust_high
     if value is None or low is None or high is None:
         return None

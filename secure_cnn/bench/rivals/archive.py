@@ -41,11 +41,8 @@ Tensors: TypeAlias = Mapping[str, torch.Tensor]
 class ArchiveRival:
     """How somebody else saves and loads tensors.
 
-    Attributes:
-        save: Writes tensors to a path, over what is there.
-        load: Reads them back; None where that is not compared.
-        load_into: Reads them into tensors that are there; None where that is to load and to copy.
-        versions: What it is made of, by name, beyond what `secure_cnn.record.versions` names.
+    `load` is None where it is not compared, `load_into` where it is to load and to copy; `versions`
+    are those that `secure_cnn.record.versions` does not name.
     """
 
     save: Callable[[Path, Tensors], None]
@@ -92,7 +89,6 @@ class RivalSaver(Saver):
 
 
 def _tensors(value: object, name: str) -> list[tuple[str, torch.Tensor]]:
-    """The tensors of a tree by the path that leads to them."""
     if isinstance(value, torch.Tensor):
         return [(name, value.detach())]
     if isinstance(value, Mapping):
@@ -110,8 +106,6 @@ def _torch_save() -> ArchiveRival:
 
 
 def _safetensors() -> ArchiveRival:
-    """The plain file, no encryption."""
-
     def save(path: Path, tensors: Tensors) -> None:
         safetensors.torch.save_file(dict(tensors), path)
 
@@ -132,7 +126,6 @@ def _fernet() -> ArchiveRival:
 
 
 def _age() -> ArchiveRival:
-    """The command, with the plain file through a pipe."""
     age, keygen = shutil.which("age"), shutil.which("age-keygen")
     if age is None or keygen is None:
         raise FileNotFoundError("the commands age and age-keygen are not on the path")
@@ -155,7 +148,6 @@ def _age() -> ArchiveRival:
 
 
 def _cryptotensors() -> ArchiveRival:
-    """Encrypted and signed, as its own examples have it."""
     from cryptotensors import safe_open  # type: ignore[import-not-found]
     from cryptotensors.torch import save_file  # type: ignore[import-not-found]
 
@@ -180,7 +172,6 @@ def _cryptotensors() -> ArchiveRival:
 
 
 def _tensorizer() -> ArchiveRival:
-    """Encrypted, with a given key."""
     import tensorizer  # type: ignore[import-not-found]
 
     key = os.urandom(32)
@@ -201,19 +192,16 @@ def _tensorizer() -> ArchiveRival:
 
 
 def _read(plain: bytes) -> Tensors:
-    """The tensors in a plain file in memory."""
     tensors: Tensors = safetensors.torch.load(plain)
     return tensors
 
 
 def _jwk(*, kty: str, alg: str, kid: str, **keys: bytes) -> dict[str, str]:
-    """A key in the form that cryptotensors takes."""
     encoded = {name: base64.b64encode(raw).decode() for name, raw in keys.items()}
     return {"kty": kty, "alg": alg, "kid": kid, **encoded}
 
 
 def _call(command: Sequence[str], data: bytes) -> bytes:
-    """What a command prints."""
     return subprocess.run(command, input=data, capture_output=True, check=True).stdout  # noqa: S603  a command we chose
 
 

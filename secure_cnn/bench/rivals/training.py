@@ -121,7 +121,6 @@ def _opacus_warnings_ignored() -> Iterator[None]:
 
 
 def _without_inplace(model: nn.Module) -> nn.Module:
-    """The model with every in-place activation made an ordinary one."""
     for module in model.modules():
         if getattr(module, "inplace", False):
             cast(Any, module).inplace = False
