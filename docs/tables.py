@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from secure_cnn.bench.rivals.archive import ARCHIVE_RIVALS
+from secure_cnn.bench.rivals import ARCHIVE_RIVALS
 from secure_cnn.bench.step import CASES
 from secure_cnn.pages import SHOWN_PARTS
 from secure_cnn.record import Measurements, Row, noise_checks

@@ -7,9 +7,9 @@ any training loop.
 from secure_cnn import archive
 from secure_cnn.checkpoint import LoadedModel, Sealing, Unlocking, read_model, write_model
 from secure_cnn.data import DataSpec, ImageData, Split, load_data
+from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import DataError, ModelError, RunError, SecureCNNError
 from secure_cnn.evaluate import ClassificationReport, evaluate_model, predict
-from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS, Architecture, build_model
 from secure_cnn.recipe import Recipe, Run, run
 

@@ -24,7 +24,6 @@ ARROWS = {
     "errors": set(),
     "progress": set(),
     "interruption": set(),
-    "memory": set(),
     "data": {"errors"},
     "engine": {"errors", "interruption"},
     "archive": {"errors"},
@@ -42,7 +41,7 @@ ARROWS = {
         *("interruption", "pages", "progress", "record", "defenses", "privacy"),
     },
     "cli": {
-        *("errors", "archive", "bench", "checkpoint", "data", "evaluate", "memory", "models"),
+        *("errors", "archive", "bench", "checkpoint", "data", "engine", "evaluate", "models"),
         *("pages", "progress", "recipe", "record", "defenses", "privacy"),
     },
 }
@@ -63,11 +62,11 @@ INSIDE = {
 }
 # Risky library: the only modules, or packages with all that is in them, that may import it.
 ADAPTERS = {
-    "torchattacks": {"defenses.attacks._torchattacks", "secure_cnn.bench.rivals.training"},
+    "torchattacks": {"defenses.attacks._torchattacks", "secure_cnn.bench.rivals"},
     "opacus": {"privacy._opacus", "privacy.opacus.account", "privacy.opacus.engine"},
     "cryptography": {
         *("secure_cnn.archive.format", "secure_cnn.archive.keys", "secure_cnn.archive.age"),
-        *("privacy.noise", "secure_cnn.bench.rivals.archive"),
+        *("privacy.noise", "secure_cnn.bench.rivals"),
     },
     "sklearn": {"secure_cnn.data", "secure_cnn.evaluate"},
     "PIL": {"secure_cnn.data"},
@@ -108,7 +107,7 @@ BANNED_CALLS = {
 # and the code of whoever is at the command line, which it names there.
 EXCUSED = {
     "secure_cnn.archive.plain": {"torch.load"},
-    "secure_cnn.bench.rivals.archive": {"torch.save"},
+    "secure_cnn.bench.rivals": {"torch.save"},
     "secure_cnn.cli.network": {
         "importlib.import_module",
         "importlib.machinery.SourceFileLoader",

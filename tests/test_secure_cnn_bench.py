@@ -15,7 +15,7 @@ from torch import nn
 import defenses
 from secure_cnn.bench import Protection, protections
 from secure_cnn.bench.memory import measure_memory, peak_bytes
-from secure_cnn.bench.rivals.training import RIVALS, rival_step
+from secure_cnn.bench.rivals import RIVALS, rival_step
 from secure_cnn.bench.step import (
     CopiedCrossEntropy,
     Workload,

@@ -9,6 +9,7 @@ import torch
 from typer import Typer
 from typer.testing import CliRunner
 
+from secure_cnn.bench import rivals as rivals_module
 from secure_cnn.bench.archive import (
     Turn,
     archive_workload,
@@ -18,8 +19,7 @@ from secure_cnn.bench.archive import (
     measure_size,
     measure_stall,
 )
-from secure_cnn.bench.rivals import archive as rivals_module
-from secure_cnn.bench.rivals.archive import ARCHIVE_RIVALS, ArchiveRival, archive_rivals
+from secure_cnn.bench.rivals import ARCHIVE_RIVALS, ArchiveRival, archive_rivals
 from secure_cnn.cli import bench
 from secure_cnn.errors import RunError
 from secure_cnn.record import versions

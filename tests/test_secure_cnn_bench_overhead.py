@@ -31,10 +31,9 @@ from secure_cnn.bench.overhead import (
     overhead_workload,
 )
 from secure_cnn.bench.protection import BackgroundSaver, SealedSaver, bytes_in
-from secure_cnn.bench.rivals.archive import RivalSaver, archive_rivals
-from secure_cnn.bench.rivals.training import rival_step
+from secure_cnn.bench.rivals import RivalSaver, archive_rivals, rival_step
 from secure_cnn.bench.step import Workload, synthetic
-from secure_cnn.bench.timed_training import TimedTraining
+from secure_cnn.bench.timed_training import TimedTraining, TrainedSettings, measure_trained
 from secure_cnn.bench.timing import (
     PARTS,
     Stopwatch,
@@ -43,7 +42,6 @@ from secure_cnn.bench.timing import (
     marks_for,
     take_turns,
 )
-from secure_cnn.bench.trained import TrainedSettings, measure_trained
 from secure_cnn.data import DataSpec, ImageData
 from secure_cnn.engine import CrossEntropy
 from secure_cnn.errors import RunError

@@ -18,7 +18,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.pages import render_comparison
 from secure_cnn.pages.tradeoff import _apart, tradeoff_map
 from secure_cnn.record import AuditRecord, DataRecord, SavedRun, ThreatRecord, compare_runs
-from secure_cnn.record.tradeoff import (
+from secure_cnn.record.comparison import (
     Estimate,
     Needs,
     TradeoffPoint,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from secure_cnn.data import cifar, load_data, named
+from secure_cnn.data import binary, load_data, named
 from secure_cnn.data.named import RemoteFile, download
 from secure_cnn.errors import DataError
 
@@ -43,7 +43,7 @@ def write_mnist(folder, **broken):
     return arrays
 
 
-def write_cifar(path, names=cifar.TRAIN_FILES[::-1] + cifar.TEST_FILES, record=3073):
+def write_cifar(path, names=binary.CIFAR_TRAIN[::-1] + binary.CIFAR_TEST, record=3073):
     """A small CIFAR archive, its files not in order; the records in each."""
     random = np.random.default_rng(0)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +137,7 @@ def test_cifar_is_read_in_its_own_order(tmp_path):
     """Whatever the order in the archive, batch 1 comes first; channels are planes."""
     records = write_cifar(tmp_path / "cifar10/cifar-10-binary.tar.gz")
     data = load_data("cifar10", cache=tmp_path)
-    train = np.concatenate([records[name] for name in cifar.TRAIN_FILES])
+    train = np.concatenate([records[name] for name in binary.CIFAR_TRAIN])
     assert (data.train.images.numpy() == train[:, 1:].reshape(-1, 3, 32, 32)).all()
     assert (data.train.labels.numpy() == train[:, 0]).all()
     assert len(data.test) == 10
@@ -149,7 +149,7 @@ def test_bad_cifar_archives_are_refused(tmp_path):
     """A missing file, records of another length, a broken archive, another kind of file."""
     path = tmp_path / "cifar10/cifar-10-binary.tar.gz"
     for spoil, match in (
-        (lambda: write_cifar(path, cifar.TRAIN_FILES), "test_batch.bin"),
+        (lambda: write_cifar(path, binary.CIFAR_TRAIN), "test_batch.bin"),
         (lambda: write_cifar(path, record=3072), "records of 3073 bytes"),
         (lambda: write_cifar(path) and os.truncate(path, 50_000), "truncated"),
         (lambda: path.write_bytes(b"PK\3\4" * 300), "truncated"),

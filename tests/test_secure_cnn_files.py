@@ -199,7 +199,7 @@ def test_every_reader_of_data_and_records_refuses_a_pipe(tmp_path):
     import defenses
     from defenses.measuring.journal import Journal
     from defenses.measuring.journal import write_text as write_state
-    from secure_cnn.data import cifar, load_data, mnist
+    from secure_cnn.data import binary, load_data
     from secure_cnn.errors import DataError, RunError
     from secure_cnn.record import RunRecord
     from secure_cnn.record.document import write_text
@@ -212,8 +212,8 @@ def test_every_reader_of_data_and_records_refuses_a_pipe(tmp_path):
     for read, error in (
         (lambda: load_data(str(pipes[0])), DataError),
         (lambda: load_data(str(tmp_path / "classes")), DataError),
-        (lambda: mnist.mnist_source("mnist", [pipes[3]] * 4, ("a", "b")), DataError),
-        (lambda: cifar.cifar_source("cifar10", pipes[3], ("a", "b")), DataError),
+        (lambda: binary.mnist_source("mnist", [pipes[3]] * 4, ("a", "b")), DataError),
+        (lambda: binary.cifar_source("cifar10", pipes[3], ("a", "b")), DataError),
         (lambda: RunRecord.read(pipes[3]), RunError),
         (lambda: write_text(pipes[3], "text"), RunError),
         (lambda: write_state(pipes[3], "text"), OSError),

@@ -27,7 +27,7 @@ import torch
 from secure_cnn import archive
 from secure_cnn.archive.format.stream import OVERHEAD, create_stream
 from secure_cnn.bench.memory import resident_growth
-from secure_cnn.bench.rivals.archive import ArchiveRival, Tensors, raw_cipher
+from secure_cnn.bench.rivals import ArchiveRival, Tensors, raw_cipher
 from secure_cnn.bench.timing import measured_row, ratios, take_turns
 from secure_cnn.errors import RunError
 from secure_cnn.record import Row

@@ -16,8 +16,8 @@ from privacy.audit import audit as audit_training
 from privacy.sampling import MapStyle
 from secure_cnn.cli.options import given_settings, make_folder
 from secure_cnn.data import DataSpec, ImageData, load_data
+from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import RunError
-from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS, build_model
 from secure_cnn.pages import write_audit
 from secure_cnn.printable import Terminal

@@ -17,8 +17,7 @@ from defenses.training.objective import Precision
 from secure_cnn.bench import Protection, compare, protections
 from secure_cnn.bench import archive as archives
 from secure_cnn.bench.memory import measure_memory
-from secure_cnn.bench.rivals.archive import ARCHIVE_RIVALS, archive_rivals
-from secure_cnn.bench.rivals.training import RIVALS, rival_step
+from secure_cnn.bench.rivals import ARCHIVE_RIVALS, RIVALS, archive_rivals, rival_step
 from secure_cnn.bench.robustness import judges, measure_robustness
 from secure_cnn.bench.step import (
     CASES,
@@ -39,7 +38,7 @@ from secure_cnn.cli.bench_overhead import overhead_command
 from secure_cnn.cli.keys import IdentityFile, PassphraseFile, unlocking_from
 from secure_cnn.cli.options import JsonFile, message
 from secure_cnn.data import load_data
-from secure_cnn.memory import keep_freed_memory
+from secure_cnn.engine import keep_freed_memory
 from secure_cnn.printable import Terminal
 from secure_cnn.record import Measurements, Row, version
 

@@ -19,16 +19,15 @@ from secure_cnn.bench.overhead import (
     overhead,
     overhead_workload,
 )
-from secure_cnn.bench.rivals.archive import ARCHIVE_RIVALS, RivalSaver, archive_rivals
-from secure_cnn.bench.rivals.training import RIVALS, rival_step
+from secure_cnn.bench.rivals import ARCHIVE_RIVALS, RIVALS, RivalSaver, archive_rivals, rival_step
 from secure_cnn.bench.scaling import AXES, measure_scaling
 from secure_cnn.bench.step import Workload
-from secure_cnn.bench.trained import TrainedSettings, measure_trained
+from secure_cnn.bench.timed_training import TrainedSettings, measure_trained
 from secure_cnn.cli.bench_tables import cost_table, exponent_table, parts_table, trained_table
 from secure_cnn.cli.network import network
 from secure_cnn.cli.options import JsonFile, message
 from secure_cnn.data import load_data
-from secure_cnn.memory import keep_freed_memory
+from secure_cnn.engine import keep_freed_memory
 from secure_cnn.models import MODELS
 from secure_cnn.pages import write_bench
 from secure_cnn.printable import Terminal

@@ -14,16 +14,15 @@ from defenses.checks.checks import CheckSettings
 from defenses.threat import Norm
 from secure_cnn.archive import StorageError
 from secure_cnn.checkpoint import LoadedModel, Unlocking, read_model
-from secure_cnn.cli import evaluate_tables
+from secure_cnn.cli import findings
 from secure_cnn.cli.keys import IdentityFile, PassphraseFile, Trusted, unlocking_from
 from secure_cnn.cli.options import JsonFile, make_folder, message
-from secure_cnn.cli.requirements import read_requirements
 from secure_cnn.data import ImageData, load_data
 from secure_cnn.data.named import NAMES
+from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import ModelError, RunError
 from secure_cnn.evaluate import ClassificationReport, evaluate_model
 from secure_cnn.files import write_file
-from secure_cnn.memory import keep_freed_memory
 from secure_cnn.pages import write_robustness
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
@@ -91,7 +90,7 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint on test images, under attack too where it claims to be robust."""
     keep_freed_memory()
-    requirements = read_requirements(require or [])
+    requirements = findings.read_requirements(require or [])
     unlocking = unlocking_from(identity, passphrase_file, trusted or [])
     loaded = _model(checkpoint, unlocking)
     images = _images(loaded, data, checkpoint)
@@ -123,7 +122,7 @@ def evaluate(
     keep(None)  # what is finished is not lost with what comes after it
     if certify is not None:
         proven = _certified(loaded, images, certify, samples, seed, state)
-        Terminal().print(evaluate_tables.certificates(proven))
+        Terminal().print(findings.certificates(proven))
         keep(proven)
     missed = [words for each in requirements if (words := each.missed(found.accuracy, robust))]
     if missed:
@@ -197,16 +196,16 @@ def _save_images(path: Path, robust: defenses.RobustnessReport | None) -> None:
 def _show(found: ClassificationReport, robust: defenses.RobustnessReport | None) -> None:
     """Prints the figures, then each attack's and the verdicts."""
     console = Terminal()
-    console.print(evaluate_tables.table(found, robust))
+    console.print(findings.table(found, robust))
     if robust is not None:
-        console.print(evaluate_tables.attacks(robust))
+        console.print(findings.attacks(robust))
         if robust.undrawn:
             message(
                 f"note: the model answers at random, and {', '.join(robust.undrawn)} met one draw "
                 "of it at a time, so that the figures are too high; try --attack autoattack-rand"
             )
         if robust.verdicts:
-            console.print(evaluate_tables.verdicts(robust))
+            console.print(findings.verdicts(robust))
 
 
 def _keep(

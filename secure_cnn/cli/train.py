@@ -9,8 +9,8 @@ from defenses import OBJECTIVES
 from secure_cnn.bench import step_costs
 from secure_cnn.cli.keys import sealing_from, unlocking_from
 from secure_cnn.cli.options import given_settings
+from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import RunError
-from secure_cnn.memory import keep_freed_memory
 from secure_cnn.models import MODELS
 from secure_cnn.pages import summary_table
 from secure_cnn.printable import Terminal

@@ -17,8 +17,7 @@ import numpy as np
 from rich.progress import DownloadColumn, Progress
 from sklearn.datasets import load_digits
 
-from secure_cnn.data import mnist
-from secure_cnn.data.cifar import cifar_source
+from secure_cnn.data.binary import MNIST_FILES, cifar_source, mnist_source
 from secure_cnn.data.source import Source, key_of, stratified_split
 from secure_cnn.data.store import needed
 from secure_cnn.errors import DataError
@@ -55,7 +54,7 @@ class _Remote:
 def _mnist_files(*pinned: tuple[int, str]) -> tuple[RemoteFile, ...]:
     return tuple(
         RemoteFile(name=name, size=size, sha256=sha256)
-        for name, (size, sha256) in zip(mnist.FILES, pinned, strict=True)
+        for name, (size, sha256) in zip(MNIST_FILES, pinned, strict=True)
     )
 
 
@@ -111,7 +110,7 @@ def named_source(name: str, *, cache: Path | None, test_fraction: float, seed: i
     paths, classes = _locate(name, cache), _REMOTE[name].classes
     if name == "cifar10":
         return cifar_source(name, paths[0], classes)
-    return mnist.mnist_source(name, paths, classes)
+    return mnist_source(name, paths, classes)
 
 
 def download(file: RemoteFile, mirrors: Sequence[str], folder: Path) -> Path:

@@ -8,11 +8,17 @@ from secure_cnn.pages.audit import render_audit, write_audit
 from secure_cnn.pages.bench import SHOWN_PARTS, render_bench, write_bench
 from secure_cnn.pages.canvas import variant_colors
 from secure_cnn.pages.classes import class_recall, confusion_matrix
-from secure_cnn.pages.comparison import comparison_table, render_comparison, write_comparison
-from secure_cnn.pages.examples import Examples, example_figure
-from secure_cnn.pages.figures import accuracy_curve, cost_bars, epsilon_curve, loss_curve
+from secure_cnn.pages.figures import (
+    Examples,
+    accuracy_curve,
+    cost_bars,
+    epsilon_curve,
+    example_figure,
+    loss_curve,
+)
 from secure_cnn.pages.robustness import certificate_curve, render_robustness, write_robustness
 from secure_cnn.pages.run import render_page, summary_table, write_page
+from secure_cnn.pages.tradeoff import comparison_table, render_comparison, write_comparison
 
 __all__ = [
     "SHOWN_PARTS",

@@ -16,7 +16,7 @@ from secure_cnn.pages.canvas import INK, MUTED, SERIES, WIDTH, Canvas, render
 from secure_cnn.pages.template import Fact, Table, fill
 from secure_cnn.record import wording
 from secure_cnn.record.document import write_text
-from secure_cnn.record.reports import AuditRecord
+from secure_cnn.record.run import AuditRecord
 
 __all__ = ["audit_figure", "render_audit", "write_audit"]
 

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from secure_cnn.pages.canvas import CARD, MUTED, SERIES, WIDTH, Canvas, percents, render, short
 from secure_cnn.pages.classes import attacked_recall, recall_rows
-from secure_cnn.pages.examples import Examples, example_figures
+from secure_cnn.pages.figures import Examples, example_figures
 from secure_cnn.pages.template import fill
 from secure_cnn.record import RobustnessRecord, wording
 from secure_cnn.record.document import require, write_text

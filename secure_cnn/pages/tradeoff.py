@@ -1,4 +1,4 @@
-"""The trade-off map: accuracy against robust accuracy, ε and time, one numbered mark a variant.
+"""The trade-off map, accuracy against robust accuracy, ε and time; and runs side by side in it.
 
 A mark has the same number and colour in every panel and in the table beside them; a filled one is
 on the Pareto front. Marks that would cover each other are moved apart, and a line leads back.
@@ -8,23 +8,43 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar, NamedTuple
+from pathlib import Path
+from typing import ClassVar, Literal, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from rich import box
+from rich.table import Table
+from rich.text import Text
 
-from secure_cnn.pages.canvas import CARD, INK, MUTED, WIDTH, Canvas, percents, render, tick_percent
-from secure_cnn.record import wording
-from secure_cnn.record.tradeoff import (
-    FRONT_RULE,
-    Estimate,
-    Needs,
-    TradeoffPoint,
-    choose,
-    pareto_front,
+from secure_cnn.pages.canvas import (
+    CARD,
+    INK,
+    MUTED,
+    WIDTH,
+    Canvas,
+    colors_of,
+    percents,
+    render,
+    tick_percent,
 )
+from secure_cnn.pages.classes import recall_dots, recall_table
+from secure_cnn.pages.template import fill
+from secure_cnn.printable import printable
+from secure_cnn.record import FRONT_RULE, Comparison, Needs, TradeoffPoint, choose, wording
+from secure_cnn.record.comparison import Estimate, pareto_front
+from secure_cnn.record.document import write_text
 
-__all__ = ["COLUMNS", "Tradeoff", "TradeoffRow", "cells", "tradeoff_map"]
+__all__ = [
+    "COLUMNS",
+    "Tradeoff",
+    "TradeoffRow",
+    "cells",
+    "comparison_table",
+    "render_comparison",
+    "tradeoff_map",
+    "write_comparison",
+]
 
 COLUMNS = (
     *("no.", "variant", "accuracy", "macro recall", "robust accuracy", "ε"),
@@ -275,3 +295,48 @@ def _push(apart: complex) -> complex:
     # On the very same spot there is no direction: apart sideways.
     direction = apart / distance if distance > 1e-6 else 1 + 0.3j
     return direction * (_GAP - distance) / 2
+
+
+_WIDTHS = {"variant": 16, "robust accuracy": 9}
+
+
+def write_comparison(comparison: Comparison, needs: Needs, folder: str | Path) -> None:
+    """Writes `compare.json` and the page `compare.html` into a folder, each atomically."""
+    comparison.write(Path(folder, "compare.json"))
+    write_text(Path(folder, "compare.html"), render_comparison(comparison, needs))
+
+
+def render_comparison(comparison: Comparison, needs: Needs) -> str:
+    """The page as text; it needs no network and runs no script."""
+    colors = colors_of(comparison.results)
+    classes = comparison.data.classes
+    plain = [name for name, each in comparison.results.items() if each.variant == "plain"]
+    baseline = plain[0] if len(plain) == 1 else None
+    values = {
+        "comparison": comparison,
+        "tradeoff": Tradeoff.between(comparison.points, colors, needs),
+        "recall": recall_dots(comparison.results, classes, colors),
+        "recalls": recall_table(comparison.results, classes, baseline),
+        "baseline": baseline,
+        "differences": (("", *comparison.runs), comparison.differences),
+    }
+    return fill("comparison.html.jinja", values)
+
+
+def comparison_table(comparison: Comparison, chosen: TradeoffPoint | None) -> Table:
+    """The same figures for a terminal; the chosen variant bears a star."""
+    title = f"{len(comparison.runs)} runs on {comparison.data.name}"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    for column in COLUMNS[1:]:
+        side: Literal["left", "right"] = "left" if column == "variant" else "right"
+        table.add_column(column, justify=side, overflow="fold", min_width=_WIDTHS.get(column))
+    front = pareto_front(comparison.points)
+    for number, (point, on_front) in enumerate(zip(comparison.points, front, strict=True), start=1):
+        _, name, accuracy, recall, robust, epsilon, audited, time, _ = cells(
+            number, point, on_front=on_front
+        )
+        star = "★ " if point is chosen else ""
+        brief = [each.partition("\n")[0] for each in (accuracy, time)]
+        figures = (brief[0], recall, robust, epsilon, audited, brief[1])
+        table.add_row(Text(star + printable(name)), *figures, "●" if on_front else "")
+    return table

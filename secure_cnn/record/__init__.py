@@ -5,7 +5,15 @@ is read. Deliberately not here: training, attacks and accounting, of which this 
 and whatever people look at.
 """
 
-from secure_cnn.record.comparison import Comparison, SavedRun, compare_runs
+from secure_cnn.record.comparison import (
+    FRONT_RULE,
+    Comparison,
+    Needs,
+    SavedRun,
+    TradeoffPoint,
+    choose,
+    compare_runs,
+)
 from secure_cnn.record.measurements import (
     CONTROL,
     PLAIN,
@@ -18,17 +26,17 @@ from secure_cnn.record.measurements import (
     version,
     versions,
 )
-from secure_cnn.record.reports import AuditRecord, RobustnessRecord
 from secure_cnn.record.run import (
+    AuditRecord,
     DataRecord,
     EpochRecord,
     ModelRecord,
     PrivacyRecord,
     ResultRecord,
+    RobustnessRecord,
     RunRecord,
     ThreatRecord,
 )
-from secure_cnn.record.tradeoff import FRONT_RULE, Needs, TradeoffPoint, choose
 
 __all__ = [
     "CONTROL",

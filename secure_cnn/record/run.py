@@ -1,8 +1,10 @@
-"""The run record: `run.json`, what a run was, what it found and what may be claimed about it.
+"""The records of a run, an audit and an evaluation: what was done, found and may be claimed.
 
-A record holds no training data and no keys. It does hold the size of the training data, which is
-treated as public and not covered by any ε. The fingerprint of private data is keyed, and the key is
-not here. Deliberately not here either: how a number was found, and how it is shown.
+They hold no training data and no keys. `run.json` does hold the size of the training data, which is
+treated as public and not covered by any ε; the fingerprint of private data is keyed, and the key is
+not here. Reports are plain values, as `privacy.audit` and `defenses` write them down; a record
+checks that they hold what its page shows. Deliberately not here: how a number was
+found.
 """
 
 import math
@@ -18,11 +20,13 @@ from secure_cnn.record.document import Checked, Document, require, require_share
 from secure_cnn.record.measurements import Row
 
 __all__ = [
+    "AuditRecord",
     "DataRecord",
     "EpochRecord",
     "ModelRecord",
     "PrivacyRecord",
     "ResultRecord",
+    "RobustnessRecord",
     "RunRecord",
     "ThreatRecord",
 ]
@@ -243,3 +247,58 @@ class RunRecord(Document):
             require(covered, "threat", "the conditions of robust_accuracy", self.threat)
         variants = [result.variant for result in self.results]
         require(len(set(variants)) == len(variants), "results", "one for each variant", variants)
+
+
+_AUDIT = ("in_scores", "out_scores", "bounds", "checks", "claimed_epsilon", "delta", "verdict")
+_ATTACKED = ("threat", "outcomes", "settings", "seed", "images", "versions", "verdicts", "summary")
+_PROVEN = ("smoothing", "summary")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AuditRecord(Document):
+    """An audit of a recipe's private training, its `settings`.
+
+    `report` is that of `privacy.audit.AuditReport.to_dict`; scores are in units of the clipping
+    norm.
+    """
+
+    KIND: ClassVar[str | None] = "audit"
+
+    created: str
+    hardware: Mapping[str, Any]
+    versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+    report: Mapping[str, Any]
+
+    def _check(self) -> None:
+        _require_entries("audit.report", _AUDIT, self.report)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessRecord(Document):
+    """A robustness evaluation of a model.
+
+    `report` and `certification` are from `to_dict` of `defenses.RobustnessReport` and
+    `defenses.CertificationReport`.
+    """
+
+    KIND: ClassVar[str | None] = "robustness"
+
+    created: str
+    hardware: Mapping[str, Any]
+    versions: Mapping[str, str]
+    model: str
+    data: str
+    classes: tuple[str, ...]
+    report: Mapping[str, Any]
+    certification: Mapping[str, Any] | None = None
+
+    def _check(self) -> None:
+        _require_entries("robustness.report", _ATTACKED, self.report)
+        if self.certification is not None:
+            _require_entries("robustness.certification", _PROVEN, self.certification)
+
+
+def _require_entries(where: str, names: tuple[str, ...], report: Mapping[str, Any]) -> None:
+    missing = [name for name in names if name not in report]
+    require(not missing, where, f"entries {', '.join(names)}", missing)
