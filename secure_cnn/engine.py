@@ -214,8 +214,11 @@ def train(
     step = start_step
     model.train()
     for images, labels in batches:
-        _set_learning_rate(optimizer, schedule.at(step))
-        with _autocast(images.device):
+        for group in optimizer.param_groups:
+            group["lr"] = schedule.at(step)
+        # bfloat16 where a GPU computes; the CPU computes in the model's own dtype.
+        on_gpu = images.device.type == "cuda"
+        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=on_gpu):
             losses = objective(model, images, labels)
         _check_finite(losses.detach(), step + 1)
         stepped = update(losses)
@@ -245,16 +248,6 @@ def on_device(
             images.to(device, non_blocking=True).contiguous(memory_format=memory_format),
             labels.to(device, non_blocking=True),
         )
-
-
-def _set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-
-
-def _autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 where a GPU computes; the CPU computes in the model's own dtype."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 def _check_finite(losses: torch.Tensor, step: int) -> None:

@@ -102,7 +102,7 @@ def new_file(
     if not overwrite and target.exists():
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
     _remove_stale(target)
-    temporary = _temporary(target)
+    temporary = target.with_name(f"{_stem(target)}{os.urandom(_RANDOM).hex()}.tmp")
     fd, named = _open_new(temporary, mode)
     try:
         _reserve(fd, length)
@@ -167,10 +167,6 @@ def _stem(target: Path) -> str:
     while len(os.fsencode(stem)) > _STEM:
         stem = stem[:-1]
     return f".{stem}."
-
-
-def _temporary(target: Path) -> Path:
-    return target.with_name(f"{_stem(target)}{os.urandom(_RANDOM).hex()}.tmp")
 
 
 def _open_new(temporary: Path, mode: int) -> tuple[int, bool]:

@@ -1,7 +1,4 @@
-"""Interruption: a signal becomes a request that every loop of a run looks at after every step.
-
-What is done about it (saving, leaving) is not here.
-"""
+"""Interruption: a signal becomes a request that every loop of a run looks at after every step."""
 
 import signal
 import threading

@@ -8,8 +8,6 @@ either: it would draw from the global random state.
 The first layer maps [0, 1] to [-2, 2] by fixed constants, never by the mean and deviation of the
 training data. Those are a function of every private example; a model that carries them leaks them,
 and no accountant would know.
-
-Not here: losses, training, and reading weights from files.
 """
 
 from collections import OrderedDict

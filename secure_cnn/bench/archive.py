@@ -306,10 +306,7 @@ def _save_and_sync(rival: ArchiveRival, path: Path, tensors: Tensors) -> None:
 
 
 def _load_one(
-    path: Path,
-    name: str,
-    identity: archive.Identity,
-    trusted: Sequence[archive.Verifier] | None,
+    path: Path, name: str, identity: archive.Identity, trusted: Sequence[archive.Verifier] | None
 ) -> None:
     state = archive.load(path, identity=identity, trusted=trusted, only=[name])
     cast(Tensors, state)[name].sum()

@@ -106,7 +106,9 @@ def overhead(
         place = Path(held.enter_context(tempfile.TemporaryDirectory(dir=folder)))
         stretches: dict[str, _Stretch] = {}
         for name, protection in variants.items():
-            training = _training(load, protection, place / name, marks)
+            training = TimedTraining(
+                load, protection, place / name, marks, batch_size=len(load.split)
+            )
             held.callback(training.close)
             stretches[name] = partial(training.stretch, settings.steps)
         for name, make in (rivals or {}).items():
@@ -150,11 +152,6 @@ def on_this_machine(
     return replace(document(rows, rivals=rivals), hardware=hardware(device) | told)
 
 
-def _training(load: Workload, protection: Protection, folder: Path, marks: Marks) -> TimedTraining:
-    """A training that sees all images of the workload in each step."""
-    return TimedTraining(load, protection, folder, marks, batch_size=len(load.split))
-
-
 def _stretch_of(step: Callable[[], object], steps: int, marks: Marks) -> _Stretch:
     """Somebody else's steps, of which we know no parts."""
     watch = Stopwatch(marks)
@@ -195,7 +192,8 @@ def _memory_rows(
 ) -> list[Row]:
     def make(protection: Protection) -> Callable[[], object]:
         # A folder of its own each time: a store that is still open would lock another out.
-        training = _training(load, protection, Path(tempfile.mkdtemp(dir=place)), marks)
+        own = Path(tempfile.mkdtemp(dir=place))
+        training = TimedTraining(load, protection, own, marks, batch_size=len(load.split))
 
         def step() -> None:
             training.stretch(1)

@@ -258,10 +258,7 @@ def copies_makers(
         return {}
     private = Protection(objective=CopiedCrossEntropy(copies=copies), private=True)
     ((name, plain_name),) = copies_against(copies).items()
-    return {
-        name: partial(stepper, load, private),
-        plain_name: partial(_plain_steps, load, copies),
-    }
+    return {name: partial(stepper, load, private), plain_name: partial(_plain_steps, load, copies)}
 
 
 def _plain_steps(load: Workload, count: int) -> Callable[[], None]:

@@ -13,12 +13,7 @@ import defenses
 from defenses import OBJECTIVES, AdversarialObjective, adversarial_objective
 from secure_cnn.bench import Protection, combinations
 from secure_cnn.bench.memory import MakeStep
-from secure_cnn.bench.overhead import (
-    OverheadSettings,
-    on_this_machine,
-    overhead,
-    overhead_workload,
-)
+from secure_cnn.bench.overhead import OverheadSettings, on_this_machine, overhead, overhead_workload
 from secure_cnn.bench.rivals import ARCHIVE_RIVALS, RIVALS, RivalSaver, archive_rivals, rival_step
 from secure_cnn.bench.scaling import AXES, measure_scaling
 from secure_cnn.bench.step import Workload
@@ -65,8 +60,7 @@ def overhead_command(
     ] = True,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = _DEFAULT.steps,
     rival: Annotated[
-        list[str] | None,
-        typer.Option(help=f"Others too: {', '.join((*RIVALS, *ARCHIVE_RIVALS))}."),
+        list[str] | None, typer.Option(help=f"Others too: {', '.join((*RIVALS, *ARCHIVE_RIVALS))}.")
     ] = None,
     rounds: Annotated[int, typer.Option(help="Counted rounds.")] = _DEFAULT.rounds,
     memory: Annotated[bool, typer.Option(help="Measure peak memory too.")] = True,

@@ -31,10 +31,7 @@ class ShuffledBatches:
     random state is neither read nor moved. Each `iter()` starts at `start_step` again.
 
     Args:
-        split: The examples.
-        batch_size: Examples per batch, at least 1.
         epochs: Passes over `split`, at least 0.
-        seed: At least 0.
         start_step: The first step to give, at most all of them.
         augment: `(images, generator) -> images`, applied to whole batches, say `Augmentation`.
 

@@ -117,7 +117,7 @@ def _images(archive: zipfile.ZipFile, path: Path, name: str) -> Iterator[Pixels]
             values = values.reshape(taken, *header.shape[1:])
             if values.ndim == 3:
                 values = values[:, None]
-            elif _channels_last(header.shape):
+            elif header.shape[3] in (1, 3):  # the channels are last
                 values = values.transpose(0, 3, 1, 2)
             yield _as_bytes(values, path, name)
 
@@ -155,10 +155,6 @@ def _image_shape(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[int, 
         )
     _, *rest = header.shape
     return (rest[2], rest[0], rest[1]) if last else (rest[0], rest[1], rest[2])
-
-
-def _channels_last(shape: tuple[int, ...]) -> bool:
-    return shape[3] in (1, 3)
 
 
 def _labels(archive: zipfile.ZipFile, path: Path, part: str) -> Labels:

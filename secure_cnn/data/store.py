@@ -2,7 +2,6 @@
 
 A mapped file holds nothing but uint8 pixels `[n, channels, height, width]`; its name carries the
 digest of what it was decoded from and the shape, so a changed source is decoded anew.
-Not here: any image format.
 """
 
 import mmap

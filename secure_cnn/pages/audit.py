@@ -1,7 +1,4 @@
-"""The page of a privacy audit: scores of canaries in and out, and bounds against the claim.
-
-Deliberately not here: the audit itself.
-"""
+"""The page of a privacy audit: scores of canaries in and out, and bounds against the claim."""
 
 import math
 from collections.abc import Mapping

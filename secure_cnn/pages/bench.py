@@ -1,7 +1,4 @@
-"""The page of a benchmark of protections: figures, the numbers beside them, and the noise.
-
-Deliberately not here: measuring.
-"""
+"""The page of a benchmark of protections: figures, the numbers beside them, and the noise."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence

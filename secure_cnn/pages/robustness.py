@@ -1,7 +1,6 @@
 """The page of a robustness evaluation: figures with their conditions, and whether to believe them.
 
 With it the picture of a certification: how many images are proven correct, by length of the attack.
-Deliberately not here: evaluating and certifying.
 """
 
 from collections.abc import Mapping, Sequence

@@ -50,7 +50,7 @@ def _environment() -> Environment:
         undefined=StrictUndefined,
         trim_blocks=True,
         finalize=_shown,
-        loader=FunctionLoader(_source),
+        loader=FunctionLoader(lambda name: files(__package__).joinpath(name).read_text("utf-8")),
     )
     environment.filters |= {
         "between": wording.between,
@@ -73,10 +73,6 @@ def _shown(value: object) -> object:
     if isinstance(value, str) and not isinstance(value, Markup):
         return printable(value, layout=True)
     return value
-
-
-def _source(name: str) -> str:
-    return files("secure_cnn.pages").joinpath(name).read_text(encoding="utf-8")
 
 
 def _labelled(html: Markup) -> Markup:

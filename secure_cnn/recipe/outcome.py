@@ -18,7 +18,7 @@ from secure_cnn.pages import Examples
 from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.seams import Seams
 from secure_cnn.recipe.settings import Recipe, Variant
-from secure_cnn.record import PrivacyRecord, ResultRecord, Row, ThreatRecord, versions
+from secure_cnn.record import PrivacyRecord, ResultRecord, Row, versions
 
 __all__ = [
     "MeasureCost",
@@ -27,7 +27,6 @@ __all__ = [
     "claims_of",
     "judge",
     "privacy_record",
-    "threat_record",
     "trials_note",
 ]
 
@@ -109,17 +108,8 @@ def privacy_record(recipe: Recipe, plan: privacy.DPPlan | None) -> PrivacyRecord
     )
 
 
-def threat_record(threat: ThreatModel | None) -> ThreatRecord | None:
-    """The threat model in the shape of the record."""
-    return None if threat is None else ThreatRecord(**threat.to_dict())
-
-
 def claims_of(
-    recipe: Recipe,
-    seams: Seams,
-    outcome: Outcome,
-    data: ImageData,
-    identity: RunIdentity,
+    recipe: Recipe, seams: Seams, outcome: Outcome, data: ImageData, identity: RunIdentity
 ) -> dict[str, Any]:
     """What the finished model's file says of it, as plain values.
 

@@ -28,13 +28,20 @@ from secure_cnn.recipe.outcome import (
     claims_of,
     judge,
     privacy_record,
-    threat_record,
     trials_note,
 )
 from secure_cnn.recipe.seams import make_device, make_plan, make_seams, objective_for
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.recipe.training import UNGUARDED_NOTE, Training, is_unguarded, make_guard
-from secure_cnn.record import DataRecord, ModelRecord, Row, RunRecord, hardware, versions
+from secure_cnn.record import (
+    DataRecord,
+    ModelRecord,
+    Row,
+    RunRecord,
+    ThreatRecord,
+    hardware,
+    versions,
+)
 
 __all__ = ["Run", "run"]
 
@@ -148,14 +155,7 @@ class _Task:
         recipe = self.recipe
         model = self.architecture.build(generator_seed=recipe.seed)
         model = model.to(self.device).to(memory_format=_LAYOUT)
-        seams = make_seams(
-            recipe,
-            variant,
-            model,
-            self.data,
-            plan=self.plan,
-            memory_format=_LAYOUT,
-        )
+        seams = make_seams(recipe, variant, model, self.data, plan=self.plan, memory_format=_LAYOUT)
         decay = recipe.average_decay
         average = WeightAverage(model, decay=decay) if decay else None
         return Training(
@@ -209,11 +209,7 @@ def _prepared(recipe: Recipe, sealing: Sealing | None) -> _Task:
 
 
 def _carried_out(
-    task: _Task,
-    start: Start,
-    journal: Journal,
-    stop: StopRequest,
-    measure_cost: MeasureCost | None,
+    task: _Task, start: Start, journal: Journal, stop: StopRequest, measure_cost: MeasureCost | None
 ) -> Run:
     """All trainings that are left, then what the run leaves: model, costs, record and page."""
     for variant in task.recipe.variants:
@@ -310,7 +306,7 @@ def _beginning(task: _Task) -> Start:
         versions=versions(),
         hardware=hardware(task.device),
         privacy=privacy_record(recipe, task.plan),
-        threat=threat_record(recipe.threat),
+        threat=recipe.threat and ThreatRecord(**recipe.threat.to_dict()),
         notes=_notes(recipe),
         run_id=identity.id,
         signer="" if signer is None else signer.verifier.to_text(),

@@ -21,14 +21,7 @@ from secure_cnn.engine import CrossEntropy, MeanUpdate, Objective, Schedule, Upd
 from secure_cnn.errors import RunError
 from secure_cnn.recipe.settings import ClippingKind, Recipe, Variant
 
-__all__ = [
-    "Batches",
-    "Seams",
-    "make_device",
-    "make_plan",
-    "make_seams",
-    "objective_for",
-]
+__all__ = ["Batches", "Seams", "make_device", "make_plan", "make_seams", "objective_for"]
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 

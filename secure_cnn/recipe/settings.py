@@ -55,20 +55,14 @@ class Recipe:
     """What to train; DP-SGD is off without `epsilon`, adversarial training without `eps`.
 
     Attributes:
-        out: The run's folder.
         data: Name of a data set, a folder of class folders, or a `.npz` file.
-        model: Name of an architecture.
-        epochs: Passes over the training images, at least 1.
         batch_size: Images a step; None chooses 128, or a sixth of the data up to 2048 in a private
             training.
         optimizer: `sgd` (with momentum 0.9) or `adamw`.
         learning_rate: At its peak; None chooses by optimizer.
-        weight_decay: At least 0.
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
-        label_smoothing: In [0, 1).
         average_decay: Of the moving average of the weights, in [0, 1); 0 switches it off.
         shift: Largest random shift of the images, in pixels.
-        flip: Whether images are mirrored at random.
         epsilon: Privacy budget; None trains without DP-SGD.
         delta: Its delta; None chooses the smaller of 1e-5 and a tenth of 1 / samples.
         max_grad_norm: Clipping norm; where it is adaptive, that of the first step.
@@ -86,7 +80,6 @@ class Recipe:
         attack: How they are trained on: `n-fgsm`, `ffgsm`, `fgsm`, `pgd`, `trades`, `mart`, or
             `free`, which takes each batch several times in a row and so sees fewer of them; None
             chooses `n-fgsm` when `eps` is given.
-        norm: `linf` or `l2`.
         attack_steps: Steps of an iterative attack, or replays of `free`; None takes its own.
         attack_noise: The uniform noise that `n-fgsm` starts from, in multiples of `eps`; None takes
             its own, 2. More keeps training from collapsing.

@@ -169,12 +169,14 @@ def hardware(device: str | torch.device = "cpu") -> dict[str, Any]:
 
     `memory` is in bytes, None where the system does not tell; a GPU is named by its model.
     """
+    device = torch.device(device)
+    gpu = device.type == "cuda"
     return {
         "cpu": _cpu(Path("/proc/cpuinfo")),
         "cores": _cores(),
         "threads": torch.get_num_threads(),
         "memory": _memory(),
-        "device": _device(torch.device(device)),
+        "device": torch.cuda.get_device_name(device) if gpu else device.type,
     }
 
 
@@ -193,7 +195,3 @@ def _memory() -> int | None:
     if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _device(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
