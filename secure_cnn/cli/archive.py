@@ -218,7 +218,9 @@ def export(
     only: Annotated[
         list[str] | None, typer.Option(help="The name of a tensor; repeatable. All without.")
     ] = None,
-    age: Annotated[list[str] | None, typer.Option(help="age1…: encrypt to these instead.")] = None,
+    age: Annotated[
+        list[str] | None, typer.Option(help="age1…: encrypt to these instead of plain.")
+    ] = None,
     card: Annotated[bool, typer.Option("--card", help="A model card of the claims.")] = False,
     bom: Annotated[bool, typer.Option("--bom", help="A CycloneDX ML-BOM of the claims.")] = False,
     identity: IdentityFile = None,

@@ -19,9 +19,15 @@ def compare(
     *,
     runs: Annotated[list[Path], typer.Argument(help="Folders of runs on the same data.")],
     out: Annotated[Path | None, typer.Option(help="Folder for compare.html and .json.")] = None,
-    max_epsilon: Annotated[float | None, typer.Option(help="Limit: largest epsilon.")] = None,
-    min_robust: Annotated[float | None, typer.Option(help="Limit: least robust accuracy.")] = None,
-    max_time: Annotated[float | None, typer.Option(help="Limit: largest time over plain.")] = None,
+    max_epsilon: Annotated[
+        float | None, typer.Option(help="Choose among variants with at most this epsilon.")
+    ] = None,
+    min_robust: Annotated[
+        float | None, typer.Option(help="Choose among those with at least this robust accuracy.")
+    ] = None,
+    max_time: Annotated[
+        float | None, typer.Option(help="Choose among those at most this many times slower.")
+    ] = None,
 ) -> None:
     """Show what each variant gives and takes; with limits, choose one, or exit with code 7."""
     needs = Needs(epsilon=max_epsilon, robust_accuracy=min_robust, time=max_time)

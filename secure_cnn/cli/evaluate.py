@@ -41,9 +41,13 @@ _NO_THREAT = (
 def evaluate(
     *,
     checkpoint: Annotated[Path, typer.Argument(help="A model.sealed or model.safetensors file.")],
-    data: Annotated[str | None, typer.Option(help="Test images; default: its data set's.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Test images; the data set it was trained on.")
+    ] = None,
     eps: Annotated[float | None, typer.Option(help="Attack with perturbations this large.")] = None,
-    norm: Annotated[str | None, typer.Option(help="Of --eps: linf (default), l2, l1, l0.")] = None,
+    norm: Annotated[
+        str | None, typer.Option(help="linf (the default), l2, l1 or l0; with --eps.")
+    ] = None,
     attack: Annotated[
         list[str] | None,
         typer.Option(
@@ -56,7 +60,9 @@ def evaluate(
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Try every attack on every correct image.")
     ] = False,
-    verdicts: Annotated[bool, typer.Option(help="Can the robust accuracy be believed?")] = True,
+    verdicts: Annotated[
+        bool, typer.Option(help="Check whether the robust accuracy can be believed.")
+    ] = True,
     surrogate: Annotated[
         Path | None,
         typer.Option(help="A plainly trained checkpoint, for the check by transfer; same keys."),
