@@ -27,7 +27,7 @@ def main() -> None:
         objective(model, images, labels).mean().backward()
         optimizer.step()
         average.update(model)
-    average.settle(model)
+    average.write_to(model)
 
     images, labels = data.test.batch(torch.arange(len(data.test)))
     found = defenses.attack("pgd", threat, steps=20)(model, images, labels, seed=0)
