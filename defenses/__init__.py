@@ -13,9 +13,9 @@ Example:
     >>> objective(model, images, labels).mean().backward()
 """
 
+from defenses.attacks.adaptive import custom_attack
 from defenses.attacks.attack import Attack
 from defenses.attacks.by_name import attack, attack_names
-from defenses.attacks.custom import custom_attack
 from defenses.checks.checks import CheckSettings, check
 from defenses.errors import (
     AttackError,
@@ -52,8 +52,7 @@ from defenses.training.adversarial import (
     adversarial_objective,
     replayed,
 )
-from defenses.training.augmentation import GaussianAugmentation
-from defenses.training.objective import AdversarialObjective
+from defenses.training.objective import AdversarialObjective, GaussianAugmentation
 from defenses.training.overfitting import (
     HeldOut,
     OverfittingGuard,

@@ -8,9 +8,9 @@ from support.searched import L1, L2, LINF, Counting, digits, linear, right
 from torch import nn
 
 from defenses import AttackError, ThreatModel, attack, attack_scope
+from defenses.attacks.apgd import dlr, targeted_dlr
 from defenses.attacks.climb import _DenseClimb, _random_start
-from defenses.attacks.losses import dlr, lead, likeliest_wrong, targeted_dlr
-from defenses.attacks.oracle import Oracle, until_fooled
+from defenses.attacks.oracle import Oracle, lead, likeliest_wrong, until_fooled
 
 
 @pytest.mark.parametrize("loss", ["ce", "dlr"])

@@ -29,8 +29,8 @@ from defenses import (
     check,
     evaluate,
 )
+from defenses.attacks.adaptive import custom_attack
 from defenses.attacks.by_name import ATTACKS
-from defenses.attacks.custom import custom_attack
 from defenses.evaluation.trial import named_attacks
 
 LINF = ThreatModel(norm="linf", eps=0.1)

@@ -8,7 +8,7 @@ from torch import nn
 from defenses.errors import AttackError
 from defenses.smoothing.certification import certify
 from defenses.smoothing.smoothing import Smoothing
-from defenses.training.augmentation import GaussianAugmentation
+from defenses.training.objective import GaussianAugmentation
 from secure_cnn import build_model, load_data
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from scipy import special, stats
 
 from defenses.errors import EvaluationError
-from defenses.smoothing.grid_noise import GridNoise
+from defenses.smoothing.certification import GridNoise
 
 SIGMAS = [0.001, 0.05, 0.25, 1.0]
 NOISES = {sigma: GridNoise(sigma) for sigma in (0.02, 0.25)}

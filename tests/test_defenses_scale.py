@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from defenses import AdversarialTraining, ThreatModel, Trades, attack, evaluate
+from defenses.attacks.apgd import scaled_cross_entropy
 from defenses.attacks.autoattack import ensemble
-from defenses.attacks.losses import scaled_cross_entropy
 from defenses.checks.checks import CheckSettings
 from defenses.checks.masking import Rescaled
 from secure_cnn import build_model, load_data

@@ -9,7 +9,7 @@ from support.searched import linear
 from torch import nn
 
 from defenses import AttackError, ThreatModel, attack
-from defenses.attacks.losses import margin
+from defenses.attacks.oracle import margin
 from defenses.attacks.shortest import shortest_change
 
 L2, L1 = ThreatModel(norm="l2", eps=4.0), ThreatModel(norm="l1", eps=16.0)

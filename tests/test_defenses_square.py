@@ -10,7 +10,7 @@ from support.searched import LINF, Counting, digits, linear, right
 
 from defenses import ThreatModel, attack, attack_scope
 from defenses.attacks import square as room
-from defenses.attacks.losses import margin
+from defenses.attacks.oracle import margin
 from defenses.attacks.square import square_share
 
 L2, L1 = ThreatModel(norm="l2", eps=0.5), ThreatModel(norm="l1", eps=2.0)

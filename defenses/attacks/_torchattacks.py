@@ -33,8 +33,7 @@ import torch.nn.functional as F
 import torchattacks
 from torch import Tensor, nn
 
-from defenses.attacks.attack import Attack
-from defenses.attacks.inputs import Setting, check_setting
+from defenses.attacks.attack import Attack, Setting, check_setting
 from defenses.attacks.oracle import Victim, mean_of, pixels_of, unit_images
 from defenses.errors import AttackError
 from defenses.threat import Norm, ThreatModel

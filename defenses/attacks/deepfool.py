@@ -13,8 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses.attacks.attack import Attack
-from defenses.attacks.losses import lead, likeliest_wrong
-from defenses.attacks.oracle import Oracle, widened
+from defenses.attacks.oracle import Oracle, lead, likeliest_wrong, widened
 from defenses.threat import ThreatModel
 
 __all__ = ["DeepFool"]

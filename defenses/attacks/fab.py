@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses.attacks.attack import Attack
-from defenses.attacks.losses import lead, likeliest_wrong
-from defenses.attacks.oracle import Oracle, until_fooled, widened
+from defenses.attacks.oracle import Oracle, lead, likeliest_wrong, until_fooled, widened
 from defenses.threat import ThreatModel
 
 __all__ = ["FAB", "UntargetedFAB", "step_onto_hyperplane"]

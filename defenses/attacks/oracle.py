@@ -7,6 +7,7 @@ same model in the units and the precision that torchattacks and the attacks by p
 Deliberately not here: any search. To be used within an `attack_scope`.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from typing import final
 
@@ -23,6 +24,9 @@ __all__ = [
     "Search",
     "Victim",
     "check_slope",
+    "lead",
+    "likeliest_wrong",
+    "margin",
     "mean_of",
     "pixels_of",
     "unit_images",
@@ -306,3 +310,26 @@ def until_fooled(
         found[rows[better]] = chosen[better]
         rows, done = rows[~fooled], done + together
     return found
+
+
+def margin(logits: Tensor, classes: Tensor, *, targeted: bool) -> Tensor:
+    """By how much the model still holds out, [n]: below 0 where it is fooled.
+
+    The true class's logit above the best other one, or with `targeted` the best other one above the
+    target's.
+    """
+    own = logits.gather(1, classes.unsqueeze(1)).squeeze(1)
+    others = logits.scatter(1, classes.unsqueeze(1), -torch.inf).amax(dim=1)
+    return others - own if targeted else own - others
+
+
+def lead(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """By how much the targets' logits are above the labels', [n]."""
+    pair = logits.gather(1, torch.stack([labels, targets], dim=1))
+    return pair[:, 1] - pair[:, 0]
+
+
+def likeliest_wrong(logits: Tensor, labels: Tensor, most: int) -> Tensor:
+    """The wrong classes of each image, the likeliest first, [n, min(most, classes - 1)]."""
+    first = logits.scatter(1, labels[:, None], math.inf)
+    return first.argsort(dim=1, descending=True)[:, 1 : most + 1]

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses.attacks.attack import Attack
-from defenses.attacks.losses import margin
-from defenses.attacks.oracle import Victim, mean_of, pixels_of, unit_images
+from defenses.attacks.oracle import Victim, margin, mean_of, pixels_of, unit_images
 
 __all__ = ["CW", "EADEN", "EADL1", "shortest_change"]
 

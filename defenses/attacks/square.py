@@ -22,8 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from defenses.attacks.attack import Attack
-from defenses.attacks.losses import margin
-from defenses.attacks.oracle import Oracle, until_fooled, widened
+from defenses.attacks.oracle import Oracle, margin, until_fooled, widened
 from defenses.threat import Norm, ThreatModel
 
 __all__ = ["Square", "square_share"]

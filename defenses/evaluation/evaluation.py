@@ -19,9 +19,8 @@ import torch
 from torch import nn
 
 from defenses.attacks.adaptive import Adaptive
-from defenses.attacks.attack import Attack
+from defenses.attacks.attack import Attack, Setting
 from defenses.attacks.by_name import attack, attack_names
-from defenses.attacks.inputs import Setting
 from defenses.checks.checks import CheckSettings, in_order, judge, judged_before
 from defenses.checks.consistency import copied
 from defenses.checks.subject import Subject

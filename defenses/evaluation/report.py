@@ -14,7 +14,7 @@ from typing import Any, final
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
-from defenses.attacks.inputs import Setting
+from defenses.attacks.attack import Setting
 from defenses.errors import EvaluationError
 from defenses.measuring.counting import Answers, check_repeats, draws_interval, share, standing
 from defenses.measuring.journal import FiledReport, is_path, write_bytes

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from defenses.attacks.adaptive import custom_attack
 from defenses.attacks.attack import Attack
 from defenses.attacks.autoattack import Preset, ensemble
 from defenses.attacks.by_name import attack
-from defenses.attacks.custom import custom_attack
 from defenses.errors import EvaluationError
 from defenses.evaluation.report import AdversarialExamples
 from defenses.measuring.counting import Answers, check_repeats

@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from defenses.attacks.inputs import check_one_each
+from defenses.attacks.attack import check_one_each
 from defenses.errors import AttackError
 from defenses.quantities import as_real, as_whole, shown
 

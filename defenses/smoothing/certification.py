@@ -3,14 +3,22 @@
 `certify` asks the model about many noisy copies of each image (Cohen et al. 2019, arXiv
 1902.02918). What it proves holds for the smoothed classifier, which answers with the class seen
 most often under noise; train with `GaussianAugmentation`, or there is little to certify.
+
+In floats, `x + noise` is more than x shifted: the rounding of the sum tells which x it was, and a
+classifier that looks at it gets false certificates (Voracek & Hein 2023, arXiv 2207.07209). As they
+prescribe, noise here is rounded to whole levels and added to whole levels: rounding the noisy image
+and rounding the noise are then the same thing, so that the exact theory holds behind the rounding.
 """
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from decimal import Decimal, localcontext
 from typing import Any, TypeGuard, final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,15 +27,21 @@ from defenses.errors import EvaluationError
 from defenses.measuring.images import ImageSource, ImageTensors, MapDataset, choose_images
 from defenses.measuring.journal import Journal, digest_of, digest_of_model
 from defenses.measuring.measurement import check_question, progress_bar, versions
+from defenses.quantities import LARGEST_SIGMA
 from defenses.scope import attack_scope, check_logits, home_of
-from defenses.smoothing.grid_noise import LEVELS, GridNoise
 from defenses.smoothing.smoothing import CertificationReport, Smoothing
 from defenses.threat import ThreatModel
 
-__all__ = ["certify"]
+__all__ = ["GridNoise", "certify"]
 
 _PACKAGES = ("torch", "numpy", "scipy")  # on which counts depend
 _UNIT = ThreatModel(norm="l2", eps=1.0)  # for its bounds
+_LEVELS = 255
+_WORD_BITS, _GUIDE_BITS = 64, 16
+_REACH = 9.3  # in sigmas; what lies beyond has less than half of the smallest probability of a word
+_DIGITS = 45
+_SEVERAL = np.iinfo(np.int16).min
+_PI = Decimal("3.14159265358979323846264338327950288419716939937510582097494459")
 
 
 def certify(
@@ -124,8 +138,8 @@ class _Chosen:
         source = ImageSource(data, _UNIT)
         indices = choose_images(len(source), count, torch.Generator().manual_seed(seed))
         pixels = source.images(indices).cpu()
-        levels = (pixels * LEVELS).round()
-        off = int((levels / LEVELS != pixels).flatten(1).any(dim=1).sum())
+        levels = (pixels * _LEVELS).round()
+        off = int((levels / _LEVELS != pixels).flatten(1).any(dim=1).sum())
         if off:
             raise EvaluationError(
                 f"data: expected every pixel to be a k / 255, but {off} of {len(pixels)} images "
@@ -204,6 +218,80 @@ def _certify_block(
 
 
 @final
+class GridNoise:
+    """The distribution of N(0, sigma^2) rounded to the nearest k / 255, given as k.
+
+    Sigma, in (0, 10], is the standard deviation before rounding, where the pixels span [0, 1].
+
+    Guarantee: on uniform 64-bit words, every probability P(k <= j) is right to 2^-65, since it is
+    computed in exact decimal arithmetic and not in floats. A class because it holds that table.
+
+    Attributes:
+        error: How far one number's distribution may be from the exact one, as total variation.
+    """
+
+    def __init__(self, sigma: float) -> None:
+        if not 0 < sigma <= LARGEST_SIGMA:
+            raise EvaluationError(f"sigma: expected a number in (0, {LARGEST_SIGMA}], got {sigma}")
+        below = _words_below(Decimal(sigma) * _LEVELS)
+        self._lowest = -len(below)
+        # P(k <= j) = 1 - P(k <= -1 - j): the noise is exactly symmetric.
+        thresholds = below + [2**_WORD_BITS - words for words in reversed(below)]
+        self._thresholds = np.array(thresholds, dtype=np.uint64)
+        self._guide = self._guide_table()
+        self.error = (len(thresholds) + 1) * 2.0 ** -(_WORD_BITS + 1)
+
+    def draw(self, generator: np.random.Generator, shape: tuple[int, ...]) -> Tensor:
+        """Independent whole levels, int16, on the CPU; how draws are cut into calls changes none.
+
+        The generator's uniform words are taken for fair coins; only its own state moves.
+        """
+        words = generator.bit_generator.random_raw(math.prod(shape))
+        drawn = self._guide[words >> (_WORD_BITS - _GUIDE_BITS)]
+        unsure = np.flatnonzero(drawn == _SEVERAL)
+        drawn[unsure] = self._search(words[unsure])
+        return torch.from_numpy(drawn).view(shape)
+
+    def _search(self, words: npt.NDArray[np.uint64]) -> npt.NDArray[np.int16]:
+        """The smallest j with word / 2^64 < P(k <= j)."""
+        found = np.searchsorted(self._thresholds, words, side="right") + self._lowest
+        return found.astype(np.int16)
+
+    def _guide_table(self) -> npt.NDArray[np.int16]:
+        """By a word's first 16 bits: the number that all such words give, or that they differ."""
+        first = np.arange(2**_GUIDE_BITS, dtype=np.uint64) << np.uint64(_WORD_BITS - _GUIDE_BITS)
+        last = first + np.uint64(2 ** (_WORD_BITS - _GUIDE_BITS) - 1)
+        low, high = self._search(first), self._search(last)
+        return np.where(low == high, low, np.int16(_SEVERAL))
+
+
+def _words_below(scale: Decimal) -> list[int]:
+    """2^64 P(k <= j), rounded, for j from the lowest with a word of its own up to -1."""
+    reach = math.ceil(Decimal(_REACH) * scale)
+    words = [_words_below_level(Decimal(2 * j + 1) / (2 * scale)) for j in range(-reach, 0)]
+    return [count for count in words if count > 0]
+
+
+def _words_below_level(x: Decimal) -> int:
+    """2^64 times the standard normal distribution function at x <= 0, rounded.
+
+    By the series 1/2 + phi(x) (x + x^3 / 3 + x^5 / 15 + ...), whose terms all have one sign.
+    """
+    if x < -_REACH:
+        return 0
+    with localcontext() as context:
+        context.prec = _DIGITS
+        total, term, odd = Decimal(0), x, 1
+        while abs(term) > Decimal(10) ** -_DIGITS:
+            total += term
+            odd += 2
+            term *= x * x / odd
+        density = (-x * x / 2).exp() / (2 * _PI).sqrt()
+        words = (Decimal("0.5") + density * total) * 2**_WORD_BITS
+        return int(words.to_integral_value())
+
+
+@final
 class _Voter:
     """The model, asked about noisy copies of images; knows the layout in which it is faster."""
 
@@ -240,7 +328,7 @@ class _Voter:
         """What the model says of images in whole levels, in range or not, [n, classes]."""
         # An exact integer, divided once: the same float whatever image and noise added up to it.
         exact = levels.to(self._device).to(torch.promote_types(self._dtype, torch.float32))
-        pixels = exact.div_(LEVELS).to(self._dtype)
+        pixels = exact.div_(_LEVELS).to(self._dtype)
         return check_logits(
             self._model(_channels_last(pixels) if self._channels_last else pixels),
             count=len(levels),

@@ -16,9 +16,8 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from defenses.attacks.attack import Attack
+from defenses.attacks.attack import Attack, Setting, check_classes, check_setting, check_threat
 from defenses.attacks.by_name import ATTACKS, attack
-from defenses.attacks.inputs import Setting, check_classes, check_setting, check_threat
 from defenses.attacks.pgd import SingleStep
 from defenses.errors import AttackError
 from defenses.quantities import is_whole, is_word, shown

@@ -13,8 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from defenses.attacks.attack import Attack
-from defenses.attacks.inputs import Setting, check_setting, check_threat
+from defenses.attacks.attack import Attack, Setting, check_setting, check_threat
 from defenses.attacks.pgd import PGD
 from defenses.attacks.projected_gradient import projected_gradient
 from defenses.errors import AttackError

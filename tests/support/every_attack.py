@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from defenses import ThreatModel, attack, attack_names
-from defenses.attacks.custom import custom_attack
+from defenses.attacks.adaptive import custom_attack
 
 EPS = {"linf": 0.1, "l2": 0.5, "l1": 2.0, "l0": 5}
 CHEAP = {
