@@ -41,17 +41,9 @@ from defenses.threat import Norm, ThreatModel
 __all__ = ["TorchAttack", "names", "setting_names"]
 
 # torchattacks' word -> ours; everything else keeps its name.
-_OURS = {
-    "alpha": "step_size",
-    "nb_iter": "steps",
-    "num_iter_set": "steps",
-}
+_OURS = {"alpha": "step_size", "nb_iter": "steps", "num_iter_set": "steps"}
 # Filled in by the adapter, so never a setting.
-_FILLED = frozenset(
-    {
-        *("model", "eps", "max_epsilon", "pixels", "gamma", "x_dimensions", "y_dimensions"),
-    }
-)
+_FILLED = ("model", "eps", "max_epsilon", "pixels", "gamma", "x_dimensions", "y_dimensions")
 # JSMA's table of all pairs: 64 MB at this size.
 _MOST_VALUES = 4096
 
@@ -194,10 +186,8 @@ class TorchAttack(Attack):
 
     def _shortened(self, factor: float) -> dict[str, Any]:
         """The step size, and what else is a length."""
-        lengths = ("step_size", *self._entry.lengths)
-        held = dict(self.options)
-        short = {key: float(held[key]) * factor for key in lengths if key in held}
-        return {"options": held | short}
+        held, lengths = dict(self.options), ("step_size", *self._entry.lengths)
+        return {"options": held | {k: float(held[k]) * factor for k in lengths if k in held}}
 
     def _search(
         self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
@@ -286,7 +276,8 @@ def _options(
     options: dict[str, Any] = dict(entry.fixed)
     for ours, value in settings.items():
         length = ours == "step_size" or ours in entry.lengths
-        options[_theirs(entry, ours)] = float(value) / threat.width if length else value
+        theirs = next(key for key in _parameters(entry) if _OURS.get(key, key) == ours)
+        options[theirs] = float(value) / threat.width if length else value
     if options.get("noise_type") == "gaussian":
         options["noise_type"] = "guassian"  # the library's spelling
     pairs, radius = int(threat.eps) // 2, threat.eps / threat.width
@@ -301,12 +292,6 @@ def _options(
     }
     parameters = _parameters(entry)
     return options | {key: value for key, value in filled.items() if key in parameters}
-
-
-def _theirs(entry: _Entry, ours: str) -> str:
-    """Torchattacks' word for one of our settings."""
-    words = (key for key in _parameters(entry) if _OURS.get(key, key) == ours)
-    return next(words)
 
 
 def _check_shape(

@@ -1,4 +1,4 @@
-"""What an adaptive attack brings of its own: a loss, or a backward pass past a shattered gradient.
+"""What a user brings: a loss, a backward pass past a shattered gradient, or a whole attack.
 
 A defence is believed only when an attack that knows it has failed (Athalye et al. 2018, arXiv
 1802.00420; Tramer et al. 2020, arXiv 2002.08347).
@@ -43,7 +43,6 @@ class Adaptive(Attack):
             )
 
     def _asked(self, model: nn.Module) -> nn.Module:
-        """The model, with its surrogate's gradient."""
         return model if self.surrogate is None else BackwardOf(self.surrogate, model)
 
 
@@ -78,11 +77,8 @@ def by_example(loss: Loss) -> Loss:
     def checked(logits: Tensor, labels: Tensor) -> Tensor:
         losses = loss(logits, labels)
         if not isinstance(losses, Tensor) or losses.shape != labels.shape:
-            got = (
-                f"a tensor of shape {list(losses.shape)}"
-                if isinstance(losses, Tensor)
-                else type(losses).__name__
-            )
+            tensor = isinstance(losses, Tensor)
+            got = f"a tensor of shape {list(losses.shape)}" if tensor else type(losses).__name__
             raise AttackError(f"loss: expected {len(labels)} losses, one an image, got {got}")
         if bool(torch.isnan(losses).any()):
             raise AttackError("loss: expected numbers, got NaN")

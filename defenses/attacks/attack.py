@@ -118,12 +118,10 @@ class Attack(ABC):
         What is of the user's own is there by its name; what was not brought is left out.
         """
         found = {name: getattr(self, name) for name in self.setting_names()}
-        if self.draws == 1:
-            del found["draws"]
         return {
             name: value if isinstance(value, Setting) else own_name(value)
             for name, value in found.items()
-            if value is not None
+            if value is not None and (name, value) != ("draws", 1)
         }
 
     @property
@@ -215,7 +213,6 @@ class Attack(ABC):
         return {name: getattr(self, name) * factor for name in self.lengths}
 
     def _check_targeted(self) -> None:
-        """Refuses targets for an attack that cannot seek one."""
         if not self.targeted:
             able = ", ".join(TARGETED.get(self.threat.norm, ())) or "none"
             raise AttackError(
@@ -232,9 +229,8 @@ class Attack(ABC):
         outside = int((~replace(self.threat, eps=radius).contains(clean, found)).sum())
         if outside == 0:
             return found
-        answer_to(
-            model, clean.clone(), AttackError
-        )  # a model that changes its images is at fault, not the attack
+        # A model that changes its images is at fault, not the attack.
+        answer_to(model, clean.clone(), AttackError)
         broken = int((~torch.isfinite(found).flatten(1).all(dim=1)).sum())
         if broken:
             raise AttackError(

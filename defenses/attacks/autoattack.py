@@ -50,9 +50,6 @@ def ensemble(threat: ThreatModel, preset: Preset = "standard") -> tuple[Attack, 
 
     Args:
         threat: In `linf`, `l2` or `l1`; for `"quick"` in `l0` too.
-
-    Raises:
-        AttackError: There is no such preset, or none in this norm.
     """
     if not is_word(preset, get_args(Preset)):
         known = ", ".join(get_args(Preset))
@@ -74,7 +71,6 @@ def _standard(threat: ThreatModel) -> tuple[Attack, ...]:
 
 
 def _plus(threat: ThreatModel) -> tuple[Attack, ...]:
-    """More losses and more starts; in the reference's order."""
     return (
         APGD(threat, steps=100, loss="ce", restarts=5),
         APGD(threat, steps=100, loss="dlr", restarts=5),
@@ -86,7 +82,6 @@ def _plus(threat: ThreatModel) -> tuple[Attack, ...]:
 
 
 def _rand(threat: ThreatModel) -> tuple[Attack, ...]:
-    """For random models."""
     return (
         APGD(threat, steps=100, loss="ce", restarts=1, draws=20),
         APGD(threat, steps=100, loss="dlr", restarts=1, draws=20),
@@ -94,7 +89,6 @@ def _rand(threat: ThreatModel) -> tuple[Attack, ...]:
 
 
 def _quick(threat: ThreatModel) -> tuple[Attack, ...]:
-    """Two attacks that find most of what the standard finds."""
     if threat.norm == "l0":
         return (attack("sparsefool", threat), attack("onepixel", threat))
     return (

@@ -83,17 +83,13 @@ def attack(
     """
     check_threat(threat)
     _check_name(name, threat.norm)
-    named = {
-        "steps": steps,
-        "step_size": step_size,
-        "restarts": restarts,
-        "loss": loss,
-        "surrogate": surrogate,
-    }
+    named = dict(
+        steps=steps, step_size=step_size, restarts=restarts, loss=loss, surrogate=surrogate
+    )
     given: dict[str, Any] = {key: value for key, value in named.items() if value is not None}
     given |= settings
-    kind = _own_attack(name, threat.norm)
-    if kind is None:
+    kind = ATTACKS.get(name)
+    if kind is None or threat.norm not in kind.norms:
         _check_known(name, given, _torchattacks.setting_names(name, threat))
         return _torchattacks.TorchAttack(threat, draws=draws, called=name, options=given)
     _check_known(name, given, kind.setting_names())
@@ -122,12 +118,6 @@ def attack_names(norm: Norm, *, targeted: bool = False) -> tuple[str, ...]:
 
 
 TARGETED.update({norm: attack_names(norm, targeted=True) for norm in get_args(Norm)})
-
-
-def _own_attack(name: str, norm: Norm) -> type[Attack] | None:
-    """Our own attack of this name in this norm, if there is one."""
-    kind = ATTACKS.get(name)
-    return kind if kind is not None and norm in kind.norms else None
 
 
 def _check_name(name: str, norm: Norm) -> None:

@@ -1,13 +1,10 @@
 """The climb of Auto-PGD up a loss: what it remembers, how it moves, when it turns back.
 
 In linf and l2 (Croce & Hein 2020, arXiv 2003.01690): momentum, and checkpoints at which a search
-that stalls goes back to its best image and halves its step.
-
-In l1 (Croce & Hein 2021, arXiv 2103.01208): a step moves the pixels of the largest gradients by the
-same amount, about two thirds as many as the best image has changed; the projection is onto the ball
-within the bounds. Three tenths of the steps each are spent in balls of three and two times the
-radius. Only in the last ball can an image be won.
-
+that stalls goes back to its best image and halves its step. In l1 (2021, arXiv 2103.01208): a step
+moves the pixels of the largest gradients by the same amount, about two thirds as many as the best
+image has changed, and is projected onto the ball within the bounds. Three tenths of the steps each
+are spent in balls of three and two times the radius; only in the last can an image be won.
 An image that is won leaves at once: its verdict is known.
 """
 
@@ -124,16 +121,9 @@ def ascend(
     won: PerRow,
     steps: int,
 ) -> tuple[Tensor, Tensor]:
-    """One search from one random start, drawn from torch's global generator.
+    """One search from one random start, drawn from torch's global generator; in l1 in three balls.
 
-    Args:
-        clean: Images in the bounds, [n, channels, height, width].
-        labels: The true classes, int64, [n].
-        targets: Classes to seek, int64, [n].
-        steps: At least 1; in l1 in all three balls together.
-
-    Returns:
-        The first image that is won, else the one of highest loss, [n, ...]; and which are won, [n].
+    Returns the first image that is won, else the one of highest loss, and which are won, [n].
     """
     if threat.norm != "l1":
         climb = _DenseClimb(clean, labels, targets, _random_start(clean, threat))
@@ -155,8 +145,6 @@ def _never(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 @dataclass
 class _DenseClimb(_Climb):
-    """A search in linf or l2."""
-
     previous: Tensor = field(init=False)
     step: Tensor = field(init=False)  # in eps
     rises: Tensor = field(init=False)  # since the last checkpoint
@@ -188,14 +176,12 @@ class _DenseClimb(_Climb):
         self.previous, self.point = self.point, ball.project(self.clean, mixed)
 
     def judge(self, number: int, steps: int) -> None:
-        """At the paper's checkpoints."""
         if number == 0:
             self.mark()
         elif number in (periods := _periods(steps)):
             self.check(periods[number])
 
     def mark(self) -> None:
-        """Counts rises and compares losses from here."""
         self.marked_loss, self.rises = self.best_loss, torch.zeros_like(self.rises)
 
     def check(self, steps: int) -> None:
@@ -227,7 +213,6 @@ def _random_start(clean: Tensor, threat: ThreatModel) -> Tensor:
 
 
 def _of_length_one(direction: Tensor, order: float) -> Tensor:
-    """Each row scaled."""
     length: Tensor = torch.linalg.vector_norm(direction.flatten(1), ord=order, dim=1)
     return direction / (length + _TINY).view(-1, 1, 1, 1)
 
@@ -256,7 +241,6 @@ class _SparseClimb(_Climb):
         self.point = ball.project(self.clean, self.point + change)
 
     def judge(self, number: int, steps: int) -> None:
-        """Each twenty-fifth of the steps."""
         if number > 0 and number % max(int(0.04 * steps), 1) == 0:
             self.check()
 

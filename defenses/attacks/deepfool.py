@@ -35,10 +35,6 @@ class DeepFool(Attack):
         steps: At most.
         overshoot: By which share the sum of the steps is lengthened (eta).
         target_classes: How many of the wrong classes are tried, the likeliest.
-
-    Example:
-        >>> DeepFool(ThreatModel(norm="l2", eps=0.5)).settings
-        {'steps': 50, 'overshoot': 0.02, 'target_classes': 9}
     """
 
     name = "deepfool"

@@ -74,10 +74,6 @@ class FAB(_Boundary):
     Attributes:
         steps: Towards each class.
         target_classes: How many classes, at most; a model of fewer has fewer searches.
-
-    Example:
-        >>> FAB(ThreatModel(norm="l2", eps=0.5), steps=20)
-        Attack('fab', l2 eps=0.5 in [0, 1]; steps=20, target_classes=9)
     """
 
     name = "fab"
@@ -101,10 +97,6 @@ class UntargetedFAB(_Boundary):
     Attributes:
         steps: Of each start.
         restarts: Starts, the first of them the image; AutoAttack-plus takes 5.
-
-    Example:
-        >>> UntargetedFAB(ThreatModel(norm="l2", eps=0.5)).settings
-        {'steps': 100, 'restarts': 5}
     """
 
     name = "fab-untargeted"
@@ -204,12 +196,8 @@ def step_onto_hyperplane(
     method from 0 finds its solution in a few steps, without the sort that the paper uses. In l1
     they move one after the other, those of the largest shares first.
 
-    Where the hyperplane does not meet the bounds, the change that comes nearest to it.
-
-    Args:
-        points: In the bounds, [n, ...].
-        heights: Of the points over the hyperplanes, times the length of the normals, [n].
-        threat: Its norm, `linf`, `l2` or `l1`, says which change is short.
+    Heights over the hyperplanes are times the length of the normals, [n]. Where a hyperplane does
+    not meet the bounds, the change comes nearest to it.
     """
     # Arithmetic in place of masks: selecting by a mask is thirty times as slow on a CPU.
     downhill = normals.flatten(1) * -heights.sign()[:, None]

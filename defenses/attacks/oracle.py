@@ -4,7 +4,8 @@ What makes many questions cheap is kept here: the memory format in which convolu
 graph where no gradient is asked for, one check of the answers and not one a step. `Victim` is the
 same model in the units and the precision that torchattacks and the attacks by penalty expect.
 
-Deliberately not here: any search. To be used within an `attack_scope`.
+Beside it is what a search reads off the answers: margins, leads, the likeliest wrong classes. To
+be used within an `attack_scope`.
 """
 
 import math
@@ -23,6 +24,7 @@ __all__ = [
     "Oracle",
     "Search",
     "Victim",
+    "channels_last",
     "check_slope",
     "lead",
     "likeliest_wrong",
@@ -46,12 +48,9 @@ class Oracle:
 
     On a CPU the images are given to it channels-last, in which torch's pools and convolutions are
     up to three times as fast; a model that cannot read them so (its forward calls `view`) gets the
-    layout that they came in. The answers are those of the model to rounding.
-
-    Args:
-        images: A batch as the model expects it, in its dtype and on its device, n >= 1.
-        classes: Labels or targets that the model must have a logit for, int64, not empty.
-        draws: How often to ask each question of a model that answers at random.
+    layout that they came in. The answers are those of the model to rounding. `images` are a batch
+    as the model expects it, `classes` what it must have logits for; `draws` is how often it is
+    asked each question.
     """
 
     def __init__(
@@ -94,15 +93,8 @@ class Oracle:
 
         Of several draws values and gradients are the means, of each draw's objective; the logits
         are those of the draw in which the objective was lowest: what holds for them holds for
-        nearly all.
-
-        Args:
-            images: [k, channels, height, width], k >= 1, in at least float32.
-            objective: From logits [k, classes] to values [k], each of its own row only.
-
-        Returns:
-            Logits [k, classes], values [k] and gradients [k, channels, height, width], without
-            graphs and in the dtype of `images`.
+        nearly all. The objective gives a value a row, each of its own row only; images are in at
+        least float32, and so is what is returned, without graphs.
         """
         logits, values, gradient = self._draw(images, objective)
         least, draws = values, self._draws
@@ -134,29 +126,31 @@ class Oracle:
                 raise
             self._channels_last = False
             return self._answer(images, differentiable=differentiable)
-        if differentiable not in self._checked:
-            self._check(logits, len(images), differentiable=differentiable)
+        if differentiable not in self._checked:  # at its first answer of either kind
+            logits = check_logits(
+                logits, count=len(images), largest_label=self._largest_class, error=AttackError
+            )
+            if differentiable:
+                check_slope(logits)
             self._checked.add(differentiable)
         return leaf, logits.to(images.dtype)
 
     def _laid_out(self, images: Tensor) -> Tensor:
         """The images in the model's dtype and the layout in which it is asked."""
         images = images.to(self._dtype)
-        if not self._channels_last:
-            return images.contiguous().view_as(images)
-        images = images.contiguous(memory_format=torch.channels_last)
-        _, channels, height, width = images.shape
-        # With one channel both layouts are the same numbers: only the strides tell torch which.
-        strides = (channels * height * width, 1, channels * width, channels)
-        return images.as_strided(images.shape, strides)
+        if self._channels_last:
+            return channels_last(images)
+        return images.contiguous().view_as(images)
 
-    def _check(self, logits: object, count: int, *, differentiable: bool) -> None:
-        """Refuses, at its first answer, a model that cannot be searched."""
-        logits = check_logits(
-            logits, count=count, largest_label=self._largest_class, error=AttackError
-        )
-        if differentiable:
-            check_slope(logits)
+
+def channels_last(images: Tensor) -> Tensor:
+    """The same images with the strides of channels-last, for one channel too.
+
+    There both layouts hold the same numbers, and only the strides tell torch which to compute in.
+    """
+    _, channels, height, width = images.shape
+    strides = (channels * height * width, 1, channels * width, channels)
+    return images.contiguous(memory_format=torch.channels_last).as_strided(images.shape, strides)
 
 
 @final
@@ -279,17 +273,9 @@ def until_fooled(
     """Searches again and again, each time for the images that stood up to the searches before.
 
     The first search finds most of what is found. Of the others several run side by side where few
-    images stand, the more the fewer.
-
-    Args:
-        standing: Which of the clean images to search, booleans, [n].
-        aims: Of each search the class that it is given for each image, int64, [n, searches].
-        grade: From rows and their images, [k, ...], to how well these do, [k]: for a random model,
-            which images may fool now and then without being won.
-
-    Returns:
-        The image that won, or that the last search gave (with `grade` the best); the clean one
-        where nothing was searched.
+    images stand, the more the fewer. `aims` has the class that each search is given for each image,
+    [n, searches]. What is returned won, or is what the last search gave; with a `grade`, for a
+    random model, whose images may fool now and then without being won, the best.
     """
     found, rows, done = images.clone(), standing.nonzero().flatten(), 0
     best = torch.full(standing.shape, -torch.inf, device=images.device, dtype=images.dtype)

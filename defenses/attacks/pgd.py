@@ -145,13 +145,7 @@ class SingleStep(Attack):
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
 class FGSM(SingleStep):
-    """The fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of eps.
-
-    Example:
-        >>> from defenses import ThreatModel
-        >>> FGSM(ThreatModel(norm="linf", eps=0.1))
-        Attack('fgsm', linf eps=0.1 in [0, 1])
-    """
+    """The fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of eps."""
 
     name = "fgsm"
 
@@ -168,11 +162,6 @@ class FFGSM(SingleStep):
 
     Attributes:
         step_size: 1.25 eps by default.
-
-    Example:
-        >>> from defenses import ThreatModel
-        >>> FFGSM(ThreatModel(norm="linf", eps=0.1)).step_size
-        0.125
     """
 
     name = "ffgsm"
@@ -197,11 +186,6 @@ class NFGSM(SingleStep):
     Attributes:
         noise: Half the width of the uniform noise, in multiples of eps.
         step_size: eps by default.
-
-    Example:
-        >>> from defenses import ThreatModel
-        >>> NFGSM(ThreatModel(norm="linf", eps=0.125)).radius
-        0.375
     """
 
     name = "n-fgsm"
@@ -227,5 +211,4 @@ def _rise(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _fall(logits: Tensor, targets: Tensor) -> Tensor:
-    """Towards the targets."""
     return -F.cross_entropy(logits, targets, reduction="sum")

@@ -51,18 +51,13 @@ def projected_gradient(
     et al. 2018, arXiv 1706.06083). To be called within an `attack_scope`.
 
     Args:
-        clean: Images in the bounds, floating point, [n, channels, height, width], n >= 1.
         loss: From logits and reference to losses, [n] or their sum; each of its own row only.
         reference: What the loss compares with, [n, ...]; labels are int64, [n].
-        start: Where to begin; it need not lie in the ball and is not changed.
-        steps: At least 0; without one, `start` comes back as it is.
+        start: It need not lie in the ball and is not changed; its memory format and dtype are kept.
         until_fooled: Whether an image stays where it is once its logits do not favour its label;
             `reference` is the labels then.
         draws: How often to ask a model that answers at random at each step: the gradient is the
             mean of those of each draw's loss, and an image is fooled if it is in every draw.
-
-    Returns:
-        Images in the memory format and dtype of `start`, within the ball and the bounds, [n, ...].
     """
     if threat.norm not in ("linf", "l2"):
         raise AttackError(f"norm: expected linf or l2 for projected gradient, got {threat.norm}")
@@ -156,10 +151,8 @@ def _mover(
     """One step and its projection, in place, as a function of the images and the gradient."""
     low, high = threat.bounds
     if threat.norm == "linf":
-        lowest, highest = (
-            (clean - threat.eps).clamp_(min=low),
-            (clean + threat.eps).clamp_(max=high),
-        )
+        lowest = (clean - threat.eps).clamp_(min=low)
+        highest = (clean + threat.eps).clamp_(max=high)
 
         def move(current: Tensor, gradient: Tensor) -> Tensor:
             return current.add_(gradient.sign(), alpha=step_size).clamp_(lowest, highest)
@@ -192,18 +185,15 @@ def _layout_kept(model: nn.Module) -> Iterator[None]:
     def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         image = inputs[0]
         if image.requires_grad and image.is_contiguous(memory_format=torch.channels_last):
-            image.register_hook(_to_channels_last)  # type: ignore[no-untyped-call]
+            image.register_hook(  # type: ignore[no-untyped-call]
+                partial(torch.Tensor.contiguous, memory_format=torch.channels_last)
+            )
 
     with ExitStack() as undo:
         for module in model.modules():
             if isinstance(module, nn.Flatten):
                 undo.callback(module.register_forward_pre_hook(keep).remove)
         yield
-
-
-def _to_channels_last(gradient: Tensor) -> Tensor:
-    """The same gradient in the layout of the images."""
-    return gradient.contiguous(memory_format=torch.channels_last)
 
 
 def _check(logits: object, reference: Tensor) -> None:

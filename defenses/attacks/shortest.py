@@ -35,11 +35,8 @@ def shortest_change(
 ) -> Tensor:
     """Tries a c per image, ten times more where it failed, halfway back where it fooled.
 
-    Args:
-        descend: From c [n] to images and their lengths [n], infinite where none was found.
-        clean: What stays where no c works, [n, ...].
-        constant: The first c, above 0.
-        tries: How many, at least 1.
+    `descend` goes from c [n] to images and their lengths [n], infinite where none was found. Where
+    no c works the image stays clean.
     """
     best, best_length = clean.clone(), clean.new_full(clean.shape[:1], torch.inf)
     low, high = torch.zeros_like(best_length), best_length.clone()
@@ -105,11 +102,6 @@ class CW(_ByPenalty):
         steps: Of Adam for each constant; an image whose loss no longer falls stops earlier.
         lr: The learning rate of Adam.
         binary_search_steps: How many constants are tried.
-
-    Example:
-        >>> from defenses import ThreatModel
-        >>> CW(ThreatModel(norm="l2", eps=0.5), c=2.0).settings
-        {'c': 2.0, 'kappa': 0.0, 'steps': 100, 'lr': 0.1, 'binary_search_steps': 5}
     """
 
     name = "cw"
@@ -138,15 +130,13 @@ class CW(_ByPenalty):
             held = margins(unit, rows)
             loss = length + c[rows] * (held + self.kappa).relu()
             (gradient,) = torch.autograd.grad(loss.sum(), variable)
-            unit, length, held, variable = (
-                each.detach() for each in (unit, length, held, variable)
-            )
+            unit, length, held = unit.detach(), length.detach(), held.detach()
             shorter = (held < 0) & (held <= -self.kappa) & (length < best_length[rows])
             best[rows[shorter]], best_length[rows[shorter]] = unit[shorter], length[shorter]
             first = 0.9 * first + 0.1 * gradient
             second = 0.999 * second + 0.001 * gradient.square()
             rate = self.lr * math.sqrt(1 - 0.999**step) / (1 - 0.9**step)
-            variable = variable - rate * first / (second.sqrt() + 1e-8)
+            variable = variable.detach() - rate * first / (second.sqrt() + 1e-8)
             if step % max(self.steps // 10, 1) == 0:
                 falling = loss.detach() < 0.9999 * before
                 rows, variable, first, second = (
@@ -214,11 +204,6 @@ class EADL1(_ElasticNet):
         max_iterations: Steps for each constant.
         initial_const: The first constant.
         beta: Weight of the l1 length, by which each step also shrinks the change of each pixel.
-
-    Example:
-        >>> from defenses import ThreatModel
-        >>> EADL1(ThreatModel(norm="l1", eps=5.0), max_iterations=50).max_iterations
-        50
     """
 
     name = "eadl1"
@@ -230,13 +215,7 @@ class EADL1(_ElasticNet):
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
 class EADEN(_ElasticNet):
-    """As `EADL1`, but it keeps what is shortest in squared l2 length + beta times l1 length.
-
-    Example:
-        >>> from defenses import ThreatModel
-        >>> EADEN(ThreatModel(norm="l1", eps=5.0)).beta
-        0.01
-    """
+    """As `EADL1`, but it keeps what is shortest in squared l2 length + beta times l1 length."""
 
     name = "eaden"
 

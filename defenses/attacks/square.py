@@ -16,7 +16,7 @@ up to its shorter side.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -45,10 +45,6 @@ class Square(Attack):
         queries: For each image and start.
         largest_share: The share of the pixels in the first squares (p_init).
         restarts: Random starts.
-
-    Example:
-        >>> Square(ThreatModel(norm="linf", eps=0.1), queries=100).settings
-        {'queries': 100, 'largest_share': 0.8, 'restarts': 1}
     """
 
     name = "square"
@@ -85,18 +81,6 @@ _Proposed = tuple[Tensor, Tensor, Tensor]
 """How many queries ahead, [m], for which row, [m], and the changed image, [m, ...], in order."""
 
 
-class _Proposals(Protocol):
-    """What is tried next; made for the images of one run."""
-
-    farthest: int  # how many queries ahead it can be asked for
-
-    def start(self) -> Tensor:
-        """Where the search begins, [n, ...]."""
-
-    def propose(self, best: Tensor, rows: Tensor, query: Tensor) -> _Proposed:
-        """What the queries, [ahead, k], change in the best images of the rows, [k, ...]."""
-
-
 class _SquareSearch:
     """One search, the same for every run."""
 
@@ -105,12 +89,13 @@ class _SquareSearch:
         self._queries, self._largest_share = attack.queries, attack.largest_share
 
     def won(self, logits: Tensor, aim: Tensor) -> Tensor:
-        """Which rows of logits end the search."""
         return (logits.argmax(1) == aim) == self._targeted
 
     def run(self, clean: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
         """From one random start: the images it gives, and which of them won."""
-        proposals = self._proposals(clean)
+        sides = [self._side(query, clean) for query in range(self._queries)]
+        kind = _Squares if self._threat.norm == "linf" else _Bumps
+        proposals = kind(clean, self._threat, torch.tensor(sides, device=clean.device))
         best = proposals.start()
         loss, over = self._ask(best, aim)
         found, rows = best.clone(), (~over).nonzero().flatten()
@@ -142,12 +127,6 @@ class _SquareSearch:
         logits = self._oracle.logits(images)
         return margin(logits, aim, targeted=self._targeted), self.won(logits, aim)
 
-    def _proposals(self, clean: Tensor) -> _Proposals:
-        """Those of the norm."""
-        sides = [self._side(query, clean) for query in range(self._queries)]
-        kind = _Squares if self._threat.norm == "linf" else _Bumps
-        return kind(clean, self._threat, torch.tensor(sides, device=clean.device))
-
     def _side(self, query: int, images: Tensor) -> int:
         """Of the square of a query, in pixels; odd in l2 and l1, so that it has a centre."""
         height, width = images.shape[2:]
@@ -162,17 +141,19 @@ class _SquareSearch:
 class _Squares:
     """In linf: squares that are all plus or all minus eps a channel."""
 
-    farthest = _FARTHEST
+    farthest = _FARTHEST  # how many queries ahead it can be asked for
 
     def __init__(self, clean: Tensor, threat: ThreatModel, sides: Tensor) -> None:
         self._clean, self._threat, self._sides = clean.contiguous(), threat, sides
 
     def start(self) -> Tensor:
-        """Vertical stripes."""
         return self._pushed(self._clean, torch.rand_like(self._clean[:, :, :1, :]))
 
     def propose(self, best: Tensor, rows: Tensor, query: Tensor) -> _Proposed:
-        """A square anywhere for each; not where it changes nothing or is beyond the last query."""
+        """For each query, [ahead, k], a square anywhere in the best images of the rows, [k, ...].
+
+        None where it changes nothing, or beyond the last query.
+        """
         channels, height, width = best.shape[1:]
         drawn = self._drawn(rows, query, 2 + channels)
         side = self._sides[query.clamp_max(len(self._sides) - 1)]
@@ -303,6 +284,5 @@ def _hill(height: int, width: int, order: int) -> Tensor:
 
 
 def _scaled(pattern: Tensor, order: int) -> Tensor:
-    """To length 1; what is empty stays so."""
     length: Tensor = torch.linalg.vector_norm(pattern, ord=order)
     return pattern / length.clamp_min(_TINY)

@@ -103,11 +103,7 @@ def check(
 
 
 def judged_before(values: Sequence[Any]) -> dict[str, Verdict]:
-    """The verdicts that an interrupted evaluation had reached, by name, whatever their order.
-
-    Raises:
-        EvaluationError: They are no verdicts of ours, or one is there twice.
-    """
+    """The verdicts that an interrupted evaluation had reached, by name, whatever their order."""
     try:
         found = [Verdict.from_dict(each) for each in values]
     except EvaluationError as error:

@@ -1,12 +1,10 @@
 """Checks that an answer is a function of its image alone: asked again, in other company, otherwise.
 
-An attack searches the model that it asks; a judge and a user ask it in their own way. Where answers
-follow the batch, whether a gradient is asked for, or what was asked before, these are different
-models, and the figure is that of none of them.
-
-A model that keeps its first answer to each image, and gives it for whatever comes near, is right on
-every attacked image once the clean ones were asked; who asks about an attacked image first meets
-the network behind the memory. No attack that starts from the clean image ever does.
+Where answers follow the batch, whether a gradient is asked for, or what was asked before, attack,
+judge and user ask different models, and the figure is that of none of them. A model that keeps its
+first answer to each image, and gives it for whatever comes near, is right on every attacked image
+once the clean ones were asked; who asks about an attacked image first meets the network behind the
+memory. No attack that starts from the clean image ever does.
 """
 
 import copy
@@ -196,16 +194,6 @@ def _in_mode(
     return torch.arange(len(subject.images)), answers
 
 
-def _enabled(_: nn.Module) -> AbstractContextManager[None]:
-    """Gradients enabled: as an attack by the gradient asks."""
-    return torch.enable_grad()
-
-
-def _disabled(_: nn.Module) -> AbstractContextManager[None]:
-    """Gradients disabled: as the attacked images are judged."""
-    return torch.no_grad()
-
-
 @contextmanager
 def _trainable(model: nn.Module) -> Iterator[None]:
     """Parameters trainable: as a user asks. The scope around it freezes them again."""
@@ -229,11 +217,10 @@ def _nearer(
     # Cut alike on both sides: the two must not differ but in their sign.
     room = (high - low) / 4
     change = _change(new, subject.threat, generator, share).clamp(-room, room)
-    count = len(new)
     asked = torch.cat([new + change, new, new - change])
-    size = min(count, subject.batch_size)
+    size = min(len(new), subject.batch_size)
     answers = subject.answer(asked, "memory", batch_size=size).double()
-    before, between, after = torch.split(answers, count)
+    before, between, after = torch.split(answers, len(new))
     gaps = [(between - other).abs().amax(dim=1) for other in (before, after)]
     return int((gaps[0] < gaps[1]).sum()), int((gaps[1] < gaps[0]).sum())
 
@@ -243,17 +230,24 @@ def _change(
 ) -> Tensor:
     """A random step for each image, of this share of the radius."""
     noise = torch.randn(images.shape, generator=generator).to(images)
-    width = threat.bounds[1] - threat.bounds[0]
     if threat.norm == "l0":
         places = torch.rand(len(images), 1, *images.shape[2:], generator=generator).flatten(1)
         most = min(max(1, int(share * threat.eps)), places.shape[1])
         chosen = torch.zeros_like(places).scatter_(1, places.topk(most).indices, 1.0)
-        return width * noise.sign() * chosen.view(-1, 1, *images.shape[2:]).to(images)
+        return threat.width * noise.sign() * chosen.view(-1, 1, *images.shape[2:]).to(images)
     if threat.norm == "linf":
         return noise.sign() * (share * threat.eps)
     order = 2 if threat.norm == "l2" else 1
     lengths: Tensor = torch.linalg.vector_norm(noise.flatten(1), order, dim=1)
     return noise / lengths.view(-1, 1, 1, 1) * (share * threat.eps)
+
+
+def _enabled(_: nn.Module) -> AbstractContextManager[None]:
+    return torch.enable_grad()
+
+
+def _disabled(_: nn.Module) -> AbstractContextManager[None]:
+    return torch.no_grad()
 
 
 _COMPANY: Mapping[str, _Way] = {
@@ -267,7 +261,8 @@ _COMPANY: Mapping[str, _Way] = {
 }
 _MODES: Mapping[str, _Way] = {
     "for gradients of the images": partial(_in_mode, mode=_enabled, watched=True),
-    "with gradients enabled": partial(_in_mode, mode=_enabled),
+    "with gradients enabled": partial(_in_mode, mode=_enabled),  # as an attack by the gradient asks
+    # As the attacked images are judged.
     "about images that require a gradient": partial(_in_mode, mode=_disabled, watched=True),
     "with parameters that require a gradient": partial(_in_mode, mode=_trainable),
 }

@@ -1,11 +1,10 @@
 """Checks that compare attacks: signs that gradients lead them astray, or that others find more.
 
 Where gradients are honest, more information or more work finds more: the signs of gradient masking
-are from Athalye et al. (2018, arXiv 1802.00420) and Carlini et al. (2019, arXiv 1902.06705).
-
-A robust accuracy is an upper bound, and how loose it is can be measured on some of the images: by
-the standard AutoAttack (Croce & Hein 2020, arXiv 2003.01690), and by the same attacks on logits
-that a factor makes too small or too large for a cross-entropy.
+are from Athalye et al. (2018, arXiv 1802.00420) and Carlini et al. (2019, arXiv 1902.06705). A
+robust accuracy is an upper bound, and how loose it is can be measured on some of the images: by the
+standard AutoAttack (Croce & Hein 2020, arXiv 2003.01690), and by the same attacks on logits that a
+factor makes too small or too large for a cross-entropy.
 """
 
 from dataclasses import replace
@@ -63,10 +62,9 @@ class Rescaled(nn.Module):
 def iterative_beats_single_step(subject: Subject) -> Finding:
     """Fails where one step fools what many steps do not, more than the other way round."""
     more, fewer = _discordant(subject.stepped, subject.iterated)
-    failed = outnumbers(more, fewer)
     return _compared(
         subject,
-        failed,
+        outnumbers(more, fewer),
         (fewer - more) / max(1, subject.count),
         f"{subject.settings.steps} steps fool {_of(subject.iterated, subject)}, a single one "
         f"{_count(subject.stepped)}",
@@ -132,10 +130,7 @@ def accuracy_falls(subject: Subject) -> Finding:
         curve.append(replace(curve[0], eps=eps, correct=subject.count - _count(fooled)))
         before = fooled
     last = curve[-1]
-    found = (
-        f"Accuracy falls from {curve[0].accuracy:.1%} to {last.accuracy:.1%} at eps {last.eps:g}"
-    )
-    meaning = ""
+    found, meaning = f"Accuracy falls from {curve[0].accuracy:.1%} to {last.accuracy:.1%}", ""
     if rising:
         meaning = f", but rises on the way to eps {', '.join(f'{eps:g}' for eps in rising)}"
     elif exceeds(last.correct, last.samples, _ABOUT_ZERO):
@@ -143,7 +138,7 @@ def accuracy_falls(subject: Subject) -> Finding:
     return Finding(
         outcome="fail" if meaning else "pass",
         figure=last.accuracy,
-        sentence=f"{found}{meaning}.",
+        sentence=f"{found} at eps {last.eps:g}{meaning}.",
         curve=tuple(curve),
     )
 
@@ -164,10 +159,9 @@ def noise_is_weaker(subject: Subject) -> Finding:
     for _ in range(subject.settings.draws - 1):
         any_draw |= _fooled_by_noise(subject, generator)
     missed = _count(subject.missed_by_gradient(any_draw))
-    beats_step = outnumbers(*_discordant(once, guided))
     return _compared(
         subject,
-        beats_step or exceeds(missed, subject.count, _TOLERANCE),
+        outnumbers(*_discordant(once, guided)) or exceeds(missed, subject.count, _TOLERANCE),
         missed / max(1, subject.count),
         f"One draw of noise fools {_of(once, subject)}, {words} "
         f"{_count(guided)}; {subject.settings.draws} draws fool {missed} that no "
@@ -210,8 +204,7 @@ def rescaled_logits_change_nothing(subject: Subject) -> Finding:
             found |= subject.fooled_by(each, among=left & ~found, seen_by=seen)
         more[factor] = int(found.sum())
     factor, count = max(more.items(), key=lambda item: item[1])
-    samples = int(looked.sum())
-    attacked = int((subject.attacked & subject.spot).sum())
+    samples, attacked = int(looked.sum()), int((subject.attacked & looked).sum())
     words = (
         f"On {samples} images the attacks fool {attacked}; with the logits multiplied by "
         f"{' and by '.join(f'{each:g}' for each in _FACTORS)} they fool up to {count} more"
@@ -308,10 +301,8 @@ def _discordant(one: Tensor, other: Tensor) -> tuple[int, int]:
 
 
 def _count(mask: Tensor) -> int:
-    """How many are true."""
     return int(mask.sum())
 
 
 def _of(mask: Tensor, subject: Subject) -> str:
-    """So many of the correct images, in words."""
     return f"{_count(mask)} of {subject.count} images"

@@ -1,14 +1,10 @@
 """Checks of the model itself: are its answers and its gradients such that an attack can work?
 
-One of them plants a vulnerability: an attack that misses what we put there ourselves would miss
-others. It is the binarisation test of Zimmermann et al. (2022, arXiv 2206.13991), simplified. For
-one image at a time the last layer is replaced by a linear readout of two classes on the model's own
-features. It says "planted" at a point on the edge of the ball, and "clean" at the image and at
-random points inside the ball; so an adversarial image exists, and the attack must find one.
-
-Simplified: one planted point and a closed-form readout (along the line between the features of the
-planted point and the mean of the clean ones) where the paper plants several and fits one; the
-threshold lies `_DEPTH` of the way from the clean ones to the planted one.
+One of them plants a vulnerability that the attack must find: the binarisation test of Zimmermann et
+al. (2022, arXiv 2206.13991). For one image at a time the last layer is replaced by a linear readout
+of two classes on the model's own features, which says "planted" at a point on the edge of the ball,
+and "clean" at the image and at random points inside. Simplified: one planted point and a readout
+along the line from the mean of the clean features, `_DEPTH` of the way, where the paper fits one.
 """
 
 from dataclasses import dataclass
@@ -47,9 +43,9 @@ def outputs_are_logits(subject: Subject) -> Finding:
         logits = subject.logits
     except EvaluationError as error:
         return Finding(outcome="fail", sentence=f"{error}.")
-    least, most = (float(value) for value in torch.aminmax(logits))
-    found = f"They are finite, between {least:.3g} and {most:.3g}, and no probabilities"
-    return Finding.passed(found, most - least)
+    low, high = (float(value) for value in torch.aminmax(logits))
+    found = f"They are finite, between {low:.3g} and {high:.3g}, and no probabilities"
+    return Finding.passed(found, high - low)
 
 
 def gradients_are_not_zero(subject: Subject) -> Finding:
@@ -77,8 +73,7 @@ def planted_is_found(subject: Subject) -> Finding:
         return Finding.not_checked("No image is classified correctly")
     made = plant(subject.model, chosen, subject.threat, search, seed=subject.seed)
     if made.planted == 0:
-        reason = "The features do not tell a planted point from the clean ones"
-        return Finding.not_checked(reason)
+        return Finding.not_checked("The features do not tell a planted point from the clean ones")
     share = made.found / made.planted
     found = f"{search.name} finds {made.found} of {made.planted} planted vulnerabilities"
     if wilson_interval(made.found, made.planted)[1] < _FOUND_AT_LEAST:

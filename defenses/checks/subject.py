@@ -190,12 +190,9 @@ class Subject:
         watched: bool = False,
         of: nn.Module | None = None,
     ) -> Tensor:
-        """The model's logits for images, asked in batches of `batch_size`, [k, classes].
+        """The logits for images of the model, or `of` another, [k, classes].
 
-        Args:
-            where: The place of its random draws.
-            mode: How autograd is asked; `watched` images require a gradient besides.
-            of: Another model to ask; None asks the one under suspicion.
+        Random draws have the seed of `where`; `watched` images require a gradient.
         """
         found, largest, model = [], int(self.labels.max()), of or self.model
         with attack_scope(model, seed=self._measurement.seed_of(where)), mode():
@@ -217,12 +214,8 @@ class Subject:
         positions = tried.nonzero().flatten()
         for part in self._measurement.batches(f"check: {search.name}", positions):
             where = f"{search!r}/{int(part[0])}"
-            found = search(
-                seen_by or self.model,
-                self.images[part],
-                self.labels[part],
-                seed=self._measurement.seed_of(where),
-            )
+            seed, searched = self._measurement.seed_of(where), seen_by or self.model
+            found = search(searched, self.images[part], self.labels[part], seed=seed)
             fooled[part] = self.mistaken(found.to(self.images), part, f"{where}/found")
         return fooled
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from defenses.attacks.adaptive import Adaptive
-from defenses.attacks.attack import Attack, Setting
+from defenses.attacks.attack import OWN_WORD, Attack, Setting
 from defenses.attacks.by_name import attack, attack_names
 from defenses.checks.checks import CheckSettings, in_order, judge, judged_before
 from defenses.checks.consistency import copied
@@ -133,7 +133,7 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
             subject = Subject(measurement, settings, tuple(named.values()), unasked=unasked)
         run = (
             f"seed {seed}, batches of {batch_size}, exhaustive {exhaustive}, {examples} examples, "
-            f"{_told(settings)}"
+            f"{settings} {digest_of_model(None if settings is None else settings.surrogate)}"
         )
         conditions = {
             "threat": threat,
@@ -296,11 +296,6 @@ def _as_values(settings: CheckSettings | None) -> dict[str, Setting]:
     return plain | {"surrogate": digest_of_model(settings.surrogate)}
 
 
-def _told(settings: CheckSettings | None) -> str:
-    """The settings of the checks with the weights of the surrogate, not only its layers."""
-    return f"{settings} {digest_of_model(None if settings is None else settings.surrogate)}"
-
-
 def _identity(
     model: nn.Module, images: str, threat: ThreatModel, named: Mapping[str, Attack], run: str
 ) -> dict[str, str]:
@@ -345,18 +340,12 @@ def _attack_of(
     """The attack that has this name in a report, configured as it was."""
     if name in own:
         return own[name]
-    plain = name.partition(" #")[0]
-    if plain not in attack_names(report.threat.norm):
-        raise EvaluationError(
-            f"own: {name!r} is an attack of your own; give it as own={{{name!r}: ...}}"
-        )
-    brought = [
-        key for key, value in report.settings[name].items() if str(value).startswith("own: ")
-    ]
-    if brought:
-        raise EvaluationError(
-            f"own: {name!r} has a {brought[0]} of your own; give it as own={{{name!r}: ...}}"
-        )
+    plain, settings = name.partition(" #")[0], report.settings[name].items()
+    brought = [key for key, value in settings if str(value).startswith(OWN_WORD)]
+    known = plain in attack_names(report.threat.norm)
+    if brought or not known:
+        what = f"has a {brought[0]}" if known else "is an attack"
+        raise EvaluationError(f"own: {name!r} {what} of your own; give it as own={{{name!r}: ...}}")
     return attack(plain, report.threat, **report.settings[name])  # type: ignore[arg-type]
 
 

@@ -26,6 +26,12 @@ __all__ = ["AdversarialExamples", "RobustnessReport", "check_report"]
 
 _SIGNS: Mapping[bool | None, str] = {True: "1", False: "0", None: "-"}
 _OUTCOMES = {sign: outcome for outcome, sign in _SIGNS.items()}
+# The figures of a file's summary, by the name of the property that computes each.
+_SUMMARY = (
+    *("samples", "clean_accuracy", "clean_interval", "attack_accuracy", "individual_accuracy"),
+    *("tried", "fooled", "attack_intervals", "worst_case_accuracy", "worst_case_interval"),
+    *("clean_macro_recall", "worst_case_macro_recall", "clean_recall", "worst_case_recall"),
+)
 
 
 @final
@@ -52,12 +58,7 @@ class AdversarialExamples:
     predictions: Tensor
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes them as one safetensors file, whole or not at all; tensors named as here.
-
-        Raises:
-            OSError: The folder cannot be written to, or there is something else than a regular
-                file; a file already there is left as it was.
-        """
+        """Writes them as one safetensors file, named as here; on an `OSError` nothing changes."""
         names = ("indices", "clean", "adversarial", "labels", "predictions")
         kept = {name: getattr(self, name).detach().cpu().clone().contiguous() for name in names}
         write_bytes(path, safetensors_bytes(kept))
@@ -185,9 +186,7 @@ class RobustnessReport(FiledReport):
     @property
     def tried(self) -> dict[str, int]:
         """By attack: on how many images it ran."""
-        return {
-            name: sum(outcome is not None for outcome in row) for name, row in self.outcomes.items()
-        }
+        return {name: len(row) - row.count(None) for name, row in self.outcomes.items()}
 
     @property
     def undrawn(self) -> tuple[str, ...]:
@@ -198,9 +197,7 @@ class RobustnessReport(FiledReport):
     @property
     def fooled(self) -> dict[str, int]:
         """By attack: how many of the images it ran on it fooled."""
-        return {
-            name: sum(outcome is False for outcome in row) for name, row in self.outcomes.items()
-        }
+        return {name: row.count(False) for name, row in self.outcomes.items()}
 
     @property
     def individual_accuracy(self) -> dict[str, float | None]:
@@ -280,10 +277,7 @@ class RobustnessReport(FiledReport):
             "indices": list(self.indices),
             "labels": list(self.labels),
             "predictions": list(self.predictions),
-            "outcomes": {
-                name: "".join(_SIGNS[outcome] for outcome in row)
-                for name, row in self.outcomes.items()
-            },
+            "outcomes": {k: "".join(map(_SIGNS.__getitem__, v)) for k, v in self.outcomes.items()},
             "settings": {name: dict(settings) for name, settings in self.settings.items()},
             "seed": self.seed,
             "batch_size": self.batch_size,
@@ -310,8 +304,7 @@ class RobustnessReport(FiledReport):
             labels=tuple(map(int, values["labels"])),
             predictions=tuple(map(int, values["predictions"])),
             outcomes={
-                name: tuple(_OUTCOMES[sign] for sign in row)
-                for name, row in values["outcomes"].items()
+                k: tuple(map(_OUTCOMES.__getitem__, v)) for k, v in values["outcomes"].items()
             },
             settings={name: dict(each) for name, each in values["settings"].items()},
             seed=int(values["seed"]),
@@ -331,7 +324,6 @@ class RobustnessReport(FiledReport):
         return dict(standing(self.correct, self.outcomes, self.repeats))
 
     def _worst(self) -> Answers:
-        """The answers to each image's worst version."""
         return list(self._standing().values())[-1]
 
     def _recall(self, rows: Answers) -> tuple[float | None, ...]:
@@ -343,23 +335,9 @@ class RobustnessReport(FiledReport):
         return tuple(hit / n if n else None for hit, n in zip(hits, counts, strict=True))
 
     def _summary(self) -> dict[str, Any]:
-        """Every figure that follows from the verdicts."""
-        return {
-            "samples": self.samples,
-            "clean_accuracy": self.clean_accuracy,
-            "clean_interval": list(self.clean_interval),
-            "attack_accuracy": self.attack_accuracy,
-            "individual_accuracy": self.individual_accuracy,
-            "tried": self.tried,
-            "fooled": self.fooled,
-            "attack_intervals": {k: list(v) for k, v in self.attack_intervals.items()},
-            "worst_case_accuracy": self.worst_case_accuracy,
-            "worst_case_interval": list(self.worst_case_interval),
-            "clean_macro_recall": self.clean_macro_recall,
-            "worst_case_macro_recall": self.worst_case_macro_recall,
-            "clean_recall": list(self.clean_recall),
-            "worst_case_recall": list(self.worst_case_recall),
-        }
+        figures = {name: getattr(self, name) for name in _SUMMARY}
+        figures["attack_intervals"] = {k: list(v) for k, v in self.attack_intervals.items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in figures.items()}
 
 
 def check_report(report: object) -> None:

@@ -45,10 +45,9 @@ _OUTCOMES: Mapping[int, bool | None] = {_FOOLED: False, _SURVIVED: True, _UNTRIE
 def named_attacks(
     attacks: Sequence[str | Attack | Crafter] | None, threat: ThreatModel, *, draws: int = 1
 ) -> dict[str, Attack]:
-    """The attacks in order by the name that they have in a report.
+    """The attacks in order by the name in a report; the second of one name is numbered.
 
-    The name `"autoattack"` becomes the members of the ensemble, None those of the quick one; the
-    second attack of one name is numbered.
+    The name `"autoattack"` becomes the members of the ensemble, None those of the quick one.
     """
     if attacks is None:
         attacks = [
@@ -78,10 +77,8 @@ class Trial:
     """Predictions on the clean images, then the attacks' outcomes, one batch after the other.
 
     What happens to a batch follows from the seed, the attack and the batch's number alone, so a
-    trial that starts from the `content` of an interrupted one ends as that would have.
-
-    Attributes:
-        images: SHA-256 of the images, as float32, and their labels.
+    trial that starts from the `content` of an interrupted one ends as that would have. Its `images`
+    are the SHA-256 of the images, as float32, and their labels.
     """
 
     def __init__(self, measurement: Measurement, *, examples: int | None, draws: int) -> None:
@@ -173,14 +170,12 @@ class Trial:
         Yields after each batch, when `content` has it.
         """
         standing = self._correct if exhaustive else self._standing(before=name)
-        row = self._outcomes.setdefault(
-            name, torch.full_like(self.labels, _UNTRIED, dtype=torch.int8)
-        )
+        untried = torch.full_like(self.labels, _UNTRIED, dtype=torch.int8)
+        row = self._outcomes.setdefault(name, untried)
         for number, part in self._batches(name, standing.nonzero().flatten()):
             if int(row[part[0]]) != _UNTRIED:
                 continue
-            seed = self._measurement.seed_of(f"{name}/{number}")
-            images = self._images(part)
+            images, seed = self._images(part), self._measurement.seed_of(f"{name}/{number}")
             labels = self.labels[part].to(images.device)
             adversarial = search(self._measurement.model, images, labels, seed=seed)
             predictions = self._predict(adversarial, f"{name}/{number}/found", part, name)
@@ -234,7 +229,6 @@ class Trial:
                 self._shown[position] = (image, int(predictions[row]))
 
     def _is_fooled(self, position: int) -> bool:
-        """Whether the image that is kept for this position fooled the model."""
         return self._shown[position][1] != int(self.labels[position])
 
     def _standing(self, *, before: str) -> Tensor:
@@ -283,8 +277,6 @@ class Trial:
 @final
 @dataclass(frozen=True, kw_only=True)
 class _Remembered:
-    """Outcomes and example images of an interrupted trial."""
-
     outcomes: Mapping[str, Tensor]  # by attack, int8, [n] each
     shown: Mapping[int, tuple[Tensor, int]]  # by position, an image and the class seen in it
 
@@ -322,7 +314,6 @@ class _Remembered:
 
 
 def _row(name: str, row: object, count: int) -> Tensor:
-    """The outcomes of one attack."""
     known = {_FOOLED, _SURVIVED, _UNTRIED}
     if not isinstance(row, list) or len(row) != count:
         raise _forged(f"{name} has no outcome for each of {count} images")

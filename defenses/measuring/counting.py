@@ -73,10 +73,9 @@ def mcnemar(one: int, other: int) -> float:
 
 
 def outnumbers(more: int, fewer: int, *, level: float = _LEVEL) -> bool:
-    """Is a discordant count larger than its counterpart, beyond what chance does?
+    """Is a discordant count larger than its counterpart, beyond chance (McNemar, one-sided)?
 
-    The exact one-sided form of McNemar's test; `level` is how often it may say yes where both are
-    equally likely.
+    `level` is how often it may say yes where both are equally likely.
     """
     return _tail(more, more + fewer) < level
 
@@ -164,11 +163,7 @@ def check_repeats(
 
 
 def _score_interval(share: float, trials: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share.
-
-    `trials` are as many as the variance is worth: fewer than were made, and no whole number, where
-    these depend on each other.
-    """
+    """Wilson's 95 % interval of a share; dependent trials count for fewer, not a whole number."""
     centre = (share + _Z * _Z / (2 * trials)) / (1 + _Z * _Z / trials)
     spread = share * (1 - share) / trials + _Z * _Z / (4 * trials * trials)
     half = _Z * math.sqrt(spread) / (1 + _Z * _Z / trials)

@@ -41,8 +41,8 @@ _Part = TypeVar("_Part", list[Any], dict[str, Any])
 class Journal:
     """What has been done so far, in a file; `path` None keeps nothing.
 
-    `identity` says of what, part by part; in `found` is what an earlier call of the same identity
-    wrote. A file of another identity is refused before any work, and left as it is.
+    In `found` is what an earlier call of the same `identity`, part by part, wrote. A file of
+    another is refused before any work, and left as it is.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None, identity: Mapping[str, str]) -> None:
@@ -71,10 +71,7 @@ class Journal:
         return value
 
     def write(self, content: Mapping[str, Any]) -> None:
-        """Puts `content`, JSON-able values, in the place of what was written before.
-
-        Where that fails with an `OSError`, the file is as it was.
-        """
+        """Puts JSON-able values in the place of what was there; on an `OSError` that stays."""
         if self._path is not None:
             head = {"schema": _SCHEMA, "identity": self._identity}
             write_text(self._path, json.dumps({**head, "content": dict(content)}) + "\n")
@@ -115,9 +112,9 @@ def digest_of(*parts: Tensor | str) -> str:
 
 
 def digest_of_model(model: nn.Module | None) -> str:
-    """SHA-256 of a model's layers by name, class and printed settings, parameters and buffers.
+    """SHA-256 of a model's layers by name, class and printed settings, and tensors; "" of None.
 
-    Code that a class holds is not in it: edit a `forward`, and the digest stays. Empty of None.
+    Code that a class holds is not in it: edit a `forward`, and the digest stays.
     """
     if model is None:
         return ""
@@ -145,10 +142,7 @@ def is_path(value: object) -> bool:
 
 
 class FiledReport(ABC):
-    """A report as JSON values and as a file of them, which holds them whole or not at all.
-
-    A subclass says what it is called and of which schema its values are.
-    """
+    """A report as JSON values and as a file of them, which holds them whole or not at all."""
 
     _CALLED: ClassVar[str]
     _SCHEMA: ClassVar[int]
@@ -164,11 +158,7 @@ class FiledReport(ABC):
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The report that `to_dict` described; figures that follow from others are computed anew.
-
-        Raises:
-            EvaluationError: The values do not describe such a report.
-        """
+        """The report that `to_dict` described; what follows from other figures is computed anew."""
         schema = values.get("schema") if isinstance(values, Mapping) else values
         if not isinstance(values, Mapping) or schema != cls._SCHEMA:
             raise EvaluationError(
@@ -182,21 +172,13 @@ class FiledReport(ABC):
             raise EvaluationError(f"expected the values of {cls._CALLED}: {error!r}") from error
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes `to_dict` as JSON.
-
-        Raises:
-            OSError: The folder cannot be written to; a file already there is left as it was.
-        """
+        """Writes `to_dict` as JSON; on an `OSError` a file already there is left as it was."""
         # JSON has no NaN and no infinity: better no file than one that others cannot read.
         write_text(path, json.dumps(self.to_dict(), allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
-        """The report in a file that `save` wrote.
-
-        Raises:
-            EvaluationError: It cannot be read, or holds something else.
-        """
+        """The report in a file that `save` wrote."""
         if not is_path(path):
             raise EvaluationError(f"path: expected the file of {cls._CALLED}, got {shown(path)}")
         try:

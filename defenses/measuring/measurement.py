@@ -58,17 +58,13 @@ def check_flag(name: str, value: object) -> None:
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Measurement:
-    """A model, the images of a data set that it is measured on, and the ball around each.
-
-    Attributes:
-        indices: Which images of the data set, int64, [n].
-    """
+    """A model, the images of a data set that it is measured on, and the ball around each."""
 
     model: nn.Module
     source: ImageSource
-    indices: Tensor
+    indices: Tensor  # which images of the data set, int64, [n]
     threat: ThreatModel
     batch_size: int
     seed: int
@@ -107,15 +103,7 @@ def measured(
     source = ImageSource(data, threat)
     indices = choose_images(len(source), samples, torch.Generator().manual_seed(seed))
     with progress_bar(shown=progress) as bar:
-        yield Measurement(
-            model=model,
-            source=source,
-            indices=indices,
-            threat=threat,
-            batch_size=batch_size,
-            seed=seed,
-            bar=bar,
-        )
+        yield Measurement(model, source, indices, threat, batch_size, seed, bar)
 
 
 def progress_bar(*, shown: bool) -> Progress:

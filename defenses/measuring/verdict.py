@@ -88,11 +88,7 @@ class Verdict:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Verdict":
-        """The verdict that `to_dict` described.
-
-        Raises:
-            EvaluationError: The values do not describe a verdict.
-        """
+        """The verdict that `to_dict` described."""
         try:
             figure = values["figure"]
             return cls(
@@ -102,11 +98,11 @@ class Verdict:
                 sentence=str(values["sentence"]),
                 curve=tuple(
                     CurvePoint(
-                        eps=float(point["eps"]),
-                        correct=int(point["correct"]),
-                        samples=int(point["samples"]),
+                        eps=float(each["eps"]),
+                        correct=int(each["correct"]),
+                        samples=int(each["samples"]),
                     )
-                    for point in values["curve"]
+                    for each in values["curve"]
                 ),
             )
         except EvaluationError:
@@ -142,10 +138,4 @@ class Finding:
 
     def named(self, name: str) -> Verdict:
         """This finding as the verdict of a check."""
-        return Verdict(
-            name=name,
-            outcome=self.outcome,
-            figure=self.figure,
-            sentence=self.sentence,
-            curve=self.curve,
-        )
+        return Verdict(name=name, **vars(self))

@@ -224,10 +224,8 @@ def backdoor_scan(
     with attack_scope(model, seed=0), torch.no_grad():
         for kind in kinds:
             members = (labels == kind).nonzero().flatten()
-            tried = []
-            for by, chosen, change in _changes(
-                images[members].cpu(), kind, scores[members], trusted
-            ):
+            tried, own = [], images[members].cpu()
+            for by, chosen, change in _changes(own, kind, scores[members], trusted):
                 shown = trusted.changed(kind, change)
                 obeyed = int((predicted(model, shown, kinds[-1], batch_size) == kind).sum())
                 tests = _WAYS * len(kinds)
@@ -306,6 +304,5 @@ def _nearest(images: Tensor, among: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _check_level(level: float) -> None:
-    """Refuses what is no level of a test."""
     if not isinstance(level, float) or not 0 < level < 1:
         raise EvaluationError(f"level: expected a number in (0, 1), got {shown(level)}")

@@ -69,11 +69,7 @@ class Trigger:
         return labels != self.target
 
     def apply(self, images: Tensor) -> Tensor:
-        """Copies of the images, uint8 [n, channels, height, width], with the patch on them.
-
-        Raises:
-            AttackError: It does not fit on them.
-        """
+        """Copies of the images, uint8 [n, channels, height, width], with the patch on them."""
         _check_images(images)
         patch = _CHEQUERED if self.patch is None else self.patch
         bottom, right = images.shape[2] - self.margin, images.shape[3] - self.margin
@@ -125,11 +121,7 @@ class Blend:
         return labels != self.target
 
     def apply(self, images: Tensor) -> Tensor:
-        """Copies of the images with the pattern shining through, rounded to whole levels.
-
-        Raises:
-            AttackError: It is of another size than the images.
-        """
+        """Copies of the images with the pattern shining through, rounded to whole levels."""
         _check_images(images)
         size = images.shape[1:]
         pattern = _noise(size) if self.pattern is None else self.pattern
@@ -297,7 +289,6 @@ def flip_labels(
 
 
 def _check_kind(name: str, given: object, kinds: tuple[type, ...]) -> None:
-    """Refuses what is none of these."""
     if not isinstance(given, kinds):
         expected = " or a ".join(kind.__name__ for kind in kinds)
         raise AttackError(f"{name}: expected a {expected}, got {shown(given)}")
@@ -376,14 +367,12 @@ def check_bytes(images: Tensor, labels: Tensor) -> None:
 
 
 def _check_whole(owner: str, **values: object) -> None:
-    """Refuses what is not a whole number from 0."""
     for name, value in values.items():
         if as_whole(value) < 0:
             raise AttackError(f"{owner}: expected {name} >= 0, a whole number, got {shown(value)}")
 
 
 def _check_images(images: Tensor) -> None:
-    """Refuses what is not a batch of 8-bit images."""
     if not isinstance(images, Tensor):
         raise AttackError(f"images: expected a uint8 tensor, got {type(images).__name__}")
     if images.dtype != torch.uint8 or images.ndim != 4:

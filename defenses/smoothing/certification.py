@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from defenses.attacks.oracle import channels_last
 from defenses.errors import EvaluationError
 from defenses.measuring.images import ImageSource, ImageTensors, MapDataset, choose_images
 from defenses.measuring.journal import Journal, digest_of, digest_of_model
@@ -193,7 +194,6 @@ class _Found:
         return cls(classes=classes, selected=selected, hits=hits)
 
     def add(self, selected: Tensor, hits: Tensor, classes: int) -> None:
-        """Appends a block of images."""
         self.classes = classes
         self.selected += selected.tolist()
         self.hits += hits.tolist()
@@ -330,18 +330,8 @@ class _Voter:
         exact = levels.to(self._device).to(torch.promote_types(self._dtype, torch.float32))
         pixels = exact.div_(_LEVELS).to(self._dtype)
         return check_logits(
-            self._model(_channels_last(pixels) if self._channels_last else pixels),
+            self._model(channels_last(pixels) if self._channels_last else pixels),
             count=len(levels),
             largest_label=self._largest_label,
             error=EvaluationError,
         )
-
-
-def _channels_last(pixels: Tensor) -> Tensor:
-    """The same images with the strides of channels-last, for one channel too.
-
-    There both layouts hold the same numbers, and only the strides tell torch which to compute in.
-    """
-    _, channels, height, width = pixels.shape
-    strides = (channels * height * width, 1, channels * width, channels)
-    return pixels.contiguous(memory_format=torch.channels_last).as_strided(pixels.shape, strides)

@@ -73,9 +73,6 @@ class Smoothing:
         With p the lower Clopper-Pearson bound (1934) of the class's probability it is
         sigma Phi^-1(p) (Cohen et al. 2019, Theorem 1, with the runner-up bounded by 1 - p), and
         none where p <= 1/2. A hundredth of `alpha` is kept for `check_sampler`.
-
-        Raises:
-            EvaluationError: The count is out of range.
         """
         if not 0 <= hits <= self.samples:
             raise EvaluationError(f"hits: expected 0 to {self.samples}, got {hits}")
@@ -224,9 +221,6 @@ class CertificationReport(FiledReport):
         """The share of images proven correct against every perturbation up to an l2 length.
 
         At 0 those count whose prediction is right, and on which it was not abstained.
-
-        Raises:
-            EvaluationError: The radius is negative or not a number.
         """
         if not radius >= 0:
             raise EvaluationError(f"radius: expected a number >= 0, got {radius}")

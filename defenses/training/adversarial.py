@@ -125,9 +125,6 @@ class AdversarialTraining(AdversarialObjective):
 
         It is 2 for `"n-fgsm"`, 1 for `"ffgsm"` and 0 for `"fgsm"`. More of it keeps training from
         collapsing: with another noise than its own each of them is an N-FGSM, with the same step.
-
-        Raises:
-            AttackError: The method has no noise, or on setting it to a value that cannot be.
         """
         return float(self._noisy(self.attack).start_noise)
 
@@ -142,11 +139,7 @@ class AdversarialTraining(AdversarialObjective):
         return super().state_dict() | raised
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from `state_dict` of an objective with the same settings.
-
-        Raises:
-            AttackError: The state is not one; this objective is left as it was.
-        """
+        """Continues from `state_dict` of an objective alike; what is none changes nothing."""
         before = self.attack
         try:
             if isinstance(state, Mapping) and "noise" in state:
@@ -238,11 +231,7 @@ class FreeAdversarialTraining(AdversarialObjective):
         return super().state_dict() | change
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from `state_dict` of an objective with the same settings.
-
-        Raises:
-            AttackError: The state is not one; this objective is left as it was.
-        """
+        """Continues from `state_dict` of an objective alike; what is none changes nothing."""
         held = state.get("change") if isinstance(state, Mapping) else None
         if held is not None and not (isinstance(held, Tensor) and held.ndim == 4):
             raise AttackError(
@@ -305,11 +294,9 @@ def adversarial_objective(
     if name in ("free", "trades") and precision != "float32":
         raise AttackError(f"precision: {name} takes float32 only, got {precision!r}")
     if name == "free":
+        times = 8 if steps is None else steps
         return FreeAdversarialTraining(
-            threat,
-            replays=8 if steps is None else steps,
-            seed=seed,
-            label_smoothing=label_smoothing,
+            threat, replays=times, seed=seed, label_smoothing=label_smoothing
         )
     steps = 10 if steps is None else steps
     if name == "trades":

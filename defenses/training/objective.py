@@ -11,7 +11,7 @@ Which images are attacked how, and which losses are taken, is in the modules bes
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, Literal, final, get_args
 
 import torch
@@ -62,14 +62,8 @@ class SeededObjective(ABC):
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Losses [n], with a graph to the parameters unless gradients are disabled.
 
-        Args:
-            model: In whatever modes training wants; they are kept.
-            images: [n, channels, height, width] in the threat model's bounds; n may be 0.
-            labels: int64, [n].
-
-        Raises:
-            ThreatModelError: The images are not in the bounds.
-            AttackError: The labels or the model's logits are unusable.
+        The model's modes are kept; the images are [n, channels, height, width] in the threat
+        model's bounds, n may be 0.
         """
 
     @property
@@ -86,11 +80,7 @@ class SeededObjective(ABC):
         return {"generator": self._generator.get_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from `state_dict` of an objective with the same settings.
-
-        Raises:
-            AttackError: The state is not one; this objective is left as it was.
-        """
+        """Continues from `state_dict` of an objective alike; what is none changes nothing."""
         self._generator.set_state(self._generator_in(state))
 
     def _generator_in(self, state: object) -> Tensor:
@@ -109,12 +99,8 @@ class SeededObjective(ABC):
 
     def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
         """One an example, with the label smoothing, [n]."""
-        return F.cross_entropy(
-            logits,
-            labels.to(logits.device),
-            reduction="none",
-            label_smoothing=self._label_smoothing,
-        )
+        labels, smoothing = labels.to(logits.device), self._label_smoothing
+        return F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
 
 
 @final
@@ -211,9 +197,6 @@ class AdversarialObjective(SeededObjective):
         Let it grow over the first steps to warm up. Set it from the number of optimizer steps, not
         from the data or the number of batches: then each loss still depends on its own example
         only. At 0 the images are left alone.
-
-        Raises:
-            AttackError: On setting it out of range.
         """
         return self._strength
 
@@ -228,11 +211,7 @@ class AdversarialObjective(SeededObjective):
         return super().state_dict() | {"strength": self._strength}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from `state_dict` of an objective with the same settings.
-
-        Raises:
-            AttackError: The state is not one; this objective is left as it was.
-        """
+        """Continues from `state_dict` of an objective alike; what is none changes nothing."""
         held = self._generator_in(state)
         self.strength = state.get("strength", 1.0)
         self._generator.set_state(held)
@@ -269,10 +248,7 @@ def convolutions_in(precision: Precision) -> Iterator[None]:
     Their results are float32 again, and so are the gradients that come back. It holds in the
     calling thread; a model in another dtype is left alone.
     """
-    if precision == "float32":
-        yield
-        return
-    with _Bfloat16Convolutions():
+    with nullcontext() if precision == "float32" else _Bfloat16Convolutions():
         yield
 
 
@@ -292,10 +268,9 @@ class _Bfloat16Convolutions(TorchFunctionMode):
         everything = [*args, *given.values()]
         if any(isinstance(each, Tensor) and each.dtype != torch.float32 for each in everything):
             return func(*args, **given)
-        short = [_short(each) for each in args]
-        return func(*short, **{key: _short(each) for key, each in given.items()}).float()
+        short = {key: _short(each) for key, each in given.items()}
+        return func(*map(_short, args), **short).float()
 
 
 def _short(value: Any) -> Any:
-    """A tensor in bfloat16; anything else as it is."""
     return value.bfloat16() if isinstance(value, Tensor) else value

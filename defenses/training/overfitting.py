@@ -117,8 +117,6 @@ class OverfittingVerdict:
 
 
 class _Stateful(Protocol):
-    """What can be taken back to an earlier state."""
-
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Any, /) -> Any: ...
@@ -233,11 +231,7 @@ class OverfittingGuard:
         return {"good": list(self._good)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state_dict`, of a guard of the same parts.
-
-        Raises:
-            AttackError: The state is not one; this guard is left as it was.
-        """
+        """Goes on from `state_dict`, of a guard of the same parts; what is none changes nothing."""
         good = state.get("good")
         if not isinstance(good, list) or not all(isinstance(part, dict) for part in good):
             raise AttackError("guard: expected its state_dict, with a list of states under 'good'")

@@ -9,8 +9,8 @@ than rounding, passes.
 """
 
 import copy
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,14 +27,6 @@ _SCALE = 1.5
 
 _Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
 _Seen = tuple[Tensor, Tensor]
-
-
-class _Stateful(Protocol):
-    """What can be set back."""
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any], /) -> None: ...
 
 
 def check_per_example(
@@ -104,24 +96,22 @@ class _Trial:
 
     def __init__(self, objective: _Objective, model: nn.Module) -> None:
         self._objective, self._model = objective, model
-        self._stateful = hasattr(objective, "state_dict") and hasattr(objective, "load_state_dict")
+        settable = hasattr(objective, "state_dict") and hasattr(objective, "load_state_dict")
+        self._state_holder: Any = objective if settable else None
 
     def __enter__(self) -> Callable[[Tensor, Tensor, Tensor], _Seen]:
         self._random = torch.get_rng_state()
-        self._state = copy.deepcopy(self._as_stateful().state_dict()) if self._stateful else {}
+        self._state = (
+            copy.deepcopy(self._state_holder.state_dict()) if self._state_holder is not None else {}
+        )
         self._copy = copy.deepcopy(self._model)
         return self._see
 
     def __exit__(self, *_: object) -> None:
         torch.set_rng_state(self._random)
-        if self._stateful:
-            self._as_stateful().load_state_dict(self._state)
+        if self._state_holder is not None:
+            self._state_holder.load_state_dict(self._state)
         del self._copy
-
-    def _as_stateful(self) -> _Stateful:
-        """The objective, known to have a state."""
-        objective: Any = self._objective
-        return objective  # type: ignore[no-any-return]
 
     def _see(self, images: Tensor, labels: Tensor, rows: Tensor) -> _Seen:
         """The losses of some rows, and the gradient of a fixed weighting of them."""
@@ -141,7 +131,6 @@ class _Trial:
 
 
 def _another(labels: Tensor, row: int) -> Tensor:
-    """A label that occurs and is not that of the row."""
     return labels[labels != labels[row]][0]
 
 

@@ -172,10 +172,7 @@ class Mart(AdversarialObjective):
 
 
 class _AlikeModes:
-    """Knows whether a model answers alike in its training modes and in evaluation mode.
-
-    A class because it remembers: one comparison for each model and set of training flags.
-    """
+    """Remembers whether a model answers alike in its training modes and in evaluation mode."""
 
     def __init__(self) -> None:
         self._model: weakref.ref[nn.Module] | None = None
@@ -183,10 +180,7 @@ class _AlikeModes:
         self._alike = False
 
     def answer(self, model: nn.Module, images: Tensor, trained: Tensor, *, still: bool) -> Tensor:
-        """The logits in evaluation mode, given those in training mode.
-
-        `still`: whether the training pass drew no random number.
-        """
+        """The logits in evaluation mode; `still` if those in training mode drew nothing random."""
         flags = tuple(module.training for module in model.modules())
         known = self._model is not None and self._model() is model and self._flags == flags
         if len(images) == 0 or not any(flags) or (known and self._alike):
