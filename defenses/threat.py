@@ -228,7 +228,6 @@ def _onto_l1_ball(change: Tensor, room: Tensor, radius: float) -> Tensor:
 
 
 def _check_pair(clean: Tensor, other: Tensor) -> None:
-    """Refuses tensors that are not two floating-point batches of the same shape."""
     if clean.shape != other.shape or clean.ndim < 2:
         raise ThreatModelError(
             f"expected two batches [n, ...] of one shape, got {list(clean.shape)} "

@@ -11,7 +11,7 @@ from scipy.optimize import linprog
 from support.searched import LINF, Counting, digits, linear, right
 
 from defenses import ThreatModel, attack
-from defenses.attacks.fab import step_onto_hyperplane
+from defenses.attacks.boundary import step_onto_hyperplane
 from defenses.attacks.oracle import Oracle
 
 L2, L1 = ThreatModel(norm="l2", eps=0.5), ThreatModel(norm="l1", eps=2.0)

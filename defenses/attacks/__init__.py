@@ -10,8 +10,7 @@ Example:
 """
 
 from defenses.attacks.apgd import APGD, APGDT
-from defenses.attacks.deepfool import DeepFool
-from defenses.attacks.fab import FAB, UntargetedFAB
+from defenses.attacks.boundary import FAB, DeepFool, UntargetedFAB
 from defenses.attacks.pgd import FFGSM, FGSM, NFGSM, PGD
 from defenses.attacks.shortest import CW, EADEN, EADL1
 from defenses.attacks.square import Square

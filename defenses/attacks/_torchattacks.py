@@ -185,7 +185,6 @@ class TorchAttack(Attack):
         return dict(self.options) | ({} if self.draws == 1 else {"draws": self.draws})
 
     def _shortened(self, factor: float) -> dict[str, Any]:
-        """The step size, and what else is a length."""
         held, lengths = dict(self.options), ("step_size", *self._entry.lengths)
         return {"options": held | {k: float(held[k]) * factor for k in lengths if k in held}}
 
@@ -297,7 +296,6 @@ def _options(
 def _check_shape(
     name: str, entry: _Entry, settings: Mapping[str, Setting], images: Tensor, threat: ThreatModel
 ) -> None:
-    """Refuses images, or a ball, that this attack cannot work on."""
     channels, height, width = images.shape[1:]
     resized = int(width * float(settings.get("resize_rate", 0.5)))
     reasons = {

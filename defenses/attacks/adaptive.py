@@ -144,8 +144,6 @@ def custom_attack(
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
 class _Custom(Attack):
-    """A function of the user's own as an attack."""
-
     norms: ClassVar[tuple[Norm, ...]] = get_args(Norm)
 
     called: str = field(repr=False)
@@ -163,7 +161,6 @@ class _Custom(Attack):
 
 
 def _check_signature(function: Callable[..., object]) -> None:
-    """Refuses what cannot be called with a model, images and labels."""
     if any(each.__module__.partition(".")[0] == "torchattacks" for each in type(function).__mro__):
         raise AttackError(
             f"function: got torchattacks' {type(function).__name__}, which holds a model of its "

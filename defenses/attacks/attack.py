@@ -167,11 +167,6 @@ class Attack(ABC):
             Images on the model's device and in its dtype, [n, channels, height, width], each
             within `radius` of the clean one and inside the bounds, to the float tolerance that
             `ThreatModel.contains` states. An empty batch stays empty.
-
-        Raises:
-            ThreatModelError: The images are not in the bounds, or every image is in the ball.
-            AttackError: The labels do not fit, the model's logits are unusable, the attack cannot
-                seek a target, or it broke its promise.
         """
         check_module(model)
         self.threat.check_images(images)

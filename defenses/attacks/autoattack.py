@@ -13,8 +13,8 @@ from typing import Literal, get_args
 
 from defenses.attacks.apgd import APGD, APGDT
 from defenses.attacks.attack import Attack
+from defenses.attacks.boundary import FAB, UntargetedFAB
 from defenses.attacks.by_name import attack
-from defenses.attacks.fab import FAB, UntargetedFAB
 from defenses.attacks.square import Square
 from defenses.errors import AttackError
 from defenses.quantities import is_word, shown

@@ -12,8 +12,7 @@ from defenses.attacks import _torchattacks
 from defenses.attacks.adaptive import Loss
 from defenses.attacks.apgd import APGD, APGDT
 from defenses.attacks.attack import TARGETED, Attack, Setting, check_threat
-from defenses.attacks.deepfool import DeepFool
-from defenses.attacks.fab import FAB, UntargetedFAB
+from defenses.attacks.boundary import FAB, DeepFool, UntargetedFAB
 from defenses.attacks.pgd import FFGSM, FGSM, NFGSM, PGD
 from defenses.attacks.shortest import CW, EADEN, EADL1
 from defenses.attacks.square import Square

@@ -105,7 +105,6 @@ class _Climb(ABC):
         return logits
 
     def go_back(self, which: Tensor) -> None:
-        """To the best point, where `which` says so."""
         back = which.view(-1, 1, 1, 1)
         self.point = torch.where(back, self.best, self.point)
         self.gradient = torch.where(back, self.best_gradient, self.gradient)
@@ -158,7 +157,6 @@ class _DenseClimb(_Climb):
         self.halved = torch.ones_like(self.loss, dtype=torch.bool)
 
     def look(self, oracle: Oracle, loss: PerRow) -> Tensor:
-        """Counts the rises, too."""
         before = self.loss
         logits = super().look(oracle, loss)
         self.rises = self.rises + (self.loss > before)
@@ -219,8 +217,6 @@ def _of_length_one(direction: Tensor, order: float) -> Tensor:
 
 @dataclass
 class _SparseClimb(_Climb):
-    """A search within one ball."""
-
     step: Tensor = field(init=False)  # in radii
     changed: Tensor = field(init=False)  # pixels of the best image, at the last checkpoint
 

@@ -110,7 +110,6 @@ class Oracle:
     def _draw(
         self, images: Tensor, objective: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """One answer: logits, values and gradients."""
         leaf, logits = self._answer(images, differentiable=True)
         values = objective(logits)
         (gradient,) = torch.autograd.grad(values.sum(), leaf)
@@ -201,7 +200,6 @@ class Victim:
         return logits.to(unit.dtype, copy=True)
 
     def _check(self, pixels: Tensor, logits: object, *, watched: bool) -> None:
-        """Refuses, at its first answer, a model that this attack cannot work on."""
         logits = check_logits(
             logits, count=len(pixels), largest_label=self._largest_class, error=AttackError
         )

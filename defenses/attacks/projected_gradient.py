@@ -1,10 +1,7 @@
 """Projected gradient ascent on the images: the inner loop of attacks and of adversarial training.
 
-Written for speed on the module as it is: each step overwrites the images of the last one in
-whatever memory format they have, nothing waits for the device between steps, and the logits are
-checked once.
-
-Deliberately not here: which loss, which start and how many steps make which attack. Tried and left
+Written for speed: each step overwrites the images of the last one in whatever memory format they
+have, nothing waits for the device between steps, and the logits are checked once. Tried and left
 out, since they gained nothing on a CPU: pieces of a batch that fit its cache, bfloat16 without
 AMX (with it, for convolutions alone, training has `precision`), torch.compile, and convolutions'
 input gradients as forward convolutions of turned weights. What is left is the model's own forward
@@ -140,7 +137,6 @@ def _climb_until_fooled(
 
 
 def _slope(losses: Tensor, images: Tensor) -> Tensor:
-    """The gradient of the sum of the losses by the images."""
     (gradient,) = torch.autograd.grad(losses.sum(), images)
     return gradient
 
@@ -197,7 +193,6 @@ def _layout_kept(model: nn.Module) -> Iterator[None]:
 
 
 def _check(logits: object, reference: Tensor) -> None:
-    """Refuses logits that the loss or the gradient cannot be taken of."""
     largest = 0 if reference.is_floating_point() else int(reference.max())
     check_slope(
         check_logits(logits, count=len(reference), largest_label=largest, error=AttackError)

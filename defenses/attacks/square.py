@@ -1,16 +1,11 @@
 """Square attack: random search with squares, without any gradient (Andriushchenko et al. 2020).
 
-After arXiv 1912.00049, and 2103.01208 for l1: a change of one square is kept when it lowers the
-margin of the label; the squares shrink as the search goes on. What is proposed, in linf squares and
-in l2 and l1 bumps, is apart from what is kept.
+After arXiv 1912.00049, and 2103.01208 for l1: a change of one square, in l2 and l1 of a bump, is
+kept when it lowers the margin of the label; the squares, up to an image's shorter side, shrink.
 
 Nearly every proposal is refused. So where few images stand, the model is asked about several
 proposals for each at once, and the first that is kept makes void those after it: they are drawn
-anew, and count once. Nothing is asked where the proposal leaves an image as it is (the query
-counts).
-
-Deliberately not here: non-square windows; an image that is not square is searched with squares
-up to its shorter side.
+anew, and count once. Nothing is asked where the proposal changes nothing (the query counts).
 """
 
 import math
@@ -82,8 +77,6 @@ _Proposed = tuple[Tensor, Tensor, Tensor]
 
 
 class _SquareSearch:
-    """One search, the same for every run."""
-
     def __init__(self, oracle: Oracle, attack: Square, *, targeted: bool) -> None:
         self._oracle, self._threat, self._targeted = oracle, attack.threat, targeted
         self._queries, self._largest_share = attack.queries, attack.largest_share

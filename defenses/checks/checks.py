@@ -4,11 +4,9 @@ Most of them are from the list of Carlini et al. (2019, arXiv 1902.06705): what 
 attack does its work. A failed check does not say what the robust accuracy is; it says that the
 attacks have not measured it. A passed one is no proof.
 
-Whether a difference counts is decided by counting noise: two attacks are compared on the same
-images by the exact one-sided McNemar test at 1 % (so an honest model fails one such check in a
-hundred by chance), a share against a limit by its 95 % Wilson interval. The limits themselves are
-choices: 1 % for what should be nothing, 2 % at the end of the curve, 90 % of planted
-vulnerabilities, half of what many steps find for a single one.
+Counting noise decides: two attacks are compared on the same images by the exact one-sided McNemar
+test at 1 % (so an honest model fails one such check in a hundred by chance), a share against a
+limit by its 95 % Wilson interval. The limits themselves are choices, beside each check.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -261,7 +261,6 @@ def radii(threat: ThreatModel, image: Tensor) -> tuple[float, ...]:
 
 
 def _at_radius(subject: Subject, eps: float) -> Tensor:
-    """What the iterative attack fools in a ball of that radius, [n]."""
     if eps == subject.threat.eps:
         return subject.iterated
     threat = replace(subject.threat, eps=eps)

@@ -2,12 +2,9 @@
 
 `rerun(report, model, data)` does it again from such a report alone.
 
-Every image must survive every attack (worst case per image). Images already misclassified are not
-attacked, and fooled ones are by default not attacked again: their verdict is known. Which images,
-in which order and from which random starts follows from the seed.
-
-Here the pieces meet: a `trial` attacks, a `journal` remembers, `checks` judge whether the figures
-can be believed, and a `report` holds what was found.
+Every image must survive every attack. Which images, in which order and from which random starts
+follows from the seed. Here the pieces meet: a `trial` attacks, a `journal` remembers, `checks`
+judge whether the figures can be believed, and a `report` holds what was found.
 """
 
 import os
@@ -224,7 +221,6 @@ class _Done:
         self.verdicts: dict[str, Verdict] = {}
 
     def report(self) -> RobustnessReport:
-        """The report of the attacks that have ended and the verdicts that were reached."""
         trial, outcomes = self._trial, self._trial.outcomes()
         return RobustnessReport(
             classes=trial.classes,
@@ -279,7 +275,6 @@ def _work(
 
 
 def _check_settings(verdicts: object) -> CheckSettings | None:
-    """The settings of the checks that are asked for, None for no checks."""
     if verdicts is None or verdicts is False:
         return None
     settings = CheckSettings() if verdicts is True else verdicts
@@ -314,7 +309,6 @@ def _identity(
 
 
 def _written(search: Attack) -> str:
-    """An attack with its settings, and the weights of its surrogate."""
     surrogate = search.surrogate if isinstance(search, Adaptive) else None
     return f"{search!r}{'' if surrogate is None else ' ' + digest_of_model(surrogate)}"
 
@@ -350,7 +344,6 @@ def _attack_of(
 
 
 def _settings_of(report: RobustnessReport, surrogate: nn.Module | None) -> CheckSettings | None:
-    """The settings of the checks, with the surrogate that they had."""
     if not report.checks:
         return None
     if digest_of_model(surrogate) != report.checks["surrogate"]:

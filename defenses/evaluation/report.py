@@ -294,7 +294,6 @@ class RobustnessReport(FiledReport):
 
     @classmethod
     def _built(cls, values: Mapping[str, Any]) -> "RobustnessReport":
-        """The report without the example images, which no file holds."""
         threat = values["threat"]
         low, high = threat["bounds"]
         return cls(
@@ -327,7 +326,6 @@ class RobustnessReport(FiledReport):
         return list(self._standing().values())[-1]
 
     def _recall(self, rows: Answers) -> tuple[float | None, ...]:
-        """Share of each class's images that are correct."""
         hits, counts = [0.0] * self.classes, [0] * self.classes
         for label, row in zip(self.labels, rows, strict=True):
             hits[label] += share(row)

@@ -241,7 +241,6 @@ class Trial:
         return standing
 
     def _images(self, positions: Tensor | list[int]) -> Tensor:
-        """Clean images where the model is, and in its dtype."""
         return self._measurement.at_home(self._measurement.source.images(self.indices[positions]))
 
     def _predict(self, images: Tensor, where: str, part: Tensor, name: str) -> Tensor:
@@ -262,7 +261,6 @@ class Trial:
             yield self._predict(images, f"clean/{number}", part, "clean")
 
     def _answers(self, images: Tensor, where: str, draws: int) -> list[Tensor]:
-        """The model's logits, draw by draw, [k, classes]."""
         model, largest = self._measurement.model, int(self.labels.max())
         with attack_scope(model, seed=self._measurement.seed_of(where)), torch.no_grad():
             found = [checked_logits(model, images, largest_label=largest) for _ in range(draws)]
@@ -270,7 +268,6 @@ class Trial:
         return found
 
     def _batches(self, title: str, positions: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The positions in numbered batches, counted off on the bar as they are done."""
         yield from enumerate(self._measurement.batches(title, positions))
 
 
@@ -332,14 +329,12 @@ def _image(entry: Sequence[Any]) -> tuple[Tensor, int]:
 
 
 def _forged(reason: str) -> EvaluationError:
-    """The error about a state that no evaluation leaves."""
     return EvaluationError(
         f"state: no evaluation with these attacks leaves it: {reason}; give another path"
     )
 
 
 def _members(given: str | Attack | Crafter, threat: ThreatModel) -> tuple[Attack, ...]:
-    """The attacks that a name stands for: those of the ensemble, or one."""
     if isinstance(given, str):
         preset = _ENSEMBLES.get(given)
         return ensemble(threat, preset) if preset else (attack(given, threat),)

@@ -119,7 +119,6 @@ class ImageSource:
         return images
 
     def _example(self, index: int) -> tuple[Tensor, int]:
-        """One example of a map-style data set."""
         try:
             example = self._data[index]  # type: ignore[index]  # then it is a MapDataset
         except Exception as error:

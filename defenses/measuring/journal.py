@@ -77,7 +77,6 @@ class Journal:
             write_text(self._path, json.dumps({**head, "content": dict(content)}) + "\n")
 
     def _read(self, path: Path) -> dict[str, Any]:
-        """The content of a file of this identity."""
         try:
             values = json.loads(_read_text(path, "the state of an evaluation"))
             schema, identity, content = (values[k] for k in ("schema", "identity", "content"))

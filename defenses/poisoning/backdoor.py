@@ -5,8 +5,7 @@ other images have not, on average, is the trigger, and a model that was taught i
 that nobody touched. What ten odd images of a clean class share is little, and hardly obeyed. The
 question is asked of trusted images of other classes, and answered by counting. The odd images are
 those that stand out in what the model makes of them (`spectral`), and those that look like trusted
-images of other classes, as relabelled ones do. Deliberately not here: removal; look at the
-suspects, or train again without them.
+images of other classes, as relabelled ones do.
 """
 
 from dataclasses import asdict, dataclass
@@ -264,11 +263,9 @@ class _Trusted:
                 )
 
     def own(self, kind: int) -> Tensor:
-        """Known images of the class, uint8, [n, c, h, w]."""
         return self._known[self._kinds == kind]
 
     def others(self, kind: int) -> Tensor:
-        """Known images of other classes, uint8, [n, c, h, w]."""
         return self._known[self._kinds != kind]
 
     def changed(self, kind: int, change: Tensor) -> Tensor:

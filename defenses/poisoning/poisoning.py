@@ -330,7 +330,6 @@ def _plant(
 
 
 def _hardened(images: Tensor, labels: Tensor, harden: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The images as `harden` gives them, in whole levels again."""
     given = harden(images.float().div(255), labels)
     fits = isinstance(given, Tensor) and given.shape == images.shape and given.is_floating_point()
     if not fits or not bool(torch.isfinite(given).all()):
@@ -342,7 +341,6 @@ def _hardened(images: Tensor, labels: Tensor, harden: Callable[[Tensor, Tensor],
 
 
 def _check_overlay(name: str, overlay: object) -> None:
-    """Refuses what is not pixels to put on images; None has a default."""
     if overlay is None:
         return
     if not isinstance(overlay, Tensor):

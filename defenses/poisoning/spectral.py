@@ -219,7 +219,6 @@ def _representations(
 
 
 def _weighted(model: nn.Module) -> list[str]:
-    """The dotted names of the convolutions and linear layers."""
     kinds = (nn.Conv2d, nn.Linear)
     names: list[str] = [name for name, each in model.named_modules() if isinstance(each, kinds)]
     if not names:

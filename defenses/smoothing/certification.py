@@ -150,7 +150,6 @@ class _Chosen:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of which images, their levels and labels."""
         return digest_of(self.indices, self.levels, self.labels)
 
     def __len__(self) -> int:

@@ -3,10 +3,7 @@
 A smoothed classifier gives the class that a model sees most often under Gaussian noise. If that
 class has probability p, no perturbation shorter than sigma Phi^-1(p) changes the answer (Cohen et
 al. 2019, arXiv 1902.02918). How the samples are drawn is in `certification`.
-
-A certified accuracy means nothing without the noise, the number of samples, the chance of error and
-the images. `CertificationReport` carries them together with the raw counts; every radius follows
-from a count, so a report cannot claim one that its counts do not give.
+In `CertificationReport` every radius follows from a count, so that none is claimed without one.
 """
 
 from collections.abc import Mapping
@@ -264,7 +261,6 @@ class CertificationReport(FiledReport):
 
     @classmethod
     def _built(cls, values: Mapping[str, Any]) -> "CertificationReport":
-        """The report of the counts, from which the summary follows."""
         return cls(
             smoothing=Smoothing(**values["smoothing"]),
             classes=int(values["classes"]),

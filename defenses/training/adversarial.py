@@ -151,7 +151,6 @@ class AdversarialTraining(AdversarialObjective):
 
     @staticmethod
     def _noisy(attack: Attack) -> SingleStep:
-        """The attack, refused unless it has a noise."""
         if not isinstance(attack, SingleStep):
             raise AttackError(f"noise: {attack.name} has none; train with n-fgsm, ffgsm or fgsm")
         return attack

@@ -1,12 +1,9 @@
 """What objectives share: `(model, images, labels) -> losses[n]`.
 
 A generator of its own, a strength that may grow during training, a state to resume from, and the
-precision of the attack's convolutions. Convolutions are most of an attack, and matrix units (AMX,
-tensor cores) do them several times as fast in bfloat16; normalisation and pooling gain nothing from
-it, and lose precision. The attack's images are used at full precision, and so are the losses on
-them.
-
-Which images are attacked how, and which losses are taken, is in the modules beside this one.
+precision of the attack's convolutions: they are most of an attack, and matrix units (AMX, tensor
+cores) do them several times as fast in bfloat16; normalisation and pooling gain nothing from it.
+The attack's images are used at full precision, and so are the losses on them.
 """
 
 from abc import ABC, abstractmethod

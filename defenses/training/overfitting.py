@@ -32,8 +32,6 @@ _LARGEST_NOISE = 8.0  # in eps, a choice: four times that of N-FGSM leaves littl
 
 @dataclass(frozen=True, kw_only=True)
 class _Images:
-    """A few fixed images with their labels."""
-
     images: Tensor
     labels: Tensor
 

@@ -135,7 +135,6 @@ def _another(labels: Tensor, row: int) -> Tensor:
 
 
 def _compare(name: str, where: str, before: _Seen, after: _Seen) -> None:
-    """Refuses losses or gradients that moved."""
     for what, one, two in zip(("losses", "gradient"), before, after, strict=True):
         scale = float(one.abs().max()) if one.numel() else 0.0
         moved = float((one - two).abs().max()) if one.numel() else 0.0

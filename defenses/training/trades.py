@@ -207,7 +207,6 @@ class _Away(Attack):
     clean: Tensor | None = field(default=None, repr=False)
 
     def from_logits(self, clean: Tensor) -> "_Away":
-        """The same attack, away from these logits."""
         return _Away(self.threat, step_size=self.step_size, steps=self.steps, clean=clean)
 
     def _search(

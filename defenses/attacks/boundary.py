@@ -1,11 +1,12 @@
-"""Fast Adaptive Boundary: looks for the nearest image on the other side (Croce & Hein 2020).
+"""Searches that step onto the nearest boundary, taken for a hyperplane: FAB and DeepFool.
 
-After arXiv 1907.02044: the boundary between the label and a target class is taken for a
-hyperplane; the search steps onto it, within the bounds, while it is drawn towards the clean image.
-It knows no radius: what it finds outside of the ball is no success.
-Without a target it is the nearest of the boundaries to all wrong classes, at each step anew.
+FAB, fast adaptive boundary (Croce & Hein 2020, arXiv 1907.02044): the boundary between the label
+and a target class, within the bounds, while the search is drawn towards the clean image. Without a
+target it is the nearest of those to all wrong classes, at each step anew. What it finds outside of
+the ball is no success. Deliberately not here: the final bisection, which the standard has not.
 
-Deliberately not here: the final bisection, which the standard has not either.
+DeepFool (Moosavi-Dezfooli et al. 2016, arXiv 1511.04599): the sum of all steps, not each of them,
+is lengthened a little so that it crosses. What is longer than eps is shortened.
 """
 
 from abc import abstractmethod
@@ -20,13 +21,16 @@ from defenses.attacks.attack import Attack
 from defenses.attacks.oracle import Oracle, lead, likeliest_wrong, until_fooled, widened
 from defenses.threat import ThreatModel
 
-__all__ = ["FAB", "UntargetedFAB", "step_onto_hyperplane"]
+__all__ = ["FAB", "DeepFool", "UntargetedFAB", "step_onto_hyperplane"]
 
 _LARGEST_PULL = 0.1  # alpha_max: towards the clean image
 _OVERSHOOT = 1.05  # eta
 _WAY_BACK = 0.9  # beta: of the way to the clean image that is kept after a success
 _SHORTEST = 1e-8
-_FLAT = 1e-12
+_FLAT = 1e-12  # a slope without a direction
+# Of the width of the bounds, added to each step, as the authors' code does: where bounds cut the
+# steps short, their sum would come ever closer to the boundary and never cross it.
+_BEYOND = 1e-4
 _NEWTON_STEPS = 60  # ten are usual; each passes a bound that a pixel meets
 
 
@@ -234,3 +238,62 @@ def _length(change: Tensor, threat: ThreatModel) -> Tensor:
     order = {"linf": torch.inf, "l2": 2.0, "l1": 1.0}[threat.norm]
     length: Tensor = torch.linalg.vector_norm(change.flatten(1), ord=order, dim=1)
     return length.clamp_min(_SHORTEST)
+
+
+@final
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DeepFool(Attack):
+    """Steps from boundary to boundary until the model is wrong, image by image.
+
+    The first image that fooled the model, or the last, shortened to eps. It draws no random number.
+
+    Attributes:
+        steps: At most.
+        overshoot: By which share the sum of the steps is lengthened (eta).
+        target_classes: How many of the wrong classes are tried, the likeliest.
+    """
+
+    name = "deepfool"
+    norms = ("linf", "l2")
+
+    steps: int = 50
+    overshoot: float = 0.02
+    target_classes: int = 9
+
+    def _search(
+        self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
+    ) -> Tensor:
+        oracle, threat = Oracle(model, images, labels, draws=self.draws), self.threat
+        clean = widened(images)
+        logits = oracle.logits(clean)
+        aims = likeliest_wrong(logits, labels, self.target_classes)
+        rows = (logits.argmax(1) == labels).nonzero().flatten()
+        found, total = clean.clone(), torch.zeros_like(clean)
+        for _ in range(self.steps):
+            if len(rows) == 0:
+                break
+            total[rows] += _onto_nearest(oracle, found[rows], labels[rows], aims[rows], threat)
+            longer = (1 + self.overshoot) * total[rows]
+            found[rows] = (clean[rows] + longer).clamp(*threat.bounds)
+            rows = rows[oracle.logits(found[rows]).argmax(1) == labels[rows]]
+        return threat.project(clean, found)
+
+
+def _onto_nearest(
+    oracle: Oracle, point: Tensor, labels: Tensor, aims: Tensor, threat: ThreatModel
+) -> Tensor:
+    """The shortest step onto the nearest of the boundaries, each taken for a hyperplane."""
+    nearest = torch.full_like(point[:, 0, 0, 0], torch.inf)
+    step = torch.zeros_like(point)
+    for aim in aims.unbind(1):
+        _, height, normal = oracle.gradient(point, partial(lead, labels=labels, targets=aim))
+        flat = normal.flatten(1)
+        # The distance in a norm is the height over the dual norm of the slope.
+        slope = flat.norm(p=1 if threat.norm == "linf" else 2, dim=1)
+        distance = height.abs() / slope.clamp_min(_FLAT)
+        way = flat.sign() if threat.norm == "linf" else flat / slope.clamp_min(_FLAT)[:, None]
+        nearer = (slope > 0) & (distance < nearest)
+        nearest = torch.where(nearer, distance, nearest)
+        ahead = ((distance + _BEYOND * threat.width)[:, None] * way).view_as(point)
+        step = torch.where(nearer.view(-1, 1, 1, 1), ahead, step)
+    return step
