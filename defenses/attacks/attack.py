@@ -265,12 +265,7 @@ def own_name(brought: object) -> str:
 
 
 def check_setting(where: str, value: object, kind: object) -> None:
-    """Refuses a setting of another kind, or out of its range.
-
-    Args:
-        where: Whose setting it is, for the message.
-        kind: `bool`; `int`, which is at least 1; `float`, from 0 to 1e12; or the words allowed.
-    """
+    """Refuses a setting that is no `bool`, `int` >= 1, `float` from 0 to 1e12, or word of these."""
     if kind is bool:
         fits, expected = isinstance(value, bool), "True or False"
     elif kind is int:
@@ -294,10 +289,7 @@ def check_threat(threat: object, owner: str = "", *, norms: Sequence[Norm] = ())
 
 
 def check_batch(images: object, classes: object, what: str = "labels") -> None:
-    """Refuses images that are not [n, c, h, w], and labels or targets that are not n classes.
-
-    Classes are int64 and at least 0.
-    """
+    """Refuses images that are not [n, c, h, w], and classes that are not int64 >= 0, [n]."""
     if not isinstance(images, Tensor) or not images.is_floating_point():
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise AttackError(f"images: expected a floating-point tensor, got {got}")

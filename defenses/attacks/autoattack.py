@@ -47,9 +47,6 @@ def ensemble(threat: ThreatModel, preset: Preset = "standard") -> tuple[Attack, 
     image that withstands it costs 204 forward and backward passes, where the standard costs some
     1,900 and 5,000 queries. Its robust accuracy is an upper bound, usually within a point or two of
     the standard's. In l0, which has no standard, it is SparseFool and One Pixel.
-
-    Args:
-        threat: In `linf`, `l2` or `l1`; for `"quick"` in `l0` too.
     """
     if not is_word(preset, get_args(Preset)):
         known = ", ".join(get_args(Preset))

@@ -37,10 +37,7 @@ PerRow = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 @dataclass
 class _Climb(ABC):
-    """Where a search stands: one row for each image that is still searched.
-
-    Made at its start `point`, with the clean images, their true classes and the classes to seek.
-    """
+    """Where a search stands, from its start `point`: a row for each image still searched."""
 
     clean: Tensor
     labels: Tensor

@@ -93,10 +93,7 @@ class Planting:
 def plant(
     model: nn.Module, images: Tensor, threat: ThreatModel, search: Attack, *, seed: int
 ) -> Planting:
-    """Plants a vulnerability in the ball (linf, l2 or l1) of each image, and lets the attack look.
-
-    The images are clean ones, [n, channels, height, width].
-    """
+    """Plants a vulnerability in the ball (linf, l2, l1) of each image, and lets the attack look."""
     generator = torch.Generator().manual_seed(seed)
     planted = found = 0
     with attack_scope(model, seed=seed):

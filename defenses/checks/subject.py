@@ -77,13 +77,8 @@ class CheckSettings:
 class Subject:
     """A model with the images that it is checked on; used inside an `attack_scope`.
 
-    The images are some of those of the measurement, drawn without replacement.
-
-    Attributes:
-        images: Clean images where the model is, [n, channels, height, width].
-        labels: Their true classes, [n].
-        attacks: Those that the robust accuracy rests on.
-        unasked: A copy of the model from before it was asked anything; None where there is none.
+    Some of the measurement's clean images, where the model is; the attacks that the robust accuracy
+    rests on; and the model `unasked`, a copy from before it was asked anything, if there is one.
     """
 
     def __init__(

@@ -53,10 +53,9 @@ def choose_images(count: int, samples: int | None, generator: torch.Generator) -
 
 @final
 class ImageSource:
-    """Images and labels of a data set by index.
+    """Images and labels by index, of two tensors or arrays, or of anything that is read by index.
 
-    The data are two tensors or arrays `images` and `labels`; anything that is read by index; or a
-    `DataLoader` that keeps the order of its data set, which is read once, whole.
+    A `DataLoader` that keeps the order of its data set is read once, whole.
     """
 
     def __init__(self, data: MapDataset | ImageTensors, threat: ThreatModel) -> None:

@@ -130,10 +130,7 @@ def checked_logits(model: nn.Module, images: Tensor, *, largest_label: int) -> T
 
 
 def moved(usual: Tensor, other: Tensor) -> Tensor:
-    """Which of two answers to the same images, logits [n, classes], differ by more than rounding.
-
-    Booleans, [n].
-    """
+    """Which of two answers to the same images differ by more than rounding, booleans [n]."""
     sizes = usual.abs().amax(dim=1).double()
     sizes = sizes.clamp_min(1e-3 * float(sizes.max()))  # where large numbers cancelled out
     rounding = max(_ROUNDING, 32 * torch.finfo(usual.dtype).eps)

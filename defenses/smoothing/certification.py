@@ -309,10 +309,7 @@ class _Voter:
             self._channels_last = False
 
     def votes(self, levels: Tensor, streams: list[np.random.Generator], samples: int) -> Tensor:
-        """How often each class is seen in noisy copies of each image, int64, [b, classes].
-
-        The images are whole levels, int16, [b, channels, height, width]; each has its own noise.
-        """
+        """How often each class is seen in noisy copies of each image, int64, [b, classes]."""
         share = max(1, self._batch_size // len(levels))
         counts = []
         for start in range(0, samples, share):
