@@ -1,9 +1,14 @@
 """The errors of `privacy`: every one says which promise could not be kept and what restores it."""
 
 __all__ = [
-    "AccountingError", "BudgetExceeded", "LedgerError", "PlanError", "PrivacyError",
-    "StepError", "UnsupportedLayer",
-]  # fmt: skip
+    "AccountingError",
+    "BudgetExceeded",
+    "LedgerError",
+    "PlanError",
+    "PrivacyError",
+    "StepError",
+    "UnsupportedLayer",
+]
 
 
 class PrivacyError(Exception):

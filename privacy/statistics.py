@@ -18,11 +18,27 @@ from privacy.errors import PlanError
 from privacy.validate import probability, real, whole
 
 __all__ = [
-    "Numbers", "clopper_pearson", "counts", "deviations", "disjoint_pairs", "epsilon_of_counts",
-    "epsilon_of_guesses", "extreme", "gdp_delta", "gdp_epsilon", "lean", "likeness",
-    "magnitudes", "odds", "one_run_p_value", "roc_area", "scatter", "smallest", "squares",
+    "Numbers",
+    "clopper_pearson",
+    "counts",
+    "deviations",
+    "disjoint_pairs",
+    "epsilon_of_counts",
+    "epsilon_of_guesses",
+    "extreme",
+    "gdp_delta",
+    "gdp_epsilon",
+    "lean",
+    "likeness",
+    "magnitudes",
+    "odds",
+    "one_run_p_value",
+    "roc_area",
+    "scatter",
+    "smallest",
+    "squares",
     "true_positive_rate",
-]  # fmt: skip
+]
 
 Numbers = npt.NDArray[np.float64]
 

@@ -20,9 +20,18 @@ from torch.utils.data import DataLoader
 from privacy.errors import PlanError, StepError, UnsupportedLayer
 
 __all__ = [
-    "check_dataset", "check_layers", "check_module", "check_trainable", "mixing_layers",
-    "positive", "probability", "real", "shown", "trainable_parameters", "whole",
-]  # fmt: skip
+    "check_dataset",
+    "check_layers",
+    "check_module",
+    "check_trainable",
+    "mixing_layers",
+    "positive",
+    "probability",
+    "real",
+    "shown",
+    "trainable_parameters",
+    "whole",
+]
 
 _EXACT = 2**53
 _LONGEST = 200

@@ -26,10 +26,18 @@ from privacy.statistics import (
 from privacy.validate import probability
 
 __all__ = [
-    "MISMATCH", "CanaryScoreAuditor", "check_clipped_sum", "check_contribution",
-    "check_epsilon", "check_images", "check_largest", "check_objective", "check_release",
-    "check_sum", "mismatch",
-]  # fmt: skip
+    "MISMATCH",
+    "CanaryScoreAuditor",
+    "check_clipped_sum",
+    "check_contribution",
+    "check_epsilon",
+    "check_images",
+    "check_largest",
+    "check_objective",
+    "check_release",
+    "check_sum",
+    "mismatch",
+]
 
 _THRESHOLDS = np.linspace(0.002, 0.998, 250)
 """Quantiles of the scores among which a threshold is chosen, on data that is not counted."""

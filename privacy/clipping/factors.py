@@ -19,9 +19,14 @@ from privacy.noise import SecureGenerator
 from privacy.validate import positive, real, shown
 
 __all__ = [
-    "AdaptiveClipping", "AutomaticClipping", "Clipping", "FlatClipping", "PerLayerClipping",
-    "clip_factors", "clipping_of",
-]  # fmt: skip
+    "AdaptiveClipping",
+    "AutomaticClipping",
+    "Clipping",
+    "FlatClipping",
+    "PerLayerClipping",
+    "clip_factors",
+    "clipping_of",
+]
 
 _ROUNDING = 1e-5
 """Relative error allowed for in a norm: each is taken this much larger, so that none passes C."""

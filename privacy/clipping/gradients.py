@@ -14,9 +14,18 @@ import torch
 from torch import Tensor, nn
 
 __all__ = [
-    "LONGEST_SUM", "AfterBackward", "GhostNorm", "Instantiated", "Parts", "PerExampleGradients",
-    "Saved", "combine", "in_rows", "row_squared_norms", "sum_copies",
-]  # fmt: skip
+    "LONGEST_SUM",
+    "AfterBackward",
+    "GhostNorm",
+    "Instantiated",
+    "Parts",
+    "PerExampleGradients",
+    "Saved",
+    "combine",
+    "in_rows",
+    "row_squared_norms",
+    "sum_copies",
+]
 
 LONGEST_SUM = 1024
 """Squares added up in float32 before float64 takes over. Ten million of them in float32 come out

@@ -19,8 +19,14 @@ from privacy.clipping.tape import Tape
 from privacy.errors import StepError, UnsupportedLayer
 
 __all__ = [
-    "AddsCopies", "InOnePass", "Installation", "LayerRule", "Rules", "install", "recorded_name",
-]  # fmt: skip
+    "AddsCopies",
+    "InOnePass",
+    "Installation",
+    "LayerRule",
+    "Rules",
+    "install",
+    "recorded_name",
+]
 
 
 class LayerRule(Protocol):

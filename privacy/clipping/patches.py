@@ -20,9 +20,16 @@ from torch import Tensor
 from privacy.clipping.gradients import LONGEST_SUM, Instantiated
 
 __all__ = [
-    "CACHE", "Columns", "Geometry", "PatchLayout", "Rows", "gram_squares", "instantiated",
-    "rounded_up", "squares",
-]  # fmt: skip
+    "CACHE",
+    "Columns",
+    "Geometry",
+    "PatchLayout",
+    "Rows",
+    "gram_squares",
+    "instantiated",
+    "rounded_up",
+    "squares",
+]
 
 CACHE = 1 << 21
 """Bytes copied at a time: they fit a core's own cache, with some of it left."""

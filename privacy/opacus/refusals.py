@@ -8,9 +8,17 @@ import torch
 from privacy.errors import PlanError, StepError
 
 __all__ = [
-    "ENGINE", "LOADER", "MODULE", "OPTIMIZER", "Followed", "RefusedAttribute",
-    "check_reduction", "check_settings", "refusal", "refuse_adaptive",
-]  # fmt: skip
+    "ENGINE",
+    "LOADER",
+    "MODULE",
+    "OPTIMIZER",
+    "Followed",
+    "RefusedAttribute",
+    "check_reduction",
+    "check_settings",
+    "refusal",
+    "refuse_adaptive",
+]
 
 _STEP = "clipping and noise are one step here and no gradient of an example is kept; call step()"
 _AGAIN = "it is fixed by make_private; call that again, on a new engine, with other settings"

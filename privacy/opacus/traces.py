@@ -13,8 +13,16 @@ from torch import Tensor
 from torch.nn import functional
 
 __all__ = [
-    "Mixed", "Rows", "Setting", "Total", "Trace", "is_number", "joined", "scaled", "weighted",
-]  # fmt: skip
+    "Mixed",
+    "Rows",
+    "Setting",
+    "Total",
+    "Trace",
+    "is_number",
+    "joined",
+    "scaled",
+    "weighted",
+]
 
 
 @dataclass(frozen=True, eq=False)
