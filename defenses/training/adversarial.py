@@ -9,7 +9,7 @@ Which attacks can be trained on, they say themselves (`Attack.trainable`). `adve
 makes any objective by its name; those that also look at the clean images are in `trades`.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -36,9 +36,6 @@ __all__ = [
 
 METHODS: tuple[str, ...] = tuple(name for name, kind in ATTACKS.items() if kind.trainable)
 """Names of the attacks that can be trained on."""
-
-OBJECTIVES: tuple[str, ...] = (*METHODS, "trades", "mart", "free")
-"""Names of the objectives."""
 
 
 @final
@@ -252,6 +249,30 @@ class FreeAdversarialTraining(AdversarialObjective):
         return held[: len(images)]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Named:
+    """An objective that is no method of `AdversarialTraining`, as `adversarial_objective` makes it.
+
+    Attributes:
+        counted: Its setting that `steps` gives.
+        rounds: Whether it takes another precision.
+    """
+
+    make: Callable[..., AdversarialObjective]
+    counted: str = "steps"
+    rounds: bool = False
+
+
+_OTHERS: Mapping[str, _Named] = {
+    "trades": _Named(make=Trades),
+    "mart": _Named(make=Mart, rounds=True),
+    "free": _Named(make=FreeAdversarialTraining, counted="replays"),
+}
+
+OBJECTIVES: tuple[str, ...] = (*METHODS, *_OTHERS)
+"""Names of the objectives."""
+
+
 def adversarial_objective(
     name: str,
     threat: ThreatModel,
@@ -289,20 +310,13 @@ def adversarial_objective(
             label_smoothing=label_smoothing,
             precision=precision,
         )
+    row = _OTHERS[name]
     check_precision(precision)
-    if name in ("free", "trades") and precision != "float32":
+    if precision != "float32" and not row.rounds:
         raise AttackError(f"precision: {name} takes float32 only, got {precision!r}")
-    if name == "free":
-        times = 8 if steps is None else steps
-        return FreeAdversarialTraining(
-            threat, replays=times, seed=seed, label_smoothing=label_smoothing
-        )
-    steps = 10 if steps is None else steps
-    if name == "trades":
-        return Trades(threat, steps=steps, seed=seed, label_smoothing=label_smoothing)
-    return Mart(
-        threat, steps=steps, seed=seed, label_smoothing=label_smoothing, precision=precision
-    )
+    settings: dict[str, Any] = {} if steps is None else {row.counted: steps}
+    settings |= {"precision": precision} if row.rounds else {}
+    return row.make(threat, seed=seed, label_smoothing=label_smoothing, **settings)
 
 
 def replayed(
