@@ -12,6 +12,7 @@ import torchattacks
 from support.networks import Answering, Net
 from support.searched import linear
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from defenses import (
     AdversarialTraining,
@@ -29,6 +30,7 @@ from defenses import (
     check,
     evaluate,
 )
+from defenses.attacks import PGD
 from defenses.attacks.adaptive import custom_attack
 from defenses.attacks.by_name import ATTACKS
 from defenses.evaluation.trial import named_attacks
@@ -699,3 +701,65 @@ def test_an_attack_in_a_smaller_ball_takes_shorter_steps(name):
     for key, value in whole.settings.items():
         shrinks = key in ("step_size", "noise_sd")
         assert half.settings[key] == (pytest.approx(0.5 * value) if shrinks else value)
+
+
+def test_a_subclass_has_a_search_and_no_door_of_its_own():
+    """What a figure rests on cannot be replaced: the call, and the check of the ball."""
+    for name in ("__call__", "_check_promise"):
+        with pytest.raises(AttackError, match=f"got {name} too"):
+            type("Loose", (PGD,), {name: lambda *_: None})
+
+
+def test_a_search_does_not_reach_the_callers_labels():
+    """It gets copies of images and labels."""
+
+    class Greedy(Attack):
+        name, norms = "greedy", ("linf",)
+
+        def _search(self, model, images, labels, targets):
+            labels.zero_()
+            return images.zero_().clamp_(0.5, 0.5)
+
+    images, labels = torch.full((2, 1, 2, 2), 0.5), torch.tensor([1, 2])
+    Greedy(LINF)(nn.Flatten(), images, labels)
+    assert labels.tolist() == [1, 2]
+
+
+class Lazy(PGD):
+    """It returns the clean images, under the name and settings of PGD."""
+
+    def _search(self, model, images, labels, targets):
+        return images
+
+
+def test_an_attack_of_another_class_does_not_bear_our_name():
+    """Its state file or its report would be taken for one of ours; a function's too."""
+
+    def pgd(model, images, labels):
+        return images
+
+    for found in (Lazy(LINF), pgd, custom_attack(pgd, LINF)):
+        with pytest.raises(EvaluationError, match="name yours otherwise"):
+            named_attacks([found], LINF)
+    assert list(named_attacks([PGD(LINF), "apgd", "bim"], LINF)) == ["pgd", "apgd", "bim"]
+
+
+def test_two_classes_of_one_name_do_not_share_a_state_file(tmp_path):
+    """The file is of the class, not of its name alone."""
+
+    class Still(Attack):
+        name, norms = "own", ("linf",)
+
+        def _search(self, model, images, labels, targets):
+            return images
+
+    class Darker(Still):
+        def _search(self, model, images, labels, targets):
+            return (images - 0.1).clamp(0, 1)
+
+    data = (torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 1]))
+    model, state = nn.Flatten(), tmp_path / "state.json"
+    settings = {"verdicts": False, "progress": False, "state": state}
+    evaluate(model, TensorDataset(*data), LINF, attacks=[Still(LINF)], **settings)
+    with pytest.raises(EvaluationError, match="attacks"):
+        evaluate(model, TensorDataset(*data), LINF, attacks=[Darker(LINF)], **settings)

@@ -87,6 +87,15 @@ class Attack(ABC):
     threat: ThreatModel = field(kw_only=False, repr=False)
     draws: int = 1
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        for name in ("__call__", "_check_promise"):
+            if getattr(cls, name) is not getattr(Attack, name):
+                raise AttackError(
+                    f"{cls.__name__}: expected a `_search` of its own, got {name} too; the door "
+                    "and the check of the ball are the same for every attack"
+                )
+
     def __post_init__(self) -> None:
         check_threat(self.threat, self.name, norms=self.norms)
         for key, kind, optional in _checked_settings(type(self)):
@@ -188,7 +197,7 @@ class Attack(ABC):
         with attack_scope(asked, seed=seed):
             clean, labels = _recordable(clean), _recordable(labels)
             targets = None if targets is None else _recordable(targets)
-            found = self._search(asked, clean.clone(), labels, targets)
+            found = self._search(asked, clean.clone(), labels.clone(), targets)
             found = self._check_promise(asked, clean, found)
         # Another precision rounds differently: what was inside to float32 is moved back inside.
         return found if found.dtype == dtype else self.threat.project(clean, found.to(dtype))

@@ -20,7 +20,7 @@ from defenses.errors import AttackError
 from defenses.quantities import is_word, shown
 from defenses.threat import Norm, ThreatModel
 
-__all__ = ["ATTACKS", "attack", "attack_names"]
+__all__ = ["ATTACKS", "attack", "attack_names", "bears_our_name"]
 
 # Those that can be trained on stand in the order in which `OBJECTIVES` lists them.
 _CLASSES: tuple[type[Attack], ...] = (
@@ -93,6 +93,16 @@ def attack(
         return _torchattacks.TorchAttack(threat, draws=draws, called=name, options=given)
     _check_known(name, given, kind.setting_names())
     return kind(threat, draws=draws, **given)
+
+
+def bears_our_name(found: Attack) -> bool:
+    """Whether it is called as an attack that `attack` makes, and is another."""
+    norm = found.threat.norm
+    if found.name not in attack_names(norm):
+        return False
+    kind = ATTACKS.get(found.name)
+    ours = kind if kind is not None and norm in kind.norms else _torchattacks.TorchAttack
+    return type(found) is not ours
 
 
 def attack_names(norm: Norm, *, targeted: bool = False) -> tuple[str, ...]:

@@ -309,8 +309,12 @@ def _identity(
 
 
 def _written(search: Attack) -> str:
+    """The attack with its settings, and what these do not tell apart."""
+    kind, told = type(search), repr(search)
+    if not kind.__module__.startswith("defenses."):
+        told += f" {kind.__module__}.{kind.__qualname__}"
     surrogate = search.surrogate if isinstance(search, Adaptive) else None
-    return f"{search!r}{'' if surrogate is None else ' ' + digest_of_model(surrogate)}"
+    return told if surrogate is None else f"{told} {digest_of_model(surrogate)}"
 
 
 def _check_images(report: RobustnessReport, source: ImageSource) -> int | None:

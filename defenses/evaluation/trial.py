@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from defenses.attacks.adaptive import custom_attack
 from defenses.attacks.attack import Attack
 from defenses.attacks.autoattack import Preset, ensemble
-from defenses.attacks.by_name import attack
+from defenses.attacks.by_name import attack, bears_our_name
 from defenses.errors import EvaluationError
 from defenses.evaluation.report import AdversarialExamples
 from defenses.measuring.counting import Answers, check_repeats
@@ -67,6 +67,13 @@ def named_attacks(
             )
         if found.name == "clean":
             raise EvaluationError("attacks: clean is what the images are called; name it otherwise")
+        # A state file or a report would be taken for one of the attack that has the name.
+        if bears_our_name(found):
+            raise EvaluationError(
+                f"attacks: {found.name} is an attack of this package, got another of that name; "
+                "name yours otherwise, by its class attribute `name` or by "
+                "custom_attack(..., name=...)"
+            )
         taken = sum(name.partition(" #")[0] == found.name for name in named)
         named[f"{found.name} #{taken + 1}" if taken else found.name] = found
     return named
