@@ -318,6 +318,32 @@ def test_who_can_open_it_is_named_well_or_refused(cli, room):
     assert not (room / "x").exists()
 
 
+def test_a_file_that_names_nobody_is_refused_wherever_keys_are_read(cli, room, sealed):
+    """Recipients and verifiers alike; nothing is written, and nobody else's key makes up for it."""
+    before, empty = sealed.read_bytes(), room / "empty.pub"
+    empty.write_text("# nobody yet\n")
+    reader = ("--identity", room / "reader.key")
+    also = ("--recipient", room / "reader.pub", "--recipient", empty)
+    trusted = ("--trusted", room / "maker.pub", "--trusted", empty)
+    for words in (
+        ("seal", room / "plain", room / "x", *also),
+        ("import", room / "plain", room / "x", *also),
+        ("rotate", sealed, *reader, *also),
+        ("recipients", "add", sealed, *reader, *also),
+        ("rotate", sealed, *reader, *also[:2], *trusted),
+        ("open", sealed, "--out", room / "x", *reader, *trusted),
+        ("export", sealed, room / "x", *reader, *trusted),
+        ("export", sealed, room / "x", "--card", *trusted),
+        ("verify", sealed, *trusted),
+        ("ls", room, *trusted),
+    ):
+        code, out, err = cli(*words)
+        assert (code, out, "hint: " in err) == (6, "", True), err
+        assert f"{empty}: expected a public key, found none" in err, words
+    assert not (room / "x").exists()
+    assert sealed.read_bytes() == before
+
+
 def test_what_opens_is_one_thing(cli, room, sealed):
     """Two keys where one is needed are refused, rather than one passed over."""
     words = ("--identity", room / "reader.key", "--kek", room / "shared.key")

@@ -1,7 +1,9 @@
 """The command line: what it prints and where, its exit codes, and the own-loop snippet."""
 
 import json
+import shlex
 import stat
+import subprocess
 
 import numpy as np
 import pytest
@@ -142,8 +144,37 @@ def test_keys_are_for_their_owner_and_never_overwritten(cli, tmp_path):
     assert "secret" not in out
     assert f"secret key: {path}" in err
     before = path.read_bytes()
-    assert cli("archive", "keygen", path)[0] == 6
+    code, _, err = cli("archive", "keygen", path)
+    assert code == 6
     assert path.read_bytes() == before
+    shown = err.partition("if it is such a key, ")[2].partition(" prints its recipient")[0]
+    printed = subprocess.run(shlex.split(shown), check=True, capture_output=True, text=True)
+    assert printed.stdout == out
+
+
+def test_a_named_file_without_a_key_never_leaves_a_plain_model(cli, keys, shapes):
+    """The shell has emptied it, or it is all comment: refused before the training."""
+    for name, text in (("empty", ""), ("comment", "# of the reader\n\n"), ("long", "#" * 2**21)):
+        (keys / f"{name}.pub").write_text(text)
+    reader = ("--recipient", keys / "reader.pub")
+    for name, said in (
+        ("empty", "expected a public key, found none"),
+        ("comment", "expected a public key, found none"),
+        ("long", "more than 1048576 bytes"),
+    ):
+        path = keys / f"{name}.pub"
+        for words in (
+            ("--recipient", path),
+            (*reader, "--recipient", path),
+            ("--recipient", path, "--signer", keys / "maker.key"),
+            (*reader, "--trusted", path),
+            ("--trusted", path),
+        ):
+            code, out, err = cli("train", "--data", shapes, *QUICK, "--out", keys / "run", *words)
+            assert (code, out, "hint: " in err) == (6, "", True), err
+            assert f"{path}: expected a" in err
+            assert said in err
+            assert not (keys / "run").exists()
 
 
 BAD_TRAINING = {

@@ -70,15 +70,18 @@ _ENVIRONMENT = "SECURE_CNN_PASSPHRASE"
 def sealing_from(
     recipients: Sequence[str], passphrase_file: Path | None, signer: Path | None
 ) -> Sealing | None:
-    """To whom checkpoints are sealed; None where nobody was named."""
-    who = recipients_from(recipients, passphrase_file, None)
-    if not who:
+    """To whom checkpoints are sealed; None where nobody was named, which is asked of the options.
+
+    Not of what was found by them: a named file in which nobody is must not leave a plain model.
+    """
+    if not recipients and passphrase_file is None:
         if signer is not None:
             raise archive.InvalidKey(
                 "expected a recipient for the signed checkpoint, got none; name one with "
                 "--recipient"
             )
         return None
+    who = recipients_from(recipients, passphrase_file, None)
     return Sealing(recipients=tuple(who), signer=signer_from(signer))
 
 
@@ -198,7 +201,7 @@ def passphrase_from(path: Path, *, twice: bool = False) -> archive.Passphrase:
 
 
 def _texts(given: str) -> list[str]:
-    """The public texts in a file, or the text itself."""
+    """The public texts in a file, at least one, or the text itself."""
     if secret := _secret_kind(given):
         raise archive.InvalidKey(
             f"expected a public key, got a {secret}, which others may now have read; make a new "
@@ -208,7 +211,13 @@ def _texts(given: str) -> list[str]:
         return [given]
     try:
         with reading(given) as file:
-            lines = file.read(_MAX_TEXTS).decode("utf-8").splitlines()
+            raw = file.read(_MAX_TEXTS + 1)
+        if len(raw) > _MAX_TEXTS:  # never cut: those at its end would be left out without a word
+            raise archive.KeyFileError(
+                f"{given}: expected a file of public keys, one a line, got more than {_MAX_TEXTS} "
+                "bytes; give several files"
+            )
+        lines = raw.decode("utf-8").splitlines()
     except FileNotFoundError:
         raise archive.KeyFileError(
             f"{given}: expected a public key or a file of them, found no such file; "
@@ -223,6 +232,11 @@ def _texts(given: str) -> list[str]:
         raise archive.InvalidKey(
             f"{given}: expected public keys, got a {secret}, which is a secret one; give the .pub "
             "file with the text that archive keygen printed"
+        )
+    if not found:
+        raise archive.KeyFileError(
+            f"{given}: expected a public key, found none; put the text in it that archive keygen "
+            "printed, which is also a comment in the file of the secret key"
         )
     return found
 

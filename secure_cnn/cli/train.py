@@ -7,7 +7,7 @@ import typer
 
 from defenses import OBJECTIVES
 from secure_cnn.bench import step_costs
-from secure_cnn.cli.keys import sealing_from, unlocking_from
+from secure_cnn.cli.keys import sealing_from, unlocking_from, verifiers_from
 from secure_cnn.cli.options import given_settings
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import RunError
@@ -205,6 +205,8 @@ def _train(
     if resume:
         record = RunFolder(root=Path(recipe.out), sealed=False).recorded()
         recipe = Recipe.from_dict({**record.settings, "out": recipe.out})
+    # Also where nothing is resumed yet: that a text or a file holds no key shows on the first day.
+    verifiers_from(trusted or [])
     done = run(
         recipe,
         sealing=sealing_from(recipients or [], passphrase_file, signer),

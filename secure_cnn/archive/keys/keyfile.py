@@ -9,6 +9,7 @@ import binascii
 import hashlib
 import os
 import re
+import shlex
 import stat
 from collections.abc import Callable
 from typing import Protocol, TypeVar
@@ -109,8 +110,10 @@ def write_key(path: str | os.PathLike[str], key: SecretKey) -> None:
     try:
         write_file(path, text.encode(), overwrite=False, mode=0o600)
     except FileExistsError:
+        public, there = key.comments[-1].partition(":")[0], shlex.quote(os.fsdecode(path))
         raise KeyFileError(
-            f"{path}: a file is already there; choose another path, keys are never overwritten"
+            f"{path}: a file is already there; choose another path, keys are never overwritten; if "
+            f"it is such a key, sed -n 's/^# {public}: //p' {there} prints its {public}"
         ) from None
     except OSError as error:
         raise KeyFileError(f"{path}: cannot make a key file: {error.strerror}") from error
