@@ -101,7 +101,7 @@ def test_public_names_are_explained(name):
     assert missing == []
 
 
-@pytest.mark.parametrize("name", [*PACKAGES, "secure_cnn.archive"])
+@pytest.mark.parametrize("name", [*PACKAGES, "secure_cnn.archive", "defenses.attacks"])
 def test_top_level_names_are_shown(name):
     """Every class and function of a top-level `__all__` has an example that runs."""
     module = importlib.import_module(name)

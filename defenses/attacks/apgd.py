@@ -43,6 +43,11 @@ class APGD(Adaptive):
             on them changes), `"dlr"` (difference of logits ratio), or a function from logits
             [n, classes] and labels [n] to losses [n].
         restarts: Random starts; by default 1, in l1 5.
+
+    Example:
+        >>> from defenses import ThreatModel
+        >>> APGD(ThreatModel(norm="l1", eps=5.0)).settings
+        {'steps': 100, 'loss': 'ce', 'restarts': 5}
     """
 
     name = "apgd"
@@ -108,6 +113,11 @@ class APGDT(Adaptive):
     Attributes:
         steps: Gradient steps towards each class.
         target_classes: How many classes; by default 9, in l1 5, and never more than there are.
+
+    Example:
+        >>> from defenses import ThreatModel
+        >>> APGDT(ThreatModel(norm="linf", eps=0.1)).settings
+        {'steps': 100, 'target_classes': 9}
     """
 
     name = "apgdt"

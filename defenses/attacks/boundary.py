@@ -78,6 +78,10 @@ class FAB(_Boundary):
     Attributes:
         steps: Towards each class.
         target_classes: How many classes, at most; a model of fewer has fewer searches.
+
+    Example:
+        >>> FAB(ThreatModel(norm="l2", eps=0.5), steps=20)
+        Attack('fab', l2 eps=0.5 in [0, 1]; steps=20, target_classes=9)
     """
 
     name = "fab"
@@ -101,6 +105,10 @@ class UntargetedFAB(_Boundary):
     Attributes:
         steps: Of each start.
         restarts: Starts, the first of them the image; AutoAttack-plus takes 5.
+
+    Example:
+        >>> UntargetedFAB(ThreatModel(norm="l2", eps=0.5)).settings
+        {'steps': 100, 'restarts': 5}
     """
 
     name = "fab-untargeted"
@@ -251,6 +259,10 @@ class DeepFool(Attack):
         steps: At most.
         overshoot: By which share the sum of the steps is lengthened (eta).
         target_classes: How many of the wrong classes are tried, the likeliest.
+
+    Example:
+        >>> DeepFool(ThreatModel(norm="l2", eps=0.5)).settings
+        {'steps': 50, 'overshoot': 0.02, 'target_classes': 9}
     """
 
     name = "deepfool"

@@ -145,7 +145,13 @@ class SingleStep(Attack):
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
 class FGSM(SingleStep):
-    """The fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of eps."""
+    """The fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step of eps.
+
+    Example:
+        >>> from defenses import ThreatModel
+        >>> FGSM(ThreatModel(norm="linf", eps=0.1))
+        Attack('fgsm', linf eps=0.1 in [0, 1])
+    """
 
     name = "fgsm"
 
@@ -162,6 +168,11 @@ class FFGSM(SingleStep):
 
     Attributes:
         step_size: 1.25 eps by default.
+
+    Example:
+        >>> from defenses import ThreatModel
+        >>> FFGSM(ThreatModel(norm="linf", eps=0.1)).step_size
+        0.125
     """
 
     name = "ffgsm"
@@ -186,6 +197,11 @@ class NFGSM(SingleStep):
     Attributes:
         noise: Half the width of the uniform noise, in multiples of eps.
         step_size: eps by default.
+
+    Example:
+        >>> from defenses import ThreatModel
+        >>> NFGSM(ThreatModel(norm="linf", eps=0.125)).radius
+        0.375
     """
 
     name = "n-fgsm"

@@ -102,6 +102,11 @@ class CW(_ByPenalty):
         steps: Of Adam for each constant; an image whose loss no longer falls stops earlier.
         lr: The learning rate of Adam.
         binary_search_steps: How many constants are tried.
+
+    Example:
+        >>> from defenses import ThreatModel
+        >>> CW(ThreatModel(norm="l2", eps=0.5), c=2.0).settings
+        {'c': 2.0, 'kappa': 0.0, 'steps': 100, 'lr': 0.1, 'binary_search_steps': 5}
     """
 
     name = "cw"
@@ -204,6 +209,11 @@ class EADL1(_ElasticNet):
         max_iterations: Steps for each constant.
         initial_const: The first constant.
         beta: Weight of the l1 length, by which each step also shrinks the change of each pixel.
+
+    Example:
+        >>> from defenses import ThreatModel
+        >>> EADL1(ThreatModel(norm="l1", eps=5.0), max_iterations=50).max_iterations
+        50
     """
 
     name = "eadl1"
@@ -215,7 +225,13 @@ class EADL1(_ElasticNet):
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
 class EADEN(_ElasticNet):
-    """As `EADL1`, but it keeps what is shortest in squared l2 length + beta times l1 length."""
+    """As `EADL1`, but it keeps what is shortest in squared l2 length + beta times l1 length.
+
+    Example:
+        >>> from defenses import ThreatModel
+        >>> EADEN(ThreatModel(norm="l1", eps=5.0)).beta
+        0.01
+    """
 
     name = "eaden"
 

@@ -40,6 +40,10 @@ class Square(Attack):
         queries: For each image and start.
         largest_share: The share of the pixels in the first squares (p_init).
         restarts: Random starts.
+
+    Example:
+        >>> Square(ThreatModel(norm="linf", eps=0.1), queries=100).settings
+        {'queries': 100, 'largest_share': 0.8, 'restarts': 1}
     """
 
     name = "square"
