@@ -1,9 +1,9 @@
 """Differential privacy for anyone's training loop: a plan, three lines, and a ledger.
 
-Works alone: it knows neither `defenses` nor `secure_cnn`. Reading order: `plan` (what a training
-will do), `accounting` and `ledger` (what that costs, what was spent), `sampling`, `clipping`,
-`differentiation`, `update` and `noise` (one step of it), `validate` and `probe` (what is refused),
-`step` (all of these, once), then `training` and `attach`, or `opacus`.
+Works alone: it knows neither `defenses` nor `secure_cnn`. The main modules, in reading order:
+`plan` (what a training will do), `accounting` and `ledger` (what that costs, what was spent),
+`sampling`, `clipping`, `differentiation`, `update` and `noise` (one step of it), `validate` and
+`probe` (what is refused), `step` (all of these, once), then `training` and `attach`, or `opacus`.
 """
 
 from privacy.accounting import GaussianSteps, epsilon_of, noise_multiplier_for

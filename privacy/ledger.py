@@ -68,6 +68,9 @@ class Ledger:
         for event in checked_events(events):
             self.record(event)
 
+    def __repr__(self) -> str:
+        return f"Ledger(steps={self.steps})"
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         if self._file is not None:
             raise LedgerError(

@@ -108,7 +108,9 @@ def _tested(objective: Any, model: nn.Module, examples: Examples, rows: int) -> 
     batch = examples[0][:rows], examples[1][:rows]
     following = batch[0].flip(0), batch[1].flip(0)
     found = _trial(objective, model, batch, following)
-    again = _trial(objective, model, batch, batch)
+    # The batch follows itself: only where its two calls give the same losses is nothing drawn, so
+    # that `keeps_apart` may compare the losses of two numbers of rows.
+    again = _trial(objective, model, batch, following=batch)
     if found is None or again is None or _moved(found, again._replace(following=found.following)):
         return None
     for row in (0, rows - 1):

@@ -155,7 +155,7 @@ class DPPlan:
         """`delta`, or the plan's own where it is None."""
         chosen = self.delta if delta is None else delta
         if chosen is None:
-            raise PlanError("delta: the plan has none; give one, at most 1 / samples")
+            raise PlanError("delta: the plan has none; give one below 1 / samples")
         return self._checked_delta(chosen)
 
     def conditions(self) -> dict[str, Any]:

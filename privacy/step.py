@@ -26,7 +26,7 @@ from privacy.summation import Reduce, alone
 from privacy.update import ClippedSum
 from privacy.validate import check_layers, check_trainable, trainable_parameters
 
-__all__ = ["InTurn", "Prepared", "Reserved", "Turn", "prepare", "release"]
+__all__ = ["LockedIterator", "Prepared", "RefusingLock", "Reserved", "prepare", "release"]
 
 _Item = TypeVar("_Item")
 
@@ -64,7 +64,7 @@ class Reserved:
             )
 
 
-class Turn:
+class RefusingLock:
     """A lock that refuses a second thread instead of letting it wait.
 
     It belongs to a thread, not to a call: a Ctrl-C that prevents its release locks out no retry.
@@ -84,17 +84,17 @@ class Turn:
         self._lock.release()
 
 
-class InTurn(Generic[_Item]):
-    """An iterator that one thread at a time may advance."""
+class LockedIterator(Generic[_Item]):
+    """An iterator that holds a lock while it advances: a second thread is refused."""
 
-    def __init__(self, items: Iterator[_Item], turn: Turn) -> None:
-        self._items, self._turn = items, turn
+    def __init__(self, items: Iterator[_Item], lock: RefusingLock) -> None:
+        self._items, self._lock = items, lock
 
     def __iter__(self) -> Iterator[_Item]:
         return self
 
     def __next__(self) -> _Item:
-        with self._turn:
+        with self._lock:
             return next(self._items)
 
 
@@ -113,6 +113,14 @@ class Prepared:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied model is a plain model: nothing is recorded or reserved for it."""
+
+    def check_attached(self) -> None:
+        """Refuses to go on after `undo`, also where the model is a newer training's by now."""
+        if not self.installation.layers:
+            raise StepError(
+                "this training was detached: its model is a plain one, or another training's; "
+                "attach the model (or call make_private) again, and go on with what that returns"
+            )
 
     def check(self) -> None:
         """Refuses, at each step, layers that mix examples and parameters trained since."""

@@ -16,7 +16,7 @@ from privacy.noise import SecureGenerator
 from privacy.objectives import check_declared, few_examples, keeps_apart
 from privacy.plan import DPPlan
 from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, cut, read, sample_indices
-from privacy.step import InTurn, Prepared, Turn, release
+from privacy.step import LockedIterator, Prepared, RefusingLock, release
 from privacy.validate import shown
 
 __all__ = ["PrivateTraining"]
@@ -64,7 +64,7 @@ class PrivateTraining:
         self._images: Tensor | None = None
         self._stepping = False
         self._sampling = object()
-        self._turn = Turn()
+        self._lock = RefusingLock()
         # Last: what fails before it leaves no file behind that is locked.
         ledger.bind(plan)
 
@@ -106,7 +106,7 @@ class PrivateTraining:
         They are on the model's device. A sample that an earlier iteration left unfinished is
         dropped: it was never released, so it costs nothing. One iteration at a time goes on.
         """
-        return InTurn(self._batches(), self._turn)
+        return LockedIterator(self._batches(), self._lock)
 
     def step(self, losses: Tensor) -> bool:
         """Clips each example of the last batch; steps the optimizer when the sample is complete.
@@ -125,12 +125,13 @@ class PrivateTraining:
             Whether the optimizer stepped.
 
         Raises:
-            StepError: There is no batch to step on, the losses do not fit it, another thread is in
-                a step, or other parameters are trainable than when the model was attached.
+            StepError: The training was detached, there is no batch to step on, the losses do not
+                fit it, another thread is in a step, or other parameters are trainable than when the
+                model was attached.
             UnsupportedLayer: A layer went back to mixing examples, or cannot be recorded.
             BudgetExceeded: The plan's steps are spent.
         """
-        with self._turn:
+        with self._lock:
             return self._step(losses)
 
     def spent(self, delta: float | None = None) -> float:
@@ -173,7 +174,8 @@ class PrivateTraining:
         changed.
         """
         norm = _clipping_norm(state, self.plan)
-        with self._turn:
+        with self._lock:
+            self._prepared.check_attached()
             self._ledger.resume(state.get("ledger"), most=self.plan.steps)
             self._clipped.max_grad_norm = norm
             self._drop_sample()
@@ -184,6 +186,7 @@ class PrivateTraining:
         self._ledger.close()
 
     def _step(self, losses: Tensor) -> bool:
+        self._prepared.check_attached()
         batch = self._pending
         self._refuse_interrupted()
         if batch is None:
@@ -217,6 +220,7 @@ class PrivateTraining:
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Draws, cuts and reads samples until the plan's steps are taken."""
+        self._prepared.check_attached()
         self._drop_sample()
         sampling = self._sampling
         device = next(iter(self._prepared.parameters.values())).device
@@ -228,6 +232,9 @@ class PrivateTraining:
                 images, labels = read(self._dataset, batch)
                 self._pending, self._images = batch, images.to(device)
                 yield self._images, labels.to(device)
+                # A loop that detaches after the plan's last step has nothing left to be refused.
+                if self.steps < self.plan.steps:
+                    self._prepared.check_attached()
                 if self._sampling is not sampling:
                     raise StepError(
                         "another iteration of private.batches was begun, or a state loaded: the "
@@ -250,7 +257,7 @@ class PrivateTraining:
 
     def _drop_sample(self) -> None:
         """Forgets a sample that was begun; the iteration that drew it cannot go on."""
-        with self._turn:
+        with self._lock:
             self._pending, self._images = None, None
             self._sampling = object()
             self._clipped.reset()

@@ -36,6 +36,9 @@ __all__ = [
 _EXACT = 2**53
 _LONGEST = 200
 _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+# By name: this module works where Opacus is not imported.
+_OPACUS = "opacus.grad_sample."
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
 def check_dataset(dataset: object) -> int:
@@ -195,6 +198,7 @@ def _check_model(model: object) -> None:
                 f"{label}: the model is compiled: attach and train the module itself, and compile "
                 "or script a copy of it afterwards"
             )
+        _check_not_opacus(label, module)
         if isinstance(module, _WRAPPERS):
             raise StepError(
                 f"{label}: {type(module).__name__} splits the batch or averages gradients by "
@@ -207,6 +211,20 @@ def _check_model(model: object) -> None:
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         _check_tensor(name, tensor)
+
+
+def _check_not_opacus(label: str, module: nn.Module) -> None:
+    """Refuses a wrapper or hooks of Opacus: they would run in our passes, and fail or add up."""
+    hooks = [hook for name in _HOOKS for hook in vars(module)[name].values()]
+    # Opacus registers methods, some of them with arguments filled in.
+    bound = [getattr(hook, "func", hook) for hook in hooks]
+    for each in (module, *(getattr(hook, "__self__", None) for hook in bound)):
+        if any(kind.__module__.startswith(_OPACUS) for kind in type(each).__mro__):
+            raise StepError(
+                f"{label}: expected a plain module, got one that {type(each).__name__} of Opacus "
+                "wraps or has hooks on; call remove_hooks() on what Opacus' make_private returned, "
+                "and give the module that it was made from"
+            )
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:

@@ -439,14 +439,40 @@ def test_a_model_is_attached_once() -> None:
     attached(private.model)
 
 
-def test_after_detach_a_step_is_refused() -> None:
-    """The model's gradients are raw again, and none of them stays behind."""
+@pytest.mark.parametrize("anew", [False, True])
+def test_after_detach_nothing_goes_on(anew: bool) -> None:
+    """The model's gradients are raw again, or another training's; that is said first of all."""
     private = attached()
-    images, labels = next(private.batches)
+    batches = private.batches
+    images, labels = next(batches)
     private.detach()
-    with pytest.raises(UnsupportedLayer, match=r"call private\.detach\(\), then attach"):
-        private.step(losses_of(private.model, images, labels))
+    newer = attached(private.model) if anew else None
+    state = private.state_dict()
+    calls: list[Callable[[], Any]] = [
+        lambda: private.step(losses_of(private.model, images, labels)),
+        lambda: next(batches),
+        lambda: next(private.batches),
+        lambda: private.step(torch.zeros(1)),
+        lambda: private.load_state_dict(state),
+    ]
+    for call in calls:
+        with pytest.raises(StepError, match=r"^this training was detached: .*; attach the model"):
+            call()
     assert all(p.grad is None for p in private.model.parameters())
+    assert private.steps == 0
+    if newer is not None:
+        assert same(train(newer), train(attached()))
+
+
+def test_a_loop_may_detach_after_the_last_step() -> None:
+    """It ends as it would have; what was spent can still be read."""
+    private = attached()
+    for images, labels in private.batches:
+        if private.step(losses_of(private.model, images, labels)) and private.steps == PLAN.steps:
+            private.detach()
+    assert private.spent() == PLAN.epsilon()
+    with pytest.raises(StepError, match=r"^this training was detached"):
+        next(private.batches)
 
 
 def test_a_copy_of_an_attached_model_is_a_plain_model() -> None:

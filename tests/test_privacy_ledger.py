@@ -85,6 +85,12 @@ def test_a_damaged_ledger_is_refused(rows: Any) -> None:
         Ledger.from_list(rows)
 
 
+def test_a_ledger_prints_its_steps_and_no_session() -> None:
+    """Sessions are drawn at random, and say which trainings ran beside each other."""
+    ledger = Ledger([GaussianSteps(noise_multiplier=1.0, sampling_rate=0.1, steps=4)])
+    assert repr(ledger) == "Ledger(steps=4)"
+
+
 def test_the_events_cannot_be_changed_from_outside() -> None:
     """What is handed out is a tuple of frozen values."""
     ledger = Ledger([GaussianSteps(noise_multiplier=1.0, sampling_rate=0.1, steps=2)])

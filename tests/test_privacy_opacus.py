@@ -1,6 +1,7 @@
 """The drop-in: an Opacus user's script runs with one import changed, and its promises are kept."""
 
 import copy
+import itertools
 import math
 import warnings
 
@@ -760,6 +761,69 @@ def test_modes_are_not_mixed_on_one_engine():
         three(engine)
 
 
+MODES = {
+    "hooks": {"grad_sample_mode": "hooks"},
+    "functorch": {"grad_sample_mode": "functorch"},
+    "no wrapper": {"grad_sample_mode": "hooks", "wrap_model": False},
+    "ghost": {"grad_sample_mode": "ghost", "criterion": nn.CrossEntropyLoss()},
+}
+
+
+@OPACUS_WARNINGS
+@pytest.mark.parametrize(
+    ("mode", "given"),
+    [
+        *itertools.product(MODES, ["the module", "a part of it"]),
+        *itertools.product(["hooks", "functorch", "ghost"], ["the wrapper"]),
+    ],
+)
+def test_a_module_with_hooks_of_opacus_is_refused(mode, given):
+    """Before any pass, so the module stays as it was; the cure that is said works."""
+    model = network(inplace=False)
+    opacus_own = three(opacus.PrivacyEngine(), model=model, **MODES[mode])[0]
+    module = {"the module": model, "a part of it": nn.Sequential(*model)}.get(given, opacus_own)
+    before = [{**vars(layer)} for layer in model.modules()]
+    written = [{**vars(parameter)} for parameter in model.parameters()]
+    engine = PrivacyEngine()
+    with pytest.raises(
+        StepError, match=r"expected a plain module, got .* of Opacus .*call remove_hooks\(\)"
+    ):
+        three(engine, model=module)
+    assert [vars(layer) for layer in model.modules()] == before
+    assert [vars(parameter) for parameter in model.parameters()] == written
+    opacus_own.remove_hooks()
+    private, optimizer, loader = three(engine, model=model, noise_multiplier=1.0)
+    published_epoch(private, loader, optimizer)
+    assert optimizer.ledger.steps == 4
+
+
+@OPACUS_WARNINGS
+@pytest.mark.parametrize("mode", ["hooks", "functorch", "ew"])
+def test_a_module_in_a_fused_training_is_refused_by_opacus_modes(mode):
+    """It would fail in the first step; after the cure it trains."""
+    model = network(inplace=False)
+    private, _, _ = three(model=model)
+    for given in (model, private):
+        engine = PrivacyEngine()
+        with pytest.raises(StepError, match=r"^0: expected a plain module.*to_standard_module\(\)"):
+            three(engine, model=given, grad_sample_mode=mode)
+    plain = private.to_standard_module()
+    three(engine, model=plain, grad_sample_mode=mode)
+
+
+def test_after_the_training_has_ended_no_step_is_taken():
+    """Also where the module has been made private anew."""
+    model, optimizer, loader = three()
+    batch = next(iter(loader))
+    plain = model.to_standard_module()
+    for again in (False, True):
+        if again:
+            three(model=plain)
+        F.cross_entropy(plain(batch[0]), batch[1]).backward()
+        with pytest.raises(StepError, match=r"^this training was detached: .*make_private"):
+            optimizer.step()
+
+
 def test_secure_mode_is_always_on():
     """It needs no further package and warns of nothing."""
     with warnings.catch_warnings():
@@ -862,7 +926,7 @@ def test_a_copy_and_the_standard_module_are_plain():
     plain = model.to_standard_module()
     backward(plain, (images, labels))
     assert all(p.grad is not None for p in plain.parameters())
-    with pytest.raises(StepError, match="elsewhere"):
+    with pytest.raises(StepError, match=r"^this training was detached"):
         optimizer.step()
     three(model=plain)
 

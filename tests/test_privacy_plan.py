@@ -62,6 +62,16 @@ def test_bad_plans_are_refused_by_the_field(settings_: dict[str, float], message
         DPPlan(**{**VALID, **settings_})
 
 
+def test_a_delta_is_below_one_by_samples_in_words_and_in_the_check() -> None:
+    """The message that asks for one names the limit that the next one keeps."""
+    plan = DPPlan(**VALID, noise_multiplier=1.0)
+    with pytest.raises(PlanError, match=r"^delta: the plan has none; give one below 1 / samples$"):
+        plan.epsilon()
+    with pytest.raises(PlanError, match=r"^delta: expected a probability below 1 / samples"):
+        plan.epsilon(1 / plan.samples)
+    assert plan.epsilon(0.99 / plan.samples) > 0
+
+
 def test_calibrate_gives_a_new_plan_within_the_budget() -> None:
     """The old plan stays without noise; the new one remembers what it was made for."""
     plan = DPPlan(**VALID)

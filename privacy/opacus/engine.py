@@ -28,6 +28,7 @@ from privacy.opacus.refusals import (
     Followed,
     check_reduction,
     check_settings,
+    check_unrecorded,
     refuse_adaptive,
 )
 from privacy.plan import DPPlan
@@ -150,7 +151,7 @@ class PrivacyEngine(Followed):
         """
         asked = _given(locals())
         if grad_sample_mode != _FUSED:
-            return self._noted(self._opacus().make_private(**asked), data_loader)
+            return self._noted(self._opacus(module).make_private(**asked), data_loader)
         refuse_adaptive(asked)
         check_settings(batch_first, poisson_sampling, clipping, noise_generator, wrap_model)
         self._check_engine(target=False)
@@ -186,7 +187,7 @@ class PrivacyEngine(Followed):
         """
         asked = _given(locals())
         if grad_sample_mode != _FUSED:
-            return self._noted(self._opacus().make_private_with_epsilon(**asked), data_loader)
+            return self._noted(self._opacus(module).make_private_with_epsilon(**asked), data_loader)
         check_settings(batch_first, poisson_sampling, clipping, noise_generator, wrap_model)
         self._check_engine(target=True)
         plan = plan_for(data_loader, max_grad_norm, epochs=epochs)
@@ -353,7 +354,7 @@ class PrivacyEngine(Followed):
             )
         return self._original
 
-    def _opacus(self) -> Any:
+    def _opacus(self, module: nn.Module) -> Any:
         """Opacus' engine, made when one of its modes is first asked for: it warns, or refuses."""
         if self._trainings:
             raise PlanError(
@@ -364,6 +365,7 @@ class PrivacyEngine(Followed):
             raise PlanError(
                 "ledger: Opacus' own modes do not write to it; use the fused mode, or leave it out"
             )
+        check_unrecorded(check_module(module))
         if self._original is None:
             self._original = opacus.PrivacyEngine(
                 accountant=self._mechanism, secure_mode=self.secure_mode

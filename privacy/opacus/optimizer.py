@@ -19,7 +19,7 @@ from privacy.opacus.loader import Samples
 from privacy.opacus.module import Outputs
 from privacy.opacus.refusals import OPTIMIZER, Followed, check_reduction, refusal
 from privacy.plan import DPPlan
-from privacy.step import Prepared, Turn, release
+from privacy.step import Prepared, RefusingLock, release
 from privacy.validate import positive
 
 __all__ = ["FusedOptimizer"]
@@ -86,7 +86,7 @@ class FusedOptimizer(Followed, torch.optim.Optimizer):
             _samples=samples,
             _account=account,
             _generator=SecureGenerator(),
-            _turn=Turn(),
+            _lock=RefusingLock(),
             _noised={},
             _noise_multiplier=plan.event().noise_multiplier,
             _batch_size=plan.batch_size,
@@ -227,6 +227,7 @@ class FusedOptimizer(Followed, torch.optim.Optimizer):
         Refused are steps beyond the target epsilon, and gradients that did not come from one
         backward pass on one sample through the module's outputs. Returns what `closure` returned.
         """
+        self._prepared.check_attached()
         self._check_budget()
         result = None
         if closure is not None:
@@ -234,7 +235,7 @@ class FusedOptimizer(Followed, torch.optim.Optimizer):
                 result = closure()
             # It may have stepped itself.
             self._check_budget()
-        with self._turn:
+        with self._lock:
             self._step()
         return result
 

@@ -4,7 +4,9 @@ from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 
+from privacy.clipping.layers import recorded_name
 from privacy.errors import PlanError, StepError
 
 __all__ = [
@@ -16,6 +18,7 @@ __all__ = [
     "RefusedAttribute",
     "check_reduction",
     "check_settings",
+    "check_unrecorded",
     "refusal",
     "refuse_adaptive",
 ]
@@ -167,6 +170,17 @@ def refuse_adaptive(given: Collection[str]) -> None:
         raise PlanError(
             f"{', '.join(names)}: settings of adaptive clipping, which the fused mode does not "
             'have; leave them out, or choose grad_sample_mode="hooks" and clipping="adaptive"'
+        )
+
+
+def check_unrecorded(module: nn.Module) -> None:
+    """Refuses, in a mode of Opacus', a module that a private training of ours records already."""
+    names = [recorded_name(each) for each in module.modules()]
+    if recorded := [name for name in names if name is not None]:
+        raise StepError(
+            f"{recorded[0]}: expected a plain module, got one in a private training of the fused "
+            "mode or of privacy.attach; call to_standard_module() on what make_private returned, "
+            "or private.detach()"
         )
 
 
