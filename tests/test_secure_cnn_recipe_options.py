@@ -4,16 +4,20 @@ import copy
 import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import defenses
 import privacy
-from secure_cnn import Recipe, archive, build_model, load_data, run
+from defenses.attacks.by_name import ATTACKS
+from defenses.attacks.pgd import SingleStep
+from secure_cnn import ModelError, Recipe, archive, build_model, load_data, run
 from secure_cnn.cli import main
 from secure_cnn.errors import RunError
 from secure_cnn.recipe.seams import make_plan, make_seams, objective_for
-from secure_cnn.recipe.settings import CLIPPINGS
+from secure_cnn.recipe.settings import CLIPPINGS, Variant
 from secure_cnn.record import Row, RunRecord
 
 PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "batch_size": 64, "baseline": False}
@@ -48,12 +52,75 @@ def recipe(shapes, tmp_path):
         ({"attack_noise": 1.0, "eps": 0.1, "attack": "pgd"}, "attack_noise: expected .*got pgd"),
         ({"attack_noise": -1.0, "eps": 0.1}, "attack_noise: expected a number >= 0"),
         ({"attack_noise": float("nan"), "eps": 0.1}, "attack_noise: expected a number >= 0"),
+        ({"attack_noise": True, "eps": 0.1}, "attack_noise: expected a number >= 0, got True"),
+        ({"attack_noise": "a", "eps": 0.1}, "attack_noise: expected a number >= 0, got 'a'"),
+        ({"copies": 0}, "copies: expected a whole number >= 1, got 0"),
+        ({"epochs": 2.5}, "epochs: expected at least 1, a whole number, got 2.5"),
+        ({"epochs": "3"}, "epochs: expected at least 1, a whole number, got '3'"),
+        ({"epochs": np.int64(3)}, "epochs: expected at least 1"),
+        ({"batch_size": True}, "batch_size: expected at least 1"),
+        ({"shift": 1.5}, "shift: expected at least 0 pixels, a whole number, got 1.5"),
+        ({"flip": "yes"}, "flip: expected True or False, got 'yes'"),
+        ({"guard": 1, "eps": 0.1}, "guard: expected True or False, got 1"),
+        ({"baseline": None}, "baseline: expected True or False, got None"),
+        ({"seed": True}, "seed: expected a whole number"),
+        ({"learning_rate": "x"}, "learning_rate: expected a number > 0, got 'x'"),
+        ({"warmup": None}, "warmup: expected a share"),
+        ({"optimizer": np.zeros(2)}, "optimizer: expected sgd or adamw"),
+        ({"attack": 3, "eps": 0.1}, "attack: expected the name of an attack, got 3"),
+        ({"gaussian_sigma": np.float32(0.5)}, "gaussian_sigma: expected a number"),
+        ({"gaussian_sigma": False}, "gaussian_sigma: expected a number, got False"),
+        ({"device": 0}, "device: expected a name"),
+        ({"data": None}, "data: expected a text or a Path, got None"),
+        ({"out": None}, "out: expected a text or a Path, got None"),
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_when_the_recipe_is_made(settings, message):
     """Each message begins with the setting's name; none is silently without effect."""
     with pytest.raises(RunError, match=message):
+        Recipe(**{"out": "run", **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "kind", "message"),
+    [
+        ({"model": "nosuch"}, ModelError, "model: expected one of compact, .*got nosuch"),
+        ({"model": None}, ModelError, "model: expected one of compact"),
+        ({"eps": 5}, defenses.ThreatModelError, "eps: .*got 5"),
+        ({"eps": -1}, defenses.ThreatModelError, "eps: .*got -1"),
+        ({"eps": "a"}, defenses.ThreatModelError, "eps: .*got 'a'"),
+        ({"eps": 0.1, "attack": "bogus"}, defenses.AttackError, "expected one of .*got 'bogus'"),
+        ({"eps": 0.1, "attack": "fgsm", "attack_steps": 4}, defenses.AttackError, "'steps'"),
+        ({"eps": 0.1, "attack": "pgd", "attack_steps": 2.5}, defenses.AttackError, "got 2.5"),
+        ({"gaussian_sigma": -1}, defenses.AttackError, "sigma: .*got -1"),
+        ({"epsilon": -1}, privacy.PlanError, "epsilon: expected a number > 0, got -1"),
+        ({"epsilon": "3"}, privacy.PlanError, "epsilon: expected a number > 0, got '3'"),
+        ({"epsilon": 1.0, "delta": 0.5}, privacy.PlanError, "delta: .*got 0.5"),
+        ({"max_grad_norm": 0}, privacy.PlanError, "max_grad_norm: expected a number > 0, got 0"),
+        ({"max_grad_norm": -1}, privacy.PlanError, "max_grad_norm: expected a number > 0"),
+    ],
+)
+def test_what_another_room_refuses_is_refused_when_the_recipe_is_made(settings, kind, message):
+    """With that room's error, and so with its exit code."""
+    with pytest.raises(kind, match=message):
         Recipe(out="run", **settings)
+
+
+@pytest.mark.parametrize("settings", [3, None, {}, {"epochs": 3}])
+def test_what_are_no_settings_of_a_run_make_no_recipe(settings):
+    """Neither another value, nor some without their folder."""
+    with pytest.raises(RunError, match=r"settings: expected those of to_dict\(\), with `out`"):
+        Recipe.from_dict(settings)
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_every_attack_of_a_single_step_is_guarded(name):
+    """The attacks say which they are, and the objectives agree; no list of names is kept."""
+    single = issubclass(ATTACKS[name], SingleStep)
+    assert Variant(private=False, method=name).single_step == single
+    if ATTACKS[name].trainable:
+        asked = Recipe(out="run", eps=0.1, attack=name)
+        assert asked.hardening().single_step == single
 
 
 @pytest.mark.parametrize("clipping", CLIPPINGS)

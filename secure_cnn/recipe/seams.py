@@ -82,24 +82,8 @@ def make_plan(recipe: Recipe, samples: int) -> privacy.DPPlan | None:
 
 def objective_for(recipe: Recipe, variant: Variant) -> Objective:
     """What the variant minimises."""
-    if variant.method is None:
-        return CrossEntropy(label_smoothing=recipe.label_smoothing)
-    if recipe.gaussian_sigma is not None:
-        return defenses.GaussianAugmentation(
-            sigma=recipe.gaussian_sigma, seed=recipe.seed, label_smoothing=recipe.label_smoothing
-        )
-    assert recipe.threat is not None, "an adversarial variant has a threat model"
-    objective = defenses.adversarial_objective(
-        variant.method,
-        recipe.threat,
-        steps=recipe.attack_steps,
-        precision=recipe.attack_precision,
-        seed=recipe.seed,
-        label_smoothing=recipe.label_smoothing,
-    )
-    if recipe.attack_noise is not None:
-        cast(defenses.AdversarialTraining, objective).noise = recipe.attack_noise
-    return objective
+    hardening = None if variant.method is None else recipe.hardening()
+    return CrossEntropy(label_smoothing=recipe.label_smoothing) if hardening is None else hardening
 
 
 def make_seams(

@@ -3,16 +3,27 @@
 No key and no data is in it, so that it can be written into every record.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
-from defenses import FreeAdversarialTraining, ThreatModel
+from defenses import (
+    AdversarialTraining,
+    FreeAdversarialTraining,
+    GaussianAugmentation,
+    ThreatModel,
+    adversarial_objective,
+)
+from defenses.attacks.by_name import ATTACKS
+from defenses.attacks.pgd import SingleStep
+from defenses.quantities import is_real, is_whole, is_word, shown
 from defenses.training.objective import Precision
-from secure_cnn.errors import RunError
+from privacy import PlanError
+from secure_cnn.engine import Objective
+from secure_cnn.errors import ModelError, RunError
+from secure_cnn.models import MODELS
 from secure_cnn.record import variant_name
 
 __all__ = ["CLIPPINGS", "ClippingKind", "Norm", "Optimizer", "Precision", "Recipe", "Variant"]
@@ -23,7 +34,7 @@ ClippingKind = Literal["flat", "automatic", "per-layer", "adaptive"]
 
 CLIPPINGS: tuple[str, ...] = get_args(ClippingKind)
 """Names of the ways to clip, as `privacy` has them."""
-_SINGLE_STEPS = ("n-fgsm", "ffgsm", "fgsm")
+_SINGLE_STEPS = tuple(name for name, kind in ATTACKS.items() if issubclass(kind, SingleStep))
 _LARGEST_PRIVATE_BATCH = 2048
 _PLAIN_BATCH = 128
 _LARGEST_DELTA = 1e-5
@@ -101,7 +112,10 @@ class Recipe:
         device: `auto`, `cpu`, `cuda`, ...
 
     Raises:
-        RunError: A setting is out of range or contradicts another.
+        RunError: A setting is of another type, out of range, or contradicts another.
+        ModelError: There is no such model.
+        PlanError: `epsilon`, `delta` or `max_grad_norm` is none.
+        DefenseError: `eps`, the attack or one of its settings, or `gaussian_sigma` cannot be.
 
     Example:
         >>> recipe = Recipe(data="fashion-mnist", epsilon=3.0, eps=0.1, out="runs/1")
@@ -144,19 +158,44 @@ class Recipe:
     device: str = "auto"
 
     def __post_init__(self) -> None:
+        for name, (fits, expected) in _RANGES.items():
+            value = getattr(self, name)
+            if not fits(value):
+                got = value if isinstance(value, str) and name in _WORDS else shown(value)
+                raise _ERRORS.get(name, RunError)(f"{name}: expected {expected}, got {got}")
         object.__setattr__(self, "out", str(self.out))
         object.__setattr__(self, "data", str(self.data))
         for clashes, message in _CLASHES:
             if clashes(self):
                 raise RunError(message.format(r=self))
-        for name, (fits, expected) in _RANGES.items():
-            if not fits(getattr(self, name)):
-                raise RunError(f"{name}: expected {expected}, got {getattr(self, name)}")
+        # Attacks and threat models know their own ranges: what they refuse is refused here.
+        self.hardening()
 
     @cached_property
     def threat(self) -> ThreatModel | None:
         """The one threat model of the run, where the recipe names one."""
         return None if self.eps is None else ThreatModel(norm=self.norm, eps=self.eps)
+
+    def hardening(self) -> Objective | None:
+        """What a training with changed images minimises, anew; None where nothing changes them."""
+        if self.gaussian_sigma is not None:
+            return GaussianAugmentation(
+                sigma=self.gaussian_sigma, seed=self.seed, label_smoothing=self.label_smoothing
+            )
+        method = self.variant.method
+        if self.threat is None or method is None:
+            return None
+        objective = adversarial_objective(
+            method,
+            self.threat,
+            steps=self.attack_steps,
+            precision=self.attack_precision,
+            seed=self.seed,
+            label_smoothing=self.label_smoothing,
+        )
+        if self.attack_noise is not None:
+            cast(AdversarialTraining, objective).noise = self.attack_noise
+        return objective
 
     @property
     def variant(self) -> Variant:
@@ -215,6 +254,10 @@ class Recipe:
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Recipe":
         """Reads back what `to_dict` gave; settings that are missing have their defaults."""
+        if not isinstance(settings, Mapping) or "out" not in settings:
+            raise RunError(
+                f"settings: expected those of to_dict(), with `out`, got {shown(settings)}"
+            )
         unknown = sorted(set(settings) - {field.name for field in fields(cls)})
         if unknown:
             raise RunError(
@@ -283,35 +326,73 @@ _CLASHES: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
 )
 """Settings that mean nothing without another, or contradict it, and what is then said."""
 
-_RANGES: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "trials": (lambda n: n is None or _is_count(n), "a whole number >= 1"),
-    "copies": (lambda n: _is_count(n), "a whole number >= 1"),
-    "clipping": (lambda kind: kind in CLIPPINGS, " or ".join(CLIPPINGS)),
-    "float_safe": (lambda safe: isinstance(safe, bool), "True or False"),
-    "optimizer": (lambda name: name in get_args(Optimizer), "sgd or adamw"),
-    "norm": (lambda name: name in get_args(Norm), "linf or l2"),
-    "attack_precision": (lambda name: name in get_args(Precision), "float32 or bfloat16"),
-    "attack_noise": (
-        lambda noise: noise is None or (math.isfinite(noise) and noise >= 0),
-        "a number >= 0",
+_Range = tuple[Callable[[Any], bool], str]
+
+
+def _among(words: tuple[str, ...]) -> _Range:
+    return lambda value: is_word(value, words), " or ".join(words)
+
+
+def _or_none(limits: _Range) -> _Range:
+    fits, expected = limits
+    return lambda value: value is None or fits(value), expected
+
+
+_COUNT: _Range = (lambda n: is_whole(n, least=1), "a whole number >= 1")
+_AT_LEAST_1: _Range = (lambda n: is_whole(n, least=1), "at least 1, a whole number")
+_SWITCH: _Range = (lambda on: isinstance(on, bool), "True or False")
+_SHARE: _Range = (lambda share: is_real(share) and 0 <= share < 1, "a share in [0, 1)")
+_BELOW_1: _Range = (lambda part: is_real(part) and 0 <= part < 1, "a number in [0, 1)")
+_NOT_NEGATIVE: _Range = (lambda n: is_real(n) and n >= 0, "a number >= 0")
+_POSITIVE: _Range = (lambda n: is_real(n) and n > 0, "a number > 0")
+_PATH: _Range = (lambda path: isinstance(path, str | Path), "a text or a Path")
+
+_RANGES: Mapping[str, _Range] = {
+    "out": _PATH,
+    "data": _PATH,
+    "model": (lambda name: is_word(name, MODELS), f"one of {', '.join(MODELS)}"),
+    "trials": _or_none(_COUNT),
+    "copies": _COUNT,
+    "clipping": _among(CLIPPINGS),
+    **dict.fromkeys(("float_safe", "flip", "guard", "baseline"), _SWITCH),
+    "optimizer": _among(get_args(Optimizer)),
+    "norm": _among(get_args(Norm)),
+    "attack": (lambda name: name is None or isinstance(name, str), "the name of an attack"),
+    "attack_precision": _among(get_args(Precision)),
+    "attack_noise": _or_none(_NOT_NEGATIVE),
+    "gaussian_sigma": (
+        # The objective knows its range; a number of another library fits no record.
+        lambda sigma: (
+            sigma is None or (isinstance(sigma, int | float) and not isinstance(sigma, bool))
+        ),
+        "a number",
     ),
-    "epochs": (lambda n: n >= 1, "at least 1"),
-    "batch_size": (lambda n: n is None or n >= 1, "at least 1"),
-    "warmup": (lambda share: 0 <= share < 1, "a share in [0, 1)"),
-    "eps_warmup": (lambda share: 0 <= share < 1, "a share in [0, 1)"),
-    "weight_decay": (lambda decay: math.isfinite(decay) and decay >= 0, "a number >= 0"),
-    "label_smoothing": (lambda share: 0 <= share < 1, "a number in [0, 1)"),
-    "average_decay": (lambda decay: 0 <= decay < 1, "a number in [0, 1)"),
-    "shift": (lambda pixels: pixels >= 0, "at least 0 pixels"),
-    "seed": (lambda seed: 0 <= seed < 2**63, "0 up to 2**63"),
-    "robust_samples": (lambda n: n is None or n >= 1, "at least 1"),
-    "learning_rate": (
-        lambda rate: rate is None or (math.isfinite(rate) and rate > 0),
-        "a number > 0",
-    ),
+    "epochs": _AT_LEAST_1,
+    "batch_size": _or_none(_AT_LEAST_1),
+    "warmup": _SHARE,
+    "eps_warmup": _SHARE,
+    "weight_decay": _NOT_NEGATIVE,
+    "label_smoothing": _BELOW_1,
+    "average_decay": _BELOW_1,
+    "shift": (is_whole, "at least 0 pixels, a whole number"),
+    "epsilon": _or_none(_POSITIVE),
+    # At most what two examples allow; the plan, which knows how many there are, asks for less.
+    "delta": _or_none((lambda d: is_real(d) and 0 < d < 0.5, "a probability below 1 / samples")),
+    "max_grad_norm": _POSITIVE,
+    "seed": (is_whole, "a whole number, 0 up to 2**63"),
+    "robust_samples": _or_none(_AT_LEAST_1),
+    "learning_rate": _or_none(_POSITIVE),
+    "device": (lambda name: isinstance(name, str), "a name, such as auto, cpu or cuda"),
 }
-"""What each setting must be by itself, and how that is said."""
+"""What each setting must be by itself, its type first, and how that is said.
 
+The threat model and the attack look at `eps` and `attack_steps`, whatever they are."""
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+_WORDS = ("model", "clipping", "optimizer", "norm", "attack_precision")
+"""Settings that are one of some words: another word is shown without quotes."""
+
+_ERRORS: Mapping[str, type[Exception]] = {
+    "model": ModelError,
+    **dict.fromkeys(("epsilon", "delta", "max_grad_norm"), PlanError),
+}
+"""The errors of settings that belong to another room, whose fault a bad one is."""
