@@ -1,10 +1,19 @@
 """Halves of keys in each other's place: every entry point says which half it wants."""
 
+import copy
+import pickle
+from dataclasses import replace
+
 import pytest
 import torch
 
 from secure_cnn import archive
 from secure_cnn.archive import CheckpointStore, InvalidKey, StateError
+from secure_cnn.archive.adapters import lightning as lightning_adapter
+from secure_cnn.archive.adapters.distributed import SealedWriter
+from secure_cnn.archive.format.slots import Slot, SlotKind
+from secure_cnn.archive.keys.identity import HYBRID, X25519
+from secure_cnn.archive.keys.passphrase import ARGON2ID
 
 ME = archive.generate_identity(post_quantum=False)
 YOU = archive.generate_identity(post_quantum=False)
@@ -22,6 +31,21 @@ class Reversing:
         return wrapped[::-1]
 
 
+MINE = SlotKind(
+    number=900, name="MINE", body_lengths=range(32, 33), label="X25519", alone="it is weak"
+)
+
+
+class Homemade:
+    """A recipient of somebody else's making, who wraps nothing."""
+
+    def __init__(self, kind=MINE, key_id=b"k" * 16):
+        self.kind, self.key_id = kind, key_id
+
+    def wrap(self, file_key, core_hash):
+        return Slot(kind=900, key_id=b"k" * 16, body=file_key)
+
+
 RECIPIENTS = [
     ([ME], r"recipients\[0\].*got Identity; give identity.recipient"),
     (ME, "recipients: expected a list.*give identity.recipient"),
@@ -33,6 +57,28 @@ RECIPIENTS = [
     ([None], "got NoneType"),
     (None, "got NoneType"),
     ([archive.Recipient], "got type"),
+    (
+        [ME.recipient, Homemade()],
+        r"recipients\[1\].kind: expected a reg.* got number 900, which is.*register\(kind\) first",
+    ),
+    ([Homemade(replace(MINE))], r"register\(kind\) first"),
+    (
+        [Homemade(replace(HYBRID, label=""))],
+        "recipients.*got another of number 1 than HYBRID; give",
+    ),
+    (
+        [archive.Recipient(replace(X25519, label=""), ME.recipient.public)],
+        "recipients.*got another of number 2 than X25519; give",
+    ),
+    (
+        [Homemade(kind=1)],
+        r"kind: expected a registered SlotKind, got int; .*register\(kind\) first",
+    ),
+    ([Homemade(kind=None)], "kind: expected a registered SlotKind, got NoneType"),
+    ([Homemade(kind=SlotKind)], "kind: expected a registered SlotKind, got type"),
+    ([Homemade(HYBRID, key_id="k" * 16)], r"recipients\[0\].key_id: expected 16 bytes, got str"),
+    ([Homemade(HYBRID, key_id=b"k")], r"recipients\[0\].key_id: expected 16 bytes, got 1;"),
+    ([Homemade(ARGON2ID)], "key_id of zeros, got another, since its kind names nobody"),
 ]
 IDENTITIES = [
     (ME.recipient, "identity: expected an Identity.*Recipient; a recipient seals"),
@@ -66,8 +112,9 @@ def file(tmp_path):
 
 
 @pytest.mark.parametrize(("wrong", "words"), RECIPIENTS)
-def test_who_cannot_be_sealed_to_is_refused(file, wrong, words):
+def test_who_cannot_be_sealed_to_is_refused(monkeypatch, file, wrong, words):
     """By each entry point that seals, before anything is written."""
+    monkeypatch.setattr(lightning_adapter, "CheckpointIO", None)  # as if it were installed
     folder, content = file.parent, file.read_bytes()
     for call in (
         lambda: archive.save(folder / "new", STATE, recipients=wrong),
@@ -77,6 +124,8 @@ def test_who_cannot_be_sealed_to_is_refused(file, wrong, words):
         lambda: archive.save_pretrained(
             folder / "new", torch.nn.Linear(1, 1), config={}, recipients=wrong
         ),
+        lambda: SealedWriter(folder / "new", recipients=wrong),
+        lambda: lightning_adapter.SealedCheckpointIO(recipients=wrong),
     ):
         with pytest.raises(InvalidKey, match=words):
             call()
@@ -173,6 +222,34 @@ def test_a_recipient_is_removed_by_itself_or_by_its_id(file):
             archive.change_recipients(file, identity=ME, remove=one)
     archive.change_recipients(file, identity=ME, remove=[YOU.recipient])
     assert len(archive.inspect(file).slots) == 1
+
+
+@pytest.mark.parametrize("key_id", ["k" * 16, None, b"k"])
+def test_who_is_to_be_removed_has_an_id(file, key_id):
+    """Of 16 bytes, else the mistake is named."""
+    with pytest.raises(InvalidKey, match=r"remove\[0\].key_id: expected 16 bytes, got"):
+        archive.change_recipients(file, identity=ME, remove=[Homemade(key_id=key_id)])
+
+
+@pytest.mark.parametrize("post_quantum", [True, False])
+def test_a_copy_of_a_recipient_is_as_good(tmp_path, post_quantum):
+    """One that was copied, or pickled for another process, still has the registered kind."""
+    me = archive.generate_identity(post_quantum=post_quantum)
+    for number, to in enumerate(
+        (
+            copy.copy(me.recipient),
+            copy.deepcopy(me.recipient),
+            pickle.loads(pickle.dumps(me.recipient)),
+            pickle.loads(pickle.dumps(me.recipient, protocol=0)),
+        )
+    ):
+        assert to == me.recipient
+        assert to.kind is me.recipient.kind
+        archive.save(tmp_path / str(number), STATE, recipients=[to])
+        assert archive.load(tmp_path / str(number), identity=me)["w"].tolist() == [1, 1]
+    for unknown in (copy.deepcopy(MINE), replace(HYBRID, label="")):
+        with pytest.raises(InvalidKey, match="registered"):
+            archive.check(recipients=[Homemade(pickle.loads(pickle.dumps(unknown)))])
 
 
 def test_an_iterator_of_recipients_is_as_good_as_a_list(tmp_path):

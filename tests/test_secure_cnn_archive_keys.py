@@ -4,7 +4,9 @@ import base64
 import hashlib
 import os
 import stat
+import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import mlkem, x25519
@@ -441,8 +443,15 @@ def test_a_kind_says_what_it_stands_beside(new_kind):
     for beside in ([], [ARGON2ID.number], [4, 5, 4]):
         check_beside([new_kind.number, *beside])
     for other in (HYBRID, X25519):
-        with pytest.raises(archive.InvalidKey, match="or all new, got both: "):
+        with pytest.raises(
+            archive.InvalidKey, match=f"or all new, got 1 {other.label} and 1 new: "
+        ):
             check_beside([new_kind.number, other.number])
+    with pytest.raises(
+        archive.InvalidKey,
+        match=r"all hybrid or all X25519 or all new, got 2 hybrid, 1 X25519 and 1 new: the file",
+    ):
+        check_beside([new_kind.number, 1, 2, 4, 1])
     with pytest.raises(archive.LimitExceeded, match="at most 2 new ones"):
         check_beside([new_kind.number] * 3)
     slot = Slot(kind=new_kind.number, key_id=bytes(16), body=b"good")
@@ -462,6 +471,53 @@ def test_a_known_kind_has_its_lengths_and_an_unknown_one_is_passed_over(new_kind
 
 
 def test_no_two_kinds_share_a_number(new_kind):
-    """Control: a number that is taken is a mistake of ours."""
-    with pytest.raises(AssertionError, match="two kinds"):
-        register(new_kind)
+    """A number that is taken is refused, and its kind stays; the same kind again does no harm."""
+    assert register(new_kind) is new_kind
+    for taken in (new_kind, HYBRID):
+        other = replace(taken, label="")
+        assert other == taken
+        with pytest.raises(
+            archive.InvalidKey,
+            match=f"expected a number .* got {taken.number}, which is {taken.name}",
+        ):
+            register(other)
+        assert any(kind is taken for kind in known_kinds())
+        assert not any(kind is other for kind in known_kinds())
+
+
+def test_a_taken_number_is_refused_by_optimized_python_too():
+    """Where assertions are gone, no later kind takes the place of the hybrid one."""
+    script = (
+        "from dataclasses import replace\n"
+        "from secure_cnn import archive\n"
+        "from secure_cnn.archive.format.slots import known_kinds, register\n"
+        "from secure_cnn.archive.keys.identity import HYBRID\n"
+        "try:\n"
+        "    register(replace(HYBRID, label=''))\n"
+        "except archive.InvalidKey:\n"
+        "    print('refused', known_kinds()[0] is HYBRID)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-O", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "refused True\n"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"number": 1 << 16},
+        {"number": -1},
+        {"number": "78"},
+        {"number": [78]},
+        {"body_lengths": range(0)},
+        {"body_lengths": range(1, (1 << 16) + 1)},
+        {"body_lengths": range(-1, 4)},
+    ],
+)
+def test_a_kind_that_no_slot_can_hold_is_not_registered(new_kind, wrong):
+    """Number and body length have two bytes each in a slot."""
+    kind = replace(new_kind, **{"number": 78, **wrong})
+    with pytest.raises(archive.InvalidKey, match="0 to 65535, got"):
+        register(kind)
+    assert not any(known is kind for known in known_kinds())

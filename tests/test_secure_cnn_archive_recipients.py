@@ -13,6 +13,10 @@ import torch
 from forging import SECTOR, Parts, purpose_key
 
 from secure_cnn import archive
+from secure_cnn.archive.format import slots as slots_module
+from secure_cnn.archive.format.slots import NO_KEY_ID, Slot, SlotKind, register
+from secure_cnn.archive.keys.identity import HYBRID, X25519
+from secure_cnn.archive.keys.passphrase import ARGON2ID
 
 ME, YOU, STRANGER = (archive.generate_identity(post_quantum=False) for _ in range(3))
 SIGNER = archive.generate_signer()
@@ -138,6 +142,111 @@ def test_changes_that_make_no_sense_change_nothing(tmp_path):
         change(tmp_path / "none", identity=ME)
     assert path.read_bytes() == raw
     change(path, identity=ME, add=crowd[:2])
+
+
+class Lying:
+    """A recipient that declares one thing and wraps another."""
+
+    def __init__(self, kind, slot, key_id=b"k" * 16):
+        self.kind, self.key_id, self.slot = kind, key_id, slot
+
+    def wrap(self, file_key, core_hash):
+        return self.slot
+
+
+def slot(kind=HYBRID.number, key_id=b"k" * 16, body=bytes(1168)):
+    """One that the hybrid kind allows, unless told otherwise."""
+    return Slot(kind=kind, key_id=key_id, body=body)
+
+
+@pytest.mark.parametrize(
+    ("recipient", "words"),
+    [
+        (Lying(HYBRID, slot(kind=900, body=bytes(32))), "slot of kind 1, got 900; wrap as"),
+        (Lying(HYBRID, slot(kind=2, body=bytes(80))), "slot of kind 1, got 2; wrap as"),
+        (Lying(HYBRID, slot(kind=1.0)), "slot of kind 1, got float; wrap as"),
+        (Lying(HYBRID, slot(kind=None)), "slot of kind 1, got NoneType; wrap as"),
+        (
+            Lying(HYBRID, slot(key_id=ME.recipient.key_id)),
+            "slot with the recipient's key_id, got another",
+        ),
+        (Lying(HYBRID, slot(key_id="k" * 16)), "slot.key_id: expected 16 bytes, got str"),
+        (
+            Lying(ARGON2ID, slot(3, b"k", bytes(92)), NO_KEY_ID),
+            "slot.key_id: expected 16 bytes, got 1;",
+        ),
+        (Lying(HYBRID, slot(body=bytes(1169))), "body of 1168 bytes, got 1169; make it"),
+        (Lying(HYBRID, slot(body=b"")), "body of 1168 bytes, got 0; make"),
+        (Lying(HYBRID, slot(body="x" * 1168)), "body of 1168 bytes, got str; make"),
+        (Lying(HYBRID, slot(body=bytearray(1168))), "body of 1168 bytes, got bytearray; make"),
+        (Lying(HYBRID, None), "expected a Slot, got NoneType; return"),
+        (Lying(HYBRID, bytes(1168)), "expected a Slot, got bytes; return"),
+    ],
+)
+def test_a_slot_is_held_against_what_its_recipient_declares(tmp_path, recipient, words):
+    """By each door that wraps; nothing is written."""
+    me = archive.generate_identity()
+    path = seal(tmp_path / "a", recipients=[me.recipient])
+    raw = path.read_bytes()
+    both = [me.recipient, recipient]
+    with archive.CheckpointStore(tmp_path / "s", recipients=both, signer=SIGNER) as store:
+        for call in (
+            lambda: archive.save(tmp_path / "b", STATE, recipients=both),
+            lambda: archive.rotate(path, identity=me, recipients=both, signer=SIGNER),
+            lambda: archive.change_recipients(path, identity=me, add=[recipient]),
+            lambda: (store.save(STATE, step=1), store.wait()),
+        ):
+            with pytest.raises(archive.InvalidKey, match=f"^Lying.*{words}"):
+                call()
+    assert path.read_bytes() == raw
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a", "s"]
+    assert not list((tmp_path / "s").glob("*.sealed"))
+
+
+def test_a_recipient_cannot_change_its_kind_between_check_and_wrap(tmp_path):
+    """What is written is asked again: a weaker slot beside a hybrid one is refused at no time."""
+
+    class Turning(Lying):
+        """Declares one kind after the other."""
+
+        @property
+        def kind(self):
+            return next(self.kinds)
+
+        @kind.setter
+        def kind(self, kinds):
+            self.kinds = kinds
+
+    me = archive.generate_identity()
+    weak = slot(X25519.number, body=bytes(80))
+    for honest in range(1, 6):
+        kinds = itertools.chain([HYBRID] * honest, itertools.repeat(X25519))
+        with pytest.raises(archive.InvalidKey, match=r"all hybrid or all X25519|slot of kind 1"):
+            archive.save(tmp_path / "a", STATE, recipients=[me.recipient, Turning(kinds, weak)])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_recipient_of_ones_own_needs_a_registered_kind(tmp_path, monkeypatch):
+    """Then its label counts, in a new file and in one that is there."""
+    monkeypatch.setattr(slots_module, "_KINDS", dict(slots_module._KINDS))
+    kind = SlotKind(number=900, name="MINE", body_lengths=range(32, 33), label="X25519", alone="no")
+    mine = Lying(kind, slot(900, body=bytes(32)))
+    strong, weak = archive.generate_identity(), ME
+    paths = [
+        seal(tmp_path / name, recipients=[me.recipient])
+        for name, me in (("strong", strong), ("weak", weak))
+    ]
+    for path, me in zip(paths, (strong, weak), strict=True):
+        with pytest.raises(archive.InvalidKey, match=r"add\[0\].kind.*register\(kind\) first"):
+            archive.change_recipients(path, identity=me, add=[mine])
+    register(kind)
+    archive.save(tmp_path / "b", STATE, recipients=[weak.recipient, mine])
+    archive.change_recipients(paths[1], identity=weak, add=[mine])
+    assert [each.kind for each in archive.inspect(paths[1]).slots] == ["x25519", "mine"]
+    with pytest.raises(archive.InvalidKey, match="all hybrid or all X25519"):
+        archive.save(tmp_path / "c", STATE, recipients=[strong.recipient, mine])
+    with pytest.raises(archive.InvalidKey, match="all hybrid or all X25519"):
+        archive.change_recipients(paths[0], identity=strong, add=[mine])
 
 
 def test_two_changes_at_once_are_refused(tmp_path):

@@ -26,6 +26,7 @@ from secure_cnn.archive.format.slots import (
     Slot,
     check_beside,
     check_together,
+    wrap_each,
 )
 from secure_cnn.archive.keys import (
     check_identity,
@@ -90,7 +91,7 @@ def change_recipients(
         header = read_header(fd)
         file_key, slots = header.unlock(identity)
         kept = _without(slots, removed)
-        new = [who.wrap(file_key, header.core_hash) for who in added]
+        new = wrap_each(added, file_key, header.core_hash)
         replaced = {(slot.kind, slot.key_id) for slot in new}
         after = [slot for slot in kept if (slot.kind, slot.key_id) not in replaced] + new
         check_beside(slot.kind for slot in after)

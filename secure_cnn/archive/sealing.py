@@ -13,7 +13,13 @@ from secure_cnn.archive.format.claims import JSON, canonical_json, copy_claims
 from secure_cnn.archive.format.core import Core, Lineage, timestamp
 from secure_cnn.archive.format.header import copy_length_for, derive_key, seal_header, seal_prefix
 from secure_cnn.archive.format.payload import Plaintext, Progress, encrypt_file, merkle_root
-from secure_cnn.archive.format.slots import NO_KEY_ID, AnyRecipient, check_together
+from secure_cnn.archive.format.slots import (
+    NO_KEY_ID,
+    AnyRecipient,
+    check_beside,
+    check_together,
+    wrap_each,
+)
 from secure_cnn.archive.format.state import State, encode_state, named_tensors
 from secure_cnn.archive.format.stream import Layout, create_stream
 from secure_cnn.archive.format.tensors import Pieces
@@ -64,7 +70,8 @@ def save(  # noqa: PLR0913  (each is one decision of who saves)
 
     Raises:
         StateError: State, claims or lineage hold something that the format cannot hold.
-        InvalidKey: No recipients, a mix, or what is no recipient or signer.
+        InvalidKey: No recipients, a mix, what is no recipient or signer, or a recipient whose kind
+            is not registered, or whose slot is not what it declares.
         KeyServiceError: A key service did not wrap the file key.
         LimitExceeded: Too many recipients or claims, or a segment length outside its range.
         StorageError: There is a file already, or the operating system refuses.
@@ -163,7 +170,8 @@ class Draft:
         copy_length = copy_length_for([who.kind for who in self.recipients])
         core_hash = hashlib.sha256(seal_prefix(core, copy_length)).digest()
         file_key = os.urandom(32)
-        slots = [who.wrap(file_key, core_hash) for who in self.recipients]
+        slots = wrap_each(self.recipients, file_key, core_hash)
+        check_beside(slot.kind for slot in slots)  # what is written, whatever was declared before
         check_together(slots)
         head = seal_header(core, slots, file_key, copy_length)
         floe = create_stream(derive_key(file_key, b"payload"), core_hash, core.segment_length)

@@ -28,6 +28,8 @@ __all__ = [
     "Slot",
     "SlotKind",
     "check_beside",
+    "check_key_id",
+    "check_kind",
     "check_together",
     "hkdf",
     "known_kinds",
@@ -38,6 +40,7 @@ __all__ = [
     "slots_length",
     "unwrap_key",
     "unwrap_own",
+    "wrap_each",
     "wrap_key",
 ]
 
@@ -45,6 +48,7 @@ MAX_SLOTS = 256
 NO_KEY_ID = bytes(16)
 WRAP_LENGTH = 80
 _SLOT_HEAD = struct.Struct(">HH16s")
+_TWO_BYTES = range(1 << 16)  # what number and body length can be
 
 
 class Secret:
@@ -144,6 +148,12 @@ class SlotKind:
     named: bool = field(default=True, compare=False)
     together: Callable[[Sequence[Slot]], None] | None = field(default=None, compare=False)
 
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[object, ...]:
+        # A copied or pickled recipient has the registered kind itself, which alone is accepted.
+        if _registered(self):
+            return _kind_numbered, (self.number,)
+        return object.__reduce_ex__(self, protocol)
+
 
 # Filled by the modules in `keys`, all of which the package imports: readers refuse a known kind
 # whose body has another length, and pass over an unknown one.
@@ -151,10 +161,40 @@ _KINDS: dict[int, SlotKind] = {}
 
 
 def register(kind: SlotKind) -> SlotKind:
-    """Makes a kind known to readers; gives it back."""
-    assert kind.number not in _KINDS, f"two kinds of slot have the number {kind.number}"
-    _KINDS[kind.number] = kind
+    """Makes a kind known to readers and writers; gives it back.
+
+    A number that is taken keeps its kind: another one in its place could drop the label that keeps
+    weaker recipients out of a file.
+    """
+    number, lengths = kind.number, kind.body_lengths
+    fits = isinstance(number, int) and number in _TWO_BYTES
+    if not (fits and lengths and lengths[0] in _TWO_BYTES and lengths[-1] in _TWO_BYTES):
+        raise InvalidKey(
+            f"expected a kind whose number and body lengths are 0 to {_TWO_BYTES[-1]}, "
+            f"got {number!r} and {lengths!r}; choose others"
+        )
+    known = _KINDS.setdefault(number, kind)
+    if known is not kind:
+        raise InvalidKey(
+            f"expected a number that no kind of slot has yet, got {number}, which is {known.name}; "
+            "choose another"
+        )
     return kind
+
+
+def _registered(kind: object) -> bool:
+    """Whether this very object was registered; kinds of one number are equal, whatever they say."""
+    return any(kind is known for known in _KINDS.values())
+
+
+def _kind_numbered(number: int) -> SlotKind:
+    """The registered kind that was pickled."""
+    if number not in _KINDS:
+        raise InvalidKey(
+            f"expected the number of a registered SlotKind, got {number}; "
+            "import the module that registers it"
+        )
+    return _KINDS[number]
 
 
 def known_kinds() -> tuple[SlotKind, ...]:
@@ -171,11 +211,11 @@ class AnyRecipient(Protocol):
 
     @property
     def kind(self) -> SlotKind:
-        """The kind of slot that `wrap` makes."""
+        """The kind of slot that `wrap` makes, as it was given to `register`."""
 
     @property
     def key_id(self) -> bytes:
-        """The 16 bytes that stand for this recipient in every file; `NO_KEY_ID` if none do."""
+        """The 16 bytes of this recipient's slots; `NO_KEY_ID` if its kind is not `named`."""
 
     def wrap(self, file_key: bytes, core_hash: bytes) -> Slot:
         """A slot that holds the 32-byte file key, bound to the 32-byte hash of the core."""
@@ -190,6 +230,71 @@ class AnyIdentity(Protocol):
 
     def unwrap(self, slots: Sequence[Slot], core_hash: bytes) -> bytes:
         """The 32-byte file key; raises `WrongKey` when no slot is ours."""
+
+
+def check_kind(kind: object, name: str) -> SlotKind:
+    """A recipient's kind, if it is registered: `check_beside` compares the labels of no others."""
+    if not isinstance(kind, SlotKind):
+        raise InvalidKey(
+            f"{name}: expected a registered SlotKind, got {type(kind).__name__}; "
+            "make a SlotKind, and register(kind) first"
+        )
+    if _registered(kind):
+        return kind
+    known = next((each for each in known_kinds() if each.number == kind.number), None)
+    if known is None:
+        got, cure = f"number {kind.number!r}, which is not", "register(kind) first"
+    else:
+        got = f"another of number {kind.number} than {known.name}"
+        cure = "give the registered one, or register(kind) first, with a number of its own"
+    raise InvalidKey(f"{name}: expected a registered SlotKind, got {got}; {cure}")
+
+
+def wrap_each(recipients: Sequence[AnyRecipient], file_key: bytes, core_hash: bytes) -> list[Slot]:
+    """A slot for each recipient, of the kind, key id and length that it declares."""
+    return [_declared(who, who.wrap(file_key, core_hash)) for who in recipients]
+
+
+def _declared(who: AnyRecipient, slot: object) -> Slot:
+    """A slot, if it is of the kind, key id and length that the recipient who made it declares."""
+    # No message shows the bytes of a slot, since they may hold the file key.
+    kind, name = check_kind(who.kind, f"{type(who).__name__}.kind"), f"{type(who).__name__}.wrap"
+    if type(slot) is not Slot:
+        raise InvalidKey(
+            f"{name}: expected a Slot, got {type(slot).__name__}; return Slot(kind=..., ...)"
+        )
+    if type(slot.kind) is not int or slot.kind != kind.number:
+        got = slot.kind if isinstance(slot.kind, int) else type(slot.kind).__name__
+        raise InvalidKey(
+            f"{name}: expected a slot of kind {kind.number}, got {got}; "
+            "wrap as the recipient's own kind says"
+        )
+    if check_key_id(slot.key_id, f"{name}: slot") != who.key_id and kind.named:
+        raise InvalidKey(
+            f"{name}: expected a slot with the recipient's key_id, got another; wrap under key_id"
+        )
+    if not isinstance(slot.body, bytes) or len(slot.body) not in kind.body_lengths:
+        low, high = kind.body_lengths[0], kind.body_lengths[-1]
+        raise InvalidKey(
+            f"{name}: expected a body of {f'{low} to {high}' if low < high else low} bytes, "
+            f"got {_size(slot.body)}; make it as long as its kind says"
+        )
+    return slot
+
+
+def check_key_id(key_id: object, name: str) -> bytes:
+    """The key id of a recipient or a slot, which has 16 bytes."""
+    if isinstance(key_id, bytes) and len(key_id) == len(NO_KEY_ID):
+        return key_id
+    raise InvalidKey(
+        f"{name}.key_id: expected {len(NO_KEY_ID)} bytes, got {_size(key_id)}; "
+        "give the id that stands in the slots"
+    )
+
+
+def _size(value: object) -> int | str:
+    """What there is of bytes, without showing them."""
+    return len(value) if isinstance(value, bytes) else type(value).__name__
 
 
 def slot_info(kind: SlotKind, core_hash: bytes) -> bytes:
@@ -224,11 +329,17 @@ def check_beside(numbers: Iterable[int]) -> None:
                 f"expected at most {kind.most} {kind.what}, which is what readers try, "
                 f"got {counts[kind.number]}"
             )
-    labels = {kind.label: kind.alone for kind in kinds if kind.label}
+    labels = Counter[str]()
+    for kind in kinds:
+        labels[kind.label] += counts[kind.number]
+    del labels[""]
     if len(labels) > 1:
+        *others, last = (f"{count} {label}" for label, count in labels.items())
+        cures = [kind.alone for kind in kinds if kind.label and kind.alone]
         raise InvalidKey(
-            f"expected recipients that are all {' or all '.join(labels)}, got both: "
-            f"{''.join(labels.values()) or 'make two files'}"
+            f"expected recipients that are all {' or all '.join(labels)}, "
+            f"got {', '.join(others)} and {last}: "
+            f"{'; '.join(cures) or 'make a file for the recipients of each'}"
         )
 
 

@@ -8,7 +8,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeGuard, TypeVar
 
 from secure_cnn.archive.errors import InvalidKey
-from secure_cnn.archive.format.slots import AnyIdentity, AnyRecipient
+from secure_cnn.archive.format.slots import (
+    NO_KEY_ID,
+    AnyIdentity,
+    AnyRecipient,
+    check_key_id,
+    check_kind,
+)
 from secure_cnn.archive.keys.identity import Identity, Recipient
 from secure_cnn.archive.keys.kek import KeyEncryptionKey, ServiceKey
 from secure_cnn.archive.keys.passphrase import Passphrase
@@ -66,8 +72,17 @@ _TRUSTED_CURES: Mapping[type, str] = {
 
 
 def check_recipients(who: object, *, name: str = "recipients") -> tuple[AnyRecipient, ...]:
-    """Those who can be given the file key."""
-    return tuple(_each(who, name, _RECIPIENT, _RECIPIENT_CURES, _is_recipient))
+    """Those who can be given the file key, each of a registered kind, so that its label counts."""
+    found = _each(who, name, _RECIPIENT, _RECIPIENT_CURES, _is_recipient)
+    for number, each in enumerate(found):
+        kind = check_kind(each.kind, f"{name}[{number}].kind")
+        key_id = check_key_id(each.key_id, f"{name}[{number}]")
+        if not kind.named and key_id != NO_KEY_ID:
+            raise InvalidKey(
+                f"{name}[{number}].key_id: expected a key_id of zeros, got another, since its kind "
+                "names nobody; give NO_KEY_ID"
+            )
+    return tuple(found)
 
 
 def check_identity(who: object, *, name: str = "identity") -> AnyIdentity:
@@ -112,7 +127,10 @@ def key_ids(who: object, *, name: str) -> set[str]:
     """Key ids in hexadecimal digits, of these or of those whose they are."""
     cures: dict[type, str] = {Identity: "give identity.recipient"}
     found = _each(who, name, "a Recipient or its key_id.hex()", cures, _has_key_id)
-    return {each if isinstance(each, str) else each.key_id.hex() for each in found}
+    return {
+        each if isinstance(each, str) else check_key_id(each.key_id, f"{name}[{number}]").hex()
+        for number, each in enumerate(found)
+    }
 
 
 def _each(
