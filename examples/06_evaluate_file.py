@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 import secure_cnn
-from defenses import ThreatModel, evaluate
-from defenses.checks.checks import CheckSettings
+from defenses import CheckSettings, ThreatModel, evaluate
 from secure_cnn import archive
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from secure_cnn import archive
+from secure_cnn.archive.keys import check_identity, check_recipients, check_signer, check_trusted
 from secure_cnn.errors import ModelError, RunError
 from secure_cnn.models import Architecture, load_weights
 
@@ -22,6 +23,8 @@ __all__ = [
     "Sealing",
     "Unlocking",
     "check_model",
+    "check_sealing",
+    "check_unlocking",
     "read_model",
     "read_state",
     "write_model",
@@ -47,6 +50,9 @@ class Sealing:
     signer: archive.Signer | None = None
 
     def __post_init__(self) -> None:
+        # A tuple of its own: a list that is emptied later must not take the recipients away.
+        object.__setattr__(self, "recipients", check_recipients(self.recipients))
+        check_signer(self.signer)
         if not self.recipients:
             raise RunError(
                 "sealing: expected at least one recipient, got none: nobody could open the file"
@@ -65,6 +71,11 @@ class Unlocking:
     identity: archive.AnyIdentity
     trusted: Sequence[archive.Verifier] | None = None
 
+    def __post_init__(self) -> None:
+        check_identity(self.identity)
+        if self.trusted is not None:
+            object.__setattr__(self, "trusted", check_trusted(self.trusted))
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedModel:
@@ -73,14 +84,34 @@ class LoadedModel:
     Claims are bound into a sealed file; the private ones only its recipients could read.
 
     Example:
-        >>> sorted(LoadedModel.__dataclass_fields__)
-        ['architecture', 'claims', 'model', 'private_claims']
+        >>> pets = Architecture(model="compact", channels=1, height=8, width=8, classes=("a", "b"))
+        >>> loaded = LoadedModel(model=pets.build(), architecture=pets, claims={"accuracy": 0.9})
+        >>> loaded.model(torch.zeros(3, 1, 8, 8)).shape, loaded.claims["accuracy"]
+        (torch.Size([3, 2]), 0.9)
     """
 
     model: nn.Module
     architecture: Architecture
     claims: Mapping[str, Any]
     private_claims: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+def check_sealing(value: object) -> None:
+    """Refuses what is no `Sealing`, such as a list of recipients; None is: it seals nothing."""
+    if not isinstance(value, Sealing | None):
+        raise RunError(
+            f"sealing: expected a Sealing or None, got {type(value).__name__}; give "
+            "Sealing(recipients=[...])"
+        )
+
+
+def check_unlocking(value: object) -> None:
+    """Refuses what is no `Unlocking`, such as an identity; None is: it opens plain files only."""
+    if not isinstance(value, Unlocking | None):
+        raise RunError(
+            f"unlocking: expected an Unlocking or None, got {type(value).__name__}; give "
+            "Unlocking(identity=...)"
+        )
 
 
 def write_model(
@@ -99,6 +130,7 @@ def write_model(
 
     Raises:
         ArchiveError: The file exists, or cannot be written.
+        RunError: `sealing` is no `Sealing`.
 
     Example:
         >>> import tempfile
@@ -111,6 +143,7 @@ def write_model(
         ...     read_model(path, unlocking=None).claims["accuracy"]
         0.5
     """
+    check_sealing(sealing)
     bound = {**claims, "architecture": architecture.to_dict()}
     weights: dict[str, torch.Tensor] = dict(model.state_dict())
     if sealing is None:
@@ -130,6 +163,7 @@ def read_model(path: Path, *, unlocking: Unlocking | None) -> LoadedModel:
     Raises:
         ArchiveError: The file cannot be read or is not what it must be.
         ModelError: It holds no model of ours, or weights that do not fit its architecture.
+        RunError: `unlocking` is no `Unlocking`.
 
     Example:
         >>> read_model(Path("nowhere.safetensors"), unlocking=None)
@@ -137,6 +171,7 @@ def read_model(path: Path, *, unlocking: Unlocking | None) -> LoadedModel:
         ...
         secure_cnn.archive.errors.StorageError: nowhere.safetensors: cannot read: ...
     """
+    check_unlocking(unlocking)
     secret: Mapping[str, Any] = {}
     if unlocking is None:
         state = read_state(path, unlocking=None)

@@ -217,6 +217,50 @@ def test_sealing_to_nobody_is_refused():
         Sealing(recipients=())
 
 
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Sealing(recipients=IDENTITY.recipient), "recipients: .*put it in a list"),
+        (lambda: Sealing(recipients=[IDENTITY]), r"recipients\[0\]: .*give identity.recipient"),
+        (lambda: Sealing(recipients=[1]), r"recipients\[0\]: expected .*got int"),
+        (
+            lambda: Sealing(recipients=[IDENTITY.recipient], signer=SIGNER.verifier),
+            "signer: .*give the Signer",
+        ),
+        (lambda: Unlocking(identity=IDENTITY.recipient), "identity: .*opens nothing"),
+        (lambda: Unlocking(identity=None), "identity: expected .*got NoneType"),
+        (lambda: Unlocking(identity=IDENTITY, trusted=SIGNER.verifier), "trusted: .*in a list"),
+        (lambda: Unlocking(identity=IDENTITY, trusted=[SIGNER]), "give signer.verifier"),
+    ],
+)
+def test_another_key_than_is_needed_is_refused_when_it_is_given(make, message):
+    """Not hours later, when the first checkpoint is written."""
+    with pytest.raises(archive.InvalidKey, match=message):
+        make()
+
+
+def test_recipients_cannot_be_taken_away_later():
+    """A list that the caller goes on with is not the one that counts."""
+    who, whose = [IDENTITY.recipient], [SIGNER.verifier]
+    sealing, unlocking = Sealing(recipients=who), Unlocking(identity=IDENTITY, trusted=whose)
+    who.clear()
+    whose.clear()
+    assert sealing.recipients == (IDENTITY.recipient,)
+    assert unlocking.trusted == (SIGNER.verifier,)
+
+
+def test_what_is_no_sealing_and_no_unlocking_is_refused(tmp_path):
+    """A key alone, or a list of them: said with what to give; nothing is written."""
+    path = tmp_path / "model"
+    with pytest.raises(RunError, match=r"sealing: .*got list; give Sealing\(recipients=\[...\]\)"):
+        write_model(
+            path, architecture().build(), architecture(), claims={}, sealing=[IDENTITY.recipient]
+        )
+    with pytest.raises(RunError, match=r"unlocking: .*got Identity; give Unlocking\(identity"):
+        read_model(path, unlocking=IDENTITY)
+    assert not path.exists()
+
+
 def test_no_secret_shows_in_a_repr():
     """Neither how to seal nor how to unlock prints a key."""
     text = repr(SEALING) + repr(UNLOCKING)

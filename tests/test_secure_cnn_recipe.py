@@ -1,5 +1,6 @@
 """Recipes and the runs they make: settings, folders, records, claims, and what is refused."""
 
+import errno
 import json
 import math
 import os
@@ -282,6 +283,39 @@ def test_a_run_is_kept_out_while_another_begins(tmp_path):
         for force in (False, True):
             with pytest.raises(RunError, match="a run is under way in it"):
                 begin(folder, force=force)
+
+
+def test_a_folder_that_is_taken_is_said_without_the_system_s_words(tmp_path, monkeypatch):
+    """The hint is what to do; that no lock can be had at all is another matter."""
+    folder = RunFolder(root=tmp_path, sealed=False)
+    with folder.locked(), pytest.raises(RunError, match=r"or interrupt it$"):
+        begin(folder, force=False)
+
+    def unable(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", unable)
+    with pytest.raises(RunError, match="expected a folder that can be locked: No locks available"):
+        begin(folder, force=False)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"recipe": {"out": "run"}}, r"recipe: expected a Recipe, got dict; .*from_dict"),
+        ({"sealing": [1]}, r"sealing: .*got list; give Sealing\(recipients"),
+        ({"unlocking": "key"}, r"unlocking: .*got str; give Unlocking\(identity"),
+        ({"measure_cost": True}, "measure_cost: expected a function or None, got bool"),
+        ({"force": "no"}, "force: expected True or False, got str"),
+        ({"resume": None}, "resume: expected True or False, got NoneType"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_at_once(recipe, tmp_path, words, message):
+    """In words of ours, before anything is loaded or made."""
+    asked = words.get("recipe") or recipe()
+    with pytest.raises(RunError, match=message):
+        run(**{**words, "recipe": asked})
+    assert not (tmp_path / "run").exists()
 
 
 def test_the_record_of_a_replaced_run_goes_last(tmp_path, monkeypatch):

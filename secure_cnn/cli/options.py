@@ -36,4 +36,4 @@ def make_folder(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise RunError(f"{out}: expected a folder that can be made: {error}") from error
+        raise RunError(f"{out}: expected a folder that can be made: {error.strerror}") from error

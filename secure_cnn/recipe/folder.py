@@ -93,15 +93,19 @@ class RunFolder:
             fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:
             raise RunError(
-                f"{self.root}: expected a run's folder, with run.json in it: {error}"
+                f"{self.root}: expected a run's folder, with run.json in it: {error.strerror}"
             ) from error
         try:
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(
+                    f"{self.root}: a run is under way in it; wait for its end, or interrupt it"
+                ) from error
             except OSError as error:
                 raise RunError(
-                    f"{self.root}: a run is under way in it; wait for its end, or interrupt it: "
-                    f"{error}"
+                    f"{self.root}: expected a folder that can be locked: {error.strerror}; choose "
+                    "one on a local disk"
                 ) from error
             yield
         finally:
@@ -113,7 +117,7 @@ class RunFolder:
             yield
         except OSError as error:
             raise RunError(
-                f"{self.root}: expected a folder that can be made and written to: {error}"
+                f"{self.root}: expected a folder that can be made and written to: {error.strerror}"
             ) from error
 
     def _clear(self, *, force: bool) -> None:

@@ -14,7 +14,14 @@ import torch
 from torch import nn
 
 import privacy
-from secure_cnn.checkpoint import Sealing, Unlocking, check_model, write_model
+from secure_cnn.checkpoint import (
+    Sealing,
+    Unlocking,
+    check_model,
+    check_sealing,
+    check_unlocking,
+    write_model,
+)
 from secure_cnn.data import ImageData, load_data
 from secure_cnn.engine import Objective, WeightAverage
 from secure_cnn.errors import RunError
@@ -67,8 +74,11 @@ class Run:
         model: The trained network in evaluation mode; None when the run was interrupted.
 
     Example:
-        >>> sorted(Run.__dataclass_fields__)
-        ['folder', 'model', 'record']
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as parent:
+        ...     done = run(Recipe(out=f"{parent}/1", epochs=1))
+        >>> done.record.status, done.model(torch.zeros(3, 1, 8, 8)).shape
+        ('complete', torch.Size([3, 10]))
     """
 
     record: RunRecord
@@ -120,6 +130,9 @@ def run(
         ...     done.record.status, done.folder.page.is_file(), done.folder.model.is_file()
         ('complete', True, True)
     """
+    _check_call(recipe, measure_cost, resume=resume, force=force)
+    check_sealing(sealing)
+    check_unlocking(unlocking)
     task = _prepared(recipe, sealing)
     fresh, folder = _beginning(task), task.folder
     with folder.locked() if resume else folder.begun(force=force):
@@ -136,6 +149,23 @@ def run(
                 return _carried_out(task, start, journal, stop, measure_cost)
             except Stopped:
                 return _interrupted(journal)
+
+
+def _check_call(recipe: object, measure_cost: object, *, resume: object, force: object) -> None:
+    """Refuses arguments of another kind at once: some would fail after the training only."""
+    if not isinstance(recipe, Recipe):
+        raise RunError(
+            f"recipe: expected a Recipe, got {type(recipe).__name__}; make one by Recipe(...), or "
+            "by Recipe.from_dict(settings)"
+        )
+    if not (measure_cost is None or callable(measure_cost)):
+        raise RunError(
+            f"measure_cost: expected a function or None, got {type(measure_cost).__name__}; give "
+            "secure_cnn.bench.step_costs"
+        )
+    for name, value in (("resume", resume), ("force", force)):
+        if not isinstance(value, bool):
+            raise RunError(f"{name}: expected True or False, got {type(value).__name__}")
 
 
 @dataclass(frozen=True, kw_only=True)

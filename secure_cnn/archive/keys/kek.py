@@ -221,7 +221,11 @@ class KeyService(Protocol):
     """What a plug-in has to do. Any exception of its own means that it did not.
 
     Example:
-        >>> assert {"wrap", "unwrap"} <= set(dir(KeyService))  # `ServiceKey` has one
+        >>> class Masking:  # protects nothing: a real one asks its server
+        ...     wrap = unwrap = lambda self, key, context: bytes(byte ^ 7 for byte in key)
+        >>> service: KeyService = Masking()
+        >>> service.unwrap(service.wrap(b"k" * 32, b"file"), b"file") == b"k" * 32
+        True
     """
 
     def wrap(self, key: bytes, context: bytes) -> bytes:
