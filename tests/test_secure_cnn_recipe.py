@@ -608,3 +608,12 @@ def test_noise_and_privacy_compose(recipe, quick):
     assert done.record.results[-1].variant == "private+gaussian"
     assert done.record.claims["privacy"]["epsilon"] <= 8.0
     assert "robustness" not in done.record.claims
+
+
+@pytest.mark.parametrize("rows", [None, 3, ["no row"], "rows"])
+def test_costs_that_are_no_rows_are_refused_and_the_training_is_kept(recipe, rows):
+    """Before the model is written; a resumed run finishes without them."""
+    asked = recipe()
+    with pytest.raises(RunError, match="measure_cost: expected a sequence"):
+        run(asked, measure_cost=lambda *_, **__: rows)
+    assert run(asked, resume=True).record.status == "complete"

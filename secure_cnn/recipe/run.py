@@ -199,13 +199,13 @@ class _Task:
             identity=identity,
         )
 
-    def cost(self, measure_cost: MeasureCost, stop: StopRequest) -> Sequence[Row]:
+    def cost(self, measure_cost: MeasureCost, stop: StopRequest) -> tuple[Row, ...]:
         """Has the recipe's protections timed, on a new network."""
         recipe, variant = self.recipe, self.recipe.variant
         own: dict[str, Objective] = {}
         if variant.method is not None:
             own[variant.method] = objective_for(recipe, variant)
-        return measure_cost(
+        found: object = measure_cost(
             recipe.model,
             self.architecture.build().to(self.device),
             self.data.train,
@@ -213,6 +213,11 @@ class _Task:
             private=variant.private,
             before_step=partial(stop_here, stop),
         )
+        if not isinstance(found, Sequence) or not all(isinstance(row, Row) for row in found):
+            raise RunError(
+                f"measure_cost: expected rows, got {type(found).__name__}; go on without"
+            )
+        return tuple(found)
 
 
 def _prepared(recipe: Recipe, sealing: Sealing | None) -> _Task:
@@ -288,7 +293,7 @@ def _finished(
     measure_cost: MeasureCost | None,
 ) -> Run:
     """Has the cost measured where asked for, writes the model and closes the record."""
-    cost = () if measure_cost is None else tuple(task.cost(measure_cost, stop))
+    cost = () if measure_cost is None else task.cost(measure_cost, stop)
     write_model(
         task.folder.model,
         model,
