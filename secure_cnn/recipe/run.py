@@ -215,7 +215,8 @@ class _Task:
         )
         if not isinstance(found, Sequence) or not all(isinstance(row, Row) for row in found):
             raise RunError(
-                f"measure_cost: expected rows, got {type(found).__name__}; go on without"
+                "measure_cost: expected a sequence of secure_cnn.record.Row, got "
+                f"{type(found).__name__}; the training is kept: go on with resume=True"
             )
         return tuple(found)
 
