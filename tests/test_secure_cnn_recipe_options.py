@@ -120,7 +120,7 @@ def test_every_attack_of_a_single_step_is_guarded(name):
     assert Variant(private=False, method=name).single_step == single
     if ATTACKS[name].trainable:
         asked = Recipe(out="run", eps=0.1, attack=name)
-        assert asked.hardening().single_step == single
+        assert asked.robust_objective().single_step == single
 
 
 @pytest.mark.parametrize("clipping", CLIPPINGS)

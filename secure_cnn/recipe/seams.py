@@ -82,8 +82,8 @@ def make_plan(recipe: Recipe, samples: int) -> privacy.DPPlan | None:
 
 def objective_for(recipe: Recipe, variant: Variant) -> Objective:
     """What the variant minimises."""
-    hardening = None if variant.method is None else recipe.hardening()
-    return CrossEntropy(label_smoothing=recipe.label_smoothing) if hardening is None else hardening
+    found = None if variant.method is None else recipe.robust_objective()
+    return CrossEntropy(label_smoothing=recipe.label_smoothing) if found is None else found
 
 
 def make_seams(

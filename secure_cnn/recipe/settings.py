@@ -169,14 +169,14 @@ class Recipe:
             if clashes(self):
                 raise RunError(message.format(r=self))
         # Attacks and threat models know their own ranges: what they refuse is refused here.
-        self.hardening()
+        self.robust_objective()
 
     @cached_property
     def threat(self) -> ThreatModel | None:
         """The one threat model of the run, where the recipe names one."""
         return None if self.eps is None else ThreatModel(norm=self.norm, eps=self.eps)
 
-    def hardening(self) -> Objective | None:
+    def robust_objective(self) -> Objective | None:
         """What a training with changed images minimises, anew; None where nothing changes them."""
         if self.gaussian_sigma is not None:
             return GaussianAugmentation(
