@@ -47,8 +47,13 @@ class AdversarialExamples:
         predictions: What the model sees in the adversarial images, int64, [k].
 
     Example:
-        >>> AdversarialExamples.__dataclass_fields__.keys()
-        dict_keys(['indices', 'clean', 'adversarial', 'labels', 'predictions'])
+        >>> import torch
+        >>> from defenses import ThreatModel, evaluate
+        >>> model, threat = torch.nn.Flatten(), ThreatModel(norm="linf", eps=0.1)
+        >>> data = torch.utils.data.TensorDataset(torch.tensor([[[[0.6, 0.5]]]]), torch.tensor([0]))
+        >>> settings = {"examples": None, "verdicts": False, "progress": False}
+        >>> evaluate(model, data, threat, attacks=["fgsm"], **settings).examples.predictions
+        tensor([1])
     """
 
     indices: Tensor

@@ -180,8 +180,10 @@ class PoisonedImages:
         planted: Indices of the images that were changed or relabelled, ascending, int64, [k].
 
     Example:
-        >>> sorted(PoisonedImages.__dataclass_fields__)
-        ['images', 'labels', 'planted']
+        >>> images, labels = torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.arange(10) % 2
+        >>> poisoned = flip_labels(images, labels, LabelFlip(source=0, target=1), fraction=0.4)
+        >>> len(poisoned.planted), bool((poisoned.labels[poisoned.planted] == 1).all())
+        (2, True)
     """
 
     images: Tensor

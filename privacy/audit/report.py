@@ -130,11 +130,6 @@ class AuditReport:
         attack_auroc: Of guessing from its score whether a canary was in.
         in_scores: Of canaries that were in; near 1 plus noise, in units of the clipping norm.
         out_scores: Of canaries that were out: noise.
-
-    Example:
-        >>> fields = AuditReport.__dataclass_fields__
-        >>> "claimed_epsilon" in fields, "checks" in fields
-        (True, True)
     """
 
     claimed_epsilon: float

@@ -216,7 +216,10 @@ class Certificate:
         unknown: What cannot be known.
 
     Example:
-        >>> Certificate.__dataclass_fields__["unknown"].default[0]
+        >>> import secure_cnn.archive as archive
+        >>> me, signer = archive.generate_identity(), archive.generate_signer()
+        >>> archive.save("m", {}, recipients=[me.recipient])
+        >>> archive.shred("m", certificate="c", signer=signer).unknown[0]
         'copies of the file elsewhere: backups, snapshots, other machines'
     """
 
