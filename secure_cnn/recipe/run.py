@@ -232,7 +232,6 @@ def _prepared(recipe: Recipe, sealing: Sealing | None) -> _Task:
         raise RunError(
             f"shift: expected less than the image's {height}x{width}, got {recipe.shift}"
         )
-    objective_for(recipe, recipe.variant)
     return _Task(
         recipe=recipe,
         sealing=sealing,
