@@ -149,7 +149,8 @@ class AdversarialTraining(AdversarialObjective):
     @staticmethod
     def _noisy(attack: Attack) -> SingleStep:
         if not isinstance(attack, SingleStep):
-            raise AttackError(f"noise: {attack.name} has none; train with n-fgsm, ffgsm or fgsm")
+            able = [name for name in METHODS if issubclass(ATTACKS[name], SingleStep)]
+            raise AttackError(f"noise: {attack.name} has none; these have: {', '.join(able)}")
         return attack
 
 
