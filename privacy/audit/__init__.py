@@ -2,8 +2,8 @@
 
 Reading order: `canaries`, `observer`, `release` and `watch` (where numbers come from),
 `contributions` (what scores and sums prove), `noise` and `sampling` (the battery beside them),
-`gate` (the verdict), `report` (what cannot be seen too). Membership inference on finished models is
-deliberately not here.
+`gate` (the verdict, and what cannot be seen), `report` (what was asked and answered). Membership
+inference on finished models is deliberately not here.
 """
 
 from privacy.audit.contributions import CanaryScoreAuditor
