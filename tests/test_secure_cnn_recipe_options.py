@@ -16,8 +16,9 @@ from defenses.attacks.pgd import SingleStep
 from secure_cnn import ModelError, Recipe, archive, build_model, load_data, run
 from secure_cnn.cli import main
 from secure_cnn.errors import RunError
+from secure_cnn.recipe.ranges import CLIPPINGS
 from secure_cnn.recipe.seams import make_plan, make_seams, objective_for
-from secure_cnn.recipe.settings import CLIPPINGS, Variant
+from secure_cnn.recipe.settings import Variant
 from secure_cnn.record import Row, RunRecord
 
 PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "batch_size": 64, "baseline": False}

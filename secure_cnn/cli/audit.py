@@ -22,8 +22,8 @@ from secure_cnn.models import MODELS, build_model
 from secure_cnn.pages import write_audit
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe
+from secure_cnn.recipe.ranges import Norm, Optimizer
 from secure_cnn.recipe.seams import Batches, Seams, make_device, make_plan, make_seams
-from secure_cnn.recipe.settings import Norm, Optimizer
 from secure_cnn.record import AuditRecord, RunRecord, hardware, versions
 
 __all__ = ["audit"]

@@ -6,6 +6,7 @@ from typing import Annotated, cast
 import typer
 
 from defenses import OBJECTIVES
+from defenses.training.objective import Precision
 from secure_cnn.bench import step_costs
 from secure_cnn.cli.keys import sealing_from, unlocking_from, verifiers_from
 from secure_cnn.cli.options import given_settings
@@ -15,7 +16,7 @@ from secure_cnn.models import MODELS
 from secure_cnn.pages import summary_table
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe, Run, RunFolder, run
-from secure_cnn.recipe.settings import CLIPPINGS, ClippingKind, Norm, Optimizer, Precision
+from secure_cnn.recipe.ranges import CLIPPINGS, ClippingKind, Norm, Optimizer
 
 __all__ = ["train"]
 

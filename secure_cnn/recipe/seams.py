@@ -19,7 +19,8 @@ import privacy
 from secure_cnn.data import Augmentation, ImageData, ShuffledBatches
 from secure_cnn.engine import CrossEntropy, MeanUpdate, Objective, Schedule, Update, on_device
 from secure_cnn.errors import RunError
-from secure_cnn.recipe.settings import ClippingKind, Recipe, Variant
+from secure_cnn.recipe.ranges import ClippingKind
+from secure_cnn.recipe.settings import Recipe, Variant
 
 __all__ = ["Batches", "Seams", "make_device", "make_plan", "make_seams", "objective_for"]
 
