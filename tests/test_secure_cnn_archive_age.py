@@ -104,6 +104,20 @@ def test_an_age_file_holds_the_plaintext(tmp_path, count):
         assert read_age(out.read_bytes(), private) == plain
 
 
+def test_a_recipient_in_upper_case_is_the_same_one(tmp_path):
+    """BIP 173 allows either case, which codes for cameras use, but never both."""
+    private = X25519PrivateKey.generate()
+    text = bech32("age", private.public_key().public_bytes_raw())
+    path, out = tmp_path / "a", tmp_path / "a.age"
+    archive.save(path, {}, recipients=[ME.recipient])
+    archive.decrypt(path, tmp_path / "plain", identity=ME)
+    archive.export_age(path, out, identity=ME, recipients=[text.upper()])
+    assert read_age(out.read_bytes(), private) == (tmp_path / "plain").read_bytes()
+    mixed = text[:20] + text[20:].upper()
+    with pytest.raises(archive.InvalidKey, match="mixed"):
+        archive.export_age(path, tmp_path / "b", identity=ME, recipients=[mixed])
+
+
 def test_what_is_no_recipient_is_refused(tmp_path):
     """A typing error, another kind of key, a weak point, nobody: nothing is written."""
     path, out = tmp_path / "a", tmp_path / "a.age"
@@ -112,6 +126,8 @@ def test_what_is_no_recipient_is_refused(tmp_path):
     wrong = [
         [good[:-1] + ("q" if good[-1] != "q" else "p")],
         [good[:-1]],
+        [good[:20] + good[20:].upper()],
+        ["AGE" + good[3:]],
         [good, "age1pq1xyz"],
         [bech32("agf", bytes(range(32)))],
         [bech32("age", bytes(32))],

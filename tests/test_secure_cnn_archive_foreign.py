@@ -41,6 +41,41 @@ def test_a_torch_checkpoint_is_imported(tmp_path, zipped):
         assert torch.equal(loaded["model"][name], value)
 
 
+class Tied(torch.nn.Module):
+    """The usual language model in small: its head is its embedding."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = torch.nn.Embedding(5, 3)
+        self.head = torch.nn.Linear(3, 5, bias=False)
+        self.head.weight = self.embedding.weight
+
+
+def test_names_that_save_model_left_out_come_back_tied(tmp_path):
+    """All names of the model, the tied ones as one tensor; through a sealed file too."""
+    model = Tied()
+    safetensors.torch.save_model(model, tmp_path / "m", metadata={"format": "pt"})
+    imported = archive.import_(tmp_path / "m")
+    assert imported.keys() == model.state_dict().keys()
+    assert imported["head.weight"] is imported["embedding.weight"]
+    archive.save(tmp_path / "sealed", imported, recipients=[ME.recipient])
+    loaded = archive.load(tmp_path / "sealed", identity=ME)
+    other = Tied()
+    other.load_state_dict(loaded)
+    assert torch.equal(other.head.weight, model.head.weight)
+    assert loaded["head.weight"] is loaded["embedding.weight"]
+
+
+def test_other_notes_in_a_safetensors_file_name_no_tensors(tmp_path):
+    """A note whose value is no tensor's name, or whose own name is one, changes nothing."""
+    state = {"a": torch.zeros(2), "b": torch.ones(2)}
+    notes = {"format": "pt", "b": "a", "empty": ""}
+    safetensors.torch.save_file(state, tmp_path / "m", metadata=notes)
+    found = archive.import_(tmp_path / "m")
+    assert found.keys() == state.keys()
+    assert found["b"].tolist() == [1, 1]
+
+
 class Bomb:
     """Loading it would make a file."""
 

@@ -118,6 +118,39 @@ def test_each_dtype_reads_the_same_in_safetensors(dtype):
     assert same(read(safetensors.torch.save({"a.b": tensor})), {"a.b": tensor})
 
 
+NEWER = {torch.float8_e8m0fnu: "F8_E8M0", torch.float4_e2m1fn_x2: "F4"}
+
+
+@pytest.mark.parametrize("dtype", NEWER, ids=str)
+@pytest.mark.parametrize("shape", [(2, 8), (0, 8), (2, 0), (16,)], ids=str)
+def test_newer_dtypes_are_what_safetensors_writes(dtype, shape):
+    """Its file is ours; two numbers of F4 are a byte, and the library counts the numbers."""
+    count = math.prod(shape)
+    tensor = torch.arange(count, dtype=torch.uint8).view(dtype).reshape(shape)
+    written = safetensors.torch.save({"a": tensor})
+    found, ours = safetensors.deserialize(written), safetensors.deserialize(file_of({"a": tensor}))
+    assert found == ours
+    assert found[0][1]["dtype"] == NEWER[dtype]
+    assert same(read(written), {"a": tensor})
+    if len(shape) == 2:
+        turned = tensor.view(torch.uint8).t().view(dtype)
+        expected = turned.view(torch.uint8).contiguous().view(dtype)
+        assert same(read(file_of([turned])), [expected])
+
+
+def test_numbers_that_torch_does_not_have_are_refused_by_name():
+    """Of six bits, half a byte, a scalar of two numbers: none is read as something else."""
+    for kind in ("F6_E2M3", "F6_E3M2"):
+        with pytest.raises(StateError, match=f"{kind}.*torch has no such"):
+            read(edited(dtype=kind, shape=[4], data_offsets=[0, 3]))
+    for shape in ([15], []):
+        with pytest.raises(StateError, match="pairs"):
+            read(edited(dtype="F4", shape=shape))
+    scalar = torch.zeros(1, dtype=torch.uint8).view(torch.float4_e2m1fn_x2).reshape(())
+    with pytest.raises(StateError, match=r"state\.a.*reshape"):
+        encode_state({"a": scalar})
+
+
 def test_flat_state_dict_keeps_its_names_and_order():
     """The names of a module's state dict are the names in the file."""
     state = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2)).state_dict()

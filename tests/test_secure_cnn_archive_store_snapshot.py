@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import Counter, OrderedDict, defaultdict
+from collections import OrderedDict, defaultdict
 from typing import NamedTuple
 
 import numpy as np
@@ -120,7 +120,6 @@ class Shape(NamedTuple):
     "value",
     [
         defaultdict(list, a=[1]),
-        Counter("aab"),
         Shape(2, 3),
         {1.5: 2},
         {True: 2},
@@ -128,7 +127,7 @@ class Shape(NamedTuple):
         torch.tensor([[0, 1], [2, 1]], dtype=torch.uint8).view(torch.bool).T,
         "\udce9",
         1 << 2000,
-        np.float64(1.0),
+        np.longdouble(1.0),
         {1, 2},
         bytearray(b"changeable"),
         object(),

@@ -117,7 +117,13 @@ def _base64(raw: bytes) -> bytes:
 
 def _public_key(text: str) -> bytes:
     """The 32 bytes of ``age1…``, after its checksum held (Bech32, BIP 173)."""
-    prefix, _, coded = text.strip().lower().rpartition("1")
+    given = text.strip()
+    if given not in (given.lower(), given.upper()):
+        raise InvalidKey(
+            "expected a recipient of age in lower case or in upper case, got both mixed: its text "
+            "was changed; copy its whole line again"
+        )
+    prefix, _, coded = given.lower().rpartition("1")
     words = [_BECH32.find(letter) for letter in coded]
     expanded = [*(ord(c) >> 5 for c in prefix), 0, *(ord(c) & 31 for c in prefix)]
     if prefix != "age" or -1 in words or len(words) != 58 or _checksum(expanded + words) != 1:

@@ -8,10 +8,11 @@ overlaps come back as separate copies.
 
 import json
 import math
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias, final
 
+import numpy as np
 import torch
 
 from secure_cnn.archive.errors import StateError
@@ -28,6 +29,7 @@ from secure_cnn.archive.format.tensors import (
     header_end,
     parse_index,
     parse_text,
+    stored_shape,
 )
 
 __all__ = [
@@ -45,6 +47,11 @@ State: TypeAlias = (
     "dict[Any, State] | list[State] | tuple[State, ...] | torch.Tensor | str | float | None"
 )
 
+_KEYED: Mapping[str, Callable[[dict[Any, Any]], dict[Any, Any]]] = {
+    "dict": lambda items: items,
+    # The milestones of torch's MultiStepLR, which asks them what only a Counter answers.
+    "counter": Counter,
+}
 _MAX_DEPTH = 32
 _ALIGNMENT = 64
 
@@ -52,9 +59,10 @@ _ALIGNMENT = 64
 def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list[memoryview]:
     """The safetensors file of a state, as buffers to be read one behind the other.
 
-    A state is a tree, up to 32 deep, of dict (keys str or int; an `OrderedDict` becomes a dict),
-    list, tuple, str, int (up to 1024 bits), float, bool, None and dense tensors; parameters come
-    back as tensors. Tensors that are contiguous in main memory are not copied: change them only
+    A state is a tree, up to 32 deep, of dict (keys str or int; an `OrderedDict` becomes a dict, a
+    `Counter` comes back as one), list, tuple, str, int (up to 1024 bits), float, bool, None and
+    dense tensors; parameters come back as tensors, numpy's scalars as the numbers of Python that
+    equal them. Tensors that are contiguous in main memory are not copied: change them only
     after the buffers were used.
     """
     encoder = _Encoder()
@@ -72,7 +80,7 @@ def encode_state(state: State, claims: Mapping[str, JSON] | None = None) -> list
         start, end = end, end + len(buffers[-1])
         entries[name] = {
             "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
+            "shape": stored_shape(tensor.dtype, tensor.shape),
             "data_offsets": [start, end],
         }
     header = json.dumps(entries, separators=(",", ":")).encode()
@@ -100,17 +108,21 @@ def build_state(index: Index, tensor: Callable[[str], torch.Tensor]) -> State:
     """The tree that an index describes; a dict of its tensors if another tool made it."""
     tensors = {name: tensor(name) for name in index.spans}
     if STRUCTURE not in index.metadata:
-        return dict(tensors)
+        return {name: tensors[kept] for name, kept in tensor_names(index).items()}
     return _build(parse_text(index.metadata[STRUCTURE]), tensors)
 
 
 def tensor_names(index: Index) -> dict[str, str]:
     """The stored name of each tensor, by that name and by each dotted path where it stands."""
     names = {name: name for name in index.spans}
-    if STRUCTURE in index.metadata:
-        for path, name in _places(parse_text(index.metadata[STRUCTURE]), ()):
-            if name in index.spans:
-                names.setdefault(path, name)
+    metadata = index.metadata
+    # Of tied names safetensors' save_model keeps one, and notes which for each of the others.
+    found: Iterable[tuple[str, object]] = metadata.items()
+    if STRUCTURE in metadata:
+        found = _places(parse_text(metadata[STRUCTURE]), ())
+    for path, name in found:
+        if isinstance(name, str) and name in index.spans:
+            names.setdefault(path, name)
     return names
 
 
@@ -140,7 +152,7 @@ def _places(node: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
     elif kind in ("list", "tuple") and isinstance(content, list):
         for number, item in enumerate(content):
             yield from _places(item, (*path, str(number)))
-    elif kind == "dict" and isinstance(content, list):
+    elif kind in _KEYED and isinstance(content, list):
         for pair in content:
             if isinstance(pair, list) and len(pair) == 2:
                 yield from _places(pair[1], (*path, str(pair[0])))
@@ -167,14 +179,16 @@ class _Encoder:
             )
         if isinstance(value, torch.Tensor):
             return {"tensor": self._tensor(value, path)}
-        if type(value) in (dict, OrderedDict):
-            return {"dict": [self._item(key, item, path) for key, item in value.items()]}
+        if type(value) in (dict, OrderedDict, Counter):
+            kind = "counter" if type(value) is Counter else "dict"
+            return {kind: [self._item(key, item, path) for key, item in value.items()]}
         if type(value) in (list, tuple):
             nodes = [self.node(item, (*path, str(index))) for index, item in enumerate(value)]
             return {"list" if type(value) is list else "tuple": nodes}
-        return _scalar(value, path)
+        return _scalar(_plain(value), path)
 
     def _item(self, key: object, value: object, path: tuple[str, ...]) -> list[object]:
+        key = _plain(key)
         if type(key) is not str and type(key) is not int:
             raise StateError(
                 f"{_dotted(path)}: expected keys that are str or int, "
@@ -209,6 +223,11 @@ class _Encoder:
 
 def _dotted(path: tuple[str, ...]) -> str:
     return ".".join(("state", *path))
+
+
+def _plain(value: object) -> object:
+    """A scalar of numpy as Python's of the same value, where there is one."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _scalar(value: object, path: tuple[str, ...]) -> object:
@@ -250,11 +269,11 @@ def _container(kind: str, content: list[Any], tensors: Mapping[str, torch.Tensor
     if kind in ("list", "tuple"):
         items = [_build(item, tensors) for item in content]
         return items if kind == "list" else tuple(items)
-    if kind == "dict" and all(
+    if kind in _KEYED and all(
         isinstance(pair, list) and len(pair) == 2 and type(pair[0]) in (str, int)
         for pair in content
     ):
-        return {key: _build(value, tensors) for key, value in content}
+        return _KEYED[kind]({key: _build(value, tensors) for key, value in content})
     raise StateError(
         f"the structure of the state has an unknown part {kind!r}; use a newer secure-cnn"
     )

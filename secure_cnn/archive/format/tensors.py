@@ -31,6 +31,7 @@ __all__ = [
     "header_end",
     "parse_index",
     "parse_text",
+    "stored_shape",
 ]
 
 METADATA = "__metadata__"
@@ -50,6 +51,8 @@ DTYPES = {
     torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
     torch.float8_e5m2: "F8_E5M2",
     torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
+    torch.float8_e8m0fnu: "F8_E8M0",
+    torch.float4_e2m1fn_x2: "F4",
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.float32: "F32",
@@ -58,6 +61,9 @@ DTYPES = {
 }
 
 DTYPE_OF = {name: dtype for dtype, name in DTYPES.items()}
+_PAIRED = torch.float4_e2m1fn_x2
+"""Two numbers a byte: torch counts the bytes, safetensors the numbers, along the last dimension."""
+_WITHOUT_TORCH = ("F6_E2M3", "F6_E3M2")
 MAX_HEADER = 100_000_000  # as in safetensors
 _MAX_SIZE = 1 << 48
 
@@ -155,11 +161,16 @@ def _span(name: str, entry: Any) -> Span:
         raise StateError(f"tensor {name}: expected dtype, shape and data_offsets")
     dtype = DTYPE_OF.get(str(entry["dtype"]))
     if dtype is None:
-        raise StateError(f"tensor {name}: unknown dtype {entry['dtype']!r}")
+        cure = "; torch has no such numbers, convert it" if entry["dtype"] in _WITHOUT_TORCH else ""
+        raise StateError(f"tensor {name}: unknown dtype {entry['dtype']!r}{cure}")
     shape, offsets = entry["shape"], entry["data_offsets"]
     for numbers in (shape, offsets):
         if not isinstance(numbers, list) or not all(map(_is_size, numbers)):
             raise StateError(f"tensor {name}: shape and offsets must be lists of sizes")
+    if dtype is _PAIRED:
+        if not shape or shape[-1] % 2:
+            raise StateError(f"tensor {name}: expected pairs of F4, got shape {shape}")
+        shape = [*shape[:-1], shape[-1] // 2]
     if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
         raise StateError(f"tensor {name}: shape {shape} does not fit its offsets {offsets}")
     return Span(dtype=dtype, shape=tuple(shape), start=offsets[0], stop=offsets[1])
@@ -183,13 +194,22 @@ def check_tensor(tensor: torch.Tensor, path: str) -> None:
         )
     if tensor.dtype not in DTYPES:
         raise StateError(f"{path}: safetensors has no {tensor.dtype}; convert it")
+    if tensor.dtype is _PAIRED and not tensor.ndim:
+        raise StateError(
+            f"{path}: expected {_PAIRED} of one dimension or more, got none; reshape it"
+        )
+
+
+def stored_shape(dtype: torch.dtype, shape: Sequence[int]) -> list[int]:
+    """The shape of a tensor as safetensors has it."""
+    return [*shape[:-1], 2 * shape[-1]] if dtype is _PAIRED else [*shape]
 
 
 def bytes_of(tensor: torch.Tensor, name: str) -> memoryview:
     """The bytes of a tensor in row-major order; its own memory where that is so already."""
     try:
         # As bytes: torch makes 1 of every other byte where it copies bools, as `contiguous` may.
-        seen = tensor.view(torch.uint8) if tensor.dtype is torch.bool else tensor
+        seen = tensor.view(torch.uint8) if tensor.dtype in (torch.bool, _PAIRED) else tensor
         plain = seen.resolve_conj().resolve_neg().cpu().contiguous()
         raw = plain.reshape(-1).view(torch.uint8)
         memory: memoryview = raw.numpy().data
