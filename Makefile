@@ -2,6 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
+# An environment behind a link is another checkout's: it is used as it is, nothing goes into it, and
+# what runs in it is this checkout's code.
+LINKED := $(shell test -L $(VENV) && echo linked)
+READY := $(if $(LINKED),,$(VENV)/.installed)
+ifdef LINKED
+export PYTHONPATH := $(CURDIR)
+endif
 # A file's tests share what is expensive to make, so they stay in one process.
 BESIDE := --numprocesses auto --dist loadfile
 
@@ -20,26 +27,26 @@ $(VENV)/.installed: pyproject.toml hatch_build.py $(wildcard privacy/native/*.[c
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --upgrade requests 2>/dev/null
 	@touch $@
 
-demo: $(VENV)/.installed  ## Train, attack, seal, open and price a private and robust CNN
+demo: $(READY)  ## Train, attack, seal, open and price a private and robust CNN
 	@$(RUN) examples/01_demo.py
 
-test: $(VENV)/.installed  ## Run the tests, doctests, README blocks and examples, but for the slow ones
+test: $(READY)  ## Run the tests, doctests, README blocks and examples, but for the slow ones
 	$(RUN) -m pytest $(BESIDE) -m "not slow"
 
-test-all: $(VENV)/.installed  ## Run every test, the slow ones too
+test-all: $(READY)  ## Run every test, the slow ones too
 	$(RUN) -m pytest $(BESIDE)
 
-check: $(VENV)/.installed  ## Formatting, lint, strict types, architecture and public names
+check: $(READY)  ## Formatting, lint, strict types, architecture and public names
 	$(RUN) -m ruff format --check .
 	$(RUN) -m ruff check .
 	$(RUN) -m mypy
 	$(RUN) -m pytest -q -p no:randomly --no-header tests/test_architecture.py tests/test_public_names.py
 
-fmt: $(VENV)/.installed  ## Format and fix what can be fixed
+fmt: $(READY)  ## Format and fix what can be fixed
 	$(RUN) -m ruff format .
 	$(RUN) -m ruff check --fix .
 
-bench: $(VENV)/.installed  ## Measure the cost of each protection and regenerate the tables
+bench: $(READY)  ## Measure the cost of each protection and regenerate the tables
 	$(VENV)/bin/secure-cnn bench step --case compact --case resnet20 \
 	  --objective n-fgsm --objective pgd --objective trades \
 	  --objective n-fgsm-bfloat16 --objective pgd-bfloat16 \
@@ -53,7 +60,7 @@ bench: $(VENV)/.installed  ## Measure the cost of each protection and regenerate
 	$(VENV)/bin/secure-cnn bench archive --size 100 --size 1024 --json docs/archive.json
 	$(RUN) docs/tables.py
 
-plants: $(VENV)/.installed  ## Plant each defect that an audit must find, and regenerate its table
+plants: $(READY)  ## Plant each defect that an audit must find, and regenerate its table
 	OMP_NUM_THREADS=1 $(RUN) tests/audit_plants.py
 	$(RUN) docs/tables.py
 
@@ -63,12 +70,12 @@ $(VENV)/.docs: $(VENV)/.installed
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --requirement $@.txt
 	@touch $@
 
-docs: $(VENV)/.docs  ## Regenerate the tables from the measurements and build the site into site/
+docs: $(if $(LINKED),,$(VENV)/.docs)  ## Regenerate the tables from the measurements and build the site into site/
 	$(RUN) docs/tables.py
 	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --quiet --strict
 
-wheel: $(VENV)/.installed  ## Build the wheel and the source distribution
+wheel: $(READY)  ## Build the wheel and the source distribution
 	$(RUN) -m build --no-isolation
 
 clean:  ## Remove what the verbs made, the environment too
-	rm -rf $(VENV) dist runs site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(if $(LINKED),,$(VENV)) dist runs site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -7,6 +7,7 @@ worse than `bench compare` tolerates; 130 interrupted, with a checkpoint to resu
 """
 
 import sys
+from typing import Annotated
 
 import typer
 
@@ -16,12 +17,12 @@ from secure_cnn.archive import ArchiveError
 from secure_cnn.cli import archive, audit, bench, compare, evaluate, train
 from secure_cnn.errors import SecureCNNError
 from secure_cnn.printable import Terminal
+from secure_cnn.record import versions
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="secure-cnn",
-    help="Train CNNs that are private, robust and sealed, and see what each protection costs.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -32,6 +33,33 @@ app.command("audit")(audit.audit)
 app.command("compare")(compare.compare)
 app.add_typer(bench.app, name="bench")
 app.add_typer(archive.app, name="archive")
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        found = versions()
+        ours = found.pop("secure-cnn")
+        beside = ", ".join(f"{name} {each}" for name, each in found.items())
+        typer.echo(f"secure-cnn {ours} ({beside})")
+        raise typer.Exit
+
+
+@app.callback()
+def _whole(
+    *,
+    asked: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            "-V",
+            callback=_tell_version,
+            is_eager=True,
+            help="Print the version, and those of what its figures depend on.",
+        ),
+    ] = False,
+) -> None:
+    """Train CNNs that are private, robust and sealed, and see what each protection costs."""
+
 
 _EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
     (ArchiveError, 6),

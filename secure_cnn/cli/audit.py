@@ -14,7 +14,7 @@ import privacy
 from privacy.audit import AuditReport, AuditSettings
 from privacy.audit import audit as audit_training
 from privacy.sampling import MapStyle
-from secure_cnn.cli.options import given_settings, make_folder
+from secure_cnn.cli.options import given_settings, make_folder, number
 from secure_cnn.data import DataSpec, ImageData, load_data
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import RunError
@@ -49,12 +49,20 @@ def audit(
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = _DEFAULT.optimizer,
     epsilon: Annotated[float, typer.Option(help="Privacy budget of the whole training.")] = 8.0,
-    delta: Annotated[float | None, typer.Option(help="Its delta, below 1 / samples.")] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(parser=number, metavar="NUMBER", help="Its delta, below 1 / samples."),
+    ] = None,
     max_grad_norm: Annotated[float, typer.Option(help="Clipping norm.")] = _DEFAULT.max_grad_norm,
     float_safe: Annotated[bool, typer.Option("--float-safe", help="As in train.")] = False,
     attack: Annotated[str | None, typer.Option(help="As in train; needs --eps.")] = None,
     eps: Annotated[
-        float | None, typer.Option(help="Size of the perturbation: with adversarial training.")
+        float | None,
+        typer.Option(
+            parser=number,
+            metavar="NUMBER",
+            help="Size of the perturbation: with adversarial training.",
+        ),
     ] = None,
     norm: Annotated[str, typer.Option(help="linf or l2.")] = _DEFAULT.norm,
     attack_steps: Annotated[int | None, typer.Option(help="Steps of an iterative attack.")] = None,

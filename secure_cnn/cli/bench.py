@@ -36,7 +36,7 @@ from secure_cnn.checkpoint import read_model
 from secure_cnn.cli import bench_tables as tables
 from secure_cnn.cli.bench_overhead import overhead_command
 from secure_cnn.cli.keys import IdentityFile, PassphraseFile, unlocking_from
-from secure_cnn.cli.options import JsonFile, message
+from secure_cnn.cli.options import JsonFile, message, number
 from secure_cnn.data import load_data
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.printable import Terminal
@@ -64,7 +64,9 @@ def robustness_command(
     *,
     checkpoint: Annotated[Path, typer.Argument(help="A model.sealed or model.safetensors file.")],
     data: Annotated[str, typer.Option(help="Its test images are attacked.")],
-    eps: Annotated[float, typer.Option(help="Size of the perturbation.")],
+    eps: Annotated[
+        float, typer.Option(parser=number, metavar="NUMBER", help="Size of the perturbation.")
+    ],
     norm: Annotated[str, typer.Option(help="linf, l2 or l1.")] = "linf",
     samples: Annotated[int, typer.Option(help="The first so many test images.")] = 500,
     batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 100,

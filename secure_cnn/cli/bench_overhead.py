@@ -20,7 +20,7 @@ from secure_cnn.bench.step import Workload
 from secure_cnn.bench.timed_training import TrainedSettings, measure_trained
 from secure_cnn.cli.bench_tables import cost_table, exponent_table, parts_table, trained_table
 from secure_cnn.cli.network import network
-from secure_cnn.cli.options import JsonFile, message
+from secure_cnn.cli.options import JsonFile, message, number
 from secure_cnn.data import load_data
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.models import MODELS
@@ -52,7 +52,15 @@ def overhead_command(
         list[str] | None,
         typer.Option(help=f"Adversarial training, repeatable: {', '.join(OBJECTIVES)}."),
     ] = None,
-    eps: Annotated[float, typer.Option(help="Size of the perturbation, linf.")] = 8 / 255,
+    eps: Annotated[
+        float,
+        typer.Option(
+            parser=number,
+            metavar="NUMBER",
+            help="Size of the perturbation, linf.",
+            show_default="8/255",
+        ),
+    ] = 8 / 255,
     private: Annotated[bool, typer.Option(help="With DP-SGD, alone and combined.")] = True,
     average: Annotated[bool, typer.Option(help="With averaged weights.")] = True,
     sealed: Annotated[

@@ -16,7 +16,7 @@ from secure_cnn.archive import StorageError
 from secure_cnn.checkpoint import LoadedModel, Unlocking, read_model
 from secure_cnn.cli import findings
 from secure_cnn.cli.keys import IdentityFile, PassphraseFile, Trusted, unlocking_from
-from secure_cnn.cli.options import JsonFile, make_folder, message
+from secure_cnn.cli.options import JsonFile, make_folder, message, number
 from secure_cnn.data import ImageData, load_data
 from secure_cnn.data.named import NAMES
 from secure_cnn.engine import keep_freed_memory
@@ -44,7 +44,14 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="Test images; the data set it was trained on.")
     ] = None,
-    eps: Annotated[float | None, typer.Option(help="Attack with perturbations this large.")] = None,
+    eps: Annotated[
+        float | None,
+        typer.Option(
+            parser=number,
+            metavar="NUMBER",
+            help="Attack with perturbations this large, as 0.03 or 8/255.",
+        ),
+    ] = None,
     norm: Annotated[
         str | None, typer.Option(help="linf (the default), l2, l1 or l0; with --eps.")
     ] = None,
@@ -76,7 +83,11 @@ def evaluate(
     ] = None,
     certify: Annotated[
         float | None,
-        typer.Option(help="Certify l2 radii too, by smoothing with Gaussian noise of this sigma."),
+        typer.Option(
+            parser=number,
+            metavar="NUMBER",
+            help="Certify l2 radii too, by smoothing with Gaussian noise of this sigma.",
+        ),
     ] = None,
     state: Annotated[
         Path | None,

@@ -1,19 +1,40 @@
 """What several commands share: options, messages, output folders, and which options were given."""
 
+import math
+import re
 from pathlib import Path
 from typing import Annotated, TypeAlias
 
 import typer
 
 from secure_cnn.errors import RunError
-from secure_cnn.printable import Terminal
+from secure_cnn.printable import Terminal, printable
 from secure_cnn.recipe import Recipe
 
-__all__ = ["JsonFile", "given_settings", "make_folder", "message"]
+__all__ = ["JsonFile", "given_settings", "make_folder", "message", "number"]
+
+_DECIMAL = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
+_NUMBER = re.compile(rf"(?P<above>{_DECIMAL})(?:/(?P<below>{_DECIMAL}))?", re.ASCII | re.IGNORECASE)
 
 JsonFile: TypeAlias = Annotated[
     Path | None, typer.Option("--json", help="Write the figures to this file.")
 ]
+
+
+def number(text: str | float) -> float:
+    """A size as people write it, `0.03`, `3e-2` or `8/255`; for `typer.Option(parser=number)`.
+
+    Raises:
+        typer.BadParameter: It is no such text, or no finite number.
+    """
+    found = _NUMBER.fullmatch(str(text))
+    below = float(found["below"] or 1) if found else math.nan
+    value = float(found["above"]) / below if found and below else math.nan
+    if not math.isfinite(value) or math.isinf(below):
+        raise typer.BadParameter(
+            f"expected a finite number as 0.03 or 8/255, without spaces, got {printable(text)!r}"
+        )
+    return value
 
 
 def message(text: str) -> None:

@@ -9,7 +9,7 @@ from defenses import OBJECTIVES
 from defenses.training.objective import Precision
 from secure_cnn.bench import step_costs
 from secure_cnn.cli.keys import sealing_from, unlocking_from, verifiers_from
-from secure_cnn.cli.options import given_settings
+from secure_cnn.cli.options import given_settings, number
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import RunError
 from secure_cnn.models import MODELS
@@ -40,7 +40,9 @@ def train(
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = _DEFAULT.epochs,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = _DEFAULT.optimizer,
-    learning_rate: Annotated[float | None, typer.Option(help="At its peak.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(parser=number, metavar="NUMBER", help="At its peak.")
+    ] = None,
     weight_decay: Annotated[float, typer.Option()] = _DEFAULT.weight_decay,
     warmup: Annotated[
         float, typer.Option(help="Share of the steps in which the learning rate rises.")
@@ -54,7 +56,10 @@ def train(
     epsilon: Annotated[
         float | None, typer.Option(help="Privacy budget; switches DP-SGD on.")
     ] = None,
-    delta: Annotated[float | None, typer.Option(help="Its delta, below 1 / samples.")] = None,
+    delta: Annotated[
+        float | None,
+        typer.Option(parser=number, metavar="NUMBER", help="Its delta, below 1 / samples."),
+    ] = None,
     max_grad_norm: Annotated[float, typer.Option(help="Clipping norm.")] = _DEFAULT.max_grad_norm,
     clipping: Annotated[
         str, typer.Option(help=f"Of each example's gradient: {', '.join(CLIPPINGS)}.")
@@ -73,7 +78,12 @@ def train(
     ] = None,
     eps: Annotated[
         float | None,
-        typer.Option(help="Size of the perturbation in [0, 1]; switches adversarial training on."),
+        typer.Option(
+            parser=number,
+            metavar="NUMBER",
+            help="Size of the perturbation in [0, 1], as 0.03 or 8/255; switches adversarial "
+            "training on.",
+        ),
     ] = None,
     eps_warmup: Annotated[
         float, typer.Option(help="Share of the steps in which the perturbation grows to --eps.")
@@ -90,7 +100,9 @@ def train(
     gaussian_sigma: Annotated[
         float | None,
         typer.Option(
-            help="Train on images with Gaussian noise, for evaluate --certify; not with --eps."
+            parser=number,
+            metavar="NUMBER",
+            help="Train on images with Gaussian noise, for evaluate --certify; not with --eps.",
         ),
     ] = None,
     guard: Annotated[
