@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 from privacy.errors import LedgerError, PlanError
 
@@ -22,6 +23,7 @@ _MARK = "privacy_ledger"
 _VERSION = 1
 _MAX_BYTES = 256 * 2**20
 """A larger file is refused unread: a step takes about 45 bytes, so it holds six million."""
+_living: "WeakSet[LedgerFile]" = WeakSet()
 
 
 class LedgerFile:
@@ -41,6 +43,7 @@ class LedgerFile:
             ) from error
         self.terms: dict[str, Any] | None = None
         self.sessions: dict[str, int] = {}
+        _living.add(self)
         self._fd = self._opened(os.O_RDWR)
         self._process = os.getpid()
         if self._fd is None:
@@ -226,6 +229,18 @@ class LedgerFile:
         raise LedgerError(
             f"{self.path}: cannot be written, so nothing is spent or released: {reason}"
         )
+
+
+def _leave_to_parent() -> None:
+    """In a forked process, such as one that reads a data set: the file is its parent's alone.
+
+    A descriptor that were left open here would keep the file locked after the parent's death.
+    """
+    for file in list(_living):
+        file.close()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:

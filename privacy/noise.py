@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
+from weakref import WeakSet
 
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -32,13 +33,15 @@ _BLOCK = 2**17
 """Numbers made at a time, so that every pass over them stays in the cache. Draws of a multiple of
 it give the same numbers however they are cut."""
 _ZEROS = memoryview(bytes(8 * _BLOCK))
+_living: "WeakSet[SecureGenerator]" = WeakSet()
 
 
 class SecureGenerator:
     """An unpredictable stream of random numbers, as a class because it owns the place in it.
 
     Guarantee: the bits are the AES-256-CTR key stream of a fresh random key (NIST SP 800-38A). A
-    forked process gets a fresh key on first use, so that parent and child never share noise.
+    forked process, such as one that reads a data set, gets a fresh key before anything else runs
+    in it, and has its parent's no more: parent and child never share noise.
 
     Args:
         key: 32 bytes that fix the stream, for tests only; fresh from the operating system by
@@ -62,6 +65,7 @@ class SecureGenerator:
             raise PlanError(f"key: expected {_KEY_BYTES} bytes, got {len(key)}")
         self._place, self._taking = 0, Lock()
         self._rekey(os.urandom(_KEY_BYTES) if key is None else key)
+        _living.add(self)
 
     def __repr__(self) -> str:
         return "SecureGenerator()"
@@ -156,6 +160,19 @@ class SecureGenerator:
     def _rekey(self, key: bytes) -> None:
         """Lets the key stream of `key` go on from the same place in this process."""
         self._stream, self._process = _key_stream(key), os.getpid()
+
+    def _part(self) -> None:
+        """In a forked process: another key, and no lock that a thread of the parent may hold."""
+        self._taking = Lock()
+        self._rekey(os.urandom(_KEY_BYTES))
+
+
+def _part_from_parent() -> None:
+    for generator in list(_living):
+        generator._part()
+
+
+os.register_at_fork(after_in_child=_part_from_parent)
 
 
 def _buffer(count: int) -> Tensor:

@@ -20,6 +20,9 @@ from privacy.validate import whole
 __all__ = ["MapStyle", "PhysicalBatch", "PhysicalBatches", "cut", "read", "sample_indices"]
 
 
+_SHOWN = 8
+
+
 class MapStyle(Protocol):
     """A data set of (image, label) pairs that knows its length."""
 
@@ -150,15 +153,25 @@ def _pairs(dataset: MapStyle, indices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _read(dataset: Any, wanted: Any) -> Any:
-    """An example, or by a tensor of indices several; a data set that shrank says so."""
+    """An example, or by a tensor of indices several; whatever fails there is told with its index.
+
+    Nothing passes as it is: a StopIteration would end the loop as if the plan were done.
+    """
     try:
         return dataset.batch(wanted) if isinstance(wanted, Tensor) else dataset[wanted]
-    except IndexError as error:
-        index = int(wanted.max()) if isinstance(wanted, Tensor) else wanted
-        raise PlanError(
-            f"dataset: its example {index} could not be read: {error}; it has {len(dataset)} now, "
-            "and must have as many, at each index from 0 on, as when it was attached"
-        ) from error
+    except Exception as error:
+        told = f"could not be read: {type(error).__name__}: {error}"
+        if isinstance(error, IndexError):
+            index = int(wanted.max()) if isinstance(wanted, Tensor) else wanted
+            raise PlanError(
+                f"dataset: its example {index} {told}; it has {len(dataset)} now, and must have as "
+                "many, at each index from 0 on, as when it was attached"
+            ) from error
+        if isinstance(wanted, Tensor):
+            some = ", ".join(map(str, wanted[:_SHOWN].tolist()))
+            more = ", ..." if len(wanted) > _SHOWN else ""
+            raise PlanError(f"dataset: one of its examples {some}{more} {told}") from error
+        raise PlanError(f"dataset: its example {wanted} {told}") from error
 
 
 def _of_pictures(pairs: Any) -> str:

@@ -63,7 +63,7 @@ class PrivateTraining:
         self._pending: PhysicalBatch | None = None
         self._images: Tensor | None = None
         self._stepping = False
-        self._sampling = object()
+        self._iteration: _Iteration | None = None
         self._lock = RefusingLock()
         # Last: what fails before it leaves no file behind that is locked.
         ledger.bind(plan)
@@ -104,9 +104,10 @@ class PrivateTraining:
         """The physical batches of all remaining steps; give each one's losses to `step`.
 
         They are on the model's device. A sample that an earlier iteration left unfinished is
-        dropped: it was never released, so it costs nothing. One iteration at a time goes on.
+        dropped: it was never released, so it costs nothing. One iteration at a time goes on; one
+        that an error broke off while it read says so, and does not end as if all were done.
         """
-        return LockedIterator(self._batches(), self._lock)
+        return LockedIterator(_Iteration(self), self._lock)
 
     def step(self, losses: Tensor) -> bool:
         """Clips each example of the last batch; steps the optimizer when the sample is complete.
@@ -218,34 +219,44 @@ class PrivateTraining:
         self._stepping = False
         return batch.last
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Draws, cuts and reads samples until the plan's steps are taken."""
-        self._prepared.check_attached()
-        self._drop_sample()
-        sampling = self._sampling
-        device = next(iter(self._prepared.parameters.values())).device
-        while self.steps < self.plan.steps:
+    def _draw(self) -> Iterator[PhysicalBatch]:
+        """Draws the samples of the plan's remaining steps, each cut into physical batches."""
+        for _ in range(self.plan.steps - self.steps):
             sample = sample_indices(
                 self._generator, samples=self.plan.samples, sampling_rate=self.plan.sampling_rate
             )
-            for batch in cut(sample, self._physical_batches):
-                images, labels = read(self._dataset, batch)
-                self._pending, self._images = batch, images.to(device)
-                yield self._images, labels.to(device)
-                # A loop that detaches after the plan's last step has nothing left to be refused.
-                if self.steps < self.plan.steps:
-                    self._prepared.check_attached()
-                if self._sampling is not sampling:
-                    raise StepError(
-                        "another iteration of private.batches was begun, or a state loaded: the "
-                        "samples of two iterations must not mix; go on with the newer one"
-                    )
-                self._refuse_interrupted()
-                if self._pending is batch:
-                    raise StepError(
-                        "the last batch was not given to private.step: a sample counts whole or "
-                        "not at all"
-                    )
+            yield from cut(sample, self._physical_batches)
+
+    def _begin(self, iteration: "_Iteration") -> Iterator[PhysicalBatch]:
+        """Makes an iteration the one that goes on, and gives it its physical batches."""
+        self._prepared.check_attached()
+        self._drop_sample()
+        self._iteration = iteration
+        return self._draw()
+
+    def _check_next(self, iteration: "_Iteration") -> None:
+        """Refuses the next batch where the last one was not stepped on, or samples would mix."""
+        # A loop that detaches after the plan's last step has nothing left to be refused.
+        if self.steps < self.plan.steps:
+            self._prepared.check_attached()
+        if self._iteration is not iteration:
+            raise StepError(
+                "another iteration of private.batches was begun, or a state loaded: the "
+                "samples of two iterations must not mix; go on with the newer one"
+            )
+        self._refuse_interrupted()
+        if self._pending is not None:
+            raise StepError(
+                "the last batch was not given to private.step: a sample counts whole or not at all"
+            )
+
+    def _give(self, batch: PhysicalBatch) -> tuple[Tensor, Tensor]:
+        """Reads a physical batch, of which the next step will be."""
+        images, labels = read(self._dataset, batch)
+        device = next(iter(self._prepared.parameters.values())).device
+        images, labels = images.to(device), labels.to(device)
+        self._pending, self._images = batch, images
+        return images, labels
 
     def _refuse_interrupted(self) -> None:
         """Refuses to go on with a sample of which a part may have been added, or all released."""
@@ -259,9 +270,45 @@ class PrivateTraining:
         """Forgets a sample that was begun; the iteration that drew it cannot go on."""
         with self._lock:
             self._pending, self._images = None, None
-            self._sampling = object()
+            self._iteration = None
             self._clipped.reset()
             self._stepping = False
+
+
+class _Iteration:
+    """One iteration of `PrivateTraining.batches`.
+
+    A class because a generator in which an error is raised ends, as if the plan were done.
+    """
+
+    def __init__(self, training: PrivateTraining) -> None:
+        self._training = training
+        self._left: Iterator[PhysicalBatch] | None = None
+        self._broken = False
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor]:
+        training = self._training
+        if self._left is None:
+            self._left = training._begin(self)
+        else:
+            training._check_next(self)
+        if self._broken:
+            raise StepError(
+                "an error broke this iteration of private.batches off while it read a batch: the "
+                "sample is dropped and costs nothing; go on with a new iteration of "
+                "private.batches, once what caused it is mended"
+            )
+        # Not an except clause: a second Ctrl-C would interrupt that too.
+        self._broken = True
+        batch = next(self._left, None)
+        given = None if batch is None else training._give(batch)
+        self._broken = False
+        if given is None:
+            raise StopIteration
+        return given
 
 
 def _clipping_norm(state: Mapping[str, Any], plan: DPPlan) -> float:

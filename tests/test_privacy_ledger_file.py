@@ -563,3 +563,23 @@ def test_the_program_may_go_to_another_folder(
     take(private, 1)
     private.detach()
     assert spent(tmp_path / "spent.jsonl") == 2
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_does_not_keep_the_file_locked(path: Path) -> None:
+    """One that reads the data set may outlive a training that was killed; its file is free then."""
+    ledger = Ledger.open(path)
+    training(ledger)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    try:
+        ledger.close()
+        assert spent(path) == 0
+    finally:
+        os.close(writing)
+        os.close(reading)
+        os.waitpid(child, 0)

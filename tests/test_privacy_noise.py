@@ -313,3 +313,28 @@ def test_the_tail_beyond_seven_deviations_is_right(monkeypatch: pytest.MonkeyPat
     coarse = (torch.floor(uniforms * 2.0**24) + 0.5) * 2.0**-24
     assert float((-2 * coarse.log()).sqrt().max()) < 6
     assert p_value(far_tail((-2 * coarse.log()).sqrt(), bits), "expon") < 1e-9
+
+
+@pytest.mark.secret
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_a_forked_process_has_its_parents_key_no_more() -> None:
+    """Before it draws anything: what looks into the generator there finds another stream.
+
+    Four words of two keys are alike by chance with a probability of 2^-256.
+    """
+    generator = SecureGenerator(KEY)
+
+    def stream() -> bytes:
+        return raw(generator._stream(0, 4, torch.empty(8, dtype=torch.int64)))
+
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.write(writing, stream())
+        os._exit(0)
+    os.waitpid(child, 0)
+    theirs = os.read(reading, 32)
+    os.close(reading)
+    os.close(writing)
+    assert len(theirs) == 32
+    assert theirs != stream() == raw(SecureGenerator(KEY).words(4))

@@ -183,14 +183,28 @@ def test_data_that_is_not_pairs_is_refused(data: Any, message: str) -> None:
 class Failing(Whole):
     """A data set with an error of its own."""
 
+    def __getitem__(self, index: int) -> Any:
+        raise ValueError("img_7.png: truncated")
+
     def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         raise ValueError("img_7.png: truncated")
 
 
-def test_a_data_sets_own_error_passes_unchanged() -> None:
-    """The data set knows better which file is broken."""
-    with pytest.raises(ValueError, match=r"^img_7\.png: truncated$"):
-        read(Failing(), PhysicalBatch(torch.tensor([0, 1]), rows=2, last=True))
+class FailingOneByOne(Failing):
+    batch_by_indices = False
+
+
+@pytest.mark.parametrize(
+    ("data", "which"), [(Failing(), "one of its examples 4, 7"), (FailingOneByOne(), "its example")]
+)
+def test_a_data_sets_own_error_is_told_with_the_example(data: Any, which: str) -> None:
+    """The data set knows which file is broken, we know which example; its error is the cause."""
+    with pytest.raises(PlanError) as told:
+        read(data, PhysicalBatch(torch.tensor([4, 7]), rows=2, last=True))
+    assert str(told.value).startswith(f"dataset: {which}")
+    assert "4 could not" in str(told.value) or "4, 7 could not" in str(told.value)
+    assert str(told.value).endswith("could not be read: ValueError: img_7.png: truncated")
+    assert isinstance(told.value.__cause__, ValueError)
 
 
 class Unmarked(Whole):
