@@ -1,4 +1,4 @@
-"""Progress bars, on stderr: of a training, and of work on a large file.
+"""Progress bars, on stderr: of a training, and of work on a large file or on many.
 
 What the bar of a training shows of private losses is not covered by epsilon; it is shown to the
 trainer and written nowhere.
@@ -14,6 +14,7 @@ from rich.progress import (
     DownloadColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     TaskID,
     TextColumn,
     TimeRemainingColumn,
@@ -22,11 +23,11 @@ from rich.progress import (
 
 from secure_cnn.printable import Terminal
 
-__all__ = ["TrainingProgress", "file_progress", "training_progress"]
+__all__ = ["TrainingProgress", "count_progress", "file_progress", "training_progress"]
 
 _SMOOTHING = 0.9
 _PATIENCE = 1.0
-"""Seconds that work on a file takes before its bar comes."""
+"""Seconds that work takes before its bar comes."""
 
 
 class TrainingProgress:
@@ -85,16 +86,33 @@ def file_progress(
     when it ends, however it ends. What it yields is called with the bytes done so far, and those
     there are in all.
     """
+    with _patient(name, (DownloadColumn(binary_units=True), TransferSpeedColumn()), clock) as tell:
+        yield tell
+
+
+@contextmanager
+def count_progress(
+    name: str, total: int, *, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[int], None]]:
+    """A progress line for work on so many things, such as images; else as `file_progress`.
+
+    What it yields is called with the number of those that are done.
+    """
+    with _patient(name, (MofNCompleteColumn(),), clock) as tell:
+        yield lambda done: tell(done, total)
+
+
+@contextmanager
+def _patient(
+    name: str, columns: tuple[ProgressColumn, ...], clock: Callable[[], float]
+) -> Iterator[Callable[[int, int], None]]:
+    """A line with these columns that comes when the work has taken its time."""
     console = Terminal(stderr=True, wrap=True)
-    columns = (
+    bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(
         *columns,
+        TimeRemainingColumn(),
         console=console,
         transient=True,
         get_time=clock,

@@ -24,7 +24,7 @@ ARROWS = {
     "errors": set(),
     "progress": set(),
     "interruption": set(),
-    "data": {"errors"},
+    "data": {"errors", "progress"},
     "engine": {"errors", "interruption"},
     "archive": {"errors"},
     "record": {"errors"},

@@ -9,25 +9,10 @@ import zlib
 import numpy as np
 import pytest
 from PIL import Image
-from support.damaged import damaged
+from support.class_folders import write_images
 
 from secure_cnn.data import load_data
 from secure_cnn.errors import DataError
-
-
-def write_images(folder, classes=("cat", "dog"), count=5, mode="RGB", size=(8, 9), suffix="png"):
-    """A folder of class folders of random images; the pixels that were written, by file."""
-    random = np.random.default_rng(0)
-    pixels = {}
-    for name in classes:
-        (folder / name).mkdir(parents=True)
-        for number in range(count):
-            shape = (size[1], size[0]) + ((3,) if mode == "RGB" else ())
-            array = random.integers(0, 256, shape, dtype=np.uint8)
-            path = folder / name / f"{number}.{suffix}"
-            Image.fromarray(array).save(path)
-            pixels[path] = array
-    return pixels
 
 
 @pytest.mark.parametrize(("mode", "channels"), [("L", 1), ("RGB", 3)])
@@ -60,41 +45,6 @@ def test_jpeg_is_read(tmp_path):
     assert len(load_data(str(tmp_path)).train) == 8
 
 
-# Each value of the tag, and what a camera does to a scene that it then undoes (Exif 2.32, 4.6.4).
-CAMERA = {
-    1: lambda scene: scene,
-    2: lambda scene: scene[:, ::-1],
-    3: lambda scene: scene[::-1, ::-1],
-    4: lambda scene: scene[::-1],
-    5: lambda scene: scene.swapaxes(0, 1),
-    6: lambda scene: np.rot90(scene, 1),
-    7: lambda scene: scene.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda scene: np.rot90(scene, 3),
-    9: lambda scene: scene,
-}
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-@pytest.mark.parametrize("tag", CAMERA)
-def test_every_orientation_is_turned_upright(tmp_path, tag, suffix):
-    """A scene that is not square comes out as it was, however the camera was held."""
-    scene = np.zeros((24, 16, 3), np.uint8)
-    scene[:8] += np.uint8([200, 0, 0])
-    scene[:, :8] += np.uint8([0, 0, 200])
-    for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for number in range(2):
-            taken = Image.fromarray(np.ascontiguousarray(CAMERA[tag](scene)))
-            exif = taken.getexif()
-            exif[0x0112] = tag
-            taken.save(tmp_path / "pets" / name / f"{number}.{suffix}", exif=exif, quality=95)
-    for cap in (1 << 30, 0):
-        data = load_data(tmp_path / "pets", cache=tmp_path / "cache", memory_cap=cap)
-        seen = data.train.images[0].permute(1, 2, 0).numpy().astype(int)
-        assert data.spec.shape == (3, 24, 16)
-        assert np.abs(seen - scene).mean() < (0.1 if suffix == "png" else 12)
-
-
 def test_a_broken_orientation_tag_is_an_error_or_harmless(tmp_path):
     """Whatever the bytes of the tags are, they end in pixels or in our own error."""
     random = np.random.default_rng(0)
@@ -117,7 +67,7 @@ def test_a_broken_orientation_tag_is_an_error_or_harmless(tmp_path):
 def test_a_name_that_no_file_can_hold_is_refused_before_any_image(tmp_path, monkeypatch):
     """A class folder or a data folder named in Latin-1, as an old zip leaves it, names itself."""
     write_images(tmp_path / "pets")
-    monkeypatch.setattr("secure_cnn.data.folder.Image.open", None)
+    monkeypatch.setattr("secure_cnn.data.photograph.Image.open", None)
     latin = os.fsdecode(b"caf\xe9")
     (tmp_path / "pets/cat").rename(tmp_path / "pets" / latin)
     with pytest.raises(DataError, match=r"the class folder: expected UTF-8.*rename it"):
@@ -127,7 +77,7 @@ def test_a_name_that_no_file_can_hold_is_refused_before_any_image(tmp_path, monk
         load_data(tmp_path / latin)
 
 
-def test_beyond_the_cap_it_is_decoded_once(tmp_path, capsys, monkeypatch):
+def test_beyond_the_cap_it_is_decoded_once(tmp_path, monkeypatch):
     """A mapped data set equals the one in memory, and a second load decodes nothing."""
     write_images(tmp_path / "pets")
     cache = tmp_path / "cache"
@@ -135,11 +85,9 @@ def test_beyond_the_cap_it_is_decoded_once(tmp_path, capsys, monkeypatch):
     assert not cache.exists()
     mapped = load_data(tmp_path / "pets", cache=cache, memory_cap=0)
     assert mapped.fingerprint == in_memory.fingerprint
-    assert "decoding pets" in capsys.readouterr().err
-    monkeypatch.setattr("secure_cnn.data.folder.Image.open", None)
+    monkeypatch.setattr("secure_cnn.data.photograph.Image.open", None)
     again = load_data(tmp_path / "pets", cache=cache, memory_cap=0)
     assert again.fingerprint == in_memory.fingerprint
-    assert "decoding" not in capsys.readouterr().err
     assert len(list(cache.iterdir())) == 1
 
 
@@ -187,39 +135,12 @@ def test_a_disk_too_small_is_an_error_beforehand(tmp_path, monkeypatch):
         load_data(tmp_path / "pets", cache=tmp_path / "cache", memory_cap=0)
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_every_truncation_is_an_error_or_harmless(tmp_path, suffix):
-    """However short a file is cut, the error names it; if it loads, no image was lost."""
-    path = next(iter(write_images(tmp_path / "pets", count=2, suffix=suffix)))
-    whole = path.read_bytes()
-    messages = []
-    for length in range(0, len(whole), 23):
-        path.write_bytes(whole[:length])
-        try:
-            load_data(tmp_path / "pets")
-        except DataError as error:
-            messages.append(str(error))
-    assert len(messages) > len(whole) / 23 * 0.7
-    assert all(str(path) in message for message in messages)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg"])
-def test_damaged_bytes_never_end_in_another_error(tmp_path, suffix):
-    """Whatever a decoder makes of random damage, nothing but a `DataError` comes out."""
-    path = next(iter(write_images(tmp_path / "pets", count=2, suffix=suffix)))
-    for _ in damaged(path, times=60, places=3):
-        with contextlib.suppress(DataError):
-            load_data(tmp_path / "pets")
-
-
 def test_bad_folders_name_what_is_wrong(tmp_path):
     """Each way to spoil a folder is one error that names the file or folder."""
     for number, (spoil, match) in enumerate(
         [
-            (lambda root: (root / "owl").mkdir(), "owl: expected images"),
-            (lambda root: Image.new("RGB", (9, 9)).save(root / "dog/9.png"), "9.png: expected"),
-            (lambda root: (root / "cat/list.txt").write_text("x"), "list.txt: expected only"),
-            (lambda root: (root / "cat/sub").mkdir(), "sub: expected only"),
+            (lambda root: (root / "owl").mkdir(), "of every class, got none in owl"),
+            (lambda root: (root / "cat/list.txt").write_text("x"), r"got cat/list\.txt; convert"),
             (lambda root: Image.new("L", (8, 9)).save(root / "1.png"), "inside class folders"),
             (lambda root: (root / "dog/z.png").symlink_to(root / "gone"), "z.png"),
             (lambda root: (root / "dog/z.png").write_bytes(b"GIF89a"), "z.png: expected"),
@@ -255,7 +176,7 @@ def test_a_single_image_of_a_class_cannot_be_split(tmp_path):
         load_data(tmp_path)
 
 
-@pytest.mark.parametrize("side", [4097, 15_000])
+@pytest.mark.parametrize("side", [11_586, 60_000])
 def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side):
     """A small file that claims a huge image is refused before it is decoded."""
     path = next(iter(write_images(tmp_path)))

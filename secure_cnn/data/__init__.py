@@ -5,44 +5,70 @@ splits are map-style data sets with values in [0, 1]. Not here: anything about m
 statistic of the data (a model's input normalisation is fixed; see `secure_cnn.models`).
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 from secure_cnn.data.batches import Augmentation, ShuffledBatches
 from secure_cnn.data.folder import folder_source
 from secure_cnn.data.named import NAMES, named_source
 from secure_cnn.data.npz import npz_source
+from secure_cnn.data.reading import ImageReading
 from secure_cnn.data.source import Source
 from secure_cnn.data.split import DataSpec, ImageData, Split
 from secure_cnn.data.store import decode, default_cache
 from secure_cnn.errors import DataError
+from secure_cnn.printable import Terminal
 
-__all__ = ["Augmentation", "DataSpec", "ImageData", "ShuffledBatches", "Split", "load_data"]
+__all__ = [
+    "Augmentation",
+    "DataSpec",
+    "ImageData",
+    "ImageReading",
+    "ShuffledBatches",
+    "Split",
+    "load_data",
+]
+
+_AS_THEY_ARE = ImageReading()
+
+
+def _told(remark: str) -> None:
+    Terminal(stderr=True).print(f"note: {remark}")
 
 
 def load_data(
     source: str | Path,
     *,
+    reading: ImageReading = _AS_THEY_ARE,
     cache: Path | None = None,
     memory_cap: int = 2 << 30,
     test_fraction: float = 0.2,
     seed: int = 0,
+    tell: Callable[[str], None] = _told,
 ) -> ImageData:
     """Load a data set by name, from a folder of class folders, or from a `.npz` file.
 
-    A set larger than `memory_cap` is decoded once into a file in `cache`, with a progress bar on
-    standard error, and mapped from there, now and by later calls. The file is copy-on-write: what
-    is done to the tensors does not reach it. Old files in `cache` may be deleted at any time.
+    A set larger than `memory_cap` is decoded once into a file in `cache`, and mapped from there,
+    now and by later calls. The file is copy-on-write: what is done to the tensors does not reach
+    it. Old files in `cache` may be deleted at any time. What takes more than a second has a
+    progress bar, on standard error where that is a terminal.
 
     Args:
         source: `"digits"`, `"mnist"`, `"fashion-mnist"` or `"cifar10"`; or the path of a folder
-            (`<class>/*.png` or `.jpg`, or both `train/<class>/…` and `test/<class>/…`); or of a
-            `.npz` file with `images` and `labels`, and perhaps `test_images` and `test_labels`
-            (`secure_cnn.data.npz` says in which form). A name wins over a path: write `./digits`.
+            (`<class>/*.jpg`, or both `train/<class>/…` and `test/<class>/…` or `val/<class>/…`;
+            PNG, JPEG, WebP, BMP or TIFF); or of a `.npz` file with `images` and `labels`, and
+            perhaps `test_images` and `test_labels` (`secure_cnn.data.npz` says in which form). A
+            name wins over a path: write `./digits`.
+        reading: What each image of a folder becomes; its `size` is refused where other sources
+            have images of another.
         cache: Where downloads and decoded pixels go; `$SECURE_CNN_CACHE` or `~/.cache/secure-cnn`.
             Asked for only when there is something to keep.
         memory_cap: Bytes of pixels, of both splits together, that are kept in memory.
         test_fraction: Share of each class to test on, in (0, 1), where the source has no test set.
         seed: Decides that split, at least 0.
+        tell: Called with each remark about the images, such as that some are transparent, or in
+            both parts; prints it on standard error by default. Remarks are figures of the images
+            that no epsilon covers.
 
     Returns:
         The training and the test split, and what they have in common.
@@ -57,16 +83,32 @@ def load_data(
         (Split(1438 images, 1x8x8), 1, ('0', '1', '2'))
     """
     cache = default_cache() if cache is None else cache
-    described = _describe(source, cache=cache, test_fraction=test_fraction, seed=seed)
-    return decode(described, cache, memory_cap)
+    described = _describe(source, reading, cache=cache, test_fraction=test_fraction, seed=seed)
+    asked = (reading.channels or described.shape[0], *(reading.shape or described.shape[1:]))
+    if asked != described.shape:
+        shape, found = ("x".join(map(str, sides)) for sides in (asked, described.shape))
+        raise DataError(
+            f"{source}: expected images of {shape} (channels x height x width), got {found}; only "
+            "the images of a folder are brought to another size: leave image_size out"
+        )
+    return decode(described, cache, memory_cap, tell)
 
 
-def _describe(source: str | Path, *, cache: Path | None, test_fraction: float, seed: int) -> Source:
+def _describe(
+    source: str | Path,
+    reading: ImageReading,
+    *,
+    cache: Path | None,
+    test_fraction: float,
+    seed: int,
+) -> Source:
     if isinstance(source, str) and source in NAMES:
         return named_source(source, cache=cache, test_fraction=test_fraction, seed=seed)
     path = _expanded(source)
     if path.is_dir():
-        return folder_source(path, cache=cache, test_fraction=test_fraction, seed=seed)
+        return folder_source(
+            path, reading=reading, cache=cache, test_fraction=test_fraction, seed=seed
+        )
     if path.is_file() and path.suffix.lower() == ".npz":
         return npz_source(path, test_fraction=test_fraction, seed=seed)
     raise DataError(

@@ -5,7 +5,7 @@ Every reader of a format hands on a `Source`; `store` decodes it.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
@@ -26,6 +26,7 @@ __all__ = [
     "check_name",
     "check_range",
     "key_of",
+    "some",
     "stratified_split",
     "unusable",
 ]
@@ -35,6 +36,7 @@ Pixels = NDArray[np.uint8]
 Chunk = tuple[int, Pixels]  # the row of the first image, and images [k, channels, height, width]
 
 CHUNK_BYTES = 1 << 24  # what a reader holds at a time
+_SHOWN = 5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,7 +44,8 @@ class Source:
     """A data set before its pixels are decoded; the training rows come first.
 
     `chunks` starts the decoding and yields every row exactly once, in any order of chunks.
-    `key` changes whenever the pixels or their order could.
+    `key` changes whenever the pixels or their order could. `remarks`, asked once the pixels are
+    decoded, are sentences about the images for the person who brought them.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Source:
     train_count: int
     shape: tuple[int, int, int]
     chunks: Callable[[], Iterator[Chunk]]
+    remarks: Callable[[], Iterable[str]] = tuple
 
     @property
     def size(self) -> int:
@@ -67,6 +71,17 @@ def key_of(files: Iterable[Path], *settings: object) -> str:
         line = [str(file.absolute()), status.st_size, status.st_mtime_ns]
         digest.update(json.dumps(line).encode())
     return digest.hexdigest()[:32]
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names in a sentence, and how many more there are.
+
+    Example:
+        >>> some(["a", "b"]), some("abcdefgh")
+        ('a, b', 'a, b, c, d, e and 3 more')
+    """
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 @contextmanager

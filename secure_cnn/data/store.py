@@ -8,20 +8,21 @@ import mmap
 import os
 import shutil
 import sys
+from collections.abc import Callable, Iterator
 from math import prod
 from pathlib import Path
 
 import numpy as np
 import torch
-from rich.markup import escape
-from rich.progress import Progress
 from torch import Tensor
 
-from secure_cnn.data.source import Source, unusable
+from secure_cnn.data.duplicates import Duplicates
+from secure_cnn.data.source import Chunk, Source, unusable
 from secure_cnn.data.split import DataSpec, ImageData, Split
 from secure_cnn.errors import DataError
 from secure_cnn.files import new_file, reading, write_at
-from secure_cnn.printable import Terminal, printable
+from secure_cnn.printable import printable
+from secure_cnn.progress import count_progress
 
 __all__ = ["decode", "default_cache", "needed", "stored_shape"]
 
@@ -60,17 +61,22 @@ def stored_shape(cache: Path | None, key: str, count: int) -> tuple[int, int, in
     return None
 
 
-def decode(source: Source, cache: Path | None, memory_cap: int) -> ImageData:
-    """Decode every pixel of `source`: into memory up to `memory_cap` bytes, else into the cache."""
+def decode(
+    source: Source, cache: Path | None, memory_cap: int, tell: Callable[[str], None]
+) -> ImageData:
+    """Decode every pixel of `source`: into memory up to `memory_cap` bytes, else into the cache.
+
+    `tell` gets what is to be said of the images, a sentence a call.
+    """
     if source.size <= memory_cap:
-        images = _decode_to_memory(source)
+        images = _decode_to_memory(source, tell)
     else:
         path = (
             needed(cache, source.name)
             / f"decoded-{source.key}-{'x'.join(map(str, source.shape))}.u8"
         )
         if stored_shape(cache, source.key, len(source.labels)) != source.shape:
-            _decode_to_file(source, path)
+            _decode_to_file(source, path, tell)
         images = _map(path, (len(source.labels), *source.shape))
     labels = torch.from_numpy(source.labels)
     train = source.train_count
@@ -82,19 +88,35 @@ def decode(source: Source, cache: Path | None, memory_cap: int) -> ImageData:
     )
 
 
-def _decode_to_memory(source: Source) -> Tensor:
+def _decode_to_memory(source: Source, tell: Callable[[str], None]) -> Tensor:
     pixels = np.empty((len(source.labels), *source.shape), np.uint8)
-    for start, images in source.chunks():
+    for start, images in _watched(source, tell):
         pixels[start : start + len(images)] = images
     return torch.from_numpy(pixels)
 
 
-def _decode_to_file(source: Source, path: Path) -> None:
+def _decode_to_file(source: Source, path: Path, tell: Callable[[str], None]) -> None:
     _check_room(source, path.parent)
     place = f"room and permission for {source.size} bytes of decoded images of {source.name}"
     writable = unusable(path.parent, OSError, expected=place, cure=_ELSEWHERE)
+    stride = prod(source.shape)
     with writable, new_file(path, overwrite=True, mode=0o600) as fd:
-        _write(source, fd)
+        for start, images in _watched(source, tell):
+            write_at(fd, memoryview(images.tobytes()), start * stride)
+
+
+def _watched(source: Source, tell: Callable[[str], None]) -> Iterator[Chunk]:
+    """All chunks of a source, with a bar beside them and what there is to say behind them."""
+    duplicates = Duplicates(source.labels, source.train_count)
+    done = 0
+    with count_progress(f"decoding {printable(source.name)}", len(source.labels)) as advance:
+        for start, images in source.chunks():
+            duplicates.add(start, images)
+            yield start, images
+            done += len(images)
+            advance(done)
+    for remark in (*source.remarks(), *duplicates.remarks()):
+        tell(remark)
 
 
 def _check_room(source: Source, cache: Path) -> None:
@@ -108,17 +130,6 @@ def _check_room(source: Source, cache: Path) -> None:
             f"{source.name}: expected at most {free} bytes of images, which is what {cache} has "
             f"free, got {source.size}; set SECURE_CNN_CACHE to a folder on a larger disk"
         )
-
-
-def _write(source: Source, fd: int) -> None:
-    stride = prod(source.shape)
-    with Progress(console=Terminal(stderr=True, wrap=True)) as progress:
-        task = progress.add_task(
-            f"decoding {escape(printable(source.name))}", total=len(source.labels)
-        )
-        for start, images in source.chunks():
-            write_at(fd, memoryview(images.tobytes()), start * stride)
-            progress.advance(task, len(images))
 
 
 def _map(path: Path, shape: tuple[int, int, int, int]) -> Tensor:
