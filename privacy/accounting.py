@@ -9,13 +9,17 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from privacy import _opacus
 from privacy.errors import AccountingError, PlanError
-from privacy.validate import positive, probability, real, whole
+from privacy.validate import positive, probability, real, shown, whole
 
-__all__ = ["GaussianSteps", "checked_events", "epsilon_of", "noise_multiplier_for"]
+__all__ = ["GaussianSteps", "Unit", "checked_events", "checked_unit"]
+__all__ += ["epsilon_of", "noise_multiplier_for"]
+
+Unit = Literal["example", "person"]
+"""Of what one more or one less makes a neighbouring data set."""
 
 _LARGEST_NOISE_MULTIPLIER = 1e4
 _PRECISION = 1e-3
@@ -26,13 +30,15 @@ _LARGEST_PRV_EPSILON = 30.0
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianSteps:
-    """Steps of the Poisson-sampled Gaussian mechanism, under adding or removing one example.
+    """Steps of the Poisson-sampled Gaussian mechanism, under adding or removing one unit.
 
     Attributes:
         noise_multiplier: Standard deviation of the noise over the clipping norm; 0 means no
             privacy.
-        sampling_rate: Probability with which each example is in a step, in (0, 1].
+        sampling_rate: Probability with which each unit is in a step, in (0, 1].
         steps: How many steps, at least 0.
+        unit: What is sampled, clipped and protected as one: an `example`, or a `person` with all
+            examples that are theirs.
 
     Example:
         >>> GaussianSteps(noise_multiplier=1.0, sampling_rate=0.01, steps=100).steps
@@ -42,8 +48,10 @@ class GaussianSteps:
     noise_multiplier: float
     sampling_rate: float
     steps: int
+    unit: Unit = "example"
 
     def __post_init__(self) -> None:
+        checked_unit(self.unit)
         if not real("noise_multiplier", self.noise_multiplier) >= 0:
             raise PlanError(
                 f"noise_multiplier: expected a finite number >= 0, got {self.noise_multiplier}"
@@ -59,8 +67,8 @@ def epsilon_of(events: Sequence[GaussianSteps], delta: float) -> float:
     """Bounds the epsilon of everything in `events` together, at `delta`.
 
     Guarantee: the training that took exactly these steps is (epsilon, delta)-differentially private
-    with respect to adding or removing one example, given that every step was Poisson-sampled at its
-    rate and noised with its multiplier.
+    with respect to adding or removing one unit (an example, or a person), given that every step was
+    Poisson-sampled at its rate and noised with its multiplier.
 
     Args:
         events: The steps taken, in any order.
@@ -70,7 +78,7 @@ def epsilon_of(events: Sequence[GaussianSteps], delta: float) -> float:
         An upper bound, at least 0; 0 where nothing was taken, `inf` where a step carried no noise.
 
     Raises:
-        PlanError: `delta` is not in (0, 1), or `events` are none.
+        PlanError: `delta` is not in (0, 1), or `events` are none, or of examples and of persons.
         AccountingError: No accountant could bound these events.
 
     Example:
@@ -97,7 +105,20 @@ def checked_events(events: object) -> Sequence[GaussianSteps]:
                 f"events: expected a list of privacy.GaussianSteps, got {type(event).__name__} in "
                 "the place of one"
             )
+    if len({event.unit for event in found}) > 1:
+        raise PlanError(
+            "events: expected steps of one unit, got steps that protect an example and steps that "
+            "protect a person: they have no epsilon in common"
+        )
     return found
+
+
+def checked_unit(unit: object) -> Unit:
+    """The unit of privacy, given that it is one."""
+    for known in get_args(Unit):
+        if isinstance(unit, str) and unit == known:
+            return known  # type: ignore[no-any-return]
+    raise PlanError(f"unit: expected {' or '.join(get_args(Unit))}, got {shown(unit)}")
 
 
 @functools.lru_cache(maxsize=256)

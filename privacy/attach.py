@@ -12,6 +12,7 @@ from privacy.clipping.tuner import Tuner
 from privacy.errors import PlanError, PrivacyError
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
+from privacy.persons import Persons
 from privacy.plan import DPPlan
 from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, read
 from privacy.step import prepare
@@ -32,17 +33,19 @@ def attach(
     physical_batches: PhysicalBatches | None = None,
     tuner: Tuner | None = None,
     ledger: Ledger | None = None,
+    groups: object = None,
 ) -> PrivateTraining:
     """Makes the training of `model` on `dataset` follow `plan`.
 
     Guarantee: what `private.step` writes to the parameters is (`private.spent(delta)`,
-    delta)-differentially private in `dataset` under adding or removing one example, given that the
-    losses of a row depend on that row's example only, which `PrivateTraining.check_objective`
-    tests, and that nothing else of the data reaches the model or its user (choosing settings by
-    looking at private losses does).
+    delta)-differentially private in `dataset` under adding or removing one example (or one person,
+    as the plan's `unit` says), given that the losses of a row depend on that row's example only,
+    which `PrivateTraining.check_objective` tests, that `groups` are right, and that nothing else of
+    the data reaches the model or its user (choosing settings by looking at private losses does).
 
     Args:
-        plan: A plan with its noise, for exactly `len(dataset)` samples.
+        plan: A plan with its noise, for exactly `len(dataset)` samples; for as many as there are
+            persons, where its unit is a person.
         model: Any module with the batch in dimension 0, on one device; its layers' forward is
             replaced until `detach`.
         optimizer: Any optimizer that holds exactly the model's trainable parameters and steps on
@@ -52,6 +55,10 @@ def attach(
         tuner: Chooses the layers' kernels, or holds a choice made before; speed and memory only.
         ledger: What was spent before, and where it is written down before each release: see
             `Ledger.open`. By default an empty one in memory.
+        groups: Whose each example is: one id an example, in the order of the data set, of any type
+            that can be hashed. By default the data set's own attribute `groups`. Equal ids are one
+            person, whom a plan of the unit `person` protects; a plan of the unit `example` warns of
+            them, and says what the person with the most examples has.
 
     Returns:
         The private training.
@@ -78,20 +85,46 @@ def attach(
         >>> private.steps, private.spent() == plan.epsilon()
         (4, True)
     """
-    samples = check_dataset(dataset)
+    examples = check_dataset(dataset)
     _check_settings(physical_batches, tuner, ledger)
-    few = partial(_first_images, dataset, samples)
+    cut = physical_batches or PhysicalBatches()
+    persons = _persons(plan, dataset, groups, cut, examples=examples)
+    samples = examples if persons is None else len(persons)
+    few = partial(_first_images, dataset, examples)
     prepared = prepare(plan, model, optimizer, samples=samples, images=few, tuner=tuner)
     ledger = Ledger() if ledger is None else ledger
-    cut, locked = physical_batches or PhysicalBatches(), ledger.locked
+    locked = ledger.locked
     try:
-        return PrivateTraining(plan, prepared, dataset, cut, SecureGenerator(), ledger)
+        return PrivateTraining(plan, prepared, dataset, cut, SecureGenerator(), ledger, persons)
     except BaseException:
         prepared.undo()
         # Who opened a file that was there goes on with it; what was made here is nobody's.
         if not locked:
             ledger.close()
         raise
+
+
+def _persons(
+    plan: object, dataset: object, groups: object, cut: PhysicalBatches, *, examples: int
+) -> Persons | None:
+    """The persons whom a plan protects; None where its unit is an example."""
+    if not isinstance(plan, DPPlan):
+        raise PlanError(f"plan: expected a privacy.DPPlan, got {type(plan).__name__}")
+    ids = getattr(dataset, "groups", None) if groups is None else groups
+    if plan.unit == "example":
+        return None
+    if ids is None:
+        raise PlanError(
+            "groups: expected one id an example, since the plan protects persons, got none; give "
+            "attach(..., groups=ids), or the data set an attribute `groups`"
+        )
+    most = plan.images_per_person
+    if most is not None and cut.size < most:
+        raise PlanError(
+            f"physical_batches: expected a size of at least {most} rows, the plan's "
+            f"images_per_person, got {cut.size}: a person's examples are averaged in one batch"
+        )
+    return Persons.of(ids, examples=examples)
 
 
 def _first_images(dataset: MapStyle, samples: int) -> Tensor:

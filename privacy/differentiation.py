@@ -45,6 +45,7 @@ def differentiate(
     *,
     examples: int,
     images: Tensor | None = None,
+    shares: Tensor | None = None,
 ) -> Parts:
     """Runs backward from losses, float [examples] or [examples, K]; every `.grad` stays as it was.
 
@@ -52,9 +53,14 @@ def differentiate(
     inside the example, before anything is clipped (De et al. 2022, arXiv 2204.13650). The layers
     may see them in rows that follow one another, [examples * K], or in K passes of [examples]. They
     are held against the `images`, [examples, ...], where these are known.
+
+    Where a person is the example, its images are copies: `shares` [examples, R] says what each of
+    its R rows counts in the mean, and losses are [examples * R] or [examples * R, K].
     """
-    _check_losses(losses, examples)
+    _check_losses(losses, examples if shares is None else shares.numel())
     tape.check()
+    if shares is not None:
+        losses = losses.reshape(examples, -1)
     copies = losses.numel() // examples
     kept = [(parameter, parameter.grad) for parameter in parameters.values()]
     for parameter, _ in kept:
@@ -62,7 +68,7 @@ def differentiate(
     try:
         _check_order(losses, tape, images)
         with tape.record(examples=examples, copies=copies), _graph_used():
-            torch.autograd.backward(losses, torch.full_like(losses, len(losses) / losses.numel()))
+            torch.autograd.backward(losses, _mean_of(losses, shares))
         bypassed = [name for name, p in parameters.items() if p.grad is not None]
     finally:
         parts = tape.take()
@@ -81,6 +87,15 @@ def differentiate(
             "with private.model, outside torch.no_grad()"
         )
     return parts
+
+
+def _mean_of(losses: Tensor, shares: Tensor | None) -> Tensor:
+    """What each loss counts in its example's mean: all the same, or as its row's share says."""
+    if shares is None:
+        return torch.full_like(losses, len(losses) / losses.numel())
+    of_rows = shares.to(losses)
+    copies = losses.shape[1] // of_rows.shape[1]
+    return (of_rows / copies).repeat_interleave(copies, dim=1)
 
 
 def _check_order(losses: Tensor, tape: Tape, images: Tensor | None) -> None:
@@ -154,7 +169,9 @@ def check_rows(losses: Tensor, tape: Tape, chosen: Tensor, images: Tensor | None
         return
     _refuse_strayed(strayed, copies)
     seen = tape.first_inputs()
-    if copies > 1 and images is not None and any(_of_others(rows, images) for rows in seen):
+    if images is None or losses.numel() == len(images):
+        return
+    if any(_of_others(rows, images) for rows in seen):
         raise UnsupportedLayer(
             f"{strayed[-1][0]}: the copies that it saw look like other examples than those whose "
             f"losses they have: {_adjacent(copies)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from privacy._ledger_file import LedgerFile
-from privacy.accounting import GaussianSteps, checked_events, epsilon_of
+from privacy.accounting import GaussianSteps, checked_events, checked_unit, epsilon_of
 from privacy.errors import LedgerError, PlanError
 from privacy.plan import DPPlan
 from privacy.validate import shown, whole
@@ -27,9 +27,9 @@ class _Entry:
     session: str = ""
 
     @property
-    def kind(self) -> tuple[str, float, float]:
+    def kind(self) -> tuple[str, GaussianSteps]:
         """Neighbours of equal kind are joined."""
-        return self.session, self.event.noise_multiplier, self.event.sampling_rate
+        return self.session, replace(self.event, steps=1)
 
 
 class Ledger:
@@ -124,7 +124,8 @@ class Ledger:
     def bind(self, plan: DPPlan) -> None:
         """Begins a session of `plan`: from now on every step must be the plan's.
 
-        Refused is a ledger with steps of other noise or another rate, or a file of another norm.
+        Refused is a ledger with steps of other noise, another rate or another unit, or a file of
+        another norm.
         """
         if not isinstance(plan, DPPlan):
             raise PlanError(f"plan: expected a privacy.DPPlan, got {type(plan).__name__}")
@@ -135,6 +136,7 @@ class Ledger:
             "noise_multiplier": step.noise_multiplier,
             "sampling_rate": step.sampling_rate,
             "max_grad_norm": float(plan.max_grad_norm),
+            **_unit_of(step),
         }
         if self._file is not None:
             self._file.bind(terms)
@@ -195,6 +197,7 @@ class Ledger:
                 "noise_multiplier": entry.event.noise_multiplier,
                 "sampling_rate": entry.event.sampling_rate,
                 "steps": entry.event.steps,
+                **_unit_of(entry.event),
                 **({"session": entry.session} if entry.session else {}),
             }
             for entry in self._entries
@@ -258,12 +261,24 @@ def _entry(row: Mapping[str, Any]) -> _Entry:
     if not isinstance(session, str):
         raise TypeError(f"got the session {shown(session)}")
     noise, rate = map(float, numbers)
-    return _Entry(GaussianSteps(noise_multiplier=noise, sampling_rate=rate, steps=steps), session)
+    unit = checked_unit(row.get("unit", "example"))
+    event = GaussianSteps(noise_multiplier=noise, sampling_rate=rate, steps=steps, unit=unit)
+    return _Entry(event, session)
+
+
+def _unit_of(event: GaussianSteps) -> dict[str, str]:
+    """The unit of a row or a file; without one it is of examples, as before there were others."""
+    return {} if event.unit == "example" else {"unit": event.unit}
 
 
 def _check_kind(event: GaussianSteps, plan: DPPlan) -> None:
     """Refuses steps that the plan does not take."""
     own = plan.event(steps=1)
+    if event.unit != own.unit:
+        raise PlanError(
+            f"ledger: expected steps that protect one {own.unit}, as the plan's, got steps that "
+            f"protect one {event.unit}: there is no epsilon of both; give each unit its own ledger"
+        )
     if (event.noise_multiplier, event.sampling_rate) != (own.noise_multiplier, own.sampling_rate):
         raise PlanError(
             f"ledger: expected steps of noise multiplier {own.noise_multiplier!r} and sampling "

@@ -8,7 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from privacy.accounting import GaussianSteps, epsilon_of, noise_multiplier_for
+from privacy.accounting import (
+    GaussianSteps,
+    Unit,
+    checked_unit,
+    epsilon_of,
+    noise_multiplier_for,
+)
 from privacy.clipping.factors import Clipping, FlatClipping, clipping_of
 from privacy.errors import PlanError
 from privacy.validate import positive, real, shown, whole
@@ -16,7 +22,7 @@ from privacy.validate import positive, real, shown, whole
 __all__ = ["DPPlan"]
 
 _MOST_STEPS = 1e12
-_RELATION = "add or remove one example"
+_USUAL_IMAGES = 8
 _ACCOUNTANT = "PRV and RDP, the smaller bound"
 
 
@@ -30,8 +36,13 @@ class DPPlan:
     delta)-differentially private under adding or removing one example (Abadi et al. 2016, arXiv
     1607.00133). `samples` is taken to be public.
 
+    Where `unit` is `person`, all of this is of persons in the place of examples: a step samples
+    persons, takes up to `images_per_person` examples of each, averages their gradients and clips
+    that mean, so that one person with all their examples moves the sum by the clipping norm at most
+    (user-level sampling: Charles et al. 2024, arXiv 2407.07737).
+
     Attributes:
-        samples: Number of training examples, n.
+        samples: Number of training examples, n; of persons where they are the unit.
         batch_size: Expected size of a Poisson batch, in [1, samples]; the sampling rate is
             batch_size / samples.
         epochs: Expected passes over the data, > 0; the number of steps is `round(epochs * samples /
@@ -49,6 +60,10 @@ class DPPlan:
             that no low bits leak (Mironov 2012, CCS; Holohan and Braghin 2021, arXiv 2107.10138).
             The clipping norm is lowered by at most 2^-10 of itself, which pays for the rounding;
             every example's gradient is formed, which takes time.
+        unit: What is protected as one: an `example`, or a `person`, whose examples `attach` is told
+            by its `groups`.
+        images_per_person: Most examples of one person in a step, drawn anew each time: more cost
+            time, never privacy. 8 by default where the unit is a person, else None.
 
     Raises:
         PlanError: A value is out of its range.
@@ -69,11 +84,15 @@ class DPPlan:
     target_epsilon: float | None = None
     clipping: Clipping = field(default_factory=FlatClipping)
     float_safe: bool = False
+    unit: Unit = "example"
+    images_per_person: int | None = None
 
     def __post_init__(self) -> None:
         samples = whole("samples", self.samples)
         self._set(
             samples=samples,
+            unit=checked_unit(self.unit),
+            images_per_person=self._checked_images(),
             batch_size=self._checked_batch_size(samples),
             epochs=positive("epochs", self.epochs),
             max_grad_norm=positive("max_grad_norm", self.max_grad_norm),
@@ -99,24 +118,40 @@ class DPPlan:
         for name, value in values.items():
             object.__setattr__(self, name, value)
 
+    def _checked_images(self) -> int | None:
+        images = self.images_per_person
+        if self.unit == "person":
+            return whole("images_per_person", _USUAL_IMAGES if images is None else images)
+        if images is not None:
+            raise PlanError(
+                f'images_per_person: expected unit="person" with it, got {shown(images)} and the '
+                "unit example; leave it out"
+            )
+        return None
+
     def _checked_batch_size(self, samples: int) -> int:
         try:
             return whole("batch_size", self.batch_size, most=samples)
         except PlanError as error:
             raise PlanError(
-                f"batch_size: expected 1 to {samples} (the number of samples), got "
+                f"batch_size: expected 1 to {samples} (the number of {self._samples}), got "
                 f"{shown(self.batch_size)}: a sampling rate above 1 has no meaning"
             ) from error
 
     @property
     def sampling_rate(self) -> float:
-        """Probability q with which each example is in a step's batch."""
+        """Probability q with which each example, or person, is in a step's batch."""
         return self.batch_size / self.samples
 
     @property
     def steps(self) -> int:
         """Number of noised steps."""
         return max(1, round(self.epochs * self.samples / self.batch_size))
+
+    @property
+    def _samples(self) -> str:
+        """What `samples` counts, for a message."""
+        return "persons" if self.unit == "person" else "samples"
 
     @property
     def calibrated(self) -> bool:
@@ -145,6 +180,7 @@ class DPPlan:
             noise_multiplier=self.noise_multiplier,
             sampling_rate=self.sampling_rate,
             steps=self.steps if steps is None else steps,
+            unit=self.unit,
         )
 
     def epsilon(self, delta: float | None = None) -> float:
@@ -160,12 +196,15 @@ class DPPlan:
 
     def conditions(self) -> dict[str, Any]:
         """What any ε of this plan must be told with, as plain JSON values, in these words."""
+        persons = {"images_per_person": self.images_per_person} if self.unit == "person" else {}
         return {
             "delta": self.delta,
             "noise_multiplier": self.noise_multiplier,
             "max_grad_norm": self.max_grad_norm,
             "sampling_rate": self.sampling_rate,
-            "relation": _RELATION,
+            "unit": self.unit,
+            **persons,
+            "relation": f"add or remove one {self.unit}",
             "accountant": _ACCOUNTANT,
         }
 
@@ -190,6 +229,7 @@ class DPPlan:
         if not 0 < number < 1 / self.samples:
             raise PlanError(
                 f"delta: expected a probability below 1 / samples = {1 / self.samples:.3g}, got "
-                f"{shown(delta)}: a larger delta would permit publishing one example in the clear"
+                f"{shown(delta)}: a larger delta would permit publishing one {self.unit} in the "
+                "clear"
             )
         return number

@@ -75,16 +75,27 @@ class PhysicalBatches:
 class PhysicalBatch:
     """Part of one Poisson sample: the examples in it, int64 [k], k >= 0, in the first k `rows`.
 
-    The other rows are filling. The `last` batch completes the sample.
+    The other rows are filling. The `last` batch completes the sample. Where a unit is a person,
+    each has as many adjacent rows, whose `weights`, float64 [persons, rows of each], add up to 1;
+    by default each row is a unit.
     """
 
     indices: Tensor
     rows: int
     last: bool
+    weights: Tensor | None = None
 
     def mask(self) -> Tensor:
-        """Which rows are examples, bool [rows]."""
-        return torch.arange(self.rows) < len(self.indices)
+        """Which units are there, bool [units]; the others are filling."""
+        each = 1 if self.weights is None else self.weights.shape[1]
+        return torch.arange(self.rows // each) < len(self.indices) // each
+
+    def shares(self) -> Tensor | None:
+        """What each row counts in its unit's mean, [units, rows of each]; None where it is all."""
+        if self.weights is None:
+            return None
+        filling = self.rows // self.weights.shape[1] - len(self.weights)
+        return torch.cat([self.weights, self.weights.new_zeros(filling, self.weights.shape[1])])
 
 
 def sample_indices(generator: SecureGenerator, *, samples: int, sampling_rate: float) -> Tensor:

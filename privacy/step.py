@@ -209,8 +209,8 @@ def _check_plan(plan: DPPlan, samples: int) -> None:
     plan.event()
     if samples != plan.samples:
         raise PlanError(
-            f"samples: the plan is for {plan.samples}, the data set has {samples}; make the plan "
-            "for this data set"
+            f"samples: the plan is for {plan.samples}, the data set has {samples}"
+            f"{'' if plan.unit == 'example' else ' persons'}; make the plan for this data set"
         )
     if plan.target_epsilon is not None and plan.epsilon() > plan.target_epsilon:
         raise PlanError(

@@ -14,6 +14,7 @@ from privacy.errors import BudgetExceeded, PlanError, StepError
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.objectives import check_declared, few_examples, keeps_apart
+from privacy.persons import Persons
 from privacy.plan import DPPlan
 from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, cut, read, sample_indices
 from privacy.step import LockedIterator, Prepared, RefusingLock, release
@@ -33,8 +34,8 @@ class PrivateTraining:
         plan: The plan it follows.
         model: The model itself, not a wrapper: it trains, evaluates and is attacked as before.
         optimizer: The optimizer given.
-        non_finite: Examples so far whose gradient was not finite and counted as zero. Not covered
-            by epsilon: do not publish.
+        non_finite: Examples (persons, where they are the unit) so far whose gradient was not finite
+            and counted as zero. Not covered by epsilon: do not publish.
 
     Example:
         >>> import torch
@@ -54,11 +55,13 @@ class PrivateTraining:
         physical_batches: PhysicalBatches,
         generator: SecureGenerator,
         ledger: Ledger,
+        persons: Persons | None = None,
     ) -> None:
         self.plan, self.model, self.optimizer = plan, prepared.model, prepared.reserved.optimizer
         self.non_finite = 0
         self._prepared, self._clipped = prepared, prepared.clipped
         self._dataset, self._physical_batches = dataset, physical_batches
+        self._persons = persons
         self._generator, self._ledger = generator, ledger
         self._pending: PhysicalBatch | None = None
         self._images: Tensor | None = None
@@ -117,6 +120,9 @@ class PrivateTraining:
         Column k of the losses is copy k, so row i may hold losses of example i only. The copies of
         an example are adjacent rows of what the layers see, as `repeat_interleave` puts them; or
         the model is called K times on `rows` rows, and the losses are stacked in dimension 1.
+
+        Where the plan's unit is a person, rows are examples all the same, and one loss a row is
+        given: the gradients of a person's rows are averaged here, before that mean is clipped.
 
         Args:
             losses: One loss for each row of the batch that `batches` gave last, float [rows], or
@@ -201,7 +207,7 @@ class PrivateTraining:
             )
         self._prepared.check()
         mask = batch.mask()
-        parts = self._clipped.gradients_of(losses, mask, self._images)
+        parts = self._clipped.gradients_of(losses, mask, self._images, batch.shares())
         # From here to the end the sample is lost if anything interrupts: what was added, or
         # released, must not be added again.
         self._stepping = True
@@ -225,7 +231,7 @@ class PrivateTraining:
             sample = sample_indices(
                 self._generator, samples=self.plan.samples, sampling_rate=self.plan.sampling_rate
             )
-            yield from cut(sample, self._physical_batches)
+            yield from self._cut(sample)
 
     def _begin(self, iteration: "_Iteration") -> Iterator[PhysicalBatch]:
         """Makes an iteration the one that goes on, and gives it its physical batches."""
@@ -257,6 +263,13 @@ class PrivateTraining:
         images, labels = images.to(device), labels.to(device)
         self._pending, self._images = batch, images
         return images, labels
+
+    def _cut(self, sample: Tensor) -> list[PhysicalBatch]:
+        """The physical batches of a sample, of examples or of persons."""
+        most = self.plan.images_per_person
+        if self._persons is None or most is None:
+            return cut(sample, self._physical_batches)
+        return self._persons.cut(sample, self._physical_batches, self._generator, most=most)
 
     def _refuse_interrupted(self) -> None:
         """Refuses to go on with a sample of which a part may have been added, or all released."""

@@ -85,11 +85,18 @@ class ClippedSum:
         """
         return self.keep(self.gradients_of(losses, mask), mask)
 
-    def gradients_of(self, losses: Tensor, mask: Tensor, images: Tensor | None = None) -> Parts:
+    def gradients_of(
+        self,
+        losses: Tensor,
+        mask: Tensor,
+        images: Tensor | None = None,
+        shares: Tensor | None = None,
+    ) -> Parts:
         """The gradients of a batch that may be added; the sum stays as it was.
 
         Every refusal is here: after one, or after an interruption, the same batch may be tried
-        again. Copies are compared with the `images` that were given, where these are known.
+        again. Copies are compared with the `images` that were given, where these are known. Where
+        units are persons, `shares` says what each of their rows counts in their mean.
         """
         self._refuse_interrupted()
         if not isinstance(losses, Tensor):
@@ -102,7 +109,12 @@ class ClippedSum:
                 "before attach, not after it"
             )
         return differentiate(
-            losses, self._parameters, self._tape, examples=len(mask), images=images
+            losses,
+            self._parameters,
+            self._tape,
+            examples=len(mask),
+            images=images,
+            shares=shares,
         )
 
     def keep(self, parts: Parts, mask: Tensor) -> int:

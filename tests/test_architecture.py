@@ -54,8 +54,9 @@ INSIDE = {
     ),
     "privacy": (
         *("errors", "_opacus", "native", "validate", "replacement", "accounting"),
-        *("noise", "statistics", "sampling", "clipping", "plan", "_ledger_file", "ledger"),
-        *("summation", "differentiation", "update", "probe", "objectives", "step", "training"),
+        *("noise", "statistics", "sampling", "persons", "clipping", "plan"),
+        *("_ledger_file", "ledger", "summation", "differentiation", "update"),
+        *("probe", "objectives", "step", "training"),
         *("attach", "opacus", "audit", ""),
     ),
     "secure_cnn.archive": ("errors", "format", "keys", "actions", "store", "adapters", ""),

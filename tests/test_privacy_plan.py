@@ -126,6 +126,7 @@ def test_a_plan_says_under_which_conditions_its_epsilon_holds() -> None:
         "noise_multiplier": 1.5,
         "max_grad_norm": 1.0,
         "sampling_rate": 0.1,
+        "unit": "example",
         "relation": "add or remove one example",
         "accountant": "PRV and RDP, the smaller bound",
     }

@@ -144,11 +144,13 @@ class Tape:
         self._examples, self._parts, self._chosen, self._inputs = None, {}, None, []
 
     def copies(self, *, rows: int, layer: str) -> int:
-        """How many adjacent rows are one example, where `layer` saw so many; refuses others."""
-        if rows == self._examples:
-            return 1
-        if self._examples is not None and rows == self._examples * self._copies:
-            return self._copies
+        """How many adjacent rows are one example, where `layer` saw so many; refuses others.
+
+        All copies, or as many as a pass has where the losses come from several.
+        """
+        adjacent, rest = divmod(rows, self._examples) if self._examples else (0, 0)
+        if adjacent and not rest and self._copies % adjacent == 0:
+            return adjacent
         raise UnsupportedLayer(
             f"{layer}: expected {self._examples} rows, one an example as in the losses, got "
             f"{rows}: rows that are not examples cannot be clipped one by one; keep the "

@@ -188,11 +188,15 @@ def _privacy(record: RunRecord) -> str:
             f"Not private: {_variant(record)} carries no differential-privacy guarantee. Its "
             "weights may reveal single training images."
         )
+    unit, protected, clipped = "image", "training image", "gradients"
+    if terms.unit == "person":
+        unit, protected = "person", "person in the training data, with all their images"
+        clipped = f"the mean gradient of up to {terms.images_per_person} images of each"
     return (
         f"({wording.epsilon(spent)}, {wording.delta(terms.delta)})-differential privacy for each "
-        f"training image, where neighbours are “{terms.relation}”: gradients clipped to norm "
+        f"{protected}, where neighbours are “{terms.relation}”: {clipped} clipped to norm "
         f"{terms.max_grad_norm:.4g}, noise {terms.noise_multiplier:.4g} times that norm, each "
-        f"image joining a step with probability {terms.sampling_rate:.4g}; the plan is "
+        f"{unit} joining a step with probability {terms.sampling_rate:.4g}; the plan is "
         f"{terms.steps} steps for ε = {wording.epsilon(terms.epsilon)}, counted by "
         f"“{terms.accountant}”. "
         "It covers the weights of this variant and everything computed from them."

@@ -68,9 +68,10 @@ class ModelRecord(Checked):
 class PrivacyRecord(Checked):
     """The conditions under which a run's ε holds: the plan, not what was spent of it.
 
-    The noise is in units of `max_grad_norm`, `relation` says which data sets count as neighbours,
-    and ε does not charge for `trials`, the settings tried on the data as stated, None where not
-    stated.
+    The noise is in units of `max_grad_norm`, `relation` says which data sets count as neighbours:
+    those with one `unit` more or less, an example, or a person of whom up to `images_per_person`
+    were in a step. ε does not charge for `trials`, the settings tried on the data as stated, None
+    where not stated.
     """
 
     epsilon: float
@@ -82,8 +83,10 @@ class PrivacyRecord(Checked):
     relation: str
     accountant: str
     trials: int | None = None
+    unit: Literal["example", "person"] = "example"
+    images_per_person: int | None = None
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"trials"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"trials", "unit", "images_per_person"})
 
     def _check(self) -> None:
         require(self.epsilon >= 0, "privacy.epsilon", "a number of at least 0", self.epsilon)
@@ -92,6 +95,9 @@ class PrivacyRecord(Checked):
         require(0 < rate <= 1, "privacy.sampling_rate", "a number in (0, 1]", rate)
         tried = self.trials
         require(tried is None or tried >= 1, "privacy.trials", "a number of at least 1", tried)
+        images, persons = self.images_per_person, self.unit == "person"
+        fits = (images is not None and images >= 1) if persons else images is None
+        require(fits, "privacy.images_per_person", "a number with the unit person only", images)
 
 
 @dataclass(frozen=True, kw_only=True)
