@@ -3,7 +3,7 @@
 import math
 import re
 from pathlib import Path
-from typing import Annotated, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import typer
 
@@ -11,7 +11,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.printable import Terminal, printable
 from secure_cnn.recipe import Recipe
 
-__all__ = ["JsonFile", "given_settings", "make_folder", "message", "number"]
+__all__ = ["JsonFile", "given_settings", "make_folder", "message", "number", "settings_from"]
 
 _DECIMAL = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 _NUMBER = re.compile(rf"(?P<above>{_DECIMAL})(?:/(?P<below>{_DECIMAL}))?", re.ASCII | re.IGNORECASE)
@@ -42,12 +42,18 @@ def message(text: str) -> None:
     Terminal(stderr=True).print(text)
 
 
+def settings_from(context: typer.Context) -> dict[str, Any]:
+    """The values of all options that have the name of a recipe's setting."""
+    return {
+        name: context.params[name] for name in Recipe.__dataclass_fields__ if name in context.params
+    }
+
+
 def given_settings(context: typer.Context) -> list[str]:
     """The options on the command line that are settings of a recipe, but `--out`."""
-    names = sorted((set(Recipe.__dataclass_fields__) - {"out"}) & set(context.params))
     return [
         "--" + name.replace("_", "-")
-        for name in names
+        for name in sorted(settings_from(context).keys() - {"out"})
         if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     ]
 

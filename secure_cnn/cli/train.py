@@ -1,22 +1,21 @@
 """`secure-cnn train`: options into a recipe, the recipe into a run."""
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated
 
 import typer
 
 from defenses import OBJECTIVES
-from defenses.training.objective import Precision
 from secure_cnn.bench import step_costs
 from secure_cnn.cli.keys import sealing_from, unlocking_from, verifiers_from
-from secure_cnn.cli.options import given_settings, number
+from secure_cnn.cli.options import given_settings, number, settings_from
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import RunError
 from secure_cnn.models import MODELS
 from secure_cnn.pages import summary_table
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe, Run, RunFolder, run
-from secure_cnn.recipe.ranges import CLIPPINGS, ClippingKind, Norm, Optimizer
+from secure_cnn.recipe.ranges import CLIPPINGS
 
 __all__ = ["train"]
 
@@ -152,41 +151,8 @@ def train(
     """Train a network; each protection is off unless asked for."""
     if resume:
         _refuse_settings(context)
-    recipe = Recipe(
-        out=out,
-        data=data,
-        model=model,
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=cast(Optimizer, optimizer),
-        learning_rate=learning_rate,
-        weight_decay=weight_decay,
-        warmup=warmup,
-        label_smoothing=label_smoothing,
-        average_decay=average_decay,
-        shift=shift,
-        flip=flip,
-        epsilon=epsilon,
-        delta=delta,
-        max_grad_norm=max_grad_norm,
-        clipping=cast(ClippingKind, clipping),
-        float_safe=float_safe,
-        copies=copies,
-        attack=attack,
-        eps=eps,
-        eps_warmup=eps_warmup,
-        norm=cast(Norm, norm),
-        attack_steps=attack_steps,
-        attack_noise=attack_noise,
-        attack_precision=cast(Precision, attack_precision),
-        gaussian_sigma=gaussian_sigma,
-        guard=guard,
-        trials=trials,
-        robust_samples=robust_samples or None,
-        baseline=baseline,
-        seed=seed,
-        device=device,
-    )
+    # Every option that has a setting's name is that setting.
+    recipe = Recipe(**{**settings_from(context), "robust_samples": robust_samples or None})
     _train(
         recipe, recipient, passphrase_file, signer, identity, trusted, resume=resume, force=force
     )
