@@ -47,8 +47,10 @@ class UnsupportedLayer(PrivacyError, ValueError):
     """
 
 
-class StepError(PrivacyError, RuntimeError):
+class StepError(PrivacyError, RuntimeError, ValueError):
     """A private step was asked for in a state in which its guarantee would not hold.
+
+    A ValueError too, as Opacus' errors about the same misuse are.
 
     Example:
         >>> issubclass(StepError, RuntimeError)

@@ -64,7 +64,7 @@ INSIDE = {
 # Risky library: the only modules, or packages with all that is in them, that may import it.
 ADAPTERS = {
     "torchattacks": {"defenses.attacks._torchattacks", "secure_cnn.bench.rivals"},
-    "opacus": {"privacy._opacus", "privacy.opacus.account", "privacy.opacus.engine"},
+    "opacus": {"privacy._opacus", "privacy.opacus"},
     "cryptography": {
         *("secure_cnn.archive.format", "secure_cnn.archive.keys", "secure_cnn.archive.age"),
         *("privacy.noise", "secure_cnn.bench.rivals"),

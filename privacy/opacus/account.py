@@ -2,7 +2,7 @@
 
 import math
 import operator
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from opacus.accountants import PRVAccountant, RDPAccountant
@@ -78,6 +78,18 @@ class Account:
         else:
             history.append(new)
         self._check_history()
+
+    def get_optimizer_hook_fn(self, sample_rate: float) -> Callable[[Any], None]:
+        """As in Opacus; a step of an optimizer that this account belongs to is charged already."""
+
+        def charge(optimizer: Any) -> None:
+            if getattr(optimizer, "_account", None) is not self:
+                self.step(
+                    noise_multiplier=optimizer.noise_multiplier,
+                    sample_rate=sample_rate * optimizer.accumulated_iterations,
+                )
+
+        return charge
 
     def cover(self, events: Iterable[GaussianSteps]) -> None:
         """Charges at least these steps, even if fewer are written down."""

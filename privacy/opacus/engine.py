@@ -17,7 +17,7 @@ from opacus.validators import ModuleValidator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from privacy.errors import PlanError, PrivacyError, StepError, UnsupportedLayer
+from privacy.errors import PlanError, PrivacyError, UnsupportedLayer
 from privacy.ledger import Ledger
 from privacy.opacus.account import ACCOUNTS, Account
 from privacy.opacus.loader import Samples, first_images, plan_for, poisson_loader
@@ -26,6 +26,7 @@ from privacy.opacus.optimizer import FusedOptimizer
 from privacy.opacus.refusals import (
     ENGINE,
     Followed,
+    as_opacus_raises,
     check_reduction,
     check_settings,
     check_unrecorded,
@@ -49,15 +50,7 @@ class PrivacyEngine(Followed):
     removing one example, given that what the loss takes from labels alone keeps examples apart.
     (The loss is followed from the module's outputs on, and refused where rows meet there; weights
     that were normalised over the labels of a batch before are not seen.)
-    Differences from Opacus that a loop can notice:
-
-    - The sampling rate is exactly batch_size / len(dataset), from a cryptographic generator.
-    - An empty sample is given as one row of zeros that counts nothing.
-    - Each batch of the loader belongs to one step; a second backward pass in it raises.
-    - After `make_private_with_epsilon` the step beyond the budget raises `BudgetExceeded`.
-    - Noise is cryptographic always: `secure_mode` changes nothing.
-
-    Opacus' BatchMemoryManager works as before.
+    What differs from Opacus is listed in `privacy.opacus`.
 
     Args:
         accountant: "prv" or "rdp"; the fused mode reports the tighter of both whichever is named.
@@ -111,6 +104,13 @@ class PrivacyEngine(Followed):
             _original=None,
         )
 
+    def __repr__(self) -> str:
+        return (
+            f"PrivacyEngine(accountant={self._mechanism!r}, secure_mode={self._secure_mode}, "
+            f"ledger={self._ledger!r})"
+        )
+
+    @as_opacus_raises()
     def make_private(  # noqa: PLR0913  (Opacus' interface)
         self,
         *,
@@ -159,6 +159,7 @@ class PrivacyEngine(Followed):
         plan = dataclasses.replace(plan, noise_multiplier=noise_multiplier)
         return self._fuse(plan, module, optimizer, data_loader, loss_reduction)
 
+    @as_opacus_raises()
     def make_private_with_epsilon(  # noqa: PLR0913  (Opacus' interface)
         self,
         *,
@@ -215,11 +216,14 @@ class PrivacyEngine(Followed):
         ledger = Ledger() if self._ledger is None else Ledger.open(self._ledger)
         check_reduction(loss_reduction)
         if not check_module(module).training:
-            raise StepError("module: it is in eval mode; call module.train() before make_private")
+            raise UnsupportedLayer(
+                "module: expected it in training mode; call module.train() before make_private"
+            )
         prepared = prepare(
             plan, module, optimizer, samples=plan.samples, images=lambda: first_images(loader)
         )
-        outputs, samples = Outputs(), Samples(prefetching=loader.num_workers > 0)
+        outputs = Outputs()
+        samples = Samples(prefetching=loader.num_workers > 0, check=prepared.check_attached)
         try:
             # After every refusal: what does not train is not noted in account or file.
             self._account.expect(
@@ -325,6 +329,7 @@ class PrivacyEngine(Followed):
             return False
         return True
 
+    @as_opacus_raises()
     def validate(
         self, *, module: nn.Module, optimizer: Any = None, data_loader: Any = None
     ) -> None:
@@ -334,6 +339,7 @@ class PrivacyEngine(Followed):
             raise UnsupportedLayer(f"{type(module).__name__}: {'; '.join(map(str, errors))}")
 
     @classmethod
+    @as_opacus_raises()
     def get_compatible_module(cls, module: nn.Module) -> nn.Module:
         """A copy that passes `validate`: replaced by `privacy.fix`, and by Opacus what that leaves.
 

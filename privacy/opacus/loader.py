@@ -3,13 +3,15 @@
 A batch of the loop is a sample, or a part of one that `BatchMemoryManager` cut.
 """
 
+import copy
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any
 
 import torch
+from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
 from privacy.errors import PlanError, StepError
 from privacy.noise import SecureGenerator
@@ -33,11 +35,12 @@ _READING = frozenset(
 class Samples:
     """Poisson samples that were drawn and not stepped on yet; loader and optimizer share it.
 
-    `prefetching` says that worker processes draw ahead of the loop.
+    `prefetching` says that worker processes draw ahead of the loop; `check` refuses to draw for a
+    training that has ended.
     """
 
-    def __init__(self, *, prefetching: bool) -> None:
-        self._prefetching = prefetching
+    def __init__(self, *, prefetching: bool, check: Callable[[], None]) -> None:
+        self._prefetching, self.check = prefetching, check
         self.begin()
 
     def begin(self) -> None:
@@ -92,8 +95,11 @@ class Samples:
             self._skips.popleft()
 
 
-class _PoissonSampler(Sampler[list[int]]):
-    """Draws a sample for each step, as indices; a pass has as many as the original loader."""
+class _PoissonSampler(UniformWithReplacementSampler):  # type: ignore[misc]
+    """Draws a sample for each step, as indices; a pass has as many as the original loader.
+
+    Opacus' class and names, for its memory manager tells by them how many batches come.
+    """
 
     def __setattr__(self, name: str, value: object) -> None:
         if not name.startswith("_"):
@@ -101,15 +107,33 @@ class _PoissonSampler(Sampler[list[int]]):
         super().__setattr__(name, value)
 
     def __init__(self, samples: Samples, *, population: int, rate: float, steps: int) -> None:
+        # Not `super().__init__`: it would keep a generator whose seed can be known.
         self._samples, self._generator = samples, SecureGenerator()
         self._population, self._rate, self._steps = population, rate, steps
 
-    def __len__(self) -> int:
+    @property
+    def num_samples(self) -> int:
+        """The size of the data set."""
+        return self._population
+
+    @property
+    def sample_rate(self) -> float:
+        """The probability of each example to be in a sample."""
+        return self._rate
+
+    @property
+    def steps(self) -> int:
+        """Samples a pass."""
         return self._steps
+
+    @property
+    def generator(self) -> None:
+        """None: the samples have a cryptographic generator, which nobody else may hold."""
 
     def __iter__(self) -> Iterator[list[int]]:
         self._samples.begin()
         for _ in range(self._steps):
+            self._samples.check()
             drawn = sample_indices(
                 self._generator, samples=self._population, sampling_rate=self._rate
             )
@@ -133,13 +157,18 @@ def _zeros_like(batch: Any) -> Any:
     """The same structure with every tensor zero: the values of its example must not be seen."""
     if isinstance(batch, Tensor):
         return torch.zeros_like(batch)
-    if isinstance(batch, Mapping):
-        return {key: _zeros_like(value) for key, value in batch.items()}
-    if isinstance(batch, Sequence) and not isinstance(batch, str | bytes):
-        return [_zeros_like(value) for value in batch]
+    if isinstance(batch, MutableMapping):
+        zeros = copy.copy(batch)
+        for key, value in batch.items():
+            zeros[key] = _zeros_like(value)
+        return zeros
+    if isinstance(batch, list | tuple):
+        values = [_zeros_like(value) for value in batch]
+        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
     raise PlanError(
-        "dataset: expected batches of tensors, or of lists and dictionaries of them, got "
-        f"{type(batch).__name__}: an empty sample could not be given"
+        "data_loader: expected batches of tensors, or of lists, tuples and dictionaries of them, "
+        f"got {type(batch).__name__} in one: of an empty sample no such batch can be made; let "
+        "collate_fn leave it out, or make numbers of it"
     )
 
 
@@ -246,12 +275,16 @@ def plan_for(loader: DataLoader[Any], max_grad_norm: Any, *, epochs: int) -> DPP
 
 
 def first_images(loader: DataLoader[Any]) -> Tensor:
-    """The first examples as the loop will see them."""
+    """The first examples as the loop will see them; refused where no empty batch can be made."""
     dataset: Any = loader.dataset
     batch = loader.collate_fn([dataset[i] for i in range(min(_PROBED_EXAMPLES, len(dataset)))])
-    if not isinstance(batch, Sequence) or not batch or not isinstance(batch[0], Tensor):
+    _zeros_like(batch)
+    images = batch[0] if isinstance(batch, list | tuple) and batch else batch
+    if not isinstance(images, Tensor):
         raise PlanError(
-            "data_loader: expected batches whose first item is a tensor of inputs, got "
-            f"{type(batch).__name__}; give a data set of (image, label)"
+            f"data_loader: expected batches (inputs, target), or tensors of inputs, got "
+            f"{type(batch).__name__}{f' of {type(images).__name__}' if images is not batch else ''}"
+            ": it is not known which of its tensors the module is given; let collate_fn give "
+            "(inputs, target)"
         )
-    return batch[0]
+    return images

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from privacy.errors import StepError, UnsupportedLayer
 from privacy.opacus.call import Call, Traced, leaves
-from privacy.opacus.refusals import MODULE, refusal
+from privacy.opacus.refusals import MODULE, as_opacus_raises, refusal
 from privacy.opacus.traces import Mixed, Rows, Setting, Total, Trace
 from privacy.step import Prepared
 
@@ -240,6 +240,7 @@ class FusedModule(nn.Module):
     def __delattr__(self, name: str) -> None:
         delattr(self._module, name)
 
+    @as_opacus_raises()
     def forward(self, *inputs: Any, **settings: Any) -> Any:
         """The module's outputs, which in training must be one tensor with a row an example."""
         outputs = self._module(*inputs, **settings)

@@ -10,14 +10,21 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from privacy.accounting import GaussianSteps, epsilon_of
+from privacy.accounting import GaussianSteps
 from privacy.errors import BudgetExceeded, PlanError, StepError
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.opacus.account import Account, checked_ledger
+from privacy.opacus.budget import Budget
 from privacy.opacus.loader import Samples
 from privacy.opacus.module import Outputs
-from privacy.opacus.refusals import OPTIMIZER, Followed, check_reduction, refusal
+from privacy.opacus.refusals import (
+    OPTIMIZER,
+    Followed,
+    as_opacus_raises,
+    check_reduction,
+    refusal,
+)
 from privacy.plan import DPPlan
 from privacy.step import Prepared, RefusingLock, release
 from privacy.validate import positive
@@ -85,6 +92,7 @@ class FusedOptimizer(Followed, torch.optim.Optimizer):
             _outputs=outputs,
             _samples=samples,
             _account=account,
+            _budget=Budget(plan),
             _generator=SecureGenerator(),
             _lock=RefusingLock(),
             _noised={},
@@ -112,18 +120,12 @@ class FusedOptimizer(Followed, torch.optim.Optimizer):
 
     @property
     def noise_multiplier(self) -> float:
-        """Noise over C of the steps to come; with a target epsilon not less than the plan's."""
+        """Noise over C of the steps to come; less than planned spends a target epsilon sooner."""
         return float(self._noise_multiplier)
 
     @noise_multiplier.setter
     def noise_multiplier(self, noise: float) -> None:
         noise, least = positive("noise_multiplier", noise), self.plan.event().noise_multiplier
-        if self.plan.target_epsilon is not None and noise < least * (1 - 1e-9):
-            raise PlanError(
-                f"noise_multiplier: expected at least {least:g}, which target_epsilon="
-                f"{self.plan.target_epsilon:g} was calculated with, got {noise:g}; for a schedule "
-                "use make_private with a noise_multiplier, and read get_epsilon(delta)"
-            )
         if self.ledger.path is not None and noise != least:
             raise PlanError(
                 f"noise_multiplier: the ledger's file is bound to {least:g}; for a schedule make "
@@ -217,10 +219,16 @@ class FusedOptimizer(Followed, torch.optim.Optimizer):
             )
         self.original_optimizer.param_groups = groups
 
+    @property
+    def accumulated_iterations(self) -> int:
+        """Always 1: a batch is one backward pass, and each of its examples counts once."""
+        return 1
+
     def attach_step_hook(self, fn: Callable[["FusedOptimizer"], None]) -> None:
         """Sets `step_hook`. Unlike in Opacus, steps are accounted with or without a hook."""
         self.step_hook = fn
 
+    @as_opacus_raises()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Clips each example of the batch; adds noise and steps when the sample is complete.
 
@@ -328,21 +336,21 @@ class FusedOptimizer(Followed, torch.optim.Optimizer):
         target, plan = self.plan.target_epsilon, self.plan
         if target is None:
             return
-        spent = self._account.events
-        steps = max(self.ledger.steps, sum(event.steps for event in spent))
+        steps = [*self._account.events, self._next_event()]
         planned = all(
             event.noise_multiplier >= plan.event().noise_multiplier
             and event.sampling_rate <= plan.sampling_rate
-            for event in spent
+            for event in steps
         )
-        if planned:
-            exceeded = steps >= plan.steps
-        else:
-            exceeded = epsilon_of([*spent, self._next_event()], plan.delta_or_own(None)) > target
-        if exceeded:
+        taken = max(self.ledger.steps, sum(event.steps for event in steps[:-1]))
+        if not (taken < plan.steps if planned else self._budget.covers(*steps)):
             raise BudgetExceeded(
                 f"the {plan.steps} steps that target_epsilon={target:g} allows are spent; the next "
                 "one was not taken"
+                if planned
+                else f"one more step with noise {self.noise_multiplier:g} would exceed "
+                f"target_epsilon={target:g}: it was calculated for {plan.steps} steps with noise "
+                f"{plan.event().noise_multiplier:g}; the step was not taken"
             )
 
     def _check_gradients(self) -> None:

@@ -1,13 +1,15 @@
 """What Opacus' users write, call or ask for: each is followed, or refused by name."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
+from opacus.validators.errors import UnsupportedModuleError
 from torch import nn
 
 from privacy.clipping.layers import recorded_name
-from privacy.errors import PlanError, StepError
+from privacy.errors import PlanError, StepError, UnsupportedLayer
 
 __all__ = [
     "ENGINE",
@@ -16,6 +18,8 @@ __all__ = [
     "OPTIMIZER",
     "Followed",
     "RefusedAttribute",
+    "UnsupportedModule",
+    "as_opacus_raises",
     "check_reduction",
     "check_settings",
     "check_unrecorded",
@@ -103,6 +107,21 @@ ENGINE: Mapping[str, str] = {
     "secure_rng": _CRYPTOGRAPHIC,
     "dataset": "a data set comes with the data_loader of make_private",
 }
+
+
+class UnsupportedModule(UnsupportedLayer, UnsupportedModuleError):  # type: ignore[misc]
+    """An `UnsupportedLayer` that is caught by who catches Opacus' error, too."""
+
+
+@contextmanager
+def as_opacus_raises() -> Iterator[None]:
+    """Lets what is refused about a module be caught as in a script for Opacus."""
+    try:
+        yield
+    except UnsupportedModuleError:
+        raise
+    except UnsupportedLayer as error:
+        raise UnsupportedModule(str(error)) from error
 
 
 class RefusedAttribute(StepError, AttributeError):
