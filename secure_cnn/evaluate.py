@@ -3,9 +3,9 @@
 A result is a report, never a bare number. Not here: robustness (`defenses.evaluate`) and privacy.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -13,8 +13,10 @@ import torch
 from sklearn import metrics
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
 
 from secure_cnn.data import Split
+from secure_cnn.data.loading import Examples, in_order
 from secure_cnn.errors import DataError, ModelError
 
 __all__ = ["ClassificationReport", "classification_report", "evaluate_model", "predict"]
@@ -52,14 +54,24 @@ class ClassificationReport:
         return {**asdict(self), **lists, "confusion": [list(row) for row in self.confusion]}
 
 
-def predict(model: nn.Module, split: Split, *, batch_size: int = 512) -> Tensor:
+def predict(
+    model: nn.Module,
+    split: Split | Examples | DataLoader[Any],
+    *,
+    batch_size: int = 512,
+    workers: int = 0,
+) -> Tensor:
     """The class that `model` gives to each example of `split`, int64 `[n]`, on the CPU.
+
+    `split` may also be any map-style data set of (image, label), which `workers` processes read
+    ahead, or a `DataLoader` that keeps the order of its data set.
 
     Guarantee: the model predicts in evaluation mode and without gradients, on the device where it
     is; afterwards every module is in the mode that it was in, whatever happened.
 
     Raises:
         ModelError: The model does not return finite logits `[n, classes]`.
+        DataError: An example cannot be read or is no (image, label); a loader shuffles or drops.
 
     Example:
         >>> from secure_cnn.data import load_data
@@ -68,16 +80,22 @@ def predict(model: nn.Module, split: Split, *, batch_size: int = 512) -> Tensor:
         >>> predict(build_model("compact", data.spec), data.test).shape
         torch.Size([359])
     """
-    return _logits(model, split, batch_size).argmax(1)
+    return _logits(model, in_order(split, batch_size=batch_size, workers=workers))[0].argmax(1)
 
 
 def evaluate_model(
-    model: nn.Module, split: Split, classes: Sequence[str], *, batch_size: int = 512
+    model: nn.Module,
+    split: Split | Examples | DataLoader[Any],
+    classes: Sequence[str],
+    *,
+    batch_size: int = 512,
+    workers: int = 0,
 ) -> ClassificationReport:
     """Predict every example of `split` as `predict` does, and report on it, with the mean loss.
 
     Raises:
         ModelError: The model does not return one finite logit for each of the `classes`.
+        DataError: As `predict`; or a label is of none of the `classes`.
 
     Example:
         >>> from secure_cnn.data import load_data
@@ -86,14 +104,15 @@ def evaluate_model(
         >>> evaluate_model(build_model("compact", data.spec), data.test, data.spec.classes).count
         359
     """
-    logits = _logits(model, split, batch_size)
+    logits, labels = _logits(model, in_order(split, batch_size=batch_size, workers=workers))
     if logits.shape[1] != len(classes):
         raise ModelError(
             f"expected {len(classes)} logits, one for each class, got {logits.shape[1]}; "
             "is it a model for other data?"
         )
-    loss = float(F.cross_entropy(logits.double(), split.labels))
-    return classification_report(split.labels, logits.argmax(1), classes, loss=loss)
+    # Before the loss, which a label of no class would break.
+    report = classification_report(labels, logits.argmax(1), classes)
+    return replace(report, loss=float(F.cross_entropy(logits.double(), labels)))
 
 
 def classification_report(
@@ -126,20 +145,18 @@ def classification_report(
     )
 
 
-def _logits(model: nn.Module, split: Split, batch_size: int) -> Tensor:
-    """The logits of every example, `[n, classes]`, on the CPU."""
-    if batch_size < 1:
-        raise DataError(f"batch_size: expected at least 1, got {batch_size}")
-    if len(split) == 0:
-        raise DataError("split: expected at least one example, got none")
+def _logits(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """The logits of every example, `[n, classes]`, and the labels, `[n]`, on the CPU."""
     device = next((weight.device for weight in model.parameters()), torch.device("cpu"))
-    found = []
+    found, truth = [], []
     with _evaluating(model), torch.no_grad():
-        for start in range(0, len(split), batch_size):
-            index = torch.arange(start, min(start + batch_size, len(split)))
-            images, _ = split.batch(index)
-            found.append(_checked(model(images.to(device)), len(index)).cpu())
-    return torch.cat(found)
+        for images, labels in batches:
+            on_device = images.to(device, non_blocking=True)
+            found.append(_checked(model(on_device), len(images)).cpu())
+            truth.append(labels.cpu())
+    if not found:
+        raise DataError("split: expected at least one example, got none")
+    return torch.cat(found), torch.cat(truth)
 
 
 def _checked(logits: Tensor, count: int) -> Tensor:

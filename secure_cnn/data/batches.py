@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from secure_cnn.data.loading import Examples, check_examples, read_batches
 from secure_cnn.data.split import Split
 from secure_cnn.errors import DataError
 
 __all__ = ["Augmentation", "ShuffledBatches"]
 
-_ORDER, _AUGMENTATION = 0, 1  # what a stream of random numbers is for
+_ORDER, _AUGMENTATION, _READING = 0, 1, 2  # what a stream of random numbers is for
 
 
 @final
@@ -28,12 +29,16 @@ class ShuffledBatches:
     Guarantee: each epoch holds every example exactly once; the last batch of an epoch may be
     smaller. The batch of step `k` depends on `(seed, k)` alone, so an iteration that starts at
     `start_step=k` gives bit for bit what the uninterrupted one gives from there on. The global
-    random state is neither read nor moved. Each `iter()` starts at `start_step` again.
+    random state is neither read nor moved. Each `iter()` starts at `start_step` again. What a data
+    set of one's own draws while it is read is its own affair.
 
     Args:
+        split: A split, or any map-style data set of (image, label).
         epochs: Passes over `split`, at least 0.
         start_step: The first step to give, at most all of them.
         augment: `(images, generator) -> images`, applied to whole batches, say `Augmentation`.
+        workers: Processes that read the next batches of a data set of one's own while this one is
+            trained on; 0 reads in this process. A split is in memory, and needs none.
 
     Raises:
         DataError: An argument is outside its range.
@@ -48,14 +53,16 @@ class ShuffledBatches:
 
     def __init__(
         self,
-        split: Split,
+        split: Split | Examples,
         *,
         batch_size: int,
         epochs: int,
         seed: int,
         start_step: int = 0,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        workers: int = 0,
     ) -> None:
+        check_examples(split, workers=workers)
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("epochs", epochs, 0),
@@ -69,6 +76,7 @@ class ShuffledBatches:
         self._seed = seed
         self._start_step = start_step
         self._augment = augment
+        self._workers = workers
         self.steps_per_epoch = -(-len(split) // batch_size)
         self._steps = self.steps_per_epoch * epochs
         if start_step > self._steps:
@@ -81,6 +89,16 @@ class ShuffledBatches:
         return self._steps - self._start_step
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        seed = self._generator(_READING, self._start_step).initial_seed()
+        batches = read_batches(self._split, self._indices(), workers=self._workers, seed=seed)
+        for step, (images, labels) in enumerate(batches, start=self._start_step):
+            if self._augment is None:
+                yield images, labels
+            else:
+                yield self._augment(images, self._generator(_AUGMENTATION, step)), labels
+
+    def _indices(self) -> Iterator[Tensor]:
+        """The examples of each step that is left."""
         order, order_epoch = torch.empty(0, dtype=torch.int64), -1
         for step in range(self._start_step, self._steps):
             epoch, batch = divmod(step, self.steps_per_epoch)
@@ -88,10 +106,7 @@ class ShuffledBatches:
                 order = torch.randperm(len(self._split), generator=self._generator(_ORDER, epoch))
                 order_epoch = epoch
             start = batch * self._batch_size
-            images, labels = self._split.batch(order[start : start + self._batch_size])
-            if self._augment is not None:
-                images = self._augment(images, self._generator(_AUGMENTATION, step))
-            yield images, labels
+            yield order[start : start + self._batch_size]
 
     def _generator(self, purpose: int, index: int) -> torch.Generator:
         """A generator of its own for each use, so that no use depends on what came before it."""
