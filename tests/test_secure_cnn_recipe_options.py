@@ -22,7 +22,10 @@ from secure_cnn.recipe.settings import Variant
 from secure_cnn.record import Row, RunRecord
 
 PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "batch_size": 64, "baseline": False}
-ADDED = ("clipping", "float_safe", "copies", "attack_noise")
+ADDED = (
+    *("clipping", "float_safe", "copies", "attack_noise"),
+    *("image_size", "image_fit", "background"),
+)
 COPIES = 4
 
 

@@ -14,8 +14,16 @@ import privacy
 from privacy.audit import AuditReport, AuditSettings
 from privacy.audit import audit as audit_training
 from privacy.sampling import MapStyle
-from secure_cnn.cli.options import given_settings, make_folder, number
+from secure_cnn.cli.options import (
+    Background,
+    ImageFit,
+    ImageSize,
+    given_settings,
+    make_folder,
+    number,
+)
 from secure_cnn.data import DataSpec, ImageData, load_data
+from secure_cnn.data.reading import Fit
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import RunError
 from secure_cnn.models import MODELS, build_model
@@ -44,6 +52,9 @@ def audit(
         typer.Option(help="Audit the recipe of this run's folder, with its own settings."),
     ] = None,
     data: Annotated[str, typer.Option(help="As in train.")] = _DEFAULT.data,
+    image_size: ImageSize = None,
+    image_fit: ImageFit = _DEFAULT.image_fit,
+    background: Background = _DEFAULT.background,
     model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = _DEFAULT.model,
     epochs: Annotated[int, typer.Option(help="Passes that the plan is made for.")] = 60,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
@@ -88,6 +99,9 @@ def audit(
         else Recipe(
             out=out,
             data=data,
+            image_size=image_size,
+            image_fit=cast(Fit, image_fit),
+            background=cast(str, background),
             model=model,
             epochs=epochs,
             batch_size=batch_size,
@@ -153,7 +167,7 @@ def _recorded(context: typer.Context, run: Path, out: Path) -> Recipe:
 def _audited(recipe: Recipe, settings: AuditSettings) -> AuditReport:
     """Audits the recipe's own training, put together as `train` does."""
     device = make_device(recipe)
-    images = load_data(recipe.data, seed=recipe.seed)
+    images = load_data(recipe.data, reading=recipe.reading, seed=recipe.seed)
     plan = make_plan(recipe, len(images.train))
     assert plan is not None, "the recipe is private"
 

@@ -36,7 +36,7 @@ from secure_cnn.checkpoint import read_model
 from secure_cnn.cli import bench_tables as tables
 from secure_cnn.cli.bench_overhead import overhead_command
 from secure_cnn.cli.keys import IdentityFile, PassphraseFile, unlocking_from
-from secure_cnn.cli.options import JsonFile, message, number
+from secure_cnn.cli.options import Background, ImageFit, JsonFile, message, number, reading_for
 from secure_cnn.data import load_data
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.printable import Terminal
@@ -64,6 +64,8 @@ def robustness_command(
     *,
     checkpoint: Annotated[Path, typer.Argument(help="A model.sealed or model.safetensors file.")],
     data: Annotated[str, typer.Option(help="Its test images are attacked.")],
+    image_fit: ImageFit = None,
+    background: Background = None,
     eps: Annotated[
         float, typer.Option(parser=number, metavar="NUMBER", help="Size of the perturbation.")
     ],
@@ -77,13 +79,14 @@ def robustness_command(
     """Time AutoAttack on a checkpoint, and pyautoattack in turn with it where it is installed."""
     keep_freed_memory()
     loaded = read_model(checkpoint, unlocking=unlocking_from(identity, passphrase_file, []))
+    reading = reading_for(loaded, image_fit, background)
     variants = judges(defenses.ThreatModel(norm=cast(Norm, norm), eps=eps))
     if "pyautoattack" not in variants:
         message("skipped pyautoattack: it is not installed")
     load = Workload(
         case=loaded.architecture.model,
         model=loaded.model,
-        split=subset(load_data(data).test, samples),
+        split=subset(load_data(data, reading=reading).test, samples),
     )
     rows = measure_robustness(load, variants, batch_size=batch_size)
     Terminal().print(tables.robustness_table(rows))

@@ -20,8 +20,16 @@ from secure_cnn.bench.step import Workload
 from secure_cnn.bench.timed_training import TrainedSettings, measure_trained
 from secure_cnn.cli.bench_tables import cost_table, exponent_table, parts_table, trained_table
 from secure_cnn.cli.network import network
-from secure_cnn.cli.options import JsonFile, message, number
-from secure_cnn.data import load_data
+from secure_cnn.cli.options import (
+    Background,
+    ImageFit,
+    ImageSize,
+    JsonFile,
+    message,
+    number,
+)
+from secure_cnn.data import ImageReading, load_data
+from secure_cnn.data.reading import Fit
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.models import MODELS
 from secure_cnn.pages import write_bench
@@ -47,6 +55,9 @@ def overhead_command(
     data: Annotated[
         str, typer.Option(help="digits, fashion-mnist, mnist, cifar10, a folder or a .npz file.")
     ] = "digits",
+    image_size: ImageSize = None,
+    image_fit: ImageFit = "crop",
+    background: Background = "white",
     batch: Annotated[int, typer.Option(help="Images a step.")] = _DEFAULT.batch_size,
     objective: Annotated[
         list[str] | None,
@@ -95,7 +106,10 @@ def overhead_command(
     names = objective or ["n-fgsm"]
     made = partial(combinations, private=private, average=average)
     variants = made(_methods(names, threat, steps=None), sealed=sealed)
-    images = load_data(data)
+    reading = ImageReading(
+        size=image_size, fit=cast(Fit, image_fit), background=cast(str, background)
+    )
+    images = load_data(data, reading=reading)
     measured = network(model, images.spec)
     load = overhead_workload(measured, images, settings)
     steps, savers, told = _rivals(load, rival or [], variants[PLAIN])

@@ -16,8 +16,16 @@ from secure_cnn.archive import StorageError
 from secure_cnn.checkpoint import LoadedModel, Unlocking, read_model
 from secure_cnn.cli import findings
 from secure_cnn.cli.keys import IdentityFile, PassphraseFile, Trusted, unlocking_from
-from secure_cnn.cli.options import JsonFile, make_folder, message, number
-from secure_cnn.data import ImageData, load_data
+from secure_cnn.cli.options import (
+    Background,
+    ImageFit,
+    JsonFile,
+    make_folder,
+    message,
+    number,
+    reading_for,
+)
+from secure_cnn.data import ImageData, ImageReading, load_data
 from secure_cnn.data.named import NAMES
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import ModelError, RunError
@@ -44,6 +52,8 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="Test images; the data set it was trained on.")
     ] = None,
+    image_fit: ImageFit = None,
+    background: Background = None,
     eps: Annotated[
         float | None,
         typer.Option(
@@ -110,7 +120,7 @@ def evaluate(
     requirements = findings.read_requirements(require or [])
     unlocking = unlocking_from(identity, passphrase_file, trusted or [])
     loaded = _model(checkpoint, unlocking)
-    images = _images(loaded, data, checkpoint)
+    images = _images(loaded, data, checkpoint, reading_for(loaded, image_fit, background))
     threat = _threat(loaded, eps, norm)
     attacking = bool(attack or surrogate or exhaustive or save_images or out)
     kept, demanded = state is not None and certify is None, any(e.attacked for e in requirements)
@@ -286,7 +296,9 @@ def _write_page(
     message(f"report: {out / 'robustness.html'}")
 
 
-def _images(loaded: LoadedModel, data: str | None, checkpoint: Path) -> ImageData:
+def _images(
+    loaded: LoadedModel, data: str | None, checkpoint: Path, reading: ImageReading
+) -> ImageData:
     """The data given, or that which the checkpoint names; split as in its training."""
     claims = loaded.claims.get("data")
     claimed = claims if isinstance(claims, dict) else {}
@@ -297,7 +309,7 @@ def _images(loaded: LoadedModel, data: str | None, checkpoint: Path) -> ImageDat
             "data set that has a name; say where it is with --data"
         )
     seed = split_seed if type(split_seed) is int and split_seed >= 0 else 0
-    images = load_data(str(name), seed=seed)
+    images = load_data(str(name), reading=reading, seed=seed)
     key = loaded.private_claims.get("data_fingerprint_key")
     fingerprint = keyed_fingerprint(images, key) if isinstance(key, str) else images.fingerprint
     # Without its key, which only a sealed file holds, a keyed fingerprint says nothing.

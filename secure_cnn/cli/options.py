@@ -3,19 +3,52 @@
 import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, cast
 
 import typer
 
+from secure_cnn.checkpoint import LoadedModel
+from secure_cnn.data import ImageReading
+from secure_cnn.data.reading import Fit
 from secure_cnn.errors import RunError
 from secure_cnn.printable import Terminal, printable
 from secure_cnn.recipe import Recipe
 
-__all__ = ["JsonFile", "given_settings", "make_folder", "message", "number", "settings_from"]
+__all__ = [
+    "Background",
+    "ImageFit",
+    "ImageSize",
+    "JsonFile",
+    "given_settings",
+    "make_folder",
+    "message",
+    "number",
+    "reading_for",
+    "settings_from",
+]
 
 _DECIMAL = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 _NUMBER = re.compile(rf"(?P<above>{_DECIMAL})(?:/(?P<below>{_DECIMAL}))?", re.ASCII | re.IGNORECASE)
 
+ImageSize: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Bring a folder's images to this size: one number for a square, or HEIGHTxWIDTH."
+    ),
+]
+ImageFit: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="How, where the shape is another: crop (keep the middle), pad (with --background) or "
+        "stretch."
+    ),
+]
+Background: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="The colour behind a folder's transparent images: white, black, #rrggbb, ..."
+    ),
+]
 JsonFile: TypeAlias = Annotated[
     Path | None, typer.Option("--json", help="Write the figures to this file.")
 ]
@@ -47,6 +80,23 @@ def settings_from(context: typer.Context) -> dict[str, Any]:
     return {
         name: context.params[name] for name in Recipe.__dataclass_fields__ if name in context.params
     }
+
+
+def reading_for(loaded: LoadedModel, fit: str | None, background: str | None) -> ImageReading:
+    """How a model's images are read: to its size, and else as in its training.
+
+    `fit` and `background` are those of the command line, which win over what its file claims.
+    """
+    claims = loaded.claims.get("data")
+    claimed = claims if isinstance(claims, dict) else {}
+    usual = ImageReading()
+    architecture = loaded.architecture
+    return ImageReading(
+        size=(architecture.height, architecture.width),
+        fit=cast(Fit, fit or claimed.get("image_fit", usual.fit)),
+        background=background or claimed.get("background", usual.background),
+        channels=architecture.channels,
+    )
 
 
 def given_settings(context: typer.Context) -> list[str]:

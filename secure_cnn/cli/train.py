@@ -8,7 +8,14 @@ import typer
 from defenses import OBJECTIVES
 from secure_cnn.bench import step_costs
 from secure_cnn.cli.keys import sealing_from, unlocking_from, verifiers_from
-from secure_cnn.cli.options import given_settings, number, settings_from
+from secure_cnn.cli.options import (
+    Background,
+    ImageFit,
+    ImageSize,
+    given_settings,
+    number,
+    settings_from,
+)
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import RunError
 from secure_cnn.models import MODELS
@@ -32,9 +39,13 @@ def train(
     data: Annotated[
         str,
         typer.Option(
-            help="digits, fashion-mnist, mnist, cifar10, a folder of class folders, or a .npz file."
+            help="digits, fashion-mnist, mnist, cifar10, a folder of class folders (DIR/cat/1.jpg "
+            "or DIR/train/cat/1.jpg and DIR/test/cat/2.jpg), or a .npz file."
         ),
     ] = _DEFAULT.data,
+    image_size: ImageSize = None,
+    image_fit: ImageFit = _DEFAULT.image_fit,
+    background: Background = _DEFAULT.background,
     model: Annotated[str, typer.Option(help=_MODEL_HELP)] = _DEFAULT.model,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = _DEFAULT.epochs,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,

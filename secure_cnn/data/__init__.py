@@ -89,7 +89,7 @@ def load_data(
         shape, found = ("x".join(map(str, sides)) for sides in (asked, described.shape))
         raise DataError(
             f"{source}: expected images of {shape} (channels x height x width), got {found}; only "
-            "the images of a folder are brought to another size: leave image_size out"
+            "the images of a folder are brought to another size (image_size)"
         )
     return decode(described, cache, memory_cap, tell)
 

@@ -96,10 +96,11 @@ def _common_size(root: Path, heads: list[Header]) -> tuple[int, int]:
     (usual, count), *others = sizes.most_common()
     if others:
         small, large = min(sizes, key=prod), max(sizes, key=prod)
+        most = f", {count} of {len(heads)} images of {usual[0]}x{usual[1]}" if count > 1 else ""
         raise DataError(
             f"{root}: expected images of one size, got {len(sizes)} sizes (height x width), from "
-            f"{small[0]}x{small[1]} to {large[0]}x{large[1]}, {count} of {len(heads)} images of "
-            f"{usual[0]}x{usual[1]}; bring them to one size as they are read, say --image-size "
+            f"{small[0]}x{small[1]} to {large[0]}x{large[1]}{most}; bring them to one size as they "
+            f"are read, say --image-size "
             f"{_suggested(small)} (image_size={_suggested(small)} in Python)"
         )
     return usual

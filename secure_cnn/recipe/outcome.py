@@ -31,6 +31,9 @@ __all__ = [
 ]
 
 _SHOWN = 8
+_CLIPPING = {"clipping": "flat", "float_safe": False, "copies": 1}
+_READING = {"image_fit": "crop", "background": "white"}
+"""Settings that claims name where they are others than these."""
 
 
 class MeasureCost(Protocol):
@@ -124,6 +127,7 @@ def claims_of(
             "fingerprint": identity.fingerprint(data),
             "train": len(data.train),
             "split_seed": recipe.seed,
+            **_unusual(recipe, _READING),
         },
         "accuracy": result.accuracy,
         "macro_recall": result.macro_recall,
@@ -135,7 +139,7 @@ def claims_of(
             "steps": seams.private.steps,
             **seams.private.plan.conditions(),
             "trials": {"settings": recipe.trials, "charged": False},
-            **_unusual(recipe),
+            **_unusual(recipe, _CLIPPING),
         }
     if recipe.threat is not None and result.robust_accuracy is not None:
         claims["robustness"] = {
@@ -148,8 +152,7 @@ def claims_of(
     return claims
 
 
-def _unusual(recipe: Recipe) -> dict[str, Any]:
-    usual = {"clipping": "flat", "float_safe": False, "copies": 1}
+def _unusual(recipe: Recipe, usual: Mapping[str, Any]) -> dict[str, Any]:
     own = {name: getattr(recipe, name) for name in usual}
     return {name: value for name, value in own.items() if value != usual[name]}
 

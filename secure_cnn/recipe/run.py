@@ -224,7 +224,7 @@ class _Task:
 def _prepared(recipe: Recipe, sealing: Sealing | None) -> _Task:
     """Loads and checks everything; touches no file."""
     device = make_device(recipe)
-    data = load_data(recipe.data, seed=recipe.seed)
+    data = load_data(recipe.data, reading=recipe.reading, seed=recipe.seed)
     architecture = Architecture.for_data(recipe.model, data.spec)
     check_model(architecture, data.name, sealing=sealing)
     height, width = data.spec.height, data.spec.width

@@ -20,6 +20,8 @@ from defenses.attacks.by_name import ATTACKS
 from defenses.attacks.pgd import SingleStep
 from defenses.quantities import shown
 from defenses.training.objective import Precision
+from secure_cnn.data import ImageReading
+from secure_cnn.data.reading import Fit
 from secure_cnn.engine import Objective
 from secure_cnn.errors import RunError
 from secure_cnn.recipe.ranges import ERRORS, RANGES, WORDS, ClippingKind, Norm, Optimizer
@@ -31,7 +33,10 @@ _SINGLE_STEPS = tuple(name for name, kind in ATTACKS.items() if issubclass(kind,
 _LARGEST_PRIVATE_BATCH = 2048
 _PLAIN_BATCH = 128
 _LARGEST_DELTA = 1e-5
-_ADDED = ("clipping", "float_safe", "copies", "attack_noise")
+_ADDED = (
+    *("clipping", "float_safe", "copies", "attack_noise"),
+    *("image_size", "image_fit", "background"),
+)
 """Settings that earlier versions did not write down: their runs had the defaults of these."""
 
 
@@ -60,6 +65,11 @@ class Recipe:
 
     Attributes:
         data: Name of a data set, a folder of class folders, or a `.npz` file.
+        image_size: The size to which a folder's images are brought, one number or
+            `HEIGHTxWIDTH`; None leaves them as they are.
+        image_fit: How one of another shape is: `crop`, `pad` or `stretch`; see
+            `secure_cnn.data.ImageReading`.
+        background: The colour behind transparent places and beside padded images.
         batch_size: Images a step; None chooses 128, or a sixth of the data up to 2048 in a private
             training.
         optimizer: `sgd` (with momentum 0.9) or `adamw`.
@@ -106,6 +116,7 @@ class Recipe:
 
     Raises:
         RunError: A setting is of another type, out of range, or contradicts another.
+        DataError: `image_size`, `image_fit` or `background` cannot be.
         ModelError: There is no such model.
         PlanError: `epsilon`, `delta` or `max_grad_norm` is none.
         DefenseError: `eps`, the attack or one of its settings, or `gaussian_sigma` cannot be.
@@ -118,6 +129,9 @@ class Recipe:
 
     out: str | Path
     data: str = "digits"
+    image_size: int | str | None = None
+    image_fit: Fit = "crop"
+    background: str = "white"
     model: str = "compact"
     epochs: int = 20
     batch_size: int | None = None
@@ -158,11 +172,19 @@ class Recipe:
                 raise ERRORS.get(name, RunError)(f"{name}: expected {expected}, got {got}")
         object.__setattr__(self, "out", str(self.out))
         object.__setattr__(self, "data", str(self.data))
+        if self.reading.shape is not None:
+            # However it was written, the record has one form of it.
+            object.__setattr__(self, "image_size", "x".join(map(str, self.reading.shape)))
         for clashes, message in _CLASHES:
             if clashes(self):
                 raise RunError(message.format(r=self))
         # Attacks and threat models know their own ranges: what they refuse is refused here.
         self.robust_objective()
+
+    @cached_property
+    def reading(self) -> ImageReading:
+        """How a folder's images are read."""
+        return ImageReading(size=self.image_size, fit=self.image_fit, background=self.background)
 
     @cached_property
     def threat(self) -> ThreatModel | None:
