@@ -67,6 +67,8 @@ class InOnePass(Protocol):
         """`input_gradient` and `per_example_gradients`."""
 
 
+# By name: this module works where Opacus is not imported.
+_RENAMING = "opacus.layers.param_rename"
 Rules = Callable[[nn.Module, str], LayerRule]
 """Finds the rule of a layer, given the layer and its dotted name."""
 
@@ -140,12 +142,18 @@ def _refuse_nested(layers: list[tuple[str, nn.Module]]) -> None:
                 )
 
 
+def _renames(module: nn.Module) -> bool:
+    """Whether a layer of Opacus only gives other names to the parameters of those inside of it."""
+    return any(kind.__module__ == _RENAMING for kind in type(module).__mro__)
+
+
 def _owners(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The outermost modules that own a trainable parameter directly, with their dotted names."""
     found: list[tuple[str, nn.Module]] = []
 
     def visit(name: str, module: nn.Module) -> None:
-        if any(p.requires_grad for p in module.parameters(recurse=False)):
+        own = any(p.requires_grad for p in module.parameters(recurse=False))
+        if own and not _renames(module):
             found.append((name or type(module).__name__, module))
             return
         for child_name, child in module.named_children():

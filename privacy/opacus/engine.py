@@ -4,7 +4,6 @@ The mode "fused" is ours. Other modes, checkpoints and rules for modules are lef
 engine, with an account that cannot fall.
 """
 
-import copy
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -13,14 +12,14 @@ from typing import Any
 import opacus
 import torch
 from opacus.accountants import create_accountant
-from opacus.validators import ModuleValidator
 from torch import nn
 from torch.utils.data import DataLoader
 
-from privacy.errors import PlanError, PrivacyError, UnsupportedLayer
+from privacy.errors import PlanError, PrivacyError
 from privacy.ledger import Ledger
+from privacy.opacus import compatible
 from privacy.opacus.account import ACCOUNTS, Account
-from privacy.opacus.loader import Samples, first_images, plan_for, poisson_loader
+from privacy.opacus.loader import Samples, plan_for, poisson_loader
 from privacy.opacus.module import FusedModule, Outputs
 from privacy.opacus.optimizer import FusedOptimizer
 from privacy.opacus.refusals import (
@@ -33,9 +32,7 @@ from privacy.opacus.refusals import (
     refuse_adaptive,
 )
 from privacy.plan import DPPlan
-from privacy.replacement import fix
-from privacy.step import prepare
-from privacy.validate import check_layers, check_module
+from privacy.validate import check_module
 
 __all__ = ["PrivacyEngine"]
 
@@ -215,13 +212,7 @@ class PrivacyEngine(Followed):
             )
         ledger = Ledger() if self._ledger is None else Ledger.open(self._ledger)
         check_reduction(loss_reduction)
-        if not check_module(module).training:
-            raise UnsupportedLayer(
-                "module: expected it in training mode; call module.train() before make_private"
-            )
-        prepared = prepare(
-            plan, module, optimizer, samples=plan.samples, images=lambda: first_images(loader)
-        )
+        prepared = compatible.prepared(plan, module, optimizer, loader)
         outputs = Outputs()
         samples = Samples(prefetching=loader.num_workers > 0, check=prepared.check_attached)
         try:
@@ -333,10 +324,12 @@ class PrivacyEngine(Followed):
     def validate(
         self, *, module: nn.Module, optimizer: Any = None, data_loader: Any = None
     ) -> None:
-        """Refuses a module that mixes examples, by Opacus' rules and by ours."""
-        check_layers(module)
-        if errors := ModuleValidator.validate(module, strict=False):
-            raise UnsupportedLayer(f"{type(module).__name__}: {'; '.join(map(str, errors))}")
+        """Refuses what `make_private` would, by Opacus' rules and by ours, and changes nothing.
+
+        With optimizer and loader the answer is that of `make_private`; without them it is as much
+        of it as the module tells by its layers.
+        """
+        compatible.validate(module, optimizer, data_loader)
 
     @classmethod
     @as_opacus_raises()
@@ -345,9 +338,7 @@ class PrivacyEngine(Followed):
 
         Ours come first: they keep the weights, and refuse what they cannot keep.
         """
-        module = ModuleValidator.fix(fix(copy.deepcopy(module)))
-        cls().validate(module=module)
-        return module
+        return compatible.compatible(module)
 
     def _pickling(self) -> Any:
         """Opacus' engine where one of its modes is in use."""
