@@ -1,63 +1,65 @@
 """A `.npz` file of arrays, as `numpy.savez` writes it; arrays of objects (pickles) are refused.
 
-| array | form |
-|---|---|
-| `images` | uint8 0..255, or float in [0, 1] |
-| `labels` | integers 0..k-1, every class at least once |
-| `test_images`, `test_labels` | the same, both or neither; without, the seed splits |
+| array | also called | form |
+|---|---|---|
+| `images` | `train_images`, `x_train`, `x` | uint8 0..255, or float in [0, 1] |
+| `labels` | `train_labels`, `y_train`, `y` | see below, every class at least once |
+| `test_images`, `test_labels` | `x_test`, `y_test` | the same; without, the seed splits |
+| `val_images`, `val_labels` | `x_val`, `y_val` | stand for the test set where there is none |
+| `classes` | | the names of the classes, of labels that are numbers |
 
-`images` are `[n, height, width]` (grey), `[n, height, width, channels]` or
-`[n, channels, height, width]`. Four dimensions are told apart by the one side that is 1 or 3; if
-either could be the channels the file is refused rather than guessed at.
+Upper case is no difference. Labels are integers 0..k-1, names, or rows of k numbers of which one is
+1; a column of them, `[n, 1]`, is as good as `[n]`. `images` are `[n, height, width]` (grey),
+`[n, height, width, channels]` or `[n, channels, height, width]`. Four dimensions are told apart by
+the one side that is 1 or 3; if either could be the channels the file is refused rather than guessed
+at, and so are uint8 images whose values are 0 and 1 alone.
 """
 
 import zipfile
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import IO
 
 import numpy as np
-from numpy.lib import format as npy
 
 from secure_cnn.data import source
+from secure_cnn.data.npz_array import array_header, exactly, header_of, opened_npz
+from secure_cnn.data.npz_labels import labelled
 from secure_cnn.data.source import Chunk, Labels, Pixels, Source
 from secure_cnn.errors import DataError
-from secure_cnn.files import reading
 
 __all__ = ["npz_source"]
 
-_MOST_LABEL_BYTES = 1 << 30
-_MOST_CLASSES = 1 << 16
+_Names = tuple[tuple[str, str], ...]
+_TRAIN: _Names = (
+    *(("images", "labels"), ("train_images", "train_labels")),
+    *(("x_train", "y_train"), ("x", "y")),
+)
+_TEST: _Names = (("test_images", "test_labels"), ("x_test", "y_test"))
+_VALIDATION: _Names = (("val_images", "val_labels"), ("x_val", "y_val"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Header:
-    """What an array says about itself before its first byte."""
+class _Part:
+    """The names of the two arrays of a part, as the file has them."""
 
-    shape: tuple[int, ...]
-    dtype: np.dtype[np.generic]
+    images: str
+    labels: str
 
 
 def npz_source(path: Path, *, test_fraction: float, seed: int) -> Source:
     """The arrays of `path`; their headers are checked here, their pixels while they are read."""
-    with _opened(path) as archive:
-        parts = [""] + (["test_"] if _has_test(archive, path) else [])
-        shapes = [_image_shape(archive, path, f"{part}images") for part in parts]
+    with opened_npz(path) as archive:
+        parts, remarks = _parts(archive, path)
+        shapes = [_image_shape(archive, path, part.images) for part in parts]
         if shapes[0] != shapes[-1]:
             raise DataError(
-                f"{path}: expected test_images like images, {shapes[0]}, got {shapes[-1]}"
+                f"{path}: expected {parts[-1].images} like {parts[0].images}, {shapes[0]}, got "
+                f"{shapes[-1]}"
             )
-        labels = [_labels(archive, path, part) for part in parts]
-    if not 0 <= labels[0].min() <= labels[0].max() < _MOST_CLASSES:
-        raise DataError(
-            f"{path}: expected labels in 0..{_MOST_CLASSES - 1}, "
-            f"got {labels[0].min()}..{labels[0].max()}; number the classes from 0"
-        )
-    classes = tuple(str(label) for label in range(int(labels[0].max()) + 1))
+        counts = {part.labels: header_of(archive, path, part.images).shape[0] for part in parts}
+        classes, labels = labelled(archive, path, counts)
     source.check_labels(labels[0], classes, path)
     source.check_range(labels[-1], classes, path)
     if len(parts) == 2:
@@ -74,46 +76,79 @@ def npz_source(path: Path, *, test_fraction: float, seed: int) -> Source:
         train_count=len(train),
         shape=shapes[0],
         chunks=lambda: _chunks(path, parts, train, test),
+        remarks=lambda: remarks,
     )
 
 
-def _has_test(archive: zipfile.ZipFile, path: Path) -> bool:
-    """Whether there is a test set; half of one, or none of the required arrays, is an error."""
-    names = {name[:-4] for name in archive.namelist() if name.endswith(".npy")}
-    missing = {"images", "labels"} - names
-    if "test_images" in names or "test_labels" in names:
-        missing |= {"test_images", "test_labels"} - names
-    if missing:
+def _parts(archive: zipfile.ZipFile, path: Path) -> tuple[list[_Part], list[str]]:
+    """The part to train on, that to test on where there is one, and what is to be said of both."""
+    names = [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
+    train, test, validation = (_part(path, names, known) for known in (_TRAIN, _TEST, _VALIDATION))
+    if train is None:
         raise DataError(
             f"{path}: expected arrays images and labels, and test_images and test_labels both or "
-            f"neither, got {sorted(names)}; add {', '.join(sorted(missing))}"
+            f"neither, got {source.some(sorted(names))}; add images and labels"
         )
-    return "test_images" in names
+    remarks = []
+    if validation and test:
+        remarks.append(f"{validation.images} is not read: the model is tested on {test.images}")
+    elif validation:
+        remarks.append(f"{validation.images} is what the model is tested on; there is no test set")
+    tested = test or validation
+    return [train, tested] if tested else [train], remarks
 
 
-def _chunks(path: Path, parts: list[str], train: Labels, test: Labels) -> Iterator[Chunk]:
+def _part(path: Path, names: Sequence[str], known: _Names) -> _Part | None:
+    """The arrays of a part under one of the known pairs of names; half of a pair is an error."""
+    own = {name.lower(): name for name in names}
+    found = [pair for pair in known if own.keys() & set(pair)]
+    if not found:
+        return None
+    halves = [name for pair in found for name in pair if name not in own]
+    if halves:
+        raise DataError(
+            f"{path}: expected arrays {' and '.join(found[0])}, both or neither, got "
+            f"{source.some(sorted(names))}; add {', '.join(halves)}"
+        )
+    if len(found) > 1:
+        raise DataError(
+            f"{path}: expected one array of these images, got "
+            f"{' and '.join(own[pair[0]] for pair in found)}; leave one out"
+        )
+    images, labels = found[0]
+    return _Part(images=own[images], labels=own[labels])
+
+
+def _chunks(path: Path, parts: list[_Part], train: Labels, test: Labels) -> Iterator[Chunk]:
     """All images: those in `train` from row 0 on, those in `test` behind them."""
-    row = 0
-    with _opened(path) as archive:
+    row, largest = 0, 0
+    with opened_npz(path) as archive:
         for part in parts:
-            for images in _images(archive, path, f"{part}images"):
+            for images in _images(archive, path, part.images):
+                largest = max(largest, int(images.max()))
                 stop = row + len(images)
                 for rows, base in ((train, 0), (test, len(train))):
                     first, last = np.searchsorted(rows, [row, stop])
                     if first < last:
                         yield base + int(first), images[rows[first:last] - row]
                 row = stop
+        name = parts[0].images
+        if largest == 1 and header_of(archive, path, name).dtype == np.uint8:
+            raise DataError(
+                f"{path}: expected {name} as uint8 in 0..255, got 0 and 1 alone, which would all "
+                f"be black; save {name} * 255 where 1 is white"
+            )
 
 
 def _images(archive: zipfile.ZipFile, path: Path, name: str) -> Iterator[Pixels]:
     """One array of images in chunks uint8 `[k, channels, height, width]`."""
     with archive.open(f"{name}.npy") as file:
-        header = _header(file, path, name)
+        header = array_header(file, path, name)
         stride = prod(header.shape[1:]) * header.dtype.itemsize
         rows = max(1, source.CHUNK_BYTES // stride)
         for start in range(0, header.shape[0], rows):
             taken = min(rows, header.shape[0] - start)
-            values = np.frombuffer(_exactly(file, taken * stride, path, name), header.dtype)
+            values = np.frombuffer(exactly(file, taken * stride, path, name), header.dtype)
             values = values.reshape(taken, *header.shape[1:])
             if values.ndim == 3:
                 values = values[:, None]
@@ -126,20 +161,32 @@ def _as_bytes(values: np.ndarray, path: Path, name: str) -> Pixels:
     """uint8 as it is; float in [0, 1] to the nearest of 256 levels."""
     if values.dtype == np.uint8:
         return values
-    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+    low, high = values.min(), values.max()
+    if not (np.isfinite(values).all() and low >= 0 and high <= 1):
         raise DataError(
-            f"{path}: expected floats of {name} in [0, 1], got {values.min()}..{values.max()}; "
-            "rescale them, or save 0..255 as uint8"
+            f"{path}: expected floats of {name} in [0, 1], got {low}..{high}; "
+            f"{_cure(low, high, name)}"
         )
     return np.rint(values.astype(np.float32) * 255).astype(np.uint8)
 
 
+def _cure(low: float, high: float, name: str) -> str:
+    """What to save instead, by what the values look like."""
+    if low >= 0 and 1 < high <= 255:
+        return f"if they are in 0..255, save {name}.round().astype(numpy.uint8)"
+    if -1 <= low < 0 and high <= 1:
+        return f"if they are in -1..1, save ({name} + 1) / 2"
+    return "rescale them as they are meant to be seen, or save 0..255 as uint8"
+
+
 def _image_shape(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[int, int, int]:
     """`(channels, height, width)` of one array of images, from its header."""
-    with archive.open(f"{name}.npy") as file:
-        header = _header(file, path, name)
+    header = header_of(archive, path, name)
     if header.dtype != np.uint8 and header.dtype.kind != "f":
-        raise DataError(f"{path}: expected {name} as uint8 or float, got {header.dtype}")
+        raise DataError(
+            f"{path}: expected {name} as uint8 or float, got {header.dtype}; if its values are in "
+            f"0..255, save {name}.astype(numpy.uint8)"
+        )
     if len(header.shape) not in (3, 4) or min(header.shape) < 1:
         raise DataError(
             f"{path}: expected {name} as [n, height, width], [n, height, width, channels] or "
@@ -155,62 +202,3 @@ def _image_shape(archive: zipfile.ZipFile, path: Path, name: str) -> tuple[int, 
         )
     _, *rest = header.shape
     return (rest[2], rest[0], rest[1]) if last else (rest[0], rest[1], rest[2])
-
-
-def _labels(archive: zipfile.ZipFile, path: Path, part: str) -> Labels:
-    name = f"{part}labels"
-    with archive.open(f"{part}images.npy") as file:
-        count = _header(file, path, f"{part}images").shape[0]
-    with archive.open(f"{name}.npy") as file:
-        header = _header(file, path, name)
-        if header.dtype.kind not in "iu" or header.shape != (count,):
-            raise DataError(
-                f"{path}: expected {name} as {count} integers, one for each image, "
-                f"got {header.dtype} {list(header.shape)}"
-            )
-        size = count * header.dtype.itemsize
-        if size > _MOST_LABEL_BYTES:
-            raise DataError(
-                f"{path}: expected at most {_MOST_LABEL_BYTES} bytes of {name}, got {size}"
-            )
-        values = np.frombuffer(_exactly(file, size, path, name), header.dtype)
-    return values.astype(np.int64)
-
-
-def _header(file: IO[bytes], path: Path, name: str) -> _Header:
-    """Read the header of an array and leave `file` at its first byte."""
-    version = npy.read_magic(file)
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    shape, fortran_order, dtype = read(file)
-    if dtype.hasobject:
-        raise DataError(
-            f"{path}: expected numbers in {name}, got Python objects, which are never loaded: "
-            "save an array of a numeric dtype"
-        )
-    if fortran_order and len(shape) > 1:
-        raise DataError(
-            f"{path}: expected {name} in row-major order; save numpy.ascontiguousarray of it"
-        )
-    return _Header(shape=shape, dtype=dtype)
-
-
-def _exactly(file: IO[bytes], size: int, path: Path, name: str) -> bytes:
-    data = file.read(size)
-    if len(data) != size:
-        raise DataError(f"{path}: {name} is truncated: expected {size} bytes, got {len(data)}")
-    return data
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    readable = source.unusable(
-        path,
-        *(OSError, EOFError, zipfile.BadZipFile, zlib.error),
-        ValueError,  # numpy's, for a bad array header
-        NotImplementedError,  # a compression method that Python does not know
-        RuntimeError,  # an encrypted member
-        expected="a .npz file that numpy.savez wrote",
-        cure="it is damaged or another kind of file: write it again",
-    )
-    with readable, reading(path) as raw, zipfile.ZipFile(raw) as archive:
-        yield archive
