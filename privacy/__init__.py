@@ -25,6 +25,7 @@ from privacy.errors import (
     StepError,
     UnsupportedLayer,
 )
+from privacy.group_privacy import group_epsilon
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
@@ -57,6 +58,7 @@ __all__ = [
     "check_layers",
     "epsilon_of",
     "fix",
+    "group_epsilon",
     "mixing_layers",
     "noise_multiplier_for",
     "register",

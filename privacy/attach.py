@@ -3,13 +3,16 @@
 What is refused, and how a step is released, is in `privacy.step`.
 """
 
+import warnings
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from privacy.accounting import epsilon_of
 from privacy.clipping.tuner import Tuner
 from privacy.errors import PlanError, PrivacyError
+from privacy.group_privacy import group_epsilon
 from privacy.ledger import Ledger
 from privacy.noise import SecureGenerator
 from privacy.persons import Persons
@@ -19,7 +22,7 @@ from privacy.step import prepare
 from privacy.training import PrivateTraining
 from privacy.validate import check_dataset
 
-__all__ = ["attach"]
+__all__ = ["attach", "group_cost"]
 
 _PROBED_EXAMPLES = 3
 
@@ -112,6 +115,7 @@ def _persons(
         raise PlanError(f"plan: expected a privacy.DPPlan, got {type(plan).__name__}")
     ids = getattr(dataset, "groups", None) if groups is None else groups
     if plan.unit == "example":
+        _warn_of_groups(plan, ids, examples, meant=groups is not None)
         return None
     if ids is None:
         raise PlanError(
@@ -125,6 +129,36 @@ def _persons(
             f"images_per_person, got {cut.size}: a person's examples are averaged in one batch"
         )
     return Persons.of(ids, examples=examples)
+
+
+def _warn_of_groups(plan: DPPlan, ids: object, examples: int, *, meant: bool) -> None:
+    """Warns where ids repeat; an attribute `groups` that means something else is passed over."""
+    if ids is None:
+        return
+    try:
+        cost = group_cost(plan, Persons.of(ids, examples=examples))
+    except PlanError:
+        if meant:
+            raise
+        return
+    if cost:
+        warnings.warn(cost, stacklevel=4)
+
+
+def group_cost(plan: DPPlan, persons: Persons) -> str:
+    """What a plan that protects examples gives to whom several belong, in words; else nothing."""
+    if len(persons) == int(persons.sizes.sum()):
+        return ""
+    several, size = int((persons.sizes > 1).sum()), persons.largest
+    delta = 0.1 / plan.samples if plan.delta is None else plan.delta
+    event = plan.event()
+    return (
+        f"groups: {several} of {len(persons)} persons have more than one example, the largest "
+        f"group {size}. ε = {epsilon_of([event], delta):.3g} at δ = {delta:.3g} is about one "
+        f"example; for a person with {size} it is {group_epsilon([event], delta, size=size):.3g}, "
+        'by group privacy. Protect persons instead: DPPlan(unit="person"), with samples='
+        f"{len(persons)}"
+    )
 
 
 def _first_images(dataset: MapStyle, samples: int) -> Tensor:

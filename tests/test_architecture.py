@@ -54,6 +54,7 @@ INSIDE = {
     ),
     "privacy": (
         *("errors", "_opacus", "native", "validate", "replacement", "accounting"),
+        "group_privacy",
         *("noise", "statistics", "sampling", "persons", "clipping", "plan"),
         *("_ledger_file", "ledger", "summation", "differentiation", "update"),
         *("probe", "objectives", "step", "training"),
