@@ -5,22 +5,24 @@ What is refused, and how a step is released, is in `privacy.step`.
 
 import warnings
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from privacy.accounting import epsilon_of
 from privacy.clipping.tuner import Tuner
 from privacy.errors import PlanError, PrivacyError
 from privacy.group_privacy import group_epsilon
 from privacy.ledger import Ledger
+from privacy.loading import Reading, reading_of
 from privacy.noise import SecureGenerator
 from privacy.persons import Persons
 from privacy.plan import DPPlan
-from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, read
+from privacy.sampling import Collate, MapStyle, PhysicalBatch, PhysicalBatches, read
 from privacy.step import prepare
 from privacy.training import PrivateTraining
-from privacy.validate import check_dataset
 
 __all__ = ["attach", "group_cost"]
 
@@ -31,12 +33,15 @@ def attach(
     plan: DPPlan,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    dataset: MapStyle,
+    dataset: MapStyle | DataLoader[Any],
     *,
     physical_batches: PhysicalBatches | None = None,
     tuner: Tuner | None = None,
     ledger: Ledger | None = None,
     groups: object = None,
+    workers: int | None = None,
+    prefetch: int | None = None,
+    collate_fn: Collate | None = None,
 ) -> PrivateTraining:
     """Makes the training of `model` on `dataset` follow `plan`.
 
@@ -53,7 +58,10 @@ def attach(
             replaced until `detach`.
         optimizer: Any optimizer that holds exactly the model's trainable parameters and steps on
             one gradient: not LBFGS, nor another one that calls a closure.
-        dataset: A map-style data set of (image, label); see `privacy.sampling.read`.
+        dataset: A map-style data set of (image, label); see `privacy.sampling.read`. Or a
+            `DataLoader` of the plan's batch size, of which data set, `collate_fn`, workers and
+            their settings are taken; Poisson sampling chooses in the place of its shuffling, and
+            another way of choosing is refused.
         physical_batches: How samples are cut; speed and memory only.
         tuner: Chooses the layers' kernels, or holds a choice made before; speed and memory only.
         ledger: What was spent before, and where it is written down before each release: see
@@ -62,13 +70,20 @@ def attach(
             that can be hashed. By default the data set's own attribute `groups`. Equal ids are one
             person, whom a plan of the unit `person` protects; a plan of the unit `example` warns of
             them, and says what the person with the most examples has.
+        workers: Processes that read and decode the next physical batches while this one computes,
+            at most 1,024; 0, the default, reads in this process, when asked. Which examples they
+            read is drawn here, and what nobody steps on costs nothing.
+        prefetch: Physical batches that each worker reads ahead, at most 1,024; 2 by default.
+        collate_fn: Stacks a list of examples into a batch, in each of whose tensors dimension 0 is
+            the example; torch's `default_collate` by default.
 
     Returns:
         The private training.
 
     Raises:
         PlanError: The plan has no noise, is for another number of samples, costs more than its own
-            target, or clips other layers than these; or the data set is none, or cannot be read.
+            target, or clips other layers than these; or the data set is none, or cannot be
+            read.
         UnsupportedLayer: A layer mixes examples or cannot be recorded; its name and the cure are in
             the message.
         StepError: The optimizer does not hold exactly the trainable parameters or needs more than
@@ -88,17 +103,26 @@ def attach(
         >>> private.steps, private.spent() == plan.epsilon()
         (4, True)
     """
-    examples = check_dataset(dataset)
+    if not isinstance(plan, DPPlan):
+        raise PlanError(f"plan: expected a privacy.DPPlan, got {type(plan).__name__}")
+    reading = reading_of(
+        dataset,
+        batch_size=plan.batch_size,
+        workers=workers,
+        prefetch=prefetch,
+        collate_fn=collate_fn,
+    )
+    examples = len(reading.dataset)
     _check_settings(physical_batches, tuner, ledger)
     cut = physical_batches or PhysicalBatches()
-    persons = _persons(plan, dataset, groups, cut, examples=examples)
+    persons = _persons(plan, reading.dataset, groups, cut, examples=examples)
     samples = examples if persons is None else len(persons)
-    few = partial(_first_images, dataset, examples)
+    few = partial(_first_images, reading, examples)
     prepared = prepare(plan, model, optimizer, samples=samples, images=few, tuner=tuner)
     ledger = Ledger() if ledger is None else ledger
     locked = ledger.locked
     try:
-        return PrivateTraining(plan, prepared, dataset, cut, SecureGenerator(), ledger, persons)
+        return PrivateTraining(plan, prepared, reading, cut, SecureGenerator(), ledger, persons)
     except BaseException:
         prepared.undo()
         # Who opened a file that was there goes on with it; what was made here is nobody's.
@@ -108,11 +132,9 @@ def attach(
 
 
 def _persons(
-    plan: object, dataset: object, groups: object, cut: PhysicalBatches, *, examples: int
+    plan: DPPlan, dataset: object, groups: object, cut: PhysicalBatches, *, examples: int
 ) -> Persons | None:
     """The persons whom a plan protects; None where its unit is an example."""
-    if not isinstance(plan, DPPlan):
-        raise PlanError(f"plan: expected a privacy.DPPlan, got {type(plan).__name__}")
     ids = getattr(dataset, "groups", None) if groups is None else groups
     if plan.unit == "example":
         _warn_of_groups(plan, ids, examples, meant=groups is not None)
@@ -161,11 +183,12 @@ def group_cost(plan: DPPlan, persons: Persons) -> str:
     )
 
 
-def _first_images(dataset: MapStyle, samples: int) -> Tensor:
+def _first_images(reading: Reading, samples: int) -> Tensor:
     """A few images to try the model on; a data set that cannot be read is told from the model."""
     indices = torch.arange(min(_PROBED_EXAMPLES, samples))
     try:
-        return read(dataset, PhysicalBatch(indices, rows=len(indices), last=True))[0]
+        batch = PhysicalBatch(indices, rows=len(indices), last=True)
+        images, _ = read(reading.dataset, batch, reading.collate)
     except PrivacyError:
         raise
     except Exception as error:
@@ -173,6 +196,8 @@ def _first_images(dataset: MapStyle, samples: int) -> Tensor:
             f"dataset: its examples 0 to {len(indices) - 1} could not be read: "
             f"{type(error).__name__}: {error}; expected pairs (image, label) by index"
         ) from error
+    first: Tensor = images
+    return first
 
 
 def _check_settings(physical_batches: object, tuner: object, ledger: object) -> None:

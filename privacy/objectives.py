@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from privacy.errors import PrivacyError, StepError
 from privacy.probe import random_states_kept
-from privacy.sampling import MapStyle, PhysicalBatch, read
+from privacy.sampling import Collate, MapStyle, PhysicalBatch, read, stacked
 
 __all__ = ["Examples", "ExamplesMix", "check_declared", "few_examples", "keeps_apart"]
 
@@ -49,11 +49,12 @@ def check_declared(objective: object) -> None:
         )
 
 
-def few_examples(dataset: MapStyle) -> Examples:
+def few_examples(dataset: MapStyle, collate: Collate = stacked) -> Examples:
     """A few examples of a data set, far apart: many sets are in the order of their labels."""
     count = min(_EXAMPLES, len(dataset))
     indices = torch.linspace(0, len(dataset) - 1, count).long()
-    return read(dataset, PhysicalBatch(indices, rows=count, last=True))
+    images, labels = read(dataset, PhysicalBatch(indices, rows=count, last=True), collate)
+    return images, labels
 
 
 def keeps_apart(objective: Any, model: nn.Module, examples: Examples) -> bool:

@@ -5,7 +5,7 @@ filled up with masked rows, so that few shapes occur and an empty sample still h
 batches have another privacy (Annamalai et al. 2024, arXiv 2411.10614), and are not here.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -13,11 +13,21 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from privacy.errors import PlanError
+from privacy.batch import mapped
+from privacy.errors import PlanError, PrivacyError
 from privacy.noise import SecureGenerator
 from privacy.validate import whole
 
-__all__ = ["MapStyle", "PhysicalBatch", "PhysicalBatches", "cut", "read", "sample_indices"]
+__all__ = [
+    "Collate",
+    "MapStyle",
+    "PhysicalBatch",
+    "PhysicalBatches",
+    "cut",
+    "read",
+    "sample_indices",
+    "stacked",
+]
 
 
 _SHOWN = 8
@@ -38,6 +48,10 @@ _WRAPPER = """; give privacy.attach a data set that picks the two, Pairs(dataset
         def __init__(self, dataset): self.dataset = dataset
         def __len__(self): return len(self.dataset)
         def __getitem__(self, i): e = self.dataset[i]; return e[{image}], e[{label}]"""
+
+
+Collate = Callable[[list[Any]], Any]
+"""Stacks examples into a batch, in each of whose tensors dimension 0 is the example."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,33 +134,42 @@ def cut(indices: Tensor, batches: PhysicalBatches) -> list[PhysicalBatch]:
     return found
 
 
-def read(dataset: MapStyle, batch: PhysicalBatch) -> tuple[Tensor, Tensor]:
+def stacked(examples: list[Any]) -> Any:
+    """Torch's `default_collate`; but of plain tuples it makes a tuple, as it does of named ones."""
+    batch = default_collate(examples)
+    return tuple(batch) if type(examples[0]) is tuple and type(batch) is list else batch
+
+
+def read(dataset: MapStyle, batch: PhysicalBatch, collate: Collate = stacked) -> Any:
     """Reads a physical batch, with zeros in the rows that are filling.
 
     A data set whose class says `batch_by_indices = True` is read whole, by its method
-    `batch(indices) -> (images, labels)`; any other one example at a time.
+    `batch(indices) -> (images, labels)`; any other one example at a time, its examples then stacked
+    by `collate`. Named tuples stay named tuples.
     """
     indices = batch.indices
     # An empty sample still needs to know what an example looks like.
     wanted = indices if len(indices) else torch.zeros(1, dtype=torch.int64)
-    images, labels = _pairs(dataset, wanted)
-    images, labels = images[: len(indices)], labels[: len(indices)]
+    examples = _stacked(dataset, wanted, collate)
     filling = batch.rows - len(indices)
-    if filling:
-        images = torch.cat([images, images.new_zeros(filling, *images.shape[1:])])
-        labels = torch.cat([labels, labels.new_zeros(filling, *labels.shape[1:])])
-    return images, labels
+
+    def filled(values: Tensor) -> Tensor:
+        values = values[: len(indices)]
+        return torch.cat([values, values.new_zeros(filling, *values.shape[1:])])
+
+    return mapped(filled, examples) if filling else examples
 
 
-def _pairs(dataset: MapStyle, indices: Tensor) -> tuple[Tensor, Tensor]:
+def _stacked(dataset: MapStyle, indices: Tensor, collate: Collate) -> Any:
     by_indices = _reads_whole(type(dataset))
-    pairs = _read(dataset, indices) if by_indices else [_read(dataset, i) for i in indices.tolist()]
+    found = _read(dataset, indices) if by_indices else [_read(dataset, i) for i in indices.tolist()]
     try:
-        images, labels = _unpacked(pairs if by_indices else default_collate(pairs))
-    except (TypeError, ValueError, RuntimeError) as error:
+        examples = found if by_indices else collate(found)
+        images, labels = _unpacked(examples)
+    except Exception as error:
         raise PlanError(
             "dataset: expected pairs (image, label) of tensors or numbers, all of one shape; the "
-            f"examples read could not be stacked: {error}{_of_pictures(pairs)}"
+            f"examples read could not be stacked: {error}{_of_pictures(found)}"
         ) from error
     if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
         raise PlanError(
@@ -160,7 +183,7 @@ def _pairs(dataset: MapStyle, indices: Tensor) -> tuple[Tensor, Tensor]:
             f"dataset: expected {len(indices)} images and labels for {len(indices)} indices, got "
             f"{len(images)} and {len(labels)}"
         )
-    return images, labels
+    return examples
 
 
 def _read(dataset: Any, wanted: Any) -> Any:
@@ -170,6 +193,8 @@ def _read(dataset: Any, wanted: Any) -> Any:
     """
     try:
         return dataset.batch(wanted) if isinstance(wanted, Tensor) else dataset[wanted]
+    except PrivacyError:
+        raise
     except Exception as error:
         told = f"could not be read: {type(error).__name__}: {error}"
         if isinstance(error, IndexError):

@@ -8,15 +8,17 @@ from typing import Any
 
 from torch import Tensor
 
+from privacy.batch import images_of, mapped
 from privacy.clipping.factors import LARGEST_NORM, SMALLEST_NORM, AdaptiveClipping
 from privacy.clipping.registry import describe
 from privacy.errors import BudgetExceeded, PlanError, StepError
 from privacy.ledger import Ledger
+from privacy.loading import Loader, Reading
 from privacy.noise import SecureGenerator
 from privacy.objectives import check_declared, few_examples, keeps_apart
 from privacy.persons import Persons
 from privacy.plan import DPPlan
-from privacy.sampling import MapStyle, PhysicalBatch, PhysicalBatches, cut, read, sample_indices
+from privacy.sampling import PhysicalBatch, PhysicalBatches, cut, sample_indices
 from privacy.step import LockedIterator, Prepared, RefusingLock, release
 from privacy.validate import shown
 
@@ -51,7 +53,7 @@ class PrivateTraining:
         self,
         plan: DPPlan,
         prepared: Prepared,
-        dataset: MapStyle,
+        reading: Reading,
         physical_batches: PhysicalBatches,
         generator: SecureGenerator,
         ledger: Ledger,
@@ -60,9 +62,10 @@ class PrivateTraining:
         self.plan, self.model, self.optimizer = plan, prepared.model, prepared.reserved.optimizer
         self.non_finite = 0
         self._prepared, self._clipped = prepared, prepared.clipped
-        self._dataset, self._physical_batches = dataset, physical_batches
+        self._reading, self._physical_batches = reading, physical_batches
         self._persons = persons
         self._generator, self._ledger = generator, ledger
+        self._device = next(iter(prepared.parameters.values())).device
         self._pending: PhysicalBatch | None = None
         self._images: Tensor | None = None
         self._stepping = False
@@ -103,7 +106,7 @@ class PrivateTraining:
         return self._ledger
 
     @property
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self) -> Iterator[Any]:
         """The physical batches of all remaining steps; give each one's losses to `step`.
 
         They are on the model's device. A sample that an earlier iteration left unfinished is
@@ -161,7 +164,11 @@ class PrivateTraining:
         seen by nobody: put it into a function, and have that checked.
         """
         check_declared(objective)
-        examples = few_examples(self._dataset) if examples is None else examples
+        examples = (
+            few_examples(self._reading.dataset, self._reading.collate)
+            if examples is None
+            else examples
+        )
         return keeps_apart(objective, self.model, examples)
 
     def state_dict(self) -> dict[str, Any]:
@@ -188,8 +195,12 @@ class PrivateTraining:
             self._drop_sample()
 
     def detach(self) -> None:
-        """Gives every layer its own forward back, and the ledger's file; no step can follow."""
+        """Gives every layer its own forward back, and the ledger's file; no step can follow.
+
+        Workers that read ahead are ended.
+        """
         self._prepared.undo()
+        self._end_workers()
         self._ledger.close()
 
     def _step(self, losses: Tensor) -> bool:
@@ -233,12 +244,12 @@ class PrivateTraining:
             )
             yield from self._cut(sample)
 
-    def _begin(self, iteration: "_Iteration") -> Iterator[PhysicalBatch]:
-        """Makes an iteration the one that goes on, and gives it its physical batches."""
+    def _begin(self, iteration: "_Iteration") -> Loader:
+        """Makes an iteration the one that goes on, and gives it what loads its batches."""
         self._prepared.check_attached()
         self._drop_sample()
         self._iteration = iteration
-        return self._draw()
+        return Loader(self._reading, self._draw(), pin=self._device.type == "cuda")
 
     def _check_next(self, iteration: "_Iteration") -> None:
         """Refuses the next batch where the last one was not stepped on, or samples would mix."""
@@ -256,13 +267,12 @@ class PrivateTraining:
                 "the last batch was not given to private.step: a sample counts whole or not at all"
             )
 
-    def _give(self, batch: PhysicalBatch) -> tuple[Tensor, Tensor]:
-        """Reads a physical batch, of which the next step will be."""
-        images, labels = read(self._dataset, batch)
-        device = next(iter(self._prepared.parameters.values())).device
-        images, labels = images.to(device), labels.to(device)
-        self._pending, self._images = batch, images
-        return images, labels
+    def _give(self, batch: PhysicalBatch, examples: Any) -> Any:
+        """A physical batch on the model's device, of which the next step will be."""
+        # Without waiting: only what `Loader` pinned is copied beside the computation.
+        given = mapped(lambda t: t.to(self._device, non_blocking=True), examples)
+        self._pending, self._images = batch, images_of(given)
+        return given
 
     def _cut(self, sample: Tensor) -> list[PhysicalBatch]:
         """The physical batches of a sample, of examples or of persons."""
@@ -279,10 +289,15 @@ class PrivateTraining:
                 "added twice; begin the next one with a new iteration of private.batches"
             )
 
+    def _end_workers(self) -> None:
+        if self._iteration is not None and self._iteration.loader is not None:
+            self._iteration.loader.close()
+
     def _drop_sample(self) -> None:
         """Forgets a sample that was begun; the iteration that drew it cannot go on."""
         with self._lock:
             self._pending, self._images = None, None
+            self._end_workers()
             self._iteration = None
             self._clipped.reset()
             self._stepping = False
@@ -296,16 +311,16 @@ class _Iteration:
 
     def __init__(self, training: PrivateTraining) -> None:
         self._training = training
-        self._left: Iterator[PhysicalBatch] | None = None
+        self.loader: Loader | None = None
         self._broken = False
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[Any]:
         return self
 
-    def __next__(self) -> tuple[Tensor, Tensor]:
+    def __next__(self) -> Any:
         training = self._training
-        if self._left is None:
-            self._left = training._begin(self)
+        if self.loader is None:
+            self.loader = training._begin(self)
         else:
             training._check_next(self)
         if self._broken:
@@ -316,10 +331,10 @@ class _Iteration:
             )
         # Not an except clause: a second Ctrl-C would interrupt that too.
         self._broken = True
-        batch = next(self._left, None)
-        given = None if batch is None else training._give(batch)
+        loaded = next(self.loader, None)
+        given = None if loaded is None else training._give(*loaded)
         self._broken = False
-        if given is None:
+        if loaded is None:
             raise StopIteration
         return given
 

@@ -53,11 +53,11 @@ INSIDE = {
         *("evaluation", "smoothing", "poisoning", "training", ""),
     ),
     "privacy": (
-        *("errors", "_opacus", "native", "validate", "replacement", "accounting"),
+        *("errors", "_opacus", "native", "batch", "validate", "replacement", "accounting"),
         "group_privacy",
         *("noise", "statistics", "sampling", "persons", "clipping", "plan"),
         *("_ledger_file", "ledger", "summation", "differentiation", "update"),
-        *("probe", "objectives", "step", "training"),
+        *("probe", "objectives", "step", "loading", "training"),
         *("attach", "opacus", "audit", ""),
     ),
     "secure_cnn.archive": ("errors", "format", "keys", "actions", "store", "adapters", ""),

@@ -72,7 +72,7 @@ class Keyed:
 
 
 DATASETS: dict[str, tuple[Any, str]] = {
-    "loader": (DataLoader(DATA, batch_size=1), "got a DataLoader; give its data set"),
+    "loader": (DataLoader(DATA, batch_size=1), "its batch_size is 1, the plan's 8.*give loader"),
     "iterable": (Endless(), "read by index"),
     "generator": (iter(DATA), "read by index"),
     "array": (np.zeros((SAMPLES, 4)), "TensorDataset"),
@@ -419,7 +419,7 @@ def test_numpys_numbers_become_pythons() -> None:
     )
     assert plan == DPPlan(samples=100, batch_size=10, epochs=2, noise_multiplier=1.5, delta=1e-3)
     kinds = {type(value) for value in plan.to_dict().values()}
-    assert kinds <= {int, float, bool, dict, type(None)}
+    assert kinds <= {int, float, bool, str, dict, type(None)}
 
 
 def test_more_steps_than_anybody_takes_are_refused() -> None:

@@ -13,8 +13,9 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils.data import get_worker_info
 
-from privacy.errors import StepError
+from privacy.errors import PlanError, StepError
 from privacy.sampling import MapStyle, PhysicalBatch, read
 
 __all__ = ["Canaries", "CanaryDataset", "Diverged", "PlainGradients", "orthonormal"]
@@ -46,6 +47,7 @@ class CanaryDataset:
         return len(self._indices)
 
     def __getitem__(self, index: int) -> Any:
+        _check_here()
         self._read.append(index)
         pair = self._dataset[int(self._indices[index])]
         if isinstance(pair, (tuple, list)) and pair and isinstance(pair[0], Tensor):
@@ -54,6 +56,7 @@ class CanaryDataset:
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Images and labels of several rows."""
+        _check_here()
         self._read += indices.tolist()
         images, labels = _rows(self._dataset, self._indices[indices])
         for index, image in zip(indices.tolist(), images, strict=True):
@@ -190,7 +193,17 @@ def _orthonormal_blocks(count: int, width: int, generator: torch.Generator) -> T
 
 def _rows(dataset: MapStyle, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Images and labels at `indices`, none of them filling; an empty sample has its shape too."""
-    return read(dataset, PhysicalBatch(indices, rows=len(indices), last=True))
+    images, labels = read(dataset, PhysicalBatch(indices, rows=len(indices), last=True))
+    return images, labels
+
+
+def _check_here() -> None:
+    """Refuses to be read where the auditor does not see it."""
+    if get_worker_info() is not None:
+        raise PlanError(
+            "make_training: an audit learns the coins from what is read in its own process; let it "
+            "attach with workers=0 (of a DataLoader: num_workers=0) for the audit"
+        )
 
 
 def _digest(image: Tensor) -> int:
