@@ -40,6 +40,7 @@ def load_data(
     source: str | Path,
     *,
     reading: ImageReading = _AS_THEY_ARE,
+    groups: str | Path | None = None,
     cache: Path | None = None,
     memory_cap: int = 2 << 30,
     test_fraction: float = 0.2,
@@ -61,6 +62,10 @@ def load_data(
             name wins over a path: write `./digits`.
         reading: What each image of a folder becomes; its `size` is refused where other sources
             have images of another.
+        groups: Whose the images are: `"folder"` where the folders inside class folders are persons
+            (`<class>/<person>/*.jpg`), or a CSV file (`secure_cnn.data.groups` says in which form).
+            Then all images of a person are on one side of the split. A `.npz` file may have them
+            itself.
         cache: Where downloads and decoded pixels go; `$SECURE_CNN_CACHE` or `~/.cache/secure-cnn`.
             Asked for only when there is something to keep.
         memory_cap: Bytes of pixels, of both splits together, that are kept in memory.
@@ -83,7 +88,10 @@ def load_data(
         (Split(1438 images, 1x8x8), 1, ('0', '1', '2'))
     """
     cache = default_cache() if cache is None else cache
-    described = _describe(source, reading, cache=cache, test_fraction=test_fraction, seed=seed)
+    persons = None if groups is None else str(groups)
+    described = _describe(
+        source, reading, persons, cache=cache, test_fraction=test_fraction, seed=seed
+    )
     asked = (reading.channels or described.shape[0], *(reading.shape or described.shape[1:]))
     if asked != described.shape:
         shape, found = ("x".join(map(str, sides)) for sides in (asked, described.shape))
@@ -97,20 +105,31 @@ def load_data(
 def _describe(
     source: str | Path,
     reading: ImageReading,
+    groups: str | None,
     *,
     cache: Path | None,
     test_fraction: float,
     seed: int,
 ) -> Source:
     if isinstance(source, str) and source in NAMES:
+        if groups is not None:
+            raise DataError(
+                f"{source}: expected no groups, got {groups}: nobody says whose the images of this "
+                "data set are"
+            )
         return named_source(source, cache=cache, test_fraction=test_fraction, seed=seed)
     path = _expanded(source)
     if path.is_dir():
         return folder_source(
-            path, reading=reading, cache=cache, test_fraction=test_fraction, seed=seed
+            path,
+            reading=reading,
+            groups=groups,
+            cache=cache,
+            test_fraction=test_fraction,
+            seed=seed,
         )
     if path.is_file() and path.suffix.lower() == ".npz":
-        return npz_source(path, test_fraction=test_fraction, seed=seed)
+        return npz_source(path, groups=groups, test_fraction=test_fraction, seed=seed)
     raise DataError(
         f"{source}: expected one of {', '.join(NAMES)}, a folder of class folders, or a .npz file, "
         f"got {'another kind of file' if path.exists() else 'a path where nothing is'}"

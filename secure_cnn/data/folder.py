@@ -18,6 +18,7 @@ import numpy as np
 import PIL
 
 from secure_cnn.data import source
+from secure_cnn.data.groups import persons_of_files, split_by_person
 from secure_cnn.data.layout import Layout, Listing, folder_layout
 from secure_cnn.data.photograph import Header, Photograph, header, photograph, quiet_decoders
 from secure_cnn.data.reading import ImageReading
@@ -35,13 +36,19 @@ _Found = TypeVar("_Found")
 
 
 def folder_source(
-    root: Path, *, reading: ImageReading, cache: Path | None, test_fraction: float, seed: int
+    root: Path,
+    *,
+    reading: ImageReading,
+    groups: str | None,
+    cache: Path | None,
+    test_fraction: float,
+    seed: int,
 ) -> Source:
     """The images below `root`, of which `cache` may already hold the pixels."""
     name = root.resolve().name
     source.check_name(name, f"{root}: the name of the folder")
     layout = folder_layout(root)
-    train, test = _split(root, layout, test_fraction, seed)
+    train, test, persons = _split(root, layout, groups, test_fraction, seed)
     files = train.files + test.files
     with source.unusable(root, OSError, expected="files that can be read", cure="look at them"):
         settings = (reading.shape, reading.fit, reading.colour, reading.channels)
@@ -57,25 +64,41 @@ def folder_source(
         shape=shape,
         chunks=lambda: _decoded(files, shape, reading, seen),
         remarks=lambda: (*layout.remarks, *seen.remarks(shape, reading)),
+        groups=persons,
     )
 
 
-def _split(root: Path, layout: Layout, test_fraction: float, seed: int) -> tuple[Listing, Listing]:
-    """Both parts as the folder has them, or as the seed cuts them."""
-    whole = layout.train
-    if layout.test is not None:
-        return whole, layout.test
+def _split(
+    root: Path, layout: Layout, groups: str | None, test_fraction: float, seed: int
+) -> tuple[Listing, Listing, list[str] | None]:
+    """Both parts as the folder has them, or as the seed cuts them; and whose each image is.
+
+    Persons decide where the cut is if they were asked for: a folder inside a class folder may as
+    well mean something else.
+    """
+    whole, given = layout.train, layout.test
+    if given is not None:
+        folders = whole.folders + given.folders
+        return whole, given, persons_of_files(root, whole.files + given.files, folders, groups)
+    persons = persons_of_files(root, whole.files, whole.folders, groups)
+    if persons is None or groups is None:
+        cut = source.stratified_split(
+            whole.labels, whole.classes, root, test_fraction=test_fraction, seed=seed
+        )
+    else:
+        cut = split_by_person(
+            whole.labels, whole.classes, persons, root, test_fraction=test_fraction, seed=seed
+        )
     train, test = (
         Listing(
             classes=whole.classes,
             files=[whole.files[row] for row in rows],
             labels=whole.labels[rows],
+            folders=[whole.folders[row] for row in rows],
         )
-        for rows in source.stratified_split(
-            whole.labels, whole.classes, root, test_fraction=test_fraction, seed=seed
-        )
+        for rows in cut
     )
-    return train, test
+    return train, test, persons and [persons[row] for rows in cut for row in rows]
 
 
 def _common_shape(root: Path, files: list[Path], reading: ImageReading) -> tuple[int, int, int]:

@@ -35,11 +35,15 @@ _EXAMPLE = "such as {0}/cat/1.jpg and {0}/dog/2.jpg, or {0}/train/cat/1.jpg and 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Listing:
-    """Images with their labels, in the order of their paths."""
+    """Images with their labels, in the order of their paths.
+
+    `folders` names the folder inside the class folder that each lies in; empty where in none.
+    """
 
     classes: tuple[str, ...]
     files: list[Path]
     labels: Labels
+    folders: list[str]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -153,6 +157,11 @@ def _listed(root: Path, remarks: list[str]) -> Listing:
         classes=tuple(folder.name for folder in folders),
         files=[file for files in members for file in files],
         labels=np.repeat(np.arange(len(folders)), [len(files) for files in members]),
+        folders=[
+            "" if file.parent == top else file.relative_to(top).parts[0]
+            for files, top in zip(members, folders, strict=True)
+            for file in files
+        ],
     )
 
 

@@ -7,12 +7,14 @@
 | `test_images`, `test_labels` | `x_test`, `y_test` | the same; without, the seed splits |
 | `val_images`, `val_labels` | `x_val`, `y_val` | stand for the test set where there is none |
 | `classes` | | the names of the classes, of labels that are numbers |
+| `groups`, `test_groups`, `val_groups` | | whose each image is: numbers or names of persons |
 
 Upper case is no difference. Labels are integers 0..k-1, names, or rows of k numbers of which one is
 1; a column of them, `[n, 1]`, is as good as `[n]`. `images` are `[n, height, width]` (grey),
 `[n, height, width, channels]` or `[n, channels, height, width]`. Four dimensions are told apart by
 the one side that is 1 or 3; if either could be the channels the file is refused rather than guessed
-at, and so are uint8 images whose values are 0 and 1 alone.
+at, and so are uint8 images whose values are 0 and 1 alone. Where persons are known, the seed splits
+by person.
 """
 
 import zipfile
@@ -24,8 +26,9 @@ from pathlib import Path
 import numpy as np
 
 from secure_cnn.data import source
+from secure_cnn.data.groups import persons_of_rows, split_by_person
 from secure_cnn.data.npz_array import array_header, exactly, header_of, opened_npz
-from secure_cnn.data.npz_labels import labelled
+from secure_cnn.data.npz_labels import ids, labelled
 from secure_cnn.data.source import Chunk, Labels, Pixels, Source
 from secure_cnn.errors import DataError
 
@@ -38,6 +41,7 @@ _TRAIN: _Names = (
 )
 _TEST: _Names = (("test_images", "test_labels"), ("x_test", "y_test"))
 _VALIDATION: _Names = (("val_images", "val_labels"), ("x_val", "y_val"))
+_GROUPS = {"train": "groups", "test": "test_groups", "validation": "val_groups"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +50,10 @@ class _Part:
 
     images: str
     labels: str
+    kind: str
 
 
-def npz_source(path: Path, *, test_fraction: float, seed: int) -> Source:
+def npz_source(path: Path, *, groups: str | None, test_fraction: float, seed: int) -> Source:
     """The arrays of `path`; their headers are checked here, their pixels while they are read."""
     with opened_npz(path) as archive:
         parts, remarks = _parts(archive, path)
@@ -60,30 +65,60 @@ def npz_source(path: Path, *, test_fraction: float, seed: int) -> Source:
             )
         counts = {part.labels: header_of(archive, path, part.images).shape[0] for part in parts}
         classes, labels = labelled(archive, path, counts)
+        known = _persons(archive, path, parts, list(counts.values()))
+    if groups is not None:
+        known = persons_of_rows(path, sum(counts.values()), groups)
     source.check_labels(labels[0], classes, path)
     source.check_range(labels[-1], classes, path)
     if len(parts) == 2:
         train, test = np.arange(len(labels[0])), np.arange(len(labels[1])) + len(labels[0])
-    else:
+    elif known is None:
         train, test = source.stratified_split(
             labels[0], classes, path, test_fraction=test_fraction, seed=seed
         )
+    else:
+        train, test = split_by_person(
+            labels[0], classes, known, path, test_fraction=test_fraction, seed=seed
+        )
+    order = np.concatenate([train, test])
     return Source(
         name=path.stem,
         key=source.key_of([path], test_fraction, seed),
         classes=classes,
-        labels=np.concatenate(labels)[np.concatenate([train, test])],
+        labels=np.concatenate(labels)[order],
         train_count=len(train),
         shape=shapes[0],
         chunks=lambda: _chunks(path, parts, train, test),
         remarks=lambda: remarks,
+        groups=known and [known[row] for row in order],
     )
+
+
+def _persons(
+    archive: zipfile.ZipFile, path: Path, parts: list[_Part], counts: list[int]
+) -> list[str] | None:
+    """Whose each image is by the file's own arrays, of all parts; None where it has none."""
+    own = {name[:-4].lower(): name[:-4] for name in archive.namelist() if name.endswith(".npy")}
+    wanted = [_GROUPS[part.kind] for part in parts]
+    found = [own[name] for name in wanted if name in own]
+    if not found:
+        return None
+    if len(found) < len(wanted):
+        raise DataError(
+            f"{path}: expected {' and '.join(wanted)}, both or neither, got {found[0]} alone; add "
+            "the other"
+        )
+    lists = [ids(archive, path, name, count) for name, count in zip(found, counts, strict=True)]
+    return [each for of_part in lists for each in of_part]
 
 
 def _parts(archive: zipfile.ZipFile, path: Path) -> tuple[list[_Part], list[str]]:
     """The part to train on, that to test on where there is one, and what is to be said of both."""
     names = [name[:-4] for name in archive.namelist() if name.endswith(".npy")]
-    train, test, validation = (_part(path, names, known) for known in (_TRAIN, _TEST, _VALIDATION))
+    train, test, validation = (
+        _part(path, names, known, kind)
+        for kind, known in (("train", _TRAIN), ("test", _TEST), ("validation", _VALIDATION))
+    )
     if train is None:
         raise DataError(
             f"{path}: expected arrays images and labels, and test_images and test_labels both or "
@@ -98,7 +133,7 @@ def _parts(archive: zipfile.ZipFile, path: Path) -> tuple[list[_Part], list[str]
     return [train, tested] if tested else [train], remarks
 
 
-def _part(path: Path, names: Sequence[str], known: _Names) -> _Part | None:
+def _part(path: Path, names: Sequence[str], known: _Names, kind: str) -> _Part | None:
     """The arrays of a part under one of the known pairs of names; half of a pair is an error."""
     own = {name.lower(): name for name in names}
     found = [pair for pair in known if own.keys() & set(pair)]
@@ -116,7 +151,7 @@ def _part(path: Path, names: Sequence[str], known: _Names) -> _Part | None:
             f"{' and '.join(own[pair[0]] for pair in found)}; leave one out"
         )
     images, labels = found[0]
-    return _Part(images=own[images], labels=own[labels])
+    return _Part(images=own[images], labels=own[labels], kind=kind)
 
 
 def _chunks(path: Path, parts: list[_Part], train: Labels, test: Labels) -> Iterator[Chunk]:

@@ -13,7 +13,7 @@ from secure_cnn.data.npz_array import Header, array_header, exactly, header_of
 from secure_cnn.data.source import Labels
 from secure_cnn.errors import DataError
 
-__all__ = ["labelled"]
+__all__ = ["ids", "labelled"]
 
 _MOST_BYTES = 1 << 30
 _MOST_CLASSES = 1 << 16
@@ -47,6 +47,24 @@ def labelled(
             f"{_CLASSES} out"
         )
     return _indexed(path, list(counts), raw)
+
+
+def ids(archive: zipfile.ZipFile, path: Path, name: str, count: int) -> list[str]:
+    """Whose each image is, as texts, by an array of numbers or names."""
+    header = header_of(archive, path, name)
+    if header.dtype.kind not in "iuUS" or header.shape != (count,):
+        raise DataError(
+            f"{path}: expected {name} as {count} whole numbers or names of persons, one for each "
+            f"image, got {header.dtype} {list(header.shape)}"
+        )
+    found = [str(each) for each in _values(archive, path, name)]
+    if "" in found:
+        raise DataError(
+            f"{path}: expected a person for every image in {name}, got none for image "
+            f"{found.index('')}; who is not known is a person of their own: give them a name that "
+            "nobody else has"
+        )
+    return found
 
 
 def _indexed(path: Path, names: list[str], raw: list[_Raw]) -> tuple[tuple[str, ...], list[Labels]]:

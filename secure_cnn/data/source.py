@@ -45,7 +45,8 @@ class Source:
 
     `chunks` starts the decoding and yields every row exactly once, in any order of chunks.
     `key` changes whenever the pixels or their order could. `remarks`, asked once the pixels are
-    decoded, are sentences about the images for the person who brought them.
+    decoded, are sentences about the images for the person who brought them. `groups` says whose
+    each image is, in the order of the rows, where that is known.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Source:
     shape: tuple[int, int, int]
     chunks: Callable[[], Iterator[Chunk]]
     remarks: Callable[[], Iterable[str]] = tuple
+    groups: Sequence[str] | None = None
 
     @property
     def size(self) -> int:

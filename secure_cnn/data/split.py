@@ -133,11 +133,12 @@ class Split(Dataset[tuple[Tensor, int]]):
 class ImageData:
     """A data set to train on and one to test on, which agree on shape and classes.
 
-    Its name is what people call it; that enters no decision and no fingerprint.
+    Its name is what people call it; that enters no decision and no fingerprint. `groups` and
+    `test_groups` name the person of each image, where that is known: one name an image, or None.
 
     Raises:
-        DataError: The name is no UTF-8; a split is empty, has images of another shape, or labels
-            outside the classes.
+        DataError: The name is no UTF-8; a split is empty, has images of another shape, labels
+            outside the classes, or another number of names of persons.
 
     Example:
         >>> split = Split(images=torch.zeros(2, 1, 8, 8, dtype=torch.uint8),
@@ -151,10 +152,18 @@ class ImageData:
     train: Split
     test: Split
     spec: DataSpec
+    groups: tuple[str, ...] | None = None
+    test_groups: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "data: its name")
-        for part, split in (("train", self.train), ("test", self.test)):
+        parts = ("train", self.train, self.groups), ("test", self.test, self.test_groups)
+        for part, split, groups in parts:
+            if groups is not None and len(groups) != len(split):
+                raise DataError(
+                    f"{self.name}: expected a person for each of {len(split)} {part} images, got "
+                    f"{len(groups)}"
+                )
             if len(split) == 0:
                 raise DataError(f"{self.name}: expected at least one {part} image, got none")
             if tuple(split.images.shape[1:]) != self.spec.shape:
@@ -168,6 +177,11 @@ class ImageData:
                     f"{self.name}: expected {part} labels in 0..{len(self.spec.classes) - 1}, "
                     f"got {low}..{high}"
                 )
+
+    @cached_property
+    def shared_persons(self) -> int:
+        """How many persons have images in both parts; 0 where they are not known."""
+        return len(set(self.groups or ()) & set(self.test_groups or ()))
 
     @cached_property
     def fingerprint(self) -> str:

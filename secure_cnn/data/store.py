@@ -80,11 +80,14 @@ def decode(
         images = _map(path, (len(source.labels), *source.shape))
     labels = torch.from_numpy(source.labels)
     train = source.train_count
+    groups = None if source.groups is None else tuple(source.groups)
     return ImageData(
         name=source.name,
         train=Split(images=images[:train], labels=labels[:train]),
         test=Split(images=images[train:], labels=labels[train:]),
         spec=DataSpec(shape=source.shape, classes=source.classes),
+        groups=groups and groups[:train],
+        test_groups=groups and groups[train:],
     )
 
 
