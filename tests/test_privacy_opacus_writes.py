@@ -297,6 +297,8 @@ OPTIMIZER = {
     "add_noise": None,
     "scale_grad": None,
     "pre_step": None,
+    "accumulate": None,
+    "reduce_gradients": None,
     "max_grad_norms": None,
     "target_unclipped_quantile": None,
     "clipbound_learning_rate": None,
@@ -305,9 +307,7 @@ OPTIMIZER = {
     "unclipped_num_std": None,
     "sample_size": None,
     "unclipped_num": None,
-    "zero_grad_unclipped": None,
     "update_max_grad_norm": None,
-    "skip_next_step": None,
     "anything_else": None,
 }
 # Of torch's own optimizers, and neither written nor called by a user.

@@ -175,6 +175,11 @@ def _zeros_like(batch: Any) -> Any:
 class _PoissonLoader(DataLoader[Any]):
     """A loader with fixed samples and settings; how examples are read and stacked may change."""
 
+    def __getattr__(self, name: str) -> Any:
+        if name in LOADER:
+            raise refusal(self, name, LOADER)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def __setattr__(self, name: str, value: object) -> None:
         if vars(self).get("_made", False):
             if name in _READING:

@@ -49,14 +49,20 @@ _LOADED = (
 
 OPTIMIZER: Mapping[str, str] = {
     **dict.fromkeys(
-        ("grad_samples", "clip_and_accumulate", "add_noise", "scale_grad", "pre_step"), _STEP
+        (
+            *("grad_samples", "clip_and_accumulate", "add_noise", "scale_grad", "pre_step"),
+            *("accumulate", "reduce_gradients"),
+        ),
+        _STEP,
     ),
     **dict.fromkeys(("original_optimizer", "plan", "ledger", "non_finite", "params"), _AGAIN),
     **dict.fromkeys(("generator", "secure_mode"), _CRYPTOGRAPHIC),
-    **dict.fromkeys(("_step_skip_queue", "_is_last_step_skipped", "skip_next_step"), _QUEUE),
-    "accumulated_iterations": "each batch is one backward pass; a loop has nothing to accumulate",
+    **dict.fromkeys(("_step_skip_queue", "_is_last_step_skipped"), _QUEUE),
+    "accumulated_iterations": "it is 1 always: each batch is one backward pass",
     **dict.fromkeys(_ADAPTIVE_SETTINGS, _ADAPTIVE),
-    **dict.fromkeys(("sample_size", "unclipped_num", "max_grad_norms"), _ADAPTIVE),
+    **dict.fromkeys(("sample_size", "unclipped_num", "update_max_grad_norm"), _ADAPTIVE),
+    "max_grad_norms": "the fused mode clips the whole gradient to one norm; write max_grad_norm, "
+    'or choose grad_sample_mode="hooks" and clipping="per_layer"',
 }  # fmt: skip
 MODULE: Mapping[str, str] = {
     **dict.fromkeys(
@@ -77,7 +83,7 @@ MODULE: Mapping[str, str] = {
         "it is fixed by make_private; the optimizer's loss_reduction may be written",
     ),
     **dict.fromkeys(
-        ("GRAD_SAMPLERS", "is_supported", "max_grad_norm", "use_ghost_clipping"),
+        ("GRAD_SAMPLERS", "NORM_SAMPLERS", "is_supported", "max_grad_norm", "use_ghost_clipping"),
         "every layer has its own rule here or takes the general one; write the optimizer's "
         "max_grad_norm for another C",
     ),
@@ -85,6 +91,14 @@ MODULE: Mapping[str, str] = {
         ("add_module", "register_module", "register_parameter", "register_buffer"),
         "it would be put on the wrapper and not used; change the module before make_private",
     ),
+    **dict.fromkeys(
+        (
+            *("get_clipping_coef", "get_norm_sample", "per_sample_gradient_norms"),
+            *("log_module_gradient_sample_mode", "set_pattern_param_sample_norm_sum"),
+        ),
+        "norms and factors of single examples are not kept: no epsilon covers them",
+    ),
+    "validate": "PrivacyEngine.validate(module=...) is asked before make_private",
     "compile": "a compiled module cannot be recorded; train it uncompiled, and compile the result "
     "of to_standard_module()",
 }
@@ -97,6 +111,7 @@ LOADER: Mapping[str, str] = {
         ),
         _LOADED,
     ),
+    "from_data_loader": "make_private makes the private loader of the DataLoader that it gets",
 }  # fmt: skip
 ENGINE: Mapping[str, str] = {
     "accountant": "an engine has one account from its first step to its last; give it what was "
@@ -145,6 +160,11 @@ class Followed:
     followed: ClassVar[frozenset[str]] = frozenset()
     # Of other names, why they may not and what to do.
     refused: ClassVar[Mapping[str, str]] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.refused:
+            raise refusal(self, name, self.refused)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in self.followed or (name.startswith("_") and name in vars(self))):
