@@ -139,7 +139,8 @@ def _listed(root: Path, remarks: list[str]) -> Listing:
             "them; move each into its class folder"
         )
     if len(folders) < 2:
-        got = f"{len(stray)} images directly in it" if stray else [each.name for each in folders]
+        got = "one: " + folders[0].name if folders else "none"
+        got = f"{len(stray)} images directly in it" if stray else got
         raise DataError(
             f"{root}: expected at least two class folders of images, got {got}; put each class "
             f"into a folder of its own, {_EXAMPLE.format(root.name or root)}"

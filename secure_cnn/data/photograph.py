@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from secure_cnn.data import source
 from secure_cnn.data.reading import ImageReading
@@ -154,13 +155,20 @@ def _opened(file: Path) -> Iterator[Image.Image]:
     too_large = source.unusable(
         file, Image.DecompressionBombError, expected=small, cure="make it smaller"
     )
-    with readable, too_large, opened_file(file) as raw, Image.open(raw, formats=_FORMATS) as image:
+    with readable, too_large, opened_file(file) as raw, _identified(raw) as image:
         if image.width * image.height > _MOST_PIXELS:
             raise DataError(
                 f"{file}: expected {small}, got {image.width}x{image.height}; make it smaller"
             )
         _check_kind(image, file)
         yield image
+
+
+def _identified(raw: BinaryIO) -> Image.Image:
+    try:
+        return Image.open(raw, formats=_FORMATS)
+    except UnidentifiedImageError:
+        raise ValueError("a file that is none of them") from None
 
 
 def _check_kind(image: Image.Image, file: Path) -> None:
