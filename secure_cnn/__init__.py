@@ -11,6 +11,7 @@ from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import DataError, ModelError, RunError, SecureCNNError
 from secure_cnn.evaluate import ClassificationReport, evaluate_model, predict
 from secure_cnn.models import MODELS, Architecture, build_model
+from secure_cnn.own_network import OwnNetwork
 from secure_cnn.recipe import Recipe, Run, run
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "ImageData",
     "LoadedModel",
     "ModelError",
+    "OwnNetwork",
     "Recipe",
     "Run",
     "RunError",

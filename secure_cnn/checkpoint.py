@@ -17,6 +17,7 @@ from secure_cnn import archive
 from secure_cnn.archive.keys import check_identity, check_recipients, check_signer, check_trusted
 from secure_cnn.errors import ModelError, RunError
 from secure_cnn.models import Architecture, load_weights
+from secure_cnn.own_network import OwnNetwork
 
 __all__ = [
     "LoadedModel",
@@ -154,11 +155,14 @@ def write_model(
         _seal(path, weights, sealing, bound, private_claims, overwrite=overwrite)
 
 
-def read_model(path: Path, *, unlocking: Unlocking | None) -> LoadedModel:
+def read_model(
+    path: Path, *, unlocking: Unlocking | None, network: OwnNetwork | None = None
+) -> LoadedModel:
     """Reads what `write_model` wrote: a sealed file with `unlocking`, a plain one without.
 
     Guarantee: with `unlocking`, a file that is not sealed, was changed, or is not signed by whom it
-    must be, is refused.
+    must be, is refused. No code is run because the file names it: a network of one's own is made by
+    `network`, which must have the name and options that the file says.
 
     Raises:
         ArchiveError: The file cannot be read or is not what it must be.
@@ -188,11 +192,14 @@ def read_model(path: Path, *, unlocking: Unlocking | None) -> LoadedModel:
     if not isinstance(claims, dict) or not isinstance(claims.get("architecture"), dict):
         raise ModelError(
             f"{path}: expected a model of ours, got a file whose claims name no architecture (a "
-            "training checkpoint, or another tool's file?); a network of your own is evaluated in "
-            "Python, by defenses.evaluate"
+            "training checkpoint, or another tool's file?); what you did not train with secure-cnn "
+            "is evaluated in Python, by defenses.evaluate"
         )
     architecture = Architecture.from_dict(cast(dict[str, Any], claims["architecture"]))
-    model = architecture.build()
+    try:
+        model = architecture.build(network=network)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from error
     load_weights(model, cast(dict[str, torch.Tensor], state))
     return LoadedModel(
         model=model.eval(), architecture=architecture, claims=claims, private_claims=secret
@@ -243,14 +250,16 @@ def read_state(
     return state
 
 
-def check_model(architecture: Architecture, data: str, *, sealing: Sealing | None) -> None:
+def check_model(
+    model: nn.Module, architecture: Architecture, data: str, *, sealing: Sealing | None
+) -> None:
     """Passes if `write_model` will take the trained model; to be asked before the training."""
     claims: dict[str, Any] = {
         "architecture": architecture.to_dict(),
         "data": {"name": data},
         "found": " " * _ROOM_FOR_FIGURES,
     }
-    weights: dict[str, Any] = dict(architecture.build().state_dict())
+    weights: dict[str, Any] = dict(model.state_dict())
     if sealing is None:
         archive.check({**weights, _CLAIMS: claims})
     else:

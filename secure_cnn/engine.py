@@ -30,6 +30,7 @@ __all__ = [
     "keep_freed_memory",
     "on_device",
     "train",
+    "training_mode",
 ]
 
 
@@ -138,7 +139,9 @@ class WeightAverage:
     """An exponential moving average of the weights: post-processing, so free under privacy.
 
     Early steps count more, so that the average forgets its start: the decay of step t is
-    min(decay, (1 + t) / (10 + t)). A `decay` of 0 keeps the last weights only.
+    min(decay, (1 + t) / (10 + t)). A `decay` of 0 keeps the last weights only. Statistics that
+    layers keep (BatchNorm) are averaged with the weights that they belong to; frozen parameters are
+    left alone.
     """
 
     def __init__(self, model: nn.Module, *, decay: float) -> None:
@@ -147,8 +150,8 @@ class WeightAverage:
         self._decay = decay
         self._updates = 0
         self._averages = {
-            name: p.detach().clone(memory_format=torch.preserve_format)
-            for name, p in model.named_parameters()
+            name: tensor.detach().clone(memory_format=torch.preserve_format)
+            for name, tensor in _learned(model).items()
         }
 
     @torch.no_grad()
@@ -156,9 +159,8 @@ class WeightAverage:
         """Takes the model's present weights into the average."""
         decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
         self._updates += 1
-        parameters = dict(model.named_parameters())
-        averages = list(self._averages.values())
-        torch._foreach_lerp_(averages, [parameters[name] for name in self._averages], 1 - decay)
+        averages, learned = list(self._averages.values()), _learned(model)
+        torch._foreach_lerp_(averages, [learned[name] for name in self._averages], 1 - decay)
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[nn.Module]:
@@ -189,8 +191,20 @@ class WeightAverage:
 
     @torch.no_grad()
     def _exchange(self, model: nn.Module) -> None:
-        for name, parameter in model.named_parameters():
-            parameter.data, self._averages[name] = self._averages[name], parameter.data
+        for name, tensor in _learned(model).items():
+            tensor.data, self._averages[name] = self._averages[name], tensor.data
+
+
+def _learned(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What a training changes: parameters that are not frozen, and statistics that layers keep."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    kept = model.state_dict(keep_vars=True).keys()
+    statistics = {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name in kept and buffer.is_floating_point()
+    }
+    return {**trained, **statistics}
 
 
 def train(
@@ -212,7 +226,7 @@ def train(
     losses are all not finite is an error, and is not stepped on.
     """
     step = start_step
-    model.train()
+    training_mode(model)
     for images, labels in batches:
         for group in optimizer.param_groups:
             group["lr"] = schedule.at(step)
@@ -231,10 +245,30 @@ def train(
         epoch = schedule.epoch_ended(step)
         if epoch is not None:
             monitor.epoch(epoch, step=step)
-            model.train()
+            training_mode(model)
         if step >= schedule.steps or (stop is not None and stop.requested):
             break
     return step
+
+
+def training_mode(model: nn.Module) -> None:
+    """Puts a model into training mode, but for layers that are frozen and keep statistics.
+
+    Those (BatchNorm whose weights are frozen) stay in evaluation mode: their statistics are a part
+    of what is frozen.
+
+    Example:
+        >>> model = nn.Sequential(nn.BatchNorm1d(2).requires_grad_(False), nn.BatchNorm1d(2))
+        >>> training_mode(model)
+        >>> [layer.training for layer in model]
+        [False, True]
+    """
+    model.train()
+    for layer in model.modules():
+        weights = list(layer.parameters(recurse=False))
+        statistics = list(layer.buffers(recurse=False))
+        if weights and statistics and not any(p.requires_grad for p in weights):
+            layer.training = False
 
 
 def on_device(

@@ -12,7 +12,7 @@ and no accountant would know.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from math import prod
 from types import MappingProxyType
 from typing import Any, final
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from secure_cnn.data import DataSpec
 from secure_cnn.errors import ModelError
+from secure_cnn.own_network import OwnNetwork, are_options, as_arguments, is_own_name
 
 __all__ = ["MODELS", "Architecture", "build_model", "load_weights"]
 
@@ -35,7 +36,8 @@ _MOST_CLASSES = 1 << 16
 class Architecture:
     """Everything that decides the layers of a model; plain values, so a checkpoint can carry it.
 
-    Images have at least 8x8 pixels; the class names are in the order of the logits.
+    The class names are in the order of the logits. The model is one of `MODELS`, for images of at
+    least 8x8 pixels, or has the name of an `OwnNetwork`, whose options are `options`.
 
     Raises:
         ModelError: A value is outside its range.
@@ -52,13 +54,21 @@ class Architecture:
     height: int
     width: int
     classes: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def __post_init__(self) -> None:
-        if self.model not in _BUILDERS:
-            raise ModelError(f"model: expected one of {', '.join(MODELS)}, got {self.model!r}")
+        if self.model not in _BUILDERS and not is_own_name(self.model):
+            raise ModelError(
+                f"model: expected one of {', '.join(MODELS)}, or module:function for one of your "
+                f"own, got {self.model!r}"
+            )
+        if not are_options(self.options) or (self.options and not self.is_own):
+            raise ModelError(
+                f"options: expected plain values for a network of your own, none for {self.model}"
+            )
         if self.channels < 1:
             raise ModelError(f"channels: expected at least 1, got {self.channels}")
-        if min(self.height, self.width) < _SMALLEST_SIDE:
+        if min(self.height, self.width) < (1 if self.is_own else _SMALLEST_SIDE):
             raise ModelError(
                 f"image: expected at least {_SMALLEST_SIDE}x{_SMALLEST_SIDE} pixels, "
                 f"got {self.height}x{self.width}; enlarge the images"
@@ -71,10 +81,23 @@ class Architecture:
         if not 2 <= len(self.classes) <= _MOST_CLASSES:
             raise ModelError(f"classes: expected 2..{_MOST_CLASSES} names, got {len(self.classes)}")
 
+    @property
+    def is_own(self) -> bool:
+        """Whether the model is not one of `MODELS`, so that only its name is known here."""
+        return self.model not in _BUILDERS
+
+    @property
+    def spec(self) -> DataSpec:
+        """The data that it is for."""
+        return DataSpec(shape=(self.channels, self.height, self.width), classes=self.classes)
+
     @classmethod
-    def for_data(cls, model: str, spec: DataSpec) -> "Architecture":
+    def for_data(
+        cls, model: str, spec: DataSpec, *, options: Mapping[str, Any] = MappingProxyType({})
+    ) -> "Architecture":
         """The architecture of the model of this name for images of this shape and these classes."""
         return cls(
+            options=dict(options),
             model=model,
             channels=spec.channels,
             height=spec.height,
@@ -82,13 +105,22 @@ class Architecture:
             classes=spec.classes,
         )
 
-    def build(self, *, generator_seed: int = 0) -> nn.Module:
+    def build(self, *, generator_seed: int = 0, network: OwnNetwork | None = None) -> nn.Module:
         """A new model with freshly drawn weights, on the CPU, in training mode.
 
         Guarantee: the same architecture and seed give the same weights, bit for bit; the global
         random state is neither read nor moved. Weights are drawn after He et al. (2015,
-        arXiv:1502.01852), the last layer's small, so that the first logits are near 0.
+        arXiv:1502.01852), the last layer's small, so that the first logits are near 0. A network of
+        one's own draws its own; it is made by `network`, and by one of the same name and options
+        alone.
+
+        Raises:
+            ModelError: `network` is another one, is missing, or is given for one of `MODELS`; or
+                what it makes does not fit the data.
         """
+        self._check_network(network)
+        if network is not None:
+            return network.build(self.spec, generator_seed=generator_seed).train()
         with torch.device("meta"):  # no memory and no random number for weights that we draw anew
             model = _BUILDERS[self.model](self)
         model = model.to_empty(device="cpu")
@@ -97,12 +129,14 @@ class Architecture:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "classes": list(self.classes)}
+        values = {**asdict(self), "classes": list(self.classes)}
+        return values if self.is_own else {k: v for k, v in values.items() if k != "options"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
         """The architecture that `to_dict` described; the values may come from a stranger."""
         names = {"model": str, "channels": int, "height": int, "width": int, "classes": list}
+        names |= {"options": dict} if "options" in values else {}
         if set(values) != set(names):
             raise ModelError(
                 f"architecture: expected exactly {sorted(names)}, got {sorted(map(str, values))}"
@@ -116,6 +150,22 @@ class Architecture:
         if not all(type(each) is str for each in values["classes"]):
             raise ModelError("architecture: expected classes as a list of names")
         return cls(**{**values, "classes": tuple(values["classes"])})
+
+    def _check_network(self, network: OwnNetwork | None) -> None:
+        """Refuses to call anything but what the person brought for this very architecture."""
+        needed = as_arguments(self.model, self.options)
+        if network is None and self.is_own:
+            raise ModelError(
+                f"model: {self.model} is not one of ours, and no code is run because a file names "
+                f"it; name it yourself with {needed}, or give its OwnNetwork in Python"
+            )
+        if network is not None and not self.is_own:
+            raise ModelError(f"model: is {self.model}, one of ours; leave {network.name} out")
+        if network is not None and (network.name, network.options) != (self.model, self.options):
+            raise ModelError(
+                f"model: expected {needed}, got {as_arguments(network.name, network.options)}; "
+                "name the network that it is"
+            )
 
 
 def build_model(name: str, spec: DataSpec, *, generator_seed: int = 0) -> nn.Module:

@@ -14,6 +14,7 @@ import privacy
 from privacy.audit import AuditReport, AuditSettings
 from privacy.audit import audit as audit_training
 from privacy.sampling import MapStyle
+from secure_cnn.cli.network import ModelName, ModelOptions, own_network, settings_of
 from secure_cnn.cli.options import (
     Background,
     ImageFit,
@@ -21,16 +22,16 @@ from secure_cnn.cli.options import (
     given_settings,
     make_folder,
     number,
+    settings_from,
 )
 from secure_cnn.data import DataSpec, ImageData, load_data
-from secure_cnn.data.reading import Fit
-from secure_cnn.engine import keep_freed_memory
+from secure_cnn.engine import keep_freed_memory, training_mode
 from secure_cnn.errors import RunError
-from secure_cnn.models import MODELS, build_model
+from secure_cnn.own_network import OwnNetwork, is_own_name
 from secure_cnn.pages import write_audit
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe
-from secure_cnn.recipe.ranges import Norm, Optimizer
+from secure_cnn.recipe.initial import initial_model
 from secure_cnn.recipe.seams import Batches, Seams, make_device, make_plan, make_seams
 from secure_cnn.record import AuditRecord, RunRecord, hardware, versions
 
@@ -55,7 +56,8 @@ def audit(
     image_size: ImageSize = None,
     image_fit: ImageFit = _DEFAULT.image_fit,
     background: Background = _DEFAULT.background,
-    model: Annotated[str, typer.Option(help=f"One of {', '.join(MODELS)}.")] = _DEFAULT.model,
+    model: ModelName = _DEFAULT.model,
+    model_option: ModelOptions = None,
     epochs: Annotated[int, typer.Option(help="Passes that the plan is made for.")] = 60,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = _DEFAULT.optimizer,
@@ -93,34 +95,14 @@ def audit(
     """Audit a private training; exit code 4 where noise, samples or clipping are not the plan's."""
     keep_freed_memory()
     settings = replace(_SETTINGS, canaries=canaries, steps=steps, confidence=confidence, seed=seed)
+    network = own_network(model, model_option or [])
+    # Every option that has a setting's name is that setting.
     recipe = (
         _recorded(context, run, out)
         if run is not None
-        else Recipe(
-            out=out,
-            data=data,
-            image_size=image_size,
-            image_fit=cast(Fit, image_fit),
-            background=cast(str, background),
-            model=model,
-            epochs=epochs,
-            batch_size=batch_size,
-            optimizer=cast(Optimizer, optimizer),
-            shift=shift,
-            flip=flip,
-            epsilon=epsilon,
-            delta=delta,
-            max_grad_norm=max_grad_norm,
-            float_safe=float_safe,
-            attack=attack,
-            eps=eps,
-            norm=cast(Norm, norm),
-            attack_steps=attack_steps,
-            seed=seed,
-            device=device,
-        )
+        else Recipe(**{**settings_from(context), **settings_of(network)})
     )
-    if not _told(_audited(recipe, settings), recipe, out):
+    if not _told(_audited(recipe, network, settings), recipe, out):
         raise typer.Exit(_FAILED)
 
 
@@ -146,6 +128,8 @@ def _told(report: AuditReport, recipe: Recipe, out: Path) -> bool:
 def _recorded(context: typer.Context, run: Path, out: Path) -> Recipe:
     """The recipe of an earlier run; silently ignoring other settings would mislead."""
     given = given_settings(context)
+    if is_own_name(context.params["model"]):
+        given.remove("--model")  # a record is only text, and runs no code
     if given:
         raise RunError(
             f"--run: audits the run with its own settings, got {', '.join(given)} too; leave them "
@@ -164,21 +148,22 @@ def _recorded(context: typer.Context, run: Path, out: Path) -> Recipe:
     return recipe
 
 
-def _audited(recipe: Recipe, settings: AuditSettings) -> AuditReport:
+def _audited(recipe: Recipe, own: OwnNetwork | None, settings: AuditSettings) -> AuditReport:
     """Audits the recipe's own training, put together as `train` does."""
     device = make_device(recipe)
     images = load_data(recipe.data, reading=recipe.reading, seed=recipe.seed)
+    initial = initial_model(recipe, images, own, unlocking=None)
     plan = make_plan(recipe, len(images.train))
     assert plan is not None, "the recipe is private"
 
     def make_training(audited: privacy.DPPlan, dataset: MapStyle) -> tuple["_Training", Any]:
-        network = build_model(recipe.model, images.spec, generator_seed=recipe.seed).to(device)
+        network = initial.build().to(device)
         # The seams look at shapes and the training split, and of it at what a map-style set has.
         audited_images = cast(ImageData, _TrainOnly(dataset, images.spec))
         # The plan says how long; of the schedule only its peak is used.
         short = replace(recipe, epochs=1)
         seams = make_seams(short, recipe.variant, network, audited_images, plan=audited)
-        network.train()
+        training_mode(network)
         return _Training(seams, network), seams.objective
 
     return audit_training(make_training, plan, images.train, settings=settings)

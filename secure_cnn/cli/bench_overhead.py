@@ -19,7 +19,7 @@ from secure_cnn.bench.scaling import AXES, measure_scaling
 from secure_cnn.bench.step import Workload
 from secure_cnn.bench.timed_training import TrainedSettings, measure_trained
 from secure_cnn.cli.bench_tables import cost_table, exponent_table, parts_table, trained_table
-from secure_cnn.cli.network import network
+from secure_cnn.cli.network import ModelName, ModelOptions, network
 from secure_cnn.cli.options import (
     Background,
     ImageFit,
@@ -31,7 +31,6 @@ from secure_cnn.cli.options import (
 from secure_cnn.data import ImageReading, load_data
 from secure_cnn.data.reading import Fit
 from secure_cnn.engine import keep_freed_memory
-from secure_cnn.models import MODELS
 from secure_cnn.pages import write_bench
 from secure_cnn.printable import Terminal
 from secure_cnn.record import PLAIN, Row, noise_checks
@@ -45,13 +44,8 @@ _WIDEST = 160
 
 def overhead_command(
     *,
-    model: Annotated[
-        str,
-        typer.Option(
-            help=f"One of {', '.join(MODELS)}; or module:callable or file.py:callable, which runs "
-            "that code."
-        ),
-    ] = "compact",
+    model: ModelName = "compact",
+    model_option: ModelOptions = None,
     data: Annotated[
         str, typer.Option(help="digits, fashion-mnist, mnist, cifar10, a folder or a .npz file.")
     ] = "digits",
@@ -110,7 +104,7 @@ def overhead_command(
         size=image_size, fit=cast(Fit, image_fit), background=cast(str, background)
     )
     images = load_data(data, reading=reading)
-    measured = network(model, images.spec)
+    measured = network(model, images.spec, model_option or [])
     load = overhead_workload(measured, images, settings)
     steps, savers, told = _rivals(load, rival or [], variants[PLAIN])
     found = overhead(

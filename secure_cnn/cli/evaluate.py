@@ -16,6 +16,7 @@ from secure_cnn.archive import StorageError
 from secure_cnn.checkpoint import LoadedModel, Unlocking, read_model
 from secure_cnn.cli import findings
 from secure_cnn.cli.keys import IdentityFile, PassphraseFile, Trusted, unlocking_from
+from secure_cnn.cli.network import ModelOptions, own_network
 from secure_cnn.cli.options import (
     Background,
     ImageFit,
@@ -31,6 +32,7 @@ from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import ModelError, RunError
 from secure_cnn.evaluate import ClassificationReport, evaluate_model
 from secure_cnn.files import write_file
+from secure_cnn.own_network import OwnNetwork
 from secure_cnn.pages import write_robustness
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
@@ -54,6 +56,11 @@ def evaluate(
     ] = None,
     image_fit: ImageFit = None,
     background: Background = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="What makes the network if it is one of your own, as in its training."),
+    ] = None,
+    model_option: ModelOptions = None,
     eps: Annotated[
         float | None,
         typer.Option(
@@ -119,7 +126,8 @@ def evaluate(
     keep_freed_memory()
     requirements = findings.read_requirements(require or [])
     unlocking = unlocking_from(identity, passphrase_file, trusted or [])
-    loaded = _model(checkpoint, unlocking)
+    network = own_network(model, model_option or []) if model else None
+    loaded = _model(checkpoint, unlocking, network)
     images = _images(loaded, data, checkpoint, reading_for(loaded, image_fit, background))
     threat = _threat(loaded, eps, norm)
     attacking = bool(attack or surrogate or exhaustive or save_images or out)
@@ -137,7 +145,7 @@ def evaluate(
             samples=min(samples, len(images.test)) if samples else None,
             seed=seed,
             exhaustive=exhaustive,
-            verdicts=verdicts and _check_settings(surrogate, unlocking),
+            verdicts=verdicts and _check_settings(surrogate, unlocking, network),
             examples=None if save_images else 8,
             state=state,
         )
@@ -157,10 +165,10 @@ def evaluate(
         raise typer.Exit(_MISSED)
 
 
-def _model(path: Path, unlocking: Unlocking | None) -> LoadedModel:
+def _model(path: Path, unlocking: Unlocking | None, network: OwnNetwork | None) -> LoadedModel:
     """The model in a file, which must be there: one that is missing is no fault of its keys."""
     try:
-        return read_model(path, unlocking=unlocking)
+        return read_model(path, unlocking=unlocking, network=network)
     except StorageError as error:
         if path.exists():
             raise
@@ -183,11 +191,13 @@ def _threat(
     return defenses.ThreatModel(norm=cast(Norm, norm or "linf"), eps=eps)
 
 
-def _check_settings(surrogate: Path | None, unlocking: Unlocking | None) -> CheckSettings:
+def _check_settings(
+    surrogate: Path | None, unlocking: Unlocking | None, network: OwnNetwork | None
+) -> CheckSettings:
     """The usual checks, with the surrogate where one is given."""
     if surrogate is None:
         return CheckSettings()
-    return CheckSettings(surrogate=_model(surrogate, unlocking).model)
+    return CheckSettings(surrogate=_model(surrogate, unlocking, network).model)
 
 
 def _certified(

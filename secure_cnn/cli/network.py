@@ -1,53 +1,91 @@
 """A network that the command line names: one of ours, or what the user's own code makes.
 
 Naming a module or a file runs it, as Python would. Only the person at the command line can: nothing
-that comes out of a checkpoint ever gets here.
+that comes out of a checkpoint or a record ever gets here.
 """
 
-import copy
 import importlib
 import importlib.machinery
-import inspect
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Annotated, Any, TypeAlias, cast
 
-import torch
-from torch import Tensor, nn
+import typer
+from torch import nn
 
+import privacy
 from secure_cnn.data import DataSpec
-from secure_cnn.errors import RunError
-from secure_cnn.models import MODELS, build_model
+from secure_cnn.errors import ModelError
+from secure_cnn.models import MODELS, Architecture
+from secure_cnn.own_network import OwnNetwork, are_options
 
-__all__ = ["network"]
+__all__ = ["ModelName", "ModelOptions", "network", "own_network", "settings_of"]
+
+_MODEL_HELP = (
+    f"One of {', '.join(MODELS)}; or torchvision:NAME, package.module:function or "
+    "file.py:function, which runs that code. +group-norm behind it replaces BatchNorm."
+)
+
+ModelName: TypeAlias = Annotated[str, typer.Option("--model", help=_MODEL_HELP)]
+ModelOptions: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-option", help="NAME=VALUE for the function behind --model; may be repeated."
+    ),
+]
+
+_FIX = "+group-norm"
+_TORCHVISION = "torchvision.models"
 
 
-def network(text: str, spec: DataSpec) -> nn.Module:
-    """The network of that name, `module:callable` or `file.py:callable`, in the name's own words.
+def network(text: str, spec: DataSpec, options: Sequence[str] = ()) -> nn.Module:
+    """The network of that name for data of this `spec`, in the name's own words.
 
-    The callable is called with the shape and classes of the data where it needs an argument.
-
-    Guarantee: it takes the data's images and gives a logit for each class at least, or it is
-    refused.
+    Guarantee: it takes the data's images and gives a logit for each class, or it is refused.
     """
-    where, colon, name = text.rpartition(":")
+    own = own_network(text, options)
+    name = text if own is None else own.name
+    architecture = Architecture.for_data(name, spec, options={} if own is None else own.options)
+    made = architecture.build(network=own)
+    cast(Any, made).name = name
+    return made
+
+
+def own_network(text: str, options: Sequence[str] = ()) -> OwnNetwork | None:
+    """What is named: `module:callable` or `file.py:callable`; None for one of ours.
+
+    The network's name says which file it was, and not where that is: records and figures are passed
+    on.
+    """
+    where, colon, name = text.removesuffix(_FIX).rpartition(":")
     if not colon:
         if text not in MODELS:
-            raise RunError(
-                f"--model: expected one of {', '.join(MODELS)}, module:callable or "
-                f"file.py:callable, got {text}"
+            raise ModelError(
+                f"--model: expected one of {', '.join(MODELS)}, torchvision:NAME, module:callable "
+                f"or file.py:callable, got {text}"
             )
-        return _named(build_model(text, spec), text)
+        if options:
+            raise ModelError(f"--model-option: {text} takes none, got {options[0]}; leave it out")
+        return None
+    where = _TORCHVISION if where == "torchvision" else where
     make = getattr(_module(where), name, None)
     if not callable(make):
-        raise RunError(f"{text}: expected a function or a class of that name in it, found none")
-    made = make(spec) if _needs_argument(make) else make()
-    if not isinstance(made, nn.Module):
-        raise RunError(f"{text}: expected it to make a torch module, got {type(made).__name__}")
-    _check(made, text, spec)
-    # Figures are passed on: they name the file, not the folders of one machine.
-    return _named(made, f"{Path(where).stem if where.endswith('.py') else where}:{name}")
+        raise ModelError(f"{text}: expected a function or a class of that name in it, found none")
+    if where.startswith(_TORCHVISION):
+        make = _with_classes(make)
+    fix = _FIX if text.endswith(_FIX) else ""
+    return OwnNetwork(
+        name=f"{Path(where).name if where.endswith('.py') else where}:{name}{fix}",
+        make=_fixed(make) if fix else make,
+        options=dict(map(_option, options)),
+    )
+
+
+def settings_of(network: OwnNetwork | None) -> dict[str, Any]:
+    """How a recipe names the network; nothing where it is one of ours."""
+    return {} if network is None else {"model": network.name, "model_options": network.options}
 
 
 def _module(where: str) -> ModuleType:
@@ -57,36 +95,35 @@ def _module(where: str) -> ModuleType:
         module = ModuleType(Path(where).stem)
         importlib.machinery.SourceFileLoader(module.__name__, where).exec_module(module)
     except (ImportError, OSError, SyntaxError, ValueError) as error:
-        raise RunError(
+        raise ModelError(
             f"{where}: expected a module or a file that can be imported, got "
             f"{type(error).__name__}: {error}"
         ) from error
     return module
 
 
-def _needs_argument(make: Callable[..., object]) -> bool:
-    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    parameters = inspect.signature(make).parameters.values()
-    return any(each.kind in kinds and each.default is each.empty for each in parameters)
+def _with_classes(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """A builder of torchvision, which takes the number of classes and does not say so."""
+    return lambda *, num_classes, **options: make(num_classes=num_classes, **options)
 
 
-def _check(made: nn.Module, text: str, spec: DataSpec) -> None:
-    """Two images through a copy, which has not seen any afterwards."""
-    shape = "x".join(map(str, spec.shape))
-    try:
-        with torch.no_grad():
-            found = copy.deepcopy(made).eval()(torch.zeros(2, *spec.shape))
-    except RuntimeError as error:
-        raise RunError(f"{text}: expected a network for images of {shape}, got {error}") from error
-    wanted = len(spec.classes)
-    fits = isinstance(found, Tensor) and found.ndim == 2 and found.shape[1] >= wanted
-    if not fits:
-        got = list(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise RunError(
-            f"{text}: expected logits [n, {wanted} or more] of {shape} images, got {got}"
-        )
+def _fixed(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The same network with GroupNorm where it had BatchNorm, which mixes examples."""
 
+    def made(*arguments: Any, **options: Any) -> nn.Module:
+        return privacy.fix(make(*arguments, **options))
 
-def _named(made: nn.Module, name: str) -> nn.Module:
-    cast(Any, made).name = name
+    cast(Any, made).__wrapped__ = make  # whose arguments it takes
     return made
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """A name and its value: what JSON reads as a value, else the text itself."""
+    name, found, value = text.partition("=")
+    if not found or not name.isidentifier():
+        raise ModelError(f"--model-option: expected NAME=VALUE, got {text}")
+    try:
+        read = json.loads(value)
+    except (ValueError, RecursionError):
+        return name, value
+    return name, read if are_options({name: read}) else value

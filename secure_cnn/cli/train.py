@@ -7,7 +7,9 @@ import typer
 
 from defenses import OBJECTIVES
 from secure_cnn.bench import step_costs
+from secure_cnn.checkpoint import Unlocking
 from secure_cnn.cli.keys import sealing_from, unlocking_from, verifiers_from
+from secure_cnn.cli.network import ModelName, ModelOptions, own_network, settings_of
 from secure_cnn.cli.options import (
     Background,
     ImageFit,
@@ -18,18 +20,17 @@ from secure_cnn.cli.options import (
 )
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import RunError
-from secure_cnn.models import MODELS
+from secure_cnn.own_network import OwnNetwork, as_arguments, is_own_name
 from secure_cnn.pages import summary_table
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe, Run, RunFolder, run
 from secure_cnn.recipe.ranges import CLIPPINGS
+from secure_cnn.weights import is_sealed
 
 __all__ = ["train"]
 
 _INTERRUPTED = 130
 _DEFAULT = Recipe(out="")
-
-_MODEL_HELP = f"One of {', '.join(MODELS)}."
 
 
 def train(
@@ -46,7 +47,23 @@ def train(
     image_size: ImageSize = None,
     image_fit: ImageFit = _DEFAULT.image_fit,
     background: Background = _DEFAULT.background,
-    model: Annotated[str, typer.Option(help=_MODEL_HELP)] = _DEFAULT.model,
+    model: ModelName = _DEFAULT.model,
+    model_option: ModelOptions = None,
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            help="Start from the weights in this file: safetensors, sealed (--identity opens it, "
+            "or --passphrase-file), or of torch.save."
+        ),
+    ] = None,
+    train_only: Annotated[
+        list[str] | None,
+        typer.Option(help="Train these parameters only, as 'head.*'; may be repeated."),
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave these parameters as they are, as 'conv1.*'; may be repeated."),
+    ] = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = _DEFAULT.epochs,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
     optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = _DEFAULT.optimizer,
@@ -145,13 +162,14 @@ def train(
         Path | None, typer.Option(help="Sign the checkpoints with this key file.")
     ] = None,
     identity: Annotated[
-        Path | None, typer.Option(help="Opens the sealed checkpoint to resume from.")
+        Path | None,
+        typer.Option(help="Opens the sealed state to resume from, or sealed --weights."),
     ] = None,
     trusted: Annotated[
         list[str] | None,
         typer.Option(
             help="With --resume: a public key whose states count, or a file of them; by default "
-            "that of --signer."
+            "that of --signer. Of sealed --weights: who must have signed them."
         ),
     ] = None,
     resume: Annotated[
@@ -163,15 +181,29 @@ def train(
     if resume:
         _refuse_settings(context)
     # Every option that has a setting's name is that setting.
-    recipe = Recipe(**{**settings_from(context), "robust_samples": robust_samples or None})
+    settings = {**settings_from(context), "robust_samples": robust_samples or None}
+    network = own_network(model, model_option or [])
     _train(
-        recipe, recipient, passphrase_file, signer, identity, trusted, resume=resume, force=force
+        Recipe(**{**settings, **settings_of(network)}),
+        network,
+        recipient,
+        passphrase_file,
+        signer,
+        identity,
+        trusted,
+        resume=resume,
+        force=force,
     )
 
 
 def _refuse_settings(context: typer.Context) -> None:
-    """A resumed run has its own settings; silently ignoring others would mislead."""
+    """A resumed run has its own settings; silently ignoring others would mislead.
+
+    A network of the user's own is named again: a record is only text, and runs no code.
+    """
     given = given_settings(context)
+    if is_own_name(context.params["model"]):
+        given.remove("--model")
     if given:
         raise RunError(
             f"--resume: goes on with the run's own settings, got {', '.join(given)} too; leave "
@@ -181,6 +213,7 @@ def _refuse_settings(context: typer.Context) -> None:
 
 def _train(
     recipe: Recipe,
+    network: OwnNetwork | None,
     recipients: list[str] | None,
     passphrase_file: Path | None,
     signer: Path | None,
@@ -199,8 +232,9 @@ def _train(
     verifiers_from(trusted or [])
     done = run(
         recipe,
+        network=network,
         sealing=sealing_from(recipients or [], passphrase_file, signer),
-        unlocking=unlocking_from(identity, passphrase_file, trusted or []) if resume else None,
+        unlocking=_unlocking(recipe, identity, passphrase_file, trusted or [], resume=resume),
         resume=resume,
         force=force,
         measure_cost=step_costs,
@@ -208,14 +242,38 @@ def _train(
     _tell(done)
 
 
+def _unlocking(
+    recipe: Recipe,
+    identity: Path | None,
+    passphrase_file: Path | None,
+    trusted: list[str],
+    *,
+    resume: bool,
+) -> Unlocking | None:
+    """What opens the state to go on from, or the weights to start from; None where neither is."""
+    if resume or (recipe.weights is not None and is_sealed(Path(recipe.weights))):
+        # Beside an identity that opens the weights, a passphrase seals.
+        opens = passphrase_file if resume or identity is None else None
+        return unlocking_from(identity, opens, trusted)
+    if trusted and recipe.weights is not None:
+        raise RunError(
+            f"--trusted: expected weights that are sealed and signed, got {recipe.weights}, which "
+            "is plain; leave --trusted out, or seal and sign them with secure-cnn archive"
+        )
+    return None
+
+
 def _tell(done: Run) -> None:
     """The table on stdout, the places on stderr."""
     messages = Terminal(stderr=True)
     if done.record.status == "interrupted":
         keys = ", with its recipients and signer again and --identity" if done.folder.sealed else ""
+        settings = done.record.settings
+        own = is_own_name(settings["model"])
+        named = " " + as_arguments(settings["model"], settings["model_options"]) if own else ""
         messages.print(
             "interrupted; hint: go on with secure-cnn train "
-            f"--out {done.folder.root} --resume{keys}"
+            f"--out {done.folder.root} --resume{named}{keys}"
         )
         raise typer.Exit(_INTERRUPTED)
     Terminal().print(summary_table(done.record))

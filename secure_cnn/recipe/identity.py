@@ -121,11 +121,7 @@ def resume(
     record = folder.recorded()
     if record.status == "complete":
         raise RunError(f"{folder.root}: the run is complete; there is nothing to resume")
-    other = recipe.changed_from(record.settings)
-    if other:
-        raise RunError(
-            f"{folder.root}: the run has other settings: {', '.join(other)}; resume with its own"
-        )
+    _check_asked(recipe, folder, record, fresh)
     changed = f"{folder.root}: the data changed since the run began: {recipe.data}"
     # A keyed fingerprint is compared further below: its key is in the state.
     told = fresh.data.fingerprint if recipe.epsilon is None else record.data.fingerprint
@@ -165,6 +161,20 @@ def released_by(state: Mapping[str, Any]) -> int:
     if not isinstance(private, Mapping):
         return 0
     return privacy.Ledger.from_list(private.get("ledger")).steps
+
+
+def _check_asked(recipe: Recipe, folder: RunFolder, record: RunRecord, fresh: RunRecord) -> None:
+    """The settings and the weights to start from are those that the run began with."""
+    other = recipe.changed_from(record.settings)
+    if other:
+        raise RunError(
+            f"{folder.root}: the run has other settings: {', '.join(other)}; resume with its own"
+        )
+    if record.model.weights != fresh.model.weights:
+        raise RunError(
+            f"{folder.root}: the weights changed since the run began: {recipe.weights}; put the "
+            "file back that it started from"
+        )
 
 
 def _check_sealing(

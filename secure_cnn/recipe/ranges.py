@@ -9,6 +9,7 @@ from defenses.training.objective import Precision
 from privacy import PlanError
 from secure_cnn.errors import ModelError
 from secure_cnn.models import MODELS
+from secure_cnn.own_network import are_options, is_own_name
 
 __all__ = ["CLIPPINGS", "ERRORS", "RANGES", "WORDS", "ClippingKind", "Norm", "Optimizer"]
 
@@ -38,12 +39,22 @@ _SHARE: _Range = (lambda share: is_real(share) and 0 <= share < 1, "a share in [
 _BELOW_1: _Range = (lambda part: is_real(part) and 0 <= part < 1, "a number in [0, 1)")
 _NOT_NEGATIVE: _Range = (lambda n: is_real(n) and n >= 0, "a number >= 0")
 _POSITIVE: _Range = (lambda n: is_real(n) and n > 0, "a number > 0")
+_PATTERNS: _Range = (
+    lambda given: isinstance(given, tuple | list) and all(isinstance(p, str) and p for p in given),
+    "a list of patterns of parameter names, such as head.*",
+)
 _PATH: _Range = (lambda path: isinstance(path, str | Path), "a text or a Path")
 
 RANGES: Mapping[str, _Range] = {
     "out": _PATH,
     "data": _PATH,
-    "model": (lambda name: is_word(name, MODELS), f"one of {', '.join(MODELS)}"),
+    "model": (
+        lambda name: is_word(name, MODELS) or is_own_name(name),
+        f"one of {', '.join(MODELS)}, or module:function for one of your own",
+    ),
+    "model_options": (are_options, "a dict of names and plain values"),
+    "weights": _or_none(_PATH),
+    **dict.fromkeys(("train_only", "freeze"), _PATTERNS),
     "trials": _or_none(_COUNT),
     "copies": _COUNT,
     "clipping": _among(CLIPPINGS),
@@ -85,7 +96,7 @@ WORDS = ("model", "clipping", "optimizer", "norm", "attack_precision")
 """Settings that are one of some words: another word is shown without quotes."""
 
 ERRORS: Mapping[str, type[Exception]] = {
-    "model": ModelError,
+    **dict.fromkeys(("model", "model_options"), ModelError),
     **dict.fromkeys(("epsilon", "delta", "max_grad_norm"), PlanError),
 }
 """The errors of settings that belong to another room, whose fault a bad one is."""

@@ -26,10 +26,11 @@ from secure_cnn.data import ImageData, load_data
 from secure_cnn.engine import Objective, WeightAverage
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import Stopped, StopRequest, stop_here, stop_on_signals
-from secure_cnn.models import Architecture
+from secure_cnn.own_network import OwnNetwork
 from secure_cnn.recipe.folder import Journal, RunFolder
 from secure_cnn.recipe.identity import RunIdentity, Start
 from secure_cnn.recipe.identity import resume as resume_run
+from secure_cnn.recipe.initial import InitialModel, initial_model
 from secure_cnn.recipe.outcome import (
     MeasureCost,
     claims_of,
@@ -89,6 +90,7 @@ class Run:
 def run(
     recipe: Recipe,
     *,
+    network: OwnNetwork | None = None,
     sealing: Sealing | None = None,
     unlocking: Unlocking | None = None,
     resume: bool = False,
@@ -107,9 +109,12 @@ def run(
 
     Args:
         recipe: What to do.
+        network: Makes the model where the recipe's is not one of `MODELS`; also to resume. If it
+            draws random numbers in training (dropout), a resumed run is another draw.
         sealing: To whom the checkpoints are encrypted and who signs; None leaves them plain.
         unlocking: Opens the sealed checkpoint of the run that is resumed; its `trusted` are the
-            signers whose states count, by default the one of `sealing`.
+            signers whose states count, by default the one of `sealing`. And the sealed weights of
+            the recipe, which these must have signed where the run is not resumed.
         resume: Go on with the run in the recipe's folder.
         force: Replace a run that is in the recipe's folder.
         measure_cost: Times the protections' steps once the training is done, for the record:
@@ -133,7 +138,9 @@ def run(
     _check_call(recipe, measure_cost, resume=resume, force=force)
     check_sealing(sealing)
     check_unlocking(unlocking)
-    task = _prepared(recipe, sealing)
+    # A resumed run starts from the very file that it began with, whoever signed that.
+    opening = unlocking and replace(unlocking, trusted=None if resume else unlocking.trusted)
+    task = _prepared(recipe, network, sealing, opening)
     fresh, folder = _beginning(task), task.folder
     with folder.locked() if resume else folder.begun(force=force):
         start = fresh
@@ -175,7 +182,7 @@ class _Task:
     recipe: Recipe
     sealing: Sealing | None
     data: ImageData
-    architecture: Architecture
+    initial: InitialModel
     plan: privacy.DPPlan | None
     device: torch.device
     folder: RunFolder
@@ -183,8 +190,7 @@ class _Task:
     def training(self, variant: Variant, identity: RunIdentity) -> Training:
         """The training of one variant, at its first step."""
         recipe = self.recipe
-        model = self.architecture.build(generator_seed=recipe.seed)
-        model = model.to(self.device).to(memory_format=_LAYOUT)
+        model = self.initial.build().to(self.device).to(memory_format=_LAYOUT)
         seams = make_seams(recipe, variant, model, self.data, plan=self.plan, memory_format=_LAYOUT)
         decay = recipe.average_decay
         average = WeightAverage(model, decay=decay) if decay else None
@@ -197,6 +203,7 @@ class _Task:
             average=average,
             guard=make_guard(recipe, variant, seams, model, average, self.data),
             identity=identity,
+            weights=self.initial.digest,
         )
 
     def cost(self, measure_cost: MeasureCost, stop: StopRequest) -> tuple[Row, ...]:
@@ -207,7 +214,7 @@ class _Task:
             own[variant.method] = objective_for(recipe, variant)
         found: object = measure_cost(
             recipe.model,
-            self.architecture.build().to(self.device),
+            self.initial.build().to(self.device),
             self.data.train,
             own,
             private=variant.private,
@@ -221,26 +228,46 @@ class _Task:
         return tuple(found)
 
 
-def _prepared(recipe: Recipe, sealing: Sealing | None) -> _Task:
+def _prepared(
+    recipe: Recipe,
+    network: OwnNetwork | None,
+    sealing: Sealing | None,
+    unlocking: Unlocking | None,
+) -> _Task:
     """Loads and checks everything; touches no file."""
     device = make_device(recipe)
     data = load_data(recipe.data, reading=recipe.reading, seed=recipe.seed)
-    architecture = Architecture.for_data(recipe.model, data.spec)
-    check_model(architecture, data.name, sealing=sealing)
+    initial = initial_model(recipe, data, network, unlocking)
     height, width = data.spec.height, data.spec.width
     if recipe.shift >= min(height, width):
         raise RunError(
             f"shift: expected less than the image's {height}x{width}, got {recipe.shift}"
         )
-    return _Task(
+    task = _Task(
         recipe=recipe,
         sealing=sealing,
         data=data,
-        architecture=architecture,
+        initial=initial,
         plan=make_plan(recipe, len(data.train)),
         device=device,
         folder=RunFolder(root=Path(recipe.out), sealed=sealing is not None),
     )
+    check_model(initial.build(), initial.architecture, data.name, sealing=sealing)
+    if initial.architecture.is_own:
+        _check_trainable(task)
+    return task
+
+
+def _check_trainable(task: _Task) -> None:
+    """Puts every training of the run together; of our own models it is known that one can."""
+    identity = RunIdentity.draw(private=task.plan is not None)
+    try:
+        for variant in task.recipe.variants:
+            task.training(variant, identity)
+    except privacy.UnsupportedLayer as error:
+        raise privacy.UnsupportedLayer(
+            f"{error}; of layers that mix examples +group-norm behind --model gets rid"
+        ) from error
 
 
 def _carried_out(
@@ -261,6 +288,7 @@ def _carried_out(
         journal.add_result(outcome.result, outcome.examples, acted=acted)
         if own:
             claims = claims_of(task.recipe, training.seams, outcome, task.data, start.identity)
+            claims |= task.initial.claims
             journal.record = replace(journal.record, claims=claims)
         journal.write()
     return _finished(task, training.model, start.identity, journal, stop, measure_cost)
@@ -297,7 +325,7 @@ def _finished(
     write_model(
         task.folder.model,
         model,
-        task.architecture,
+        task.initial.architecture,
         claims=journal.record.claims,
         private_claims={"data_fingerprint_key": identity.key} if identity.key else None,
         sealing=task.sealing,
@@ -335,14 +363,15 @@ def _beginning(task: _Task) -> Start:
         ),
         model=ModelRecord(
             name=recipe.model,
-            parameters=sum(p.numel() for p in task.architecture.build().parameters()),
+            parameters=sum(p.numel() for p in task.initial.build().parameters() if p.requires_grad),
+            weights=task.initial.digest,
         ),
         settings=recipe.to_dict(),
         versions=versions(),
         hardware=hardware(task.device),
         privacy=privacy_record(recipe, task.plan),
         threat=recipe.threat and ThreatRecord(**recipe.threat.to_dict()),
-        notes=_notes(recipe),
+        notes=(*_notes(recipe), *task.initial.notes),
         run_id=identity.id,
         signer="" if signer is None else signer.verifier.to_text(),
     )

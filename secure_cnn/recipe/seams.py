@@ -220,6 +220,7 @@ def _random_examples(data: ImageData, seed: int) -> tuple[torch.Tensor, torch.Te
 def _optimizer(recipe: Recipe, variant: Variant, model: nn.Module) -> torch.optim.Optimizer:
     rate = recipe.learning_rate_for(variant)
     settings: dict[str, Any] = {"lr": rate, "weight_decay": recipe.weight_decay}
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), **settings)
-    return torch.optim.SGD(model.parameters(), momentum=_MOMENTUM, **settings)
+        return torch.optim.AdamW(trained, **settings)
+    return torch.optim.SGD(trained, momentum=_MOMENTUM, **settings)

@@ -3,8 +3,8 @@
 No key and no data is in it, so that it can be written into every record.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -24,6 +24,7 @@ from secure_cnn.data import ImageReading
 from secure_cnn.data.reading import Fit
 from secure_cnn.engine import Objective
 from secure_cnn.errors import RunError
+from secure_cnn.models import MODELS
 from secure_cnn.recipe.ranges import ERRORS, RANGES, WORDS, ClippingKind, Norm, Optimizer
 from secure_cnn.record import variant_name
 
@@ -36,6 +37,7 @@ _LARGEST_DELTA = 1e-5
 _ADDED = (
     *("clipping", "float_safe", "copies", "attack_noise"),
     *("image_size", "image_fit", "background"),
+    *("model_options", "weights", "train_only", "freeze"),
 )
 """Settings that earlier versions did not write down: their runs had the defaults of these."""
 
@@ -70,6 +72,12 @@ class Recipe:
         image_fit: How one of another shape is: `crop`, `pad` or `stretch`; see
             `secure_cnn.data.ImageReading`.
         background: The colour behind transparent places and beside padded images.
+        model: One of `MODELS`, or the name of an `OwnNetwork`, which is then given to `run`.
+        model_options: Those of that network.
+        weights: File of weights to start from: safetensors, sealed (opened by what is given to
+            `run`), or of `torch.save`. What the file does not have in the model's shape is drawn.
+        train_only: Patterns, such as `head.*`, of the parameters that are trained; none trains all.
+        freeze: Patterns of those that are not.
         batch_size: Images a step; None chooses 128, or a sixth of the data up to 2048 in a private
             training.
         optimizer: `sgd` (with momentum 0.9) or `adamw`.
@@ -133,6 +141,10 @@ class Recipe:
     image_fit: Fit = "crop"
     background: str = "white"
     model: str = "compact"
+    model_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    weights: str | Path | None = None
+    train_only: Sequence[str] = ()
+    freeze: Sequence[str] = ()
     epochs: int = 20
     batch_size: int | None = None
     optimizer: Optimizer = "sgd"
@@ -178,6 +190,11 @@ class Recipe:
         for clashes, message in _CLASHES:
             if clashes(self):
                 raise RunError(message.format(r=self))
+        object.__setattr__(self, "model_options", dict(self.model_options))
+        if self.weights is not None:
+            object.__setattr__(self, "weights", str(self.weights))
+        for name in ("train_only", "freeze"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         # Attacks and threat models know their own ranges: what they refuse is refused here.
         self.robust_objective()
 
@@ -248,8 +265,8 @@ class Recipe:
 
     def changed_from(self, settings: Mapping[str, Any]) -> list[str]:
         """Names of the settings, but `out`, that differ from those of an earlier run."""
-        own, defaults = self.to_dict(), {each.name: each.default for each in fields(self)}
-        settings = {**{name: defaults[name] for name in _ADDED}, **settings}
+        own, before = self.to_dict(), Recipe(out="").to_dict()
+        settings = {**{name: before[name] for name in _ADDED}, **settings}
         names = sorted({*own, *settings} - {"out"})
         return [n for n in names if n not in own or n not in settings or own[n] != settings[n]]
 
@@ -264,7 +281,7 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
-        return asdict(self)
+        return {**asdict(self), "train_only": [*self.train_only], "freeze": [*self.freeze]}
 
     @classmethod
     def from_dict(cls, settings: Mapping[str, Any]) -> "Recipe":
@@ -286,6 +303,10 @@ def _alone(name: str, needed: str, cure: str = "give both or neither") -> str:
 
 
 _CLASHES: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
+    (
+        lambda r: bool(r.model_options) and r.model in MODELS,
+        "model_options: expected a network of your own, got {r.model}, which takes none",
+    ),
     (
         lambda r: r.attack is not None and r.eps is None,
         "attack={r.attack}: expected eps, the size of the perturbation, got none",

@@ -169,7 +169,10 @@ class _EpochLoss:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training of a recipe, ready to start or to go on."""
+    """One training of a recipe, ready to start or to go on.
+
+    `weights` is the digest of the file that it started from, if it did from one.
+    """
 
     recipe: Recipe
     variant: Variant
@@ -179,6 +182,7 @@ class Training:
     average: WeightAverage | None
     guard: EpochGuard | None
     identity: RunIdentity
+    weights: str = ""
     epoch_loss: _EpochLoss = field(default_factory=_EpochLoss)
 
     def run(
@@ -225,6 +229,7 @@ class Training:
             "fingerprint": self.identity.fingerprint(self.data),
             "model": dict(self.model.state_dict()),
             "optimizer": self.seams.optimizer.state_dict(),
+            "weights": self.weights,
         }
         if self.seams.private is not None:
             parts["skipped"] = self.seams.private.steps - step
@@ -283,6 +288,11 @@ class Training:
                 f"checkpoint: expected a training of {self.variant.name}, got {state['variant']}"
             )
         self.recipe.check_unchanged(state["settings"])
+        if state.get("weights", "") != self.weights:
+            raise RunError(
+                "checkpoint: it started from other weights than those in the file now; put the "
+                "file back that it started from"
+            )
 
     def _finish_model(self) -> None:
         """Leaves the model as it will be used: with the averaged weights, and no layer replaced."""

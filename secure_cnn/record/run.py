@@ -58,10 +58,16 @@ class DataRecord(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRecord(Checked):
-    """Which network a run trained, and how many trainable parameters it has."""
+    """Which network a run trained, and how many trainable parameters it has.
+
+    `weights` is the SHA-256 of the file that it started from, in hexadecimal; empty if it did not.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"weights"})
 
     name: str
     parameters: int
+    weights: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
