@@ -64,6 +64,14 @@ def test_a_test_part_without_its_training_part_is_refused(tmp_path):
         load_data(tmp_path)
 
 
+def test_a_part_in_a_folder_of_its_own_name_is_that_part(tmp_path, load):
+    """As some archives have it: train/train/cat."""
+    write_images(tmp_path / "train/train", count=5)
+    write_images(tmp_path / "test", count=2)
+    data, _ = load(tmp_path)
+    assert (len(data.train), len(data.test)) == (10, 4)
+
+
 @pytest.mark.parametrize("wrapper", ["data", "data/pets"])
 @pytest.mark.parametrize("parts", [("train", "test"), ("",)])
 def test_a_folder_in_a_folder_is_that_folder(tmp_path, load, wrapper, parts):

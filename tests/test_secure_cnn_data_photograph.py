@@ -1,7 +1,10 @@
 """`secure_cnn.data.photograph` and `reading`: whatever files people have, one kind of pixels."""
 
 import contextlib
+import signal
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -157,6 +160,25 @@ def test_mixed_sizes_are_refused_with_what_to_type(tmp_path):
     assert "8 of 16 images of 80x120" in str(it.value)
     data = load_data(tmp_path / "pets", reading=ImageReading(size=64))
     assert data.spec.shape == (3, 64, 64)
+
+
+def test_images_too_large_for_any_network_are_refused_by_their_heads(tmp_path, monkeypatch):
+    """Not after 1000 photographs of 12 megapixels were decoded."""
+    folder_of(tmp_path / "pets", Image.new("RGB", (4000, 3000)), suffix="jpg")
+    monkeypatch.setattr("secure_cnn.data.folder.photograph", None)
+    with pytest.raises(DataError, match=r"got 3x3000x4000; .* --image-size 64"):
+        load_data(tmp_path / "pets")
+
+
+def test_large_images_are_remarked_on(tmp_path):
+    """They may be meant; the remark says what they cost."""
+    told = []
+    folder_of(tmp_path / "pets", Image.new("L", (300, 280), 7))
+    load_data(tmp_path / "pets", tell=told.append)
+    assert any("280x300 pixels, and the work grows" in words for words in told)
+    told.clear()
+    load_data(tmp_path / "pets", reading=ImageReading(size=280), tell=told.append)
+    assert not any("work grows" in words for words in told)
 
 
 def test_sizes_that_differ_by_their_orientation_are_mixed(tmp_path):
@@ -421,6 +443,29 @@ def test_only_folders_are_brought_to_another_size(tmp_path, monkeypatch, source)
     for reading in (ImageReading(size=16), ImageReading(channels=3)):
         with pytest.raises(DataError, match="only the images of a folder are brought"):
             load_data(source, reading=reading, **quiet)
+
+
+@pytest.mark.slow
+def test_a_killed_decoding_leaves_nothing_that_is_believed(tmp_path):
+    """The next call begins anew and finds all images."""
+    write_images(tmp_path / "pets", count=8)
+    load = f"""
+import os, signal
+import secure_cnn.data.folder as folder
+from secure_cnn.data import load_data
+decoded = folder.photograph
+def killed(file, **how):
+    if file.name == "7.png":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return decoded(file, **how)
+folder.photograph, folder._MOST_ROWS = killed, 4
+load_data({str(tmp_path / "pets")!r}, cache=folder.Path({str(tmp_path / "cache")!r}), memory_cap=0)
+"""
+    ended = subprocess.run([sys.executable, "-c", load], capture_output=True, check=False)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr
+    assert not list((tmp_path / "cache").glob("decoded-*"))
+    data = load_data(tmp_path / "pets", cache=tmp_path / "cache", memory_cap=0)
+    assert len(data.train) + len(data.test) == 16
 
 
 def test_another_reading_is_decoded_anew(tmp_path):

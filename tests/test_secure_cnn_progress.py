@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from secure_cnn.progress import file_progress, training_progress
+from secure_cnn.progress import count_progress, file_progress, training_progress
 
 SHOW_CURSOR = "\x1b[?25h"
 ERASE_LINE = "\x1b[2K"
@@ -74,6 +74,17 @@ def test_a_file_has_no_bar_within_a_second(terminal, clock, seconds):
         clock.now += seconds
         progress(2, 3)
     assert bool(terminal.getvalue()) == (seconds >= 1.0)
+
+
+@pytest.mark.parametrize("seconds", [0.99, 1.0])
+def test_many_things_are_counted_after_a_second(terminal, clock, seconds):
+    """Such as images: how many of how many; nothing of what is over by then."""
+    with count_progress("decoding [pets]", 400, clock=lambda: clock.now) as progress:
+        progress(1)
+        clock.now += seconds
+        progress(200)
+    shown = terminal.getvalue()
+    assert ("decoding [pets]" in shown and "200/400" in shown) == bool(shown) == (seconds >= 1.0)
 
 
 def test_a_file_has_no_bar_where_there_is_no_terminal(capsys, clock):

@@ -31,6 +31,8 @@ __all__ = ["folder_source"]
 
 _MOST_WORKERS = 4  # each may hold a whole photograph, decoded
 _MOST_ROWS = 256  # images between two looks at the progress
+_MOST_VALUES = 1 << 24  # of one image, as a network takes it at most
+_LARGE = 256  # a side that makes training slow
 
 _Found = TypeVar("_Found")
 
@@ -111,6 +113,12 @@ def _common_shape(root: Path, files: list[Path], reading: ImageReading) -> tuple
             tell(len(heads))
     channels = reading.channels or (1 if all(head.grey for head in heads) else 3)
     height, width = reading.shape or _common_size(root, heads)
+    if channels * height * width > _MOST_VALUES:
+        raise DataError(
+            f"{root}: expected images of at most {_MOST_VALUES} values, got "
+            f"{channels}x{height}x{width}; make them smaller as they are read, say --image-size 64 "
+            "(image_size=64 in Python)"
+        )
     return channels, height, width
 
 
@@ -156,6 +164,11 @@ class _Seen:
             yield (
                 f"{self._enlarged} of {self._images} images are smaller than "
                 f"{shape[1]}x{shape[2]} and were enlarged"
+            )
+        if self._images and reading.shape is None and min(shape[1:]) > _LARGE:
+            yield (
+                f"the images have {shape[1]}x{shape[2]} pixels, and the work grows with them: "
+                "--image-size 64 takes a small part of the time"
             )
 
 

@@ -90,7 +90,8 @@ def _given_split(top: Path, folders: list[Path], train: Path, test: Path) -> Lay
         )
     elif test.name.lower() in _VALIDATION:
         remarks.append(f"{test.name}/ is what the model is tested on; there is no test/")
-    layout = Layout(train=_listed(train, remarks), test=_listed(test, remarks), remarks=remarks)
+    parts = [_listed(_unwrapped(part), remarks) for part in (train, test)]
+    layout = Layout(train=parts[0], test=parts[1], remarks=remarks)
     assert layout.test is not None
     if layout.train.classes != layout.test.classes:
         only = sorted(set(layout.train.classes) ^ set(layout.test.classes))

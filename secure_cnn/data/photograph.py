@@ -110,9 +110,10 @@ def quiet_decoders() -> Iterator[None]:
 
 def _size(image: Image.Image) -> tuple[int, int]:
     """Height and width once it stands upright; a square has the same either way, unread."""
+    if image.format == "TIFF":
+        image.load()  # whereupon Pillow turns it, and takes the tag away
     width, height = image.size
-    # Of a TIFF, Pillow tells the upright size.
-    if width == height or image.format == "TIFF":
+    if width == height:
         return height, width
     on_its_side = image.getexif().get(_ORIENTATION) in _ON_THEIR_SIDE
     return (width, height) if on_its_side else (height, width)
