@@ -45,13 +45,8 @@ from defenses.scope import attack_scope
 from defenses.smoothing.certification import certify
 from defenses.smoothing.smoothing import CertificationReport, CertifiedPoint, Smoothing
 from defenses.threat import ThreatModel
-from defenses.training.adversarial import (
-    OBJECTIVES,
-    AdversarialTraining,
-    FreeAdversarialTraining,
-    adversarial_objective,
-    replayed,
-)
+from defenses.training.adversarial import OBJECTIVES, AdversarialTraining, adversarial_objective
+from defenses.training.free import FreeAdversarialTraining, replayed
 from defenses.training.objective import AdversarialObjective, GaussianAugmentation
 from defenses.training.overfitting import (
     HeldOut,

@@ -323,7 +323,7 @@ def jump(model, images, labels):
 def test_a_function_of_ones_own_is_an_attack_like_any_other():
     """A name, a ball, a repr; copied, pickled and compared; checked against its ball."""
     attacker = custom_attack(jump, LINF)
-    assert repr(attacker) == "Attack('jump', linf eps=0.1 in [0, 1])"
+    assert repr(attacker) == "CustomAttack('jump', linf eps=0.1 in [0, 1])"
     assert attacker == pickle.loads(pickle.dumps(attacker)) == custom_attack(jump, LINF)
     assert attacker != custom_attack(jump, L2)
     assert custom_attack(jump, LINF, name="mine").name == "mine"
@@ -633,7 +633,7 @@ def test_a_class_and_its_name_make_the_same_attack(name):
         threat = ThreatModel(norm=norm, eps=0.5)
         made = kind(threat, draws=2)
         assert made == attack(name, threat, draws=2)
-        assert repr(made).startswith(f"Attack('{name}', {norm} eps=0.5 in [0, 1]; ")
+        assert repr(made).startswith(f"{kind.__name__}({norm} eps=0.5 in [0, 1]; ")
         brought = () if name == "apgd" else ("loss",)
         listed = [key for key in kind.setting_names() if key not in (*brought, "surrogate")]
         assert list(made.settings) == listed
@@ -679,7 +679,7 @@ class Shift(Attack):
 def test_a_subclass_is_an_attack_whose_settings_are_checked_by_their_types():
     """Also where the type is written as text; the door is everybody's."""
     made = Shift(LINF, step_size=0.1)
-    assert repr(made) == "Attack('shift', linf eps=0.1 in [0, 1]; step_size=0.1, still=False)"
+    assert repr(made) == "Shift(linf eps=0.1 in [0, 1]; step_size=0.1, still=False)"
     assert LINF.contains(IMAGES, made(Net(), IMAGES, LABELS)).all()
     with pytest.raises(AttackError, match="shift left the ball"):
         Shift(LINF, step_size=0.2)(Net(), IMAGES * 0.5, LABELS)

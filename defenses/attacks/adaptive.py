@@ -129,7 +129,7 @@ def custom_attack(
         >>> def darken(model, images, labels):
         ...     return (images - 0.1).clamp(0, 1)
         >>> custom_attack(darken, ThreatModel(norm="linf", eps=0.1))
-        Attack('darken', linf eps=0.1 in [0, 1])
+        CustomAttack('darken', linf eps=0.1 in [0, 1])
     """
     if not callable(function):
         raise AttackError(f"function: expected a callable, got {type(function).__name__}")
@@ -138,12 +138,12 @@ def custom_attack(
     if not isinstance(name, str | None):
         raise AttackError(f"name: expected a word, got {shown(name)}")
     called = name or str(getattr(function, "__name__", type(function).__name__))
-    return _Custom(threat, called=called, function=function)
+    return _CustomAttack(threat, called=called, function=function)
 
 
 @final
 @dataclass(frozen=True, kw_only=True, repr=False)
-class _Custom(Attack):
+class _CustomAttack(Attack):
     norms: ClassVar[tuple[Norm, ...]] = get_args(Norm)
 
     called: str = field(repr=False)

@@ -9,6 +9,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from difflib import get_close_matches
 from typing import Any, ClassVar, Self, final, get_args, get_type_hints
 
 import torch
@@ -29,13 +30,24 @@ __all__ = [
     "check_one_each",
     "check_setting",
     "check_threat",
+    "in_words",
+    "meant",
     "own_name",
+    "unknown_setting",
 ]
 
 Setting = bool | int | float | str
 
 OWN_WORD = "own: "
 """How the name of something of the user's own begins among the settings of a report."""
+
+# What papers and other libraries call our settings.
+_ALIASES = {
+    "alpha": "step_size",
+    "iterations": "steps",
+    "n_queries": "steps",
+    "n_restarts": "restarts",
+}
 
 # Far beyond what any setting means, and far within what float32 can compute with.
 _LARGEST = 1e12
@@ -74,7 +86,7 @@ class Attack(ABC):
     Example:
         >>> from defenses.attacks import PGD
         >>> PGD(ThreatModel(norm="linf", eps=0.1), steps=10)
-        Attack('pgd', linf eps=0.1 in [0, 1]; step_size=0.025, steps=10, ...)
+        PGD(linf eps=0.1 in [0, 1]; step_size=0.025, steps=10, ...)
     """
 
     name: ClassVar[str]
@@ -86,6 +98,23 @@ class Attack(ABC):
 
     threat: ThreatModel = field(kw_only=False, repr=False)
     draws: int = 1
+
+    def __new__(cls, *given: object, **settings: object) -> Self:
+        """Refuses settings that it does not take; `__init__` would raise a bare TypeError.
+
+        A copy is made without arguments.
+        """
+        if len(given) > 1:
+            raise AttackError(
+                f"{cls.__name__}: expected the threat alone without a name, got {len(given)} values"
+                "; give settings by name, such as steps=10"
+            )
+        known = (*cls.setting_names(), *(each.name for each in fields(cls) if each.init))
+        for key in settings:
+            if key not in known:
+                called = getattr(cls, "name", cls.__name__)
+                raise AttackError(unknown_setting(str(called), key, cls.setting_names()))
+        return super().__new__(cls)
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
@@ -203,10 +232,13 @@ class Attack(ABC):
         return found if found.dtype == dtype else self.threat.project(clean, found.to(dtype))
 
     def __repr__(self) -> str:
-        low, high = self.threat.bounds
-        threat = f"{self.threat.norm} eps={self.threat.eps:g} in [{low:g}, {high:g}]"
+        # What one class makes of many functions or torchattacks' names is told by the name.
+        many = not isinstance(getattr(type(self), "name", None), str)
         settings = ", ".join(f"{key}={value!r}" for key, value in self.configuration)
-        return f"Attack({self.name!r}, {threat}{'; ' if settings else ''}{settings})"
+        return (
+            f"{type(self).__name__.lstrip('_')}({f'{self.name!r}, ' if many else ''}"
+            f"{in_words(self.threat)}{'; ' if settings else ''}{settings})"
+        )
 
     def _asked(self, model: nn.Module) -> nn.Module:
         """The model as the search asks it."""
@@ -271,6 +303,26 @@ def _recordable(values: Tensor) -> Tensor:
 def own_name(brought: object) -> str:
     """What a report calls a loss or a surrogate of the user's own."""
     return f"{OWN_WORD}{getattr(brought, '__name__', type(brought).__name__)}"
+
+
+def in_words(threat: ThreatModel) -> str:
+    """A threat model as it is shown: `linf eps=0.1 in [0, 1]`."""
+    low, high = threat.bounds
+    return f"{threat.norm} eps={threat.eps:g} in [{low:g}, {high:g}]"
+
+
+def unknown_setting(name: str, key: str, known: Sequence[str]) -> str:
+    """That an attack has no such setting, and what may be meant; for a message."""
+    return f"{name} takes no setting {key!r}{meant(key, known)}; its settings: {', '.join(known)}"
+
+
+def meant(word: object, known: Sequence[str]) -> str:
+    """A question for the known word that is like a given one, or nothing."""
+    if not isinstance(word, str):
+        return ""
+    likely = _ALIASES.get(word.lower(), word.lower())
+    near = [likely] if likely in known else get_close_matches(likely, known, 1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def check_setting(where: str, value: object, kind: object) -> None:

@@ -81,7 +81,7 @@ class FAB(_Boundary):
 
     Example:
         >>> FAB(ThreatModel(norm="l2", eps=0.5), steps=20)
-        Attack('fab', l2 eps=0.5 in [0, 1]; steps=20, target_classes=9)
+        FAB(l2 eps=0.5 in [0, 1]; steps=20, target_classes=9)
     """
 
     name = "fab"

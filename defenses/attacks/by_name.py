@@ -11,7 +11,14 @@ from torch import nn
 from defenses.attacks import _torchattacks
 from defenses.attacks.adaptive import Loss
 from defenses.attacks.apgd import APGD, APGDT
-from defenses.attacks.attack import TARGETED, Attack, Setting, check_threat
+from defenses.attacks.attack import (
+    TARGETED,
+    Attack,
+    Setting,
+    check_threat,
+    meant,
+    unknown_setting,
+)
 from defenses.attacks.boundary import FAB, DeepFool, UntargetedFAB
 from defenses.attacks.pgd import FFGSM, FGSM, NFGSM, PGD
 from defenses.attacks.shortest import CW, EADEN, EADL1
@@ -138,7 +145,7 @@ def _check_name(name: str, norm: Norm) -> None:
     elsewhere = [other for other in get_args(Norm) if is_word(name, attack_names(other))]
     known = ", ".join(attack_names(norm))
     raise AttackError(
-        f"no {norm} attack is called {shown(name)}"
+        f"no {norm} attack is called {shown(name)}{meant(name, attack_names(norm))}"
         + (f" (there is one for {', '.join(elsewhere)})" if elsewhere else "")
         + f"; there are: {known}"
     )
@@ -154,7 +161,11 @@ def _check_known(name: str, given: Mapping[str, object], known: tuple[str, ...])
             able = f"{', '.join(takers[:-1])} and {takers[-1]}"
             raise AttackError(f"{name} takes no {adaptive[key]}; {able} do")
         if key not in known:
-            raise AttackError(f"{name} takes no setting {key!r}; its settings: {', '.join(known)}")
+            raise AttackError(unknown_setting(name, key, known))
+        if value is None:
+            raise AttackError(
+                f"{name}: {key}: expected a value, got None; leave it out for the usual one"
+            )
 
 
 # Names that torchattacks has and we do not, each with the reason and what to use.

@@ -150,7 +150,7 @@ class FGSM(SingleStep):
     Example:
         >>> from defenses import ThreatModel
         >>> FGSM(ThreatModel(norm="linf", eps=0.1))
-        Attack('fgsm', linf eps=0.1 in [0, 1])
+        FGSM(linf eps=0.1 in [0, 1])
     """
 
     name = "fgsm"

@@ -2,26 +2,33 @@
 
 The images are attacked first, behind `attack_scope`, and then go through the model once, in the
 model's own modes: a recorder of per-example gradients sees exactly n examples. Each loss depends on
-its own example and the model only, so a private update may clip it per example. Not so in free
-adversarial training, whose perturbation is carried from one example to another.
+its own example and the model only, so a private update may clip it per example.
 
 Which attacks can be trained on, they say themselves (`Attack.trainable`). `adversarial_objective`
-makes any objective by its name; those that also look at the clean images are in `trades`.
+makes any objective by its name; those that also look at the clean images are in `trades`, and one
+that carries its perturbation from batch to batch in `free`.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, final
 
-import torch
 from torch import Tensor, nn
 
-from defenses.attacks.attack import Attack, Setting, check_classes, check_setting, check_threat
-from defenses.attacks.by_name import ATTACKS, attack
+from defenses.attacks.attack import (
+    Attack,
+    Setting,
+    check_setting,
+    check_threat,
+    in_words,
+    meant,
+)
+from defenses.attacks.by_name import ATTACKS, attack, bears_our_name
 from defenses.attacks.pgd import SingleStep
 from defenses.errors import AttackError
-from defenses.quantities import is_whole, is_word, shown
+from defenses.quantities import is_word, shown
 from defenses.threat import ThreatModel
+from defenses.training.free import FreeAdversarialTraining
 from defenses.training.objective import AdversarialObjective, Precision, check_precision
 from defenses.training.trades import Mart, Trades
 
@@ -29,9 +36,7 @@ __all__ = [
     "METHODS",
     "OBJECTIVES",
     "AdversarialTraining",
-    "FreeAdversarialTraining",
     "adversarial_objective",
-    "replayed",
 ]
 
 METHODS: tuple[str, ...] = tuple(name for name, kind in ATTACKS.items() if kind.trainable)
@@ -49,8 +54,11 @@ class AdversarialTraining(AdversarialObjective):
 
     Args:
         threat: The ball to train for; its bounds are those of the images.
-        method: How the adversarial images are found.
-        steps: Gradient steps, for `"pgd"` only.
+        method: How the adversarial images are found: a name, or a configured attack in the same
+            ball. One of your own is a subclass of `Attack` that says `trainable = True`, with
+            which it promises that each image is found from its own example alone.
+        steps: Gradient steps, for `"pgd"` only. A configured attack has its own, and so its length
+            of a step and its stop.
         step_size: Length of a step; by default 2.5 eps / steps for `"pgd"`, 1.25 eps for
             `"ffgsm"` and eps for `"n-fgsm"`.
         early_stop: For `"pgd"` only: an image that is fooled is left alone, and the others go on
@@ -80,7 +88,7 @@ class AdversarialTraining(AdversarialObjective):
     def __init__(
         self,
         threat: ThreatModel,
-        method: str = "n-fgsm",
+        method: str | Attack = "n-fgsm",
         *,
         steps: int | None = None,
         step_size: float | None = None,
@@ -89,16 +97,17 @@ class AdversarialTraining(AdversarialObjective):
         label_smoothing: float = 0.0,
         precision: Precision = "float32",
     ) -> None:
-        if not is_word(method, METHODS):
-            known = ", ".join(METHODS)
-            raise AttackError(f"method: expected one of {known}; got {shown(method)}")
-        if steps is None:
-            steps = ATTACKS[method].training_steps
-        check_setting(f"{method}: early_stop", early_stop, bool)
+        check_threat(threat)
+        check_setting("early_stop", early_stop, bool)
         # Only where it is on: the other methods have no such setting, and would refuse it.
         extra: dict[str, Any] = {"early_stop": True} if early_stop else {}
+        given = {"steps": steps, "step_size": step_size, **extra}
         super().__init__(seed=seed, label_smoothing=label_smoothing, precision=precision)
-        self.attack: Attack = attack(method, threat, steps=steps, step_size=step_size, **extra)
+        self.attack = (
+            _configured(method, threat, given)
+            if isinstance(method, Attack)
+            else _by_name(method, threat, given)
+        )
         self._first = self.attack
 
     def _own_settings(self) -> dict[str, Setting]:
@@ -154,100 +163,38 @@ class AdversarialTraining(AdversarialObjective):
         return attack
 
 
-@final
-class FreeAdversarialTraining(AdversarialObjective):
-    """Cross-entropy on images with a perturbation that every backward pass moves on.
+def _by_name(method: object, threat: ThreatModel, given: dict[str, Any]) -> Attack:
+    """The attack of a name, with as many steps as are usual in training."""
+    if not is_word(method, METHODS):
+        raise AttackError(
+            f"method: expected one of {', '.join(METHODS)}, or a configured attack such as "
+            f"PGD(threat, steps=7); got {shown(method)}{meant(method, METHODS)}"
+        )
+    if given["steps"] is None:
+        given["steps"] = ATTACKS[method].training_steps
+    return attack(method, threat, **given)
 
-    After Shafahi et al. (2019, arXiv 1904.12843): a batch is trained on several times in a row, and
-    each time the gradient that the update takes anyway also moves the perturbation.
 
-    The perturbation lives in a place of the batch, not with an image: it is carried to whatever
-    example comes there next, as in the paper. So a loss depends on earlier examples of others, and
-    no private update may take it. Give it batches through `replayed`; it learns nothing of the
-    images of a batch that comes once.
-
-    Args:
-        threat: The ball to train for, `linf` only; its bounds are those of the images.
-        replays: How often each batch is to come in a row (m), at least 1; for `settings` and
-            `replayed`, the losses do not depend on it.
-        seed: Unused, nothing is drawn.
-
-    Attributes:
-        threat: The ball at full strength.
-        replays: How often each batch is to come in a row.
-
-    Raises:
-        AttackError: A value cannot be.
-
-    Example:
-        >>> objective = FreeAdversarialTraining(ThreatModel(norm="linf", eps=0.1), replays=2)
-        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-        >>> batches = [(torch.rand(2, 1, 2, 2), torch.tensor([0, 1]))]
-        >>> for images, labels in replayed(batches, objective.replays):
-        ...     objective(model, images, labels).mean().backward()
-    """
-
-    per_example: ClassVar[bool] = False
-    reason: ClassVar[str] = (
-        "free adversarial training carries a perturbation found on one example to the next one in "
-        "its place; use n-fgsm, which is as cheap"
-    )
-
-    def __init__(
-        self,
-        threat: ThreatModel,
-        *,
-        replays: int = 8,
-        seed: int = 0,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        check_threat(threat, "free", norms=("linf",))
-        check_setting("free: replays", replays, int)
-        super().__init__(seed=seed, label_smoothing=label_smoothing)
-        self.threat, self.replays = threat, replays
-        self._change: Tensor | None = None
-
-    def _own_settings(self) -> dict[str, Setting]:
-        return {"method": "free", "replays": self.replays}
-
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """Takes the losses on the perturbed images; their backward pass moves the perturbation."""
-        images = self._at_home(self.threat, model, images, labels)
-        change = self._change_for(images)
-        low, high = self.threat.bounds
-        perturbed = (images.detach() + change).clamp_(low, high)
-        if torch.is_grad_enabled() and len(images):
-            perturbed.requires_grad_().register_hook(  # type: ignore[no-untyped-call]
-                _Mover(change, self._strength * self.threat.eps)
-            )
-        return self._cross_entropy(check_classes(model(perturbed), labels), labels)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to go on as this one would have: the perturbation too."""
-        change = {} if self._change is None else {"change": self._change.clone()}
-        return super().state_dict() | change
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continues from `state_dict` of an objective alike; what is none changes nothing."""
-        held = state.get("change") if isinstance(state, Mapping) else None
-        if held is not None and not (isinstance(held, Tensor) and held.ndim == 4):
-            raise AttackError(
-                "expected the state_dict of a free objective, with the perturbation of a batch "
-                f"under 'change', got {shown(held)}"
-            )
-        super().load_state_dict(state)
-        self._change = None if held is None else held.clone()
-
-    def _change_for(self, images: Tensor) -> Tensor:
-        """The perturbation of as many places as there are images; new places start at zero."""
-        held = self._change
-        if held is None or held.shape[1:] != images.shape[1:] or held.dtype != images.dtype:
-            held = images.new_zeros(0, *images.shape[1:])
-        held = held.to(images.device)
-        if len(held) < len(images):
-            held = torch.cat([held, torch.zeros_like(images[len(held) :])])
-        self._change = held
-        return held[: len(images)]
+def _configured(method: Attack, threat: ThreatModel, given: Mapping[str, Any]) -> Attack:
+    """The attack itself, refused where it cannot be trained on, or is given settings beside it."""
+    if beside := [key for key, value in given.items() if value is not None]:
+        raise AttackError(
+            f"{', '.join(beside)}: expected none beside a configured attack, got {method!r}; "
+            "configure it there"
+        )
+    if method.threat != threat:
+        raise AttackError(
+            f"method: expected an attack on {in_words(threat)}, the threat model that is given "
+            f"too, got {method!r}"
+        )
+    if bears_our_name(method):
+        raise AttackError(f"{method.name}: {method!r} is yours: give it a name of its own")
+    if not method.trainable:
+        raise AttackError(
+            f"{method.name}: it does not say that it can be trained on; those of ours that do are "
+            f"{', '.join(METHODS)}, and a subclass of Attack does with trainable = True"
+        )
+    return method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,42 +265,3 @@ def adversarial_objective(
     settings: dict[str, Any] = {} if steps is None else {row.counted: steps}
     settings |= {"precision": precision} if row.rounds else {}
     return row.make(threat, seed=seed, label_smoothing=label_smoothing, **settings)
-
-
-def replayed(
-    batches: Iterable[tuple[Tensor, Tensor]], times: int, *, done: int = 0
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Gives each batch several times in a row.
-
-    Args:
-        batches: Images and labels.
-        times: How often each comes, at least 1.
-        done: How often the first batch has come already.
-
-    Raises:
-        AttackError: A number is out of its range.
-
-    Example:
-        >>> batches = [(torch.zeros(1), torch.tensor([0])), (torch.ones(1), torch.tensor([1]))]
-        >>> [int(labels) for _, labels in replayed(batches, 3, done=1)]
-        [0, 0, 1, 1, 1]
-    """
-    check_setting("replayed: times", times, int)
-    if not is_whole(done):
-        raise AttackError(f"replayed: expected done as a whole number, got {shown(done)}")
-    for batch in batches:
-        for _ in range(done, times):
-            yield batch
-        done = 0
-
-
-@dataclass(frozen=True)
-class _Mover:
-    """A hook: moves the change of each place by eps along the sign of its gradient."""
-
-    change: Tensor
-    eps: float
-
-    def __call__(self, gradient: Tensor) -> None:
-        with torch.no_grad():
-            self.change.add_(gradient.sign(), alpha=self.eps).clamp_(-self.eps, self.eps)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from defenses.attacks.attack import Attack, Setting, check_batch, check_classes
+from defenses.attacks.attack import Attack, Setting, check_batch, check_classes, in_words
 from defenses.errors import AttackError
 from defenses.quantities import LARGEST_SIGMA, as_real, as_whole, is_word, shown
 from defenses.scope import check_module, home_of
@@ -67,6 +67,14 @@ class SeededObjective(ABC):
     def settings(self) -> dict[str, Setting]:
         """What it was configured with, for the record of a run."""
         return {**self._own_settings(), "label_smoothing": self._label_smoothing}
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{key}={value!r}" for key, value in self.settings.items())
+        return f"{type(self).__name__}({self._ball()}{settings})"
+
+    def _ball(self) -> str:
+        """The ball that it trains for, as it is shown before the settings."""
+        return ""
 
     @abstractmethod
     def _own_settings(self) -> dict[str, Setting]:
@@ -186,6 +194,11 @@ class AdversarialObjective(SeededObjective):
         check_precision(precision)
         super().__init__(seed=seed, label_smoothing=label_smoothing)
         self._precision, self._strength = precision, 1.0
+
+    def _ball(self) -> str:
+        held: Any = self
+        threat = held.attack.threat if hasattr(held, "attack") else held.threat
+        return f"{in_words(threat)}; "
 
     @property
     def strength(self) -> float:

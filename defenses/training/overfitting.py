@@ -14,7 +14,7 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, nn
 
-from defenses.attacks.attack import Attack
+from defenses.attacks.attack import Attack, in_words
 from defenses.attacks.by_name import attack
 from defenses.errors import AttackError
 from defenses.quantities import as_real, shown
@@ -150,6 +150,11 @@ class OverfittingGuard:
         self._iterative: Attack = attack("pgd", threat, steps=steps)
         self._gap = float(gap)
         self._good: list[dict[str, Any]] = []
+
+    def __repr__(self) -> str:
+        steps = self._iterative.settings["steps"]
+        ball = in_words(self._single.threat)
+        return f"OverfittingGuard({ball}; gap={self._gap:g}, steps={steps})"
 
     def check(
         self, model: nn.Module, images: HeldOut | TrainingImages, *, strength: float = 1.0
