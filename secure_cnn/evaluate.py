@@ -14,12 +14,23 @@ from sklearn import metrics
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
 from secure_cnn.data import Split
 from secure_cnn.data.loading import Examples, in_order
 from secure_cnn.errors import DataError, ModelError
 
-__all__ = ["ClassificationReport", "classification_report", "evaluate_model", "predict"]
+__all__ = [
+    "ClassificationReport",
+    "batch_for",
+    "classification_report",
+    "evaluate_model",
+    "predict",
+]
+
+_BATCH = 256
+_OPERATIONS = 1 << 35
+"""Of a forward pass over a batch: an attack of a hundred of them takes a few minutes on a CPU."""
 
 
 @final
@@ -113,6 +124,27 @@ def evaluate_model(
     # Before the loss, which a label of no class would break.
     report = classification_report(labels, logits.argmax(1), classes)
     return replace(report, loss=float(F.cross_entropy(logits.double(), labels)))
+
+
+def batch_for(model: nn.Module, split: Split) -> int:
+    """How many images to take at once: 256, fewer where a pass over them would take long.
+
+    From the multiplications of a pass, not from a clock, so that it is the same on every machine:
+    what is saved after each batch of an evaluation is then saved every few minutes.
+
+    Example:
+        >>> from secure_cnn.data import load_data
+        >>> from secure_cnn.models import build_model
+        >>> data = load_data("digits")
+        >>> batch_for(build_model("compact", data.spec), data.test)
+        256
+    """
+    image, _ = split.batch(torch.arange(1))
+    device = next((weight.device for weight in model.parameters()), image.device)
+    with _evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counted:
+        model(image.to(device))
+    operations = max(1, int(counted.get_total_flops()))
+    return max(1, min(_BATCH, _OPERATIONS // operations))
 
 
 def classification_report(

@@ -102,7 +102,7 @@ def measured(
     """Chooses the images, all or `samples` drawn by the seed, and shows a bar while it lasts."""
     source = ImageSource(data, threat)
     indices = choose_images(len(source), samples, torch.Generator().manual_seed(seed))
-    with progress_bar(shown=progress) as bar:
+    with progress_bar(shown=progress) as bar, _counted_passes(model, bar):
         yield Measurement(model, source, indices, threat, batch_size, seed, bar)
 
 
@@ -110,10 +110,10 @@ def progress_bar(*, shown: bool) -> Progress:
     """A bar on stderr that leaves nothing behind; silent when that is no terminal."""
     check_flag("progress", shown)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[speed]}"),
+        TextColumn("{task.fields[speed]}", markup=False),
         TimeRemainingColumn(),
         console=Console(stderr=True),
         transient=True,
@@ -149,13 +149,33 @@ def versions(*packages: str) -> dict[str, str]:
     return found | {name: version(name) for name in packages}
 
 
+@contextmanager
+def _counted_passes(model: nn.Module, bar: Progress) -> Iterator[None]:
+    """Tells the model's passes too: a batch of a slow network takes long, and is seen to go on."""
+    if bar.disable:
+        yield
+        return
+
+    def tell(*_: object) -> None:
+        if bar.tasks:
+            task = bar.tasks[-1]
+            passes = task.fields.get("passes", 0) + 1
+            bar.update(task.id, passes=passes, speed=f"{task.fields['rate']} pass {passes}")
+
+    watched = model.register_forward_pre_hook(tell)
+    try:
+        yield
+    finally:
+        watched.remove()
+
+
 def _counted(bar: Progress, title: str, parts: Iterable[Tensor]) -> Iterator[Tensor]:
     """The batches that are not empty, counted off on the bar when the next one is asked for."""
     batches = [part for part in parts if len(part)]
-    task = bar.add_task(title, total=sum(map(len, batches)), speed="")
+    task = bar.add_task(title, total=sum(map(len, batches)), speed="", rate="")
     for part in batches:
         yield part
         state = bar.tasks[bar.task_ids.index(task)]
         done, elapsed = state.completed + len(part), state.elapsed or 0.0
-        speed = f"{done / elapsed:.3g} images/s" if elapsed > 0 else ""
-        bar.update(task, completed=done, speed=speed)
+        rate = f"{done / elapsed:.3g} images/s" if elapsed > 0 else ""
+        bar.update(task, completed=done, speed=rate, rate=rate)

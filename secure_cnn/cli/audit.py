@@ -20,7 +20,9 @@ from secure_cnn.cli.options import (
     ImageFit,
     ImageSize,
     given_settings,
+    interruptible,
     make_folder,
+    nothing_kept,
     number,
     settings_from,
 )
@@ -42,6 +44,7 @@ _DEFAULT = Recipe(out="", epsilon=8.0, epochs=60)
 _SETTINGS = AuditSettings()
 
 
+@interruptible(nothing_kept)
 def audit(
     *,
     context: typer.Context,

@@ -35,8 +35,17 @@ from secure_cnn.bench.timing import document
 from secure_cnn.checkpoint import read_model
 from secure_cnn.cli import bench_tables as tables
 from secure_cnn.cli.bench_overhead import overhead_command
-from secure_cnn.cli.keys import IdentityFile, PassphraseFile, unlocking_from
-from secure_cnn.cli.options import Background, ImageFit, JsonFile, message, number, reading_for
+from secure_cnn.cli.keys import IdentityFile, Kek, PassphraseFile, unlocking_from
+from secure_cnn.cli.options import (
+    Background,
+    ImageFit,
+    JsonFile,
+    interruptible,
+    message,
+    nothing_kept,
+    number,
+    reading_for,
+)
 from secure_cnn.data import load_data
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.printable import Terminal
@@ -48,7 +57,7 @@ _BFLOAT16 = "-bfloat16"
 _WORSE = 7
 
 app = typer.Typer(help="What each protection costs against plain training.", no_args_is_help=True)
-app.command("overhead")(overhead_command)
+app.command("overhead")(interruptible(nothing_kept)(overhead_command))
 
 
 @app.callback()
@@ -60,6 +69,7 @@ def group() -> None:
 
 
 @app.command("robustness")
+@interruptible(nothing_kept)
 def robustness_command(
     *,
     checkpoint: Annotated[Path, typer.Argument(help="A model.sealed or model.safetensors file.")],
@@ -74,11 +84,12 @@ def robustness_command(
     batch_size: Annotated[int, typer.Option(help="Images judged at once.")] = 100,
     identity: IdentityFile = None,
     passphrase_file: PassphraseFile = None,
+    kek: Kek = None,
     json_file: JsonFile = None,
 ) -> None:
     """Time AutoAttack on a checkpoint, and pyautoattack in turn with it where it is installed."""
     keep_freed_memory()
-    loaded = read_model(checkpoint, unlocking=unlocking_from(identity, passphrase_file, []))
+    loaded = read_model(checkpoint, unlocking=unlocking_from(identity, passphrase_file, kek, []))
     reading = reading_for(loaded, image_fit, background)
     variants = judges(defenses.ThreatModel(norm=cast(Norm, norm), eps=eps))
     if "pyautoattack" not in variants:
@@ -126,6 +137,7 @@ def compare_command(
 
 
 @app.command("archive")
+@interruptible(nothing_kept)
 def archive_command(
     mebibytes: Annotated[
         list[int] | None, typer.Option("--size", help="MiB of float32 tensors; may be repeated.")
@@ -159,6 +171,7 @@ def archive_command(
 
 
 @app.command()
+@interruptible(nothing_kept)
 def step(
     case: Annotated[list[str] | None, typer.Option(help=f"Any of {', '.join(CASES)}.")] = None,
     objective: Annotated[

@@ -1,6 +1,7 @@
 """`secure-cnn evaluate`: accuracy, recall and robust accuracy of a checkpoint, and its verdicts."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -12,15 +13,17 @@ import typer
 import defenses
 from defenses.checks.checks import CheckSettings
 from defenses.threat import Norm
-from secure_cnn.archive import StorageError
+from secure_cnn.archive import InvalidKey, StorageError
 from secure_cnn.checkpoint import LoadedModel, Unlocking, read_model
 from secure_cnn.cli import findings
-from secure_cnn.cli.keys import IdentityFile, PassphraseFile, Trusted, unlocking_from
+from secure_cnn.cli.finished import located
+from secure_cnn.cli.keys import IdentityFile, Kek, PassphraseFile, Trusted, unlocking_from
 from secure_cnn.cli.network import ModelOptions, own_network
 from secure_cnn.cli.options import (
     Background,
     ImageFit,
     JsonFile,
+    interruptible,
     make_folder,
     message,
     number,
@@ -30,7 +33,7 @@ from secure_cnn.data import ImageData, ImageReading, load_data
 from secure_cnn.data.named import NAMES
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import ModelError, RunError
-from secure_cnn.evaluate import ClassificationReport, evaluate_model
+from secure_cnn.evaluate import ClassificationReport, batch_for, evaluate_model
 from secure_cnn.files import write_file
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.pages import write_robustness
@@ -50,7 +53,9 @@ _NO_THREAT = (
 
 def evaluate(
     *,
-    checkpoint: Annotated[Path, typer.Argument(help="A model.sealed or model.safetensors file.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run's folder, or a model.sealed or model.safetensors file.")
+    ],
     data: Annotated[
         str | None, typer.Option(help="Test images; the data set it was trained on.")
     ] = None,
@@ -81,6 +86,13 @@ def evaluate(
     ] = None,
     samples: Annotated[int, typer.Option(help="Test images to attack; 0 takes all.")] = 1000,
     seed: Annotated[int, typer.Option(help="Chooses the attacked images and random starts.")] = 0,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Images a forward pass, and between two writes of --state; by default 256, fewer "
+            "for a network that takes long."
+        ),
+    ] = None,
     exhaustive: Annotated[
         bool, typer.Option("--exhaustive", help="Try every attack on every correct image.")
     ] = False,
@@ -119,54 +131,77 @@ def evaluate(
     ] = None,
     identity: IdentityFile = None,
     passphrase_file: PassphraseFile = None,
+    kek: Kek = None,
     trusted: Trusted = None,
     json_file: JsonFile = None,
 ) -> None:
     """Evaluate a checkpoint on test images, under attack too where it claims to be robust."""
     keep_freed_memory()
     requirements = findings.read_requirements(require or [])
-    unlocking = unlocking_from(identity, passphrase_file, trusted or [])
+    unlocking = unlocking_from(identity, passphrase_file, kek, trusted or [])
     network = own_network(model, model_option or []) if model else None
-    loaded = _model(checkpoint, unlocking, network)
-    images = _images(loaded, data, checkpoint, reading_for(loaded, image_fit, background))
+    path, data = located(checkpoint, data)
+    loaded = _model(path, unlocking, network)
+    images = _images(loaded, data, path, reading_for(loaded, image_fit, background))
     threat = _threat(loaded, eps, norm)
     attacking = bool(attack or surrogate or exhaustive or save_images or out)
     kept, demanded = state is not None and certify is None, any(e.attacked for e in requirements)
     if threat is None and (attacking or kept or demanded):
         raise RunError(_NO_THREAT)
-    found = evaluate_model(loaded.model, images.test, images.spec.classes)
-    robust = None
-    if threat is not None:
-        attacked = defenses.evaluate(
+    with interruptible(partial(_way_on, state)):
+        size = batch_for(loaded.model, images.test) if batch_size is None else batch_size
+        found = evaluate_model(loaded.model, images.test, images.spec.classes, batch_size=size)
+        robust = threat and defenses.evaluate(
             loaded.model,
             images.test,
             threat,
             attacks=attack or None,
             samples=min(samples, len(images.test)) if samples else None,
+            batch_size=size,
             seed=seed,
             exhaustive=exhaustive,
             verdicts=verdicts and _check_settings(surrogate, unlocking, network),
             examples=None if save_images else 8,
             state=state,
         )
-        robust = replace(attacked, data=images.name)
-    _show(found, robust)
-    if save_images is not None:
-        _save_images(save_images, robust)
-    keep = partial(_keep, json_file, out, loaded, images, found, robust)
-    keep(None)  # what is finished is not lost with what comes after it
-    if certify is not None:
-        proven = _certified(loaded, images, certify, samples, seed, state)
-        Terminal().print(findings.certificates(proven))
-        keep(proven)
+        robust = robust and replace(robust, data=images.name)
+        _show(found, robust)
+        if save_images is not None:
+            _save_images(save_images, robust)
+        keep = partial(_keep, json_file, out, loaded, images, found, robust)
+        keep(None)  # what is finished is not lost with what comes after it
+        if certify is not None:
+            proven = _certified(loaded, images, certify, samples, size, seed, state)
+            Terminal().print(findings.certificates(proven))
+            keep(proven)
+    _demand(requirements, found, robust)
+
+
+def _demand(
+    requirements: Sequence[findings.Requirement],
+    found: ClassificationReport,
+    robust: defenses.RobustnessReport | None,
+) -> None:
+    """Leaves with its exit code where something was demanded and is not so."""
     missed = [words for each in requirements if (words := each.missed(found.accuracy, robust))]
     if missed:
         Terminal(stderr=True).print("\n".join(missed), style="bold red")
         raise typer.Exit(_MISSED)
 
 
+def _way_on(state: Path | None) -> str:
+    """How an interrupted evaluation goes on."""
+    if state is None:
+        return "with --state FILE beside it, the same command would have gone on from there"
+    return f"the same command again goes on from {state}"
+
+
 def _model(path: Path, unlocking: Unlocking | None, network: OwnNetwork | None) -> LoadedModel:
     """The model in a file, which must be there: one that is missing is no fault of its keys."""
+    if unlocking is None and path.suffix == ".sealed" and path.exists():
+        raise InvalidKey(
+            f"{path}: is sealed; name what opens it with --identity, --passphrase-file or --kek"
+        )
     try:
         return read_model(path, unlocking=unlocking, network=network)
     except StorageError as error:
@@ -205,6 +240,7 @@ def _certified(
     images: ImageData,
     sigma: float,
     samples: int,
+    batch_size: int,
     seed: int,
     state: Path | None,
 ) -> defenses.CertificationReport:
@@ -213,6 +249,7 @@ def _certified(
         loaded.model,
         images.test,
         defenses.Smoothing(sigma=sigma),
+        batch_size=batch_size,
         images=min(samples, len(images.test)) if samples else None,
         seed=seed,
         state=None if state is None else state.with_name(f"{state.name}.certify"),

@@ -68,33 +68,36 @@ _ENVIRONMENT = "SECURE_CNN_PASSPHRASE"
 
 
 def sealing_from(
-    recipients: Sequence[str], passphrase_file: Path | None, signer: Path | None
+    recipients: Sequence[str],
+    passphrase_file: Path | None,
+    kek: str | None,
+    signer: Path | None,
 ) -> Sealing | None:
     """To whom checkpoints are sealed; None where nobody was named, which is asked of the options.
 
     Not of what was found by them: a named file in which nobody is must not leave a plain model.
     """
-    if not recipients and passphrase_file is None:
+    if not recipients and passphrase_file is None and kek is None:
         if signer is not None:
             raise archive.InvalidKey(
                 "expected a recipient for the signed checkpoint, got none; name one with "
                 "--recipient"
             )
         return None
-    who = recipients_from(recipients, passphrase_file, None)
+    who = recipients_from(recipients, passphrase_file, kek)
     return Sealing(recipients=tuple(who), signer=signer_from(signer))
 
 
 def unlocking_from(
-    identity: Path | None, passphrase_file: Path | None, trusted: Sequence[str]
+    identity: Path | None, passphrase_file: Path | None, kek: str | None, trusted: Sequence[str]
 ) -> Unlocking | None:
     """What opens a sealed file; None where nothing was given, and then no signature either."""
-    opens = identity_from(identity, passphrase_file, None)
+    opens = identity_from(identity, passphrase_file, kek)
     if opens is None:
         if trusted:
             raise archive.InvalidKey(
-                "--trusted: expected --identity or --passphrase-file with it, got neither: a plain "
-                "file carries no signature; archive verify checks a sealed one without a key"
+                "--trusted: expected --identity, --passphrase-file or --kek with it, got none: a "
+                "plain file carries no signature; archive verify checks a sealed one without a key"
             )
         return None
     return Unlocking(identity=opens, trusted=trusted_from(trusted))

@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias, cast
 
@@ -15,17 +17,22 @@ from secure_cnn.printable import Terminal, printable
 from secure_cnn.recipe import Recipe
 
 __all__ = [
+    "INTERRUPTED",
     "Background",
     "ImageFit",
     "ImageSize",
     "JsonFile",
     "given_settings",
+    "interruptible",
     "make_folder",
     "message",
+    "nothing_kept",
     "number",
     "reading_for",
     "settings_from",
 ]
+
+INTERRUPTED = 130
 
 _DECIMAL = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 _NUMBER = re.compile(rf"(?P<above>{_DECIMAL})(?:/(?P<below>{_DECIMAL}))?", re.ASCII | re.IGNORECASE)
@@ -73,6 +80,21 @@ def number(text: str | float) -> float:
 def message(text: str) -> None:
     """One line on standard error, for people."""
     Terminal(stderr=True).print(text)
+
+
+@contextmanager
+def interruptible(way_on: Callable[[], str]) -> Iterator[None]:
+    """Says after a Ctrl-C inside how to go on, and leaves with the exit code of one."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        message(f"interrupted\nhint: {way_on()}")
+        raise typer.Exit(INTERRUPTED) from interrupt
+
+
+def nothing_kept() -> str:
+    """The way on of a command that keeps no state."""
+    return "nothing of it was kept; the same command begins anew"
 
 
 def settings_from(context: typer.Context) -> dict[str, Any]:

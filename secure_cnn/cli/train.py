@@ -1,7 +1,10 @@
 """`secure-cnn train`: options into a recipe, the recipe into a run."""
 
+import shlex
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,10 +14,12 @@ from secure_cnn.checkpoint import Unlocking
 from secure_cnn.cli.keys import sealing_from, unlocking_from, verifiers_from
 from secure_cnn.cli.network import ModelName, ModelOptions, own_network, settings_of
 from secure_cnn.cli.options import (
+    INTERRUPTED,
     Background,
     ImageFit,
     ImageSize,
     given_settings,
+    interruptible,
     number,
     settings_from,
 )
@@ -29,7 +34,6 @@ from secure_cnn.weights import is_sealed
 
 __all__ = ["train"]
 
-_INTERRUPTED = 130
 _DEFAULT = Recipe(out="")
 
 
@@ -230,16 +234,32 @@ def _train(
         recipe = Recipe.from_dict({**record.settings, "out": recipe.out})
     # Also where nothing is resumed yet: that a text or a file holds no key shows on the first day.
     verifiers_from(trusted or [])
-    done = run(
-        recipe,
-        network=network,
-        sealing=sealing_from(recipients or [], passphrase_file, signer),
-        unlocking=_unlocking(recipe, identity, passphrase_file, trusted or [], resume=resume),
-        resume=resume,
-        force=force,
-        measure_cost=step_costs,
-    )
+    with interruptible(partial(_way_on, recipe)):
+        done = run(
+            recipe,
+            network=network,
+            sealing=sealing_from(recipients or [], passphrase_file, None, signer),
+            unlocking=_unlocking(recipe, identity, passphrase_file, trusted or [], resume=resume),
+            resume=resume,
+            force=force,
+            measure_cost=step_costs,
+        )
     _tell(done)
+
+
+def _way_on(recipe: Recipe) -> str:
+    """How a run goes on that was not given the time to stop after its step."""
+    folder = Path(recipe.out)
+    if not (folder / "run.json").exists():
+        return "nothing was trained yet; the same command begins anew"
+    return f"go on from its last checkpoint with {_resuming(folder, recipe.to_dict())}"
+
+
+def _resuming(folder: Path, settings: Mapping[str, Any]) -> str:
+    """The command, as a shell takes it."""
+    own = is_own_name(settings["model"])
+    named = " " + as_arguments(settings["model"], settings["model_options"]) if own else ""
+    return f"secure-cnn train --out {shlex.quote(str(folder))} --resume{named}"
 
 
 def _unlocking(
@@ -254,7 +274,7 @@ def _unlocking(
     if resume or (recipe.weights is not None and is_sealed(Path(recipe.weights))):
         # Beside an identity that opens the weights, a passphrase seals.
         opens = passphrase_file if resume or identity is None else None
-        return unlocking_from(identity, opens, trusted)
+        return unlocking_from(identity, opens, None, trusted)
     if trusted and recipe.weights is not None:
         raise RunError(
             f"--trusted: expected weights that are sealed and signed, got {recipe.weights}, which "
@@ -268,14 +288,9 @@ def _tell(done: Run) -> None:
     messages = Terminal(stderr=True)
     if done.record.status == "interrupted":
         keys = ", with its recipients and signer again and --identity" if done.folder.sealed else ""
-        settings = done.record.settings
-        own = is_own_name(settings["model"])
-        named = " " + as_arguments(settings["model"], settings["model_options"]) if own else ""
-        messages.print(
-            "interrupted; hint: go on with secure-cnn train "
-            f"--out {done.folder.root} --resume{named}{keys}"
-        )
-        raise typer.Exit(_INTERRUPTED)
+        way_on = _resuming(done.folder.root, done.record.settings)
+        messages.print(f"interrupted; hint: go on with {way_on}{keys}")
+        raise typer.Exit(INTERRUPTED)
     Terminal().print(summary_table(done.record))
     for note in done.record.notes:
         messages.print(note)

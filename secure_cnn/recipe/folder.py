@@ -131,11 +131,6 @@ class RunFolder:
 
     def _check_replaceable(self, strangers: list[str], *, force: bool) -> None:
         """Passes if the folder holds a run, nothing else, and was named to be replaced."""
-        if not force:
-            raise RunError(
-                f"{self.root}: exists already, and a run is never overwritten; choose another "
-                "folder, go on with --resume, or replace it with --force"
-            )
         if self.root.is_symlink():
             raise RunError(
                 f"{self.root}: expected a folder that can be made and written to, got a link; give "
@@ -149,6 +144,12 @@ class RunFolder:
             raise RunError(
                 f"{self.root}: holds more than a run, so it is not replaced: "
                 f"{', '.join(strangers[:8])}; move that elsewhere, or choose another folder"
+            )
+        # Last: a way out that is named must be one.
+        if not force:
+            raise RunError(
+                f"{self.root}: exists already, and a run is never overwritten; choose another "
+                "folder, go on with --resume, or replace it with --force"
             )
 
     def _sorted(self) -> tuple[list[Path], list[str]]:
