@@ -430,16 +430,16 @@ def test_claims_on_the_command_line_are_strict_json():
     """Nests too deeply, stands twice, is no number: wrong usage, not a traceback."""
     from typer import BadParameter
 
-    from secure_cnn.cli.archive import _claims
+    from secure_cnn.cli.claims import claims_from
 
-    assert _claims(["a=1", "b=text", 'c={"d": [true]}']) == {
+    assert claims_from(["a=1", "b=text", 'c={"d": [true]}']) == {
         "a": 1,
         "b": "text",
         "c": {"d": [True]},
     }
     for bad in ("a=" + "[" * 100_000, 'a={"b": 1, "b": 2}', "a=NaN", "a=1e999"):
         with pytest.raises(BadParameter):
-            _claims([bad])
+            claims_from([bad])
 
 
 def test_a_hostile_claim_is_printed_as_text(tmp_path):

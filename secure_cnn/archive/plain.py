@@ -5,7 +5,7 @@ does torch read one of its own files, by its restricted reader, which runs no co
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from secure_cnn.archive.keys.signatures import Verifier
 from secure_cnn.archive.opening import unlock
 from secure_cnn.archive.storage import Path, new_file, opened
 from secure_cnn.files import write_at
+from secure_cnn.printable import printable
 
 __all__ = ["decrypt", "import_", "load_plain", "save_plain"]
 
@@ -66,7 +67,10 @@ def load_plain(path: Path) -> State:
             f"{path}: is sealed; open it first, or give the identity or passphrase that opens it"
         )
     if _is_torch(bytes(data[:16])):
-        raise StateError(f"{path}: expected a safetensors file, got one of torch.save; import it")
+        raise StateError(
+            f"{path}: expected a safetensors file, got one of torch.save; read it once with "
+            "import_, or by secure-cnn archive import"
+        )
     try:
         return decode_state(torch.frombuffer(data, dtype=torch.uint8))
     except StateError as error:
@@ -124,6 +128,7 @@ def decrypt(
 
 def _read(path: Path, length: int = -1) -> bytes:
     with opened(path) as fd, open(fd, "rb", closefd=False) as file:
+        file.seek(0)
         return file.read(length)
 
 
@@ -146,7 +151,55 @@ def _load_torch(path: Path) -> Any:
                 path, map_location="cpu", weights_only=True
             )
     except Exception as error:
+        got = _stranger_in(path) or f"something else ({type(error).__name__})"
         raise StateError(
-            f"{path}: expected a state of tensors and plain data, got something else "
-            f"({type(error).__name__}); save its state_dict() with torch.save"
+            f"{path}: expected a state of tensors and plain data, got {got}; where it was made, "
+            "save state_dict() or plain data in its place with torch.save, and import that"
         ) from None
+
+
+class _Stranger(list[Any]):
+    """Stands for an object of a class whose code is not run; a list, since such may be filled."""
+
+    named = ""
+
+    def __new__(cls, *_: object) -> "_Stranger":
+        return super().__new__(cls)
+
+    def __init__(self, *_: object) -> None:
+        super().__init__()
+
+    def __setstate__(self, state: object) -> None:
+        """What it held is not looked at."""
+
+
+def _stranger_in(path: Path) -> str:
+    """Where the first object of an unknown class is, and its class; "" where nobody can say.
+
+    The restricted reader puts an empty stand-in of ours where it would need the class.
+    """
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        stand_ins: list[Any] = [
+            (type("_Stranger", (_Stranger,), {"named": name}), name) for name in names
+        ]
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
+            warnings.simplefilter("ignore")
+            tree = torch.load(path, map_location="meta", weights_only=True)  # noqa: TID251
+        where, stranger = next(_strangers(tree, ""))
+    except Exception:  # the file may hold anything, and another sentence says so
+        return ""
+    kind = printable(stranger.named)
+    return f"{printable(where)}: a {kind}" if where else f"a {kind}"
+
+
+def _strangers(tree: object, where: str) -> Iterator[tuple[str, _Stranger]]:
+    """Every stand-in below, with its place: `optimizer.param_groups[0].betas`."""
+    if isinstance(tree, _Stranger):
+        yield where, tree
+    elif isinstance(tree, dict):
+        for name, each in tree.items():
+            yield from _strangers(each, f"{where}.{name}" if where else str(name))
+    elif isinstance(tree, list | tuple):
+        for number, each in enumerate(tree):
+            yield from _strangers(each, f"{where}[{number}]")

@@ -3,21 +3,70 @@
 import contextlib
 import fcntl
 import os
+import sys
+import tempfile
 from collections.abc import Iterator
-from typing import TypeAlias
+from types import TracebackType
+from typing import BinaryIO, Self, TypeAlias, final
 
 from secure_cnn import files
 from secure_cnn.archive.errors import LimitExceeded, StorageError
 from secure_cnn.archive.format.payload import read_at
 
-__all__ = ["Path", "append_at", "lock_file", "new_file", "opened", "read_small", "write_file"]
+__all__ = [
+    "Path",
+    "Spool",
+    "append_at",
+    "lock_file",
+    "new_file",
+    "opened",
+    "read_small",
+    "write_file",
+]
 
 Path: TypeAlias = str | os.PathLike[str]
+
+
+@final
+class Spool(os.PathLike[str]):
+    """A file without a name that stands for a stream, to be given where a path is meant.
+
+    In memory where the system can, so that what is plain is on no disk; else in the folder of
+    temporary files. A class because it owns the file. Messages call it `name`.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        if sys.platform == "linux":
+            self.file: BinaryIO = os.fdopen(os.memfd_create(name, os.MFD_CLOEXEC), "w+b")
+        else:
+            self.file = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the spool
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __fspath__(self) -> str:
+        """For whoever opens it once more, as torch does."""
+        return f"/dev/fd/{self.file.fileno()}"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.file.close()
 
 
 @contextlib.contextmanager
 def opened(path: Path, *, flags: int = os.O_RDONLY) -> Iterator[int]:
     """A regular file, open to read or, with ``os.O_RDWR``, to change."""
+    if isinstance(path, Spool):
+        yield path.file.fileno()
+        return
     verb = "read" if flags == os.O_RDONLY else "change"
     try:
         fd = files.open_regular(path, flags)
@@ -41,6 +90,9 @@ def lock_file(fd: int, path: Path) -> None:
 def new_file(path: Path, *, length: int, overwrite: bool, mode: int) -> Iterator[int]:
     """A descriptor of what is a file at `path`, whole, when the block ends without an error."""
     try:
+        if isinstance(path, Spool):
+            yield path.file.fileno()
+            return
         with files.new_file(path, overwrite=overwrite, mode=mode, length=length) as fd:
             yield fd
     except FileExistsError:

@@ -15,8 +15,9 @@ from typing import Annotated, NoReturn, TypeAlias
 import typer
 
 from secure_cnn import archive
-from secure_cnn.archive.format.claims import parse_json
+from secure_cnn.archive.storage import Path as AnyPath
 from secure_cnn.cli import sequence
+from secure_cnn.cli.claims import claims_from
 from secure_cnn.cli.keys import (
     IdentityFile,
     Kek,
@@ -34,6 +35,7 @@ from secure_cnn.cli.keys import (
     verifiers_from,
 )
 from secure_cnn.cli.options import message
+from secure_cnn.cli.streams import source, target
 from secure_cnn.printable import printable
 from secure_cnn.progress import file_progress
 
@@ -51,8 +53,13 @@ __all__ = [
     "verify",
 ]
 
+_STDIN = "- is standard input."
+_STDOUT = "- is standard output."
 _File: TypeAlias = Annotated[Path, typer.Argument(help="A sealed file.")]
-_NewFile: TypeAlias = Annotated[Path, typer.Argument(help="The file to make; it must not exist.")]
+_AnyFile: TypeAlias = Annotated[Path, typer.Argument(help=f"A sealed file. {_STDIN}")]
+_NewFile: TypeAlias = Annotated[
+    Path, typer.Argument(help=f"The file to make; it must not exist. {_STDOUT}")
+]
 _Claims: TypeAlias = Annotated[
     list[str] | None,
     typer.Option("--claim", help="NAME=JSON or NAME=word, for everyone to read; repeatable."),
@@ -128,11 +135,13 @@ def keygen(
     message(f"secret key: {out}; keep it where the sealed files are not")
 
 
-def _sealing(read: Callable[[Path], archive.State], metavar: str, what: str) -> Callable[..., None]:
+def _sealing(
+    read: Callable[[AnyPath], archive.State], metavar: str, what: str
+) -> Callable[..., None]:
     """A command that seals what is read of a plain file of one kind."""
 
     def seal(
-        plain: Annotated[Path, typer.Argument(metavar=metavar, help=what)],
+        plain: Annotated[Path, typer.Argument(metavar=metavar, help=f"{what} {_STDIN}")],
         out: _NewFile,
         recipient: Recipients = None,
         passphrase_file: PassphraseFile = None,
@@ -143,18 +152,24 @@ def _sealing(read: Callable[[Path], archive.State], metavar: str, what: str) -> 
         name: _Name = "",
     ) -> None:
         who = somebody(recipients_from(recipient or [], passphrase_file, kek), "--")
-        with file_progress("sealing") as progress:
+        with (
+            source(plain, passphrase_file) as found,
+            target(out) as made,
+            file_progress("sealing") as progress,
+        ):
             archive.save(
-                out,
-                read(plain),
+                made,
+                read(found),
                 recipients=who,
                 signer=signer_from(signer),
-                claims=_claims(claim),
-                private_claims=_claims(private_claim),
+                claims=claims_from(claim),
+                private_claims=claims_from(private_claim),
                 name=name,
                 progress=progress,
             )
-        message(f"sealed file: {out}; the plain file is still there")
+        message(
+            f"sealed file: {made}" + ("; the plain file is still there" if found == plain else "")
+        )
 
     return seal
 
@@ -195,9 +210,10 @@ def verify(
 
 @app.command("open")
 def open_(
-    file: _File,
+    file: _AnyFile,
     out: Annotated[
-        Path, typer.Option(help="Where the plain safetensors file goes; it must not exist.")
+        Path,
+        typer.Option(help=f"Where the plain safetensors file goes; it must not exist. {_STDOUT}"),
     ],
     identity: IdentityFile = None,
     passphrase_file: PassphraseFile = None,
@@ -206,14 +222,19 @@ def open_(
 ) -> None:
     """Decrypt a file to plain safetensors."""
     opens = needed(identity, passphrase_file, kek)
-    with file_progress("opening") as progress:
-        archive.decrypt(file, out, identity=opens, trusted=trusted_from(trusted), progress=progress)
-    message(f"plain file: {out}")
+    signers = trusted_from(trusted)
+    with (
+        source(file, passphrase_file) as found,
+        target(out) as made,
+        file_progress("opening") as progress,
+    ):
+        archive.decrypt(found, made, identity=opens, trusted=signers, progress=progress)
+    message(f"plain file: {made}")
 
 
 @app.command()
 def export(
-    file: _File,
+    file: _AnyFile,
     out: _NewFile,
     only: Annotated[
         list[str] | None, typer.Option(help="The name of a tensor; repeatable. All without.")
@@ -237,21 +258,27 @@ def export(
         raise typer.BadParameter("give one of --only, --age, --card and --bom")
     if card or bom:
         write = archive.export_card if card else archive.export_bill_of_materials
-        write(file, out, trusted=signers)
-        message(f"{'model card' if card else 'bill of materials'}: {out}")
+        with source(file) as found, target(out) as made:
+            write(found, made, trusted=signers)
+        message(f"{'model card' if card else 'bill of materials'}: {made}")
         return
     opens = needed(identity, passphrase_file, kek)
-    if only:
-        archive.save_plain(out, archive.load(file, identity=opens, trusted=signers, only=only))
-    else:
-        with file_progress("exporting") as progress:
-            if age:
-                archive.export_age(
-                    file, out, identity=opens, recipients=age, trusted=signers, progress=progress
-                )
-            else:
-                archive.decrypt(file, out, identity=opens, trusted=signers, progress=progress)
-    message(f"{'age' if age else 'plain'} file: {out}")
+    with (
+        source(file, passphrase_file) as found,
+        target(out) as made,
+        file_progress("exporting") as progress,
+    ):
+        if only:
+            archive.save_plain(
+                made, archive.load(found, identity=opens, trusted=signers, only=only)
+            )
+        elif age:
+            archive.export_age(
+                found, made, identity=opens, recipients=age, trusted=signers, progress=progress
+            )
+        else:
+            archive.decrypt(found, made, identity=opens, trusted=signers, progress=progress)
+    message(f"{'age' if age else 'plain'} file: {made}")
 
 
 @app.command()
@@ -339,36 +366,3 @@ def remove(
     archive.change_recipients(file, identity=opens, remove=key_id)
     message(f"removed {len(key_id)} from {file}")
     message("hint: whoever read it before may have kept the file key; to shut them out, rotate")
-
-
-def _claims(given: list[str] | None) -> dict[str, archive.JSON]:
-    """Claims from NAME=JSON; what begins as a word does is a text without quotes."""
-    claims: dict[str, archive.JSON] = {}
-    for text in given or []:
-        name, separator, value = text.partition("=")
-        if not separator or not name:
-            raise typer.BadParameter(f"expected a claim as NAME=JSON, got {text!r}")
-        if name in claims:
-            raise typer.BadParameter(f"expected one claim {name!r}, got two")
-        try:
-            json.loads(value)
-        except (ValueError, RecursionError) as error:
-            if isinstance(error, json.JSONDecodeError):
-                claims[name] = _word(text, value)
-                continue
-        try:
-            claims[name] = parse_json(value.encode(), f"claim {name}")
-        except (archive.Tampered, UnicodeEncodeError) as error:
-            reason = str(error).partition("; ")[0]
-            raise typer.BadParameter(f"{printable(reason)}; give plain JSON") from None
-    return claims
-
-
-def _word(text: str, value: str) -> str:
-    """A text without quotes, unless it was meant as JSON: a number gone wrong is no text."""
-    if value[:1].isalpha() and value not in ("True", "False", "None", "nan", "inf"):
-        return value
-    raise typer.BadParameter(
-        f"expected NAME=JSON or NAME=word, got {printable(text)!r}; JSON has 0.5, true, null and, "
-        'in quotes, "any text"'
-    )

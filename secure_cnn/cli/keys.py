@@ -15,6 +15,7 @@ from secure_cnn.checkpoint import Sealing, Unlocking
 from secure_cnn.files import reading
 
 __all__ = [
+    "ENVIRONMENT",
     "IdentityFile",
     "Kek",
     "PassphraseFile",
@@ -64,7 +65,7 @@ Verifiers: TypeAlias = Annotated[
 ]
 
 _MAX_TEXTS = 1 << 20
-_ENVIRONMENT = "SECURE_CNN_PASSPHRASE"
+ENVIRONMENT = "SECURE_CNN_PASSPHRASE"
 
 
 def sealing_from(
@@ -189,7 +190,7 @@ def signer_from(path: Path | None) -> archive.Signer | None:
 def passphrase_from(path: Path, *, twice: bool = False) -> archive.Passphrase:
     """A passphrase: the first line of a private file, or, for `-`, of environment or prompt."""
     if str(path) == "-":
-        text = os.environ.get(_ENVIRONMENT)
+        text = os.environ.get(ENVIRONMENT)
         if not text:
             text = getpass.getpass("Passphrase: ")
             if twice and getpass.getpass("Again: ") != text:

@@ -162,6 +162,13 @@ def train(
         Path | None,
         typer.Option(help="Seal the checkpoints to the passphrase in this file; - asks."),
     ] = None,
+    kek: Annotated[
+        str | None,
+        typer.Option(
+            help="Seal the checkpoints to this key-encryption key: a file, env:NAME, "
+            "command:PROGRAM or keyring:SERVICE/USER."
+        ),
+    ] = None,
     signer: Annotated[
         Path | None, typer.Option(help="Sign the checkpoints with this key file.")
     ] = None,
@@ -192,6 +199,7 @@ def train(
         network,
         recipient,
         passphrase_file,
+        kek,
         signer,
         identity,
         trusted,
@@ -220,6 +228,7 @@ def _train(
     network: OwnNetwork | None,
     recipients: list[str] | None,
     passphrase_file: Path | None,
+    kek: str | None,
     signer: Path | None,
     identity: Path | None,
     trusted: list[str] | None,
@@ -238,8 +247,10 @@ def _train(
         done = run(
             recipe,
             network=network,
-            sealing=sealing_from(recipients or [], passphrase_file, None, signer),
-            unlocking=_unlocking(recipe, identity, passphrase_file, trusted or [], resume=resume),
+            sealing=sealing_from(recipients or [], passphrase_file, kek, signer),
+            unlocking=_unlocking(
+                recipe, identity, passphrase_file, kek, trusted or [], resume=resume
+            ),
             resume=resume,
             force=force,
             measure_cost=step_costs,
@@ -266,15 +277,17 @@ def _unlocking(
     recipe: Recipe,
     identity: Path | None,
     passphrase_file: Path | None,
+    kek: str | None,
     trusted: list[str],
     *,
     resume: bool,
 ) -> Unlocking | None:
     """What opens the state to go on from, or the weights to start from; None where neither is."""
     if resume or (recipe.weights is not None and is_sealed(Path(recipe.weights))):
-        # Beside an identity that opens the weights, a passphrase seals.
-        opens = passphrase_file if resume or identity is None else None
-        return unlocking_from(identity, opens, None, trusted)
+        # Beside an identity that opens the weights, a passphrase or a key-encryption key seals.
+        if not resume and identity is not None:
+            passphrase_file = kek = None
+        return unlocking_from(identity, passphrase_file, kek, trusted)
     if trusted and recipe.weights is not None:
         raise RunError(
             f"--trusted: expected weights that are sealed and signed, got {recipe.weights}, which "

@@ -170,7 +170,12 @@ def kek_from_command(command: Sequence[str]) -> KeyEncryptionKey:
         raise KeyServiceError("expected a command that prints a key, got none")
     try:
         done = subprocess.run(  # noqa: S603 - the caller's own command, and no shell
-            list(command), capture_output=True, check=False, timeout=_COMMAND_SECONDS, text=True
+            list(command),
+            stdin=subprocess.DEVNULL,  # ours may hold the file that the key opens
+            capture_output=True,
+            check=False,
+            timeout=_COMMAND_SECONDS,
+            text=True,
         )
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
         raise KeyServiceError(
