@@ -164,7 +164,8 @@ def _warn_of_groups(plan: DPPlan, ids: object, examples: int, *, meant: bool) ->
             raise
         return
     if cost:
-        warnings.warn(cost, stacklevel=4)
+        cure = '; protect persons instead, with DPPlan(unit="person"), whose samples they are'
+        warnings.warn(cost + cure, stacklevel=4)
 
 
 def group_cost(plan: DPPlan, persons: Persons) -> str:
@@ -178,8 +179,7 @@ def group_cost(plan: DPPlan, persons: Persons) -> str:
         f"groups: {several} of {len(persons)} persons have more than one example, the largest "
         f"group {size}. ε = {epsilon_of([event], delta):.3g} at δ = {delta:.3g} is about one "
         f"example; for a person with {size} it is {group_epsilon([event], delta, size=size):.3g}, "
-        'by group privacy. Protect persons instead: DPPlan(unit="person"), with samples='
-        f"{len(persons)}"
+        "by group privacy"
     )
 
 

@@ -133,7 +133,7 @@ def test_a_training_of_examples_warns_of_persons_who_have_several(by_attribute: 
     theirs = group_epsilon([own.event()], 0.01, size=3)
     says = (
         "groups: 2 of 9 persons have more than one example, the largest group 3. "
-        f"ε = {own.epsilon():.3g} at δ = 0.01 .* with 3 it is {theirs:.3g}, .* samples=9"
+        f"ε = {own.epsilon():.3g} at δ = 0.01 .* with 3 it is {theirs:.3g}, .*unit"
     )
     with pytest.warns(UserWarning, match=says) as caught:
         attached(None if by_attribute else OWNERS, owned)

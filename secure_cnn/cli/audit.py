@@ -34,6 +34,7 @@ from secure_cnn.pages import write_audit
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe
 from secure_cnn.recipe.initial import initial_model
+from secure_cnn.recipe.persons import samples_of
 from secure_cnn.recipe.seams import Batches, Seams, make_device, make_plan, make_seams
 from secure_cnn.record import AuditRecord, RunRecord, hardware, versions
 
@@ -154,9 +155,9 @@ def _recorded(context: typer.Context, run: Path, out: Path) -> Recipe:
 def _audited(recipe: Recipe, own: OwnNetwork | None, settings: AuditSettings) -> AuditReport:
     """Audits the recipe's own training, put together as `train` does."""
     device = make_device(recipe)
-    images = load_data(recipe.data, reading=recipe.reading, seed=recipe.seed)
+    images = load_data(recipe.data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed)
     initial = initial_model(recipe, images, own, unlocking=None)
-    plan = make_plan(recipe, len(images.train))
+    plan = make_plan(recipe, samples_of(recipe, images))
     assert plan is not None, "the recipe is private"
 
     def make_training(audited: privacy.DPPlan, dataset: MapStyle) -> tuple["_Training", Any]:

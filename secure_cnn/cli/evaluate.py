@@ -21,8 +21,10 @@ from secure_cnn.cli.keys import IdentityFile, Kek, PassphraseFile, Trusted, unlo
 from secure_cnn.cli.network import ModelOptions, own_network
 from secure_cnn.cli.options import (
     Background,
+    Groups,
     ImageFit,
     JsonFile,
+    groups_for,
     interruptible,
     make_folder,
     message,
@@ -59,6 +61,7 @@ def evaluate(
     data: Annotated[
         str | None, typer.Option(help="Test images; the data set it was trained on.")
     ] = None,
+    groups: Groups = None,
     image_fit: ImageFit = None,
     background: Background = None,
     model: Annotated[
@@ -142,7 +145,8 @@ def evaluate(
     network = own_network(model, model_option or []) if model else None
     path, data = located(checkpoint, data)
     loaded = _model(path, unlocking, network)
-    images = _images(loaded, data, path, reading_for(loaded, image_fit, background))
+    reading = reading_for(loaded, image_fit, background)
+    images = _images(loaded, data, path, reading, groups_for(loaded, data, groups))
     threat = _threat(loaded, eps, norm)
     attacking = bool(attack or surrogate or exhaustive or save_images or out)
     kept, demanded = state is not None and certify is None, any(e.attacked for e in requirements)
@@ -344,7 +348,11 @@ def _write_page(
 
 
 def _images(
-    loaded: LoadedModel, data: str | None, checkpoint: Path, reading: ImageReading
+    loaded: LoadedModel,
+    data: str | None,
+    checkpoint: Path,
+    reading: ImageReading,
+    groups: str | None,
 ) -> ImageData:
     """The data given, or that which the checkpoint names; split as in its training."""
     claims = loaded.claims.get("data")
@@ -356,7 +364,7 @@ def _images(
             "data set that has a name; say where it is with --data"
         )
     seed = split_seed if type(split_seed) is int and split_seed >= 0 else 0
-    images = load_data(str(name), reading=reading, seed=seed)
+    images = load_data(str(name), reading=reading, groups=groups, seed=seed)
     key = loaded.private_claims.get("data_fingerprint_key")
     fingerprint = keyed_fingerprint(images, key) if isinstance(key, str) else images.fingerprint
     # Without its key, which only a sealed file holds, a keyed fingerprint says nothing.

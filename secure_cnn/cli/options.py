@@ -19,10 +19,12 @@ from secure_cnn.recipe import Recipe
 __all__ = [
     "INTERRUPTED",
     "Background",
+    "Groups",
     "ImageFit",
     "ImageSize",
     "JsonFile",
     "given_settings",
+    "groups_for",
     "interruptible",
     "make_folder",
     "message",
@@ -58,6 +60,13 @@ Background: TypeAlias = Annotated[
 ]
 JsonFile: TypeAlias = Annotated[
     Path | None, typer.Option("--json", help="Write the figures to this file.")
+]
+Groups: TypeAlias = Annotated[
+    str | None,
+    typer.Option(
+        help="Whose the images are: folder (DIR/cat/PERSON/1.jpg), or a CSV file with the columns "
+        "path,person (of a .npz file index,person). A person is trained on or tested on, not both."
+    ),
 ]
 
 
@@ -119,6 +128,17 @@ def reading_for(loaded: LoadedModel, fit: str | None, background: str | None) ->
         background=background or claimed.get("background", usual.background),
         channels=architecture.channels,
     )
+
+
+def groups_for(loaded: LoadedModel, data: str | None, groups: str | None) -> str | None:
+    """Whose the images are: as given, or by folders as in the model's training on the same folder.
+
+    By another file, or none, the split is another one too, of which the fingerprint tells.
+    """
+    claims = loaded.claims.get("data")
+    claimed = claims if isinstance(claims, dict) else {}
+    same = data is not None and Path(data).resolve().name == claimed.get("name")
+    return groups or ("folder" if same and claimed.get("groups") == "folder" else None)
 
 
 def given_settings(context: typer.Context) -> list[str]:

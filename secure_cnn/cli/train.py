@@ -16,6 +16,7 @@ from secure_cnn.cli.network import ModelName, ModelOptions, own_network, setting
 from secure_cnn.cli.options import (
     INTERRUPTED,
     Background,
+    Groups,
     ImageFit,
     ImageSize,
     given_settings,
@@ -101,6 +102,14 @@ def train(
             "--float-safe", help="Add sum and noise so that low bits leak nothing; slower."
         ),
     ] = False,
+    unit: Annotated[
+        str,
+        typer.Option(help="What epsilon protects: an example, or a person with all their images."),
+    ] = _DEFAULT.unit,
+    images_per_person: Annotated[
+        int | None, typer.Option(help="With --unit person: most of one person in a step; 8.")
+    ] = None,
+    groups: Groups = None,
     copies: Annotated[
         int, typer.Option(help="Augmented copies of each example in a private step.")
     ] = _DEFAULT.copies,

@@ -128,6 +128,12 @@ def claims_of(
             "train": len(data.train),
             "split_seed": recipe.seed,
             **_unusual(recipe, _READING),
+            # A path would say more than where persons were named.
+            **(
+                {"groups": "folder" if recipe.groups == "folder" else "file"}
+                if recipe.groups
+                else {}
+            ),
         },
         "accuracy": result.accuracy,
         "macro_recall": result.macro_recall,

@@ -7,11 +7,12 @@ from typing import Any, Literal, get_args
 from defenses.quantities import is_real, is_whole, is_word
 from defenses.training.objective import Precision
 from privacy import PlanError
+from privacy.accounting import Unit
 from secure_cnn.errors import ModelError
 from secure_cnn.models import MODELS
 from secure_cnn.own_network import are_options, is_own_name
 
-__all__ = ["CLIPPINGS", "ERRORS", "RANGES", "WORDS", "ClippingKind", "Norm", "Optimizer"]
+__all__ = ["CLIPPINGS", "ERRORS", "RANGES", "WORDS", "ClippingKind", "Norm", "Optimizer", "Unit"]
 
 Optimizer = Literal["sgd", "adamw"]
 Norm = Literal["linf", "l2"]
@@ -58,6 +59,9 @@ RANGES: Mapping[str, _Range] = {
     "trials": _or_none(_COUNT),
     "copies": _COUNT,
     "clipping": _among(CLIPPINGS),
+    "unit": _among(get_args(Unit)),
+    "images_per_person": _or_none(_COUNT),
+    "groups": (lambda of: of is None or _PATH[0](of), "folder, or a path as a text or a Path"),
     **dict.fromkeys(("float_safe", "flip", "guard", "baseline"), _SWITCH),
     "optimizer": _among(get_args(Optimizer)),
     "norm": _among(get_args(Norm)),
@@ -92,7 +96,7 @@ RANGES: Mapping[str, _Range] = {
 
 The threat model and the attack look at `eps` and `attack_steps`, whatever they are."""
 
-WORDS = ("model", "clipping", "optimizer", "norm", "attack_precision")
+WORDS = ("model", "clipping", "unit", "optimizer", "norm", "attack_precision")
 """Settings that are one of some words: another word is shown without quotes."""
 
 ERRORS: Mapping[str, type[Exception]] = {

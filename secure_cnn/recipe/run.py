@@ -27,6 +27,7 @@ from secure_cnn.engine import Objective, WeightAverage
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import Stopped, StopRequest, stop_here, stop_on_signals
 from secure_cnn.own_network import OwnNetwork
+from secure_cnn.printable import Terminal
 from secure_cnn.recipe.folder import Journal, RunFolder
 from secure_cnn.recipe.identity import RunIdentity, Start
 from secure_cnn.recipe.identity import resume as resume_run
@@ -38,6 +39,7 @@ from secure_cnn.recipe.outcome import (
     privacy_record,
     trials_note,
 )
+from secure_cnn.recipe.persons import group_note, samples_of
 from secure_cnn.recipe.seams import make_device, make_plan, make_seams, objective_for
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.recipe.training import UNGUARDED_NOTE, Training, is_unguarded, make_guard
@@ -236,7 +238,7 @@ def _prepared(
 ) -> _Task:
     """Loads and checks everything; touches no file."""
     device = make_device(recipe)
-    data = load_data(recipe.data, reading=recipe.reading, seed=recipe.seed)
+    data = load_data(recipe.data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed)
     initial = initial_model(recipe, data, network, unlocking)
     height, width = data.spec.height, data.spec.width
     if recipe.shift >= min(height, width):
@@ -248,7 +250,7 @@ def _prepared(
         sealing=sealing,
         data=data,
         initial=initial,
-        plan=make_plan(recipe, len(data.train)),
+        plan=make_plan(recipe, samples_of(recipe, data)),
         device=device,
         folder=RunFolder(root=Path(recipe.out), sealed=sealing is not None),
     )
@@ -350,6 +352,8 @@ def _beginning(task: _Task) -> Start:
     """A new run of the task: its number, and what is known of it before it starts."""
     recipe, data = task.recipe, task.data
     identity = RunIdentity.draw(private=task.plan is not None)
+    if grouped := group_note(task.plan, data):
+        Terminal(stderr=True).print(f"note: {grouped}")
     signer = None if task.sealing is None else task.sealing.signer
     record = RunRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -371,7 +375,7 @@ def _beginning(task: _Task) -> Start:
         hardware=hardware(task.device),
         privacy=privacy_record(recipe, task.plan),
         threat=recipe.threat and ThreatRecord(**recipe.threat.to_dict()),
-        notes=(*_notes(recipe), *task.initial.notes),
+        notes=(*_notes(recipe), *task.initial.notes, *filter(None, [grouped])),
         run_id=identity.id,
         signer="" if signer is None else signer.verifier.to_text(),
     )

@@ -67,7 +67,7 @@ def make_device(recipe: Recipe) -> torch.device:
 
 
 def make_plan(recipe: Recipe, samples: int) -> privacy.DPPlan | None:
-    """The calibrated plan, where the recipe asks for privacy."""
+    """The calibrated plan for so many images, or persons, where the recipe asks for privacy."""
     if recipe.epsilon is None:
         return None
     plan = privacy.DPPlan(
@@ -77,6 +77,8 @@ def make_plan(recipe: Recipe, samples: int) -> privacy.DPPlan | None:
         max_grad_norm=recipe.max_grad_norm,
         clipping=_CLIPPINGS[recipe.clipping](),
         float_safe=recipe.float_safe,
+        unit=recipe.unit,
+        images_per_person=recipe.images_per_person,
     )
     return plan.calibrate(epsilon=recipe.epsilon, delta=recipe.delta_for(samples))
 
@@ -140,8 +142,12 @@ def _attached(
     twin = copy.deepcopy(model)
     rows = privacy.PhysicalBatches()
     # Copies are rows too: as many rows in memory at a time as without them.
-    cut = privacy.PhysicalBatches(size=max(rows.multiple, rows.size // recipe.copies))
-    private = privacy.attach(plan, model, optimizer, data.train, physical_batches=cut)
+    least = max(rows.multiple, plan.images_per_person or 1)
+    cut = privacy.PhysicalBatches(size=max(least, rows.size // recipe.copies))
+    groups = data.groups if plan.unit == "person" else None
+    private = privacy.attach(
+        plan, model, optimizer, data.train, physical_batches=cut, groups=groups
+    )
     examples = _random_examples(data, recipe.seed)
     private.check_objective(objective, examples=examples)
     # And what it adds: gradients at weights that record nothing, and losses that are drawn.

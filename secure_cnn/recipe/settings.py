@@ -25,7 +25,7 @@ from secure_cnn.data.reading import Fit
 from secure_cnn.engine import Objective
 from secure_cnn.errors import RunError
 from secure_cnn.models import MODELS
-from secure_cnn.recipe.ranges import ERRORS, RANGES, WORDS, ClippingKind, Norm, Optimizer
+from secure_cnn.recipe.ranges import ERRORS, RANGES, WORDS, ClippingKind, Norm, Optimizer, Unit
 from secure_cnn.record import variant_name
 
 __all__ = ["Recipe", "Variant"]
@@ -38,6 +38,7 @@ _ADDED = (
     *("clipping", "float_safe", "copies", "attack_noise"),
     *("image_size", "image_fit", "background"),
     *("model_options", "weights", "train_only", "freeze"),
+    *("unit", "images_per_person", "groups"),
 )
 """Settings that earlier versions did not write down: their runs had the defaults of these."""
 
@@ -93,6 +94,12 @@ class Recipe:
             follows the examples, and what that tells is paid for); see `privacy.DPPlan`.
         float_safe: Whether sum and noise are added on one grid, so that the low bits of floats
             leak nothing; takes time, see `privacy.DPPlan`.
+        unit: What epsilon protects as one: an `example`, or a `person` with all images of theirs.
+            Epochs and batch size are of persons then; see `privacy.DPPlan`.
+        images_per_person: Most images of one person in a step; None takes the plan's own, 8.
+        groups: Whose the images are: `folder` (`<class>/<person>/*.jpg`) or a CSV file, see
+            `load_data`; None where the data set says so itself, or nobody asks. Then a person's
+            images are all trained on, or all tested on.
         copies: Augmented copies of each example in a private step, whose gradients are averaged
             before they are clipped (De et al. 2022, arXiv 2204.13650): at no cost in epsilon, and
             as much work as so many steps. More than 1 needs `shift`, `flip`, `eps` or
@@ -160,6 +167,9 @@ class Recipe:
     max_grad_norm: float = 1.0
     clipping: ClippingKind = "flat"
     float_safe: bool = False
+    unit: Unit = "example"
+    images_per_person: int | None = None
+    groups: str | Path | None = None
     copies: int = 1
     eps: float | None = None
     eps_warmup: float = 0.0
@@ -184,6 +194,8 @@ class Recipe:
                 raise ERRORS.get(name, RunError)(f"{name}: expected {expected}, got {got}")
         object.__setattr__(self, "out", str(self.out))
         object.__setattr__(self, "data", str(self.data))
+        if self.groups is not None:
+            object.__setattr__(self, "groups", str(self.groups))
         if self.reading.shape is not None:
             # However it was written, the record has one form of it.
             object.__setattr__(self, "image_size", "x".join(map(str, self.reading.shape)))
@@ -349,6 +361,11 @@ _CLASHES: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
     (
         lambda r: r.float_safe is not False and r.epsilon is None,
         _alone("float_safe", "epsilon", "leave it off"),
+    ),
+    (lambda r: r.unit != "example" and r.epsilon is None, _alone("unit={r.unit}", "epsilon")),
+    (
+        lambda r: r.images_per_person is not None and r.unit != "person",
+        _alone("images_per_person", "unit=person", "leave it out"),
     ),
     (
         lambda r: r.copies != 1 and r.epsilon is None,

@@ -28,6 +28,7 @@ from secure_cnn.evaluate import ClassificationReport, evaluate_model
 from secure_cnn.interruption import StopRequest
 from secure_cnn.progress import TrainingProgress, training_progress
 from secure_cnn.recipe.identity import RunIdentity
+from secure_cnn.recipe.persons import persons_digest
 from secure_cnn.recipe.seams import Seams
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.record import EpochRecord
@@ -233,6 +234,8 @@ class Training:
         }
         if self.seams.private is not None:
             parts["skipped"] = self.seams.private.steps - step
+        if self._persons:
+            parts["persons"] = self._persons
         for name, part in self._stateful().items():
             parts[name] = part.state_dict()
         return parts
@@ -293,6 +296,16 @@ class Training:
                 "checkpoint: it started from other weights than those in the file now; put the "
                 "file back that it started from"
             )
+        if state.get("persons", "") != self._persons:
+            raise RunError(
+                f"checkpoint: it was trained with other persons than {self.recipe.data} has now; "
+                "put the folders, or the file of persons, back as they were"
+            )
+
+    @property
+    def _persons(self) -> str:
+        """Whose the images are, where persons are protected: others would make another epsilon."""
+        return persons_digest(self.data) if self.recipe.unit == "person" else ""
 
     def _finish_model(self) -> None:
         """Leaves the model as it will be used: with the averaged weights, and no layer replaced."""
