@@ -398,7 +398,9 @@ def test_a_grey_folder_stays_grey_and_channels_decide_where_given(tmp_path):
     assert load_data(tmp_path / "grey", **quiet).spec.channels == 1
     three = load_data(tmp_path / "grey", reading=ImageReading(channels=3), **quiet)
     assert (three.spec.channels, set(three.train.images.unique().tolist())) == (3, {100})
-    one = load_data(tmp_path / "red", reading=ImageReading(channels=1), **quiet)
+    told = []
+    one = load_data(tmp_path / "red", reading=ImageReading(channels=1), tell=told.append)
+    assert "4 of 4 images have colours and were read as grey" in told
     assert (one.spec.channels, set(one.train.images.unique().tolist())) == (1, {76})
 
 

@@ -146,12 +146,13 @@ class _Seen:
     """Counts what was done to the images; a class because it counts."""
 
     def __init__(self) -> None:
-        self._images, self._transparent, self._enlarged = 0, 0, 0
+        self._images, self._transparent, self._enlarged, self._greyed = 0, 0, 0, 0
 
     def add(self, images: Sequence[Photograph]) -> None:
         self._images += len(images)
         self._transparent += sum(image.transparent for image in images)
         self._enlarged += sum(image.enlarged for image in images)
+        self._greyed += sum(image.greyed for image in images)
 
     def remarks(self, shape: tuple[int, int, int], reading: ImageReading) -> Iterator[str]:
         """What the person who brought them may not expect."""
@@ -160,6 +161,8 @@ class _Seen:
                 f"{self._transparent} of {self._images} images have transparent places; "
                 f"{reading.background} is behind them (--background)"
             )
+        if self._greyed:
+            yield f"{self._greyed} of {self._images} images have colours and were read as grey"
         if self._enlarged:
             yield (
                 f"{self._enlarged} of {self._images} images are smaller than "

@@ -63,6 +63,7 @@ class Photograph:
     pixels: Pixels
     transparent: bool
     enlarged: bool
+    greyed: bool
 
 
 def header(file: Path, *, sized: bool) -> Header:
@@ -87,6 +88,7 @@ def photograph(file: Path, shape: tuple[int, int, int], reading: ImageReading) -
         image.load()
         turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION))
         upright = image if turn is None else image.transpose(turn)
+        greyed = shape[0] == 1 and upright.mode not in _GREY
         flat, transparent = _laid_flat(upright, "L" if shape[0] == 1 else "RGB", reading)
         enlarged = flat.height < shape[1] or flat.width < shape[2]
         fitted = flat if reading.shape is None else _fitted(flat, shape, reading)
@@ -94,7 +96,7 @@ def photograph(file: Path, shape: tuple[int, int, int], reading: ImageReading) -
     pixels = pixels.reshape(*pixels.shape[:2], -1).transpose(2, 0, 1)
     if pixels.shape != shape:
         raise DataError(f"{file}: expected an image of {shape}, got {pixels.shape}: it has changed")
-    return Photograph(pixels=pixels, transparent=transparent, enlarged=enlarged)
+    return Photograph(pixels=pixels, transparent=transparent, enlarged=enlarged, greyed=greyed)
 
 
 @contextmanager
