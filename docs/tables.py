@@ -210,6 +210,29 @@ def noise_table(measured: Measurements) -> str:
     return table(["network", "share of the private step", "95 % interval"], lines)
 
 
+def loader_table(measured: Measurements) -> str:
+    """Images a second from files against memory, by network and threads, and what is possible."""
+    figures, lines = index(measured.rows), []
+    variants = [row.variant for row in measured.rows if row.metric == "processor_ratio"]
+    for case in cases_of(measured, "rate_ratio"):
+        for variant in dict.fromkeys(variants):
+            time = figures.get((case, variant, "time"))
+            lines.append(
+                [
+                    case,
+                    variant,
+                    "" if time is None else f"{1000 * time.median:.2f}",
+                    spread(figures.get((case, variant, "rate_ratio"))),
+                    middle(figures.get((case, variant, "processor_ratio"))),
+                ]
+            )
+        decoding, bound = figures[case, "decoding", "time"], figures[case, "bound", "rate_ratio"]
+        lines.append([case, "possible", f"{1000 * decoding.median:.2f}", spread(bound), ""])
+    heads = ["network", "read", "ms an image", "images a second ÷ memory", "own processor ÷ memory"]
+    rounds = max(row.n for row in measured.rows)
+    return blocks(table(heads, lines), made_on(measured, f"medians of {rounds} rounds, "))
+
+
 def robustness_table(measured: Measurements) -> str:
     """Our evaluation and its reference: the time of a batch, what they find, where they agree."""
     figures, parts = index(measured.rows), []
@@ -373,6 +396,8 @@ def main() -> None:
         tables["scaling"] = blocks(*map(exponent_table, costs))
     if (DOCS / "robustness.json").exists():
         tables["robustness"] = robustness_table(Measurements.read(DOCS / "robustness.json"))
+    if (DOCS / "loader.json").exists():
+        tables["loader"] = loader_table(Measurements.read(DOCS / "loader.json"))
     if (DOCS / "archive.json").exists():
         tables["archive"] = archive_tables(Measurements.read(DOCS / "archive.json"))
     rewrite(DOCS / "benchmarks.md", tables)

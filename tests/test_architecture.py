@@ -83,7 +83,7 @@ ADAPTERS = {
         *("privacy.noise", "secure_cnn.bench.rivals"),
     },
     "sklearn": {"secure_cnn.data", "secure_cnn.evaluate"},
-    "PIL": {"secure_cnn.data"},
+    "PIL": {"secure_cnn.data", "secure_cnn.bench.loader"},
     "matplotlib": {"secure_cnn.pages"},
     "jinja2": {"secure_cnn.pages"},
     "lightning": {"secure_cnn.archive.adapters.lightning"},

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, cast
 
+import torch
 import typer
 from rich.progress import track
 
@@ -16,6 +17,7 @@ from defenses.threat import Norm
 from defenses.training.objective import Precision
 from secure_cnn.bench import Protection, compare, protections
 from secure_cnn.bench import archive as archives
+from secure_cnn.bench.loader import LoaderSettings, measure_loader, write_photographs
 from secure_cnn.bench.memory import measure_memory
 from secure_cnn.bench.rivals import ARCHIVE_RIVALS, RIVALS, archive_rivals, rival_step
 from secure_cnn.bench.robustness import judges, measure_robustness
@@ -51,7 +53,15 @@ from secure_cnn.engine import keep_freed_memory
 from secure_cnn.printable import Terminal
 from secure_cnn.record import Measurements, Row, version
 
-__all__ = ["app", "archive_command", "compare_command", "group", "robustness_command", "step"]
+__all__ = [
+    "app",
+    "archive_command",
+    "compare_command",
+    "group",
+    "loader_command",
+    "robustness_command",
+    "step",
+]
 
 _BFLOAT16 = "-bfloat16"
 _WORSE = 7
@@ -168,6 +178,40 @@ def archive_command(
     if json_file is not None:
         told = {name: version for one in rivals.values() for name, version in one.versions.items()}
         document(rows, rivals=told).write(json_file)
+
+
+@app.command("loader")
+def loader_command(
+    case: Annotated[list[str] | None, typer.Option(help=f"Any of {', '.join(CASES)}.")] = None,
+    workers: Annotated[
+        list[int] | None, typer.Option(help="Processes that read ahead; may be repeated.")
+    ] = None,
+    threads: Annotated[
+        list[int] | None, typer.Option(help="Threads of the computation; may be repeated.")
+    ] = None,
+    images: Annotated[int, typer.Option(help="Photographs in the folder that is made.")] = 256,
+    batch: Annotated[int, typer.Option(help="Images in a physical batch, a divisor of it.")] = 32,
+    rounds: Annotated[int, typer.Option(help="Counted rounds.")] = 7,
+    json_file: JsonFile = None,
+) -> None:
+    """Time private training from a folder of JPEGs, and from memory, in turn within one run."""
+    keep_freed_memory()
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as place:
+        write_photographs(Path(place), images)
+        for count in threads or [torch.get_num_threads()]:
+            settings = LoaderSettings(
+                images=images,
+                batch=batch,
+                workers=tuple(workers or [0, 1, 2]),
+                threads=count,
+                rounds=rounds,
+            )
+            for name in case or ["resnet20"]:
+                rows += measure_loader(name, Path(place), settings=settings)
+    Terminal().print(tables.loader_table(rows))
+    if json_file is not None:
+        document(rows).write(json_file)
 
 
 @app.command()

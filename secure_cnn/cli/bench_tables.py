@@ -17,6 +17,7 @@ __all__ = [
     "cost_table",
     "exponent_table",
     "kernel_table",
+    "loader_table",
     "parts_table",
     "robustness_table",
     "step_table",
@@ -58,6 +59,33 @@ def kernel_table(case: str, choices: Sequence[privacy.Choice]) -> Table:
         shown = [cell for name, s in ranked[:2] for cell in (name, f"{1000 * s:.2f}")]
         shape = "x".join(str(size) for size in choice.inputs)
         table.add_row(choice.layer, shape, *(shown or [choice.kernel]))
+    return table
+
+
+def loader_table(rows: list[Row]) -> Table:
+    """Milliseconds of an image, and images a second against those from memory."""
+    rounds = sorted({row.n for row in rows})
+    table = Table(
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        caption=f"rounds: {' or '.join(map(str, rounds))}. bound: what decoding leaves possible",
+        caption_justify="left",
+    )
+    columns = ("case", "variant", "ms/image", "rate ÷ memory", "95 %", "own processor ÷")
+    _add_columns(table, columns, left=columns[:2], whole=columns)
+    found = _by_figure(rows)
+    for case, variant in dict.fromkeys((row.case, row.variant) for row in rows):
+        time = found.get((case, variant, "time"))
+        ratio = found.get((case, variant, "rate_ratio"))
+        own = found.get((case, variant, "processor_ratio"))
+        table.add_row(
+            case,
+            variant,
+            "–" if time is None else f"{1000 * time.median:.2f}",
+            "–" if ratio is None else f"{ratio.median:.2f}",
+            "–" if ratio is None else f"{ratio.low:.2f}-{ratio.high:.2f}",
+            "–" if own is None else f"{own.median:.2f}",
+        )
     return table
 
 
