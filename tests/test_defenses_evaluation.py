@@ -28,6 +28,7 @@ from defenses import (
     wilson_interval,
 )
 from defenses.checks.checks import CheckSettings
+from defenses.measuring.images import ImageSource
 
 FAST = ("fgsm",)
 
@@ -526,3 +527,43 @@ def test_settings_of_another_type_are_refused(given, word):
     right = {"model": Net(), "data": tensors(), "threat": LINF, "attacks": FAST}
     with pytest.raises(DefenseError, match=word):
         evaluate(**right | given, progress=False)
+
+
+class Brightened(torch.utils.data.Dataset):
+    """Its tensors are not its examples: an image is what `__getitem__` makes of them."""
+
+    def __init__(self, data):
+        self.images, self.labels = data.images.float() / 255, data.labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return (self.images[index] + 0.25).clamp(0, 1), int(self.labels[index])
+
+
+class Declared(Brightened):
+    """Says that its tensors are its examples, and they are."""
+
+    batch_by_indices = True
+
+    def __getitem__(self, index):
+        return self.images[index], int(self.labels[index])
+
+
+class Overridden(Declared):
+    """Inherits the word, and changes the examples."""
+
+    def __getitem__(self, index):
+        return Brightened.__getitem__(self, index)
+
+
+@pytest.mark.parametrize(
+    ("kind", "brighter"), [(Brightened, True), (Declared, False), (Overridden, True)]
+)
+def test_what_a_data_set_does_to_its_images_counts(kind, brighter):
+    """Tensors that it holds besides are its own affair, unless its class declares them."""
+    data = kind(GOOD)
+    found = ImageSource(data, LINF).images(torch.arange(4))
+    wanted = (data.images + 0.25).clamp(0, 1) if brighter else data.images
+    assert torch.equal(found, wanted[:4])

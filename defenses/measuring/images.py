@@ -27,7 +27,11 @@ class MapDataset(Protocol):
 
 
 class ImageTensors(Protocol):
-    """A data set that holds everything as two tensors, or as two numpy arrays."""
+    """A data set that holds everything as two tensors, or as two numpy arrays.
+
+    One that is read by index, too, is read so, for what its `__getitem__` does to an image counts;
+    unless its class says `batch_by_indices = True`.
+    """
 
     @property
     def images(self) -> Tensor:
@@ -61,7 +65,9 @@ class ImageSource:
     def __init__(self, data: MapDataset | ImageTensors, threat: ThreatModel) -> None:
         self._data, self._threat = data, threat
         self._tensors: tuple[Tensor, Tensor] | None = None
-        images, labels = getattr(data, "images", None), getattr(data, "labels", None)
+        images, labels = (
+            getattr(data, name, None) if _holds_all(data) else None for name in ("images", "labels")
+        )
         if isinstance(data, DataLoader):
             self._tensors = _loaded(data)
         elif isinstance(images, Tensor | np.ndarray) and isinstance(labels, Tensor | np.ndarray):
@@ -146,6 +152,17 @@ class ImageSource:
                 f"data[{index}]: expected a label of a class and none negative, got {number}"
             )
         return _tensor(image, f"data[{index}]"), number
+
+
+def _holds_all(data: object) -> bool:
+    """Whether `images` and `labels` are the examples, and not what `__getitem__` makes them of.
+
+    They are where there is no `__getitem__`, or where its class says `batch_by_indices = True`: so
+    that data sets say that their examples may be read whole.
+    """
+    owners = type(data).__mro__
+    item = next((kind for kind in owners if "__getitem__" in vars(kind)), None)
+    return item is None or vars(item).get("batch_by_indices") is True
 
 
 def _tensor(values: Tensor | np.ndarray[Any, Any], what: str) -> Tensor:
