@@ -6,7 +6,7 @@ any training loop.
 
 from secure_cnn import archive
 from secure_cnn.checkpoint import LoadedModel, Sealing, Unlocking, read_model, write_model
-from secure_cnn.data import DataSpec, ImageData, Split, load_data
+from secure_cnn.data import DataSpec, ImageData, ImageReading, Split, load_data
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import DataError, ModelError, RunError, SecureCNNError
 from secure_cnn.evaluate import ClassificationReport, evaluate_model, predict
@@ -21,6 +21,7 @@ __all__ = [
     "DataError",
     "DataSpec",
     "ImageData",
+    "ImageReading",
     "LoadedModel",
     "ModelError",
     "OwnNetwork",

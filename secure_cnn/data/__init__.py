@@ -83,6 +83,8 @@ def load_data(
             The message names the file and says what to do. Nothing half-written stays behind.
 
     Example:
+        A folder of photographs is `load_data("pets", reading=ImageReading(size=64))`.
+
         >>> data = load_data("digits")
         >>> data.train, data.spec.channels, data.spec.classes[:3]
         (Split(1438 images, 1x8x8), 1, ('0', '1', '2'))
