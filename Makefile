@@ -13,7 +13,7 @@ endif
 BESIDE := --numprocesses auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check fmt bench plants docs wheel clean
+.PHONY: help demo test test-all check fmt bench plants defaults docs wheel clean
 
 help:  ## Show the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -64,6 +64,11 @@ bench: $(READY)  ## Measure the cost of each protection and regenerate the table
 
 plants: $(READY)  ## Plant each defect that an audit must find, and regenerate its table
 	OMP_NUM_THREADS=1 $(RUN) tests/audit_plants.py
+	$(RUN) docs/tables.py
+
+defaults: $(READY)  ## Train with the default settings on data of many kinds, and regenerate its table
+	@$(RUN) -c 'import skimage' 2>/dev/null || $(RUN) -m pip install --quiet --disable-pip-version-check scikit-image
+	OMP_NUM_THREADS=1 $(RUN) tests/defaults_table.py
 	$(RUN) docs/tables.py
 
 # Their own step: in one resolution with ours, torchattacks' old pin of `requests` excludes them.

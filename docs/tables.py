@@ -32,6 +32,13 @@ FRONT_VARIANTS = {
 # A private step on K copies of each example was meant to cost no more than K plain steps.
 COPIES_GOAL = 1.0
 
+# What a table of the defaults compares, in words.
+DEFAULTED = {
+    "plain": "plain",
+    "private": "private",
+    "n-fgsm": "adversarial",
+    "private+n-fgsm": "both",
+}
 # How long each takes is a table of its own, since the others have these figures too.
 SEALED = ("sealed", "sealed+signed")
 TIMES = ("save", "durable_save", "load", "fresh_load", "one_tensor")
@@ -266,6 +273,45 @@ def audit_tables(measured: Measurements) -> str:
     )
 
 
+def defaults_tables(measured: Measurements) -> str:
+    """What the default settings reach on each data set, with each protection; and for how long."""
+    figures, lines, told = index(measured.rows), [], []
+    for case in cases_of(measured, "accuracy"):
+        own = [figures.get((case, each, "accuracy")) for each in DEFAULTED]
+        lines.append([case, *(spread(row, scale=100, unit=" %") for row in own)])
+        length = [plain_over_private(figures, case, metric) for metric in ("epochs", "steps")]
+        noise, eps = (
+            "" if row is None else f"{row.median:.3g}"
+            for row in (
+                figures.get((case, "private", "noise_multiplier")),
+                figures.get((case, "n-fgsm", "eps")),
+            )
+        )
+        robust = [figures.get((case, each, "robust_accuracy")) for each in list(DEFAULTED)[2:]]
+        shown = [spread(row, scale=100, unit=" %") for row in robust]
+        told.append([case, *length, noise, eps, *shown])
+    heads = [
+        "epochs",
+        "steps",
+        "noise multiplier",
+        "eps",
+        "adversarial under PGD",
+        "both under PGD",
+    ]
+    return blocks(
+        table(["data", *DEFAULTED.values()], lines),
+        "Epochs and steps are those without and with privacy:",
+        table(["data", *heads], told),
+        made_on(measured, made_of=("torch",)),
+    )
+
+
+def plain_over_private(figures: dict[tuple[str, str, str], Row], case: str, metric: str) -> str:
+    """A length without and with privacy, once where it is the same."""
+    rows = [figures.get((case, each, metric)) for each in ("plain", "private")]
+    return " / ".join(dict.fromkeys(f"{row.median:g}" for row in rows if row is not None))
+
+
 def archive_tables(measured: Measurements) -> str:
     """For each size the times of all, ours against the others, and what else ours takes."""
     parts = []
@@ -383,7 +429,7 @@ def rewrite(path: Path, contents: dict[str, str]) -> None:
 
 
 def main() -> None:
-    """Rewrites README.md, docs/benchmarks.md and docs/pitfalls.md."""
+    """Rewrites README.md and the pages of docs/ that have tables."""
     demo = (DOCS / "demo.txt").read_text(encoding="utf-8").rstrip()
     parts = [Measurements.read(path) for path in sorted(DOCS.glob("benchmarks*.json"))[::-1]]
     measured = replace(parts[0], rows=tuple(row for part in parts for row in part.rows))
@@ -401,6 +447,9 @@ def main() -> None:
     if (DOCS / "archive.json").exists():
         tables["archive"] = archive_tables(Measurements.read(DOCS / "archive.json"))
     rewrite(DOCS / "benchmarks.md", tables)
+    if (DOCS / "defaults.json").exists():
+        reached = defaults_tables(Measurements.read(DOCS / "defaults.json"))
+        rewrite(DOCS / "defaults.md", {"defaults": reached})
     if (DOCS / "audit-plants.json").exists():
         plants = Measurements.read(DOCS / "audit-plants.json")
         rewrite(DOCS / "pitfalls.md", {"audit-plants": audit_tables(plants)})

@@ -58,7 +58,10 @@ class Monitor(Protocol):
     """Watches a training; called after every batch and after every epoch."""
 
     def batch(self, losses: torch.Tensor, *, step: int) -> None:
-        """After a batch whose losses were `losses` [n]; `step` optimizer steps are done."""
+        """After a batch whose losses were `losses` [n]; `step` optimizer steps are done.
+
+        They are in the weights, and in their average.
+        """
 
     def epoch(self, epoch: int, *, step: int) -> None:
         """After epoch number `epoch`, counted from 1."""
@@ -88,15 +91,24 @@ class CrossEntropy:
 
 
 class MeanUpdate:
-    """The plain update: mean of the losses, backward, step."""
+    """The plain update: mean of the losses, backward, step.
 
-    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
+    `clip_grad_norm` is the largest norm of the mean gradient over all weights (Pascanu et al. 2013,
+    arXiv 1211.5063): a longer one is shortened to it; 0 leaves every gradient as it is.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, *, clip_grad_norm: float = 0.0) -> None:
+        if not (math.isfinite(clip_grad_norm) and clip_grad_norm >= 0):
+            raise RunError(f"clip_grad_norm: expected a finite number >= 0, got {clip_grad_norm}")
+        self._optimizer, self._largest = optimizer, clip_grad_norm
 
     def __call__(self, losses: torch.Tensor) -> bool:
         """Steps on one batch; always True."""
         self._optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(losses.mean())
+        if self._largest:
+            weights = [each for group in self._optimizer.param_groups for each in group["params"]]
+            nn.utils.clip_grad_norm_(weights, self._largest)
         self._optimizer.step()
         return True
 
@@ -237,11 +249,11 @@ def train(
         _check_finite(losses.detach(), step + 1)
         stepped = update(losses)
         step += stepped
+        if stepped and average is not None:
+            average.update(model)
         monitor.batch(losses.detach(), step=step)
         if not stepped:
             continue
-        if average is not None:
-            average.update(model)
         epoch = schedule.epoch_ended(step)
         if epoch is not None:
             monitor.epoch(epoch, step=step)

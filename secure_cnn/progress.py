@@ -59,10 +59,15 @@ class TrainingProgress:
 
 @contextmanager
 def training_progress(
-    name: str, *, steps: int, done: int, shown: bool = True
+    name: str, *, steps: int, done: int, shown: bool = True, told: str = ""
 ) -> Iterator[TrainingProgress]:
-    """A progress line for one training, drawn on stderr when that is a terminal."""
+    """A progress line for one training, drawn on stderr when that is a terminal.
+
+    `told` is said before, wherever stderr leads.
+    """
     console = Terminal(stderr=True, wrap=True)
+    if told:
+        console.print(told)
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=20),

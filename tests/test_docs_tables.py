@@ -54,11 +54,12 @@ def test_the_documents_show_what_was_measured(tables, tmp_path, monkeypatch):
     """Made anew from the JSON files, README and the page of measurements stay as they are."""
     (tmp_path / "docs").mkdir()
     names = [path.relative_to(ROOT) for path in DOCS.glob("*.json")]
-    for name in [*names, "README.md", "docs/benchmarks.md", "docs/pitfalls.md", "docs/demo.txt"]:
+    pages = ("README.md", "docs/benchmarks.md", "docs/defaults.md", "docs/pitfalls.md")
+    for name in [*names, *pages, "docs/demo.txt"]:
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.setattr(tables, "DOCS", tmp_path / "docs")
     tables.main()
-    for name in ("README.md", "docs/benchmarks.md", "docs/pitfalls.md"):
+    for name in pages:
         assert (tmp_path / name).read_text("utf-8") == (ROOT / name).read_text("utf-8"), (
             f"{name}: `make docs` was not run after a measurement, or a figure was typed"
         )
@@ -258,3 +259,32 @@ def test_the_versions_of_rivals_stand_under_their_table(tables):
     text = tables.archive_tables(replace(measured, versions=told))
     assert "2 threads; torch 1, cryptography 5, age 6.7, tensorizer 8; measured" in text
     assert "2 threads; torch 1, opacus 2, torchattacks 3; measured" in tables.made_on(measured)
+
+
+def test_the_defaults_have_a_line_for_each_data_set(tables):
+    """Its accuracies with each protection, and for how long and against what it was trained."""
+    rows = [
+        row("plain", "accuracy", 0.8, "1", case="cats", spread=0.01),
+        row("private", "accuracy", 0.6, "1", case="cats", spread=0.02),
+        row("n-fgsm", "accuracy", 0.5, "1", case="cats"),
+        row("n-fgsm", "robust_accuracy", 0.4, "1", case="cats", spread=0.05),
+        row("n-fgsm", "eps", 0.05, "1", case="cats"),
+        row("private", "noise_multiplier", 1.234, "1", case="cats"),
+        *(row("plain", metric, 2, "1", case="cats") for metric in ("epochs", "steps")),
+        *(row("private", metric, 10, "1", case="cats") for metric in ("epochs", "steps")),
+        row("plain", "accuracy", 0.9, "1", case="dogs"),
+        *(row(v, "epochs", 3, "1", case="dogs") for v in ("plain", "private")),
+    ]
+    reached, conditions = grids(tables.defaults_tables(document(*rows)))
+    assert reached["cats"] == {
+        "data": "cats",
+        "plain": "80.0 % (79.0 to 81.0)",
+        "private": "60.0 % (58.0 to 62.0)",
+        "adversarial": "50.0 %",
+        "both": "",
+    }
+    assert reached["dogs"]["plain"] == "90.0 %"
+    assert conditions["cats"]["epochs"] == "2 / 10"
+    assert conditions["cats"]["noise multiplier"] == "1.23"
+    assert conditions["cats"]["adversarial under PGD"] == "40.0 % (35.0 to 45.0)"
+    assert conditions["dogs"]["epochs"] == "3"

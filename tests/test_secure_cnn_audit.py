@@ -5,8 +5,10 @@ import sys
 
 import pytest
 from support.audit_records import record_of, report_of
+from support.run_records import make_record
 
 from privacy import SecureGenerator
+from secure_cnn import Recipe
 from secure_cnn.cli import main
 from secure_cnn.errors import RunError
 from secure_cnn.pages.audit import audit_figure, render_audit
@@ -104,3 +106,19 @@ def test_the_page_says_what_cannot_be_seen():
     page = render_audit(record_of(unseen=["Nothing <b>rare</b>."], false_alarm=1e-4))
     assert "<li>Nothing &lt;b&gt;rare&lt;/b&gt;.</li>" in page
     assert "of an older audit" in render_audit(record_of())
+
+
+@pytest.mark.parametrize(("given", "audited"), [(None, 90), (64, 64)])
+def test_a_run_is_audited_with_the_batch_size_that_it_had(
+    tmp_path, monkeypatch, capsys, given, audited
+):
+    """Where nobody gave one, another version may have chosen it: the record knows its rate."""
+    settings = Recipe(out="", epsilon=3.0, batch_size=given).to_dict()
+    make_record(settings=settings).write(tmp_path / "run.json")  # a tenth of 900 images a step
+
+    def watched(recipe, *_):
+        raise RunError(f"batch size {recipe.batch_size}")
+
+    monkeypatch.setattr(sys.modules["secure_cnn.cli.audit"], "_audited", watched)
+    assert run(monkeypatch, "--run", tmp_path, "--out", tmp_path / "audit") == 3
+    assert f"batch size {audited}" in capsys.readouterr().err

@@ -424,3 +424,38 @@ def test_the_cpu_computes_in_the_models_own_precision():
     given = [(images.double(), labels) for images, labels in batches(1)]
     _, watch = trained(model, optimizer_of("sgd", model), given)
     assert watch.losses[0].dtype == torch.float64
+
+
+def stepped(clip_grad_norm, scale):
+    """The step of SGD at rate 1 on a loss of this scale, and the gradient it was made from."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.Tanh(), nn.Linear(3, 2))
+    before = [weight.detach().clone() for weight in model.parameters()]
+    images = torch.randn(5, 4)
+    losses = scale * model(images).pow(2).sum(1)
+    gradients = torch.autograd.grad(losses.mean(), list(model.parameters()), retain_graph=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    assert MeanUpdate(optimizer, clip_grad_norm=clip_grad_norm)(losses)
+    steps = [old - new.detach() for old, new in zip(before, model.parameters(), strict=True)]
+    return torch.cat([x.flatten() for x in steps]), torch.cat([x.flatten() for x in gradients])
+
+
+@pytest.mark.parametrize("largest", [0.5, 1.0, 3.0])
+def test_a_long_mean_gradient_is_shortened_and_a_short_one_left_alone(largest):
+    """As a whole, over all weights: its direction stays."""
+    step, gradient = stepped(largest, scale=100.0)
+    assert gradient.norm() > largest
+    torch.testing.assert_close(step, largest * gradient / gradient.norm(), rtol=1e-4, atol=1e-5)
+    step, gradient = stepped(largest, scale=1e-3)
+    assert gradient.norm() < largest
+    torch.testing.assert_close(step, gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_no_gradient_is_clipped_unless_asked():
+    """The engine's own default, for loops that have a limit of their own."""
+    step, gradient = stepped(0.0, scale=100.0)
+    torch.testing.assert_close(step, gradient, rtol=1e-3, atol=1e-4)
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    for wrong in (-1.0, math.nan, math.inf):
+        with pytest.raises(RunError, match="clip_grad_norm: expected a finite number >= 0"):
+            MeanUpdate(optimizer, clip_grad_norm=wrong)

@@ -139,10 +139,14 @@ def _recorded(context: typer.Context, run: Path, out: Path) -> Recipe:
             f"--run: audits the run with its own settings, got {', '.join(given)} too; leave them "
             "out"
         )
-    settings = {**RunRecord.read(run / "run.json").settings, "out": str(out), "device": "cpu"}
-    recipe = Recipe.from_dict(settings)
-    if recipe.epsilon is None:
+    record = RunRecord.read(run / "run.json")
+    recipe = Recipe.from_dict({**record.settings, "out": str(out), "device": "cpu"})
+    if recipe.epsilon is None or record.privacy is None:
         raise RunError(f"{run}: its training is not private; there is nothing to audit")
+    if recipe.batch_size is None and recipe.unit == "example":
+        # As it was chosen then: another version may choose otherwise.
+        then = round(record.privacy.sampling_rate * record.data.train)
+        recipe = replace(recipe, batch_size=then)
     if recipe.copies > 1:
         # It would put its canaries' losses in the place of copies, and call an honest sum wrong.
         raise RunError(

@@ -69,12 +69,28 @@ def train(
         list[str] | None,
         typer.Option(help="Leave these parameters as they are, as 'conv1.*'; may be repeated."),
     ] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = _DEFAULT.epochs,
-    batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,
+    epochs: Annotated[
+        int,
+        typer.Option(
+            help="Passes over the training images. With --epsilon more are more steps, each with "
+            "more noise; how many of what is said when the training begins."
+        ),
+    ] = _DEFAULT.epochs,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            help="Images a step; by default chosen by the data and --epochs. With --epsilon those "
+            "expected: fewer are more steps, in which the noise weighs more."
+        ),
+    ] = None,
     optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = _DEFAULT.optimizer,
     learning_rate: Annotated[
         float | None, typer.Option(parser=number, metavar="NUMBER", help="At its peak.")
     ] = None,
+    clip_grad_norm: Annotated[
+        float,
+        typer.Option(help="Largest norm of a step's gradient without privacy; 0 clips none."),
+    ] = _DEFAULT.clip_grad_norm,
     weight_decay: Annotated[float, typer.Option()] = _DEFAULT.weight_decay,
     warmup: Annotated[
         float, typer.Option(help="Share of the steps in which the learning rate rises.")
@@ -161,6 +177,12 @@ def train(
     baseline: Annotated[
         bool, typer.Option(help="Also train without protections, to show what they cost.")
     ] = _DEFAULT.baseline,
+    checkpoint_minutes: Annotated[
+        float,
+        typer.Option(
+            help="Save the training after so many minutes within an epoch; 0: at its end alone."
+        ),
+    ] = _DEFAULT.checkpoint_minutes,
     seed: Annotated[int, typer.Option(help="Of everything that is not secret.")] = _DEFAULT.seed,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, ...")] = _DEFAULT.device,
     recipient: Annotated[

@@ -2,6 +2,7 @@
 
 run.json                        the record
 report.html                     its page
+metrics.jsonl                   a line an epoch, see `metrics`
 checkpoints/model.*             the finished model, `.sealed` or `.safetensors`
 checkpoints/training.*          the training under way, gone once it is complete
 """
@@ -10,7 +11,7 @@ import fcntl
 import os
 import stat
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,11 +21,12 @@ from secure_cnn.checkpoint import Sealing, write_state
 from secure_cnn.errors import RunError
 from secure_cnn.files import target_of
 from secure_cnn.pages import Examples, write_page
+from secure_cnn.recipe.metrics import append_metrics, write_metrics
 from secure_cnn.record import EpochRecord, ResultRecord, RunRecord
 
 __all__ = ["Journal", "RunFolder"]
 
-_OWN = ("run.json", "report.html", "audit.json", "audit.html")
+_OWN = ("run.json", "report.html", "metrics.jsonl", "audit.json", "audit.html")
 """What a run writes into its folder, and what an audit adds."""
 _OWN_CHECKPOINTS = tuple(
     f"{stem}.{end}" for stem in ("model", "training") for end in ("sealed", "safetensors")
@@ -47,6 +49,11 @@ class RunFolder:
     def page(self) -> Path:
         """The page's file."""
         return self.root / "report.html"
+
+    @property
+    def metrics(self) -> Path:
+        """The file of a line an epoch."""
+        return self.root / "metrics.jsonl"
 
     @property
     def model(self) -> Path:
@@ -179,10 +186,21 @@ class RunFolder:
 class Journal:
     """A run's record, kept in its folder as it grows; a class because it holds the record."""
 
-    def __init__(self, folder: RunFolder, record: RunRecord, sealing: Sealing | None) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        record: RunRecord,
+        sealing: Sealing | None,
+        on_epoch: Callable[[EpochRecord], object] | None = None,
+    ) -> None:
         self.folder, self.record, self.sealing = folder, record, sealing
+        self._on_epoch = on_epoch
         self._examples: Examples | None = None
         self._before, self._started = record.seconds, time.monotonic()
+
+    def begin(self) -> None:
+        """Leaves the lines of the epochs on record, and of no later ones: they are run again."""
+        write_metrics(self.folder.metrics, self.record.epochs)
 
     def write(self) -> None:
         """Writes the record and its page."""
@@ -206,14 +224,27 @@ class Journal:
         released = max(self.record.released, released)
         self.record = replace(self.record, epochs=(*self.record.epochs, epoch), released=released)
         self.record.write(self.folder.record)
+        append_metrics(self.folder.metrics, epoch)
 
-    def add_result(self, found: ResultRecord, examples: Examples | None, *, acted: str) -> None:
-        """Writes down what a finished training can do, and what its guard did."""
+    def tell(self, epoch: EpochRecord) -> None:
+        """Tells whoever follows the run of an epoch; what they raise ends it as interrupted."""
+        if self._on_epoch is None:
+            return
+        try:
+            self._on_epoch(epoch)
+        except BaseException:
+            self.interrupt()
+            raise
+
+    def add_result(
+        self, found: ResultRecord, examples: Examples | None, *, notes: Iterable[str]
+    ) -> None:
+        """Writes down what a finished training can do, and what is to be said of it."""
         results = tuple(r for r in self.record.results if r.variant != found.variant)
         self.record = replace(self.record, results=(*results, found))
         self._examples = examples
-        if acted:
-            self.note(acted)
+        for words in filter(None, notes):
+            self.note(words)
 
     def note(self, words: str) -> None:
         """Adds a note, unless an earlier try has said so already."""

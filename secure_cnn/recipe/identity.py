@@ -24,6 +24,7 @@ from secure_cnn import archive
 from secure_cnn.checkpoint import Sealing, Unlocking, read_state
 from secure_cnn.data import ImageData
 from secure_cnn.errors import RunError
+from secure_cnn.recipe import defaults
 from secure_cnn.recipe.folder import RunFolder
 from secure_cnn.recipe.settings import Recipe
 from secure_cnn.record import EpochRecord, RunRecord
@@ -121,6 +122,7 @@ def resume(
     record = folder.recorded()
     if record.status == "complete":
         raise RunError(f"{folder.root}: the run is complete; there is nothing to resume")
+    defaults.check_same(record.settings, str(folder.root))
     _check_asked(recipe, folder, record, fresh)
     changed = f"{folder.root}: the data changed since the run began: {recipe.data}"
     # A keyed fingerprint is compared further below: its key is in the state.

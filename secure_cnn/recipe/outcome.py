@@ -27,7 +27,6 @@ __all__ = [
     "claims_of",
     "judge",
     "privacy_record",
-    "trials_note",
 ]
 
 _SHOWN = 8
@@ -54,9 +53,10 @@ class MeasureCost(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A training's result and, where it was attacked, some of the images."""
+    """A training's result, its test loss and, where it was attacked, some of the images."""
 
     result: ResultRecord
+    loss: float | None
     examples: Examples | None
 
 
@@ -88,18 +88,8 @@ def judge(
         epsilon=epsilon,
         **({} if robust is None else _robust_fields(robust)),
     )
-    return Outcome(
-        result=result, examples=attacked_examples(robust, model, data.spec.classes, variant.name)
-    )
-
-
-def trials_note(recipe: Recipe) -> str:
-    """What epsilon leaves out, since choosing among trainings on the same data spends too."""
-    tried = "how many is not stated" if recipe.trials is None else f"{recipe.trials}, as stated"
-    return (
-        "ε is that of this training alone: it does not charge the settings that were tried on "
-        f"these private data ({tried})."
-    )
+    examples = attacked_examples(robust, model, data.spec.classes, variant.name)
+    return Outcome(result=result, loss=found.loss, examples=examples)
 
 
 def privacy_record(recipe: Recipe, plan: privacy.DPPlan | None) -> PrivacyRecord | None:

@@ -79,7 +79,7 @@ RANGES: Mapping[str, _Range] = {
     "batch_size": _or_none(_AT_LEAST_1),
     "warmup": _SHARE,
     "eps_warmup": _SHARE,
-    "weight_decay": _NOT_NEGATIVE,
+    **dict.fromkeys(("weight_decay", "clip_grad_norm", "checkpoint_minutes"), _NOT_NEGATIVE),
     "label_smoothing": _BELOW_1,
     "average_decay": _BELOW_1,
     "shift": (is_whole, "at least 0 pixels, a whole number"),

@@ -4,7 +4,7 @@ The composition root. What the protections cost is measured by whoever asks for 
 gives `run` a function of `secure_cnn.bench`, on which this room does not stand.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -29,22 +29,24 @@ from secure_cnn.interruption import Stopped, StopRequest, stop_here, stop_on_sig
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe.folder import Journal, RunFolder
+from secure_cnn.recipe.guard import make_guard
 from secure_cnn.recipe.identity import RunIdentity, Start
 from secure_cnn.recipe.identity import resume as resume_run
 from secure_cnn.recipe.initial import InitialModel, initial_model
+from secure_cnn.recipe.notes import COPIES_NOTE, notes_before, notes_on
 from secure_cnn.recipe.outcome import (
     MeasureCost,
     claims_of,
     judge,
     privacy_record,
-    trials_note,
 )
 from secure_cnn.recipe.persons import group_note, samples_of
 from secure_cnn.recipe.seams import make_device, make_plan, make_seams, objective_for
 from secure_cnn.recipe.settings import Recipe, Variant
-from secure_cnn.recipe.training import UNGUARDED_NOTE, Training, is_unguarded, make_guard
+from secure_cnn.recipe.training import Training
 from secure_cnn.record import (
     DataRecord,
+    EpochRecord,
     ModelRecord,
     Row,
     RunRecord,
@@ -57,14 +59,6 @@ __all__ = ["Run", "run"]
 
 _LAYOUT = torch.channels_last
 """The layout in which training is fastest, plain and private."""
-_COPIES_NOTE = (
-    "A private step was timed with one copy of each example; {copies} copies take about so many "
-    "times as long."
-)
-_BASELINE_NOTE = (
-    "The plain model was trained on the same images without protections, to show what they cost. "
-    "Its figures are not covered by epsilon, and its weights were not kept."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +92,7 @@ def run(
     resume: bool = False,
     force: bool = False,
     measure_cost: MeasureCost | None = None,
+    on_epoch: Callable[[EpochRecord], object] | None = None,
 ) -> Run:
     """Trains, evaluates, measures, seals and reports.
 
@@ -121,6 +116,9 @@ def run(
         force: Replace a run that is in the recipe's folder.
         measure_cost: Times the protections' steps once the training is done, for the record:
             `secure_cnn.bench.step_costs`; None measures nothing.
+        on_epoch: Called with each epoch's record, once it is written down and the training is
+            saved; a resumed run calls it for the epochs that are left. What it raises ends the run
+            as interrupted, to be resumed, and is raised again.
 
     Returns:
         The run; look at its record's status.
@@ -137,7 +135,7 @@ def run(
         ...     done.record.status, done.folder.page.is_file(), done.folder.model.is_file()
         ('complete', True, True)
     """
-    _check_call(recipe, measure_cost, resume=resume, force=force)
+    _check_call(recipe, measure_cost, on_epoch, resume=resume, force=force)
     check_sealing(sealing)
     check_unlocking(unlocking)
     # A resumed run starts from the very file that it began with, whoever signed that.
@@ -150,7 +148,8 @@ def run(
             start = resume_run(
                 recipe, folder, fresh.record, task.data, sealing=sealing, unlocking=unlocking
             )
-        journal = Journal(folder, start.record, sealing)
+        journal = Journal(folder, start.record, sealing, on_epoch)
+        journal.begin()
         if not resume:
             journal.write()
         with stop_on_signals() as stop:
@@ -160,7 +159,9 @@ def run(
                 return _interrupted(journal)
 
 
-def _check_call(recipe: object, measure_cost: object, *, resume: object, force: object) -> None:
+def _check_call(
+    recipe: object, measure_cost: object, on_epoch: object, *, resume: object, force: object
+) -> None:
     """Refuses arguments of another kind at once: some would fail after the training only."""
     if not isinstance(recipe, Recipe):
         raise RunError(
@@ -171,6 +172,11 @@ def _check_call(recipe: object, measure_cost: object, *, resume: object, force: 
         raise RunError(
             f"measure_cost: expected a function or None, got {type(measure_cost).__name__}; give "
             "secure_cnn.bench.step_costs"
+        )
+    if not (on_epoch is None or callable(on_epoch)):
+        raise RunError(
+            f"on_epoch: expected a function or None, got {type(on_epoch).__name__}; give one that "
+            "takes an epoch's record"
         )
     for name, value in (("resume", resume), ("force", force)):
         if not isinstance(value, bool):
@@ -286,8 +292,8 @@ def _carried_out(
             return _interrupted(journal)
         epsilon = training.epsilon()
         outcome = judge(task.recipe, variant, training.model, task.data, epsilon, stop)
-        acted = "" if training.guard is None else training.guard.note
-        journal.add_result(outcome.result, outcome.examples, acted=acted)
+        notes = notes_on(training, outcome, journal.record.results)
+        journal.add_result(outcome.result, outcome.examples, notes=notes)
         if own:
             claims = claims_of(task.recipe, training.seams, outcome, task.data, start.identity)
             claims |= task.initial.claims
@@ -308,7 +314,11 @@ def _trained(training: Training, start: Start, journal: Journal, stop: StopReque
         # A place that cannot be written to, or keys that cannot be used, show before any work.
         journal.save(training.state(start_step), training.released)
     complete = training.run(
-        start_step=start_step, save=journal.save, record=journal.add_epoch, stop=stop
+        start_step=start_step,
+        save=journal.save,
+        record=journal.add_epoch,
+        tell=journal.tell,
+        stop=stop,
     )
     training.model.eval()
     return complete
@@ -336,7 +346,7 @@ def _finished(
     place = task.folder.model.relative_to(task.folder.root).as_posix()
     journal.record = replace(journal.record, cost=cost, checkpoints=(place,))
     if cost and task.recipe.copies > 1:
-        journal.note(_COPIES_NOTE.format(copies=task.recipe.copies))
+        journal.note(COPIES_NOTE.format(copies=task.recipe.copies))
     journal.write()
     stop_here(stop)
     journal.complete()
@@ -375,14 +385,8 @@ def _beginning(task: _Task) -> Start:
         hardware=hardware(task.device),
         privacy=privacy_record(recipe, task.plan),
         threat=recipe.threat and ThreatRecord(**recipe.threat.to_dict()),
-        notes=(*_notes(recipe), *task.initial.notes, *filter(None, [grouped])),
+        notes=(*notes_before(recipe), *task.initial.notes, *filter(None, [grouped])),
         run_id=identity.id,
         signer="" if signer is None else signer.verifier.to_text(),
     )
     return Start(record=record, identity=identity)
-
-
-def _notes(recipe: Recipe) -> tuple[str, ...]:
-    notes: tuple[str, ...] = (_BASELINE_NOTE,) if len(recipe.variants) > 1 else ()
-    notes += (trials_note(recipe),) if recipe.epsilon is not None else ()
-    return (*notes, UNGUARDED_NOTE) if is_unguarded(recipe) else notes

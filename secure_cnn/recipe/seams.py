@@ -100,18 +100,20 @@ def make_seams(
 ) -> Seams:
     """Puts one training together; the calibrated `plan` is used where the variant is private."""
     objective = objective_for(recipe, variant)
-    optimizer = _optimizer(recipe, variant, model)
-    device = next(model.parameters()).device
-    private, update = None, cast(Update, MeanUpdate(optimizer))
+    batch_size = recipe.batch_size_for(variant, len(data.train))
+    steps = math.ceil(len(data.train) / batch_size) * recipe.epochs
     if variant.private:
         assert plan is not None, "a private variant has a plan"
+        steps = plan.steps
+    rate = recipe.learning_rate_for(variant, steps)
+    optimizer = _optimizer(recipe, rate, model)
+    device = next(model.parameters()).device
+    private, update = None, _mean_update(recipe, optimizer)
+    batches = partial(_epochs, recipe, objective, data, batch_size)
+    if plan is not None and variant.private:
         private = _attached(recipe, plan, model, optimizer, data, objective)
         update = partial(_step, private, recipe.copies)
-        batches, steps = partial(_samples, recipe, private), plan.steps
-    else:
-        batch_size = recipe.batch_size_for(variant, len(data.train))
-        batches = partial(_epochs, recipe, objective, data, batch_size)
-        steps = math.ceil(len(data.train) / batch_size) * recipe.epochs
+        batches = partial(_samples, recipe, private)
     if recipe.eps_warmup and variant.method is not None:
         growing = cast(_Strengthened, objective)
         update = _WarmingUp(update, growing, steps=max(1, int(recipe.eps_warmup * steps)))
@@ -121,13 +123,17 @@ def make_seams(
         update=update,
         optimizer=optimizer,
         schedule=Schedule(
-            peak=recipe.learning_rate_for(variant),
+            peak=rate,
             steps=steps,
             epochs=recipe.epochs,
             warmup=min(int(recipe.warmup * steps), steps - 1),
         ),
         private=private,
     )
+
+
+def _mean_update(recipe: Recipe, optimizer: torch.optim.Optimizer) -> Update:
+    return MeanUpdate(optimizer, clip_grad_norm=recipe.clip_grad_norm)
 
 
 def _attached(
@@ -223,8 +229,7 @@ def _random_examples(data: ImageData, seed: int) -> tuple[torch.Tensor, torch.Te
     return images, torch.arange(_PROBED) % len(data.spec.classes)
 
 
-def _optimizer(recipe: Recipe, variant: Variant, model: nn.Module) -> torch.optim.Optimizer:
-    rate = recipe.learning_rate_for(variant)
+def _optimizer(recipe: Recipe, rate: float, model: nn.Module) -> torch.optim.Optimizer:
     settings: dict[str, Any] = {"lr": rate, "weight_decay": recipe.weight_decay}
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if recipe.optimizer == "adamw":

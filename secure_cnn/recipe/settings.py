@@ -25,18 +25,16 @@ from secure_cnn.data.reading import Fit
 from secure_cnn.engine import Objective
 from secure_cnn.errors import RunError
 from secure_cnn.models import MODELS
+from secure_cnn.recipe import defaults
 from secure_cnn.recipe.ranges import ERRORS, RANGES, WORDS, ClippingKind, Norm, Optimizer, Unit
 from secure_cnn.record import variant_name
 
 __all__ = ["Recipe", "Variant"]
 
 _SINGLE_STEPS = tuple(name for name, kind in ATTACKS.items() if issubclass(kind, SingleStep))
-_LARGEST_PRIVATE_BATCH = 2048
-_PLAIN_BATCH = 128
-_LARGEST_DELTA = 1e-5
 _ADDED = (
     *("clipping", "float_safe", "copies", "attack_noise"),
-    *("image_size", "image_fit", "background"),
+    *("image_size", "image_fit", "background", "checkpoint_minutes"),
     *("model_options", "weights", "train_only", "freeze"),
     *("unit", "images_per_person", "groups"),
 )
@@ -79,10 +77,15 @@ class Recipe:
             `run`), or of `torch.save`. What the file does not have in the model's shape is drawn.
         train_only: Patterns, such as `head.*`, of the parameters that are trained; none trains all.
         freeze: Patterns of those that are not.
-        batch_size: Images a step; None chooses 128, or a sixth of the data up to 2048 in a private
-            training.
+        epochs: Passes over the training images. In a private training more are more steps, each
+            with more noise, since epsilon stays what it is.
+        batch_size: Images a step, in a private training those expected; None chooses by the data
+            and the number of epochs, see `secure_cnn.recipe.defaults`.
         optimizer: `sgd` (with momentum 0.9) or `adamw`.
-        learning_rate: At its peak; None chooses by optimizer.
+        learning_rate: At its peak; None chooses by optimizer, in a private training also by its
+            steps and `max_grad_norm`.
+        clip_grad_norm: Largest norm of a step's mean gradient where it is not private; 0 leaves
+            gradients as they are. (Private ones are clipped example by example.)
         warmup: Share of the steps in which the learning rate rises, in [0, 1).
         average_decay: Of the moving average of the weights, in [0, 1); 0 switches it off.
         shift: Largest random shift of the images, in pixels.
@@ -126,6 +129,8 @@ class Recipe:
         robust_samples: Test images that are attacked at the end; None takes all.
         baseline: Whether a protected run also trains the same network without protections, to show
             what they cost.
+        checkpoint_minutes: After how many minutes within an epoch the training under way is saved,
+            besides at the end of each epoch; 0 saves it there alone.
         seed: Of everything that is not secret.
         device: `auto`, `cpu`, `cuda`, ...
 
@@ -156,6 +161,7 @@ class Recipe:
     batch_size: int | None = None
     optimizer: Optimizer = "sgd"
     learning_rate: float | None = None
+    clip_grad_norm: float = defaults.CLIP_GRAD_NORM
     weight_decay: float = 0.0
     warmup: float = 0.1
     label_smoothing: float = 0.0
@@ -183,6 +189,7 @@ class Recipe:
     trials: int | None = None
     robust_samples: int | None = 1000
     baseline: bool = True
+    checkpoint_minutes: float = 10.0
     seed: int = 0
     device: str = "auto"
 
@@ -259,21 +266,18 @@ class Recipe:
         """Images a step, the recipe's own or the variant's usual."""
         if self.batch_size is not None:
             return self.batch_size
-        if variant.private:
-            return max(1, min(_LARGEST_PRIVATE_BATCH, samples // 6))
-        return max(1, min(_PLAIN_BATCH, samples))
+        return defaults.batch_size(samples, self.epochs, private=variant.private)
 
-    def learning_rate_for(self, variant: Variant) -> float:
-        """The peak learning rate, the recipe's own or the usual one of its optimizer."""
+    def learning_rate_for(self, variant: Variant, steps: int) -> float:
+        """The peak learning rate, the recipe's own or the usual one of so many steps."""
         if self.learning_rate is not None:
             return self.learning_rate
-        if self.optimizer == "adamw":
-            return 2e-3
-        return 0.25 if variant.private else 0.1
+        norm = self.max_grad_norm if variant.private else None
+        return defaults.learning_rate(self.optimizer, steps=steps, max_grad_norm=norm)
 
     def delta_for(self, samples: int) -> float:
         """The delta of a private training on so many samples."""
-        return min(_LARGEST_DELTA, 0.1 / samples) if self.delta is None else self.delta
+        return defaults.delta(samples) if self.delta is None else self.delta
 
     def changed_from(self, settings: Mapping[str, Any]) -> list[str]:
         """Names of the settings, but `out`, that differ from those of an earlier run."""
@@ -284,6 +288,7 @@ class Recipe:
 
     def check_unchanged(self, settings: Mapping[str, Any]) -> None:
         """Refuses the settings of a training's state that are not these, but for `out`."""
+        defaults.check_same(settings, "checkpoint")
         changed = self.changed_from(settings)
         if changed:
             raise RunError(
@@ -354,6 +359,13 @@ _CLASHES: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
     ),
     (lambda r: r.delta is not None and r.epsilon is None, _alone("delta", "epsilon")),
     (lambda r: r.trials is not None and r.epsilon is None, _alone("trials", "epsilon")),
+    (
+        lambda r: (
+            r.clip_grad_norm != defaults.CLIP_GRAD_NORM and all(each.private for each in r.variants)
+        ),
+        "clip_grad_norm: expected a training that is not private, got {r.variant.name} alone, of "
+        "which max_grad_norm clips each example; leave it out",
+    ),
     (
         lambda r: r.clipping != "flat" and r.epsilon is None,
         _alone("clipping={r.clipping}", "epsilon", "leave it out"),

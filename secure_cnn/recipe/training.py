@@ -4,46 +4,32 @@ What the checkpoint holds is what makes a resumed training give what the uninter
 have given: weights, their average, optimizer, the attack's generator, the losses of the epoch under
 way, and of a private training its ledger in their place. Its noise and its samples are fresh by
 design.
-
-The guard of single-step training works at the end of each epoch, where it is asked for: it costs a
-share of the epoch, and what it takes for a collapse was tuned on digits. What a collapse is, and
-how one goes back, is in `defenses.OverfittingGuard`.
 """
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
 import defenses
 import privacy
-from defenses import AdversarialTraining, OverfittingGuard, TrainingImages
 from secure_cnn.data import ImageData
 from secure_cnn.engine import WeightAverage, train
 from secure_cnn.errors import RunError, SecureCNNError
 from secure_cnn.evaluate import ClassificationReport, evaluate_model
 from secure_cnn.interruption import StopRequest
 from secure_cnn.progress import TrainingProgress, training_progress
+from secure_cnn.recipe.guard import EpochGuard
 from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.persons import persons_digest
 from secure_cnn.recipe.seams import Seams
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.record import EpochRecord
 
-__all__ = ["UNGUARDED_NOTE", "EpochGuard", "Training", "is_unguarded", "make_guard"]
-
-_FEWEST, _MOST, _SHARE = 64, 256, 400
-"""Images of the guard: one in 400. Their attacks cost 11 plain steps on them (measured): 1.4 % of
-an epoch of N-FGSM on 60 000 images, but a quarter of the short ones on the digits; twice that where
-it acts."""
-_TOLD = 5
-UNGUARDED_NOTE = (
-    "Training on single steps can overfit to them (catastrophic overfitting), and no guard watched "
-    "for it. The robust accuracy shows whether it happened."
-)
+__all__ = ["Training"]
 
 
 @runtime_checkable
@@ -53,96 +39,6 @@ class _Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any], /) -> None: ...
-
-
-class EpochGuard:
-    """Watches one training, takes it back, its average too, and remembers when it did."""
-
-    def __init__(
-        self,
-        guard: OverfittingGuard,
-        images: TrainingImages,
-        *,
-        model: nn.Module,
-        objective: AdversarialTraining,
-        optimizer: torch.optim.Optimizer,
-        average: WeightAverage | None,
-    ) -> None:
-        self._guard, self._images, self._model, self._objective = guard, images, model, objective
-        # Only these go back. Whatever counts what was spent or done must not be among them.
-        self._parts: list[Any] = [optimizer] if average is None else [optimizer, average]
-        self._acts: list[str] = []
-
-    def end_epoch(self, epoch: int) -> str:
-        """Checks the training at the end of an epoch; returns what it did in words, or nothing."""
-        before = self._objective.noise
-        verdict = self._guard.rescue(self._model, self._images, self._objective, self._parts)
-        after = self._objective.noise
-        if after == before and not verdict.returned:
-            return ""
-        act = (
-            f"epoch {epoch}: {100 * verdict.single_step:.0f} % of its images right under FGSM, "
-            f"{100 * verdict.iterative:.0f} % under PGD; "
-            + ("taken back to the last good epoch, " if verdict.returned else "")
-            + f"noise {before:.3g} -> {after:.3g} eps"
-        )
-        self._acts.append(act)
-        return act
-
-    @property
-    def note(self) -> str:
-        """What it did in the whole training, as a sentence; nothing where it did nothing."""
-        if not self._acts:
-            return ""
-        more = len(self._acts) - _TOLD
-        return (
-            "The guard saw the training overfit to its own attack (catastrophic overfitting): "
-            + ". ".join(self._acts[:_TOLD])
-            + (f". And {more} times more." if more > 0 else ".")
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where a resumed training could go back to, and what was done."""
-        return {"guard": self._guard.state_dict(), "acts": list(self._acts)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state_dict`."""
-        acts = state["acts"]
-        if not isinstance(acts, list) or not all(isinstance(act, str) for act in acts):
-            raise RunError("guard: expected a list of what it did under 'acts'")
-        self._guard.load_state_dict(state["guard"])
-        self._acts = list(acts)
-
-
-def make_guard(
-    recipe: Recipe,
-    variant: Variant,
-    seams: Seams,
-    model: nn.Module,
-    average: WeightAverage | None,
-    data: ImageData,
-) -> EpochGuard | None:
-    """The guard of a training on single steps, where the recipe asks for it; None for others."""
-    if not (recipe.guard and variant.single_step):
-        return None
-    # A single-step method is adversarial training whose noise can be raised.
-    objective = cast(AdversarialTraining, seams.objective)
-    count = min(len(data.train), max(_FEWEST, min(_MOST, len(data.train) // _SHARE)))
-    draw = torch.Generator().manual_seed(recipe.seed)
-    images, labels = data.train.batch(torch.randperm(len(data.train), generator=draw)[:count])
-    return EpochGuard(
-        OverfittingGuard(objective.attack.threat),
-        TrainingImages(images=images, labels=labels),
-        model=model,
-        objective=objective,
-        optimizer=seams.optimizer,
-        average=average,
-    )
-
-
-def is_unguarded(recipe: Recipe) -> bool:
-    """Whether the recipe's own training takes single steps, and nothing watches over it."""
-    return recipe.variant.single_step and not recipe.guard
 
 
 class _EpochLoss:
@@ -184,6 +80,7 @@ class Training:
     guard: EpochGuard | None
     identity: RunIdentity
     weights: str = ""
+    clock: Callable[[], float] = time.monotonic
     epoch_loss: _EpochLoss = field(default_factory=_EpochLoss)
 
     def run(
@@ -192,15 +89,21 @@ class Training:
         start_step: int,
         save: Callable[[Mapping[str, Any], int], None],
         record: Callable[[EpochRecord, int], None],
+        tell: Callable[[EpochRecord], None],
         stop: StopRequest,
     ) -> bool:
         """Trains to the end of the schedule, or until a stop is requested; whether it is complete.
 
         The model then holds the averaged weights. `save` takes a state and how many noised steps it
-        may show, `record` an epoch and how many were released until its end.
+        may show, `record` an epoch and how many were released until its end; `tell` gets the epoch
+        too, once its state is saved. A state is saved at the end of each epoch, and within one
+        whenever the recipe's `checkpoint_minutes` are over.
         """
-        schedule = self.seams.schedule
-        with training_progress(self.variant.name, steps=schedule.steps, done=start_step) as line:
+        schedule, private = self.seams.schedule, self.seams.private
+        told = "" if private is None else _plan_words(private.plan)
+        with training_progress(
+            self.variant.name, steps=schedule.steps, done=start_step, told=told
+        ) as line:
             step = train(
                 self.model,
                 self.seams.objective,
@@ -208,7 +111,7 @@ class Training:
                 self.seams.update,
                 optimizer=self.seams.optimizer,
                 schedule=schedule,
-                monitor=_Monitor(self, line, save, record),
+                monitor=_Monitor(self, line, save, record, tell, step=start_step),
                 average=self.average,
                 stop=stop,
                 start_step=start_step,
@@ -226,6 +129,7 @@ class Training:
             "variant": self.variant.name,
             "step": step,
             "settings": self.recipe.to_dict(),
+            "chosen": self._chosen,
             "run": self.identity.to_dict(),
             "fingerprint": self.identity.fingerprint(self.data),
             "model": dict(self.model.state_dict()),
@@ -268,6 +172,12 @@ class Training:
         return 0 if self.seams.private is None else self.seams.private.steps
 
     @property
+    def _chosen(self) -> dict[str, Any]:
+        """What the recipe's settings came to, whoever chose it: another version may do so anew."""
+        schedule = self.seams.schedule
+        return {"learning_rate": schedule.peak, "steps": schedule.steps}
+
+    @property
     def _spent(self) -> bool:
         """Whether no private step is left: earlier than the schedule where some were lost."""
         private = self.seams.private
@@ -296,6 +206,12 @@ class Training:
                 "checkpoint: it started from other weights than those in the file now; put the "
                 "file back that it started from"
             )
+        if state["chosen"] != self._chosen:
+            raise RunError(
+                f"checkpoint: it was trained with {state['chosen']}, which another version chose, "
+                f"and this one chooses {self._chosen}; resume with that version, or start the run "
+                "anew with --force"
+            )
         if state.get("persons", "") != self._persons:
             raise RunError(
                 f"checkpoint: it was trained with other persons than {self.recipe.data} has now; "
@@ -315,8 +231,18 @@ class Training:
             self.seams.private.detach()
 
 
+def _plan_words(plan: privacy.DPPlan) -> str:
+    """What batch size and epochs come to in a private training, before its first step."""
+    return (
+        f"private training: {plan.sampling_rate * plan.samples:.0f} of {plan.samples} "
+        f"{plan.unit}s a step expected, {plan.steps} steps, noise multiplier "
+        f"{plan.noise_multiplier:.3g}; at the same epsilon more epochs are more steps with more "
+        "noise in each, and a smaller batch size is more steps, in which the noise weighs more"
+    )
+
+
 class _Monitor:
-    """Watches one training; a class because it remembers when the epoch began."""
+    """Watches one training; a class because it remembers when epoch and last checkpoint were."""
 
     def __init__(
         self,
@@ -324,43 +250,61 @@ class _Monitor:
         line: TrainingProgress,
         save: Callable[[Mapping[str, Any], int], None],
         record: Callable[[EpochRecord, int], None],
+        tell: Callable[[EpochRecord], None],
+        *,
+        step: int,
     ) -> None:
-        self._training, self._line, self._save, self._record = training, line, save, record
-        self._started = time.monotonic()
+        self._training, self._line = training, line
+        self._save, self._record, self._tell = save, record, tell
+        self._started = self._saved = training.clock()
+        self._step = step
 
     def batch(self, losses: torch.Tensor, *, step: int) -> None:
-        """Moves the bar and adds up the losses."""
-        self._training.epoch_loss.add(losses)
+        """Moves the bar, adds up the losses, and saves the state where its time has come."""
+        training = self._training
+        training.epoch_loss.add(losses)
         self._line.advance(losses, step=step)
+        stepped, self._step = step != self._step, step
+        # Between the physical batches of a private sample there is no state to go on from, and at
+        # the end of an epoch it is saved anyway.
+        if stepped and training.seams.schedule.epoch_ended(step) is None and self._due():
+            self._save_state(step)
+
+    def _due(self) -> bool:
+        minutes = self._training.recipe.checkpoint_minutes
+        return 0 < minutes <= (self._training.clock() - self._saved) / 60
+
+    def _save_state(self, step: int) -> None:
+        self._save(self._training.state(step), self._training.released)
+        self._saved = self._training.clock()
 
     def epoch(self, epoch: int, *, step: int) -> None:
         """Guards, evaluates on the test images, writes the epoch down and saves the state."""
         training = self._training
         acted = "" if training.guard is None else training.guard.end_epoch(epoch)
-        seconds = time.monotonic() - self._started
+        seconds = training.clock() - self._started
         found = self._evaluated()
         epsilon = training.epsilon()
-        self._record(
-            EpochRecord(
-                variant=training.variant.name,
-                epoch=epoch,
-                step=step,
-                seconds=seconds,
-                learning_rate=training.seams.schedule.at(step - 1),
-                test_loss=found.loss if found.loss is not None else float("nan"),
-                test_accuracy=found.accuracy,
-                train_loss=None if epsilon is not None else training.epoch_loss.mean(),
-                epsilon=epsilon,
-            ),
-            training.released,
+        written = EpochRecord(
+            variant=training.variant.name,
+            epoch=epoch,
+            step=step,
+            seconds=seconds,
+            learning_rate=training.seams.schedule.at(step - 1),
+            test_loss=found.loss if found.loss is not None else float("nan"),
+            test_accuracy=found.accuracy,
+            train_loss=None if epsilon is not None else training.epoch_loss.mean(),
+            epsilon=epsilon,
         )
+        self._record(written, training.released)
         told = [f"accuracy {100 * found.accuracy:.1f} %"]
         told += [] if epsilon is None else [f"ε {epsilon:.2f}"]
         told += [f"guard acted in {acted}"] if acted else []
         self._line.tell(", ".join(told))
         training.epoch_loss.reset()
-        self._save(training.state(step), training.released)
-        self._started = time.monotonic()
+        self._save_state(step)
+        self._tell(written)
+        self._started = training.clock()
 
     def _evaluated(self) -> ClassificationReport:
         """The test figures of the weights that would be kept if training ended here."""

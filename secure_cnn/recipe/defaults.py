@@ -1,0 +1,71 @@
+"""What a training gets that nobody chose, each by one rule; docs/defaults.md shows results.
+
+The rules look at how many images there are, never at the images: in a private training that would
+cost.
+
+**A hundred steps.** Nothing learns in six, however many images each of them sees. So a step has as
+many images as leave a hundred steps, within bounds: at least 16, for a mean to be one; at most
+what a processor is fastest with (128), or in a private training half of the data and 2048.
+
+**Private steps.** Noise is spread over the weights in proportion to sigma / (batch * sqrt(steps)).
+At a given epsilon that falls as batches grow, since sigma grows more slowly than they do: few
+steps are good for the noise and bad for the training, and a hundred is where both go. A step is as
+long as its rate times the clipping norm (all gradients are longer than 1 at first), so the rate is
+given for a norm of 1; and where bounds leave more steps they are shorter ones.
+
+**Plain steps.** The first fully connected layer of a network has thousands of inputs, and a rate
+that suits its convolutions throws it off in the first steps, after which every image is called one
+class. Gradients longer than `CLIP_GRAD_NORM` are therefore shortened to it.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from secure_cnn.errors import RunError
+from secure_cnn.recipe.ranges import Optimizer
+
+__all__ = ["CLIP_GRAD_NORM", "batch_size", "check_same", "delta", "learning_rate"]
+
+CLIP_GRAD_NORM = 1.0
+"""Largest norm of a plain step's mean gradient."""
+_STEPS = 100
+_SMALLEST_BATCH = 16
+_PLAIN_BATCH, _PRIVATE_BATCH = 128, 2048
+_PRIVATE_RATES = (0.25, 0.5)
+_PRIVATE_WAY = 75.0  # rate times steps, at a clipping norm of 1
+_LARGEST_DELTA = 1e-5
+_SINCE = "clip_grad_norm"
+"""A setting that is written down since the rules are what they are."""
+
+
+def batch_size(samples: int, epochs: int, *, private: bool) -> int:
+    """Images a step, in a private training those expected."""
+    wanted = max(_SMALLEST_BATCH, samples * epochs // _STEPS)
+    if private:
+        return max(1, min(wanted, samples // 2, _PRIVATE_BATCH))
+    return max(1, min(wanted, samples, _PLAIN_BATCH))
+
+
+def learning_rate(optimizer: Optimizer, *, steps: int, max_grad_norm: float | None = None) -> float:
+    """At its peak; with the clipping norm of a private training, or None without."""
+    if optimizer == "adamw":
+        return 2e-3  # its steps are as long as its rate, whatever the gradients are
+    if max_grad_norm is None:
+        return 0.1
+    low, high = _PRIVATE_RATES
+    return min(high, max(low, _PRIVATE_WAY / steps)) / max_grad_norm
+
+
+def delta(samples: int) -> float:
+    """The smaller of 1e-5 and a tenth of 1 / samples: what is less than one example's share."""
+    return min(_LARGEST_DELTA, 0.1 / samples)
+
+
+def check_same(settings: Mapping[str, Any], where: str) -> None:
+    """Refuses to go on with a run whose unset settings had other values than they have now."""
+    if _SINCE not in settings:
+        raise RunError(
+            f"{where}: the run was begun by an earlier version, which chose learning rate, batch "
+            "size and gradient clipping otherwise; finish it with that version, or start it anew "
+            "with --force"
+        )
