@@ -100,7 +100,9 @@ def _draw(report: Mapping[str, Any], canvas: Canvas) -> None:
     canvas.title("Scores of canaries")
     canvas.text(0, 31, "in the sample", color=_IN, bold=True)
     canvas.text(96, 31, "not in the sample", color=_OUT, bold=True)
-    _histograms(canvas.axes(8, 44, WIDTH - 16, 180, grid="x"), report)
+    axes = canvas.axes(8, 44, WIDTH - 16, 180, grid="x")
+    _histograms(axes, report)
+    canvas.settle(axes)
     canvas.text(WIDTH / 2, 252, "clipping norms", color=MUTED, align="center")
     canvas.text(0, 290, "Lower bounds on the ε of one step", bold=True, size=12.5)
     canvas.text(0, 308, f"at δ = {wording.delta(float(report['delta']))}", color=MUTED)
@@ -138,7 +140,9 @@ def _bounds(canvas: Canvas, report: Mapping[str, Any]) -> None:
         y = 318 + 84 * (row + 0.6) / max(1, len(bounds))
         shown = min(epsilon, widest)
         axes.barh(row, shown, height=0.5, color=SERIES[1] if epsilon <= claimed else SERIES[2])
-        canvas.text(_NAMES - 8, y, f"{method}, {100 * confidence:g} %", align="right")
+        canvas.text(
+            _NAMES - 8, y, f"{method}, {100 * confidence:g} %", align="right", room=_NAMES - 8
+        )
         canvas.text(WIDTH, y, f"{epsilon:.3g}", align="right", bold=True)
     axes.axvline(claimed, color=INK, lw=1.6)
     x = _NAMES + width * claimed / (widest or 1.0)

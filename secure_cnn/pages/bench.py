@@ -235,6 +235,7 @@ def _ratios(rows: Sequence[Row], check: NoiseCheck | None, canvas: Canvas) -> No
     canvas.title("Time of a step ÷ plain")
     axes = _under_names(canvas, [row.variant for row in rows], top=42, right=44)
     axes.set_xlim(0, 1.05 * max(row.high for row in rows))
+    canvas.settle(axes)
     if check is not None:
         axes.axvspan(check.low, check.high, color=MUTED, alpha=0.25, lw=0)
         canvas.text(0, 30, "▒ noise of this machine", color=MUTED)
@@ -258,6 +259,7 @@ def _parts(parts: _Seconds, top: float, canvas: Canvas) -> None:
         canvas.text(x + 14, y, name)
     axes = _under_names(canvas, list(parts), top=top, right=10)
     axes.set_xlim(0, 1050 * (max(sum(own.values()) for own in parts.values()) or 1e-3))
+    canvas.settle(axes)
     for number, own in enumerate(parts.values()):
         left, at = 0.0, number + _BAR
         for name in used:
@@ -282,19 +284,22 @@ def _curves(axis: str, times: Mapping[str, Mapping[float, float]], canvas: Canva
         costs = [1000 * seconds for seconds in own.values()]
         axes.plot(list(own), costs, color=color, lw=2, ls=dashes, marker="o", ms=4)
         signs.plot([0, 1], [number + 0.5] * 2, color=color, lw=2, ls=dashes)
-        canvas.text(70, _CURVES + 75 + 18 * number, short(variant, _NAME - 10))
+        canvas.text(70, _CURVES + 75 + 18 * number, short(variant, _NAME - 10), room=WIDTH - 70)
     sizes = sorted({size for own in times.values() for size in own})
     axes.set_xticks(sizes, [f"{size:g}" for size in sizes])
     axes.minorticks_off()
     low, high = axes.get_ylim()
     ticks = [m * 10**e for e in range(-4, 7) for m in (1, 2, 5) if low <= m * 10**e <= high]
-    axes.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    ticks = ticks or [low, high]
+    axes.set_yticks(ticks, [f"{tick:.3g}" for tick in ticks])
+    canvas.settle(axes)
 
 
 def _under_names(canvas: Canvas, names: Sequence[str], *, top: float, right: float) -> Axes:
     """Axes with a row for each name, which is above its bar: so the longest has room."""
     axes = canvas.axes(12, top, WIDTH - 12 - right, _ROW * len(names), grid="x")
     axes.set(ylim=(len(names), 0), yticks=[])
+    axes.xaxis.set_major_formatter("{x:g}")
     for number, name in enumerate(names):
-        canvas.text(12, top + _ROW * number + 10, short(name, _NAME - 2))
+        canvas.text(12, top + _ROW * number + 10, short(name, _NAME - 2), room=WIDTH - 12)
     return axes

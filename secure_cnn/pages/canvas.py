@@ -7,14 +7,17 @@ pyplot, whose figures are global, and mathematical markup, in which a class name
 
 import html
 import io
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, final
+from itertools import pairwise
+from typing import Any, Literal, cast, final
 
 from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.backends.backend_svg import RendererSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
@@ -73,6 +76,8 @@ class Canvas:
         self.figure = figure
         self.width = width
         self.height = height
+        # Measures text as it will be written: another renderer rounds every letter otherwise.
+        self._ruler = cast(Any, RendererSVG)(width, height, io.StringIO())
 
     def axes(
         self,
@@ -93,6 +98,31 @@ class Canvas:
             axes.set_axisbelow(True)
         return axes
 
+    def settle(self, axes: Axes, *, below: float = 0.0) -> None:
+        """Gives the labels of the axes their room, whatever they say; `below` the canvas is taken.
+
+        The left edge moves right and the lower one up as far as needed, and of horizontal labels
+        that touch or leave the canvas some go. To be called once scales and ticks are set, and
+        before anything is placed by them.
+        """
+        renderer = self._ruler
+        across, up = axes.yaxis.get_tightbbox(renderer), axes.xaxis.get_tightbbox(renderer)
+        box = axes.get_position()
+        left = box.x0 + max(0.0, 1 - across.x0 if across else 0.0) / self.width
+        foot = box.y0 + max(0.0, below + 1 - up.y0 if up else 0.0) / self.height
+        axes.set_position((left, foot, box.x1 - left, box.y1 - foot))
+        ends = sorted(axes.get_xlim())
+        places = [place for place in axes.get_xticks() if ends[0] <= place <= ends[1]]
+        words = axes.xaxis.get_major_formatter().format_ticks(places)
+        for step in range(1, len(places) + 1):
+            axes.set_xticks(places[::step], words[::step])
+            boxes = [each.get_window_extent(renderer) for each in axes.get_xticklabels()]
+            if all(one.x1 + 2 < other.x0 for one, other in pairwise(boxes)):
+                break
+        inside = [each.x0 >= 0 and each.x1 <= self.width for each in boxes] if places else []
+        kept = list(zip(places[::step], words[::step], inside, strict=True)) if places else []
+        axes.set_xticks([p for p, _, fits in kept if fits], [w for _, w, fits in kept if fits])
+
     def title(self, words: str) -> None:
         """The title of the figure, in bold at its top."""
         self.text(0, 12, words, bold=True, size=12.5)
@@ -107,9 +137,10 @@ class Canvas:
         size: float = 11,
         align: Literal["left", "center", "right"] = "left",
         bold: bool = False,
+        room: float = math.inf,
     ) -> None:
-        """One line of text, centred vertically on `y`."""
-        self.figure.text(
+        """One line of text, centred vertically on `y`; cut where it is wider than its room."""
+        written = self.figure.text(
             x / self.width,
             1 - y / self.height,
             words,
@@ -119,6 +150,9 @@ class Canvas:
             va="center",
             fontweight="bold" if bold else "normal",
         )
+        while words and written.get_window_extent(self._ruler).width > room:
+            words = words[:-1]
+            written.set_text(f"{words}…")
 
 
 def render(name: str, title: str, size: tuple[float, float], draw: Callable[[Canvas], None]) -> str:

@@ -174,13 +174,14 @@ def _rows(
     axes.set_yticks(at, [short(name) for name in names])
     for label in axes.get_yticklabels()[:2]:
         label.set_fontweight("bold")
+    canvas.settle(axes)
     return axes, at
 
 
 def _legend(canvas: Canvas, lines: Iterable[tuple[str, str, str]]) -> None:
     for index, (sign, color, words) in enumerate(lines):
         canvas.text(_NAMES, 9 + 18 * index, sign, color=color)
-        canvas.text(_NAMES + 16, 9 + 18 * index, short(words, 34))
+        canvas.text(_NAMES + 16, 9 + 18 * index, short(words, 34), room=WIDTH - _NAMES - 16)
 
 
 def _known(shares: Sequence[_Share], at: Sequence[float]) -> tuple[list[float], list[float]]:
@@ -278,6 +279,7 @@ def _confusion(
         _counts(axes, counts)
     canvas.text(margin + side / 2, canvas.height - 8, "predicted", color=MUTED, align="center")
     axes.set_ylabel("true", labelpad=4)
+    canvas.settle(axes, below=18)
 
 
 def _counts(axes: Axes, counts: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> None:

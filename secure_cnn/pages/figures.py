@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 _Ratio = Literal["time_ratio", "memory_ratio"]
+_HUGE = 1e7
+"""From here on a figure has no room for all of its digits."""
 _COSTS: dict[_Ratio, str] = {
     "time_ratio": "Time per step, against plain",
     "memory_ratio": "Memory, against plain",
@@ -123,6 +125,7 @@ def _lines(curve: _Curve, series: Sequence[_Line], canvas: Canvas) -> None:
         return
     axes = canvas.axes(40, 34, WIDTH - 40 - 112, 158, grid="y")
     _frame(axes, series, share=curve.share)
+    canvas.settle(axes)
     for line in series:
         x, values = zip(*line.points, strict=True)
         axes.plot(x, values, color=line.color, lw=2, clip_on=False)
@@ -130,8 +133,9 @@ def _lines(curve: _Curve, series: Sequence[_Line], canvas: Canvas) -> None:
             axes.scatter(x, values, 36, c=line.color, ec=CARD, lw=1, zorder=3, clip_on=False)
     ends = [canvas.height - float(axes.transData.transform(line.points[-1])[1]) for line in series]
     for line, y in zip(series, _spread(ends, 30, 44, 196), strict=True):
-        canvas.text(WIDTH - 102, y - 7, short(line.variant), color=line.color, bold=True)
-        canvas.text(WIDTH - 102, y + 7, curve.words(line.points[-1][1]))
+        name, value = short(line.variant), line.points[-1][1]
+        canvas.text(WIDTH - 102, y - 7, name, color=line.color, bold=True, room=102)
+        canvas.text(WIDTH - 102, y + 7, curve.words(value) if value < _HUGE else f"{value:.3g}")
     canvas.text(40 + (WIDTH - 152) / 2, 221, "epoch", color=MUTED, align="center")
 
 
@@ -149,6 +153,8 @@ def _frame(axes: Axes, series: Sequence[_Line], *, share: bool) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     if share:
         percents(axes.yaxis)
+    else:
+        axes.yaxis.set_major_formatter("{x:g}")
 
 
 def _spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -182,7 +188,7 @@ def _cost(rows: Sequence[Row], colors: Mapping[str, str], metric: _Ratio, canvas
         axes.vlines([row.low, row.high], at - 0.1, at + 0.1, color=INK, lw=1.5)
         axes.vlines(1, at - 0.24, at + 0.24, color=INK, lw=1.5, ls=(0, (2, 1)))
         y = 30 + 40 * index
-        canvas.text(0, y + 11, short(f"{row.variant} · {row.case}", 40))
+        canvas.text(0, y + 11, short(f"{row.variant} · {row.case}", 40), room=WIDTH)
         words = f"{row.median:.2f}×"
         canvas.text(WIDTH, y + 28, words, color=color, bold=True, align="right", size=12.5)
 
@@ -261,7 +267,8 @@ def _example(examples: Examples, index: int, canvas: Canvas) -> None:
     for row, (image, (words, color)) in enumerate(zip(pictures, said, strict=True)):
         top = row * (_SIDE + 26)
         _image(canvas.axes(0, top, _SIDE, _SIDE), image)
-        canvas.text(0, top + _SIDE + 12, words, color=color, bold=color != MUTED, size=12)
+        at = top + _SIDE + 12
+        canvas.text(0, at, words, color=color, bold=color != MUTED, size=12, room=_SIDE)
 
 
 def _taken_for(examples: Examples, index: int, predictions: Tensor) -> tuple[str, str]:

@@ -184,6 +184,7 @@ def _attacked(
     ticks = [radius for k, radius in enumerate(radii) if k == 0 or k > 1]
     axes.set_xticks(ticks, [f"{radius:.2g}" for radius in ticks])
     axes.minorticks_off()
+    canvas.settle(axes)
     middle = _LEFT + (WIDTH - _LEFT - 16) / 2
     canvas.text(middle, canvas.height - 10, "eps", color=MUTED, align="center")
     canvas.text(WIDTH, 12, f"◇ worst case {worst:.1%} at {eps:.3g}", color=_ATTACKED, align="right")
@@ -198,6 +199,7 @@ def _proven(curves: Mapping[str, Sequence[CurvePoint]], canvas: Canvas) -> None:
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4))
     percents(axes.yaxis)
     axes.tick_params(axis="x", pad=8)
+    canvas.settle(axes)
     words = "l2 radius, pixels in [0, 1]"
     canvas.text(_LEFT + width / 2, below, words, color=MUTED, align="center")
     # A single curve is the subject of the picture, not its plain baseline: skip the grey.
@@ -208,7 +210,7 @@ def _proven(curves: Mapping[str, Sequence[CurvePoint]], canvas: Canvas) -> None:
         axes.plot(radii, accuracy, color=color, lw=2)
         axes.plot([radii[-1]] * 2, [accuracy[-1], 0], color=color, lw=1.2, ls=(0, (2, 2)))
         y = below + 22 + number * _LINE
-        canvas.text(_LEFT, y, short(name, 30), color=color, bold=True)
+        canvas.text(_LEFT, y, short(name, 30), color=color, bold=True, room=width - 96)
         canvas.text(WIDTH - 14, y, f"{accuracy[0]:.1%} at 0", align="right")
     notes = ("Share of images proven correct under every change", "this long; band: 95 % interval.")
     for number, note in enumerate(notes):

@@ -192,6 +192,7 @@ def _draw(
     axes = canvas.axes(_LEFT, _TOP, width, height, grid="y")
     _vertical(axes, [point.accuracy for point in points])
     beyond = _horizontal(axes, panel, points)
+    canvas.settle(axes)
     front = pareto_front(points)
     shown = [n for n, point in enumerate(points) if panel.of(point) or panel.unbounded]
     places = []
@@ -201,7 +202,8 @@ def _draw(
         _whiskers(axes, across, points[number].accuracy, colors[points[number].name])
         x, y = axes.transData.transform((across.value, points[number].accuracy.value))
         places.append((float(x), canvas.height - float(y)))
-    box = (_LEFT + _MARK, _TOP + _MARK, _LEFT + width - _MARK, _TOP + height - _MARK)
+    left = WIDTH * axes.get_position().x0
+    box = (left + _MARK, _TOP + _MARK, _LEFT + width - _MARK, _TOP + height - _MARK)
     marks = _apart(places, box)
     for number, place, mark in zip(shown, places, marks, strict=True):
         _mark(canvas, number + 1, place, mark, colors[points[number].name], filled=front[number])
