@@ -197,6 +197,15 @@ def fake(name: str, seconds: float, room: int, clock: list[float]) -> Kernel:
     return Kernel(name=name, run=run, peak_bytes=room, work=1)
 
 
+def test_a_tuner_shows_its_settings() -> None:
+    """And how much it has chosen by now; no number of examples."""
+    assert repr(Tuner()) == "Tuner(memory_cap=1; 0 chosen)"
+    assert (
+        repr(Tuner(fixed={"c": "grouped"}))
+        == "Tuner(memory_cap=1, fixed={'c': 'grouped'}; 0 chosen)"
+    )
+
+
 def test_the_tuner_takes_the_fastest_kernel_and_times_it_once() -> None:
     """The second call at the same shape runs the choice and nothing else."""
     clock = [0.0]

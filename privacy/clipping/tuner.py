@@ -100,6 +100,10 @@ class Tuner:
         self._activations: dict[str, float] = {}
         self._after: dict[str, float] = {}
 
+    def __repr__(self) -> str:
+        fixed = f", fixed={self._fixed}" if self._fixed else ""
+        return f"Tuner(memory_cap={self._memory_cap:g}{fixed}; {len(self._choices)} chosen)"
+
     @property
     def choices(self) -> tuple[Choice, ...]:
         """Everything chosen so far, in the order of the first backward pass."""

@@ -10,7 +10,9 @@ accountants work with both. In the fused mode a script can notice these differen
 - An empty sample is one row of zeros that counts nothing, of the type that other batches have.
 - Each batch of the loader belongs to one step; a second backward pass in it raises.
 - The loss must be the mean or the sum of one loss an example, as `loss_reduction` says.
-- Noise is cryptographic always: `secure_mode` changes nothing, and no generator is taken.
+- Noise and samples are cryptographic always: `secure_mode` changes nothing, no generator is taken,
+  and no seed repeats them.
+- `make_private` runs the module on the first examples, and refuses there what does not fit.
 - After `make_private_with_epsilon` the step beyond the budget raises `BudgetExceeded`, whatever a
   schedule makes of the noise.
 - The account needs no hook: each step is charged before it is taken.
