@@ -17,18 +17,18 @@ from secure_cnn.errors import RunError
 from secure_cnn.interruption import StopRequest
 from secure_cnn.recipe import Recipe, run
 from secure_cnn.recipe import training as training_room
-from secure_cnn.recipe.persons import group_note, samples_of
+from secure_cnn.recipe.persons import GROUPED_NOTE, group_cost_of, samples_of
 from secure_cnn.recipe.seams import make_plan
 from secure_cnn.record import RunRecord
 
 PERSONS = 30
 
 
-def people(root: Path) -> Path:
+def people(root: Path, persons: int = PERSONS) -> Path:
     """Two classes of drawn images, thirty persons with one to four images in each."""
     random = np.random.default_rng(0)
     for label, kind in enumerate(("dark", "light")):
-        for person in range(PERSONS):
+        for person in range(persons):
             folder = root / kind / f"p{person}"
             folder.mkdir(parents=True)
             for number in range(1 + person % 4):
@@ -118,6 +118,23 @@ def test_from_the_command_line_with_a_csv_file(tmp_path):
     assert said.exit_code == 0, said.output
 
 
+@pytest.mark.slow
+def test_a_run_of_persons_is_audited_with_canaries_that_are_persons(tmp_path):
+    """The recipe's own training, put together as it was."""
+    people(tmp_path / "people", persons=48)
+    run(recipe_of(tmp_path, epochs=1, average_decay=0.0))
+    said = typer.testing.CliRunner().invoke(
+        app,
+        [
+            *("audit", "--run", str(tmp_path / "run"), "--out", str(tmp_path / "audit")),
+            *("--canaries", "4", "--steps", "20"),
+        ],
+    )
+    assert said.exit_code == 0, said.output
+    report = json.loads((tmp_path / "audit" / "audit.json").read_text())["report"]
+    assert (report["unit"], report["passed"]) == ("person", True)
+
+
 def test_an_array_of_the_file_is_enough(tmp_path):
     """No option names it; who is in both parts is refused."""
     images = np.random.default_rng(0).integers(0, 255, (60, 8, 8)).astype(np.uint8)
@@ -158,20 +175,21 @@ def test_settings_that_cannot_be_are_refused(tmp_path, changed, says):
 
 @pytest.mark.slow
 def test_a_run_of_images_says_what_epsilon_is_for_who_has_several(tmp_path, capsys):
-    """Folders inside class folders may be persons; the note says so before and after."""
+    """Folders inside class folders may be persons; figures of the data are told, not written."""
     people(tmp_path / "people")
     recipe = recipe_of(tmp_path, unit="example", images_per_person=None, groups=None, epochs=1)
     done = run(recipe)
     data = load_data(recipe.data, seed=recipe.seed)
-    (note,) = [note for note in done.record.notes if note.startswith("groups: ")]
     plan = make_plan(recipe, len(data.train))
-    assert note == group_note(plan, data)
+    note = group_cost_of(plan, data)
+    assert GROUPED_NOTE in done.record.notes
+    assert note not in (done.folder.root / "run.json").read_text(encoding="utf-8")
     largest = max(data.groups.count(each) for each in set(data.groups))
     theirs = privacy.group_epsilon([plan.event()], plan.delta, size=largest)
     assert f"for a person with {largest} it is {theirs:.3g}" in note
     told = " ".join(capsys.readouterr().err.split())
-    assert "note: groups: " in told
-    assert group_note(make_plan(recipe_of(tmp_path), 20), data) == ""
+    assert f"note: {' '.join(note.split())}" in told
+    assert group_cost_of(make_plan(recipe_of(tmp_path), 20), data) == ""
 
 
 def test_a_state_of_other_persons_is_not_gone_on_from(tmp_path, monkeypatch):

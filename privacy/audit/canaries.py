@@ -32,14 +32,22 @@ class Diverged(StepError):
 class CanaryDataset:
     """Some examples of a data set, those at `indices`, int64 [n]; the last are the canaries.
 
+    Where persons are the unit `sizes` says how many adjacent rows each has: the last persons are
+    the canaries, with all of their rows, and `groups` names the person of each row by its number.
+
     A class because what was read last is how the auditor learns the secret coins.
     """
 
     batch_by_indices: ClassVar[bool] = True
 
-    def __init__(self, dataset: MapStyle, indices: Tensor, *, canaries: int) -> None:
+    def __init__(
+        self, dataset: MapStyle, indices: Tensor, *, canaries: int, sizes: Tensor | None = None
+    ) -> None:
         self._dataset, self._indices = dataset, indices
-        self._first = len(indices) - canaries
+        self._sizes = torch.ones_like(indices) if sizes is None else sizes
+        self._owners = torch.arange(len(self._sizes)).repeat_interleave(self._sizes)
+        self.groups = None if sizes is None else self._owners.tolist()
+        self._first = len(self._sizes) - canaries
         self._read: list[int] = []
         self._given: dict[int, set[int]] = {}
 
@@ -64,8 +72,23 @@ class CanaryDataset:
         return images, labels
 
     def canary_images(self) -> Tensor:
-        """The canaries' images, as they are before any augmentation or attack."""
-        return _rows(self._dataset, self._indices[self._first :])[0]
+        """An image of each canary, as they are before any augmentation or attack."""
+        firsts = (self._sizes.cumsum(0) - self._sizes)[self._first :]
+        return _rows(self._dataset, self._indices[firsts])[0]
+
+    @property
+    def units(self) -> int:
+        """How many examples, or persons, it has."""
+        return len(self._sizes)
+
+    def owners(self, rows: Tensor) -> Tensor:
+        """Of each row the number of its person, or its own; int64 [k]."""
+        return self._owners[rows]
+
+    def counted(self, rows: Tensor) -> Tensor:
+        """How often each unit is in a batch of these rows, float [units]; of a person once."""
+        found = self._owners[rows].bincount(minlength=self.units).float()
+        return found if self.groups is None else found.clamp(max=1)
 
     def read(self) -> Tensor:
         """The rows that were read since the last call, in order; int64 [k]."""
@@ -81,7 +104,7 @@ class CanaryDataset:
 
     def numbers(self, rows: Tensor) -> Tensor:
         """For each row its canary's number, or -1; int64 [k]."""
-        return torch.where(rows >= self._first, rows - self._first, -1)
+        return (self._owners[rows] - self._first).clamp(min=-1)
 
 
 @final

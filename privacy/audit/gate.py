@@ -23,6 +23,7 @@ from privacy.audit.sampling import Samples, check_sampling_battery
 from privacy.audit.watch import MakeTraining, Watched, half, watch, watch_quietly, watch_samples
 from privacy.clipping.factors import FlatClipping
 from privacy.errors import PlanError, StepError
+from privacy.persons import Persons
 from privacy.plan import DPPlan
 from privacy.sampling import MapStyle
 from privacy.statistics import gdp_epsilon
@@ -42,6 +43,7 @@ def audit(
     *,
     delta: float | None = None,
     settings: AuditSettings | None = None,
+    groups: object = None,
 ) -> AuditReport:
     """Audits one real training: lower bounds on epsilon, and a gate of tests with a known error.
 
@@ -61,6 +63,9 @@ def audit(
         dataset: Map-style data set of (image, label).
         delta: Of the claim; the plan's own, or 1e-5, by default.
         settings: How much is looked at.
+        groups: Whose each example is, where the plan's unit is a person; by default the data set's
+            own attribute `groups`. Canaries are persons then, with all images of theirs, and the
+            data set that `make_training` is given has such an attribute for `attach`.
 
     Returns:
         The report; `passed` is the gate.
@@ -94,14 +99,35 @@ def audit(
             f"clipping: expected FlatClipping, got {type(plan.clipping).__name__}: the audit knows "
             "no other rule yet; audit the same training with flat clipping"
         )
-    data, audited = half(plan, dataset, settings)
+    persons = _persons(plan, dataset, groups)
+    data, audited = half(plan, dataset, persons, settings)
     quiet = watch_quietly(make_training, audited, data, settings)
     found = watch(make_training, audited, data, settings)
     if len(found.steps) < 2:
         raise StepError(f"audit: expected at least 2 steps, saw {len(found.steps)}")
-    own, apart = watch_samples(make_training, plan, dataset, settings)
+    own, apart = watch_samples(make_training, plan, dataset, persons, settings)
     seen = _Seen(found, quiet, own, apart)
-    return _report(seen, audited, delta, settings, population=len(dataset))
+    population = len(dataset if persons is None else persons)
+    return _report(seen, audited, delta, settings, population=population)
+
+
+def _persons(plan: DPPlan, dataset: MapStyle, groups: object) -> Persons | None:
+    """Whose the examples are, where the plan protects persons."""
+    if plan.unit == "example":
+        return None
+    ids = getattr(dataset, "groups", None) if groups is None else groups
+    if ids is None:
+        raise PlanError(
+            "groups: expected one id an example, since the plan protects persons, got none; give "
+            "audit(..., groups=ids), or the data set an attribute `groups`"
+        )
+    persons = Persons.of(ids, examples=len(dataset))
+    if persons.largest == 1 or plan.images_per_person == 1:
+        raise PlanError(
+            "groups: expected persons of whom several images are in a step, got one image of each: "
+            "nothing would be seen of how they are averaged; audit a plan whose unit is an example"
+        )
+    return persons
 
 
 def _check(make_training: object, plan: object, dataset: object, settings: object) -> None:
@@ -175,6 +201,7 @@ def _report(
         samples=plan.samples,
         steps=len(seen.loud.steps),
         quiet_steps=len(seen.quiet.mismatches),
+        unit=plan.unit,
         sampling_rates=(seen.loud.samples.rate, seen.own.rate),
         canaries=settings.canaries,
         attack_auroc=auditor.attack_auroc,
@@ -240,7 +267,7 @@ def _unseen(
     kept, parameters = seen.loud.steps[0].residual.numel(), sum(seen.loud.sizes)
     some = [
         f"What happens less often than about once in {steps} steps, or only after them.",
-        f"What only some examples do: {rows} of {population} were in the audited trainings; in "
+        f"What only some {plan.unit}s do: {rows} of {population} were in the audited trainings; in "
         "samples of other sizes, and at sampling rates other than 1/2 and "
         f"{seen.own.rate:.3g}.",
         "Where noise and coins come from: numbers that somebody can predict look like chance.",

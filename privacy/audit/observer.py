@@ -89,10 +89,18 @@ class Observer:
         for handle in self._handles:
             handle.remove()
 
-    def losses(self, objective: Objective, images: Tensor, labels: Tensor, taken: Tensor) -> Tensor:
+    def losses(
+        self,
+        objective: Objective,
+        images: Tensor,
+        labels: Tensor,
+        taken: Tensor,
+        owners: Tensor,
+    ) -> Tensor:
         """The losses of one physical batch: the objective's, and the auditor's own for canaries.
 
-        `taken` is for each example its canary's number or -1, int64 [k]; later rows are filling.
+        `taken` is for each row its canary's number or -1, int64 [k]; later rows are filling.
+        `owners` is the unit in whose mean it counts, or -1 where it counts in none.
         """
         if self._others is None:
             self._begin()
@@ -112,7 +120,7 @@ class Observer:
         chosen = self._of_rows(self._canaries.weights)
         own = (calls[-1][1].flatten(1) * chosen).sum(1)
         losses = torch.where(self._rows >= 0, own, losses)
-        self._account(losses, calls, examples=len(taken))
+        self._account(losses, calls, owners.to(images.device))
         self._rows = torch.empty(0, dtype=torch.int64)
         return losses
 
@@ -146,32 +154,41 @@ class Observer:
         self._was_in = torch.zeros(len(self._canaries.clipped), dtype=torch.bool)
         self._seen, self._escapes, self._examples = [], [], 0
 
-    def _account(
-        self, losses: Tensor, calls: list[tuple[Tensor, Tensor]], *, examples: int
-    ) -> None:
+    def _account(self, losses: Tensor, calls: list[tuple[Tensor, Tensor]], owners: Tensor) -> None:
         """Adds what the definition says that this batch contributes, in units of C."""
         outputs = [output for _, output in calls]
         found = torch.autograd.grad(losses.sum(), outputs, retain_graph=True, allow_unused=True)
         pairs = [(images, g) for (images, _), g in zip(calls, found, strict=True) if g is not None]
         assert self._others is not None, "the step was begun"
-        numbers = self._rows[:examples]
-        own = numbers[numbers >= 0]
+        numbers = self._rows[: len(owners)]
+        own = torch.unique(numbers[numbers >= 0])
         self._was_in[own.cpu()] = True
-        self._examples += examples
+        units = torch.unique(owners[owners >= 0])
+        self._examples += len(units)
         # What an unclipped batch would add beyond the clipped one.
         oversize = self._canaries.oversize[own] - 1
         escape = (self._canaries.clipped[own] * oversize[:, None]).sum(0)
-        others = (numbers < 0).nonzero().squeeze(1)
+        others = torch.unique(owners[(numbers < 0) & (owners >= 0)])
+        most = int(torch.bincount(owners[owners >= 0]).max()) if len(units) else 1
         # A split of nothing would be one empty part, and nothing can be vectorised over none.
-        for rows in torch.split(others, self._gradients.rows_at_once) if len(others) else ():
-            clipped, off = self._sums([(x[rows], g[rows]) for x, g in pairs])
+        at_once = max(1, self._gradients.rows_at_once // most)
+        for some in torch.split(others, at_once) if len(others) else ():
+            rows = torch.isin(owners, some).nonzero().squeeze(1)
+            of_units = torch.searchsorted(some, owners[rows])
+            clipped, off = self._sums([(x[rows], g[rows]) for x, g in pairs], of_units)
             self._others += clipped
             escape += off
         self._escapes.append(escape)
 
-    def _sums(self, pairs: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Sums of some examples' clipped gradients by the definition and of what is clipped off."""
-        total = torch.stack([self._gradients(x, g) for x, g in pairs]).sum(0)
+    def _sums(self, pairs: list[tuple[Tensor, Tensor]], of_units: Tensor) -> tuple[Tensor, Tensor]:
+        """Sums of some units' clipped gradients by the definition and of what is clipped off.
+
+        The gradient of a unit is the mean of those of its rows.
+        """
+        rows = torch.stack([self._gradients(x, g) for x, g in pairs]).sum(0)
+        sizes = of_units.bincount()
+        total = rows.new_zeros(len(sizes), rows.shape[1]).index_add_(0, of_units, rows)
+        total /= sizes[:, None]
         norms = total.norm(dim=1, keepdim=True) / self._max_grad_norm
         clipped = total / norms.clamp(min=1.0) / self._max_grad_norm
         clipped = torch.where(norms.isfinite(), clipped, torch.zeros_like(clipped))

@@ -130,6 +130,8 @@ class AuditReport:
         attack_auroc: Of guessing from its score whether a canary was in.
         in_scores: Of canaries that were in; near 1 plus noise, in units of the clipping norm.
         out_scores: Of canaries that were out: noise.
+        unit: What a canary is, and batch size and samples count: an example, or a person with all
+            images of theirs.
     """
 
     claimed_epsilon: float
@@ -149,6 +151,7 @@ class AuditReport:
     attack_auroc: float
     in_scores: tuple[float, ...]
     out_scores: tuple[float, ...]
+    unit: str = "example"
 
     @property
     def passed(self) -> bool:

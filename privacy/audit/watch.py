@@ -17,6 +17,7 @@ from privacy.audit.report import AuditSettings
 from privacy.audit.sampling import Samples
 from privacy.errors import PlanError, StepError
 from privacy.objectives import ExamplesMix, keeps_apart
+from privacy.persons import Persons
 from privacy.plan import DPPlan
 from privacy.sampling import MapStyle
 from privacy.validate import check_module
@@ -88,19 +89,20 @@ class Watched:
     mismatches: tuple[float, ...] = ()
 
 
-def half(plan: DPPlan, dataset: MapStyle, settings: AuditSettings) -> tuple[CanaryDataset, DPPlan]:
-    """The audited data, and the plan on it: a fair coin for each row, the plan's noise and C."""
-    canaries = settings.canaries
-    batch_size = min(plan.batch_size, settings.largest_batch, len(dataset) // 2)
+def half(
+    plan: DPPlan, dataset: MapStyle, persons: Persons | None, settings: AuditSettings
+) -> tuple[CanaryDataset, DPPlan]:
+    """The audited data, and the plan on it: a fair coin for each unit, the plan's noise and C."""
+    canaries, units = settings.canaries, len(dataset if persons is None else persons)
+    batch_size = min(plan.batch_size, settings.largest_batch, units // 2)
     batch_size = max(batch_size, canaries, _SMALLEST_BATCH)
-    if 2 * batch_size > len(dataset):
+    if 2 * batch_size > units:
         raise PlanError(
-            f"dataset: expected at least {2 * batch_size} examples for {canaries} canaries, got "
-            f"{len(dataset)}; ask for fewer canaries"
+            f"dataset: expected at least {2 * batch_size} {plan.unit}s for {canaries} canaries, "
+            f"got {units}; ask for fewer canaries"
         )
-    rows = _chosen(dataset, 2 * batch_size, settings)
-    audited = _planned(plan, 2 * batch_size, batch_size, settings)
-    return CanaryDataset(dataset, rows, canaries=canaries), audited
+    data = _chosen(dataset, persons, 2 * batch_size, settings, canaries=canaries)
+    return data, _planned(plan, 2 * batch_size, batch_size, settings)
 
 
 def watch(
@@ -135,15 +137,20 @@ def watch_quietly(
 
 
 def watch_samples(
-    make_training: MakeTraining, plan: DPPlan, dataset: MapStyle, settings: AuditSettings
+    make_training: MakeTraining,
+    plan: DPPlan,
+    dataset: MapStyle,
+    persons: Persons | None,
+    settings: AuditSettings,
 ) -> tuple[Samples, bool | None]:
     """Trains at about the plan's own sampling rate, and looks at the samples alone.
 
     Before that the objective is asked whether it keeps examples apart; None where it could not be.
     """
-    batch_size = min(_SMALLEST_BATCH, len(dataset))
-    samples = min(max(round(batch_size / plan.sampling_rate), batch_size), len(dataset), _MOST_ROWS)
-    data = CanaryDataset(dataset, _chosen(dataset, samples, settings), canaries=0)
+    units = len(dataset if persons is None else persons)
+    batch_size = min(_SMALLEST_BATCH, units)
+    samples = min(max(round(batch_size / plan.sampling_rate), batch_size), units, _MOST_ROWS)
+    data = _chosen(dataset, persons, samples, settings, canaries=0)
     audited = _planned(plan, samples, batch_size, settings)
     training, objective = _made(make_training(audited, data))
     apart = _apart(objective, training.model, data)
@@ -151,7 +158,7 @@ def watch_samples(
     table = []
     read = torch.zeros(samples)
     for images, labels in training.batches:
-        read = read + data.read().bincount(minlength=samples)
+        read = read + data.counted(data.read())
         if training.step(objective(training.model, images, labels)):
             table.append(read)
             read = torch.zeros(samples)
@@ -210,19 +217,23 @@ class _Watching:
 
         A training that diverges ends there, if at least one step was seen.
         """
-        read = torch.zeros(len(self._data))
+        read = torch.zeros(self._data.units)
         try:
             for images, labels in self._training.batches:
                 rows = self._data.read()
-                read = read + rows.bincount(minlength=len(self._data))
+                read = read + self._data.counted(rows)
                 foreign, changed = self._data.strangers(images[: len(rows)], rows)
                 self._foreign, self._changed = self._foreign + foreign, self._changed + changed
                 losses = self._observer.losses(
-                    self._objective, images, labels, self._data.numbers(rows)
+                    self._objective,
+                    images,
+                    labels,
+                    self._data.numbers(rows),
+                    _means(rows, self._data.owners(rows)),
                 )
                 if self._training.step(losses):
                     self._table.append(read)
-                    read = torch.zeros(len(self._data))
+                    read = torch.zeros(self._data.units)
                     yield self._observer.observation()
                 if len(self._table) > self._plan.steps:
                     return
@@ -279,9 +290,36 @@ def _planned(plan: DPPlan, samples: int, batch_size: int, settings: AuditSetting
     )
 
 
-def _chosen(dataset: MapStyle, samples: int, settings: AuditSettings) -> Tensor:
+def _chosen(
+    dataset: MapStyle,
+    persons: Persons | None,
+    samples: int,
+    settings: AuditSettings,
+    *,
+    canaries: int,
+) -> CanaryDataset:
+    """So many examples, or persons with all of theirs; the canaries have most of them."""
     generator = torch.Generator().manual_seed(settings.seed)
-    return torch.randperm(len(dataset), generator=generator)[:samples]
+    units = len(dataset if persons is None else persons)
+    chosen = torch.randperm(units, generator=generator)
+    if persons is None:
+        return CanaryDataset(dataset, chosen[:samples], canaries=canaries)
+    largest = persons.sizes.argsort(descending=True, stable=True)[:canaries]
+    others = chosen[~torch.isin(chosen, largest)][: samples - canaries]
+    chosen = torch.cat([others, largest])
+    lists = torch.split(persons.rows, persons.sizes.tolist())
+    rows = torch.cat([lists[number] for number in chosen.tolist()])
+    return CanaryDataset(dataset, rows, canaries=canaries, sizes=persons.sizes[chosen])
+
+
+def _means(rows: Tensor, owners: Tensor) -> Tensor:
+    """What a unit's mean is of: of each row its unit, or -1 where it is in the batch once more."""
+    seen: set[int] = set()
+    again = torch.zeros(len(rows), dtype=torch.bool)
+    for place, row in enumerate(rows.tolist()):
+        again[place] = row in seen
+        seen.add(row)
+    return torch.where(again, -1, owners)
 
 
 def _samples(table: list[Tensor], plan: DPPlan) -> Samples:

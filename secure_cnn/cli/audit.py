@@ -1,5 +1,6 @@
 """`secure-cnn audit`: is a recipe's private training what its plan says?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -167,14 +168,17 @@ def _audited(recipe: Recipe, own: OwnNetwork | None, settings: AuditSettings) ->
     def make_training(audited: privacy.DPPlan, dataset: MapStyle) -> tuple["_Training", Any]:
         network = initial.build().to(device)
         # The seams look at shapes and the training split, and of it at what a map-style set has.
-        audited_images = cast(ImageData, _TrainOnly(dataset, images.spec))
+        groups = getattr(dataset, "groups", None)
+        audited_images = cast(ImageData, _TrainOnly(dataset, images.spec, groups))
         # The plan says how long; of the schedule only its peak is used.
         short = replace(recipe, epochs=1)
         seams = make_seams(short, recipe.variant, network, audited_images, plan=audited)
         training_mode(network)
         return _Training(seams, network), seams.objective
 
-    return audit_training(make_training, plan, images.train, settings=settings)
+    return audit_training(
+        make_training, plan, images.train, settings=settings, groups=images.groups
+    )
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,7 @@ class _TrainOnly:
 
     train: MapStyle
     spec: DataSpec
+    groups: Sequence[int] | None
 
 
 @dataclass(frozen=True)

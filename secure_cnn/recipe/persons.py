@@ -14,7 +14,13 @@ from secure_cnn.data import ImageData
 from secure_cnn.errors import RunError
 from secure_cnn.recipe.settings import Recipe
 
-__all__ = ["group_note", "groups_of", "persons_digest", "samples_of"]
+__all__ = ["GROUPED_NOTE", "group_cost_of", "groups_of", "persons_digest", "samples_of"]
+
+GROUPED_NOTE = (
+    "ε is about one image, and several may be of one person: for a person with several it is "
+    "larger. By how much was told when the run began; it depends on the data, and is not written "
+    "down."
+)
 
 
 def samples_of(recipe: Recipe, data: ImageData) -> int:
@@ -44,15 +50,15 @@ def groups_of(recipe: Recipe, data: ImageData) -> tuple[str, ...] | None:
     return data.groups
 
 
-def group_note(plan: privacy.DPPlan | None, data: ImageData) -> str:
-    """What ε is for a person with several images, where the plan protects images; else nothing."""
+def group_cost_of(plan: privacy.DPPlan | None, data: ImageData) -> str:
+    """What ε is for a person with several images, where the plan protects images; else nothing.
+
+    For who runs it: how many images somebody has is a figure of the data that no ε covers.
+    """
     if plan is None or plan.unit == "person" or data.groups is None:
         return ""
     cost = group_cost(plan, Persons.of(data.groups, examples=len(data.groups)))
-    return cost and (
-        f"{cost}; protect persons instead, with unit=person (--unit person). How many images the "
-        "largest group has is not covered by ε."
-    )
+    return cost and f"{cost}; protect persons instead, with unit=person (--unit person)"
 
 
 def persons_digest(data: ImageData) -> str:

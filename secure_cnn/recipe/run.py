@@ -40,7 +40,7 @@ from secure_cnn.recipe.outcome import (
     judge,
     privacy_record,
 )
-from secure_cnn.recipe.persons import group_note, samples_of
+from secure_cnn.recipe.persons import GROUPED_NOTE, group_cost_of, samples_of
 from secure_cnn.recipe.seams import make_device, make_plan, make_seams, objective_for
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.recipe.training import Training
@@ -362,7 +362,7 @@ def _beginning(task: _Task) -> Start:
     """A new run of the task: its number, and what is known of it before it starts."""
     recipe, data = task.recipe, task.data
     identity = RunIdentity.draw(private=task.plan is not None)
-    if grouped := group_note(task.plan, data):
+    if grouped := group_cost_of(task.plan, data):
         Terminal(stderr=True).print(f"note: {grouped}")
     signer = None if task.sealing is None else task.sealing.signer
     record = RunRecord(
@@ -385,7 +385,7 @@ def _beginning(task: _Task) -> Start:
         hardware=hardware(task.device),
         privacy=privacy_record(recipe, task.plan),
         threat=recipe.threat and ThreatRecord(**recipe.threat.to_dict()),
-        notes=(*notes_before(recipe), *task.initial.notes, *filter(None, [grouped])),
+        notes=(*notes_before(recipe), *task.initial.notes, *([GROUPED_NOTE] if grouped else [])),
         run_id=identity.id,
         signer="" if signer is None else signer.verifier.to_text(),
     )
