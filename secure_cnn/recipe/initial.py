@@ -59,7 +59,8 @@ class InitialModel:
         if report is not None and self.recipe.epsilon is not None:
             notes += (_UNCOVERED,)
         if frozen:
-            notes += (f"Frozen are {len(frozen)} tensors: {', '.join(_few(frozen))}.",)
+            drawn = " They stay as they were drawn." if report is None else ""
+            notes += (f"Frozen are {len(frozen)} tensors: {', '.join(_few(frozen))}.{drawn}",)
         return notes
 
     @cached_property

@@ -273,8 +273,14 @@ def _check_trainable(task: _Task) -> None:
         for variant in task.recipe.variants:
             task.training(variant, identity)
     except privacy.UnsupportedLayer as error:
+        mixing = privacy.mixing_layers(task.initial.build())
+        if not mixing:
+            raise
+        name, what = next(iter(mixing.items()))
+        others = f", and {len(mixing) - 1} more" if len(mixing) > 1 else ""
         raise privacy.UnsupportedLayer(
-            f"{error}; of layers that mix examples +group-norm behind --model gets rid"
+            f"{name}: {what.partition(';')[0]}{others}; +group-norm behind --model puts GroupNorm "
+            "in the place of BatchNorm, as privacy.fix(model) does in the function that makes it"
         ) from error
 
 
