@@ -4,13 +4,15 @@ A name out of a file can move the cursor, turn the reading direction round, or l
 the library that prints it. Here it becomes text that only says what it holds.
 """
 
+import codecs
+import io
 import unicodedata
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-__all__ = ["Terminal", "printable"]
+__all__ = ["Terminal", "printable", "spell_out"]
 
 # Cc: terminals obey them. Cf: unseen, and some reverse the text behind them. Cs: no encoding has
 # them. Zl and Zp: some programs begin a new line there.
@@ -36,6 +38,34 @@ def printable(text: object, *, layout: bool = False) -> str:
         else mark.encode("unicode_escape").decode("ascii")
         for mark in text
     )
+
+
+_SPELT = {
+    **{"ε": "eps", "δ": "delta", "σ": "sigma", "∞": "inf", "÷": "/", "×": "x", "±": "+-"},
+    **{"≥": ">=", "≤": "<=", "–": "-", "−": "-", "…": "...", "·": "-", "✓": "ok", "✗": "x"},
+    **{"★": "*", "→": "->", "←": "<-", "↑": "^", "é": "e", "•": "*"},
+}
+_NARROW = "secure_cnn.spelt"
+
+
+def spell_out(stream: object) -> None:
+    r"""Lets a stream write what its encoding has no letter for: `eps` for ε, `\u732b` for others.
+
+    A table that a narrow terminal cannot show must not end a command whose work is done.
+    """
+    codecs.register_error(_NARROW, _spelt)
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors=_NARROW)
+
+
+def _spelt(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    letters = error.object[error.start : error.end]
+    escaped = (
+        _SPELT.get(each) or each.encode("unicode_escape").decode("ascii") for each in letters
+    )
+    return "".join(escaped), error.end
 
 
 class Terminal(Console):

@@ -1,12 +1,13 @@
 """Names from elsewhere are shown as text: no terminal and no page obeys them."""
 
+import io
 import unicodedata
 
 import pytest
 from rich.table import Table
 
 from secure_cnn.pages.template import _shown
-from secure_cnn.printable import Terminal, printable
+from secure_cnn.printable import Terminal, printable, spell_out
 
 HOSTILE = "cat\x1b[2J\x07\u202edog\u2066\u2069\x9b[/bold] [red]:cat:\x7f\u2028\ud800\ufeff"
 
@@ -43,3 +44,22 @@ def test_a_page_shows_what_it_is_given():
     """As the templates get every value, before HTML's own characters are escaped."""
     assert _shown(HOSTILE) == printable(HOSTILE)
     assert _shown(3) == 3
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_a_narrow_terminal_spells_out_what_it_has_no_letter_for(encoding, monkeypatch):
+    """Nothing ends a command at its last line; what the encoding has stays as it is."""
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding=encoding)
+    spell_out(stream)
+    monkeypatch.setattr("sys.stdout", stream)
+    table = Table(title="ε ≥ 1 ÷ plain")
+    table.add_column("é – 猫 \ud800")
+    table.add_row("∞")
+    Terminal(width=60).print(table)
+    stream.flush()
+    found = raw.getvalue().decode(encoding)
+    words = "ε ≥ 1 ÷ plain" if encoding == "utf-8" else "eps >= 1"
+    assert words in found
+    assert ("猫" if encoding == "utf-8" else "\\u732b") in found
+    assert ("é" in found) is (encoding != "ascii")

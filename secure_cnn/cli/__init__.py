@@ -16,7 +16,7 @@ from privacy import PrivacyError
 from secure_cnn.archive import ArchiveError
 from secure_cnn.cli import archive, audit, bench, compare, evaluate, train
 from secure_cnn.errors import SecureCNNError
-from secure_cnn.printable import Terminal
+from secure_cnn.printable import Terminal, spell_out
 from secure_cnn.record import versions
 
 __all__ = ["app", "main"]
@@ -71,6 +71,8 @@ _EXIT_CODES: tuple[tuple[type[Exception], int], ...] = (
 
 def main() -> None:
     """Runs the command line; an error of ours is one line on stderr and its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        spell_out(stream)
     try:
         app()
     except (ArchiveError, DefenseError, PrivacyError, SecureCNNError) as error:
