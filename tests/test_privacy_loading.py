@@ -241,6 +241,7 @@ def test_a_worker_that_ends_is_told_and_costs_nothing(data: Any) -> None:
     assert workers() == []
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_waited_for_as_long_as_the_loader_says() -> None:
     loader = DataLoader(Hangs(), batch_size=8, num_workers=1, timeout=0.2)  # type: ignore[arg-type]
     private = attached(loader)
@@ -515,6 +516,7 @@ PROGRAM = """
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "code"),
     [
