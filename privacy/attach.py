@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader
 
 from privacy.accounting import epsilon_of
+from privacy.batch import Forward, call_model
 from privacy.clipping.tuner import Tuner
 from privacy.errors import PlanError, PrivacyError
 from privacy.group_privacy import group_epsilon
@@ -42,6 +43,7 @@ def attach(
     workers: int | None = None,
     prefetch: int | None = None,
     collate_fn: Collate | None = None,
+    forward: Forward | None = None,
 ) -> PrivateTraining:
     """Makes the training of `model` on `dataset` follow `plan`.
 
@@ -58,7 +60,8 @@ def attach(
             replaced until `detach`.
         optimizer: Any optimizer that holds exactly the model's trainable parameters and steps on
             one gradient: not LBFGS, nor another one that calls a closure.
-        dataset: A map-style data set of (image, label); see `privacy.sampling.read`. Or a
+        dataset: A map-style data set of (image, label), or of other examples: tuples, named tuples
+            or dictionaries of tensors; see `privacy.sampling.read`. Or a
             `DataLoader` of the plan's batch size, of which data set, `collate_fn`, workers and
             their settings are taken; Poisson sampling chooses in the place of its shuffling, and
             another way of choosing is refused.
@@ -76,6 +79,11 @@ def attach(
         prefetch: Physical batches that each worker reads ahead, at most 1,024; 2 by default.
         collate_fn: Stacks a list of examples into a batch, in each of whose tensors dimension 0 is
             the example; torch's `default_collate` by default.
+        forward: How the loop runs the model on a batch, `(model, batch) -> outputs`, so that it is
+            tried as it will be used. By default the last part of an example is its target, and the
+            model is given the others: `model(images)` for (image, label), `model(images, table)`
+            for (image, table, label) and ((image, table), label), `model(**words)` for (words,
+            label) with a dictionary of words. A dictionary that holds the target too needs it.
 
     Returns:
         The private training.
@@ -113,12 +121,15 @@ def attach(
         collate_fn=collate_fn,
     )
     examples = len(reading.dataset)
-    _check_settings(physical_batches, tuner, ledger)
+    _check_settings(physical_batches, tuner, ledger, forward)
     cut = physical_batches or PhysicalBatches()
     persons = _persons(plan, reading.dataset, groups, cut, examples=examples)
     samples = examples if persons is None else len(persons)
-    few = partial(_first_images, reading, examples)
-    prepared = prepare(plan, model, optimizer, samples=samples, images=few, tuner=tuner)
+    few = partial(_first_examples, reading, examples)
+    forward = call_model if forward is None else forward
+    prepared = prepare(
+        plan, model, optimizer, samples=samples, examples=few, forward=forward, tuner=tuner
+    )
     ledger = Ledger() if ledger is None else ledger
     locked = ledger.locked
     try:
@@ -183,24 +194,24 @@ def group_cost(plan: DPPlan, persons: Persons) -> str:
     )
 
 
-def _first_images(reading: Reading, samples: int) -> Tensor:
-    """A few images to try the model on; a data set that cannot be read is told from the model."""
+def _first_examples(reading: Reading, samples: int) -> Any:
+    """A few examples to try the model on; a data set that cannot be read is told from the model."""
     indices = torch.arange(min(_PROBED_EXAMPLES, samples))
     try:
         batch = PhysicalBatch(indices, rows=len(indices), last=True)
-        images, _ = read(reading.dataset, batch, reading.collate)
+        return read(reading.dataset, batch, reading.collate)
     except PrivacyError:
         raise
     except Exception as error:
         raise PlanError(
             f"dataset: its examples 0 to {len(indices) - 1} could not be read: "
-            f"{type(error).__name__}: {error}; expected pairs (image, label) by index"
+            f"{type(error).__name__}: {error}; expected examples, (image, label) say, by index"
         ) from error
-    first: Tensor = images
-    return first
 
 
-def _check_settings(physical_batches: object, tuner: object, ledger: object) -> None:
+def _check_settings(
+    physical_batches: object, tuner: object, ledger: object, forward: object
+) -> None:
     """Refuses what is no setting, before it is used in the middle of a training."""
     if not isinstance(physical_batches, PhysicalBatches | None):
         raise PlanError(
@@ -212,3 +223,7 @@ def _check_settings(physical_batches: object, tuner: object, ledger: object) -> 
     # A subclass may record less than was spent.
     if ledger is not None and type(ledger) is not Ledger:
         raise PlanError(f"ledger: expected privacy.Ledger(), got {type(ledger).__name__}")
+    if forward is not None and not callable(forward):
+        raise PlanError(
+            f"forward: expected a function (model, batch) -> outputs, got {type(forward).__name__}"
+        )

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from privacy.errors import PrivacyError, StepError
-from privacy.probe import random_states_kept
+from privacy.batch import cut_rows, described, mapped, tensors
+from privacy.errors import PlanError, PrivacyError, StepError
 from privacy.sampling import Collate, MapStyle, PhysicalBatch, read, stacked
+from privacy.trial import random_states_kept
 
-__all__ = ["Examples", "ExamplesMix", "check_declared", "few_examples", "keeps_apart"]
+__all__ = ["ExamplesMix", "check_declared", "few_examples", "keeps_apart"]
 
 _EXAMPLES = 5
 _SMALLEST = 2
@@ -24,9 +25,6 @@ _TOLERANCE = 1e-3
 _LEAST = 1e-6
 # With a row less a mean over the batch is larger by a fifth or more; an attack finds about as much.
 _SCALE = 1.1
-
-Examples = tuple[Tensor, Tensor]
-"""Images and labels."""
 
 
 class ExamplesMix(StepError):
@@ -49,15 +47,14 @@ def check_declared(objective: object) -> None:
         )
 
 
-def few_examples(dataset: MapStyle, collate: Collate = stacked) -> Examples:
+def few_examples(dataset: MapStyle, collate: Collate = stacked) -> Any:
     """A few examples of a data set, far apart: many sets are in the order of their labels."""
     count = min(_EXAMPLES, len(dataset))
     indices = torch.linspace(0, len(dataset) - 1, count).long()
-    images, labels = read(dataset, PhysicalBatch(indices, rows=count, last=True), collate)
-    return images, labels
+    return read(dataset, PhysicalBatch(indices, rows=count, last=True), collate)
 
 
-def keeps_apart(objective: Any, model: nn.Module, examples: Examples) -> bool:
+def keeps_apart(objective: Any, model: nn.Module, examples: Any) -> bool:
     """Changes an example and looks whether the losses of others move, or their gradient.
 
     In batches of all examples but one or two, in the first and the last row, and in the batch that
@@ -70,9 +67,9 @@ def keeps_apart(objective: Any, model: nn.Module, examples: Examples) -> bool:
     generator that is no part of the objective), or where losses are not finite.
     """
     device = next(model.parameters()).device
-    images, labels = _checked(examples)
-    batch = images.nan_to_num().to(device), labels.to(device)
-    sizes = [rows for rows in (len(images) - 1, len(images) - 2) if rows >= _SMALLEST]
+    count = _count(examples)
+    batch = mapped(lambda tensor: tensor.nan_to_num().to(device), examples)
+    sizes = [rows for rows in (count - 1, count - 2) if rows >= _SMALLEST]
     asked = [_tested(objective, model, batch, rows) for rows in sizes]
     seen = [each for each in asked if each is not None]
     if len(seen) > 1 and all(torch.equal(each.losses, each.following) for each in seen):
@@ -80,20 +77,20 @@ def keeps_apart(objective: Any, model: nn.Module, examples: Examples) -> bool:
     return len(seen) == len(sizes) > 0
 
 
-def _checked(examples: Any) -> Examples:
-    """The examples; refuses whatever is not images and as many labels."""
-    pair = isinstance(examples, (tuple, list)) and len(examples) == 2
-    if not (pair and all(isinstance(each, Tensor) and each.dim() for each in examples)):
+def _count(examples: Any) -> int:
+    """How many examples there are; refuses whatever is no batch of tensors with as many rows."""
+    try:
+        found = tensors(examples)
+    except PlanError as error:
+        raise StepError(f"examples: {error}") from error
+    counts = sorted({-1 if not tensor.dim() else len(tensor) for tensor in found.values()})
+    if len(counts) != 1 or counts[0] < 0:
+        shapes = ", ".join(f"{place} {list(t.shape)}".strip() for place, t in found.items())
         raise StepError(
-            "examples: expected a pair of tensors, images and labels, got "
-            f"{type(examples).__name__}"
+            "examples: expected a batch, (images, labels) say, with as many rows in every tensor, "
+            f"got {shapes or type(examples).__name__}"
         )
-    images, labels = examples
-    if len(images) != len(labels):
-        raise StepError(
-            f"examples: expected as many labels as images, got {len(labels)} and {len(images)}"
-        )
-    return images, labels
+    return counts[0]
 
 
 class _Seen(NamedTuple):
@@ -104,10 +101,10 @@ class _Seen(NamedTuple):
     gradient: Tensor
 
 
-def _tested(objective: Any, model: nn.Module, examples: Examples, rows: int) -> _Seen | None:
+def _tested(objective: Any, model: nn.Module, examples: Any, rows: int) -> _Seen | None:
     """A batch of so many rows, whose losses may not move with others; None if two calls differ."""
-    batch = examples[0][:rows], examples[1][:rows]
-    following = batch[0].flip(0), batch[1].flip(0)
+    batch = cut_rows(examples, slice(rows))
+    following = mapped(lambda tensor: tensor.flip(0), batch)
     found = _trial(objective, model, batch, following)
     # The batch follows itself: only where its two calls give the same losses is nothing drawn, so
     # that `keeps_apart` may compare the losses of two numbers of rows.
@@ -139,21 +136,23 @@ def _check_scale(name: str, more: Tensor, fewer: Tensor) -> None:
         )
 
 
-def _changed(examples: Examples, rows: int, row: int) -> Examples:
+def _changed(examples: Any, rows: int, row: int) -> Any:
     """A batch with another example in one of its rows."""
-    images, labels = (values[:rows].clone() for values in examples)
-    image, others = examples[0][rows], examples[1][examples[1] != labels[row]]
-    if torch.equal(image, images[row]) and image.is_floating_point():
-        image = 1 - image * 0.5
-    images[row] = image
-    if labels.dim() == 1 and len(others):
-        labels[row] = others[0]
-    elif labels.dim() > 1:
-        labels[row] = examples[1][rows]
-    return images, labels
+
+    def changed(tensor: Tensor) -> Tensor:
+        values, other = tensor[:rows].clone(), tensor[rows]
+        different = tensor[tensor != values[row]] if tensor.dim() == 1 else tensor[:0]
+        if len(different):
+            other = different[0]
+        elif torch.equal(other, values[row]) and tensor.is_floating_point():
+            other = 1 - other * 0.5
+        values[row] = other
+        return values
+
+    return mapped(changed, examples)
 
 
-def _trial(objective: Any, model: nn.Module, batch: Examples, following: Examples) -> _Seen | None:
+def _trial(objective: Any, model: nn.Module, batch: Any, following: Any) -> _Seen | None:
     """Calls copies twice, from the present random states; None if nothing can be compared."""
     try:
         twin = _twin(model)
@@ -161,7 +160,7 @@ def _trial(objective: Any, model: nn.Module, batch: Examples, following: Example
     except Exception:
         # It holds what cannot be copied, a lock or a file; asked itself, it would be changed.
         return None
-    with random_states_kept(batch[0].device), torch.enable_grad():
+    with random_states_kept(next(model.parameters()).device), torch.enable_grad():
         losses = _losses(own, twin, batch)
         middle = losses[1:-1].sum()
         trainable = [p for p in twin.parameters() if p.requires_grad]
@@ -178,17 +177,18 @@ def _trial(objective: Any, model: nn.Module, batch: Examples, following: Example
     return seen if all(bool(each.isfinite().all()) for each in seen) else None
 
 
-def _losses(objective: Any, model: nn.Module, batch: Examples) -> Tensor:
-    rows = len(batch[0])
+def _losses(objective: Any, model: nn.Module, batch: Any) -> Tensor:
+    # What it is given it may change in place.
+    rows, given = _count(batch), mapped(torch.clone, batch)
     try:
-        # What it is given it may change in place.
-        losses = objective(model, *(values.clone() for values in batch))
+        losses = objective(model, *(given if isinstance(given, (tuple, list)) else (given,)))
     except PrivacyError:
         raise
     except Exception as error:
         raise StepError(
             f"{_name(objective)}: expected an objective (model, images, labels) -> losses that "
-            f"runs on {rows} examples of the data set: {type(error).__name__}: {error}"
+            f"runs on {rows} examples of the data set, {described(given)}: {type(error).__name__}: "
+            f"{error}"
         ) from error
     if not isinstance(losses, Tensor) or losses.shape[:1] != (rows,):
         got = list(losses.shape) if isinstance(losses, Tensor) else type(losses).__name__

@@ -1,4 +1,4 @@
-"""What types do not tell: a model is run on a few images, and asked whether its rows are examples.
+"""What types do not tell: a model is run on a few examples, and asked whether its rows are they.
 
 `probe` changes one example and looks at the others; `rehearse` runs one backward pass as training
 will. A layer that mixes examples in some passes only (MixStyle, say) is not seen in one: where a
@@ -6,7 +6,7 @@ model draws, many are looked at.
 """
 
 import random
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any
@@ -16,14 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
+from privacy.batch import cut_rows, mapped, tensors
 from privacy.clipping.held import cure, kept, marks, plain_tensors, remade
 from privacy.clipping.tape import Tape
 from privacy.clipping.watch import Watch
 from privacy.differentiation import check_rows, differentiate, halves
-from privacy.errors import PrivacyError, UnsupportedLayer
+from privacy.errors import UnsupportedLayer
+from privacy.trial import Trial, random_states_kept
 from privacy.validate import check_layers
 
-__all__ = ["probe", "random_states_kept", "rehearse"]
+__all__ = ["probe", "rehearse"]
 
 _PROBE_TOLERANCE = 1e-4
 _ROWS = (2, 3, 5)
@@ -33,7 +35,7 @@ _APART = 997
 """Numbers passed over between two passes: the next one begins elsewhere."""
 
 
-def probe(model: nn.Module, images: Tensor) -> None:
+def probe(trial: Trial) -> None:
     """Changes each example in turn and looks whether the others' outputs move, or the model itself.
 
     The model stays as it is, the random states too. What depends on other examples only in rare
@@ -42,17 +44,17 @@ def probe(model: nn.Module, images: Tensor) -> None:
     what they leave in the model, and their outputs, may not depend on what was seen before them. Of
     one example alone only the model itself is watched.
     """
-    images, put_back = images.nan_to_num(), kept(model)
+    model, examples, put_back = trial.model, trial.examples, kept(trial.model)
     with _state_kept(model) as written, torch.no_grad():
-        before = _run(model, images)
+        before = trial.run(examples)
         left = {name: tensor.clone() for name, tensor in plain_tensors(model).items()}
         after = [
-            (row, _run(model, changed, finite=False))
-            for row in range(len(images))
-            for changed in _changed(images, row)
+            (row, trial.run(changed, finite=False))
+            for row in range(trial.rows)
+            for changed in _changed(examples, row)
         ]
-        at_random = _moved_at_random(model, images)
-        again = _run(model, images)
+        at_random = _moved_at_random(trial)
+        again = trial.run(examples)
         carried = _carried(model, left)
         put_back(carried)
     if written := [*written, *carried]:
@@ -60,8 +62,8 @@ def probe(model: nn.Module, images: Tensor) -> None:
             f"a forward pass in the present modes writes to {', '.join(written)}: statistics of "
             f"the examples may leave without noise; {cure(written)}"
         )
-    rows = torch.arange(len(images), device=images.device)
-    moved = [_difference(before, each, rows != row) for row, each in after if len(images) > 1]
+    rows = torch.arange(trial.rows, device=trial.device)
+    moved = [_apart(before, each, rows != row) for row, each in after if trial.rows > 1]
     if most := max([*moved, at_random]):
         raise UnsupportedLayer(
             f"{type(model).__name__}: changing one example moved the output of the others by "
@@ -69,7 +71,7 @@ def probe(model: nn.Module, images: Tensor) -> None:
             "per-example gradient exists; look for statistics or products over dimension "
             "0, and for what refers to a certain row"
         )
-    if difference := _difference(before, again):
+    if difference := _apart(before, again):
         raise UnsupportedLayer(
             f"{type(model).__name__}: the same images gave outputs that differ by "
             f"{difference:.3g} after others had been seen: a forward pass keeps something of the "
@@ -78,14 +80,13 @@ def probe(model: nn.Module, images: Tensor) -> None:
         )
 
 
-def _moved_at_random(model: nn.Module, images: Tensor) -> float:
+def _moved_at_random(trial: Trial) -> float:
     """How far other rows' outputs moved in some pass of a model that draws numbers, or zero."""
-    if len(images) < 2 or not _draws(model, images):
+    if trial.rows < 2 or not _draws(trial):
         return 0.0
-    others = 1 - images * 0.5 if images.is_floating_point() else images.roll(1, 0)
-    pairs = _drawn_alike(lambda rows: _run(model, rows, finite=False), images, others)
+    pairs = _drawn_alike(trial)
     with closing(pairs):
-        return next((moved for pair in pairs if (moved := _difference(*pair))), 0.0)
+        return next((moved for pair in pairs if (moved := _apart(*pair))), 0.0)
 
 
 def _carried(model: nn.Module, left: Mapping[str, Tensor]) -> list[str]:
@@ -102,14 +103,30 @@ def _carried(model: nn.Module, left: Mapping[str, Tensor]) -> list[str]:
     ]
 
 
-def _changed(images: Tensor, row: int) -> Iterator[Tensor]:
-    """The images with one of them replaced: moderately, by nothing, by more than any other."""
-    # Whole numbers may be indices: another example's are surely in range.
-    others = [images[row - 1]]
-    if images.is_floating_point():
-        others = [1 - images[row] * 0.5, images[row] * 0, 2 * images[row] + images.abs().max()]
-    for other in others:
-        yield torch.cat([images[:row], other[None], images[row + 1 :]])
+def _changed(examples: Any, row: int) -> Iterator[Any]:
+    """The examples with one of them replaced: moderately, by nothing, by more than any other."""
+
+    def replaced(other: Callable[[Tensor], Tensor]) -> Any:
+        return mapped(lambda t: torch.cat([t[:row], other(t)[None], t[row + 1 :]]), examples)
+
+    def but_indices(other: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        # Whole numbers may be indices: another example's are surely in range.
+        return lambda t: other(t) if t.is_floating_point() else t[row - 1]
+
+    if not any(tensor.is_floating_point() for tensor in tensors(examples).values()):
+        yield replaced(lambda t: t[row - 1])
+        return
+    yield replaced(but_indices(lambda t: 1 - t[row] * 0.5))
+    yield replaced(but_indices(lambda t: t[row] * 0))
+    yield replaced(but_indices(lambda t: 2 * t[row] + t.abs().max()))
+
+
+def _apart(before: Sequence[Tensor], after: Sequence[Tensor], rows: Tensor | None = None) -> float:
+    """How far some tensors of two outputs differ beyond rounding, at most, or zero."""
+    shapes = [[tensor.shape for tensor in outputs] for outputs in (before, after)]
+    if shapes[0] != shapes[1]:
+        return float("inf")
+    return max(_difference(a, b, rows) for a, b in zip(before, after, strict=True))
 
 
 def _difference(before: Tensor, after: Tensor, rows: Tensor | None = None) -> float:
@@ -126,19 +143,17 @@ def _difference(before: Tensor, after: Tensor, rows: Tensor | None = None) -> fl
     return difference if difference > _PROBE_TOLERANCE * max(1.0, largest) else 0.0
 
 
-def rehearse(
-    model: nn.Module, images: Tensor, parameters: Mapping[str, nn.Parameter], tape: Tape
-) -> None:
+def rehearse(trial: Trial, parameters: Mapping[str, nn.Parameter], tape: Tape) -> None:
     """Runs one backward pass as training will, then asks with 2, 3 and 5 rows whose rows are whose.
 
     A trainable parameter that is not used is refused: it would be trained on noise alone. From here
     on the tape's watch compares the model with what it is now.
     """
-    before = marks(model)
+    model, before = trial.model, marks(trial.model)
     with torch.enable_grad():
-        losses = _run(model, images.nan_to_num()).reshape(len(images), -1).sum(1)
-        reached = differentiate(losses, parameters, tape, examples=len(images))
-    _check_rows(model, images, tape)
+        losses = _weighed(trial.run(trial.examples), trial.rows, weights=False)
+        reached = differentiate(losses, parameters, tape, examples=trial.rows)
+    _check_rows(trial, tape)
     unused = [name for name, parameter in parameters.items() if parameter not in reached]
     if unused:
         raise UnsupportedLayer(
@@ -148,69 +163,38 @@ def rehearse(
 
     def prove() -> None:
         check_layers(model)
-        probe(model, images)
-        _check_rows(model, images, tape)
+        probe(trial)
+        _check_rows(trial, tape)
 
     refuse = partial(check_layers, model)
     tape.watched(Watch(model, refuse=refuse, prove=prove, remade=remade(model, before)))
 
 
-def _check_rows(model: nn.Module, images: Tensor, tape: Tape) -> None:
+def _check_rows(trial: Trial, tape: Tape) -> None:
     """Tests several numbers of rows: one of them may be that of a layer's tokens or channels."""
     for rows in _ROWS:
-        repeated = images.nan_to_num()[torch.arange(rows, device=images.device) % len(images)]
+        repeated = torch.arange(rows, device=trial.device) % trial.rows
         with torch.enable_grad():
-            outputs = _run(model, repeated).reshape(rows, -1)
-            # A sum of probabilities has no gradient.
-            weights = torch.linspace(0.5, 1.5, outputs.shape[1], device=outputs.device)
-            losses = (outputs * weights).sum(1)
+            losses = _weighed(trial.run(cut_rows(trial.examples, repeated)), rows)
         for chosen in halves(rows):
             check_rows(losses, tape, chosen)
 
 
-def _run(model: nn.Module, images: Tensor, *, finite: bool = True) -> Tensor:
-    """One forward pass; each begins at the same random state, and leaves it as it was."""
-    try:
-        with random_states_kept(images.device):
-            output = model(images)
-    except PrivacyError:
-        raise
-    except Exception as error:
-        raise UnsupportedLayer(
-            f"the model cannot run on the data set's images, {list(images.shape)} {images.dtype}: "
-            f"{type(error).__name__}: {error}{_dtype_cure(model, images)}"
-        ) from error
-    if not isinstance(output, Tensor) or output.shape[:1] != images.shape[:1]:
-        tensor = isinstance(output, Tensor)
-        got = f"a tensor of shape {list(output.shape)}" if tensor else type(output).__name__
-        raise UnsupportedLayer(
-            f"{type(model).__name__}: expected one tensor with {len(images)} rows, one an example, "
-            f"got {got}; attach a model that maps images to logits"
-        )
-    if finite and not bool(output.isfinite().all()):
-        raise UnsupportedLayer(
-            f"{type(model).__name__}: its output is not finite on the first examples of the data "
-            "set; look for NaN in its weights, and for images outside [0, 1]"
-        )
-    return output
+def _weighed(outputs: Sequence[Tensor], rows: int, *, weights: bool = True) -> Tensor:
+    """One loss a row, of all real outputs.
 
-
-def _dtype_cure(model: nn.Module, images: Tensor) -> str:
-    """The cure if the model's parameters and the images differ in type; else nothing."""
-    own = {p.dtype for p in model.parameters() if p.is_floating_point()} - {images.dtype}
-    if not own:
-        return ""
-    if not images.is_floating_point():
-        return (
-            "; if these whole numbers are pixels, let the data set's __getitem__ give "
-            "image.float() / 255, or begin the model with a module that does: what the loop does "
-            "to them is not seen here"
+    With weights, for a sum of probabilities has no gradient.
+    """
+    real = [output.reshape(rows, -1) for output in outputs if output.is_floating_point()]
+    if not real:
+        raise UnsupportedLayer(
+            f"expected real numbers in the model's outputs, got {outputs[0].dtype}: what has no "
+            "gradient cannot be trained"
         )
-    return (
-        f"; the model's parameters are {', '.join(sorted(map(str, own)))}: convert the model, "
-        f"model.to({images.dtype}), before the optimizer is made, or let the data set give images "
-        "of the model's numbers"
-    )
+    joined = torch.cat([output.to(real[0]) for output in real], 1)
+    if weights:
+        joined = joined * torch.linspace(0.5, 1.5, joined.shape[1], device=joined.device)
+    return joined.sum(1)
 
 
 @contextmanager
@@ -232,49 +216,43 @@ def _state(model: nn.Module) -> dict[str, Tensor]:
     return dict([*model.named_parameters(), *model.named_buffers()])
 
 
-@contextmanager
-def random_states_kept(device: torch.device) -> Iterator[None]:
-    """Puts the global random states back afterwards; none is seeded."""
-    python, mtrand = random.getstate(), np.random.mtrand
-    numpy = mtrand.get_state(legacy=False)
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        random.setstate(python)
-        mtrand.set_state(numpy)
-
-
-def _draws(model: nn.Module, images: Tensor) -> bool:
+def _draws(trial: Trial) -> bool:
     """Whether a forward pass takes numbers from a global generator; one of the model's is not seen.
 
     Torch's own dropout is not counted: each of its numbers is for one element.
     """
-    own = [m for m in model.modules() if isinstance(m, _DropoutNd) and m.training]
+    own = [m for m in trial.model.modules() if isinstance(m, _DropoutNd) and m.training]
     plain = [m for m in own if type(m).__module__.startswith("torch.nn.")]
     try:
         for module in plain:
             vars(module)["training"] = False
-        with random_states_kept(images.device), torch.no_grad():
-            before = _states(images.device)
-            model(images)
-            return before != _states(images.device)
+        with random_states_kept(trial.device), torch.no_grad():
+            before = _states(trial.device)
+            trial.forward(trial.model, trial.examples)
+            return before != _states(trial.device)
     finally:
         for module in plain:
             vars(module)["training"] = True
 
 
 @torch.no_grad()
-def _drawn_alike(
-    run: Callable[[Tensor], Tensor], images: Tensor, others: Tensor
-) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Outputs of images in two passes that draw alike, in one with `others` in every second row."""
-    rows = torch.stack([images, images], 1).flatten(0, 1)
-    changed = torch.stack([images, others], 1).flatten(0, 1)
-    with random_states_kept(images.device):
+def _drawn_alike(trial: Trial) -> Generator[tuple[list[Tensor], list[Tensor]], None, None]:
+    """Outputs in two passes that draw alike, in one with other examples in every second row."""
+
+    def beside(other: Callable[[Tensor], Tensor]) -> Any:
+        return mapped(lambda t: torch.stack([t, other(t)], 1).flatten(0, 1), trial.examples)
+
+    def another(tensor: Tensor) -> Tensor:
+        return 1 - tensor * 0.5 if tensor.is_floating_point() else tensor.roll(1, 0)
+
+    batches = beside(lambda tensor: tensor), beside(another)
+    with random_states_kept(trial.device):
         for _ in range(_PASSES):
-            yield run(rows)[::2], run(changed)[::2]
-            torch.rand(_APART, device=images.device)
+            same, changed = (
+                [output[::2] for output in trial.run(batch, finite=False)] for batch in batches
+            )
+            yield same, changed
+            torch.rand(_APART, device=trial.device)
             torch.rand(_APART)
             np.random.mtrand.random_sample(_APART)
             for _ in range(_APART):

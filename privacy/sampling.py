@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from privacy.batch import mapped
+from privacy.batch import mapped, tensors
 from privacy.errors import PlanError, PrivacyError
 from privacy.noise import SecureGenerator
 from privacy.validate import whole
@@ -34,20 +34,13 @@ _SHOWN = 8
 
 
 class MapStyle(Protocol):
-    """A data set of (image, label) pairs that knows its length."""
+    """A data set that knows its length, of (image, label) or other examples of tensors."""
 
     def __len__(self) -> int:
         """Number of examples."""
 
     def __getitem__(self, index: int, /) -> Any:
-        """The pair at `index`."""
-
-
-_WRAPPER = """; give privacy.attach a data set that picks the two, Pairs(dataset):
-    class Pairs:
-        def __init__(self, dataset): self.dataset = dataset
-        def __len__(self): return len(self.dataset)
-        def __getitem__(self, i): e = self.dataset[i]; return e[{image}], e[{label}]"""
+        """The example at `index`."""
 
 
 Collate = Callable[[list[Any]], Any]
@@ -144,8 +137,8 @@ def read(dataset: MapStyle, batch: PhysicalBatch, collate: Collate = stacked) ->
     """Reads a physical batch, with zeros in the rows that are filling.
 
     A data set whose class says `batch_by_indices = True` is read whole, by its method
-    `batch(indices) -> (images, labels)`; any other one example at a time, its examples then stacked
-    by `collate`. Named tuples stay named tuples.
+    `batch(indices)`; any other one example at a time, its examples then stacked by `collate`. What
+    they are stays: pairs, named tuples, dictionaries of tensors, whose dimension 0 is the example.
     """
     indices = batch.indices
     # An empty sample still needs to know what an example looks like.
@@ -165,23 +158,25 @@ def _stacked(dataset: MapStyle, indices: Tensor, collate: Collate) -> Any:
     found = _read(dataset, indices) if by_indices else [_read(dataset, i) for i in indices.tolist()]
     try:
         examples = found if by_indices else collate(found)
-        images, labels = _unpacked(examples)
     except Exception as error:
         raise PlanError(
-            "dataset: expected pairs (image, label) of tensors or numbers, all of one shape; the "
-            f"examples read could not be stacked: {error}{_of_pictures(found)}"
+            "dataset: expected examples (image, label), or tuples or dictionaries, of tensors or "
+            "numbers, all of one shape; the examples read could not be stacked: "
+            f"{error}{_of_pictures(found)}"
         ) from error
-    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
-        raise PlanError(
-            "dataset: expected pairs (image, label) of tensors or numbers, got "
-            f"({type(images).__name__}, {type(labels).__name__})"
-        )
-    if any(values.is_nested or values.layout != torch.strided for values in (images, labels)):
+    try:
+        values = tensors(examples)
+    except PlanError as error:
+        raise PlanError(f"dataset: its examples, {error}; leave it out of them") from error
+    if any(each.is_nested or each.layout != torch.strided for each in values.values()):
         raise PlanError("dataset: expected dense images and labels, all of one shape; convert them")
-    if not images.dim() or len(images) != len(indices) or len(labels) != len(indices):
+    rows = {place: list(each.shape[:1]) for place, each in values.items()}
+    wrong = next((place for place, count in rows.items() if count != [len(indices)]), None)
+    if not rows or wrong is not None:
+        got = "no tensor" if wrong is None else rows[wrong]
         raise PlanError(
-            f"dataset: expected {len(indices)} images and labels for {len(indices)} indices, got "
-            f"{len(images)} and {len(labels)}"
+            f"dataset: expected {len(indices)} rows in every tensor for {len(indices)} indices, "
+            f"got {got}{f' at {wrong}' if wrong else ''}"
         )
     return examples
 
@@ -238,17 +233,3 @@ def _reads_whole(kind: type) -> bool:
     if marked is None or batch is None or item is None or item < batch:
         return False
     return getattr(kind, "batch_by_indices", None) is True
-
-
-def _unpacked(pairs: Any) -> tuple[Any, Any]:
-    """A tuple or list of two; a tensor of two rows is neither."""
-    if isinstance(pairs, Mapping):
-        image, label = map(repr, pairs) if len(pairs) == 2 else ("'image'", "'label'")
-        raise TypeError("got a dictionary an example" + _WRAPPER.format(image=image, label=label))
-    if not isinstance(pairs, (tuple, list)):
-        raise TypeError(f"got one {type(pairs).__name__}")
-    if len(pairs) != 2:
-        wrapper = _WRAPPER.format(image=0, label=1)
-        raise TypeError(f"got {len(pairs)} values an example{wrapper}")
-    images, labels = pairs
-    return images, labels

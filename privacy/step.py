@@ -11,9 +11,10 @@ from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from privacy.accounting import GaussianSteps
+from privacy.batch import Forward, call_model, mapped
 from privacy.clipping import rule_of
 from privacy.clipping.layers import Installation, install
 from privacy.clipping.tape import Tape
@@ -23,6 +24,7 @@ from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
 from privacy.probe import probe, rehearse
 from privacy.summation import Reduce, alone
+from privacy.trial import Trial
 from privacy.update import ClippedSum
 from privacy.validate import check_layers, check_trainable, trainable_parameters
 
@@ -139,19 +141,23 @@ def prepare(
     optimizer: torch.optim.Optimizer,
     *,
     samples: int,
-    images: Callable[[], Tensor],
+    examples: Callable[[], Any],
+    forward: Forward = call_model,
     tuner: Tuner | None = None,
 ) -> Prepared:
     """Refuses whatever would void the guarantee, then records the model's layers.
 
-    The plan must be for so many `samples`; `images` reads a few, [n, ...], once plan, model and
-    optimizer are known to fit. Where this raises, model and optimizer stay as they were.
+    The plan must be for so many `samples`; `examples` reads a few, a batch of any structure, once
+    plan, model and optimizer are known to fit, and `forward` runs the model on such a batch. Where
+    this raises, model and optimizer stay as they were.
     """
     _check_plan(plan, samples)
     parameters = trainable_parameters(model, optimizer)
     check_layers(model)
-    few = images().to(next(iter(parameters.values())).device)
-    probe(model, few)
+    device = next(iter(parameters.values())).device
+    few = mapped(lambda tensor: tensor.to(device), examples())
+    trial = Trial(model=model, examples=few, forward=forward)
+    probe(trial)
     tape = Tape()
     clipped = ClippedSum(
         parameters,
@@ -164,7 +170,7 @@ def prepare(
     installation = install(model, tape, partial(rule_of, tuner=tuner or Tuner()))
     prepared = Prepared(model, parameters, clipped, installation, Reserved(optimizer))
     try:
-        rehearse(model, few, parameters, tape)
+        rehearse(trial, parameters, tape)
     except BaseException:
         prepared.undo()
         raise

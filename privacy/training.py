@@ -109,9 +109,10 @@ class PrivateTraining:
     def batches(self) -> Iterator[Any]:
         """The physical batches of all remaining steps; give each one's losses to `step`.
 
-        They are on the model's device. A sample that an earlier iteration left unfinished is
-        dropped: it was never released, so it costs nothing. One iteration at a time goes on; one
-        that an error broke off while it read says so, and does not end as if all were done.
+        Each has the structure of the data set's examples, `(images, labels)` or another one, on the
+        model's device. A sample that an earlier iteration left unfinished is dropped: it was never
+        released, so it costs nothing. One iteration at a time goes on; one that an error broke off
+        while it read says so, and does not end as if all were done.
         """
         return LockedIterator(_Iteration(self), self._lock)
 
@@ -152,10 +153,10 @@ class PrivateTraining:
         """One line for each layer: its kernel and milliseconds, or that it is on the slow path."""
         return describe(self._prepared.installation)
 
-    def check_objective(
-        self, objective: object, *, examples: tuple[Tensor, Tensor] | None = None
-    ) -> bool:
+    def check_objective(self, objective: object, *, examples: Any = None) -> bool:
         """Refuses an objective `(model, images, labels) -> losses` whose examples depend on others.
+
+        It is given the model and the parts of a batch, or a batch that is no tuple as it is.
 
         It must say that they do not, by `per_example = True`, and is put to the proof on
         `examples`, five of the data set by default (`privacy.objectives`), at no cost in epsilon;

@@ -233,7 +233,10 @@ def test_a_model_that_keeps_its_activations_can_be_asked() -> None:
 @pytest.mark.parametrize(
     ("losses", "message"),
     [
-        (lambda model, images: model(images), "runs on 4 examples of the data set: TypeError"),
+        (
+            lambda model, images: model(images),
+            r"runs on 4 examples of the data set, \[0\] \[4, 1, 4, 4\] .*: TypeError",
+        ),
         (lambda *_: 1.0, r"expected one loss an example, shape \[4\], got float"),
         (lambda model, x, y: entropy(model, x, y).mean(), r"shape \[4\], got \[\]: do not average"),
     ],
@@ -286,6 +289,9 @@ def test_it_can_be_asked_with_other_examples_than_the_data_sets() -> None:
     assert private.check_objective(declared(objective), examples=(images, labels)) is True
     assert seen
     assert all(bool((each.flatten(1).std(1) == 0).all()) for each in seen)
-    for wrong in (images, (images,), (images, 1), (images, labels[:2])):
+    for wrong in ((images, 1), (images, labels[:2]), (images, torch.tensor(1)), ()):
         with pytest.raises(StepError, match=r"^examples: expected"):
-            private.check_objective(declared(objective), examples=wrong)  # type: ignore[arg-type]
+            private.check_objective(declared(objective), examples=wrong)
+    for other in (images, (images,), {"images": images}):
+        with pytest.raises(StepError, match=r"runs on 5 .*\[5, 1, 4, 4\] torch.float32: TypeError"):
+            private.check_objective(declared(objective), examples=other)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.utils.data import get_worker_info
 
+from privacy.batch import images_of
 from privacy.errors import PlanError, StepError
 from privacy.sampling import MapStyle, PhysicalBatch, read
 
@@ -216,8 +217,14 @@ def _orthonormal_blocks(count: int, width: int, generator: torch.Generator) -> T
 
 def _rows(dataset: MapStyle, indices: Tensor) -> tuple[Tensor, Tensor]:
     """Images and labels at `indices`, none of them filling; an empty sample has its shape too."""
-    images, labels = read(dataset, PhysicalBatch(indices, rows=len(indices), last=True))
-    return images, labels
+    examples = read(dataset, PhysicalBatch(indices, rows=len(indices), last=True))
+    labels = examples[1] if images_of(examples) is not None else None
+    if not isinstance(labels, Tensor):
+        raise PlanError(
+            "dataset: an audit expects pairs (image, label) of tensors or numbers, got examples of "
+            f"type {type(examples).__name__}; audit the training with a data set of such pairs"
+        )
+    return examples[0], labels
 
 
 def _check_here() -> None:

@@ -59,7 +59,7 @@ def prepared(
             "module: expected it in training mode; call module.train() before make_private"
         )
     return prepare(
-        plan, module, optimizer, samples=plan.samples, images=lambda: first_images(data_loader)
+        plan, module, optimizer, samples=plan.samples, examples=lambda: first_images(data_loader)
     )
 
 
