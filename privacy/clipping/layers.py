@@ -7,7 +7,7 @@ gives, in backward, the gradient of its input only: the weight gradient is never
 
 import copy
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from types import MappingProxyType, MethodType
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -20,9 +20,12 @@ from privacy.errors import StepError, UnsupportedLayer
 
 __all__ = [
     "AddsCopies",
+    "ComposedRule",
     "InOnePass",
     "Installation",
     "LayerRule",
+    "Record",
+    "Rule",
     "Rules",
     "install",
     "recorded_name",
@@ -69,18 +72,39 @@ class InOnePass(Protocol):
 
 # By name: this module works where Opacus is not imported.
 _RENAMING = "opacus.layers.param_rename"
-Rules = Callable[[nn.Module, str], LayerRule]
+
+
+Record = Callable[[LayerRule, Tensor], Tensor]
+"""Runs one piece of a layer so that its gradients are recorded."""
+
+
+@runtime_checkable
+class ComposedRule(Protocol):
+    """A layer written out as plain operations and pieces, of which each has a `LayerRule`.
+
+    For layers of several inputs or outputs, and those that draw random numbers: what is between the
+    pieces is plain autograd, and runs once.
+    """
+
+    parameters: tuple[nn.Parameter, ...]
+
+    def compose(self, record: Record, *inputs: Any, **settings: Any) -> Any:
+        """What the layer gives; each of `parameters` is used through `record` alone."""
+
+
+Rule = LayerRule | ComposedRule
+Rules = Callable[[nn.Module, str], Rule]
 """Finds the rule of a layer, given the layer and its dotted name."""
 
 
 class Installation:
     """The layers whose `forward` was replaced; `remove` puts every one back."""
 
-    def __init__(self, layers: Mapping[str, nn.Module], rules: Mapping[str, LayerRule]) -> None:
+    def __init__(self, layers: Mapping[str, nn.Module], rules: Mapping[str, Rule]) -> None:
         self._layers, self._rules = dict(layers), dict(rules)
 
     @property
-    def rules(self) -> Mapping[str, LayerRule]:
+    def rules(self) -> Mapping[str, Rule]:
         """The rule of every installed layer by dotted name, in the model's order."""
         return MappingProxyType(self._rules)
 
@@ -147,13 +171,17 @@ def _renames(module: nn.Module) -> bool:
     return any(kind.__module__ == _RENAMING for kind in type(module).__mro__)
 
 
+_UNITS = (nn.MultiheadAttention,)
+"""Layers that use the parameters of those inside of them, and never call them."""
+
+
 def _owners(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """The outermost modules that own a trainable parameter directly, with their dotted names."""
     found: list[tuple[str, nn.Module]] = []
 
     def visit(name: str, module: nn.Module) -> None:
-        own = any(p.requires_grad for p in module.parameters(recurse=False))
-        if own and not _renames(module):
+        own = module.parameters(recurse=isinstance(module, _UNITS))
+        if any(p.requires_grad for p in own) and not _renames(module):
             found.append((name or type(module).__name__, module))
             return
         for child_name, child in module.named_children():
@@ -167,7 +195,7 @@ def _owners(model: nn.Module) -> list[tuple[str, nn.Module]]:
 class _RecordedForward:
     """The replacement for one layer's forward; a class because a copy writes nothing."""
 
-    def __init__(self, layer: nn.Module, rule: LayerRule, tape: Tape, name: str) -> None:
+    def __init__(self, layer: nn.Module, rule: Rule, tape: Tape, name: str) -> None:
         self._layer, self._rule, self._tape, self.name = layer, rule, tape, name
         self._plain_forward = layer.forward
 
@@ -176,6 +204,8 @@ class _RecordedForward:
         if not trainable or not torch.is_grad_enabled():
             return self._plain_forward(*inputs, **settings)
         modes = self._tape.enter(self.name)
+        if isinstance(self._rule, ComposedRule):
+            return self._rule.compose(partial(self._record, modes), *inputs, **settings)
         if settings or len(inputs) != 1 or not isinstance(inputs[0], Tensor):
             raise UnsupportedLayer(
                 f"{self.name}: expected {type(self._layer).__name__} to be called with one "
@@ -183,7 +213,14 @@ class _RecordedForward:
                 "layers that map one tensor to one tensor can be clipped: replace it, or freeze "
                 "its parameters"
             )
-        return _apply(self._rule, self._tape, self.name, modes, inputs[0], *trainable)
+        return self._record(modes, self._rule, inputs[0])
+
+    def _record(self, modes: tuple[bool, ...] | None, rule: LayerRule, inputs: Tensor) -> Tensor:
+        """Runs the layer, or a piece of it, and lets its backward write on the tape."""
+        trainable = [p for p in rule.parameters if p.requires_grad]
+        if not trainable:
+            return rule.forward(inputs)[0]
+        return _apply(rule, self._tape, self.name, modes, inputs, *trainable)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         return MethodType(type(self._layer).forward, copy.deepcopy(self._layer, memo))

@@ -5,6 +5,7 @@ up; a PReLU multiplies what is negative by a slope (He et al. 2015, arXiv 1502.0
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -22,10 +23,18 @@ from privacy.clipping.gradients import (
 from privacy.clipping.tuner import Kernel, Tuner
 from privacy.errors import UnsupportedLayer
 
-__all__ = ["EmbeddingRule", "LinearRule", "PReLURule"]
+__all__ = ["Affine", "EmbeddingRule", "LinearRule", "PReLURule"]
 
 _CACHE = 1 << 20
 """Bytes of products written at a time: they fit a core's own cache, with some of it left."""
+
+
+@dataclass(frozen=True)
+class Affine:
+    """Weight [out, in] and bias [out] of a linear map that is no layer of its own."""
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
 
 
 class LinearRule:
@@ -37,9 +46,10 @@ class LinearRule:
     2110.05679).
     """
 
-    def __init__(self, layer: nn.Linear, name: str, tuner: Tuner) -> None:
+    def __init__(self, layer: nn.Linear | Affine, name: str, tuner: Tuner) -> None:
         self.layer, self.name, self.tuner = layer, name, tuner
-        self.parameters = tuple(layer.parameters(recurse=False))
+        own = layer.weight, layer.bias
+        self.parameters = tuple(each for each in own if isinstance(each, nn.Parameter))
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """The layer itself."""
@@ -47,7 +57,8 @@ class LinearRule:
 
     def input_gradient(self, inputs: Tensor, saved: Saved, output_gradient: Tensor) -> Tensor:
         """The output gradient times the weight matrix."""
-        return output_gradient @ self.layer.weight.to(output_gradient.dtype)
+        weight: Tensor = self.layer.weight
+        return output_gradient @ weight.to(output_gradient.dtype)
 
     def per_example_gradients(self, inputs: Tensor, saved: Saved, output_gradient: Tensor) -> Parts:
         """Norms alone for a batch of rows; the fastest kernel where there are positions to add."""

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from privacy.clipping.attention import AttentionRule
 from privacy.clipping.convolution import ConvolutionRule
 from privacy.clipping.gradients import Instantiated, Parts, Saved
-from privacy.clipping.layers import Installation, LayerRule
+from privacy.clipping.layers import Installation, Rule
 from privacy.clipping.linear import EmbeddingRule, LinearRule, PReLURule
 from privacy.clipping.normalisation import (
     GroupNormRule,
@@ -16,6 +17,7 @@ from privacy.clipping.normalisation import (
     LayerNormRule,
     RMSNormRule,
 )
+from privacy.clipping.recurrent import RecurrentRule
 from privacy.clipping.tuner import Choice, Tuner
 from privacy.errors import UnsupportedLayer
 
@@ -103,7 +105,7 @@ class _Plain(nn.Module):
 
 
 # Exact types: a subclass may compute something else in its forward.
-_OWN: dict[type[nn.Module], Callable[[Any, str, Tuner], LayerRule]] = {
+_OWN: dict[type[nn.Module], Callable[[Any, str, Tuner], Rule]] = {
     nn.Linear: LinearRule,
     nn.Conv1d: ConvolutionRule,
     nn.Conv2d: ConvolutionRule,
@@ -119,12 +121,16 @@ _OWN: dict[type[nn.Module], Callable[[Any, str, Tuner], LayerRule]] = {
     nn.RMSNorm: lambda layer, name, tuner: RMSNormRule(layer),
     nn.Embedding: lambda layer, name, tuner: EmbeddingRule(layer, name),
     nn.PReLU: lambda layer, name, tuner: PReLURule(layer),
+    nn.MultiheadAttention: AttentionRule,
+    nn.RNN: RecurrentRule,
+    nn.LSTM: RecurrentRule,
+    nn.GRU: RecurrentRule,
 }
-_ADDED: dict[type[nn.Module], Callable[[Any, str], LayerRule]] = {}
+_ADDED: dict[type[nn.Module], Callable[[Any, str], Rule]] = {}
 
 
 def register(
-    layer_type: type[nn.Module], rule: Callable[[Any, str], LayerRule], *, replace: bool = False
+    layer_type: type[nn.Module], rule: Callable[[Any, str], Rule], *, replace: bool = False
 ) -> None:
     """Gives a layer type a rule of its own, in the whole process and from the next `attach` on.
 
@@ -178,7 +184,7 @@ def register(
     _ADDED[layer_type] = rule
 
 
-def rule_of(layer: nn.Module, name: str, tuner: Tuner | None = None) -> LayerRule:
+def rule_of(layer: nn.Module, name: str, tuner: Tuner | None = None) -> Rule:
     """The rule for `layer`: a user's, else its family's own, else the slow one.
 
     The tuner chooses among the kernels of a layer that has several; it is a new one by default.
@@ -209,7 +215,7 @@ def describe(installation: Installation) -> str:
     return "\n".join(lines)
 
 
-def _ways(name: str, rule: LayerRule) -> list[tuple[str, str, str]]:
+def _ways(name: str, rule: Rule) -> list[tuple[str, str, str]]:
     """Input, kernel and milliseconds of every shape that a layer has seen."""
     if isinstance(rule, FallbackRule):
         return [("-", "SLOW PATH: torch.func runs it again for each example", "-")]
