@@ -21,7 +21,7 @@ from torch.autograd.graph import GradientEdge
 
 from privacy.clipping.gradients import PerExampleGradients
 from privacy.clipping.tape import Tape
-from privacy.errors import StepError, UnsupportedLayer
+from privacy.errors import NotFollowed, StepError, UnsupportedLayer
 
 __all__ = ["Parts", "about_half", "check_rows", "differentiate", "halves"]
 
@@ -76,10 +76,11 @@ def differentiate(
             parameter.grad = gradient
     tape.prove()
     if bypassed:
-        raise UnsupportedLayer(
+        raise NotFollowed(
             f"{', '.join(bypassed)}: the gradient did not come through the forward of the layer "
             "that owns the parameter, so it cannot be clipped example by example; call that layer "
-            "instead of using its parameter; after private.detach(), attach the model again"
+            "instead of using its parameter; after private.detach(), attach the model again",
+            layers=tuple({name.rpartition(".")[0] for name in bypassed}),
         )
     if not parts:
         raise StepError(

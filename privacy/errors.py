@@ -4,6 +4,7 @@ __all__ = [
     "AccountingError",
     "BudgetExceeded",
     "LedgerError",
+    "NotFollowed",
     "PlanError",
     "PrivacyError",
     "StepError",
@@ -45,6 +46,19 @@ class UnsupportedLayer(PrivacyError, ValueError):
         >>> issubclass(UnsupportedLayer, ValueError)
         True
     """
+
+
+class NotFollowed(UnsupportedLayer):
+    """A parameter went where its uses cannot be told apart by example; `layers` own it.
+
+    Example:
+        >>> NotFollowed("net: ...", layers=("net",)).layers
+        ('net',)
+    """
+
+    def __init__(self, message: str, *, layers: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.layers = layers
 
 
 class StepError(PrivacyError, RuntimeError, ValueError):

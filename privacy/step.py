@@ -19,7 +19,8 @@ from privacy.clipping import rule_of
 from privacy.clipping.layers import Installation, install
 from privacy.clipping.tape import Tape
 from privacy.clipping.tuner import Tuner
-from privacy.errors import PlanError, StepError
+from privacy.clipping.uses import UsesRule
+from privacy.errors import NotFollowed, PlanError, StepError, UnsupportedLayer
 from privacy.noise import SecureGenerator
 from privacy.plan import DPPlan
 from privacy.probe import probe, rehearse
@@ -167,14 +168,48 @@ def prepare(
         float_safe=plan.float_safe,
     )
     clipped.check_range(examples=samples, noise_multiplier=plan.event().noise_multiplier)
-    installation = install(model, tape, partial(rule_of, tuner=tuner or Tuner()))
-    prepared = Prepared(model, parameters, clipped, installation, Reserved(optimizer))
+    reserved = Reserved(optimizer)
     try:
-        rehearse(trial, parameters, tape)
+        installation = _recorded(trial, parameters, tape, tuner or Tuner())
     except BaseException:
-        prepared.undo()
+        reserved.free()
         raise
-    return prepared
+    return Prepared(model, parameters, clipped, installation, reserved)
+
+
+def _recorded(
+    trial: Trial, parameters: Mapping[str, nn.Parameter], tape: Tape, tuner: Tuner
+) -> Installation:
+    """Records the model and rehearses a step.
+
+    A module whose own parameters cannot be followed is then recorded with all that is inside of it.
+    """
+    whole: set[str] = set()
+    first: UnsupportedLayer | None = None
+    while True:
+        rule = partial(rule_of, tuner=tuner, whole=frozenset(whole))
+        installation = install(trial.model, tape, rule)
+        try:
+            rehearse(trial, parameters, tape)
+        except BaseException as error:
+            followed = {n for n, r in installation.rules.items() if isinstance(r, UsesRule)}
+            installation.remove()
+            if not isinstance(error, UnsupportedLayer):
+                raise
+            first = first or error
+            named = isinstance(error, NotFollowed) and followed & _labels(error, trial.model)
+            if not (more := named or followed):
+                if error is first:
+                    raise
+                raise UnsupportedLayer(f"{first}; run again as a whole: {error}") from error
+            whole |= more
+        else:
+            return installation
+
+
+def _labels(error: NotFollowed, model: nn.Module) -> set[str]:
+    """The layers that an error names, as they are recorded."""
+    return {name or type(model).__name__ for name in error.layers}
 
 
 def release(

@@ -6,13 +6,14 @@ gives, in backward, the gradient of its input only: the weight gradient is never
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from types import MappingProxyType, MethodType
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from privacy.clipping.gradients import Parts, Saved, sum_copies
 from privacy.clipping.tape import Tape
@@ -27,7 +28,9 @@ __all__ = [
     "Record",
     "Rule",
     "Rules",
+    "SeveralInputs",
     "install",
+    "own_parameters",
     "recorded_name",
 ]
 
@@ -74,8 +77,28 @@ class InOnePass(Protocol):
 _RENAMING = "opacus.layers.param_rename"
 
 
-Record = Callable[[LayerRule, Tensor], Tensor]
-"""Runs one piece of a layer so that its gradients are recorded."""
+class SeveralInputs(Protocol):
+    """The rule of a piece of a layer that has no input, or more than one, and one output."""
+
+    parameters: tuple[nn.Parameter, ...]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The piece's output, and nothing to save beside the inputs."""
+
+    def input_gradients(
+        self, inputs: Sequence[Tensor], output_gradient: Tensor, wanted: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """The gradient at each input that is wanted."""
+
+    def gradients_of_each(self, inputs: Sequence[Tensor], output_gradient: Tensor) -> Parts:
+        """One entry for each trainable parameter of the piece."""
+
+
+class Record(Protocol):
+    """Runs one piece of a layer so that its gradients are recorded."""
+
+    def __call__(self, rule: LayerRule | SeveralInputs, /, *inputs: Tensor) -> Tensor:
+        """The piece's output."""
 
 
 @runtime_checkable
@@ -126,11 +149,11 @@ def install(model: nn.Module, tape: Tape, rule_of: Rules) -> Installation:
     A deep copy of an installed model is plain again. Refused are a model that is installed already,
     and a layer that is used inside another one that is recorded as a whole, and outside of it too.
     """
-    layers = _owners(model)
+    rules: dict[str, Rule] = {}
+    layers = _owners(model, rules, rule_of)
     for name, layer in layers:
         _refuse_replaced(name, layer)
-    _refuse_nested(layers)
-    rules = {name: rule_of(layer, name) for name, layer in layers}
+    _refuse_nested([pair for pair in layers if not _descends(rules[pair[0]])], layers)
     for name, layer in layers:
         vars(layer)["forward"] = _RecordedForward(layer, rules[name], tape, name)
     return Installation(dict(layers), rules)
@@ -153,9 +176,9 @@ def _refuse_replaced(name: str, layer: nn.Module) -> None:
         )
 
 
-def _refuse_nested(layers: list[tuple[str, nn.Module]]) -> None:
+def _refuse_nested(whole: list[tuple[str, nn.Module]], layers: list[tuple[str, nn.Module]]) -> None:
     """Refuses a layer that would be recorded twice: by itself and inside a layer around it."""
-    for outer_name, outer in layers:
+    for outer_name, outer in whole:
         inside = {id(module) for module in outer.modules()} - {id(outer)}
         for name, layer in layers:
             if id(layer) in inside:
@@ -171,25 +194,54 @@ def _renames(module: nn.Module) -> bool:
     return any(kind.__module__ == _RENAMING for kind in type(module).__mro__)
 
 
+_COLLECTIONS = (nn.ParameterList, nn.ParameterDict)
+"""Modules that hold parameters for the one around them, and are never called."""
+
+
+def own_parameters(module: nn.Module) -> Iterator[nn.Parameter]:
+    """The parameters that a module uses itself: directly its own, and those in lists of it."""
+    yield from module.parameters(recurse=False)
+    for child in module.children():
+        if isinstance(child, _COLLECTIONS):
+            yield from own_parameters(child)
+
+
 _UNITS = (nn.MultiheadAttention,)
 """Layers that use the parameters of those inside of them, and never call them."""
 
 
-def _owners(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The outermost modules that own a trainable parameter directly, with their dotted names."""
-    found: list[tuple[str, nn.Module]] = []
+def _owners(
+    model: nn.Module, rules: dict[str, Rule], rule_of: Rules
+) -> list[tuple[str, nn.Module]]:
+    """The modules that own a trainable parameter, with their dotted names; fills in their rules.
+
+    What is inside of one is recorded with it, unless its rule descends.
+    """
+    found: dict[int, tuple[str, nn.Module]] = {}
 
     def visit(name: str, module: nn.Module) -> None:
-        own = module.parameters(recurse=isinstance(module, _UNITS))
-        if any(p.requires_grad for p in own) and not _renames(module):
-            found.append((name or type(module).__name__, module))
+        # One module under two names is one layer that is called twice.
+        if id(module) in found:
             return
+        inside = isinstance(module, _UNITS) or is_parametrized(module)
+        own = module.parameters() if inside else own_parameters(module)
+        if any(parameter.requires_grad for parameter in own) and not _renames(module):
+            label = name or type(module).__name__
+            found[id(module)] = label, module
+            rules[label] = rule_of(module, label)
+            if not _descends(rules[label]):
+                return
         for child_name, child in module.named_children():
-            visit(f"{name}.{child_name}" if name else child_name, child)
+            if not isinstance(child, _COLLECTIONS):
+                visit(f"{name}.{child_name}" if name else child_name, child)
 
     visit("", model)
-    # One module under two names is one layer that is called twice.
-    return list({id(module): (name, module) for name, module in reversed(found)}.values())[::-1]
+    return list(found.values())
+
+
+def _descends(rule: Rule) -> bool:
+    """Whether what is inside of a layer with this rule is recorded by itself."""
+    return getattr(rule, "descends", False) is True
 
 
 class _RecordedForward:
@@ -215,12 +267,14 @@ class _RecordedForward:
             )
         return self._record(modes, self._rule, inputs[0])
 
-    def _record(self, modes: tuple[bool, ...] | None, rule: LayerRule, inputs: Tensor) -> Tensor:
+    def _record(
+        self, modes: tuple[bool, ...] | None, rule: LayerRule | SeveralInputs, *inputs: Tensor
+    ) -> Tensor:
         """Runs the layer, or a piece of it, and lets its backward write on the tape."""
         trainable = [p for p in rule.parameters if p.requires_grad]
         if not trainable:
-            return rule.forward(inputs)[0]
-        return _apply(rule, self._tape, self.name, modes, inputs, *trainable)
+            return rule.forward(*inputs)[0]
+        return _apply(rule, self._tape, self.name, modes, len(inputs), *inputs, *trainable)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
         return MethodType(type(self._layer).forward, copy.deepcopy(self._layer, memo))
@@ -232,35 +286,45 @@ class _RecordedForward:
         )
 
 
+_PLAIN = 5
+"""Arguments of a recorded layer before its tensors."""
+
+
 class _RecordedLayer(torch.autograd.Function):
     """A layer whose backward gives the input's gradient and writes the rest on the tape."""
 
     @staticmethod
     def forward(
         ctx: Any,
-        rule: LayerRule,
+        rule: LayerRule | SeveralInputs,
         tape: Tape,
         name: str,
         modes: tuple[bool, ...] | None,
-        inputs: Tensor,
-        *trainable: nn.Parameter,
+        count: int,
+        *tensors: Tensor,
     ) -> Tensor:
-        output, saved = rule.forward(inputs)
-        ctx.rule, ctx.tape, ctx.layer, ctx.trainable = rule, tape, name, len(trainable)
-        ctx.modes = modes
-        ctx.save_for_backward(inputs, *saved)
+        inputs = tensors[:count]
+        output, saved = rule.forward(*inputs)
+        output = _of_its_own(output, tensors)
+        ctx.rule, ctx.tape, ctx.layer, ctx.trainable = rule, tape, name, len(tensors) - count
+        ctx.modes, ctx.count = modes, count
+        ctx.save_for_backward(*inputs, *saved)
         return output
 
     @staticmethod
     def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, ...]:
         with torch.no_grad():
-            input_gradient = _input_gradient_recorded(ctx, output_gradient)
+            if hasattr(ctx.rule, "gradients_of_each"):
+                gradients = _input_gradients_recorded(ctx, output_gradient)
+            else:
+                gradients = [_input_gradient_recorded(ctx, output_gradient)]
         # With create_graph; it would otherwise pass for a constant where the loss is linear.
-        if torch.is_grad_enabled() and input_gradient is not None:
-            input_gradient = _Once.apply(input_gradient, torch.zeros((), requires_grad=True))
+        if torch.is_grad_enabled():
+            marker = torch.zeros((), requires_grad=True)
+            gradients = [g if g is None else _Once.apply(g, marker) for g in gradients]
         # The parameters are inputs only so that the output depends on them; their gradients go to
         # the tape.
-        return (None, None, None, None, input_gradient, *[None] * ctx.trainable)
+        return (*[None] * _PLAIN, *gradients, *[None] * ctx.trainable)
 
 
 class _Once(torch.autograd.Function):
@@ -279,6 +343,18 @@ class _Once(torch.autograd.Function):
         )
 
 
+def _of_its_own(output: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+    """An output that may be written to in place: no view, and of no memory of these."""
+    memory = {each.untyped_storage().data_ptr() for each in tensors}
+    if output.untyped_storage().data_ptr() in memory:
+        return output.clone()
+    if not output._is_view():
+        return output
+    # The rows of a linear layer are a view of what nobody else holds.
+    free: Tensor = torch.ops.aten._unsafe_view(output.contiguous(), output.shape)
+    return free
+
+
 def _input_gradient_recorded(ctx: Any, output_gradient: Tensor) -> Tensor | None:
     """The gradient at a layer's input; the rest is written on the tape while it records."""
     inputs, *saved = ctx.saved_tensors
@@ -289,16 +365,30 @@ def _input_gradient_recorded(ctx: Any, output_gradient: Tensor) -> Tensor | None
     elif tape.recording:
         tape.passed(ctx.modes)
         copies = tape.copies(rows=len(output_gradient), layer=ctx.layer)
-        if ctx.needs_input_grad[4] and _gives_both(type(rule)):
+        if ctx.needs_input_grad[_PLAIN] and _gives_both(type(rule)):
             gradient, parts = cast(InOnePass, rule).in_one_pass(inputs, saved, output_gradient)
             for parameter, part in _folded(parts, copies):
                 tape.add(parameter, part)
             return gradient
         for parameter, part in _gradients(rule, inputs, saved, output_gradient, copies):
             tape.add(parameter, part)
-    if not ctx.needs_input_grad[4]:
+    if not ctx.needs_input_grad[_PLAIN]:
         return None
     return rule.input_gradient(inputs, saved, output_gradient)
+
+
+def _input_gradients_recorded(ctx: Any, output_gradient: Tensor) -> list[Tensor | None]:
+    """The same of a piece with several inputs."""
+    inputs, tape, wanted = ctx.saved_tensors, ctx.tape, ctx.needs_input_grad[_PLAIN:]
+    rule: SeveralInputs = ctx.rule
+    if tape.tracing:
+        tape.note(ctx.layer, inputs[0] if inputs else output_gradient, output_gradient)
+    elif tape.recording:
+        tape.passed(ctx.modes)
+        copies = tape.copies(rows=len(output_gradient), layer=ctx.layer)
+        for parameter, part in _folded(rule.gradients_of_each(inputs, output_gradient), copies):
+            tape.add(parameter, part)
+    return rule.input_gradients(inputs, output_gradient, wanted[: ctx.count])
 
 
 @cache

@@ -1,10 +1,11 @@
 """Which rule a layer gets: its family's own, a user's, or the slow one, exact for any layer."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from privacy.clipping.attention import AttentionRule
 from privacy.clipping.convolution import ConvolutionRule
@@ -19,6 +20,7 @@ from privacy.clipping.normalisation import (
 )
 from privacy.clipping.recurrent import RecurrentRule
 from privacy.clipping.tuner import Choice, Tuner
+from privacy.clipping.uses import UsesRule, vectorised
 from privacy.errors import UnsupportedLayer
 
 __all__ = ["FallbackRule", "describe", "register", "rule_of"]
@@ -70,7 +72,7 @@ class FallbackRule:
             return dict(gradients)
 
         try:
-            gradients = torch.func.vmap(of_example)(inputs, output_gradient)
+            gradients = vectorised(of_example, inputs, output_gradient)
         except RuntimeError as error:
             raise UnsupportedLayer(self._cannot(error)) from error
         return [(named[name], Instantiated([gradient])) for name, gradient in gradients.items()]
@@ -184,17 +186,23 @@ def register(
     _ADDED[layer_type] = rule
 
 
-def rule_of(layer: nn.Module, name: str, tuner: Tuner | None = None) -> Rule:
+def rule_of(
+    layer: nn.Module, name: str, tuner: Tuner | None = None, whole: Collection[str] = ()
+) -> Rule:
     """The rule for `layer`: a user's, else its family's own, else the slow one.
 
-    The tuner chooses among the kernels of a layer that has several; it is a new one by default.
+    The tuner chooses among the kernels of a layer that has several; it is a new one by default. A
+    layer whose name is in `whole` runs again with all that is inside of it, where its parameters
+    cannot be followed by themselves.
     """
     kind = type(layer)
     if kind in _ADDED:
         return _ADDED[kind](layer, name)
     if kind in _OWN:
         return _OWN[kind](layer, name, tuner or Tuner())
-    return FallbackRule(layer, name)
+    if name in whole or is_parametrized(layer):
+        return FallbackRule(layer, name)
+    return UsesRule(layer, name)
 
 
 def describe(installation: Installation) -> str:
@@ -217,6 +225,8 @@ def describe(installation: Installation) -> str:
 
 def _ways(name: str, rule: Rule) -> list[tuple[str, str, str]]:
     """Input, kernel and milliseconds of every shape that a layer has seen."""
+    if isinstance(rule, UsesRule):
+        return [("-", "SLOW PATH: what uses its parameters runs again for each example", "-")]
     if isinstance(rule, FallbackRule):
         return [("-", "SLOW PATH: torch.func runs it again for each example", "-")]
     tuner = getattr(rule, "tuner", None)

@@ -88,7 +88,11 @@ def check(
     for name, parameter in named.items():
         wanted = expected[name]
         close(parts[parameter].instantiate(), wanted, precision)
-        close(parts[parameter].squared_norms(), wanted.flatten(1).square().sum(1), precision)
+        close(
+            parts[parameter].squared_norms(),
+            wanted.reshape(len(wanted), -1).square().sum(1),
+            precision,
+        )
         close(
             parts[parameter].weighted_sum(factors), torch.tensordot(factors, wanted, 1), precision
         )
