@@ -1,13 +1,13 @@
 """Per-example clipping without module hooks: what someone needs who registers a layer's rule.
 
 Reading order: `gradients` (what the step needs of a parameter), `tape` (where layers write it),
-`layers` (how a layer is recorded), then any rule, `registry` (which layer gets which), `tuner`
+`rules` and `layers` (what a rule is, how a layer is recorded), then any rule, `registry` (which layer gets which), `tuner`
 (which of a rule's kernels runs), and `factors` (how much of each example's gradient is kept).
 """
 
 from privacy.clipping.gradients import GhostNorm, Instantiated, PerExampleGradients
-from privacy.clipping.layers import LayerRule
 from privacy.clipping.registry import FallbackRule, register, rule_of
+from privacy.clipping.rules import LayerRule
 
 __all__ = [
     "FallbackRule",

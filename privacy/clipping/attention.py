@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from privacy.clipping.gradients import Parts, PerExampleGradients, Saved
-from privacy.clipping.layers import Record
 from privacy.clipping.linear import Affine, LinearRule
+from privacy.clipping.rules import Record
 from privacy.clipping.tuner import Tuner
 from privacy.errors import UnsupportedLayer
 

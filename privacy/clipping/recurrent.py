@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from privacy.clipping.gradients import Parts, Saved
-from privacy.clipping.layers import Record
 from privacy.clipping.linear import Affine, LinearRule
+from privacy.clipping.rules import Record
 from privacy.clipping.tuner import Tuner
 from privacy.errors import UnsupportedLayer
 

@@ -10,7 +10,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from privacy.clipping.attention import AttentionRule
 from privacy.clipping.convolution import ConvolutionRule
 from privacy.clipping.gradients import Instantiated, Parts, Saved
-from privacy.clipping.layers import Installation, Rule
+from privacy.clipping.layers import Installation
 from privacy.clipping.linear import EmbeddingRule, LinearRule, PReLURule
 from privacy.clipping.normalisation import (
     GroupNormRule,
@@ -19,6 +19,7 @@ from privacy.clipping.normalisation import (
     RMSNormRule,
 )
 from privacy.clipping.recurrent import RecurrentRule
+from privacy.clipping.rules import Rule
 from privacy.clipping.tuner import Choice, Tuner
 from privacy.clipping.uses import UsesRule, vectorised
 from privacy.errors import UnsupportedLayer

@@ -17,7 +17,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from privacy.clipping.gradients import Instantiated, Parts
-from privacy.clipping.layers import Record, own_parameters
+from privacy.clipping.layers import own_parameters
+from privacy.clipping.rules import Record
 from privacy.errors import NotFollowed
 
 __all__ = ["Several", "Use", "UsesRule", "vectorised"]
