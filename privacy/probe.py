@@ -206,8 +206,11 @@ def _state_kept(model: nn.Module) -> Iterator[list[str]]:
         yield written
     finally:
         for name, tensor in _state(model).items():
+            if name in before and tensor.shape != before[name].shape:
+                tensor.data = before[name]
+                written.append(name)
             # A NaN is no change.
-            if name in before and not torch.equal(tensor.nan_to_num(), before[name].nan_to_num()):
+            elif name in before and not torch.equal(tensor.nan_to_num(), before[name].nan_to_num()):
                 tensor.detach().copy_(before[name])
                 written.append(name)
 

@@ -195,15 +195,12 @@ def _check_model(model: object) -> None:
             or hasattr(type(module).forward, "_torchdynamo_orig_callable")
         ):
             raise StepError(
-                f"{label}: the model is compiled: attach and train the module itself, and compile "
-                "or script a copy of it afterwards"
+                f"{label}: the model is compiled: attach and train the module itself (of what "
+                "torch.compile returned, model._orig_mod), and compile or script a copy of it "
+                "afterwards"
             )
         _check_not_opacus(label, module)
-        if isinstance(module, _WRAPPERS):
-            raise StepError(
-                f"{label}: {type(module).__name__} splits the batch or averages gradients by "
-                "itself; attach and train the module inside, model.module, on one device"
-            )
+        _check_own(label, module)
     devices = sorted({str(p.device) for p in model.parameters() if p.requires_grad})
     if len(devices) > 1:
         raise StepError(
@@ -211,6 +208,28 @@ def _check_model(model: object) -> None:
         )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         _check_tensor(name, tensor)
+
+
+def _check_own(label: str, module: nn.Module) -> None:
+    """Refuses what trains a module in its own way: several devices, or numbers of few bits."""
+    if isinstance(module, _WRAPPERS):
+        raise StepError(
+            f"{label}: {type(module).__name__} splits the batch or averages gradients by "
+            "itself; attach and train the module inside, model.module, on one device"
+        )
+    where = [kind.__module__ for kind in type(module).__mro__]
+    if any(name.startswith("torch.distributed.") for name in where):
+        raise StepError(
+            f"{label}: {type(module).__name__} holds parts of its parameters on several devices, "
+            "and gathers gradients by itself; attach the module before it is wrapped or sharded, "
+            "on one device"
+        )
+    if any(name.startswith("torch.ao.") for name in where):
+        raise UnsupportedLayer(
+            f"{label}: {type(module).__name__} is quantised, or being so: it has no real weights "
+            "to train, or gathers ranges of the examples without noise; attach and train the float "
+            "model, and quantise a copy of it afterwards"
+        )
 
 
 def _check_not_opacus(label: str, module: nn.Module) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from privacy import (
@@ -151,6 +152,42 @@ def compiled_in_place() -> nn.Module:
     return model
 
 
+def sharded() -> nn.Module:
+    """Of the class to which `fully_shard` changes a module's, whose parameters are parts."""
+    model = nn.Sequential(nn.Linear(4, 2))
+    model.__class__ = type("Sharded", (FSDPModule, nn.Sequential), {})
+    return model
+
+
+def being_quantised() -> nn.Module:
+    model = nn.Sequential(nn.Linear(4, 2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model.qconfig = torch.ao.quantization.get_default_qat_qconfig("fbgemm")  # type: ignore[assignment]
+        return torch.ao.quantization.prepare_qat(model)  # type: ignore[no-any-return]
+
+
+def quantised() -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(  # type: ignore[no-any-return]
+            nn.Sequential(nn.Linear(4, 2)), {nn.Linear}
+        )
+
+
+class Resizing(nn.Module):
+    """Keeps its last batch in a buffer that had another shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 2)
+        self.register_buffer("last", torch.zeros(0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.last = x.mean(0)
+        return self.fc(x)
+
+
 class Sparse(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -166,13 +203,17 @@ MODELS: dict[str, tuple[Callable[[], Any], type[PrivacyError], str]] = {
     "compiled": (
         lambda: torch.compile(nn.Linear(4, 2), backend="eager"),
         StepError,
-        "the model is compiled: attach and train the module itself",
+        r"the model is compiled: attach and train the module itself .*model\._orig_mod",
     ),
     "compiled part": (with_compiled_part, StepError, "^0: the model is compiled"),
     "compiled forward": (with_compiled_forward, StepError, "^1: the model is compiled"),
     "compiled in place": (compiled_in_place, StepError, "the model is compiled"),
     "script": (scripted, StepError, "the model is compiled"),
     "data parallel": (lambda: nn.DataParallel(nn.Linear(4, 2)), StepError, "model.module"),
+    "sharded": (sharded, StepError, "^Sharded: .*attach the module before it is wrapped or"),
+    "being quantised": (being_quantised, UnsupportedLayer, "is quantised, or being so"),
+    "quantised": (quantised, UnsupportedLayer, "^0: .*attach and train the float model"),
+    "resizing": (Resizing, UnsupportedLayer, "a forward pass .* writes to last"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(2)), UnsupportedLayer, r"^0\.weight: .*shape yet"),
     "complex": (lambda: nn.Sequential(Complex()), UnsupportedLayer, r"^0\.w: expected real"),
     "meta": (lambda: nn.Linear(4, 2, device="meta"), UnsupportedLayer, r"^weight: .*meta device"),
@@ -192,7 +233,7 @@ def test_a_model_that_cannot_be_attached_is_refused(kind: str) -> None:
     make, error, message = MODELS[kind]
     optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
     model = make()
-    if isinstance(model, nn.Module) and kind not in ("lazy", "nothing"):
+    if isinstance(model, nn.Module) and kind not in ("lazy", "nothing", "quantised"):
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(error, match=message):
         attached(model, optimizer=optimizer)

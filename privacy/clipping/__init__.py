@@ -1,8 +1,9 @@
 """Per-example clipping without module hooks: what someone needs who registers a layer's rule.
 
 Reading order: `gradients` (what the step needs of a parameter), `tape` (where layers write it),
-`rules` and `layers` (what a rule is, how a layer is recorded), then any rule, `registry` (which layer gets which), `tuner`
-(which of a rule's kernels runs), and `factors` (how much of each example's gradient is kept).
+`rules` (what a layer's rule is), `layers` (how it is recorded), then any rule, `registry` (which
+layer gets which), `uses` (the slow path), `tuner` (which of a rule's kernels runs), and `factors`
+(how much of each example's gradient is kept).
 """
 
 from privacy.clipping.gradients import GhostNorm, Instantiated, PerExampleGradients
