@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -141,7 +142,7 @@ FALLBACKS: dict[str, Callable[[], tuple[nn.Module, torch.Tensor]]] = {
 def test_any_other_layer_goes_through_the_fallback(kind: str) -> None:
     """Layers without a rule of their own are exact too."""
     layer, inputs = FALLBACKS[kind]()
-    assert type(rule_of(layer, kind)).__name__ == "FallbackRule"
+    assert type(rule_of(layer, kind)).__name__ == "UsesRule"
     check(filled(layer), inputs)
 
 
@@ -373,7 +374,7 @@ class Inside(nn.Module):
 def test_a_layer_is_not_recorded_both_alone_and_inside_another() -> None:
     """It would be counted twice; both names are in the message."""
     with pytest.raises(UnsupportedLayer, match="again: it is used by itself and inside block"):
-        install(Inside(), Tape(), rule_of)
+        install(Inside(), Tape(), partial(rule_of, whole=("block",)))
 
 
 class Cell(nn.Module):
@@ -405,9 +406,9 @@ class DroppingOut(nn.Module):
     ids=["two inputs", "random"],
 )
 def test_what_cannot_be_recorded_is_refused_by_name(layer: nn.Module, name: str) -> None:
-    """A layer that is not one tensor to one tensor, or not the same when it runs again."""
+    """Run again as a whole: not one tensor to one tensor, or not the same when it runs again."""
     model, tape = nn.Sequential(layer), Tape()
-    install(model, tape, rule_of)
+    install(model, tape, partial(rule_of, whole=(name,)))
     with pytest.raises(UnsupportedLayer, match=f"^{name}: "), tape.record(examples=2):
         model(torch.rand(2, 3, 4)).sum().backward()
 

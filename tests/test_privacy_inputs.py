@@ -540,27 +540,6 @@ def test_a_hook_on_a_frozen_parameter_is_not_refused() -> None:
     attached(model)
 
 
-class Scaled(nn.Module):
-    """Holds a parameter of its own above a dropout."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(4))
-        self.body = nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.body(x * self.scale)
-
-
-def test_a_bare_parameter_above_a_dropout_is_named() -> None:
-    """Not the layers inside, which could be recorded by themselves."""
-    with pytest.raises(
-        UnsupportedLayer,
-        match=r"^0: Scaled draws random numbers.* holds scale itself.*move scale into a small mod",
-    ):
-        attached(nn.Sequential(Scaled()))
-
-
 class Own(torch.optim.SGD):
     """An optimizer of one's own, with a step of its own."""
 

@@ -341,11 +341,11 @@ def added(monkeypatch: pytest.MonkeyPatch) -> dict:
 
 def test_a_user_adds_a_layer(added: dict) -> None:
     """Slow and exact before, by the user's rule and as exact afterwards; subclasses stay slow."""
-    assert kind_of(Power(4)) == "FallbackRule"
+    assert kind_of(Power(4)) == "UsesRule"
     check(filled(Power(4)), drawn(3, 4))
     assert register(Power, PowerRule) is None
     assert kind_of(Power(4)) == "PowerRule"
-    assert kind_of(type("Other", (Power,), {})(4)) == "FallbackRule"
+    assert kind_of(type("Other", (Power,), {})(4)) == "UsesRule"
     check(filled(nn.Sequential(nn.Linear(3, 4), Power(4), nn.Linear(4, 2))), drawn(3, 3))
 
 
