@@ -698,7 +698,7 @@ def test_what_the_fused_mode_does_not_offer_is_refused(settings, message):
         (network().eval(), None, UnsupportedLayer, "module.train()"),
         (network(), torch.optim.SGD(network().parameters()), StepError, "it lacks 0.weight"),
         (network(), torch.optim.LBFGS, StepError, "LBFGS"),
-        (nn.Sequential(nn.Flatten(), nn.LSTM(64, 4)), None, UnsupportedLayer, "one tensor"),
+        (nn.Sequential(nn.Flatten(), nn.LSTM(64, 4)), None, UnsupportedLayer, "in every tensor"),
         (_Unused(), None, UnsupportedLayer, "unused.weight"),
     ],
 )  # fmt: skip
