@@ -679,7 +679,7 @@ class _Endless(IterableDataset):
             },
             "Subset",
         ),
-        ({"loader": DataLoader([{"image": torch.rand(8)}] * SAMPLES, 4)}, "tensors of inputs"),
+        ({"loader": DataLoader([{"image": torch.rand(8)}] * SAMPLES, 4)}, "forward="),
     ],
 )
 def test_what_the_fused_mode_does_not_offer_is_refused(settings, message):
@@ -698,7 +698,7 @@ def test_what_the_fused_mode_does_not_offer_is_refused(settings, message):
         (network().eval(), None, UnsupportedLayer, "module.train()"),
         (network(), torch.optim.SGD(network().parameters()), StepError, "it lacks 0.weight"),
         (network(), torch.optim.LBFGS, StepError, "LBFGS"),
-        (nn.Sequential(nn.Flatten(), nn.LSTM(64, 4)), None, UnsupportedLayer, "in every tensor"),
+        (nn.Sequential(nn.Flatten(), nn.LSTM(64, 4)), None, UnsupportedLayer, "3 rows"),
         (_Unused(), None, UnsupportedLayer, "unused.weight"),
     ],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 """Who comes from Opacus: what his script does there, it does here, or is told why not."""
 
 import collections
+import copy
 import math
 
 import pytest
@@ -232,14 +233,90 @@ def test_an_empty_sample_is_of_the_type_of_the_others(collate, monkeypatch):
 
 def test_a_batch_of_which_no_empty_one_can_be_made_is_refused_before_the_first_step():
     """Not at the first empty sample, in the middle of a training."""
-    with pytest.raises(PlanError, match=r"data_loader: expected batches of tensors.*str"):
+    with pytest.raises(PlanError, match=r"data_loader: expected tensors.*got str at \[1\]\[0\]"):
         private(collate=lambda e: (_stacked(e)[0], [str(label) for _, label in e]))
 
 
 def test_a_batch_of_names_is_refused_with_the_cure():
-    """Nobody knows which of them the model is given."""
-    with pytest.raises(PlanError, match=r"dict.*\(inputs, target\)"):
-        private(collate=lambda e: {"image": _stacked(e)[0], "label": _stacked(e)[1]})
+    """Nobody knows which of them the module is given."""
+    with pytest.raises(
+        PlanError, match=r"dict, .*forward=lambda model, batch: model\(batch\['image"
+    ):
+        private(collate=_by_name)
+
+
+def _by_name(examples):
+    return dict(zip(("image", "label"), _stacked(examples), strict=True))
+
+
+def test_a_batch_of_names_trains_where_it_is_said_how():
+    """The cure, literally."""
+    _, model, optimizer, loader = private(
+        collate=_by_name, forward=lambda model, batch: model(batch["image"])
+    )
+    for batch in loader:
+        optimizer.zero_grad()
+        F.cross_entropy(model(batch["image"]), batch["label"]).backward()
+        optimizer.step()
+    assert optimizer.ledger.steps == 4
+    with pytest.raises(PlanError, match="forward: Opacus' own modes"):
+        private(forward=lambda model, batch: model(batch), grad_sample_mode="hooks")
+
+
+class TwoHeads(nn.Module):
+    """Two inputs, and two outputs in a structure."""
+
+    def __init__(self, structure):
+        super().__init__()
+        self.body, self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 2), nn.Linear(5, 1)
+        self.structure = structure
+
+    def forward(self, images, more):
+        hidden = self.body(torch.cat([images, more], 1)).tanh()
+        return self.structure(self.first(hidden), self.second(hidden))
+
+
+STRUCTURES = {
+    "tuple": (lambda a, b: (a, b), lambda outputs: outputs),
+    "dictionary": (
+        lambda a, b: {"logits": a, "value": b},
+        lambda outputs: (outputs["logits"], outputs["value"]),
+    ),
+    "nested": (lambda a, b: (a, [b, a.argmax(1)]), lambda outputs: (outputs[0], outputs[1][0])),
+}
+
+
+@pytest.mark.parametrize(("structure", "parts"), STRUCTURES.values(), ids=STRUCTURES)
+def test_two_inputs_and_two_outputs_are_clipped_together(structure, parts):
+    """One gradient an example, as one example at a time in float64 says."""
+    rows = TensorDataset(torch.rand(12, 4), torch.rand(12, 2), torch.arange(12) % 2)
+    net = TwoHeads(structure)
+
+    def loss(outputs, labels):
+        logits, value = parts(outputs)
+        return F.cross_entropy(logits, labels) + 3 * value.square().sum(1).mean()
+
+    exact, wanted = copy.deepcopy(net).double(), 0.0
+    for image, more, label in rows:
+        outputs = exact(image[None].double(), more[None].double())
+        gradients = torch.autograd.grad(loss(outputs, label[None]), list(exact.parameters()))
+        row = torch.cat([gradient.flatten() for gradient in gradients])
+        wanted = wanted + row * min(1.0, 0.3 / float(row.norm())) / 12
+    before = nn.utils.parameters_to_vector(net.parameters()).detach().clone()
+    _, model, optimizer, loader = private(
+        net, rows, batch_size=12, noise_multiplier=1e-9, max_grad_norm=0.3
+    )
+    ((images, more, labels),) = loader
+    loss(model(images, more), labels).backward()
+    optimizer.step()
+    moved = 10 * (before - nn.utils.parameters_to_vector(net.parameters()).detach())
+    torch.testing.assert_close(moved.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_outputs_that_are_no_rows_are_refused():
+    """With what was expected."""
+    with pytest.raises(UnsupportedLayer, match="rows"):
+        private(nn.Sequential(nn.Linear(4, 2), nn.Flatten(0)))
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])

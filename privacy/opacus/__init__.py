@@ -12,7 +12,8 @@ accountants work with both. In the fused mode a script can notice these differen
 - The loss must be the mean or the sum of one loss an example, as `loss_reduction` says.
 - Noise and samples are cryptographic always: `secure_mode` changes nothing, no generator is taken,
   and no seed repeats them.
-- `make_private` runs the module on the first examples, and refuses there what does not fit.
+- `make_private` runs the module on the first examples, and refuses there what does not fit; how the
+  loop calls it may be said by `forward`.
 - After `make_private_with_epsilon` the step beyond the budget raises `BudgetExceeded`, whatever a
   schedule makes of the noise.
 - The account needs no hook: each step is charged before it is taken.

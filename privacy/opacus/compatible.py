@@ -14,11 +14,12 @@ from opacus.validators import ModuleValidator
 from torch import nn
 from torch.utils.data import DataLoader
 
+from privacy.batch import Forward, call_model
 from privacy.clipping import register
 from privacy.clipping.linear import LinearRule
 from privacy.clipping.tuner import Tuner
 from privacy.errors import UnsupportedLayer
-from privacy.opacus.loader import first_images, plan_for
+from privacy.opacus.loader import first_batch, plan_for
 from privacy.plan import DPPlan
 from privacy.replacement import fix
 from privacy.step import Prepared, prepare
@@ -52,14 +53,23 @@ def prepared(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     data_loader: DataLoader[Any],
+    forward: Forward | None = None,
 ) -> Prepared:
-    """The module, recorded; where this raises, nothing has changed."""
+    """The module, recorded; where this raises, nothing has changed.
+
+    `forward` says how the loop calls it on a batch, where that does not show in the batch.
+    """
     if not check_module(module).training:
         raise UnsupportedLayer(
             "module: expected it in training mode; call module.train() before make_private"
         )
     return prepare(
-        plan, module, optimizer, samples=plan.samples, examples=lambda: first_images(data_loader)
+        plan,
+        module,
+        optimizer,
+        samples=plan.samples,
+        examples=lambda: first_batch(data_loader, told=forward is not None),
+        forward=call_model if forward is None else forward,
     )
 
 

@@ -15,6 +15,7 @@ from opacus.accountants import create_accountant
 from torch import nn
 from torch.utils.data import DataLoader
 
+from privacy.batch import Forward
 from privacy.errors import PlanError, PrivacyError
 from privacy.ledger import Ledger
 from privacy.opacus import compatible
@@ -130,13 +131,15 @@ class PrivacyEngine(Followed):
         max_clipbound: float | None = None,
         min_clipbound: float | None = None,
         unclipped_num_std: float | None = None,
+        forward: Forward | None = None,
     ) -> Any:
         """Makes module, optimizer and loader private, with the noise given.
 
         What is not named below is as in Opacus; the fused mode takes the defaults only.
 
         Args:
-            module: In training mode; one tensor in, one tensor with a row an example out.
+            module: In training mode; its outputs are tensors with a row an example, alone or in
+                tuples, dictionaries and dataclasses.
             optimizer: Holds exactly the module's trainable parameters.
             data_loader: Over a map-style data set, with a `batch_size` and without a sampler of its
                 own.
@@ -145,16 +148,18 @@ class PrivacyEngine(Followed):
             loss_reduction: How the user's loss joins its rows, "mean" or "sum".
             grad_sample_mode: "fused", or one of Opacus'.
             rand_on_empty: Without effect in the fused mode.
+            forward: How the loop calls the module on a batch, for the fused mode and where batches
+                are no `(inputs, target)`: `lambda model, batch: model(**batch)`.
         """
         asked = _given(locals())
         if grad_sample_mode != _FUSED:
-            return self._noted(self._opacus(module).make_private(**asked), data_loader)
+            return self._noted(self._opacus(module, forward).make_private(**asked), data_loader)
         refuse_adaptive(asked)
         check_settings(batch_first, poisson_sampling, clipping, noise_generator, wrap_model)
         self._check_engine(target=False)
         plan = plan_for(data_loader, max_grad_norm, epochs=1)
         plan = dataclasses.replace(plan, noise_multiplier=noise_multiplier)
-        return self._fuse(plan, module, optimizer, data_loader, loss_reduction)
+        return self._fuse(plan, module, optimizer, data_loader, loss_reduction, forward)
 
     @as_opacus_raises()
     def make_private_with_epsilon(  # noqa: PLR0913  (Opacus' interface)
@@ -175,6 +180,7 @@ class PrivacyEngine(Followed):
         noise_generator: torch.Generator | None = None,
         grad_sample_mode: str = _FUSED,
         wrap_model: bool = True,
+        forward: Forward | None = None,
     ) -> Any:
         """Makes module, optimizer and loader private, with the least noise for a budget.
 
@@ -185,12 +191,13 @@ class PrivacyEngine(Followed):
         """
         asked = _given(locals())
         if grad_sample_mode != _FUSED:
-            return self._noted(self._opacus(module).make_private_with_epsilon(**asked), data_loader)
+            original = self._opacus(module, forward)
+            return self._noted(original.make_private_with_epsilon(**asked), data_loader)
         check_settings(batch_first, poisson_sampling, clipping, noise_generator, wrap_model)
         self._check_engine(target=True)
         plan = plan_for(data_loader, max_grad_norm, epochs=epochs)
         plan = plan.calibrate(epsilon=target_epsilon, delta=target_delta)
-        return self._fuse(plan, module, optimizer, data_loader, loss_reduction)
+        return self._fuse(plan, module, optimizer, data_loader, loss_reduction, forward)
 
     def get_epsilon(self, delta: float) -> float:
         """Epsilon of everything spent so far, at `delta` in (0, 1)."""
@@ -203,6 +210,7 @@ class PrivacyEngine(Followed):
         optimizer: torch.optim.Optimizer,
         loader: DataLoader[Any],
         loss_reduction: str,
+        forward: Forward | None,
     ) -> tuple[FusedModule, FusedOptimizer, DataLoader[Any]]:
         """The private three, on this engine's account; where this raises nothing has changed."""
         if self._ledger is not None and self._trainings:
@@ -212,7 +220,7 @@ class PrivacyEngine(Followed):
             )
         ledger = Ledger() if self._ledger is None else Ledger.open(self._ledger)
         check_reduction(loss_reduction)
-        prepared = compatible.prepared(plan, module, optimizer, loader)
+        prepared = compatible.prepared(plan, module, optimizer, loader, forward)
         outputs = Outputs()
         samples = Samples(prefetching=loader.num_workers > 0, check=prepared.check_attached)
         try:
@@ -351,7 +359,7 @@ class PrivacyEngine(Followed):
             )
         return self._original
 
-    def _opacus(self, module: nn.Module) -> Any:
+    def _opacus(self, module: nn.Module, forward: Forward | None) -> Any:
         """Opacus' engine, made when one of its modes is first asked for: it warns, or refuses."""
         if self._trainings:
             raise PlanError(
@@ -361,6 +369,10 @@ class PrivacyEngine(Followed):
         if self._ledger is not None:
             raise PlanError(
                 "ledger: Opacus' own modes do not write to it; use the fused mode, or leave it out"
+            )
+        if forward is not None:
+            raise PlanError(
+                "forward: Opacus' own modes do not ask how the module is called; leave it out"
             )
         check_unrecorded(check_module(module))
         if self._original is None:

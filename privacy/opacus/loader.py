@@ -3,9 +3,8 @@
 A batch of the loop is a sample, or a part of one that `BatchMemoryManager` cut.
 """
 
-import copy
 from collections import deque
-from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
 
+from privacy.batch import mapped, tensors
 from privacy.errors import PlanError, StepError
 from privacy.noise import SecureGenerator
 from privacy.opacus.refusals import LOADER, refusal
@@ -20,7 +20,7 @@ from privacy.plan import DPPlan
 from privacy.sampling import sample_indices
 from privacy.validate import real
 
-__all__ = ["Samples", "first_images", "plan_for", "poisson_loader"]
+__all__ = ["Samples", "first_batch", "plan_for", "poisson_loader"]
 
 _PROBED_EXAMPLES = 3
 _READING = frozenset(
@@ -155,21 +155,14 @@ class _Collate:
 
 def _zeros_like(batch: Any) -> Any:
     """The same structure with every tensor zero: the values of its example must not be seen."""
-    if isinstance(batch, Tensor):
-        return torch.zeros_like(batch)
-    if isinstance(batch, MutableMapping):
-        zeros = copy.copy(batch)
-        for key, value in batch.items():
-            zeros[key] = _zeros_like(value)
-        return zeros
-    if isinstance(batch, list | tuple):
-        values = [_zeros_like(value) for value in batch]
-        return type(batch)(*values) if hasattr(batch, "_fields") else type(batch)(values)
-    raise PlanError(
-        "data_loader: expected batches of tensors, or of lists, tuples and dictionaries of them, "
-        f"got {type(batch).__name__} in one: of an empty sample no such batch can be made; let "
-        "collate_fn leave it out, or make numbers of it"
-    )
+    try:
+        tensors(batch)
+    except PlanError as error:
+        raise PlanError(
+            f"data_loader: {error}: of an empty sample no such batch can be made; let collate_fn "
+            "leave it out, or make numbers of it"
+        ) from error
+    return mapped(torch.zeros_like, batch)
 
 
 class _PoissonLoader(DataLoader[Any]):
@@ -279,17 +272,19 @@ def plan_for(loader: DataLoader[Any], max_grad_norm: Any, *, epochs: int) -> DPP
     )
 
 
-def first_images(loader: DataLoader[Any]) -> Tensor:
-    """The first examples as the loop will see them; refused where no empty batch can be made."""
+def first_batch(loader: DataLoader[Any], *, told: bool) -> Any:
+    """The first examples as the loop will see them; refused where no empty batch can be made.
+
+    Where it is not `told` how the loop calls the module, it must be seen from the batch.
+    """
     dataset: Any = loader.dataset
     batch = loader.collate_fn([dataset[i] for i in range(min(_PROBED_EXAMPLES, len(dataset)))])
-    _zeros_like(batch)
-    images = batch[0] if isinstance(batch, list | tuple) and batch else batch
-    if not isinstance(images, Tensor):
+    places = tensors(_zeros_like(batch))
+    if not told and not isinstance(batch, Tensor | list | tuple):
         raise PlanError(
-            f"data_loader: expected batches (inputs, target), or tensors of inputs, got "
-            f"{type(batch).__name__}{f' of {type(images).__name__}' if images is not batch else ''}"
-            ": it is not known which of its tensors the module is given; let collate_fn give "
+            f"data_loader: its batches are of type {type(batch).__name__}, in which nobody knows "
+            "the module's inputs: give make_private(..., forward=lambda model, batch: "
+            f"model(batch{next(iter(places), '')})), as your loop calls it, or let collate_fn give "
             "(inputs, target)"
         )
-    return images
+    return batch

@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from privacy.errors import StepError, UnsupportedLayer
+from privacy.batch import mapped, tensors
+from privacy.errors import PlanError, StepError, UnsupportedLayer
 from privacy.opacus.call import Call, Traced, leaves
 from privacy.opacus.refusals import MODULE, as_opacus_raises, refusal
 from privacy.opacus.traces import Mixed, Rows, Setting, Total, Trace
@@ -195,6 +196,15 @@ def _losses(cut: _Cut, loss_reduction: str) -> Tensor:
     return (cut.outputs * gradient).reshape(rows, -1).sum(1)
 
 
+def _by_rows(outputs: Any) -> bool:
+    """Whether all outputs are tensors of as many rows."""
+    try:
+        found = tensors(outputs).values()
+    except PlanError:
+        return False
+    return len({tuple(each.shape[:1]) for each in found}) == 1 and all(each.dim() for each in found)
+
+
 def _refused(name: str) -> Callable[..., NoReturn]:
     """A method of `nn.Module` that would work on the wrapper, and so on nothing."""
 
@@ -242,20 +252,22 @@ class FusedModule(nn.Module):
 
     @as_opacus_raises()
     def forward(self, *inputs: Any, **settings: Any) -> Any:
-        """The module's outputs, which in training must be one tensor with a row an example."""
+        """The module's outputs, which in training must be tensors with a row an example."""
         outputs = self._module(*inputs, **settings)
         attacked = any(
             isinstance(value, Tensor) and value.requires_grad
             for value in (*inputs, *settings.values())
         )
-        if not self.training or not torch.is_grad_enabled() or attacked or self._outputs is None:
+        cut = self._outputs
+        if not self.training or not torch.is_grad_enabled() or attacked or cut is None:
             return outputs
-        if not isinstance(outputs, Tensor) or outputs.dim() == 0:
+        if not _by_rows(outputs):
             raise UnsupportedLayer(
-                f"{type(self._module).__name__}: expected one tensor with a row an example, got "
-                f"{type(outputs).__name__}; make a module private that maps inputs to logits"
+                f"{type(self._module).__name__}: expected tensors with a row an example, alone or "
+                f"in tuples, dictionaries and dataclasses, got {type(outputs).__name__}; make a "
+                "module private that maps inputs to logits"
             )
-        return self._outputs.cut(outputs) if outputs.requires_grad else outputs
+        return mapped(lambda each: cut.cut(each) if each.requires_grad else each, outputs)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets gradients, and the backward pass that no step was taken on."""
