@@ -116,11 +116,12 @@ def _of_loader(loader: DataLoader[Any]) -> Reading:
 def _check_loader(loader: DataLoader[Any], batch_size: int) -> None:
     """Refuses a loader whose own way of choosing examples means something that is not followed."""
     sampler: Any = getattr(loader, "sampler", None)
-    # A subclass, or drawing with replacement, would be other odds than Poisson sampling's.
-    ordinary = type(sampler) is SequentialSampler or (
-        type(sampler) is RandomSampler
-        and not sampler.replacement
-        and sampler.num_samples == len(loader.dataset)  # type: ignore[arg-type]
+    # A subclass, drawing with replacement, or one of fewer examples than the data set's would be
+    # other odds than Poisson sampling's.
+    count = len(loader.dataset)  # type: ignore[arg-type]
+    ordinary = type(sampler) in (SequentialSampler, RandomSampler) and (
+        count == len(sampler.data_source) == len(sampler)
+        and not getattr(sampler, "replacement", False)
     )
     wrong = ""
     if type(loader).__iter__ is not DataLoader.__iter__:

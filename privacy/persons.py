@@ -6,6 +6,7 @@ gradients are averaged before the mean is clipped (user-level sampling: Charles 
 many examples are put into physical batches of their own: each is a row of one width.
 """
 
+import copy
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -132,7 +133,7 @@ def _check_ids(ids: list[Any]) -> None:
     for row, each in enumerate(ids):
         try:
             missing = each is None or not bool(each == each)  # noqa: PLR0124 - NaN is not itself
-            hash(each)
+            alike = missing or _names(each)
         except (TypeError, ValueError, RuntimeError) as error:
             raise PlanError(
                 f"groups: expected ids that can be hashed, such as text or whole numbers, got "
@@ -143,12 +144,27 @@ def _check_ids(ids: list[Any]) -> None:
                 f"groups: expected an id for each example, got {each} for example {row}; who is "
                 "not known is a person of their own: give them an id that nobody else has"
             )
+        if not alike:
+            raise PlanError(
+                f"groups: expected ids that are equal where they name one person, such as text or "
+                f"whole numbers, got {shown(each)} of example {row}, which equals nothing but "
+                "itself: all examples would be of different persons; convert them, tensors by "
+                "item()"
+            )
     kinds = Counter(type(each).__name__ for each in ids)
     if len(kinds) > 1:
         raise PlanError(
             f"groups: expected ids of one type, got {', '.join(sorted(kinds))}: 1 and '1' would be "
             "two persons; convert them"
         )
+
+
+def _names(each: Any) -> bool:
+    """Whether an id names somebody, and is not merely itself, as a tensor or a bare object is."""
+    if type(each) in (str, int, bytes):
+        return True
+    twin = copy.deepcopy(each)
+    return bool(twin == each) and hash(twin) == hash(each)
 
 
 def _width(count: int, most: int) -> int:

@@ -414,6 +414,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: loader_of(sampler=RandomSampler(Numbered(), num_samples=5)),  # type: ignore[arg-type]
         "RandomSampler does not",
     ),
+    "another's": (
+        lambda: loader_of(sampler=RandomSampler(range(5), num_samples=SAMPLES)),
+        "RandomSampler does not",
+    ),
+    "the first ones": (
+        lambda: loader_of(sampler=SequentialSampler(range(5))),
+        "SequentialSampler does not",
+    ),
     "dropped": (lambda: loader_of(drop_last=True), "drop_last=True"),
     "other size": (lambda: loader_of(batch_size=4), "its batch_size is 4, the plan's 8"),
     "no batches": (lambda: loader_of(batch_size=None), "no batch_size"),

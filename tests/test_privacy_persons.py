@@ -352,6 +352,9 @@ def test_ids_may_be_anything_that_can_be_hashed() -> None:
         (7, "expected a list of ids.* got int"),
         (torch.zeros(3, 1), r"in one dimension, got shape \[3, 1\]"),
         ([[1], [2], [3]], "can be hashed"),
+        (list(torch.tensor([1, 1, 2])), r"equals nothing but itself.*item\(\)"),
+        ([object(), object(), object()], "of example 0, which equals nothing but itself"),
+        ([(torch.tensor(1),)] * 3, "of example 0, which equals nothing but itself"),
     ],
 )
 def test_what_are_no_ids_is_refused(ids: Any, says: str) -> None:

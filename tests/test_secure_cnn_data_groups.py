@@ -53,6 +53,35 @@ def test_folders_inside_class_folders_are_persons(tmp_path):
     check(load_data(photographs(tmp_path / "pets"), groups="folder"))
 
 
+def test_an_accent_that_is_encoded_in_two_ways_makes_no_second_person(tmp_path):
+    """A folder from a Mac beside one from elsewhere, rows of a table, names in an array."""
+    one, other = "Andr\u00e9", "Andre\u0301"
+    named = {"cat": one, "dog": other}
+    root = photographs(tmp_path / "pets")
+    for kind, name in named.items():
+        (root / kind / "ann").rename(root / kind / name)
+    found = load_data(root, groups="folder")
+    assert len({*found.groups, *found.test_groups}) == len(PEOPLE)
+
+    flat = photographs(tmp_path / "flat", persons=False)
+    rows = [
+        f"{kind}/{person}{number}.png,{named[kind] if person == 'ann' else person}"
+        for kind in ("cat", "dog")
+        for person in PEOPLE
+        for number in range(3)
+    ]
+    table = tmp_path / "whose.csv"
+    table.write_text("\n".join(["path,person", *rows]), encoding="utf-8")
+    found = load_data(flat, groups=table)
+    assert len({*found.groups, *found.test_groups}) == len(PEOPLE)
+
+    images = np.arange(12, dtype=np.uint8)[:, None, None].repeat(8, 1).repeat(8, 2)
+    names = np.array([one, other, "bob", "cid"] * 3)
+    np.savez(tmp_path / "set.npz", images=images, labels=np.arange(12) // 4 % 2, groups=names)
+    found = load_data(tmp_path / "set.npz")
+    assert len({*found.groups, *found.test_groups}) == 3
+
+
 def test_a_csv_file_names_the_person_of_each_path(tmp_path):
     """With blanks and a mark of its encoding, as tables export them."""
     root = photographs(tmp_path / "pets", persons=False)

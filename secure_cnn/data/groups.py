@@ -6,11 +6,13 @@
     index,person                                                   a CSV file beside a `.npz` file,
     0,ann                                                          its rows from 0 on, test's last
 
-One name is one person, in whatever class it comes. A person's images are on one side of a split.
+One name is one person, in whatever class it comes, however its accents are encoded. A person's
+images are on one side of a split.
 """
 
 import csv
 import io
+import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,11 +24,23 @@ from secure_cnn.data.source import Labels, some, unusable
 from secure_cnn.errors import DataError
 from secure_cnn.files import reading
 
-__all__ = ["BY_FOLDER", "persons_of_files", "persons_of_rows", "split_by_person"]
+__all__ = ["BY_FOLDER", "one_name", "persons_of_files", "persons_of_rows", "split_by_person"]
 
 BY_FOLDER = "folder"
 """What stands for the folders' own level in the place of a CSV file."""
 _MOST_BYTES = 1 << 28
+
+
+def one_name(person: str) -> str:
+    r"""A person's name in one encoding of its accents: what looks alike is not two persons.
+
+    Files that were moved from a Mac have `é` as two characters, others as one.
+
+    Example:
+        >>> one_name("Andre\u0301") == one_name("Andr\u00e9")
+        True
+    """
+    return unicodedata.normalize("NFC", person)
 
 
 def persons_of_files(
@@ -50,7 +64,7 @@ def persons_of_files(
         )
     if len(alone) == len(files):
         return None
-    return [of or f"/{file}" for file, of in zip(files, folders, strict=True)]
+    return [one_name(of or f"/{file}") for file, of in zip(files, folders, strict=True)]
 
 
 def persons_of_rows(path: Path, count: int, groups: str | None) -> list[str] | None:
@@ -128,6 +142,7 @@ def _read(path: Path, key: str) -> dict[str, str]:
                     f"{path}: line {table.line_num}: expected a {key} and a person; who is not "
                     "known is a person of their own: give them a name that nobody else has"
                 )
+            person = one_name(person)
             if found.setdefault(where, person) != person:
                 raise DataError(
                     f"{path}: line {table.line_num}: expected one person of {where}, got two; keep "

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 from secure_cnn.data import source
-from secure_cnn.data.groups import persons_of_rows, split_by_person
+from secure_cnn.data.groups import one_name, persons_of_rows, split_by_person
 from secure_cnn.data.npz_array import array_header, exactly, header_of, opened_npz
 from secure_cnn.data.npz_labels import ids, labelled
 from secure_cnn.data.source import Chunk, Labels, Pixels, Source
@@ -109,7 +109,7 @@ def _persons(
             "the other"
         )
     lists = [ids(archive, path, name, count) for name, count in zip(found, counts, strict=True)]
-    return [each for of_part in lists for each in of_part]
+    return [one_name(each) for of_part in lists for each in of_part]
 
 
 def _parts(archive: zipfile.ZipFile, path: Path) -> tuple[list[_Part], list[str]]:
