@@ -100,7 +100,7 @@ SETS = (
         name="2,000 drawn textures 32x32, a file",
         make=lambda root: _npz(root, 2000, 1000, drawn=True),
         epochs=5,
-        private_epochs=5,
+        private_epochs=20,
         eps=0.005,
     ),
     Set(
