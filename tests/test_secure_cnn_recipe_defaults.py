@@ -50,7 +50,8 @@ def test_a_private_rate_belongs_to_its_clipping_norm_and_steps():
         private = Recipe(out="x", epsilon=1.0, max_grad_norm=norm)
         assert private.learning_rate_for(PRIVATE, 100) == pytest.approx(0.5 / norm)
         assert private.learning_rate_for(PLAIN, 100) == 0.1
-    assert rate("adamw", steps=10, max_grad_norm=5.0) == rate("adamw", steps=10)
+    assert rate("adamw", steps=100, max_grad_norm=5.0) == 0.01  # its steps know no norm
+    assert rate("adamw", steps=1000, max_grad_norm=5.0) == rate("adamw", steps=1000) == 0.002
     assert Recipe(out="x", learning_rate=0.7).learning_rate_for(PRIVATE, 100) == 0.7
 
 

@@ -31,8 +31,11 @@ CLIP_GRAD_NORM = 1.0
 _STEPS = 100
 _SMALLEST_BATCH = 16
 _PLAIN_BATCH, _PRIVATE_BATCH = 128, 2048
-_PRIVATE_RATES = (0.25, 0.5)
-_PRIVATE_WAY = 75.0  # rate times steps, at a clipping norm of 1
+_PRIVATE_RATES: Mapping[Optimizer, tuple[float, float, float]] = {
+    "sgd": (0.25, 0.5, 75.0),
+    "adamw": (2e-3, 1e-2, 1.0),
+}
+"""The smallest, the largest, and in between what rate and number of steps multiply to."""
 _LARGEST_DELTA = 1e-5
 _SINCE = "clip_grad_norm"
 """A setting that is written down since the rules are what they are."""
@@ -48,12 +51,12 @@ def batch_size(samples: int, epochs: int, *, private: bool) -> int:
 
 def learning_rate(optimizer: Optimizer, *, steps: int, max_grad_norm: float | None = None) -> float:
     """At its peak; with the clipping norm of a private training, or None without."""
-    if optimizer == "adamw":
-        return 2e-3  # its steps are as long as its rate, whatever the gradients are
     if max_grad_norm is None:
-        return 0.1
-    low, high = _PRIVATE_RATES
-    return min(high, max(low, _PRIVATE_WAY / steps)) / max_grad_norm
+        return {"sgd": 0.1, "adamw": 2e-3}[optimizer]
+    low, high, way = _PRIVATE_RATES[optimizer]
+    # AdamW's steps are as long as its rate, whatever the gradients are.
+    norm = max_grad_norm if optimizer == "sgd" else 1.0
+    return min(high, max(low, way / steps)) / norm
 
 
 def delta(samples: int) -> float:
