@@ -14,6 +14,7 @@ from torch import Tensor
 
 from defenses.errors import ThreatModelError
 from defenses.quantities import is_real, is_word, shown
+from defenses.shape import beside
 
 __all__ = ["Norm", "ThreatModel"]
 
@@ -126,7 +127,7 @@ class ThreatModel:
             change = candidate - clean
             length = self._length(change.flatten(1)).clamp_min(torch.finfo(change.dtype).tiny)
             factor = (self.eps / length).clamp_max(1.0)
-            inside = clean + change * factor.view(-1, *[1] * (change.ndim - 1))
+            inside = clean + change * beside(factor, change)
         elif self.norm == "l1":
             wide = _at_least_float32(clean)
             change = _at_least_float32(candidate) - wide

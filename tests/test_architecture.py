@@ -61,7 +61,7 @@ ARROWS = {
 # are all modules that are not named, where a package has such; "" is the package's own face.
 INSIDE = {
     "defenses": (
-        *("errors", "quantities", "threat", "scope", "attacks", "measuring", "checks"),
+        *("errors", "quantities", "shape", "threat", "scope", "attacks", "measuring", "checks"),
         *("evaluation", "smoothing", "poisoning", "training", ""),
     ),
     "privacy": (

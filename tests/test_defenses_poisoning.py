@@ -114,7 +114,7 @@ def test_what_cannot_be_planted_is_refused():
         {"target": True},
         {"target": 0, "margin": -1},
         {"target": 0, "margin": 1.5},
-        {"target": 0, "patch": images},
+        {"target": 0, "patch": images[None]},
         {"target": 0, "patch": [[[1]]]},
     ):
         with pytest.raises(AttackError):
@@ -180,7 +180,7 @@ def test_blends_and_clean_labels_that_cannot_be_are_refused():
         with pytest.raises(AttackError, match="ratio"):
             Blend(**wrong)
     with pytest.raises(AttackError, match="pattern"):
-        Blend(target=0, pattern=images)
+        Blend(target=0, pattern=images[None])
     with pytest.raises(AttackError, match="size"):
         Blend(target=0, pattern=torch.zeros(1, 4, 4, dtype=torch.uint8)).apply(images)
     with pytest.raises(AttackError, match="is for 0"):

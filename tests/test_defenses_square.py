@@ -168,7 +168,7 @@ def test_a_smaller_window_covers_no_more_than_its_own():
 def test_a_bump_has_two_hills_of_opposite_sign_and_length_one(side, order):
     """In either direction, highest in the middle of a hill."""
     with attack_scope(torch.nn.Flatten(), seed=0):
-        drawn = [room._bump(side, torch.zeros(1), order) for _ in range(20)]
+        drawn = [room._bump(side, torch.zeros(1, 1, side, side), order) for _ in range(20)]
     seen = {tuple(each.flatten().tolist()) for each in drawn}
     assert len(seen) == (1 if side == 1 else 2)
     for bump in seen:
@@ -187,5 +187,5 @@ def test_a_bump_is_that_of_the_reference(norm, side):
     reference = pytest.importorskip("pyautoattack.square", reason="pyautoattack is not installed")
     with attack_scope(torch.nn.Flatten(), seed=0):
         expected = reference.SquareAttack(None, norm=norm, device="cpu").eta(side)
-        drawn = [room._bump(side, torch.zeros(1), int(norm[1])) for _ in range(20)]
+        drawn = [room._bump(side, torch.zeros(1, 1, side, side), int(norm[1])) for _ in range(20)]
     assert any(torch.allclose(each, expected, atol=1e-6) for each in drawn)

@@ -10,6 +10,8 @@ What torchattacks 3.5.1 does that a caller must not meet, and where it is kept i
   logits overwritten: `Victim`;
 * balls that are not kept (Pixle, SparseFool, noise): `_Entry.minimal` shortens;
 * three channels assumed (TI-FGSM, PI-FGSM): the adapter adds some that the model does not see;
+* two axes of pixels assumed: recordings and volumes are handed over as images of the same pixels
+  (`in_lines`), and refused by what looks at neighbours;
 * UPGD's DLR needs 3 or 4 classes, JSMA a target and a table of all pairs of pixels, resizing
   square images: refused below, or the target chosen;
 * settings that do nothing (PI-FGSM's momentum) or go wrong (UPGD's margin divides by zero once an
@@ -36,6 +38,7 @@ from torch import Tensor, nn
 from defenses.attacks.attack import Attack, Setting, check_setting
 from defenses.attacks.oracle import Victim, mean_of, pixels_of, unit_images
 from defenses.errors import AttackError
+from defenses.shape import in_lines
 from defenses.threat import Norm, ThreatModel
 
 __all__ = ["TorchAttack", "names", "setting_names"]
@@ -64,6 +67,7 @@ class _Entry:
     minimal: bool = False  # changes as much as it likes: shortened into the ball
     three_channels: bool = False
     square: bool = False
+    neighbours: bool = False  # it resizes or filters images, or moves pixels in them
 
 
 class _PIFGSMPP(torchattacks.PIFGSMPP):  # type: ignore[misc]  # the library is untyped
@@ -92,7 +96,7 @@ _ENTRIES: Mapping[Norm, Mapping[str, _Entry]] = {
     "linf": {
         "gn": _GN,
         "bim": _Entry(attack=torchattacks.BIM),
-        "difgsm": _Entry(attack=torchattacks.DIFGSM, square=True),
+        "difgsm": _Entry(attack=torchattacks.DIFGSM, square=True, neighbours=True),
         "eotpgd": _Entry(attack=torchattacks.EOTPGD),
         "jitter": _Entry(attack=torchattacks.Jitter, standard={"scale": 10.0}, needs_labels=True),
         "mifgsm": _Entry(attack=torchattacks.MIFGSM),
@@ -102,10 +106,14 @@ _ENTRIES: Mapping[Norm, Mapping[str, _Entry]] = {
             attack=torchattacks.PIFGSM,
             fixed={"momentum": 1.0, "prob": 0.7},
             three_channels=True,
+            neighbours=True,
             targeted=False,
         ),
         "pifgsmpp": _Entry(
-            attack=_PIFGSMPP, fixed={"momentum": 1.0, "prob": 0.7}, three_channels=True
+            attack=_PIFGSMPP,
+            fixed={"momentum": 1.0, "prob": 0.7},
+            three_channels=True,
+            neighbours=True,
         ),
         "rfgsm": _Entry(attack=torchattacks.RFGSM),
         "sinifgsm": _Entry(attack=torchattacks.SINIFGSM),
@@ -115,6 +123,7 @@ _ENTRIES: Mapping[Norm, Mapping[str, _Entry]] = {
             choices={"kernel_name": ("gaussian", "linear", "uniform")},
             three_channels=True,
             square=True,
+            neighbours=True,
         ),
         "tpgd": _Entry(attack=torchattacks.TPGD, targeted=False),
         "upgd": _Entry(
@@ -136,6 +145,7 @@ _ENTRIES: Mapping[Norm, Mapping[str, _Entry]] = {
             fixed={"pixel_mapping": "random", "update_each_iteration": False},
             fitted=lambda threat: {"restarts": min(20, int(threat.eps))},
             square=True,
+            neighbours=True,
             minimal=True,
         ),
         "sparsefool": _Entry(
@@ -188,14 +198,17 @@ class TorchAttack(Attack):
         held, lengths = dict(self.options), ("step_size", *self._entry.lengths)
         return {"options": held | {k: float(held[k]) * factor for k in lengths if k in held}}
 
+    def check_shape(self, images: Tensor) -> None:
+        """Refuses images of a shape that the library's code cannot search."""
+        _check_shape(self.called, self._entry, dict(self.options), images, self.threat)
+
     def _search(
         self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
     ) -> Tensor:
         """Float32 images, whatever the model computes in."""
         threat, entry, settings = self.threat, self._entry, dict(self.options)
-        _check_shape(self.called, entry, settings, images, threat)
         clean = images.float()
-        unit = unit_images(clean, threat)
+        unit = in_lines(unit_images(clean, threat))
         victim = Victim(
             mean_of(model, self.draws),
             threat,
@@ -213,7 +226,7 @@ class TorchAttack(Attack):
             attack.set_mode_targeted_by_function(lambda *_: targets, quiet=True)
         classes = labels if targets is None or entry.needs_labels else targets
         found = _called(attack, unit, classes, three_channels=entry.three_channels)
-        adversarial = pixels_of(found, threat).clamp(*threat.bounds)
+        adversarial = pixels_of(found, threat).clamp(*threat.bounds).reshape(clean.shape)
         return threat.project(clean, adversarial) if entry.minimal else adversarial
 
 
@@ -296,7 +309,12 @@ def _options(
 def _check_shape(
     name: str, entry: _Entry, settings: Mapping[str, Setting], images: Tensor, threat: ThreatModel
 ) -> None:
-    channels, height, width = images.shape[1:]
+    if images.ndim != 4 and entry.neighbours:
+        raise AttackError(
+            f"{name} needs images [n, channels, height, width], for it resizes or filters them or "
+            f"moves their pixels, got {list(images.shape)}; use another {threat.norm} attack"
+        )
+    channels, height, width = in_lines(images).shape[1:]
     resized = int(width * float(settings.get("resize_rate", 0.5)))
     reasons = {
         f"at most 3 channels, got {channels}": entry.three_channels and channels > 3,

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from defenses.errors import AttackError
 from defenses.quantities import is_real, is_whole, is_word, shown
 from defenses.scope import answer_to, attack_scope, check_module, home_of
+from defenses.shape import SHAPES, is_batch
 from defenses.threat import Norm, ThreatModel
 
 __all__ = [
@@ -136,7 +137,7 @@ class Attack(ABC):
     def _search(
         self, model: nn.Module, images: Tensor, labels: Tensor, targets: Tensor | None
     ) -> Tensor:
-        """The adversarial images, [n, channels, height, width], in any floating-point dtype.
+        """The adversarial images, of the same shape, in any floating-point dtype.
 
         Runs inside `attack_scope`, where the global generators are seeded, on a copy of the images
         on the model's device and in its dtype, n >= 1. `targets` is None in untargeted search.
@@ -182,6 +183,13 @@ class Attack(ABC):
         ball = replace(self.threat, eps=self.threat.eps * factor)
         return replace(self, threat=ball, **self._shortened(factor))
 
+    def check_shape(self, images: Tensor) -> None:  # noqa: B027
+        """Refuses images of a shape that it cannot search, [n, channels, ...], n >= 1.
+
+        Raises:
+            AttackError: It cannot; here nothing is refused.
+        """
+
     @final
     def __call__(
         self,
@@ -196,15 +204,16 @@ class Attack(ABC):
 
         Args:
             model: Takes images in the threat model's bounds, returns logits [n, classes].
-            images: Clean images, floating point, [n, channels, height, width]; n may be 0.
+            images: Clean images, floating point, [n, channels, height, width], or recordings
+                [n, channels, length], or volumes [n, channels, depth, height, width]; n may be 0.
             labels: True classes, int64, [n].
             targets: Classes to seek, int64, [n]; None seeks any class but the true one.
             seed: Repeats the attack's random choices; None draws fresh ones.
 
         Returns:
-            Images on the model's device and in its dtype, [n, channels, height, width], each
-            within `radius` of the clean one and inside the bounds, to the float tolerance that
-            `ThreatModel.contains` states. An empty batch stays empty.
+            Images of the same shape on the model's device and in its dtype, each within `radius` of
+            the clean one and inside the bounds, to the float tolerance that `ThreatModel.contains`
+            states. An empty batch stays empty.
         """
         check_module(model)
         self.threat.check_images(images)
@@ -217,6 +226,7 @@ class Attack(ABC):
         targets = None if targets is None else targets.to(device)
         if len(images) == 0:
             return clean
+        self.check_shape(clean)
         asked = self._asked(model)
         if any(each.is_inference() for each in (*asked.parameters(), *asked.buffers())):
             raise AttackError(
@@ -350,14 +360,12 @@ def check_threat(threat: object, owner: str = "", *, norms: Sequence[Norm] = ())
 
 
 def check_batch(images: object, classes: object, what: str = "labels") -> None:
-    """Refuses images that are not [n, c, h, w], and classes that are not int64 >= 0, [n]."""
+    """Refuses images that are not [n, channels, ...], and classes not int64 >= 0, [n]."""
     if not isinstance(images, Tensor) or not images.is_floating_point():
         got = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise AttackError(f"images: expected a floating-point tensor, got {got}")
-    if images.ndim != 4:
-        raise AttackError(
-            f"images: expected [n, channels, height, width], got {list(images.shape)}"
-        )
+    if not is_batch(images):
+        raise AttackError(f"images: expected {SHAPES}; got {list(images.shape)}")
     classes = check_one_each(classes, images, what)
     if len(classes) and int(classes.min()) < 0:
         raise AttackError(f"{what}: expected 0 or more, got {int(classes.min())}")

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from defenses.attacks.attack import Attack
 from defenses.attacks.oracle import Oracle, lead, likeliest_wrong, until_fooled, widened
+from defenses.shape import beside
 from defenses.threat import ThreatModel
 
 __all__ = ["FAB", "DeepFool", "UntargetedFAB", "step_onto_hyperplane"]
@@ -119,7 +120,7 @@ class UntargetedFAB(_Boundary):
         return torch.arange(self.restarts, device=others.device).expand(len(others), -1)
 
     def _begin(self, clean: Tensor, others: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
-        again = (aim > 0).view(-1, 1, 1, 1)
+        again = beside(aim > 0, clean)
         return torch.where(again, _halfway(clean, self.threat), clean), others
 
 
@@ -127,7 +128,7 @@ def _halfway(clean: Tensor, threat: ThreatModel) -> Tensor:
     """Random points at half of eps from the clean images, within the bounds."""
     noise = torch.rand_like(clean) * 2 - 1 if threat.norm == "linf" else torch.randn_like(clean)
     share = 0.5 * threat.eps / _length(noise, threat)
-    return (clean + share.view(-1, 1, 1, 1) * noise).clamp(*threat.bounds)
+    return (clean + beside(share, clean) * noise).clamp(*threat.bounds)
 
 
 def _approach(
@@ -155,7 +156,7 @@ def _approach(
             if len(rows) == 0:
                 break
         kept = 1 - (1 - _WAY_BACK) * wrong.to(point.dtype)
-        point = clean.lerp(point, kept.view(-1, 1, 1, 1))
+        point = clean.lerp(point, beside(kept, clean))
     return found, over
 
 
@@ -171,10 +172,10 @@ def _step(
     value, normal = _nearest_boundary(oracle, point, labels, targets, threat)
     height = value + (normal * (clean - point)).flatten(1).sum(1)  # of the clean image
     across, across_from_clean = step_onto_hyperplane(
-        torch.cat([point, clean]), normal.repeat(2, 1, 1, 1), torch.cat([value, height]), threat
+        torch.cat([point, clean]), torch.cat([normal, normal]), torch.cat([value, height]), threat
     ).chunk(2)
     near, far = _length(across, threat), _length(across_from_clean, threat)
-    pull = (near / (near + far)).clamp_max(_LARGEST_PULL).view(-1, 1, 1, 1)
+    pull = beside((near / (near + far)).clamp_max(_LARGEST_PULL), point)
     ahead = point + _OVERSHOOT * across
     return ahead.lerp(clean + _OVERSHOOT * across_from_clean, pull).clamp(*threat.bounds)
 
@@ -184,7 +185,7 @@ def _nearest_boundary(
 ) -> tuple[Tensor, Tensor]:
     """Of the hyperplanes that the boundaries look like, the nearest: its height and normal."""
     dual = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}[threat.norm]
-    value, normal = torch.zeros_like(point[:, 0, 0, 0]), torch.zeros_like(point)
+    value, normal = point.new_zeros(len(point)), torch.zeros_like(point)
     nearest = torch.full_like(value, torch.inf)
     for aim in targets.unbind(1):
         _, height, slope = oracle.gradient(point, partial(lead, labels=labels, targets=aim))
@@ -194,7 +195,7 @@ def _nearest_boundary(
         distance = height.abs() / (length + _FLAT)
         nearer = distance < nearest
         nearest, value = torch.where(nearer, distance, nearest), torch.where(nearer, height, value)
-        normal = torch.where(nearer.view(-1, 1, 1, 1), slope, normal)
+        normal = torch.where(beside(nearer, normal), slope, normal)
     return value, normal
 
 
@@ -295,7 +296,7 @@ def _onto_nearest(
     oracle: Oracle, point: Tensor, labels: Tensor, aims: Tensor, threat: ThreatModel
 ) -> Tensor:
     """The shortest step onto the nearest of the boundaries, each taken for a hyperplane."""
-    nearest = torch.full_like(point[:, 0, 0, 0], torch.inf)
+    nearest = point.new_full(point.shape[:1], torch.inf)
     step = torch.zeros_like(point)
     for aim in aims.unbind(1):
         _, height, normal = oracle.gradient(point, partial(lead, labels=labels, targets=aim))
@@ -307,5 +308,5 @@ def _onto_nearest(
         nearer = (slope > 0) & (distance < nearest)
         nearest = torch.where(nearer, distance, nearest)
         ahead = ((distance + _BEYOND * threat.width)[:, None] * way).view_as(point)
-        step = torch.where(nearer.view(-1, 1, 1, 1), ahead, step)
+        step = torch.where(beside(nearer, step), ahead, step)
     return step

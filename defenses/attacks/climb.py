@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from defenses.attacks.oracle import Oracle
+from defenses.shape import beside
 from defenses.threat import ThreatModel
 
 __all__ = ["PerRow", "ascend"]
@@ -95,14 +96,14 @@ class _Climb(ABC):
             self.point, lambda logits: loss(logits, self.labels, self.targets)
         )
         # A weight of 0 or 1 selects exactly: no index that waits for the device, no slow mask.
-        better = (self.loss > self.best_loss).to(self.best.dtype).view(-1, 1, 1, 1)
+        better = beside((self.loss > self.best_loss).to(self.best.dtype), self.best)
         self.best = self.best.lerp(self.point, better)
         self.best_gradient = self.best_gradient.lerp(self.gradient, better)
         self.best_loss = torch.maximum(self.best_loss, self.loss)
         return logits
 
     def go_back(self, which: Tensor) -> None:
-        back = which.view(-1, 1, 1, 1)
+        back = beside(which, self.best)
         self.point = torch.where(back, self.best, self.point)
         self.gradient = torch.where(back, self.best_gradient, self.gradient)
 
@@ -162,7 +163,7 @@ class _DenseClimb(_Climb):
     def move(self, ball: ThreatModel, number: int) -> None:
         """One step up the gradient, mixed with the last step from the second on."""
         momentum = 1.0 if number == 1 else _MOMENTUM
-        length = (self.step * ball.eps).view(-1, 1, 1, 1)
+        length = beside(self.step * ball.eps, self.point)
         linf = ball.norm == "linf"
         direction = self.gradient.sign() if linf else _of_length_one(self.gradient, 2)
         ahead = ball.project(self.clean, self.point + length * direction)
@@ -209,7 +210,7 @@ def _random_start(clean: Tensor, threat: ThreatModel) -> Tensor:
 
 def _of_length_one(direction: Tensor, order: float) -> Tensor:
     length: Tensor = torch.linalg.vector_norm(direction.flatten(1), ord=order, dim=1)
-    return direction / (length + _TINY).view(-1, 1, 1, 1)
+    return direction / beside(length + _TINY, direction)
 
 
 @dataclass

@@ -59,7 +59,7 @@ class Oracle:
         self._model, self._dtype, self._draws = model, images.dtype, draws
         self._at_once = max(_PIXELS // images[0].numel(), len(images))
         self._largest_class = int(classes.max())
-        self._channels_last = images.device.type == "cpu"
+        self._channels_last = images.device.type == "cpu" and images.ndim == 4
         self._checked: set[bool] = set()
 
     @property
@@ -70,7 +70,7 @@ class Oracle:
     def logits(self, images: Tensor) -> Tensor:
         """The logits, [k, classes], without a graph; the mean over the draws.
 
-        In the dtype of the images, [k, channels, height, width], k >= 1, which is at least float32.
+        In the dtype of the images, [k, channels, ...], k >= 1, which is at least float32.
         """
         with torch.no_grad():
             total = self._answer(images, differentiable=False)[1]
@@ -80,7 +80,7 @@ class Oracle:
 
     def wrong(self, images: Tensor, labels: Tensor) -> Tensor:
         """The share of the draws in which the model sees another class than the label, [k]."""
-        total = torch.zeros_like(images[:, 0, 0, 0])
+        total = images.new_zeros(len(images))
         with torch.no_grad():
             for _ in range(self._draws):
                 total += self._answer(images, differentiable=False)[1].argmax(1) != labels
@@ -157,8 +157,8 @@ class Victim:
     """The model in images of [0, 1] and float32, behind which torchattacks' faults are corrected.
 
     It maps [0, 1] onto the threat model's bounds and float32 onto the model's dtype, hides channels
-    that the model does not take, and has no training flags that a careless attack could switch. Its
-    logits are a copy, which an attack may overwrite.
+    that the model does not take, gives recordings and volumes their axes back, and has no training
+    flags that a careless attack could switch. Its logits are a copy, which an attack may overwrite.
     """
 
     training = False
@@ -172,7 +172,7 @@ class Victim:
         largest_class: int,
         fewest_classes: int = 2,
     ) -> None:
-        self._model, self._threat, self._channels = model, threat, images.shape[1]
+        self._model, self._threat, self._shape = model, threat, images.shape[1:]
         self._largest_class, self._fewest_classes = largest_class, fewest_classes
         self._anchor = torch.empty(0, device=images.device)
         self._checked: set[bool] = set()
@@ -191,7 +191,8 @@ class Victim:
         """The logits of images in [0, 1], [n, classes], checked the first time."""
         # Through a flat view, so that the gradient comes back contiguous from a channels-last
         # model: torchattacks calls `view` on it.
-        pixels = pixels_of(unit.flatten().view_as(unit)[:, : self._channels], self._threat)
+        seen = unit.flatten().view_as(unit)[:, : self._shape[0]]
+        pixels = pixels_of(seen.reshape(-1, *self._shape), self._threat)
         logits: Tensor = self._model(pixels.to(home_of(self._model, pixels)[1]))
         watched = torch.is_grad_enabled() and pixels.requires_grad
         if watched not in self._checked:

@@ -2,14 +2,16 @@
 
 After arXiv 1912.00049, and 2103.01208 for l1: a change of one square, in l2 and l1 of a bump, is
 kept when it lowers the margin of the label; the squares, up to an image's shorter side, shrink.
+On recordings and volumes they are segments and cubes of the same share of the positions.
 
 Nearly every proposal is refused. So where few images stand, the model is asked about several
 proposals for each at once, and the first that is kept makes void those after it: they are drawn
 anew, and count once. Nothing is asked where the proposal changes nothing (the query counts).
 """
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from defenses.attacks.attack import Attack
 from defenses.attacks.oracle import Oracle, margin, until_fooled, widened
+from defenses.shape import in_lines
 from defenses.threat import Norm, ThreatModel
 
 __all__ = ["Square", "square_share"]
@@ -38,7 +41,8 @@ class Square(Attack):
 
     Attributes:
         queries: For each image and start.
-        largest_share: The share of the pixels in the first squares (p_init).
+        largest_share: The share of the positions in the first squares (p_init); segments on data
+            of one axis, cubes on data of three.
         restarts: Random starts.
 
     Example:
@@ -126,12 +130,12 @@ class _SquareSearch:
 
     def _side(self, query: int, images: Tensor) -> int:
         """Of the square of a query, in pixels; odd in l2 and l1, so that it has a centre."""
-        height, width = images.shape[2:]
-        pixels = square_share(query, self._largest_share) * height * width
-        side = max(round(math.sqrt(pixels)), 1)
+        sizes = images.shape[2:]
+        positions = square_share(query, self._largest_share) * math.prod(sizes)
+        side = max(round(math.pow(positions, 1 / len(sizes))), 1)
         if self._threat.norm != "linf":
             side = max(side, 3) | 1
-        return min(side, height, width)
+        return int(min(side, *sizes))
 
 
 @final
@@ -144,29 +148,30 @@ class _Squares:
         self._clean, self._threat, self._sides = clean.contiguous(), threat, sides
 
     def start(self) -> Tensor:
-        return self._pushed(self._clean, torch.rand_like(self._clean[:, :, :1, :]))
+        """Stripes as wide as a position of the last axis."""
+        along = in_lines(self._clean)
+        stripes = torch.rand_like(along[:, :, :1])
+        return self._pushed(along, stripes).view_as(self._clean)
 
     def propose(self, best: Tensor, rows: Tensor, query: Tensor) -> _Proposed:
         """For each query, [ahead, k], a square anywhere in the best images of the rows, [k, ...].
 
         None where it changes nothing, or beyond the last query.
         """
-        channels, height, width = best.shape[1:]
-        drawn = self._drawn(rows, query, 2 + channels)
+        channels, sizes = best.shape[1], best.shape[2:]
+        drawn = self._drawn(rows, query, len(sizes) + channels)
         side = self._sides[query.clamp_max(len(self._sides) - 1)]
-        lines = _covered(drawn[..., 0], side, height) * width
-        columns = _covered(drawn[..., 1], side, width)
-        places = (lines[..., None] + columns[..., None, :]).flatten(2)[:, :, None]
+        places = _places(drawn[..., : len(sizes)], side, sizes)[:, :, None]
         own = torch.arange(len(rows), device=rows.device)[:, None, None]
         channel = torch.arange(channels, device=rows.device)[:, None]
         clean = self._clean.flatten(2)[rows[:, None, None], channel, places]
-        pushed = self._pushed(clean, drawn[..., 2:, None])
+        pushed = self._pushed(clean, drawn[..., len(sizes) :, None])
         differs = pushed != best.flatten(2)[own, channel, places]
         changes = differs.flatten(2).any(2) & (query < len(self._sides))
         step, row = changes.nonzero().unbind(1)
         trial = best[row].flatten(2)
         trial.scatter_(2, places.expand_as(pushed)[step, row], pushed[step, row])
-        return step, row, trial.view(-1, channels, height, width)
+        return step, row, trial.view(-1, channels, *sizes)
 
     def _drawn(self, rows: Tensor, query: Tensor, numbers: int) -> Tensor:
         """For each row and query, from [0, 1)."""
@@ -176,6 +181,15 @@ class _Squares:
         """Up where the share is under a half, else down."""
         signs = (share < 0.5).to(pixels.dtype) * 2 - 1
         return (pixels + self._threat.eps * signs).clamp(*self._threat.bounds)
+
+
+def _places(shares: Tensor, side: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Which positions, counted through all axes, windows cover that begin at shares [..., axes]."""
+    places = _covered(shares[..., 0], side, sizes[0])
+    for axis, size in enumerate(sizes[1:], 1):
+        lines = places[..., None] * size
+        places = (lines + _covered(shares[..., axis], side, size)[..., None, :]).flatten(-2)
+    return places
 
 
 def _covered(share: Tensor, side: Tensor, size: int) -> Tensor:
@@ -204,17 +218,17 @@ class _Bumps:
         self._order = _ORDER[threat.norm]
 
     def start(self) -> Tensor:
-        """Five by five bumps with random signs, [n, ...]."""
+        """Five bumps along each axis, with random signs, [n, ...]."""
         clean = self._clean
-        height, width = clean.shape[2:]
-        tiles = min(5, height, width)
-        side = min(height, width) // tiles
+        sizes = clean.shape[2:]
+        tiles = min(5, *sizes)
+        side = min(sizes) // tiles
         change = torch.zeros_like(clean)
-        top, left = (height - tiles * side) // 2, (width - tiles * side) // 2
-        for row in range(top, top + tiles * side, side):
-            for column in range(left, left + tiles * side, side):
-                bump = _bump(side, clean, self._order) * _signs(clean)
-                change[:, :, row : row + side, column : column + side] = bump
+        margins = [(size - tiles * side) // 2 for size in sizes]
+        begins = (range(first, first + tiles * side, side) for first in margins)
+        for corner in itertools.product(*begins):
+            bump = _bump(side, clean, self._order) * _signs(clean)
+            change[_window_at(corner, side)] = bump
         return _on_the_surface(change, clean, self._threat)
 
     def propose(self, best: Tensor, rows: Tensor, query: Tensor) -> _Proposed:
@@ -222,62 +236,68 @@ class _Bumps:
         side, order, clean = int(self._sides[query[0, 0]]), self._order, self._clean[rows]
         change = best - clean
         first, second = _window(best, side), _window(best, side)
-        spare = self._threat.eps**order - _size(change, (1, 2, 3), order) ** order
+        spare = self._threat.eps**order - _size(change, 1, order) ** order
         budget = torch.zeros_like(change)
         budget[first], budget[second] = change[first], change[second]
-        spent, channels = _size(budget, (2, 3), order) ** order, best.shape[1]
+        spent, channels = _size(budget, 2, order) ** order, best.shape[1]
         length = (spent + spare.clamp_min(0) / channels) ** (1 / order)
         bump = _bump(side, best, order) * _signs(best)
-        bump = bump + change[first] / (_size(change[first], (2, 3), order) + _TINY)
+        bump = bump + change[first] / (_size(change[first], 2, order) + _TINY)
         change[second] = 0
-        bump = bump / (_size(bump, (2, 3), order) + _TINY)
+        bump = bump / (_size(bump, 2, order) + _TINY)
         change[first] = bump * length * (channels if order == 1 else 1)
         row = torch.arange(len(rows), device=rows.device)
         return torch.zeros_like(row), row, _on_the_surface(change, clean, self._threat)
 
 
 def _signs(like: Tensor) -> Tensor:
-    """Of each image and channel, [n, channels, 1, 1]."""
-    return torch.randint_like(like[:, :, :1, :1], 2) * 2 - 1
+    """Of each image and channel, [n, channels, 1, ...]."""
+    one = like.flatten(2)[:, :, 0].view(*like.shape[:2], *[1] * (like.ndim - 2))
+    return torch.randint_like(one, 2) * 2 - 1
 
 
 def _window(images: Tensor, side: int) -> tuple[slice, ...]:
     """A square at a random place, the same for all images."""
-    top, left = (int(torch.randint(size - side + 1, ())) for size in images.shape[2:])
-    every = slice(None)
-    return every, every, slice(top, top + side), slice(left, left + side)
+    corner = [int(torch.randint(size - side + 1, ())) for size in images.shape[2:]]
+    return _window_at(corner, side)
+
+
+def _window_at(corner: Sequence[int], side: int) -> tuple[slice, ...]:
+    return slice(None), slice(None), *(slice(first, first + side) for first in corner)
 
 
 def _on_the_surface(change: Tensor, clean: Tensor, threat: ThreatModel) -> Tensor:
     """The images within the bounds; in l2 the change gets its full length first."""
     if threat.norm == "l1":
         return threat.project(clean, clean + change)
-    longest = threat.eps / (_size(change, (1, 2, 3), 2) + _TINY)
+    longest = threat.eps / (_size(change, 1, 2) + _TINY)
     return (clean + change * longest).clamp(*threat.bounds)
 
 
-def _size(change: Tensor, dims: tuple[int, ...], order: int) -> Tensor:
-    """The length over some dimensions, which are kept."""
+def _size(change: Tensor, first: int, order: int) -> Tensor:
+    """The length over the dimensions from the first, which are kept."""
+    dims = tuple(range(first, change.ndim))
     length: Tensor = torch.linalg.vector_norm(change, ord=order, dim=dims, keepdim=True)
     return length
 
 
 def _bump(side: int, like: Tensor, order: int) -> Tensor:
-    """A positive and a negative hill beside or above each other, of length 1, [side, side]."""
-    top = side // 2
-    bump = torch.cat([_hill(top, side, order), -_hill(side - top, side, order)])
-    bump = bump if float(torch.rand(())) < 0.5 else bump.T
+    """A positive and a negative hill beside each other on a random axis, of length 1."""
+    axes, half = like.ndim - 2, side // 2
+    rest = [side] * (axes - 1)
+    bump = torch.cat([_hill([half, *rest], order), -_hill([side - half, *rest], order)])
+    bump = bump.transpose(0, int(torch.rand(()) * axes))
     return _scaled(bump, order).to(like)
 
 
-def _hill(height: int, width: int, order: int) -> Tensor:
+def _hill(sizes: Sequence[int], order: int) -> Tensor:
     """Falls off in square rings around its centre (equation 2 of the paper), of length 1."""
-    rings = max(height, width) // 2 + 1
+    rings = max(sizes) // 2 + 1
     steps = 1 / torch.arange(rings, 0, -1, dtype=torch.float64) ** _STEEPNESS[order]
     by_ring = steps.cumsum(0).flip(0)
-    rows = (torch.arange(height) - height // 2).abs()
-    columns = (torch.arange(width) - width // 2).abs()
-    return _scaled(by_ring[torch.maximum(rows[:, None], columns[None, :])], order)
+    far = [(torch.arange(size) - size // 2).abs() for size in sizes]
+    ring = torch.stack(torch.meshgrid(*far, indexing="ij")).amax(0)
+    return _scaled(by_ring[ring], order)
 
 
 def _scaled(pattern: Tensor, order: int) -> Tensor:

@@ -20,6 +20,7 @@ from defenses.measuring.counting import exceeds, outnumbers
 from defenses.measuring.measurement import moved
 from defenses.measuring.verdict import Finding
 from defenses.quantities import described
+from defenses.shape import beside
 from defenses.threat import ThreatModel
 
 __all__ = [
@@ -35,9 +36,9 @@ _HARDLY = 0.01  # of the images: what rounding may turn in a model that rounds i
 
 _MANY = 64  # images that are asked about anew
 _LEVEL = 1e-3 / 3  # how often an honest model may fail by chance, each of three times
-# Shares of the radius, and how images are turned to be new each time. What is remembered between
+# Shares of the radius, at each of which the images are turned to be new. What is remembered between
 # one share and twice as far is seen: nearer nothing is, further all three answers are the same.
-_TURNS: Mapping[float, tuple[int, ...]] = {1.0: (), 2.0: (2,), 0.5: (3,)}
+_SHARES = (1.0, 2.0, 0.5)
 _RANDOM = "The answers are random: a difference could be chance"
 _REMEMBERS = (
     "the model answers by what it was asked before, so that an attack which starts from the image "
@@ -119,8 +120,8 @@ def earlier_questions_change_nothing(subject: Subject) -> Finding:
         if found.outcome == "fail":
             return found
         most = found.figure or 0.0
-    for share, turn in _TURNS.items():
-        earlier, later = _nearer(subject, images.flip(turn), generator, share)
+    for share, turned in zip(_SHARES, _turned(images), strict=True):
+        earlier, later = _nearer(subject, turned, generator, share)
         if outnumbers(earlier, later, level=_LEVEL):
             return Finding.failed(
                 f"Of {len(images)} new images between two others, {earlier} are answered as the "
@@ -203,6 +204,15 @@ def _trainable(model: nn.Module) -> Iterator[None]:
         yield
 
 
+def _turned(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The images, turned about on the first axis, and on the last; recordings begin in the middle.
+
+    Those have one axis, which is turned about already.
+    """
+    along = images.flip(-1) if images.ndim > 3 else images.roll(images.shape[2] // 2, 2)
+    return images, images.flip(2), along
+
+
 def _nearer(
     subject: Subject, images: Tensor, generator: torch.Generator, share: float
 ) -> tuple[int, int]:
@@ -239,7 +249,7 @@ def _change(
         return noise.sign() * (share * threat.eps)
     order = 2 if threat.norm == "l2" else 1
     lengths: Tensor = torch.linalg.vector_norm(noise.flatten(1), order, dim=1)
-    return noise / lengths.view(-1, 1, 1, 1) * (share * threat.eps)
+    return noise / beside(lengths, noise) * (share * threat.eps)
 
 
 def _enabled(_: nn.Module) -> AbstractContextManager[None]:

@@ -19,6 +19,7 @@ from defenses.errors import AttackError, EvaluationError
 from defenses.measuring.counting import exceeds, wilson_interval
 from defenses.measuring.verdict import Finding
 from defenses.scope import attack_scope
+from defenses.shape import beside
 from defenses.threat import ThreatModel
 
 __all__ = [
@@ -195,6 +196,6 @@ def random_points(
         if order == 1:  # of Laplace's distribution, whose direction is uniform in l1
             size = torch.empty(images.shape).exponential_(generator=generator).to(images)
             noise = size * noise.sign()
-        lengths = noise.flatten(1).norm(p=order, dim=1).view(-1, *[1] * (noise.ndim - 1))
+        lengths = beside(noise.flatten(1).norm(p=order, dim=1), noise)
         change = threat.eps * noise / lengths
     return (images + share * change).clamp(*threat.bounds)

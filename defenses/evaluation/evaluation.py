@@ -27,7 +27,13 @@ from defenses.evaluation.trial import Crafter, Trial, named_attacks
 from defenses.measuring.counting import REPEATS
 from defenses.measuring.images import ImageSource, ImageTensors, MapDataset, choose_images
 from defenses.measuring.journal import Journal, digest_of, digest_of_model
-from defenses.measuring.measurement import check_flag, check_question, measured, versions
+from defenses.measuring.measurement import (
+    Measurement,
+    check_flag,
+    check_question,
+    measured,
+    versions,
+)
 from defenses.measuring.verdict import Verdict
 from defenses.quantities import shown
 from defenses.scope import attack_scope
@@ -121,6 +127,7 @@ def evaluate(  # noqa: PLR0913  (each is one decision of who evaluates)
         model, data, threat, samples=samples, batch_size=batch_size, seed=seed, progress=progress
     )
     with about as measurement, attack_scope(model, seed=seed):
+        _check_shapes(named, measurement)
         unasked = None if settings is None else copied(model)
         draws = max(REPEATS, *(each.draws for each in named.values()))
         trial, subject = Trial(measurement, examples=examples, draws=draws), None
@@ -272,6 +279,13 @@ def _work(
     for verdict in () if subject is None else judge(subject, frozenset(done.verdicts)):
         done.verdicts[verdict.name] = verdict
         remember()
+
+
+def _check_shapes(named: Mapping[str, Attack], measurement: Measurement) -> None:
+    """Refuses attacks that cannot search such images, before the model is asked anything."""
+    first = measurement.source.images(measurement.indices[:1])
+    for each in named.values():
+        each.check_shape(first)
 
 
 def _check_settings(verdicts: object) -> CheckSettings | None:

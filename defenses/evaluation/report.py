@@ -41,7 +41,7 @@ class AdversarialExamples:
 
     Attributes:
         indices: Which images of the data set, int64, [k].
-        clean: Images, floating point in the threat model's bounds, [k, channels, height, width].
+        clean: Images, floating point in the threat model's bounds, [k, channels, ...].
         adversarial: For each the one that fooled the model, or the last that did not.
         labels: True classes, int64, [k].
         predictions: What the model sees in the adversarial images, int64, [k].

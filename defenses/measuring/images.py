@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sequenti
 
 from defenses.errors import EvaluationError
 from defenses.quantities import described, shown
+from defenses.shape import SHAPES, is_batch
 from defenses.threat import ThreatModel
 
 __all__ = ["ImageSource", "ImageTensors", "MapDataset", "choose_images"]
@@ -23,7 +24,7 @@ class MapDataset(Protocol):
         """How many examples there are."""
 
     def __getitem__(self, index: int, /) -> Any:
-        """The image [channels, height, width] and its label."""
+        """The image, [channels, height, width] or of another shape in `SHAPES`, and its label."""
 
 
 class ImageTensors(Protocol):
@@ -35,7 +36,7 @@ class ImageTensors(Protocol):
 
     @property
     def images(self) -> Tensor:
-        """[n, channels, height, width]: floating point, or uint8 with 0 and 255 for the bounds."""
+        """[n, channels, ...]: floating point, or uint8 with 0 and 255 for the bounds."""
 
     @property
     def labels(self) -> Tensor:
@@ -101,7 +102,7 @@ class ImageSource:
         return numbers
 
     def images(self, indices: Tensor) -> Tensor:
-        """The images, floating point in the threat model's bounds, [k, c, h, w]."""
+        """The images, floating point in the threat model's bounds, [k, channels, ...]."""
         if self._tensors is not None:
             images = self._tensors[0][indices]
         else:
@@ -113,10 +114,8 @@ class ImageSource:
                     f"{', '.join(kinds[:4])}"
                 )
             images = torch.stack(each)
-        if images.ndim != 4 or images.numel() == 0:
-            raise EvaluationError(
-                f"data: expected images [channels, height, width], got {list(images.shape[1:])}"
-            )
+        if not is_batch(images) or images.numel() == 0:
+            raise EvaluationError(f"data: expected {SHAPES}; got {list(images.shape)}")
         if images.dtype == torch.uint8:
             low, width = self._threat.bounds[0], self._threat.width
             images = images.float() * width / 255 + low

@@ -180,10 +180,10 @@ def backdoor_scan(
 
     Args:
         model: Trained on these images; takes them in [0, 1], returns logits [n, classes].
-        images: What it was trained on, uint8, [n, channels, height, width].
+        images: What it was trained on, uint8, [n, channels, ...].
         labels: As trained on, int64, [n]; at least two classes, of each that occurs 10 images.
         trusted_images: Images that nobody else touched and that it was not trained on (test images,
-            say), uint8, [m, channels, height, width].
+            say), uint8, [m, channels, ...].
         trusted_labels: Their true classes, int64, [m]; of each class of `labels` some.
         level: See above, in (0, 1).
         batch_size: Images a forward pass, at least 1.
@@ -269,7 +269,7 @@ class _Trusted:
         return self._known[self._kinds != kind]
 
     def changed(self, kind: int, change: Tensor) -> Tensor:
-        """Images of other classes to ask about, with the change on them, uint8, [n, c, h, w]."""
+        """Images of other classes to ask about, with the change on them, uint8, [n, c, ...]."""
         victims = self._asked[self._asked_kinds != kind].double()
         return (victims + change).round().clamp(0, 255).to(torch.uint8)
 

@@ -38,7 +38,7 @@ class PoisoningAttack(Protocol):
         """Which images of these labels the attack is for, bool, [n]."""
 
     def apply(self, images: Tensor, /) -> Tensor:
-        """What the model is shown of those images, uint8, [n, c, h, w]."""
+        """What the model is shown of those images, uint8, [n, c, ...]."""
 
 
 def attack_success_rate(
@@ -55,7 +55,7 @@ def attack_success_rate(
 
     Args:
         model: Takes images in [0, 1], returns logits [n, classes].
-        images: Test images that the attacker never touched, uint8, [n, channels, height, width].
+        images: Test images that the attacker never touched, uint8, [n, channels, ...].
         labels: Their true classes, int64, [n].
         attack: A `Trigger`, a `LabelFlip`, or your own.
         batch_size: Images a forward pass, at least 1.

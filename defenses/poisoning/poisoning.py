@@ -17,6 +17,7 @@ from torch import Tensor
 from defenses.attacks.attack import check_one_each
 from defenses.errors import AttackError
 from defenses.quantities import as_real, as_whole, shown
+from defenses.shape import SHAPES, is_batch
 
 __all__ = [
     "Blend",
@@ -35,15 +36,16 @@ _CHEQUERED = torch.tensor([[[255, 0, 255], [0, 255, 0], [255, 0, 255]]], dtype=t
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trigger:
-    """A patch near the bottom right corner that means `target` (BadNets).
+    """A patch near the bottom right corner, the end of each axis, that means `target` (BadNets).
 
     Source: Gu et al. 2017, arXiv 1708.06733.
 
     Attributes:
         target: The class that stamped images are labelled with.
-        patch: Pixels that replace those of the image, uint8, [channels, height, width]; by default
+        patch: Pixels that replace those of the image, uint8, [channels or 1, height, width] (of
+            recordings [channels, length], of volumes [channels, depth, height, width]); by default
             a chequered square of 3 x 3 on images of any number of channels.
-        margin: Pixels between the patch and the bottom and right edges, at least 0.
+        margin: Pixels between the patch and the end of each axis, at least 0.
 
     Raises:
         AttackError: A value is out of range.
@@ -69,18 +71,21 @@ class Trigger:
         return labels != self.target
 
     def apply(self, images: Tensor) -> Tensor:
-        """Copies of the images, uint8 [n, channels, height, width], with the patch on them."""
+        """Copies of the images, uint8 [n, channels, ...], with the patch on them."""
         _check_images(images)
         patch = _CHEQUERED if self.patch is None else self.patch
-        bottom, right = images.shape[2] - self.margin, images.shape[3] - self.margin
-        top, left = bottom - patch.shape[1], right - patch.shape[2]
-        if top < 0 or left < 0 or patch.shape[0] not in (1, images.shape[1]):
+        ends = [size - self.margin for size in images.shape[2:]]
+        begins = [end - size for end, size in zip(ends, patch.shape[1:], strict=False)]
+        fits = patch.ndim == images.ndim - 1 and patch.shape[0] in (1, images.shape[1])
+        if not fits or min(begins) < 0:
             raise AttackError(
                 f"patch: expected one that fits on images {list(images.shape[1:])} with a margin "
                 f"of {self.margin}, got {list(patch.shape)}"
+                + ("" if self.patch is not None else ", the default; give patch=...")
             )
         stamped = images.clone()
-        stamped[:, :, top:bottom, left:right] = patch.to(images.device)
+        place = [slice(begin, end) for begin, end in zip(begins, ends, strict=True)]
+        stamped[(slice(None), slice(None), *place)] = patch.to(images.device)
         return stamped
 
 
@@ -93,8 +98,8 @@ class Blend:
 
     Attributes:
         target: The class that blended images are labelled with.
-        pattern: What shines through, uint8, [channels or 1, height, width]; by default noise, the
-            same for every image of the same size.
+        pattern: What shines through, uint8, [channels or 1, height, width], or with the axes of
+            the images; by default noise, the same for every image of the same size.
         ratio: How much of it, in (0, 1]; Chen et al. planted with 0.2.
 
     Raises:
@@ -175,7 +180,7 @@ class PoisonedImages:
     """A training set with something planted in it.
 
     Attributes:
-        images: uint8, [n, channels, height, width]; copies.
+        images: uint8, [n, channels, ...]; copies.
         labels: int64, [n]; copies.
         planted: Indices of the images that were changed or relabelled, ascending, int64, [k].
 
@@ -197,7 +202,7 @@ def plant_trigger(
     """Puts the trigger on images of other classes and labels them as its target (BadNets).
 
     Args:
-        images: uint8, [n, channels, height, width].
+        images: uint8, [n, channels, height, width], or recordings or volumes.
         labels: int64, [n].
         trigger: What to stamp or blend in, and the label that it gets.
         fraction: Share of all n images to plant, in (0, 1).
@@ -235,7 +240,7 @@ def plant_clean_label(
     Clean-Label Backdoor Attacks; with adversarial originals, arXiv 1912.02771.
 
     Args:
-        images: uint8, [n, channels, height, width].
+        images: uint8, [n, channels, height, width], or recordings or volumes.
         labels: int64, [n].
         trigger: What to stamp or blend in, and the class that it goes to.
         fraction: Share of the target class to plant, in (0, 1].
@@ -269,7 +274,7 @@ def flip_labels(
     """Labels some images of the source class as the target.
 
     Args:
-        images: uint8, [n, channels, height, width].
+        images: uint8, [n, channels, height, width], or recordings or volumes.
         labels: int64, [n].
         flip: Which class becomes which.
         fraction: Share of the source class to relabel, in (0, 1].
@@ -347,15 +352,15 @@ def _check_overlay(name: str, overlay: object) -> None:
         return
     if not isinstance(overlay, Tensor):
         raise AttackError(f"{name}: expected a uint8 tensor, got {type(overlay).__name__}")
-    if overlay.dtype != torch.uint8 or overlay.ndim != 3 or overlay.numel() == 0:
+    if overlay.dtype != torch.uint8 or not is_batch(overlay[None]) or overlay.numel() == 0:
         raise AttackError(
-            f"{name}: expected uint8 [channels, height, width], got {overlay.dtype} "
-            f"{list(overlay.shape)}"
+            f"{name}: expected uint8 [channels, height, width], or as many axes as the images "
+            f"have, got {overlay.dtype} {list(overlay.shape)}"
         )
 
 
 def _noise(size: torch.Size) -> Tensor:
-    """Noise that depends on its size alone, uint8, [channels, height, width]."""
+    """Noise that depends on its size alone, uint8, [channels, ...]."""
     draw = torch.Generator().manual_seed(0)
     return torch.randint(256, tuple(size), generator=draw, dtype=torch.uint8)
 
@@ -375,8 +380,7 @@ def _check_whole(owner: str, **values: object) -> None:
 def _check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor):
         raise AttackError(f"images: expected a uint8 tensor, got {type(images).__name__}")
-    if images.dtype != torch.uint8 or images.ndim != 4:
+    if images.dtype != torch.uint8 or not is_batch(images):
         raise AttackError(
-            "images: expected uint8 [n, channels, height, width], got "
-            f"{images.dtype} {list(images.shape)}"
+            f"images: expected uint8 {SHAPES}; got {images.dtype} {list(images.shape)}"
         )

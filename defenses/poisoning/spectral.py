@@ -126,7 +126,7 @@ def spectral_scan(
 
     Args:
         model: Trained on these images; takes them in [0, 1].
-        images: uint8, [n, channels, height, width].
+        images: uint8, [n, channels, ...].
         labels: As trained on, int64, [n]; at least two classes, of each that occurs 10 images.
         layer: Dotted name of a module, whose output alone is looked at; None takes what enters
             each `torch.nn.Conv2d` and `torch.nn.Linear` but the first.

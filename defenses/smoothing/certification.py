@@ -130,7 +130,7 @@ class _Chosen:
     """The images to certify, in whole levels of 1 / 255."""
 
     indices: Tensor
-    levels: Tensor  # int16, [n, channels, height, width]
+    levels: Tensor  # int16, [n, channels, ...]
     labels: Tensor
 
     @classmethod
@@ -300,7 +300,7 @@ class _Voter:
         self._model, self._noise, self._batch_size = model, noise, batch_size
         self._largest_label = int(chosen.labels.max())
         self._device, self._dtype = home_of(model, torch.empty(0))
-        self._channels_last = self._device.type == "cpu"
+        self._channels_last = self._device.type == "cpu" and chosen.levels.ndim == 4
         try:
             self._logits(chosen.levels[:1])
         except RuntimeError as error:

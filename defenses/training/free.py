@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from defenses.attacks.attack import Setting, check_classes, check_setting, check_threat
 from defenses.errors import AttackError
 from defenses.quantities import is_whole, shown
+from defenses.shape import is_batch
 from defenses.threat import ThreatModel
 from defenses.training.objective import AdversarialObjective
 
@@ -95,7 +96,7 @@ class FreeAdversarialTraining(AdversarialObjective):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from `state_dict` of an objective alike; what is none changes nothing."""
         held = state.get("change") if isinstance(state, Mapping) else None
-        if held is not None and not (isinstance(held, Tensor) and held.ndim == 4):
+        if held is not None and not (isinstance(held, Tensor) and is_batch(held)):
             raise AttackError(
                 "expected the state_dict of a free objective, with the perturbation of a batch "
                 f"under 'change', got {shown(held)}"

@@ -59,7 +59,7 @@ class SeededObjective(ABC):
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Losses [n], with a graph to the parameters unless gradients are disabled.
 
-        The model's modes are kept; the images are [n, channels, height, width] in the threat
+        The model's modes are kept; the images are [n, channels, ...] in the threat
         model's bounds, n may be 0.
         """
 
@@ -153,7 +153,7 @@ class GaussianAugmentation(SeededObjective):
     def __call__(self, model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """Adds noise to the images, then takes the losses of the noisy ones, [n].
 
-        Images are floating point, [n, channels, height, width], in any range; n may be 0.
+        Images are floating point, [n, channels, ...], in any range; n may be 0.
         """
         check_module(model)
         check_batch(images, labels)
@@ -253,7 +253,7 @@ def check_precision(precision: object) -> None:
 
 @contextmanager
 def convolutions_in(precision: Precision) -> Iterator[None]:
-    """Within it, two-dimensional convolutions of float32 images are computed in a precision.
+    """Within it, convolutions of float32 images are computed in a precision.
 
     Their results are float32 again, and so are the gradients that come back. It holds in the
     calling thread; a model in another dtype is left alone.
@@ -262,8 +262,11 @@ def convolutions_in(precision: Precision) -> Iterator[None]:
         yield
 
 
+_CONVOLUTIONS: frozenset[Callable[..., Any]] = frozenset({torch.conv1d, torch.conv2d, torch.conv3d})
+
+
 class _Bfloat16Convolutions(TorchFunctionMode):
-    """Turns what `conv2d` is given."""
+    """Turns what the convolutions on one to three axes are given."""
 
     def __torch_function__(
         self,
@@ -273,7 +276,7 @@ class _Bfloat16Convolutions(TorchFunctionMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         given = dict(kwargs or {})
-        if func is not torch.conv2d:
+        if func not in _CONVOLUTIONS:
             return func(*args, **given)
         everything = [*args, *given.values()]
         if any(isinstance(each, Tensor) and each.dtype != torch.float32 for each in everything):

@@ -57,7 +57,7 @@ class HeldOut(_Images):
     By making this value you say that its images are public, or are accounted for elsewhere.
 
     Attributes:
-        images: In the threat model's bounds, [n, channels, height, width], n >= 1; a few hundred
+        images: In the threat model's bounds, [n, channels, ...], n >= 1; a few hundred
             are enough.
         labels: int64, [n].
 

@@ -42,7 +42,7 @@ def check_per_example(
         objective: `(model, images, labels) -> losses[n]`; where it has a `state_dict`, it is set
             back between the calls, so that chance does not look like a dependence.
         model: In the modes of the training.
-        images: [n, channels, height, width], n >= 4, in the objective's bounds, not all alike.
+        images: [n, channels, ...], n >= 4, in the objective's bounds, not all alike.
         labels: int64, [n], not all alike.
 
     Raises:
