@@ -278,7 +278,9 @@ def defaults_tables(measured: Measurements) -> str:
     figures, lines, told = index(measured.rows), [], []
     for case in cases_of(measured, "accuracy"):
         own = [figures.get((case, each, "accuracy")) for each in DEFAULTED]
-        lines.append([case, *(spread(row, scale=100, unit=" %") for row in own)])
+        seeds = sorted({row.n for row in own if row is not None})
+        shown = [spread(row, scale=100, unit=" %") for row in own]
+        lines.append([case, *shown, " to ".join(map(str, seeds))])
         length = [plain_over_private(figures, case, metric) for metric in ("epochs", "steps")]
         noise, eps = (
             "" if row is None else f"{row.median:.3g}"
@@ -299,7 +301,7 @@ def defaults_tables(measured: Measurements) -> str:
         "both under PGD",
     ]
     return blocks(
-        table(["data", *DEFAULTED.values()], lines),
+        table(["data", *DEFAULTED.values(), "seeds"], lines),
         "Epochs and steps are those without and with privacy:",
         table(["data", *heads], told),
         made_on(measured, made_of=("torch",)),

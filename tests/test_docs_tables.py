@@ -282,6 +282,7 @@ def test_the_defaults_have_a_line_for_each_data_set(tables):
         "private": "60.0 % (58.0 to 62.0)",
         "adversarial": "50.0 %",
         "both": "",
+        "seeds": "9",
     }
     assert reached["dogs"]["plain"] == "90.0 %"
     assert conditions["cats"]["epochs"] == "2 / 10"
