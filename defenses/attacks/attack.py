@@ -376,9 +376,10 @@ def check_one_each(classes: object, images: Tensor, what: str = "labels") -> Ten
     if not isinstance(classes, Tensor):
         raise AttackError(f"{what}: expected an int64 tensor, got {type(classes).__name__}")
     if classes.dtype != torch.int64 or classes.shape != images.shape[:1]:
+        told = "" if images.ndim > 3 else f"; images are {list(images.shape)}, expected {SHAPES}"
         raise AttackError(
             f"{what}: expected int64 of shape [{len(images)}], one for each image, "
-            f"got {classes.dtype} of shape {list(classes.shape)}"
+            f"got {classes.dtype} of shape {list(classes.shape)}{told}"
         )
     return classes
 

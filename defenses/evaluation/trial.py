@@ -8,6 +8,7 @@ image survived.
 
 import base64
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -24,8 +25,9 @@ from defenses.evaluation.report import AdversarialExamples
 from defenses.measuring.counting import Answers, check_repeats
 from defenses.measuring.journal import digest_of
 from defenses.measuring.measurement import Measurement, checked_logits, moved
-from defenses.quantities import shown
+from defenses.quantities import described, shown
 from defenses.scope import attack_scope
+from defenses.shape import SHAPES
 from defenses.threat import ThreatModel
 
 __all__ = ["Crafter", "Trial", "named_attacks"]
@@ -116,7 +118,10 @@ class Trial:
         for number, part in self._batches("clean", torch.arange(len(self.indices))):
             images = self._measurement.source.images(self.indices[part])
             digests.append(digest_of(images.float()))
-            usual, other = self._answers(self._measurement.at_home(images), f"clean/{number}", 2)
+            with _grey_images_told(images):
+                usual, other = self._answers(
+                    self._measurement.at_home(images), f"clean/{number}", 2
+                )
             predictions.append(usual.argmax(1).cpu())
             self._draws = draws if bool(moved(usual, other).any()) else self._draws
         return digest_of(*digests, self.labels), torch.cat(predictions)
@@ -348,3 +353,17 @@ def _members(given: str | Attack | Crafter, threat: ThreatModel) -> tuple[Attack
     if not callable(given):
         raise EvaluationError(f"attacks: expected a name or a callable, got {shown(given)}")
     return (given if isinstance(given, Attack) else custom_attack(given, threat),)
+
+
+@contextmanager
+def _grey_images_told(images: Tensor) -> Iterator[None]:
+    """Names the shape where a model fails on [n, h, w]: recordings, or images without a channel."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if images.ndim != 3:
+            raise
+        raise EvaluationError(
+            f"data: expected {SHAPES}, as the model takes them; got {list(images.shape)}, on which "
+            f"it failed ({described(error)}); give grey images their channel: images.unsqueeze(1)"
+        ) from error
