@@ -529,7 +529,7 @@ def test_batch_norm_in_training_mode_is_refused_and_caught_behind_the_refusal(
     monkeypatch.setattr("privacy.step.check_layers", lambda model: None)
     with pytest.raises(UnsupportedLayer, match=r"writes to|moved the output"):
         audited(lambda plan, data: ours(plan, data, model=network(BATCH_NORMS[kind]())))
-    monkeypatch.setattr("privacy.step.probe", lambda model, images: None)
+    monkeypatch.setattr("privacy.step.probe", lambda trial: None)
     with pytest.raises(UnsupportedLayer, match=r"the loss of an example reached rows of others"):
         audited(lambda plan, data: ours(plan, data, model=network(BATCH_NORMS[kind]())))
     monkeypatch.setattr("privacy.probe.check_rows", lambda *_: None)

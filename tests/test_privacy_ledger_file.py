@@ -571,15 +571,20 @@ def test_a_forked_process_does_not_keep_the_file_locked(path: Path) -> None:
     ledger = Ledger.open(path)
     training(ledger)
     reading, writing = os.pipe()
+    lives, alive = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(writing)
+        os.write(alive, b"!")
         os.read(reading, 1)
         os._exit(0)
     try:
+        os.read(lives, 1)  # what closes the file at a fork runs in the child
         ledger.close()
         assert spent(path) == 0
     finally:
         os.close(writing)
+        os.close(lives)
+        os.close(alive)
         os.close(reading)
         os.waitpid(child, 0)

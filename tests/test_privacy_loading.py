@@ -243,7 +243,8 @@ def test_a_worker_that_ends_is_told_and_costs_nothing(data: Any) -> None:
 
 @pytest.mark.slow
 def test_a_worker_that_hangs_is_waited_for_as_long_as_the_loader_says() -> None:
-    loader = DataLoader(Hangs(), batch_size=8, num_workers=1, timeout=0.2)  # type: ignore[arg-type]
+    patience = 0.2  # seconds; it hangs for ever
+    loader = DataLoader(Hangs(), batch_size=8, num_workers=1, timeout=patience)  # type: ignore[arg-type]
     private = attached(loader)
     with pytest.raises(StepError, match=r"timed out after 0\.2 seconds"):
         next(private.batches)

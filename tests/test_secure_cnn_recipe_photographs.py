@@ -66,7 +66,7 @@ def readings(monkeypatch):
     """How images would have been read, by commands that end there."""
     asked = []
 
-    def refuse(source, *, reading, seed=0):
+    def refuse(source, *, reading, groups=None, seed=0):
         asked.append(reading)
         raise DataError("enough; for this test")
 
