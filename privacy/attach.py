@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from privacy.accounting import epsilon_of
 from privacy.batch import Forward, call_model
 from privacy.clipping.tuner import Tuner
+from privacy.collation import check_collate
 from privacy.errors import PlanError, PrivacyError
 from privacy.group_privacy import group_epsilon
 from privacy.ledger import Ledger
@@ -78,7 +79,8 @@ def attach(
             read is drawn here, and what nobody steps on costs nothing.
         prefetch: Physical batches that each worker reads ahead, at most 1,024; 2 by default.
         collate_fn: Stacks a list of examples into a batch, in each of whose tensors dimension 0 is
-            the example; torch's `default_collate` by default.
+            the example, in their order; torch's `default_collate` by default. It is tried on a few
+            examples, and refused where one of them shows in another's row, as mixup's do.
         forward: How the loop runs the model on a batch, `(model, batch) -> outputs`, so that it is
             tried as it will be used. By default the last part of an example is its target, and the
             model is given the others: `model(images)` for (image, label), `model(images, table)`
@@ -199,7 +201,9 @@ def _first_examples(reading: Reading, samples: int) -> Any:
     indices = torch.arange(min(_PROBED_EXAMPLES, samples))
     try:
         batch = PhysicalBatch(indices, rows=len(indices), last=True)
-        return read(reading.dataset, batch, reading.collate)
+        examples = read(reading.dataset, batch, reading.collate)
+        check_collate(reading.dataset, reading.collate)
+        return examples
     except PrivacyError:
         raise
     except Exception as error:
