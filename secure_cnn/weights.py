@@ -36,12 +36,14 @@ class Weights:
     """The tensors of a file, by name.
 
     `file` is its name without its folder, `digest` the SHA-256 of its bytes in hexadecimal, and
-    `trained_on` the fingerprint of the data that the file claims; empty if it claims none.
+    `trained_on` the fingerprint of the data that the file claims, and `key` that fingerprint's key;
+    empty if it claims none.
     """
 
     file: str
     digest: str
     trained_on: str = ""
+    key: str = field(repr=False, default="")
     tensors: Mapping[str, Tensor] = field(repr=False)
 
 
@@ -98,6 +100,7 @@ def read_weights(path: Path, *, unlocking: Unlocking | None) -> Weights:
         ['head.weight']
     """
     digest = _digest(path)
+    secret: object = None
     if is_sealed(path):
         if unlocking is None:
             raise ModelError(
@@ -108,6 +111,11 @@ def read_weights(path: Path, *, unlocking: Unlocking | None) -> Weights:
             path, identity=unlocking.identity, trusted=unlocking.trusted, expect=sealed
         )
         claims: object = sealed
+        if "privacy" in sealed:  # only such a model has any, and a passphrase takes its time
+            with archive.open_lazy(
+                path, identity=unlocking.identity, trusted=unlocking.trusted, expect=sealed
+            ) as lazy:
+                secret = lazy.private_claims
     else:
         if unlocking is not None and unlocking.trusted is not None:
             raise ModelError(
@@ -121,7 +129,14 @@ def read_weights(path: Path, *, unlocking: Unlocking | None) -> Weights:
         raise ModelError(
             f"{path}: expected the named tensors of a model, got none; save its state_dict()"
         )
-    return Weights(file=path.name, digest=digest, trained_on=_fingerprint(claims), tensors=tensors)
+    return Weights(
+        file=path.name,
+        digest=digest,
+        # A finished model claims it; the state of a training under way has it among its own.
+        trained_on=_text(claims, "data", "fingerprint") or _text(state, "fingerprint"),
+        key=_text(secret, "data_fingerprint_key") or _text(state, "run", "key"),
+        tensors=tensors,
+    )
 
 
 def is_sealed(path: Path) -> bool:
@@ -242,11 +257,11 @@ def _digest(path: Path) -> str:
         ) from error
 
 
-def _fingerprint(claims: object) -> str:
-    """That of the data which a model of ours claims to be trained on."""
-    data = claims.get("data") if isinstance(claims, Mapping) else None
-    found = data.get("fingerprint") if isinstance(data, Mapping) else None
-    return found if isinstance(found, str) else ""
+def _text(values: object, *path: str) -> str:
+    """The text at this place in nested mappings; empty where there is none."""
+    for name in path:
+        values = values.get(name) if isinstance(values, Mapping) else None
+    return values if isinstance(values, str) else ""
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:

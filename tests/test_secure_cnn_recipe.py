@@ -399,12 +399,18 @@ def test_a_whole_run_with_both_protections(recipe, tmp_path):
 
 
 def test_a_private_record_says_nothing_that_epsilon_does_not_cover(recipe, quick):
-    """No training loss in its epochs; epsilon in each, never falling, at most the budget."""
+    """No training loss in any epoch, the baseline's and the followers' file included.
+
+    Epsilon is in each of its own, never falling, at most the budget.
+    """
     done = run(recipe(**PRIVATE, epochs=3))
     plain = [e for e in done.record.epochs if e.variant == "plain"]
     private = [e for e in done.record.epochs if e.variant == "private"]
-    assert all(e.train_loss is not None and e.epsilon is None for e in plain)
-    assert all(e.train_loss is None for e in private)
+    assert plain
+    assert all(e.epsilon is None for e in plain)
+    assert all(e.train_loss is None for e in (*plain, *private))
+    lines = (done.folder.root / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["train_loss"] for line in lines] == [None] * 6
     epsilons = [e.epsilon for e in private]
     assert epsilons == sorted(epsilons)
     assert epsilons[-1] == done.record.results[-1].epsilon <= 8.0

@@ -9,6 +9,7 @@ from secure_cnn import (
     ModelError,
     Recipe,
     RunError,
+    Sealing,
     Unlocking,
     archive,
     build_model,
@@ -141,6 +142,37 @@ def test_weights_of_the_private_images_themselves_are_refused(recipe, quick, tmp
         run(recipe(weights=plain, **PRIVATE))
     assert not (tmp_path / "run").exists()
     assert run(recipe(weights=plain)).record.status == "complete"
+
+
+def test_the_state_of_a_training_on_the_private_images_is_refused_too(recipe, quick, tmp_path):
+    """It says nothing in claims; what it was trained on is among its own values."""
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe("plain"), on_epoch=_interrupt)
+    state = tmp_path / "plain" / "checkpoints" / "training.safetensors"
+    with pytest.raises(ModelError, match="these very images, without privacy"):
+        run(recipe(weights=state, **PRIVATE))
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_of_an_earlier_private_run_on_the_same_images_are_refused(recipe, quick, tmp_path):
+    """Both epsilons would add up, and the second run states its own alone.
+
+    Who can open the file has the key of the fingerprint.
+    """
+    sealing, unlocking = Sealing(recipients=[ME.recipient]), Unlocking(identity=ME)
+    first = run(recipe("first", **PRIVATE), sealing=sealing).folder.model
+    with pytest.raises(ModelError, match="these very images, by a private run of its own"):
+        run(recipe(weights=first, **PRIVATE), sealing=sealing, unlocking=unlocking)
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe("begun", **PRIVATE), on_epoch=_interrupt)
+    state = tmp_path / "begun" / "checkpoints" / "training.safetensors"
+    with pytest.raises(ModelError, match="these very images, by a private run of its own"):
+        run(recipe(weights=state, **PRIVATE))
+    assert not (tmp_path / "run").exists()
+
+
+def _interrupt(_):
+    raise KeyboardInterrupt
 
 
 def test_sealed_weights_are_opened_by_who_may(cli, quick, weights, shapes, tmp_path):

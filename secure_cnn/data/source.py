@@ -66,11 +66,15 @@ class Source:
 
 
 def key_of(files: Iterable[Path], *settings: object) -> str:
-    """A digest over the names, sizes and modification times of `files` and over `settings`."""
+    """A digest over the names, sizes and times of `files` and over `settings`.
+
+    The time of the last change of a file's status is among them: nobody can set it back, as copies
+    that keep the modification time do.
+    """
     digest = hashlib.sha256(json.dumps(settings).encode())
     for file in files:
         status = file.stat()
-        line = [str(file.absolute()), status.st_size, status.st_mtime_ns]
+        line = [str(file.absolute()), status.st_size, status.st_mtime_ns, status.st_ctime_ns]
         digest.update(json.dumps(line).encode())
     return digest.hexdigest()[:32]
 

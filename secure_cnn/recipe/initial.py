@@ -13,6 +13,7 @@ from secure_cnn.engine import training_mode
 from secure_cnn.errors import ModelError
 from secure_cnn.models import Architecture
 from secure_cnn.own_network import OwnNetwork
+from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
 from secure_cnn.recipe.settings import Recipe
 from secure_cnn.weights import StartReport, Weights, freeze, read_weights, start_from
 
@@ -91,16 +92,16 @@ def initial_model(
 
     Raises:
         ModelError: There is no such model, or weights and patterns do not fit it; or a private
-            training would start from weights that say they were trained on its data without
-            privacy.
+            training would start from weights that say they were trained on its data: what those
+            know of it is not in its epsilon, whether they were trained privately or not.
         ArchiveError: The weights cannot be read or opened.
     """
     path = recipe.weights
     weights = None if path is None else read_weights(Path(path), unlocking=unlocking)
-    known = "" if weights is None else weights.trained_on
-    if known and recipe.epsilon is not None and known == data.fingerprint:
+    if weights is not None and recipe.epsilon is not None and _is_of(weights, data):
+        how = "by a private run of its own" if weights.key else "without privacy"
         raise ModelError(
-            f"weights: {path} was trained on {data.name}, these very images, without privacy: "
+            f"weights: {path} was trained on {data.name}, these very images, {how}: "
             "epsilon would not cover what it knows of them; start from weights of other images"
         )
     return InitialModel(
@@ -109,6 +110,14 @@ def initial_model(
         network=network,
         weights=weights,
     )
+
+
+def _is_of(weights: Weights, data: ImageData) -> bool:
+    """Whether weights say that they were trained on these very images."""
+    told = weights.trained_on
+    if told.startswith(KEYED):
+        return weights.key != "" and told == keyed_fingerprint(data, weights.key)
+    return told != "" and told == data.fingerprint
 
 
 def _few(names: tuple[str, ...] | list[str]) -> list[str]:

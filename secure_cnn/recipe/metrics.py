@@ -5,8 +5,8 @@ Each line is an object with the keys of `EpochRecord`, always all of them, in it
     variant epoch step seconds learning_rate test_loss test_accuracy train_loss epsilon
 
 `epoch` counts from 1 and `step` the optimizer's steps; `seconds` are those of the epoch; losses are
-in nats. What is not known or no number is null: `train_loss` in a private training, whose epsilon
-does not cover it, and `epsilon` in one that is not private.
+in nats. What is not known or no number is null: `train_loss` in a private run, its baseline
+included, since no epsilon covers it, and `epsilon` in a training that is not private.
 """
 
 import json

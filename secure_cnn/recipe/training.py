@@ -190,7 +190,7 @@ class Training:
             "objective": self.seams.objective,
             "private": self.seams.private,
             # Epsilon does not cover the losses of private examples: they are shown, never written.
-            "epoch_loss": self.epoch_loss if self.seams.private is None else None,
+            "epoch_loss": self.epoch_loss if self.recipe.epsilon is None else None,
         }
         return {name: part for name, part in parts.items() if isinstance(part, _Stateful)}
 
@@ -293,7 +293,8 @@ class _Monitor:
             learning_rate=training.seams.schedule.at(step - 1),
             test_loss=found.loss if found.loss is not None else float("nan"),
             test_accuracy=found.accuracy,
-            train_loss=None if epsilon is not None else training.epoch_loss.mean(),
+            # Of the baseline neither: it is of the same private images.
+            train_loss=training.epoch_loss.mean() if training.recipe.epsilon is None else None,
             epsilon=epsilon,
         )
         self._record(written, training.released)
