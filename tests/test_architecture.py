@@ -51,6 +51,7 @@ ARROWS = {
             "privacy",
         ),
     },
+    "__main__": {"cli"},
     "cli": {
         *("errors", "archive", "bench", "checkpoint", "data", "engine", "evaluate", "models"),
         *("own_network", "weights", "pages", "progress", "recipe", "record"),
