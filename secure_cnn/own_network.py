@@ -8,7 +8,7 @@ import copy
 import inspect
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -140,15 +140,9 @@ class OwnNetwork:
         if "num_classes" in parameters:
             options.setdefault("num_classes", len(spec.classes))
         first = [spec] if _needs_argument(parameters, options) else []
-        try:
-            return self.make(*first, **options)
-        except TypeError as error:
-            unknown = [name for name in self.options if f"argument '{name}'" in str(error)]
-            if not unknown:
-                raise
-            raise ModelError(
-                f"{self.name}: expected options that it takes, got {unknown[0]}: {error}"
-            ) from error
+        if parameters:
+            _check_arguments(self.make, first, options, self.name)
+        return self.make(*first, **options)
 
 
 def _reads_as_json(text: str) -> bool:
@@ -164,6 +158,20 @@ def _parameters(make: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
         return inspect.signature(make).parameters
     except ValueError:  # a class of C says nothing
         return {}
+
+
+def _check_arguments(
+    make: Callable[..., object], first: Sequence[DataSpec], options: Mapping[str, object], name: str
+) -> None:
+    """Refuses a call that does not fit, so that whatever the function raises is its own."""
+    try:
+        inspect.signature(make).bind(*first, **options)
+    except TypeError as error:
+        raise ModelError(
+            f"{name}: expected options that it takes, and all that it needs, got "
+            f"{', '.join(options) or 'none'}: {error}; it is called with the spec of the data and "
+            "with each --model-option NAME=VALUE (options in Python)"
+        ) from error
 
 
 def _needs_argument(

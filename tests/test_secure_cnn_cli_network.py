@@ -40,6 +40,7 @@ def norms(spec):
 
 def lazy(): return nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
 def bare(): return nn.Sequential(nn.Flatten(), nn.AdaptiveAvgPool1d(2))
+def needs_two(spec, depth): return Small()
 def broken(): raise KeyError("mine")
 def dropping(): return nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 2))
 constant = 3
@@ -124,7 +125,8 @@ def test_options_reach_the_function_that_makes_it(mine, options, width, kind):
 @pytest.mark.parametrize(
     ("text", "options", "words"),
     [
-        ("{}:wide", ["widht=5"], "expected options that it takes, got widht: .*unexpected"),
+        ("{}:wide", ["widht=5"], "expected options that it takes.*got .*widht.*unexpected"),
+        ("{}:needs_two", [], "expected options .*: missing a required argument: 'depth'"),
         ("{}:wide", ["width"], "--model-option: expected NAME=VALUE, got width"),
         ("{}:wide", ["2=3"], "--model-option: expected NAME=VALUE, got 2=3"),
         ("compact", ["width=5"], "--model-option: compact takes none, got width=5"),

@@ -145,6 +145,21 @@ def test_folders_may_mean_something_else(tmp_path):
     assert plain.fingerprint == deeper.fingerprint
 
 
+@pytest.mark.parametrize("split", [False, True])
+def test_folders_are_explained_only_where_nobody_said_what_they_are(tmp_path, split):
+    """With what says so, once for both parts."""
+    photographs(tmp_path / "pets" / "train" if split else tmp_path / "pets")
+    if split:
+        photographs(tmp_path / "pets" / "val")
+    told = []
+    load_data(tmp_path / "pets", tell=told.append)
+    (remark,) = [each for each in told if "inside class folders" in each]
+    assert "say so (--groups folder)" in remark
+    told.clear()
+    load_data(tmp_path / "pets", groups="folder", tell=told.append)
+    assert not [each for each in told if "inside class folders" in each]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [

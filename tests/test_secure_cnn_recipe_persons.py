@@ -157,11 +157,21 @@ def test_persons_must_be_known(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_folders_that_are_persons_are_cut_by_persons_once_that_is_said(tmp_path):
+    """A cut by image put them on both sides; the refusal names the option, and it helps."""
+    people(tmp_path / "people")
+    recipe = recipe_of(tmp_path, groups=None)
+    with pytest.raises(RunError, match=r"on one side, .*--groups folder \(groups\) cuts"):
+        samples_of(recipe, load_data(recipe.data))
+    said = replace(recipe, groups="folder")
+    assert samples_of(said, load_data(said.data, groups="folder")) > 1
+
+
 @pytest.mark.parametrize(
     ("changed", "says"),
     [
         ({"epsilon": None}, "unit=person: expected epsilon with it"),
-        ({"unit": "example"}, "images_per_person: expected unit=person with it"),
+        ({"unit": "example"}, "images_per_person: expected unit=person with it.*protect persons"),
         ({"unit": "user"}, "unit: expected example or person, got user"),
         ({"images_per_person": 0}, "images_per_person: expected a whole number >= 1"),
         ({"groups": 7}, "groups: expected folder, or a path"),

@@ -64,7 +64,7 @@ def own_network(text: str, options: Sequence[str] = ()) -> OwnNetwork | None:
         if text not in MODELS:
             raise ModelError(
                 f"--model: expected one of {', '.join(MODELS)}, torchvision:NAME, module:callable "
-                f"or file.py:callable, got {text}"
+                f"or file.py:callable, got {text}{_cure(text)}"
             )
         if options:
             raise ModelError(f"--model-option: {text} takes none, got {options[0]}; leave it out")
@@ -81,6 +81,13 @@ def own_network(text: str, options: Sequence[str] = ()) -> OwnNetwork | None:
         make=_fixed(make) if fix else make,
         options=dict(map(_option, options)),
     )
+
+
+def _cure(text: str) -> str:
+    """What to type instead, where a name without a colon tells what is meant."""
+    if text.endswith(".py"):
+        return f"; name the function in it that makes the network, as {text}:FUNCTION"
+    return f"; torchvision's, where it is installed, is torchvision:{text}"
 
 
 def settings_of(network: OwnNetwork | None) -> dict[str, Any]:

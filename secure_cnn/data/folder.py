@@ -65,9 +65,26 @@ def folder_source(
         train_count=len(train.files),
         shape=shape,
         chunks=lambda: _decoded(files, shape, reading, seen),
-        remarks=lambda: (*layout.remarks, *seen.remarks(shape, reading)),
+        remarks=lambda: (
+            *layout.remarks,
+            *_inner_folders(root, layout, groups),
+            *seen.remarks(shape, reading),
+        ),
         groups=persons,
     )
+
+
+def _inner_folders(root: Path, layout: Layout, groups: str | None) -> Iterator[str]:
+    """How folders inside class folders were understood, where nobody said what they are."""
+    for part in (layout.train, layout.test):
+        if groups is not None or part is None or not any(part.folders):
+            continue
+        file = next(file for file, inner in zip(part.files, part.folders, strict=True) if inner)
+        yield (
+            f"folders inside class folders, such as {file.parent.relative_to(root)}, belong to the "
+            "class; where each is a person, say so (--groups folder)"
+        )
+        return
 
 
 def _split(

@@ -74,8 +74,7 @@ def folder_layout(root: Path) -> Layout:
                 f"{top}: expected train/ beside {test.name}/, got none; bring training images, or "
                 "give the folder of the classes itself"
             )
-        remarks: list[str] = []
-        return Layout(train=_listed(top, remarks), test=None, remarks=remarks)
+        return Layout(train=_listed(top), test=None)
     return _given_split(top, folders, train, test)
 
 
@@ -90,7 +89,7 @@ def _given_split(top: Path, folders: list[Path], train: Path, test: Path) -> Lay
         )
     elif test.name.lower() in _VALIDATION:
         remarks.append(f"{test.name}/ is what the model is tested on; there is no test/")
-    parts = [_listed(_unwrapped(part), remarks) for part in (train, test)]
+    parts = [_listed(_unwrapped(part)) for part in (train, test)]
     layout = Layout(train=parts[0], test=parts[1], remarks=remarks)
     assert layout.test is not None
     if layout.train.classes != layout.test.classes:
@@ -127,7 +126,7 @@ def _unwrapped(root: Path) -> Path:
     return top
 
 
-def _listed(root: Path, remarks: list[str]) -> Listing:
+def _listed(root: Path) -> Listing:
     """The class folders below `root` and their images."""
     entries = _visible(root)
     folders = [entry for entry in entries if entry.is_dir()]
@@ -148,13 +147,6 @@ def _listed(root: Path, remarks: list[str]) -> Listing:
         )
     members = [list(_inside(folder)) for folder in folders]
     _check_members(root, folders, members)
-    deeper = [file.parent for files, top in zip(members, folders, strict=True)
-              for file in files if file.parent != top]  # fmt: skip
-    if deeper:
-        remarks.append(
-            f"folders inside class folders, such as {deeper[0].relative_to(root.parent)}, belong "
-            "to the class"
-        )
     return Listing(
         classes=tuple(folder.name for folder in folders),
         files=[file for files in members for file in files],

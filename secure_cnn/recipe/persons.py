@@ -45,7 +45,12 @@ def groups_of(recipe: Recipe, data: ImageData) -> tuple[str, ...] | None:
         raise RunError(
             "unit=person: expected the images of each person on one side, got "
             f"{data.shared_persons} persons with training and test images: accuracy on who was "
-            "trained on says nothing; move them to one side"
+            "trained on says nothing; "
+            + (
+                "--groups folder (groups) cuts the data by persons, where it has no test part"
+                if recipe.groups is None
+                else "move them to one side"
+            )
         )
     return data.groups
 

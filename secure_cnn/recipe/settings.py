@@ -377,7 +377,7 @@ _CLASHES: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
     (lambda r: r.unit != "example" and r.epsilon is None, _alone("unit={r.unit}", "epsilon")),
     (
         lambda r: r.images_per_person is not None and r.unit != "person",
-        _alone("images_per_person", "unit=person", "leave it out"),
+        _alone("images_per_person", "unit=person", "protect persons by it, or leave this out"),
     ),
     (
         lambda r: r.copies != 1 and r.epsilon is None,
