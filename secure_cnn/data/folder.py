@@ -81,7 +81,8 @@ def _inner_folders(root: Path, layout: Layout, groups: str | None) -> Iterator[s
             continue
         file = next(file for file, inner in zip(part.files, part.folders, strict=True) if inner)
         yield (
-            f"folders inside class folders, such as {file.parent.relative_to(root)}, belong to the "
+            f"folders inside class folders, such as "
+            f"{root.name / file.parent.relative_to(root)}, belong to the "
             "class; where each is a person, say so (--groups folder)"
         )
         return
