@@ -20,7 +20,7 @@ from privacy.group_privacy import group_epsilon
 from privacy.ledger import Ledger
 from privacy.loading import Reading, reading_of
 from privacy.noise import SecureGenerator
-from privacy.persons import Persons
+from privacy.persons import Persons, groups_of
 from privacy.plan import DPPlan
 from privacy.sampling import Collate, MapStyle, PhysicalBatch, PhysicalBatches, read
 from privacy.step import prepare
@@ -71,9 +71,10 @@ def attach(
         ledger: What was spent before, and where it is written down before each release: see
             `Ledger.open`. By default an empty one in memory.
         groups: Whose each example is: one id an example, in the order of the data set, of any type
-            that can be hashed. By default the data set's own attribute `groups`. Equal ids are one
-            person, whom a plan of the unit `person` protects; a plan of the unit `example` warns of
-            them, and says what the person with the most examples has.
+            that can be hashed. By default the data set's own attribute `groups`, of a `Subset`
+            those of its examples. Equal ids are one person, whom a plan of the unit `person`
+            protects; a plan of the unit `example` warns of them, and says what the person with the
+            most examples has.
         workers: Processes that read and decode the next physical batches while this one computes,
             at most 1,024; 0, the default, reads in this process, when asked. Which examples they
             read is drawn here, and what nobody steps on costs nothing.
@@ -148,10 +149,10 @@ def _persons(
     plan: DPPlan, dataset: object, groups: object, cut: PhysicalBatches, *, examples: int
 ) -> Persons | None:
     """The persons whom a plan protects; None where its unit is an example."""
-    ids = getattr(dataset, "groups", None) if groups is None else groups
     if plan.unit == "example":
-        _warn_of_groups(plan, ids, examples, meant=groups is not None)
+        _warn_of_groups(plan, dataset, groups, examples)
         return None
+    ids = groups_of(dataset) if groups is None else groups
     if ids is None:
         raise PlanError(
             "groups: expected one id an example, since the plan protects persons, got none; give "
@@ -166,14 +167,13 @@ def _persons(
     return Persons.of(ids, examples=examples)
 
 
-def _warn_of_groups(plan: DPPlan, ids: object, examples: int, *, meant: bool) -> None:
+def _warn_of_groups(plan: DPPlan, dataset: object, groups: object, examples: int) -> None:
     """Warns where ids repeat; an attribute `groups` that means something else is passed over."""
-    if ids is None:
-        return
     try:
-        cost = group_cost(plan, Persons.of(ids, examples=examples))
+        ids = groups_of(dataset) if groups is None else groups
+        cost = "" if ids is None else group_cost(plan, Persons.of(ids, examples=examples))
     except PlanError:
-        if meant:
+        if groups is not None:
             raise
         return
     if cost:

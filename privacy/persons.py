@@ -16,13 +16,14 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from privacy.errors import PlanError
 from privacy.noise import SecureGenerator
 from privacy.sampling import PhysicalBatch, PhysicalBatches, cut
 from privacy.validate import shown
 
-__all__ = ["Persons"]
+__all__ = ["Persons", "groups_of"]
 
 
 @final
@@ -110,6 +111,35 @@ class Persons:
             order = generator.uniform(len(rows)).argsort()
             rows = rows[order[owners[order].argsort(stable=True)]][ranks < most]
         return rows, sizes.clamp(max=most)
+
+
+def groups_of(dataset: object) -> object:
+    """Whose a data set says its examples are: its attribute `groups`, None where it has none.
+
+    A `torch.utils.data.Subset` has the ids of its examples in what it is a subset of.
+
+    Raises:
+        PlanError: What a subset is taken of has other than one id an example, or its indices are
+            none of it.
+    """
+    own = getattr(dataset, "groups", None)
+    if own is not None or not isinstance(dataset, Subset):
+        return own
+    whole = groups_of(dataset.dataset)
+    if whole is None:
+        return None
+    ids, examples = _listed(whole), len(dataset.dataset)  # type: ignore[arg-type]  # has a length
+    if len(ids) != examples:
+        raise PlanError(
+            f"groups: expected {examples} ids, one for each example of the data set of which this "
+            f"is a subset, got {len(ids)}"
+        )
+    try:
+        return [ids[int(index)] for index in dataset.indices]
+    except (TypeError, ValueError, IndexError) as error:
+        raise PlanError(
+            f"groups: expected a subset whose indices are whole numbers below {examples}: {error}"
+        ) from error
 
 
 def _listed(groups: object) -> list[Any]:

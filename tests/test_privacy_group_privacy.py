@@ -11,6 +11,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from opacus.accountants.analysis.rdp import compute_rdp
 from scipy import optimize, stats
 from torch import nn
+from torch.utils.data import Subset
 
 from privacy import DPPlan, GaussianSteps, PlanError, attach, epsilon_of, group_epsilon
 from privacy.group_privacy import _Mixture
@@ -150,3 +151,46 @@ def test_who_has_one_example_is_not_warned_of() -> None:
         attached(None, other)
     with pytest.raises(PlanError, match="groups: expected a list of ids"):
         attached("something else", DATA)
+
+
+SUBSETS = {
+    "list": lambda data: Subset(data, [7, 0, 4, 1, 11, 2]),
+    "tensor": lambda data: Subset(data, torch.tensor([7, 0, 4, 1, 11, 2])),
+    "of a subset": lambda data: Subset(Subset(data, range(11, -1, -1)), [4, 11, 7, 10, 0, 9]),
+}
+
+
+@pytest.mark.parametrize("subset", SUBSETS.values(), ids=SUBSETS)
+def test_a_subset_has_the_persons_of_its_examples(subset: Any) -> None:
+    """As `random_split` makes them: examples 0, 1 and 2 are one person's, the others are alone."""
+    owned = Owned(DATA)
+    owned.groups = OWNERS
+    with pytest.warns(UserWarning, match="groups: 1 of 4 persons have .* the largest group 3"):
+        attached(None, subset(owned), samples=6)
+    attached(None, subset(owned), samples=4, unit="person", images_per_person=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attached(None, Subset(owned, [0, *range(5, 12)]), samples=8)
+        attached(None, subset(DATA), samples=6)
+
+
+def test_a_subset_of_examples_that_are_not_there_is_refused() -> None:
+    """In our words, by either plan."""
+    owned = Owned(DATA)
+    owned.groups = OWNERS
+    for unit in ({}, {"unit": "person", "images_per_person": 3}):
+        with pytest.raises(PlanError, match="index out of range"):
+            attached(None, Subset(owned, [99, *range(5)]), samples=6, **unit)
+
+
+@pytest.mark.parametrize("wrong", ["something else", range(6)])
+def test_a_subset_of_what_has_no_ids_has_none(wrong: Any) -> None:
+    """Passed over by a plan of examples; a plan of persons says what was expected."""
+    owned = Owned(DATA)
+    owned.groups = wrong
+    subset = Subset(owned, range(6))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attached(None, subset, samples=6)
+    with pytest.raises(PlanError, match="groups: expected"):
+        attached(None, subset, samples=6, unit="person", images_per_person=3)

@@ -23,7 +23,7 @@ from privacy.audit.sampling import Samples, check_sampling_battery
 from privacy.audit.watch import MakeTraining, Watched, half, watch, watch_quietly, watch_samples
 from privacy.clipping.factors import FlatClipping
 from privacy.errors import PlanError, StepError
-from privacy.persons import Persons
+from privacy.persons import Persons, groups_of
 from privacy.plan import DPPlan
 from privacy.sampling import MapStyle
 from privacy.statistics import gdp_epsilon
@@ -115,7 +115,7 @@ def _persons(plan: DPPlan, dataset: MapStyle, groups: object) -> Persons | None:
     """Whose the examples are, where the plan protects persons."""
     if plan.unit == "example":
         return None
-    ids = getattr(dataset, "groups", None) if groups is None else groups
+    ids = groups_of(dataset) if groups is None else groups
     if ids is None:
         raise PlanError(
             "groups: expected one id an example, since the plan protects persons, got none; give "
