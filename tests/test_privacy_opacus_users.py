@@ -13,7 +13,7 @@ from opacus.utils.batch_memory_manager import BatchMemoryManager
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from opacus.validators.errors import UnsupportedModuleError
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from privacy import BudgetExceeded, PlanError, StepError, UnsupportedLayer, accounting
 from privacy.opacus import PrivacyEngine
@@ -243,6 +243,75 @@ def test_a_batch_of_names_is_refused_with_the_cure():
         PlanError, match=r"dict, .*forward=lambda model, batch: model\(batch\['image"
     ):
         private(collate=_by_name)
+
+
+def _mixed(examples):
+    images, labels = default_collate(examples)
+    return (images + images.roll(1, 0)) / 2, labels
+
+
+def _reordered(examples):
+    return default_collate(sorted(examples, key=lambda each: float(each[0].sum())))
+
+
+def _fewer(examples):
+    return default_collate(examples[:-1] or examples)
+
+
+def _padded(examples):
+    """To the longest of sequences."""
+    images = nn.utils.rnn.pad_sequence([image for image, _ in examples], batch_first=True)
+    return images, torch.tensor([label for _, label in examples])
+
+
+class _MeanOfPositions(nn.Module):
+    def forward(self, positions):
+        return positions.tanh().mean(1)
+
+
+class Whole(TensorDataset):
+    """It could be read whole, past its collate_fn; a DataLoader reads one example after another."""
+
+    batch_by_indices = True
+
+    def batch(self, indices):
+        return tuple(each[indices] for each in self.tensors)
+
+
+NOT_APART = {
+    "mixup": (_mixed, "it mixes examples"),
+    "sorted": (_reordered, "in another order"),
+    "dropped": (_fewer, "expected 6 rows in every tensor"),
+}
+
+
+@pytest.mark.parametrize("kind", [TensorDataset, Whole])
+@pytest.mark.parametrize(("collate", "says"), NOT_APART.values(), ids=NOT_APART)
+def test_a_collate_fn_whose_rows_are_not_its_examples_is_refused(collate, says, kind):
+    """Of the loader before the first step, and when it is written later; the training goes on."""
+    dataset = kind(*data_of().tensors)
+    with pytest.raises(PlanError, match=says):
+        private(dataset=dataset, collate=collate)
+    _, model, optimizer, loader = private(dataset=dataset)
+    with pytest.raises(PlanError, match=says):
+        loader.collate_fn = collate
+    epoch(model, optimizer, loader)
+    assert optimizer.ledger.steps == 4
+
+
+def test_a_collate_fn_that_keeps_examples_apart_trains():
+    """Padding, of the loader and written later; and the default, written back."""
+    sequences = [(torch.rand(1 + i % 3, 4), i % 2) for i in range(SAMPLES)]
+    net = nn.Sequential(nn.Linear(4, 3), _MeanOfPositions(), nn.Linear(3, 2))
+    _, model, optimizer, loader = private(net, sequences, collate=_padded)
+    epoch(model, optimizer, loader)
+    loader.collate_fn = lambda examples: _padded(examples)
+    epoch(model, optimizer, loader)
+    assert optimizer.ledger.steps == 8
+    _, model, optimizer, loader = private()
+    loader.collate_fn = default_collate
+    epoch(model, optimizer, loader)
+    assert optimizer.ledger.steps == 4
 
 
 def _by_name(examples):

@@ -10,9 +10,17 @@ from typing import Any
 import torch
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler
+from torch.utils.data import (
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    default_collate,
+)
 
 from privacy.batch import mapped, tensors
+from privacy.collation import check_collate
 from privacy.errors import PlanError, StepError
 from privacy.noise import SecureGenerator
 from privacy.opacus.refusals import LOADER, refusal
@@ -197,6 +205,8 @@ class _PoissonLoader(DataLoader[Any]):
                 f"data_loader.{name}: expected a function, got {type(value).__name__}; give one, "
                 "or leave it as it was"
             )
+        if name == "collate_fn":
+            _check_apart(self.dataset, value)
         if name == "timeout":
             seconds = real("data_loader.timeout", value)
             if seconds < 0 or (seconds > 0 and self.num_workers == 0):
@@ -275,6 +285,7 @@ def plan_for(loader: DataLoader[Any], max_grad_norm: Any, *, epochs: int) -> DPP
 def first_batch(loader: DataLoader[Any], *, told: bool) -> Any:
     """The first examples as the loop will see them; refused where no empty batch can be made.
 
+    So is a `collate_fn` that mixes examples, leaves some out, or puts them in another order.
     Where it is not `told` how the loop calls the module, it must be seen from the batch.
     """
     dataset: Any = loader.dataset
@@ -287,4 +298,12 @@ def first_batch(loader: DataLoader[Any], *, told: bool) -> Any:
             f"model(batch{next(iter(places), '')})), as your loop calls it, or let collate_fn give "
             "(inputs, target)"
         )
+    _check_apart(dataset, loader.collate_fn)
     return batch
+
+
+def _check_apart(dataset: Any, collate: Any) -> None:
+    """Refuses a way to stack examples whose rows are not one example's each."""
+    if collate is not default_collate:
+        # A subset has no `batch`: examples are read one after another, as a DataLoader does.
+        check_collate(Subset(dataset, range(len(dataset))), collate)
