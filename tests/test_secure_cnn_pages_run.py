@@ -69,6 +69,14 @@ def test_a_page_without_threat_epochs_or_results_says_so():
     assert "ε =" not in text
 
 
+def test_what_is_to_be_said_of_a_run_stands_before_its_figures():
+    """That a training did not learn is read before any curve of it."""
+    record = make_record(notes=["The training plain did not learn: <accuracy> is at chance."])
+    text = Page(pages.render_page(record)).text
+    said = text.index("did not learn: <accuracy> is at chance.")
+    assert said < text.index("Measured on the test images after each epoch")
+
+
 def test_an_unfinished_variant_is_named():
     """While the protected variant still trains, the page does not pass for a plain run's."""
     record = make_record(results=[make_result("plain", 3)], status="interrupted")

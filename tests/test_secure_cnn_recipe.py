@@ -389,6 +389,8 @@ def test_a_whole_run_with_both_protections(recipe, tmp_path):
     ]
     page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
     assert page.count("<svg") >= 5
+    assert '<span class="status">complete</span>' in page
+    assert "still running" not in page
     loaded = read_model(done.folder.model, unlocking=None)
     assert not done.model.training
     for name, value in done.model.state_dict().items():

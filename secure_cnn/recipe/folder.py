@@ -256,7 +256,10 @@ class Journal:
         self.write()
 
     def complete(self) -> None:
-        """Closes the record; only a complete run can do without the state to go on from."""
-        self.record = replace(self.record, status="complete")
-        self.record.write(self.folder.record)
+        """Closes page and record; only a complete run can do without the state to go on from."""
+        record = replace(self.record, status="complete")
+        # The page comes first: a run whose page could not be written can still be resumed.
+        write_page(record, self._examples, self.folder.page)
+        record.write(self.folder.record)
+        self.record = record
         self.folder.training.unlink(missing_ok=True)
