@@ -16,6 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
 import torch
 from support.photographs import originals, textures, write_folder, write_npz
 
@@ -29,6 +30,11 @@ EPSILON = 8.0
 ATTACKED, ATTACK_STEPS = 300, 20
 
 
+VARIANTS = ("plain", "private", "n-fgsm", "private+n-fgsm")
+BODY = "body.safetensors"
+PUBLIC, OWN = (1, 3, 5, 7, 9), (0, 2, 4, 6, 8)  # classes of Fashion-MNIST
+
+
 @dataclass(frozen=True, kw_only=True)
 class Set:
     """A data set, how it is made, and for how long and how strongly its trainings go."""
@@ -37,7 +43,8 @@ class Set:
     make: Callable[[Path], str]
     epochs: int
     private_epochs: int
-    eps: float
+    eps: float = 0.0
+    variants: tuple[str, ...] = VARIANTS
     settings: dict[str, Any] = field(default_factory=dict)
 
     def settings_of(self, variant: str) -> dict[str, Any]:
@@ -51,9 +58,6 @@ class Set:
         }
 
 
-VARIANTS = ("plain", "private", "n-fgsm", "private+n-fgsm")
-
-
 def _folder(root: Path, *counts: int, **settings: Any) -> str:
     return write_folder(root / "set", originals(), *counts, **settings)
 
@@ -65,6 +69,31 @@ def _npz(root: Path, *counts: int, drawn: bool = False, **settings: Any) -> str:
 
 def _named(_: Path, *, name: str) -> str:
     return name
+
+
+def _halves(root: Path, *, body: bool) -> str:
+    """Few images of five classes; and a body from many of the five others, if it is wanted."""
+    few = _some(root / "few.npz", OWN, train=500, test=2000)
+    if body:
+        many = _some(root / "many.npz", PUBLIC, train=12_000, test=500)
+        done = run(Recipe(out=root / "body", data=many, epochs=5))
+        shutil.copy(done.folder.model, root / BODY)
+    return few
+
+
+def _some(path: Path, classes: tuple[int, ...], **counts: int) -> str:
+    """The first images of some classes of Fashion-MNIST, numbered from 0."""
+    data, arrays = load_data("fashion-mnist"), {}
+    for part, split in (("train", data.train), ("test", data.test)):
+        labels = torch.tensor([classes.index(c) if c in classes else -1 for c in range(10)])[
+            split.labels
+        ]
+        kept = (labels >= 0).nonzero().flatten()[: counts[part]]
+        prefix = "" if part == "train" else "test_"
+        arrays[f"{prefix}images"] = split.images[kept, 0].numpy()
+        arrays[f"{prefix}labels"] = labels[kept].numpy()
+    np.savez(path, **arrays)
+    return str(path)
 
 
 SETS = (
@@ -124,11 +153,28 @@ SETS = (
         private_epochs=10,
         eps=0.01,
     ),
+    Set(
+        name="500 grey 28x28, five classes, epsilon 1",
+        make=partial(_halves, body=False),
+        epochs=10,
+        private_epochs=10,
+        variants=("private",),
+        settings={"epsilon": 1.0},
+    ),
+    Set(
+        name="the same, the head alone on a body of five other classes",
+        make=partial(_halves, body=True),
+        epochs=10,
+        private_epochs=10,
+        variants=("private",),
+        settings={"epsilon": 1.0, "train_only": ("head.*",)},
+    ),
 )
 
 
 def tried(data: str, each: Set, variant: str, seed: int) -> dict[str, Any]:
     """One training, as it is noted down."""
+    body = Path(data).with_name(BODY)
     with tempfile.TemporaryDirectory() as folder:
         recipe = Recipe(
             out=Path(folder, "run"),
@@ -136,6 +182,7 @@ def tried(data: str, each: Set, variant: str, seed: int) -> dict[str, Any]:
             seed=seed,
             baseline=False,
             robust_samples=1,
+            weights=str(body) if body.exists() else None,
             **each.settings_of(variant),
         )
         assert recipe.variant.name == variant
@@ -168,7 +215,7 @@ def withstood(model: torch.nn.Module, threat: defenses.ThreatModel, data: Any) -
 def rows_of(lines: list[dict[str, Any]]) -> Iterator[Row]:
     """Of each set and variant the mean over the seeds, between the worst and the best of them."""
     for each in SETS:
-        for variant in VARIANTS:
+        for variant in each.variants:
             own = [line for line in lines if (line["set"], line["variant"]) == (each.name, variant)]
             for metric in ("accuracy", "robust_accuracy", "steps", "noise_multiplier"):
                 values = [float(line[metric]) for line in own if metric in line]
@@ -208,7 +255,7 @@ def main() -> None:
     done = {(line["set"], line["variant"], line["seed"]) for line in lines}
     for seed in range(given.seeds):
         for each in SETS:
-            left = [v for v in VARIANTS if (each.name, v, seed) not in done]
+            left = [v for v in each.variants if (each.name, v, seed) not in done]
             if not left:
                 continue
             root = Path(tempfile.mkdtemp())
