@@ -59,7 +59,7 @@ def group_epsilon(events: Sequence[GaussianSteps], delta: float, *, size: int) -
     Example:
         >>> steps = GaussianSteps(noise_multiplier=2.0, sampling_rate=0.01, steps=1000)
         >>> [round(group_epsilon([steps], 1e-5, size=size), 1) for size in (1, 10)]
-        [0.6, 8.0]
+        [0.6, 9.1]
     """
     delta, size = probability("delta", delta), whole("size", size)
     taken = [event for event in checked_events(events) if event.steps > 0]

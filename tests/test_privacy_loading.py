@@ -1,6 +1,5 @@
 """Physical batches that workers read ahead: the same ones, and no guarantee is lost."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from support.reading_workers import living_workers, remember
 from torch import nn
 from torch.utils.data import (
     BatchSampler,
@@ -77,9 +77,10 @@ def step(private: PrivateTraining, batch: Any) -> bool:
     return private.step(private.model(batch[0]).sum(1))
 
 
-def workers() -> list[Any]:
-    """Processes of this one that live."""
-    return multiprocessing.active_children()
+@pytest.fixture(autouse=True)
+def own_processes() -> None:
+    """A worker that an earlier test left to the garbage collector is not this one's."""
+    remember()
 
 
 def drawn() -> list[PhysicalBatch]:
@@ -106,7 +107,7 @@ def test_workers_read_what_would_be_read_without_them(data: Any, count: int, pre
         for one, other in zip(found, expected, strict=True):
             assert torch.equal(one, other)
             assert one.dtype == other.dtype
-    assert workers() == []
+    assert living_workers() == []
 
 
 def test_a_training_with_workers_takes_the_plans_steps_and_spends_its_epsilon() -> None:
@@ -121,7 +122,7 @@ def test_a_training_with_workers_takes_the_plans_steps_and_spends_its_epsilon() 
         step(private, (images, labels))
     assert private.steps == PLAN.steps
     assert private.spent() == PLAN.epsilon()
-    assert workers() == []
+    assert living_workers() == []
 
 
 def test_what_was_read_ahead_is_neither_charged_nor_used_again() -> None:
@@ -150,16 +151,16 @@ def test_workers_end_with_what_they_read_for(how: str) -> None:
     private = attached(Numbered(), workers=2)
     state, batches = private.state_dict(), private.batches
     step(private, next(batches))
-    assert len(workers()) == 2
+    assert len(living_workers()) == 2
     if how == "detach":
         private.detach()
     elif how == "a state":
         private.load_state_dict(state)
     elif how == "another iteration":
-        old = {worker.pid for worker in workers()}
+        old = {worker.pid for worker in living_workers()}
         newer = private.batches
         step(private, next(newer))
-        assert not old & {worker.pid for worker in workers()}
+        assert not old & {worker.pid for worker in living_workers()}
         with pytest.raises(StepError, match=r"^another iteration"):
             next(batches)
         step(private, next(newer))
@@ -167,7 +168,7 @@ def test_workers_end_with_what_they_read_for(how: str) -> None:
     else:
         for batch in batches:
             step(private, batch)
-    assert workers() == []
+    assert living_workers() == []
     if how in ("detach", "a state"):
         with pytest.raises(StepError):
             next(batches)
@@ -195,7 +196,7 @@ def test_an_example_that_cannot_be_read_is_named(count: int) -> None:
         "dataset: its example 7 could not be read: OSError: img_7.png: truncated"
     )
     assert "img_7.png" in str(told.value.__cause__)
-    assert workers() == []
+    assert living_workers() == []
     with pytest.raises(StepError, match=r"^an error broke this iteration"):
         next(batches)
     before = private.steps
@@ -238,7 +239,7 @@ def test_a_worker_that_ends_is_told_and_costs_nothing(data: Any) -> None:
     with pytest.raises(StepError, match=r"^workers: one that reads the data set ended"):
         next(private.batches)
     assert private.steps == 0
-    assert workers() == []
+    assert living_workers() == []
 
 
 @pytest.mark.slow
@@ -248,7 +249,7 @@ def test_a_worker_that_hangs_is_waited_for_as_long_as_the_loader_says() -> None:
     private = attached(loader)
     with pytest.raises(StepError, match=r"timed out after 0\.2 seconds"):
         next(private.batches)
-    assert workers() == []
+    assert living_workers() == []
 
 
 class Curious(Numbered):
@@ -473,7 +474,7 @@ def test_a_batch_that_cannot_be_sent_is_refused_instead_of_waited_for() -> None:
     reading = reading_of(Numbered(), batch_size=8, workers=1, collate_fn=here)
     with pytest.raises(PlanError, match="cannot be sent from a worker"):
         next(Loader(reading, iter(drawn()), pin=False))
-    assert workers() == []
+    assert living_workers() == []
 
 
 def here(examples: list[Any]) -> Any:

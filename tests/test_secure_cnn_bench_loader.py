@@ -1,9 +1,9 @@
 """The loader's figures: planted times come out as they were, and a real round measures all."""
 
-import multiprocessing
 import os
 
 import pytest
+from support.reading_workers import living_workers, remember
 
 from secure_cnn.bench.loader import (
     LoaderSettings,
@@ -17,6 +17,12 @@ from secure_cnn.errors import RunError
 
 # A process that is forked while torch computes in threads of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def own_processes():
+    """A worker that an earlier test left to the garbage collector is not this one's."""
+    remember()
 
 
 def test_planted_times_become_ratios_and_the_bound(monkeypatch):
@@ -49,7 +55,7 @@ def test_a_round_measures_every_variant(tmp_path):
     timed = {(n, m) for n in ("memory", "workers-0", "workers-1") for m in METRICS}
     assert metrics == timed | {("decoding", "time"), ("bound", "rate_ratio")}
     assert all(row.median > 0 for row in rows)
-    assert multiprocessing.active_children() == []
+    assert living_workers() == []
 
 
 METRICS = ("time", "rate_ratio", "processor_ratio")

@@ -1,11 +1,11 @@
 """Anybody's data set in the places of a split: the same examples, by whatever process."""
 
-import multiprocessing
 import os
 import signal
 
 import pytest
 import torch
+from support.reading_workers import living_workers, remember
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset, get_worker_info
 from torch.utils.data.datapipes.map import SequenceWrapper
@@ -16,6 +16,14 @@ from secure_cnn.errors import DataError
 from secure_cnn.evaluate import evaluate_model, predict
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def own_processes():
+    """A worker that an earlier test left to the garbage collector is not this one's."""
+    remember()
+
+
 COUNT = 23
 CLASSES = ("a", "b", "c")
 
@@ -62,7 +70,7 @@ def test_epochs_of_a_data_set_of_ones_own_are_those_of_the_split(workers):
     for (images, labels), (want, truth) in zip(found, wanted, strict=True):
         assert torch.equal(images, want)
         assert torch.equal(labels, truth)
-    assert multiprocessing.active_children() == []
+    assert living_workers() == []
 
 
 @pytest.mark.parametrize(
@@ -86,7 +94,7 @@ def test_a_report_is_that_of_the_split(data):
 def test_workers_evaluate_what_would_be_evaluated_without_them():
     whole = predict(Corner(), Copy(), batch_size=4)
     assert torch.equal(predict(Corner(), Copy(), batch_size=4, workers=2), whole)
-    assert multiprocessing.active_children() == []
+    assert living_workers() == []
 
 
 def fail():
