@@ -150,7 +150,7 @@ def read(dataset: MapStyle, batch: PhysicalBatch, collate: Collate = stacked) ->
         values = values[: len(indices)]
         return torch.cat([values, values.new_zeros(filling, *values.shape[1:])])
 
-    return mapped(filled, examples) if batch.rows != len(wanted) or not len(indices) else examples
+    return mapped(filled, examples) if filling or not len(indices) else examples
 
 
 def _stacked(dataset: MapStyle, indices: Tensor, collate: Collate) -> Any:
