@@ -20,7 +20,7 @@ from privacy.group_privacy import group_epsilon
 from privacy.ledger import Ledger
 from privacy.loading import Reading, reading_of
 from privacy.noise import SecureGenerator
-from privacy.persons import Persons, groups_of
+from privacy.persons import Persons, groups_of, persons_of
 from privacy.plan import DPPlan
 from privacy.sampling import Collate, MapStyle, PhysicalBatch, PhysicalBatches, read
 from privacy.step import prepare
@@ -152,19 +152,13 @@ def _persons(
     if plan.unit == "example":
         _warn_of_groups(plan, dataset, groups, examples)
         return None
-    ids = groups_of(dataset) if groups is None else groups
-    if ids is None:
-        raise PlanError(
-            "groups: expected one id an example, since the plan protects persons, got none; give "
-            "attach(..., groups=ids), or the data set an attribute `groups`"
-        )
     most = plan.images_per_person
     if most is not None and cut.size < most:
         raise PlanError(
             f"physical_batches: expected a size of at least {most} rows, the plan's "
             f"images_per_person, got {cut.size}: a person's examples are averaged in one batch"
         )
-    return Persons.of(ids, examples=examples)
+    return persons_of(dataset, groups, examples=examples)
 
 
 def _warn_of_groups(plan: DPPlan, dataset: object, groups: object, examples: int) -> None:

@@ -23,7 +23,7 @@ from privacy.noise import SecureGenerator
 from privacy.sampling import PhysicalBatch, PhysicalBatches, cut
 from privacy.validate import shown
 
-__all__ = ["Persons", "groups_of"]
+__all__ = ["Persons", "groups_of", "persons_of"]
 
 
 @final
@@ -111,6 +111,21 @@ class Persons:
             order = generator.uniform(len(rows)).argsort()
             rows = rows[order[owners[order].argsort(stable=True)]][ranks < most]
         return rows, sizes.clamp(max=most)
+
+
+def persons_of(dataset: object, groups: object, *, examples: int) -> Persons:
+    """Whose the examples are by the ids that were given, else by those of the data set itself.
+
+    Raises:
+        PlanError: Neither has ids, or they are not one for each example; see `Persons.of`.
+    """
+    ids = groups_of(dataset) if groups is None else groups
+    if ids is None:
+        raise PlanError(
+            "groups: expected one id an example, since the plan protects persons, got none; give "
+            "groups=ids, or the data set an attribute `groups`"
+        )
+    return Persons.of(ids, examples=examples)
 
 
 def groups_of(dataset: object) -> object:

@@ -23,7 +23,7 @@ from privacy.audit.sampling import Samples, check_sampling_battery
 from privacy.audit.watch import MakeTraining, Watched, half, watch, watch_quietly, watch_samples
 from privacy.clipping.factors import FlatClipping
 from privacy.errors import PlanError, StepError
-from privacy.persons import Persons, groups_of
+from privacy.persons import Persons, persons_of
 from privacy.plan import DPPlan
 from privacy.sampling import MapStyle
 from privacy.statistics import gdp_epsilon
@@ -115,13 +115,7 @@ def _persons(plan: DPPlan, dataset: MapStyle, groups: object) -> Persons | None:
     """Whose the examples are, where the plan protects persons."""
     if plan.unit == "example":
         return None
-    ids = groups_of(dataset) if groups is None else groups
-    if ids is None:
-        raise PlanError(
-            "groups: expected one id an example, since the plan protects persons, got none; give "
-            "audit(..., groups=ids), or the data set an attribute `groups`"
-        )
-    persons = Persons.of(ids, examples=len(dataset))
+    persons = persons_of(dataset, groups, examples=len(dataset))
     if persons.largest == 1 or plan.images_per_person == 1:
         raise PlanError(
             "groups: expected persons of whom several images are in a step, got one image of each: "
