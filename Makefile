@@ -57,8 +57,9 @@ bench: $(READY)  ## Measure the cost of each protection and regenerate the table
 	  --rounds 7 --memory --kernels --json docs/benchmarks-large.json
 	$(VENV)/bin/secure-cnn bench overhead --objective n-fgsm --objective pgd --batch 512 \
 	  --rounds 21 --scaling batch --scaling side --json docs/overhead.json
-	$(VENV)/bin/secure-cnn bench loader --case compact --case resnet20 --threads 1 --threads 2 \
-	  --rounds 9 --json docs/loader.json
+	$(VENV)/bin/secure-cnn bench loader --case compact --case resnet20 --threads 1 --images 128 \
+	  --rounds 5 --json docs/loader.json
+	$(RUN) docs/slow_path.py
 	$(VENV)/bin/secure-cnn bench archive --size 100 --size 1024 --json docs/archive.json
 	$(RUN) docs/tables.py
 

@@ -240,6 +240,17 @@ def loader_table(measured: Measurements) -> str:
     return blocks(table(heads, lines), made_on(measured, f"medians of {rounds} rounds, "))
 
 
+def slow_path_table(measured: Measurements) -> str:
+    """A private step against a plain one, for layers with rules and for those without."""
+    lines = [
+        [row.case.split(", digits")[0], spread(row)]
+        for row in measured.rows
+        if (row.variant, row.metric) == ("private", "time_ratio")
+    ]
+    made = made_on(measured, "digits, 64 images a step, ", made_of=("torch",))
+    return blocks(table(["network", "private step ÷ plain step"], lines), made)
+
+
 def robustness_table(measured: Measurements) -> str:
     """Our evaluation and its reference: the time of a batch, what they find, where they agree."""
     figures, parts = index(measured.rows), []
@@ -452,6 +463,9 @@ def main() -> None:
     if (DOCS / "defaults.json").exists():
         reached = defaults_tables(Measurements.read(DOCS / "defaults.json"))
         rewrite(DOCS / "defaults.md", {"defaults": reached})
+    if (DOCS / "slow-path.json").exists():
+        paths = Measurements.read(DOCS / "slow-path.json")
+        rewrite(DOCS / "how-to/slow-path.md", {"slow-path": slow_path_table(paths)})
     if (DOCS / "audit-plants.json").exists():
         plants = Measurements.read(DOCS / "audit-plants.json")
         rewrite(DOCS / "pitfalls.md", {"audit-plants": audit_tables(plants)})

@@ -49,10 +49,13 @@ def test_planted_times_become_ratios_and_the_bound(monkeypatch):
 def test_a_round_measures_every_variant(tmp_path):
     """On a few small batches, with no process left."""
     write_photographs(tmp_path, 8)
-    settings = LoaderSettings(images=8, batch=4, batches=1, workers=(0, 1), rounds=1)
+    settings = LoaderSettings(
+        images=8, batch=4, batches=1, workers=(0, 1), prefetch=(1, 2), rounds=1
+    )
     rows = measure_loader("compact", tmp_path, settings=settings)
     metrics = {(row.variant, row.metric) for row in rows}
-    timed = {(n, m) for n in ("memory", "workers-0", "workers-1") for m in METRICS}
+    ahead = ("workers-1, prefetch-1", "workers-1, prefetch-2")
+    timed = {(n, m) for n in ("memory", "workers-0", *ahead) for m in METRICS}
     assert metrics == timed | {("decoding", "time"), ("bound", "rate_ratio")}
     assert all(row.median > 0 for row in rows)
     assert living_workers() == []
@@ -81,10 +84,13 @@ def test_the_photographs_are_of_the_size_that_is_said(tmp_path):
         {"rounds": 0},
         {"workers": ()},
         {"workers": (-1,)},
+        {"prefetch": ()},
+        {"prefetch": (0,)},
     ],
 )
 def test_settings_out_of_range_are_refused(settings, tmp_path):
-    with pytest.raises(RunError, match=r"^(images|batch|batches|threads|rounds|workers): expected"):
+    names = "images|batch|batches|threads|rounds|workers|prefetch"
+    with pytest.raises(RunError, match=rf"^({names}): expected"):
         LoaderSettings(**settings)
     with pytest.raises(RunError, match="expected 256 photographs"):
         measure_loader("compact", tmp_path, settings=LoaderSettings())

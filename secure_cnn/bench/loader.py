@@ -33,7 +33,6 @@ __all__ = ["MEMORY", "LoaderSettings", "Photographs", "measure_loader", "write_p
 
 MEMORY = "memory"
 _SIDE, _FILE_SIDE, _QUALITY, _CLASSES = 64, 256, 90, 10
-_PREFETCH = 2
 
 
 @final
@@ -41,13 +40,16 @@ _PREFETCH = 2
 class LoaderSettings:
     """How much is read: `images` files, in physical batches of `batch`, `batches` of them a round.
 
-    With each of `workers`, and as many threads of the computation as `threads` says.
+    With each of `workers`, each of them reading as many batches ahead as each of `prefetch` says,
+    and as many threads of the computation as `threads` says. So many batches are timed that those
+    read ahead before are few among them.
     """
 
     images: int = 256
     batch: int = 32
-    batches: int = 8
+    batches: int = 48
     workers: tuple[int, ...] = (0, 1, 2)
+    prefetch: tuple[int, ...] = (2, 8)
     threads: int = 1
     rounds: int = 7
 
@@ -61,6 +63,19 @@ class LoaderSettings:
             )
         if not self.workers or min(self.workers) < 0:
             raise RunError(f"workers: expected at least one number >= 0, got {self.workers}")
+        if not self.prefetch or min(self.prefetch) < 1:
+            raise RunError(f"prefetch: expected at least one number >= 1, got {self.prefetch}")
+
+    def readings(self) -> dict[str, tuple[int, int | None]]:
+        """Workers and prefetch of each variant that reads files, by its name."""
+        found: dict[str, tuple[int, int | None]] = {}
+        for workers in self.workers:
+            if not workers:
+                found["workers-0"] = 0, None
+                continue
+            for prefetch in self.prefetch:
+                found[f"workers-{workers}, prefetch-{prefetch}"] = workers, prefetch
+        return found
 
 
 class Photographs:
@@ -107,11 +122,12 @@ def measure_loader(
 ) -> list[Row]:
     """Times private steps of a network on the photographs of a folder, in turn within one run.
 
-    The variants are `memory`, the same images decoded before, and `workers-N` for each number of
-    workers. Of each the `time` of an image; the `rate_ratio`, its images a second against those
-    from memory in the same round; and the `processor_ratio`, the processor time of the training's
-    own process likewise, which other programs move little. Of `decoding` the processor's `time` of
-    an image, and as `bound` the `rate_ratio` that this leaves possible.
+    The variants are `memory`, the same images decoded before, `workers-0`, and `workers-N,
+    prefetch-M` for each number of workers and of batches that one reads ahead. Of each the `time`
+    of an image; the `rate_ratio`, its images a second against those from memory in the same round;
+    and the `processor_ratio`, the processor time of the training's own process likewise, which
+    other programs move little. Of `decoding` the processor's `time` of an image, and as `bound` the
+    `rate_ratio` that this leaves possible.
     """
     photographs = Photographs(folder)
     if len(photographs) != settings.images:
@@ -124,8 +140,8 @@ def measure_loader(
     model = build_model(case, spec).to(memory_format=torch.channels_last)
     clocks = clock, processor
     train = partial(_train, model, privacy.Tuner(), settings, clocks)
-    calls: dict[str, Callable[[], _Took]] = {MEMORY: partial(train, decoded, workers=0)}
-    calls |= {f"workers-{n}": partial(train, photographs, workers=n) for n in settings.workers}
+    calls: dict[str, Callable[[], _Took]] = {MEMORY: partial(train, decoded, (0, None))}
+    calls |= {name: partial(train, photographs, how) for name, how in settings.readings().items()}
     calls["decoding"] = partial(_decode, photographs, settings.batch, clocks)
     with _threads(settings.threads):
         took = take_turns(calls, rounds=settings.rounds, warmup=1)
@@ -159,10 +175,10 @@ def _train(
     settings: LoaderSettings,
     clocks: Sequence[Callable[[], float]],
     data: Any,
-    *,
-    workers: int,
+    reading: tuple[int, int | None],
 ) -> _Took:
     """Trains until what was read ahead at the start is used up, then so many batches timed."""
+    workers, prefetch = reading
     twin = copy.deepcopy(model).train()
     optimizer = torch.optim.SGD(twin.parameters(), lr=1e-3)
     plan = privacy.DPPlan(
@@ -180,9 +196,9 @@ def _train(
         physical_batches=privacy.PhysicalBatches(size=settings.batch, multiple=1),
         tuner=tuner,
         workers=workers,
-        prefetch=_PREFETCH if workers else None,
+        prefetch=prefetch,
     )
-    untimed = 2 + workers * _PREFETCH
+    untimed = 2 + workers * (prefetch or 0)
     try:
         for number, (images, labels) in enumerate(private.batches):
             if number == untimed:

@@ -186,6 +186,9 @@ def loader_command(
     workers: Annotated[
         list[int] | None, typer.Option(help="Processes that read ahead; may be repeated.")
     ] = None,
+    prefetch: Annotated[
+        list[int] | None, typer.Option(help="Batches that each reads ahead; may be repeated.")
+    ] = None,
     threads: Annotated[
         list[int] | None, typer.Option(help="Threads of the computation; may be repeated.")
     ] = None,
@@ -204,6 +207,7 @@ def loader_command(
                 images=images,
                 batch=batch,
                 workers=tuple(workers or [0, 1, 2]),
+                prefetch=tuple(prefetch or [2, 8]),
                 threads=count,
                 rounds=rounds,
             )
