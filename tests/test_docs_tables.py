@@ -52,9 +52,10 @@ def grids(text):
 
 def test_the_documents_show_what_was_measured(tables, tmp_path, monkeypatch):
     """Made anew from the JSON files, README and the page of measurements stay as they are."""
-    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/how-to").mkdir(parents=True)
     names = [path.relative_to(ROOT) for path in DOCS.glob("*.json")]
-    pages = ("README.md", "docs/benchmarks.md", "docs/defaults.md", "docs/pitfalls.md")
+    made = ("benchmarks.md", "defaults.md", "pitfalls.md", "how-to/slow-path.md")
+    pages = ("README.md", *(f"docs/{name}" for name in made))
     for name in [*names, *pages, "docs/demo.txt"]:
         shutil.copy(ROOT / name, tmp_path / name)
     monkeypatch.setattr(tables, "DOCS", tmp_path / "docs")
