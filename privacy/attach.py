@@ -72,9 +72,9 @@ def attach(
             `Ledger.open`. By default an empty one in memory.
         groups: Whose each example is: one id an example, in the order of the data set, of any type
             that can be hashed. By default the data set's own attribute `groups`, of a `Subset`
-            those of its examples. Equal ids are one person, whom a plan of the unit `person`
-            protects; a plan of the unit `example` warns of them, and says what the person with the
-            most examples has.
+            or `ConcatDataset` those of its examples. Equal ids are one person, whom a plan of the
+            unit `person` protects; a plan of the unit `example` warns of them, and says what the
+            person with the most examples has.
         workers: Processes that read and decode the next physical batches while this one computes,
             at most 1,024; 0, the default, reads in this process, when asked. Which examples they
             read is drawn here, and what nobody steps on costs nothing.

@@ -16,7 +16,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Subset
 
 from privacy.errors import PlanError
 from privacy.noise import SecureGenerator
@@ -131,30 +131,62 @@ def persons_of(dataset: object, groups: object, *, examples: int) -> Persons:
 def groups_of(dataset: object) -> object:
     """Whose a data set says its examples are: its attribute `groups`, None where it has none.
 
-    A `torch.utils.data.Subset` has the ids of its examples in what it is a subset of.
+    A `torch.utils.data.Subset` has the ids of its examples in what it is a subset of, a
+    `ConcatDataset` those of its parts one after the other: equal ids in two parts are one person.
 
     Raises:
-        PlanError: What a subset is taken of has other than one id an example, or its indices are
-            none of it.
+        PlanError: What it is made of has other than one id an example, or, of several parts, not
+            all have ids; or a subset's indices are none of what it is taken of.
     """
     own = getattr(dataset, "groups", None)
-    if own is not None or not isinstance(dataset, Subset):
+    if own is not None:
         return own
-    whole = groups_of(dataset.dataset)
-    if whole is None:
+    if isinstance(dataset, Subset):
+        return _of_subset(dataset)
+    return _of_parts(dataset) if isinstance(dataset, ConcatDataset) else None
+
+
+def _of_subset(subset: Subset[Any]) -> list[Any] | None:
+    ids = _one_each(subset.dataset, "of which this is a subset")
+    if ids is None:
         return None
-    ids, examples = _listed(whole), len(dataset.dataset)  # type: ignore[arg-type]  # has a length
-    if len(ids) != examples:
-        raise PlanError(
-            f"groups: expected {examples} ids, one for each example of the data set of which this "
-            f"is a subset, got {len(ids)}"
-        )
     try:
-        return [ids[int(index)] for index in dataset.indices]
+        return [ids[int(index)] for index in subset.indices]
     except (TypeError, ValueError, IndexError) as error:
         raise PlanError(
-            f"groups: expected a subset whose indices are whole numbers below {examples}: {error}"
+            f"groups: expected a subset whose indices are whole numbers below {len(ids)}: {error}"
         ) from error
+
+
+def _of_parts(whole: ConcatDataset[Any]) -> list[Any] | None:
+    parts = [
+        _one_each(part, f"that is part {place} of this one")
+        for place, part in enumerate(whole.datasets)
+    ]
+    known = [ids for ids in parts if ids is not None]
+    if known and len(known) < len(parts):
+        without = ", ".join(str(place) for place, ids in enumerate(parts) if ids is None)
+        raise PlanError(
+            f"groups: expected ids in every part of the data set or in none, got none in part "
+            f"{without} of {len(parts)}, counted from 0; give these an attribute `groups`, or all "
+            "ids as groups=ids; whose example is not known is a person of their own, by an id that "
+            "nobody else has"
+        )
+    return [each for ids in known for each in ids] if known else None
+
+
+def _one_each(dataset: Any, what: str) -> list[Any] | None:
+    """The ids of a data set that another is made of, if it has any: one for each example."""
+    found = groups_of(dataset)
+    if found is None:
+        return None
+    ids, examples = _listed(found), len(dataset)
+    if len(ids) != examples:
+        raise PlanError(
+            f"groups: expected {examples} ids, one for each example of the data set {what}, got "
+            f"{len(ids)}"
+        )
+    return ids
 
 
 def _listed(groups: object) -> list[Any]:

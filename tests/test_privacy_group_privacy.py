@@ -11,7 +11,7 @@ from dp_accounting.pld import privacy_loss_distribution as pld
 from opacus.accountants.analysis.rdp import compute_rdp
 from scipy import optimize, stats
 from torch import nn
-from torch.utils.data import Subset
+from torch.utils.data import ConcatDataset, Subset
 
 from privacy import DPPlan, GaussianSteps, PlanError, attach, epsilon_of, group_epsilon
 from privacy.group_privacy import _Mixture
@@ -194,3 +194,43 @@ def test_a_subset_of_what_has_no_ids_has_none(wrong: Any) -> None:
         attached(None, subset, samples=6)
     with pytest.raises(PlanError, match="groups: expected"):
         attached(None, subset, samples=6, unit="person", images_per_person=3)
+
+
+def owned_by(groups: Any) -> "Owned":
+    """The twelve examples, and whose they are."""
+    owned = Owned(DATA)
+    owned.groups = groups
+    return owned
+
+
+def test_parts_put_together_have_the_persons_of_each() -> None:
+    """Who is in two parts is one person: 0 has three examples in each; a subset of them too."""
+    whole = ConcatDataset([owned_by(OWNERS), owned_by([0, 0, 0, *range(20, 29)])])
+    with pytest.warns(UserWarning, match="groups: 2 of 18 persons have .* the largest group 6"):
+        attached(None, whole, samples=24)
+    attached(None, whole, samples=18, unit="person", images_per_person=6)
+    some = Subset(whole, [0, 12, 13, 3, 23])
+    with pytest.warns(UserWarning, match="groups: 1 of 3 persons have .* the largest group 3"):
+        attached(None, some, samples=5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attached(None, ConcatDataset([owned_by(range(12)), owned_by(range(12, 24))]), samples=24)
+        attached(None, ConcatDataset([DATA, DATA]), samples=24)
+
+
+@pytest.mark.parametrize(
+    ("second", "says"),
+    [
+        (None, "in every part of the data set or in none, got none in part 1 of 2"),
+        (range(6), "expected 12 ids, one for each example of the data set that is part 1"),
+        ([str(n) for n in range(12)], "expected ids of one type, got int, str"),
+    ],
+    ids=["none", "too few", "of another type"],
+)
+def test_parts_of_which_some_have_no_ids_are_refused(second: Any, says: str) -> None:
+    """By a plan of persons, with what to do; all ids given by hand are taken."""
+    whole = ConcatDataset([owned_by(OWNERS), owned_by(second)])
+    unit = {"unit": "person", "images_per_person": 3}
+    with pytest.raises(PlanError, match=says):
+        attached(None, whole, samples=18, **unit)
+    attached([*OWNERS, *range(20, 32)], whole, samples=21, **unit)
