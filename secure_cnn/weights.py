@@ -36,13 +36,14 @@ class Weights:
     """The tensors of a file, by name.
 
     `file` is its name without its folder, `digest` the SHA-256 of its bytes in hexadecimal, and
-    `trained_on` the fingerprint of the data that the file claims, and `key` that fingerprint's key;
-    empty if it claims none.
+    `trained_on` the fingerprint of the data that the file claims, `pool` that of all its images
+    however they are divided, and `key` the key of both; empty if it claims none.
     """
 
     file: str
     digest: str
     trained_on: str = ""
+    pool: str = ""
     key: str = field(repr=False, default="")
     tensors: Mapping[str, Tensor] = field(repr=False)
 
@@ -134,6 +135,7 @@ def read_weights(path: Path, *, unlocking: Unlocking | None) -> Weights:
         digest=digest,
         # A finished model claims it; the state of a training under way has it among its own.
         trained_on=_text(claims, "data", "fingerprint") or _text(state, "fingerprint"),
+        pool=_text(claims, "data", "pool_fingerprint") or _text(state, "pool_fingerprint"),
         key=_text(secret, "data_fingerprint_key") or _text(state, "run", "key"),
         tensors=tensors,
     )

@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,19 @@ class TestImageData:
         ]
         assert len({data.fingerprint for data in [base, *others]}) == 5
         assert self.data(name="y").fingerprint == base.fingerprint
+
+    def test_all_images_have_one_fingerprint_however_they_are_divided(self):
+        """And another where one pixel is another, or one image is there once more."""
+        first, second = (load_data("digits", seed=seed) for seed in (1, 2))
+        assert first.fingerprint != second.fingerprint
+        assert first.pool_fingerprint == second.pool_fingerprint
+        images, labels = first.train.images.clone(), first.train.labels
+        images[7, 0, 3, 3] += 1
+        changed = replace(first, train=Split(images=images, labels=labels))
+        rows = torch.tensor([0, *range(len(labels))])
+        more = replace(first, train=Split(images=first.train.images[rows], labels=labels[rows]))
+        found = {data.pool_fingerprint for data in (first, changed, more)}
+        assert len(found) == 3
 
     def test_fingerprint_does_not_depend_on_its_chunks(self, monkeypatch):
         """Hashing three images at a time gives what hashing all at once gives."""

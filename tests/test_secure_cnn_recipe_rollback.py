@@ -366,9 +366,9 @@ def test_the_public_fingerprint_tells_no_neighbours_apart(recipe, keys, shapes):
     assert told == done.record.data.fingerprint
     loaded = read_model(done.folder.model, unlocking=Unlocking(identity=reader))
     key = loaded.private_claims["data_fingerprint_key"]
-    assert keyed_fingerprint(data, key) == told
+    assert keyed_fingerprint(data.fingerprint, key) == told
     public = done.folder.model.read_bytes() + done.folder.record.read_bytes()
-    for secret in (key, data.fingerprint):
+    for secret in (key, data.fingerprint, data.pool_fingerprint):
         assert secret.encode() not in public
     assert key not in repr(loaded)
     again = run(recipe("again"), sealing=signed(keys)["sealing"])

@@ -171,6 +171,17 @@ def test_weights_of_an_earlier_private_run_on_the_same_images_are_refused(recipe
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("epsilon", [None, 8.0], ids=["plain", "private"])
+def test_weights_of_another_split_of_the_same_images_are_refused(recipe, quick, epsilon):
+    """The seed divides them: what was trained on there may be tested on here, and the reverse."""
+    settings = {"data": "digits", "epochs": 1, "batch_size": 256}
+    sealing, unlocking = Sealing(recipients=[ME.recipient]), Unlocking(identity=ME)
+    done = run(recipe("other", **settings, epsilon=epsilon, seed=1), sealing=sealing)
+    wanted = recipe(weights=done.folder.model, **settings, epsilon=8.0, seed=2)
+    with pytest.raises(ModelError, match="these very images"):
+        run(wanted, sealing=sealing, unlocking=unlocking)
+
+
 def _interrupt(_):
     raise KeyboardInterrupt
 

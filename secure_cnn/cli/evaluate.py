@@ -366,7 +366,9 @@ def _images(
     seed = split_seed if type(split_seed) is int and split_seed >= 0 else 0
     images = load_data(str(name), reading=reading, groups=groups, seed=seed)
     key = loaded.private_claims.get("data_fingerprint_key")
-    fingerprint = keyed_fingerprint(images, key) if isinstance(key, str) else images.fingerprint
+    fingerprint = images.fingerprint
+    if isinstance(key, str):
+        fingerprint = keyed_fingerprint(fingerprint, key)
     # Without its key, which only a sealed file holds, a keyed fingerprint says nothing.
     unknown = key is None and str(claimed.get("fingerprint")).startswith(KEYED)
     fits = (

@@ -203,3 +203,16 @@ class ImageData:
                 digest.update(split.images[start : start + rows].contiguous().numpy().data)
             digest.update(split.labels.numpy().astype("<i8").tobytes())
         return digest.hexdigest()
+
+    @cached_property
+    def pool_fingerprint(self) -> str:
+        """SHA-256, in hex, over the shape and all images of both splits as one heap of images.
+
+        Two data sets have the same one exactly when they hold the same images, each as often, in
+        whatever order, with whatever labels, however divided into training and test.
+        """
+        parts = (split.images for split in (self.train, self.test))
+        each = (hashlib.sha256(image.contiguous().numpy()) for part in parts for image in part)
+        digest = hashlib.sha256(json.dumps(self.spec.shape).encode() + b"\0")
+        digest.update(b"".join(sorted(found.digest() for found in each)))
+        return digest.hexdigest()

@@ -64,7 +64,12 @@ class RunIdentity:
 
     def fingerprint(self, data: ImageData) -> str:
         """The data's digest as everybody may see it."""
-        return keyed_fingerprint(data, self.key) if self.key else data.fingerprint
+        return keyed_fingerprint(data.fingerprint, self.key) if self.key else data.fingerprint
+
+    def pool_fingerprint(self, data: ImageData) -> str:
+        """The same of all its images, however they are divided into training and test."""
+        found = data.pool_fingerprint
+        return keyed_fingerprint(found, self.key) if self.key else found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the secret key among them."""
@@ -77,14 +82,14 @@ class RunIdentity:
         return cls(id=found.get("id", ""), key=found.get("key", "none"))
 
 
-def keyed_fingerprint(data: ImageData, key: str) -> str:
-    """The data's digest under a key, as the claims of a private model have it.
+def keyed_fingerprint(fingerprint: str, key: str) -> str:
+    """A digest of data under a key, as the claims of a private model have it.
 
     The key is among the private claims of the model's sealed file.
     """
     if not _is_hex(key, 64):
         raise RunError("data_fingerprint_key: expected 64 hexadecimal digits")
-    return KEYED + hmac.digest(bytes.fromhex(key), data.fingerprint.encode(), "sha256").hex()
+    return KEYED + hmac.digest(bytes.fromhex(key), fingerprint.encode(), "sha256").hex()
 
 
 def _is_hex(value: object, digits: int) -> bool:

@@ -113,11 +113,15 @@ def initial_model(
 
 
 def _is_of(weights: Weights, data: ImageData) -> bool:
-    """Whether weights say that they were trained on these very images."""
-    told = weights.trained_on
-    if told.startswith(KEYED):
-        return weights.key != "" and told == keyed_fingerprint(data, weights.key)
-    return told != "" and told == data.fingerprint
+    """Whether weights say that they were trained on these very images, or on another split."""
+    told = (weights.trained_on, data.fingerprint), (weights.pool, data.pool_fingerprint)
+    return any(_is(claimed, found, weights.key) for claimed, found in told)
+
+
+def _is(claimed: str, found: str, key: str) -> bool:
+    if claimed.startswith(KEYED):
+        return key != "" and claimed == keyed_fingerprint(found, key)
+    return claimed == found
 
 
 def _few(names: tuple[str, ...] | list[str]) -> list[str]:

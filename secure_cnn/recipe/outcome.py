@@ -115,6 +115,7 @@ def claims_of(
         "data": {
             "name": data.name,
             "fingerprint": identity.fingerprint(data),
+            "pool_fingerprint": identity.pool_fingerprint(data),
             "train": len(data.train),
             "split_seed": recipe.seed,
             **_unusual(recipe, _READING),

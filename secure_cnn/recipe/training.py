@@ -132,6 +132,7 @@ class Training:
             "chosen": self._chosen,
             "run": self.identity.to_dict(),
             "fingerprint": self.identity.fingerprint(self.data),
+            "pool_fingerprint": self.identity.pool_fingerprint(self.data),
             "model": dict(self.model.state_dict()),
             "optimizer": self.seams.optimizer.state_dict(),
             "weights": self.weights,
