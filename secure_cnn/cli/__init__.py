@@ -2,8 +2,9 @@
 
 Exit codes: 0 done; 1 an error we did not foresee, or a question answered with no; 2 wrong usage;
 3 data, model, settings or folder; 4 privacy; 5 attacks and robustness; 6 archives and keys; 7 an
-evaluation misses what `--require` demands, no run keeps the limits of `compare`, or a benchmark got
-worse than `bench compare` tolerates; 130 interrupted, with a checkpoint to resume from.
+evaluation misses what `--require` demands, no run keeps the limits of `compare`, a benchmark got
+worse than `bench compare` tolerates, or `reproduce` finds other figures than those on record; 130
+interrupted, with a checkpoint to resume from.
 """
 
 import sys
@@ -14,7 +15,7 @@ import typer
 from defenses import DefenseError
 from privacy import PrivacyError
 from secure_cnn.archive import ArchiveError
-from secure_cnn.cli import archive, audit, bench, compare, evaluate, train
+from secure_cnn.cli import archive, audit, bench, compare, evaluate, recipes, train
 from secure_cnn.errors import SecureCNNError
 from secure_cnn.printable import Terminal, spell_out
 from secure_cnn.record import versions
@@ -31,6 +32,8 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("audit")(audit.audit)
 app.command("compare")(compare.compare)
+app.command("recipes")(recipes.recipes_command)
+app.command("reproduce")(recipes.reproduce_command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(archive.app, name="archive")
 

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ from secure_cnn.own_network import OwnNetwork, as_arguments, is_own_name
 from secure_cnn.pages import summary_table
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe import Recipe, Run, RunFolder, run
+from secure_cnn.recipe.named import named_recipe
 from secure_cnn.recipe.ranges import CLIPPINGS
 from secure_cnn.weights import is_sealed
 
@@ -42,6 +44,10 @@ def train(
     *,
     context: typer.Context,
     out: Annotated[Path, typer.Option(help="The run's folder; it must not exist.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Begin with these settings, one of secure-cnn recipes; others win."),
+    ] = None,
     data: Annotated[
         str,
         typer.Option(
@@ -225,8 +231,9 @@ def train(
     # Every option that has a setting's name is that setting.
     settings = {**settings_from(context), "robust_samples": robust_samples or None}
     network = own_network(model, model_option or [])
+    settings |= settings_of(network)
     _train(
-        Recipe(**{**settings, **settings_of(network)}),
+        Recipe(**settings) if recipe is None else _begun_with(recipe, context, settings),
         network,
         recipient,
         passphrase_file,
@@ -239,12 +246,24 @@ def train(
     )
 
 
+def _begun_with(name: str, context: typer.Context, settings: Mapping[str, Any]) -> Recipe:
+    """A named recipe with the settings that were given beside it."""
+    named = named_recipe(name)
+    given = {option.removeprefix("--").replace("-", "_") for option in given_settings(context)}
+    if named.any_data and "data" not in given:
+        raise RunError(f"--recipe: {name} is for any images; say which with --data")
+    own = {"model", "model_options"} if is_own_name(str(settings["model"])) else set()
+    return replace(named.recipe, **{each: settings[each] for each in {*given, *own, "out"}})
+
+
 def _refuse_settings(context: typer.Context) -> None:
     """A resumed run has its own settings; silently ignoring others would mislead.
 
     A network of the user's own is named again: a record is only text, and runs no code.
     """
     given = given_settings(context)
+    if context.params["recipe"] is not None:
+        given.append("--recipe")
     if is_own_name(context.params["model"]):
         given.remove("--model")
     if given:

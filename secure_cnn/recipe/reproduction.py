@@ -1,0 +1,186 @@
+"""A named recipe trained anew with several seeds, and its figures against those on record.
+
+Each seed is an ordinary run in a folder of its own; what is finished there is not done again, and
+what was interrupted goes on. Which test images are attacked, and how, follows from the recipe.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import fmean, stdev
+
+from scipy.stats import t as student
+from torch import nn
+
+import defenses
+from secure_cnn.checkpoint import read_model
+from secure_cnn.data import load_data
+from secure_cnn.errors import RunError
+from secure_cnn.recipe.folder import RunFolder
+from secure_cnn.recipe.named import NamedRecipe
+from secure_cnn.recipe.run import run
+from secure_cnn.recipe.settings import Recipe
+from secure_cnn.record import Measurements, Row, RunRecord, hardware, versions
+
+__all__ = ["Agreement", "agreements", "reproduce"]
+
+_SPREAD = "_sd"
+_CONFIDENCE = 0.99
+_OF_THE_MACHINE = ("seconds",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Whether a figure that was reproduced lies where the one on record lets it be expected.
+
+    Of `stored` and `found` means, the difference lies in the interval in which that of two means of
+    so many seeds does in 99 of 100 cases (Student's t, by the standard deviation on record).
+    """
+
+    metric: str
+    found: Row
+    stored: Row
+    margin: float
+
+    @property
+    def agrees(self) -> bool:
+        """Whether it lies within."""
+        return abs(self.found.median - self.stored.median) <= self.margin
+
+
+def reproduce(
+    named: NamedRecipe, folder: Path, *, seeds: int, data: str | None = None, attacked: int | None
+) -> Measurements | None:
+    """Trains, evaluates and attacks a named recipe with the seeds 0 up to `seeds`.
+
+    Guarantee: a seed whose run is complete in `folder` is read, never trained again; one that was
+    interrupted goes on, and so does its evaluation. The test images are looked at once a seed, when
+    its training is over; no figure of theirs chooses anything.
+
+    Args:
+        named: What to reproduce.
+        folder: Where the runs are, `seed-0` and so on; made where it is not there.
+        seeds: How many, at least 1.
+        data: Images to train on; those of the recipe by default.
+        attacked: Test images that AutoAttack tries where the recipe has a threat model; None takes
+            all.
+
+    Returns:
+        Of each figure the mean as `median`, the worst and the best seed, and as `..._sd` its
+        standard deviation; None where it was interrupted.
+
+    Raises:
+        RunError: There are no seeds, the data must be said, or the folder holds other runs.
+    """
+    if type(seeds) is not int or seeds < 1:
+        raise RunError(f"seeds: expected a whole number, at least 1, got {seeds!r}")
+    if named.any_data and data is None:
+        raise RunError(f"data: {named.name} is for any images; say which with --data")
+    found: list[dict[str, float]] = []
+    for seed in range(seeds):
+        place = folder / f"seed-{seed}"
+        recipe = replace(named.recipe, out=place, seed=seed, baseline=False, robust_samples=1)
+        if data is not None:
+            recipe = replace(recipe, data=data)
+        done = _trained(recipe)
+        if done is None:
+            return None
+        found.append(
+            _figures(recipe, *done, state=folder / f"seed-{seed}.state", attacked=attacked)
+        )
+    return Measurements(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        hardware=hardware("cpu"),
+        versions=versions(),
+        rows=tuple(_rows(named.name, named.recipe.variant.name, found)),
+    )
+
+
+def agreements(stored: Sequence[Row], found: Sequence[Row]) -> list[Agreement]:
+    """Each figure of `found` beside the one on record of the same recipe, but for times."""
+    known = {(row.case, row.metric): row for row in stored}
+    compared = []
+    for row in found:
+        before = known.get((row.case, row.metric))
+        spread = known.get((row.case, row.metric + _SPREAD))
+        if before is None or spread is None or row.metric in _OF_THE_MACHINE or before.n < 2:
+            continue
+        quantile = float(student.ppf((1 + _CONFIDENCE) / 2, before.n - 1))
+        margin = quantile * spread.median * math.sqrt(1 / before.n + 1 / row.n)
+        compared.append(Agreement(metric=row.metric, found=row, stored=before, margin=margin))
+    return compared
+
+
+def _trained(recipe: Recipe) -> tuple[RunRecord, nn.Module] | None:
+    """The run of a recipe in its folder: read, gone on with or begun; None if interrupted."""
+    folder = RunFolder(root=Path(recipe.out), sealed=False)
+    begun = folder.record.exists()
+    if begun:
+        record = folder.recorded()
+        changed = recipe.changed_from(record.settings)
+        if changed:
+            raise RunError(
+                f"{folder.root}: its run has another {', '.join(changed)} than the recipe; choose "
+                "another folder"
+            )
+        if record.status == "complete":
+            return record, read_model(folder.model, unlocking=None).model
+    done = run(recipe, resume=begun)
+    return None if done.model is None else (done.record, done.model)
+
+
+def _figures(
+    recipe: Recipe, record: RunRecord, model: nn.Module, *, state: Path, attacked: int | None
+) -> dict[str, float]:
+    """What a finished run reached."""
+    result = record.results[-1]
+    figures = {
+        "accuracy": result.accuracy,
+        "macro_recall": result.macro_recall,
+        "seconds": sum(epoch.seconds for epoch in record.epochs),
+    }
+    if record.privacy is not None:
+        figures |= {"epsilon": record.privacy.epsilon, "delta": record.privacy.delta}
+    if recipe.threat is not None:
+        test = load_data(recipe.data, reading=recipe.reading, seed=recipe.seed).test
+        samples = None if attacked is None else min(attacked, len(test))
+        report = defenses.evaluate(
+            model,
+            test,
+            recipe.threat,
+            attacks=["autoattack"],
+            samples=samples,
+            verdicts=True,
+            state=state,
+        )
+        failed = sum(each.outcome == "fail" for each in report.verdicts)
+        figures |= {"autoattack": report.worst_case_accuracy, "verdicts_failed": float(failed)}
+    return figures
+
+
+def _rows(case: str, variant: str, found: list[dict[str, float]]) -> Iterator[Row]:
+    for metric in found[0]:
+        values = [each[metric] for each in found]
+        unit = "s" if metric == "seconds" else "1"
+        mean = min(max(values), max(min(values), fmean(values)))  # rounding lies outside else
+        yield _row(case, variant, metric, mean, min(values), max(values), unit, len(values))
+        if len(values) > 1:
+            spread = stdev(values)
+            yield _row(case, variant, metric + _SPREAD, spread, spread, spread, unit, len(values))
+
+
+def _row(
+    case: str, variant: str, metric: str, middle: float, low: float, high: float, unit: str, n: int
+) -> Row:
+    return Row(
+        case=case,
+        variant=variant,
+        metric=metric,
+        median=middle,
+        low=low,
+        high=high,
+        unit=unit,
+        n=n,
+    )

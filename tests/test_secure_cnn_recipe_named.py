@@ -1,0 +1,170 @@
+"""Recipes by name, and whether they hold: `secure-cnn recipes`, `train --recipe`, `reproduce`."""
+
+from dataclasses import replace
+from statistics import fmean, stdev
+
+import numpy as np
+import pytest
+
+from secure_cnn import Recipe, RunError
+from secure_cnn.recipe import named as room
+from secure_cnn.recipe.named import NAMED, NamedRecipe, named_recipe, stored_results
+from secure_cnn.recipe.reproduction import agreements, reproduce
+from secure_cnn.record import Measurements, Row, RunRecord
+
+METRICS = {"accuracy", "macro_recall", "autoattack", "verdicts_failed", "epsilon", "delta"}
+
+
+@pytest.fixture
+def tiny(shapes, monkeypatch, quick):
+    """A named recipe of a second, the only one there is."""
+    recipe = Recipe(out="runs/tiny", data=shapes, epochs=2, learning_rate=0.2)
+    one = NamedRecipe(name="tiny", says="Small.", recipe=recipe, source="none", chosen="untuned")
+    monkeypatch.setattr(room, "NAMED", {"tiny": one})
+    monkeypatch.setattr("secure_cnn.cli.recipes.NAMED", {"tiny": one})
+    return one
+
+
+def stored(values, metric="accuracy", case="tiny"):
+    """The rows on record of one figure."""
+    common = {"case": case, "variant": "plain", "unit": "1", "n": len(values)}
+    mean, spread = fmean(values), stdev(values)
+    ends = {"low": min(values), "high": max(values)}
+    return [
+        Row(metric=metric, median=mean, **ends, **common),
+        Row(metric=f"{metric}_sd", median=spread, low=spread, high=spread, **common),
+    ]
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_every_named_recipe_is_explained_and_has_its_own_settings(name):
+    """What the listing shows of it makes it again."""
+    one = NAMED[name]
+    assert (one.name, one.says[-1]) == (name, ".")
+    assert one.settings
+    assert one.source
+    assert one.chosen
+    again = Recipe(**{"out": one.recipe.out, **one.settings})
+    assert again == one.recipe
+
+
+def test_what_is_on_record_is_of_recipes_that_are_there():
+    """Each figure with its standard deviation, of one protection."""
+    rows = stored_results().rows
+    assert {row.case for row in rows} <= set(NAMED)
+    assert {row.metric.removesuffix("_sd") for row in rows} <= METRICS | {"seconds"}
+    for row in rows:
+        assert row.variant == NAMED[row.case].recipe.variant.name
+
+
+def test_settings_beside_a_name_win(cli, tiny, tmp_path):
+    """And what is not given is the recipe's, not the command's default."""
+    out = tmp_path / "run"
+    code, _, _ = cli("train", "--recipe", "tiny", "--out", out, "--epochs", "1", "--no-baseline")
+    settings = RunRecord.read(out / "run.json").settings
+    assert code == 0
+    assert Recipe.from_dict(settings) == replace(tiny.recipe, out=out, epochs=1, baseline=False)
+
+
+def test_a_recipe_for_any_images_asks_which(cli, tiny, monkeypatch, shapes, tmp_path):
+    """In training and in reproducing; a name that is none is answered with those that are."""
+    monkeypatch.setitem(room.NAMED, "tiny", replace(tiny, any_data=True))
+    for words in (("train", "--recipe", "tiny", "--out", tmp_path / "r"), ("reproduce", "tiny")):
+        code, _, err = cli(*words)
+        assert (code, "say which with --data" in err) == (3, True)
+    with pytest.raises(RunError, match="expected one of tiny, got 'best'"):
+        named_recipe("best")
+
+
+def test_a_resumed_run_takes_no_recipe(cli, tmp_path):
+    """It has settings of its own."""
+    code, _, err = cli("train", "--out", tmp_path, "--resume", "--recipe", "robust")
+    assert (code, "--recipe" in err) == (3, True)
+
+
+def test_the_listing_shows_what_is_there(cli, tiny, monkeypatch):
+    """In a table, and one in full."""
+    rows = tuple(stored([0.5, 0.75]))
+    found = Measurements(created="2026-01-01", hardware={}, versions={}, rows=rows)
+    monkeypatch.setattr("secure_cnn.cli.recipes.stored_results", lambda: found)
+    code, shown, _ = cli("recipes")
+    assert (code, "accuracy 62.5% (50.0% to 75.0%, 2 seeds)" in shown) == (0, True)
+    code, shown, _ = cli("recipes", "tiny")
+    assert (code, "learning_rate = 0.2" in shown, "out =" in shown) == (0, True, False)
+
+
+def test_figures_are_those_of_the_runs_and_nothing_is_done_twice(tiny, tmp_path, monkeypatch):
+    """Mean, worst, best and standard deviation over the seeds; finished runs are read."""
+    found = reproduce(tiny, tmp_path, seeds=2, attacked=None)
+    results = [RunRecord.read(tmp_path / f"seed-{n}/run.json").results[-1] for n in (0, 1)]
+    reached = [each.accuracy for each in results]
+    rows = {row.metric: row for row in found.rows}
+    assert set(rows) == {
+        *("accuracy", "macro_recall", "seconds"),
+        *("accuracy_sd", "macro_recall_sd", "seconds_sd"),
+    }
+    assert rows["accuracy"].median == pytest.approx(fmean(reached))
+    assert (rows["accuracy"].low, rows["accuracy"].high) == (min(reached), max(reached))
+    assert rows["accuracy_sd"].median == pytest.approx(stdev(reached))
+    monkeypatch.setattr("secure_cnn.recipe.reproduction.run", None)
+    assert reproduce(tiny, tmp_path, seeds=2, attacked=None).rows == found.rows
+
+
+def test_what_was_interrupted_goes_on(tiny, tmp_path, stopped_after):
+    """With the figures of one that was not."""
+    with stopped_after(3):
+        assert reproduce(tiny, tmp_path / "cut", seeds=1, attacked=None) is None
+    cut = reproduce(tiny, tmp_path / "cut", seeds=1, attacked=None)
+    whole = reproduce(tiny, tmp_path / "whole", seeds=1, attacked=None)
+    figures = [{row.metric: row.median for row in each.rows} for each in (cut, whole)]
+    assert figures[0]["accuracy"] == figures[1]["accuracy"]
+    assert figures[0]["macro_recall"] == figures[1]["macro_recall"]
+
+
+def test_a_folder_of_other_runs_is_refused(tiny, tmp_path):
+    """By the setting that differs; and so are no seeds at all."""
+    reproduce(tiny, tmp_path, seeds=1, attacked=None)
+    other = replace(tiny, recipe=replace(tiny.recipe, epochs=3))
+    with pytest.raises(RunError, match="another epochs than the recipe"):
+        reproduce(other, tmp_path, seeds=1, attacked=None)
+    with pytest.raises(RunError, match="seeds: expected a whole number, at least 1"):
+        reproduce(tiny, tmp_path, seeds=0, attacked=None)
+
+
+@pytest.mark.slow
+def test_a_private_and_robust_recipe_says_what_it_rests_on(tiny, tmp_path):
+    """Epsilon, delta, AutoAttack's figure and the verdicts that failed."""
+    both = replace(tiny.recipe, epsilon=8.0, eps=0.02, epochs=1)
+    found = reproduce(replace(tiny, recipe=both), tmp_path, seeds=1, attacked=4)
+    figures = {row.metric: row.median for row in found.rows}
+    assert set(figures) >= METRICS
+    assert figures["epsilon"] <= 8.0
+    assert 0 <= figures["autoattack"] <= 1
+
+
+def test_agreement_is_that_of_two_means():
+    """Students' interval: planted means within and without; times are the machine's."""
+    before = stored([0.80, 0.81, 0.82]) + stored([1.0, 2.0, 3.0], "seconds")
+    margin = 9.9248 * 0.01 * np.sqrt(1 / 3 + 1 / 2)  # t at 0.995 of two degrees of freedom
+    near, far = 0.81 + 0.99 * margin, 0.81 + 1.01 * margin
+    for mean, agrees in ((near, True), (far, False)):
+        after = stored([mean - 0.01, mean + 0.01]) + stored([90.0, 91.0], "seconds")
+        (one,) = agreements(before, after)
+        assert (one.metric, one.agrees) == ("accuracy", agrees)
+        assert one.margin == pytest.approx(margin, rel=1e-4)
+    assert agreements(stored([0.1, 0.2], case="other"), stored([0.1, 0.2])) == []
+
+
+def test_the_command_says_whether_the_figures_hold(cli, tiny, tmp_path, monkeypatch):
+    """With exit code 7 where they do not, and a note where none are on record."""
+    words = ("reproduce", "tiny", "--seeds", "2", "--out", tmp_path, "--json", tmp_path / "f.json")
+    code, shown, err = cli(*words)
+    assert (code, "accuracy" in shown, "nothing is on record for tiny" in err) == (0, True, True)
+    (mean,) = [r for r in Measurements.read(tmp_path / "f.json").rows if r.metric == "accuracy"]
+    for shift, expected in ((0.0, 0), (0.4, 7)):
+        value = mean.median + (shift if mean.median < 0.5 else -shift)
+        rows = tuple(stored([value - 0.001, value + 0.001]))
+        found = Measurements(created="2026-01-01", hardware={}, versions={}, rows=rows)
+        monkeypatch.setattr("secure_cnn.cli.recipes.stored_results", lambda f=found: f)
+        code, _, err = cli(*words)
+        assert (code, "NOT within the spread" in err) == (expected, expected == 7)
