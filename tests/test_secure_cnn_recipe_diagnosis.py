@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import stats
 from torch import nn
 
 import defenses
@@ -45,6 +46,17 @@ def right(classes, count, share):
     return (found + (count - hits) * np.roll(np.eye(classes, dtype=int), 1, axis=1)).tolist()
 
 
+def hit(classes, count, hits):
+    """The confusion of a model that is right on so many images, spread over the classes."""
+    found = np.zeros((classes, classes), int)
+    for image in range(classes * count):
+        row = image % classes
+        found[
+            row, row if image < hits else (row + 1 + image // classes % (classes - 1)) % classes
+        ] += 1
+    return found.tolist()
+
+
 @pytest.mark.parametrize("classes", [2, 3, 10, 100])
 def test_a_model_that_calls_everything_one_class_has_not_learned(classes):
     """And the note says each sign that is there."""
@@ -57,7 +69,7 @@ def test_a_model_that_calls_everything_one_class_has_not_learned(classes):
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_guessing_is_told_from_learning(classes):
-    """Guesses are found; a level of 1 in 200 lets one of them pass, and it is not this one."""
+    """Guesses are found; a level of 1 in 20 lets some of them pass, and it is not this one."""
     assert not learned(guesses(classes, 200))
 
 
@@ -89,6 +101,25 @@ def test_too_few_test_images_are_said_to_be_too_few():
     """Two of four right among two classes prove nothing, and three of four neither."""
     note = not_learned_note("plain", [[2, 0], [1, 1]], 0.6, USUAL)
     assert "accuracy is not told from chance by 4 test images (75.0 %;" in note
+
+
+@pytest.mark.parametrize(("classes", "count"), [(2, 5), (3, 8), (4, 6), (10, 20)])
+def test_few_test_images_tell_learning_where_chance_would_rarely_do_as_well(classes, count):
+    """By the binomial's own sum, one time in 20: 14 of 24 are no chance where a third would be."""
+    total, chance = classes * count, stats.binom(classes * count, 1 / classes)
+    for hits in range(total + 1):
+        confusion = hit(classes, count, hits)
+        assert learned(confusion, 0.9 * math.log(classes)) == (chance.sf(hits - 1) < 0.05)
+    assert learned(hit(3, 8, 14))
+    assert not learned(hit(3, 8, 12))
+
+
+def test_a_lucky_guess_is_told_by_its_loss():
+    """What few images cannot tell from chance for sure, and its loss calls a guess, is one."""
+    lucky = hit(3, 8, 14)
+    assert "the test loss is that of a guess" in not_learned_note("plain", lucky, 1.1, USUAL)
+    assert learned(lucky, 0.9)
+    assert learned(hit(3, 8, 17), 1.1)
 
 
 @pytest.mark.parametrize(

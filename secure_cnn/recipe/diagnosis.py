@@ -14,8 +14,10 @@ from privacy.statistics import clopper_pearson
 
 __all__ = ["Conditions", "learned", "not_learned_note"]
 
-_ERROR = 0.005
-"""How often a model at chance passes for one above it: at most one in 200."""
+_ERROR = 0.05
+"""How often the accuracy of a model at chance passes for one above it: at most one time in 20."""
+_SURE = 0.005
+"""The same of one whose loss is that of a guess: more is asked of its accuracy, one in 200."""
 _NEARLY_ALL = 0.98
 _LITTLE = 0.1
 """Of the way from chance to perfect: less, with the loss of a uniform guess, is next to nothing."""
@@ -92,6 +94,7 @@ def _signs(confusion: _Confusion, loss: float | None) -> list[str]:
     often, called = counts.sum(1) / total, counts.sum(0) / total
     chance, top = float(often.max()), int(called.argmax())
     low, _ = clopper_pearson(right, total, error=_ERROR)
+    surely, _ = clopper_pearson(right, total, error=_SURE)
     share = right / total
     signs = []
     if low <= chance:
@@ -103,7 +106,7 @@ def _signs(confusion: _Confusion, loss: float | None) -> list[str]:
     if called[top] >= _NEARLY_ALL and often[top] < _NEARLY_ALL * called[top]:
         signs.append(f"{100 * called[top]:.1f} % of the test images are called one class")
     guess = math.log(classes)
-    little = share - chance <= _LITTLE * (1 - chance)
+    little = surely <= chance or share - chance <= _LITTLE * (1 - chance)
     if loss is not None and little and abs(loss - guess) <= _NEAR * guess:
         signs.append(f"the test loss is that of a guess, {loss:.2f} against ln {classes}")
     return signs
