@@ -184,5 +184,20 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, side):
     data[16:24] = struct.pack(">II", side, side)  # the size in the IHDR chunk, and its CRC
     data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     path.write_bytes(data)
-    with pytest.raises(DataError, match="make it smaller"):
+    with pytest.raises(DataError, match="make it smaller") as caught:
         load_data(tmp_path)
+    assert f"expected at most {1 << 27} pixels, got " in str(caught.value)
+    assert "limit" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["0.png", "z.jpg"])
+def test_a_pipe_among_the_images_is_said_to_be_one(tmp_path, name):
+    """It is not damaged, and nobody waits for what it may bring."""
+    write_images(tmp_path)
+    path = tmp_path / "cat" / name
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    with pytest.raises(DataError) as caught:
+        load_data(tmp_path)
+    told = "expected a regular file, got a pipe; replace or remove it"
+    assert str(caught.value) == f"{path}: {told}"

@@ -154,22 +154,22 @@ def _opened(file: Path) -> Iterator[Image.Image]:
         expected=f"a readable image ({', '.join(_FORMATS)})",
         cure="it is damaged, truncated or of another kind: replace or remove it",
     )
-    small = f"at most {_MOST_PIXELS} pixels"
-    too_large = source.unusable(
-        file, Image.DecompressionBombError, expected=small, cure="make it smaller"
-    )
-    with readable, too_large, opened_file(file) as raw, _identified(raw) as image:
+    with readable, opened_file(file) as raw, _identified(raw, file) as image:
         if image.width * image.height > _MOST_PIXELS:
-            raise DataError(
-                f"{file}: expected {small}, got {image.width}x{image.height}; make it smaller"
-            )
+            raise _too_large(file, f"{image.width}x{image.height}")
         _check_kind(image, file)
         yield image
 
 
-def _identified(raw: BinaryIO) -> Image.Image:
+def _too_large(file: Path, got: str) -> DataError:
+    return DataError(f"{file}: expected at most {_MOST_PIXELS} pixels, got {got}; make it smaller")
+
+
+def _identified(raw: BinaryIO, file: Path) -> Image.Image:
     try:
         return Image.open(raw, formats=_FORMATS)
+    except Image.DecompressionBombError as error:  # by a limit of its own, which is above ours
+        raise _too_large(file, "more") from error
     except UnidentifiedImageError:
         raise ValueError("a file that is none of them") from None
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secure_cnn.errors import DataError
+from secure_cnn.files import IrregularFileError
 
 __all__ = [
     "CHUNK_BYTES",
@@ -98,6 +99,8 @@ def unusable(path: Path, *errors: type[Exception], expected: str, cure: str) -> 
     except DataError:
         raise
     except errors as error:
+        if isinstance(error, IrregularFileError):  # says itself what was expected
+            raise DataError(f"{path}: {error.strerror}; replace or remove it") from error
         raise DataError(f"{path}: expected {expected}, got {error}; {cure}") from error
 
 
