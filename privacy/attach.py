@@ -26,7 +26,7 @@ from privacy.sampling import Collate, MapStyle, PhysicalBatch, PhysicalBatches, 
 from privacy.step import prepare
 from privacy.training import PrivateTraining
 
-__all__ = ["attach", "group_cost"]
+__all__ = ["attach", "cost_of_groups", "group_cost"]
 
 _PROBED_EXAMPLES = 3
 
@@ -150,7 +150,9 @@ def _persons(
 ) -> Persons | None:
     """The persons whom a plan protects; None where its unit is an example."""
     if plan.unit == "example":
-        _warn_of_groups(plan, dataset, groups, examples)
+        if cost := cost_of_groups(plan, dataset, groups, examples=examples):
+            cure = '; protect persons instead, with DPPlan(unit="person"), whose samples they are'
+            warnings.warn(cost + cure, stacklevel=3)
         return None
     most = plan.images_per_person
     if most is not None and cut.size < most:
@@ -161,18 +163,21 @@ def _persons(
     return persons_of(dataset, groups, examples=examples)
 
 
-def _warn_of_groups(plan: DPPlan, dataset: object, groups: object, examples: int) -> None:
-    """Warns where ids repeat; an attribute `groups` that means something else is passed over."""
+def cost_of_groups(plan: DPPlan, dataset: object, groups: object, *, examples: int) -> str:
+    """`group_cost` by the ids given, else by those of the data set; nothing where ids repeat not.
+
+    An attribute `groups` of a data set that means something else is passed over.
+
+    Raises:
+        PlanError: `groups` were given, and are not one id for each example.
+    """
     try:
         ids = groups_of(dataset) if groups is None else groups
-        cost = "" if ids is None else group_cost(plan, Persons.of(ids, examples=examples))
+        return "" if ids is None else group_cost(plan, Persons.of(ids, examples=examples))
     except PlanError:
         if groups is not None:
             raise
-        return
-    if cost:
-        cure = '; protect persons instead, with DPPlan(unit="person"), whose samples they are'
-        warnings.warn(cost + cure, stacklevel=4)
+        return ""
 
 
 def group_cost(plan: DPPlan, persons: Persons) -> str:

@@ -3,6 +3,7 @@
 import collections
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -13,12 +14,13 @@ from opacus.utils.batch_memory_manager import BatchMemoryManager
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from opacus.validators.errors import UnsupportedModuleError
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Subset, TensorDataset, default_collate
 
 from privacy import BudgetExceeded, PlanError, StepError, UnsupportedLayer, accounting
 from privacy.opacus import PrivacyEngine
 
 SAMPLES, BATCH, DELTA = 64, 16, 1e-3
+BUDGET = {"epochs": 2, "target_epsilon": 5.0, "target_delta": DELTA}
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +59,32 @@ def epoch(model, optimizer, loader) -> int:
         optimizer.step()
         batches += 1
     return batches
+
+
+# --- persons -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [{}, BUDGET], ids=["make_private", "with_epsilon"])
+def test_several_examples_of_a_person_are_warned_of(settings):
+    """As `privacy.attach` does: the largest group, and what epsilon is for it."""
+    data = data_of()
+    data.groups = [0, 0, 0, *range(3, SAMPLES)]
+    says = "groups: 1 of 62 persons have .* the largest group 3.* over the loader.*privacy.attach"
+    with pytest.warns(UserWarning, match=says) as caught:
+        private(dataset=data, **settings)
+    assert caught[0].filename == __file__
+    with pytest.warns(UserWarning, match="groups: 1 of 30 persons"):
+        private(dataset=Subset(data, range(32)), **settings)
+
+
+@pytest.mark.parametrize("groups", [None, range(SAMPLES), "something else"])
+def test_who_has_one_example_is_not_warned_of(groups):
+    """Nor what is no list of ids."""
+    data = data_of()
+    data.groups = groups
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        private(dataset=data)
 
 
 # --- errors --------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from privacy.errors import PlanError, PrivacyError
 from privacy.ledger import Ledger
 from privacy.opacus import compatible
 from privacy.opacus.account import ACCOUNTS, Account
-from privacy.opacus.loader import Samples, plan_for, poisson_loader
+from privacy.opacus.loader import Samples, plan_for, poisson_loader, warn_of_groups
 from privacy.opacus.module import FusedModule, Outputs
 from privacy.opacus.optimizer import FusedOptimizer
 from privacy.opacus.refusals import (
@@ -218,6 +218,7 @@ class PrivacyEngine(Followed):
                 "ledger: a file is one training's, and this engine has made one private; use a new "
                 "PrivacyEngine with a file of its own"
             )
+        warn_of_groups(plan, loader)
         ledger = Ledger() if self._ledger is None else Ledger.open(self._ledger)
         check_reduction(loss_reduction)
         prepared = compatible.prepared(plan, module, optimizer, loader, forward)

@@ -3,6 +3,7 @@
 A batch of the loop is a sample, or a part of one that `BatchMemoryManager` cut.
 """
 
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from torch.utils.data import (
     default_collate,
 )
 
+from privacy.attach import cost_of_groups
 from privacy.batch import mapped, tensors
 from privacy.collation import check_collate
 from privacy.errors import PlanError, StepError
@@ -28,7 +30,7 @@ from privacy.plan import DPPlan
 from privacy.sampling import sample_indices
 from privacy.validate import real
 
-__all__ = ["Samples", "first_batch", "plan_for", "poisson_loader"]
+__all__ = ["Samples", "first_batch", "plan_for", "poisson_loader", "warn_of_groups"]
 
 _PROBED_EXAMPLES = 3
 _READING = frozenset(
@@ -307,3 +309,15 @@ def _check_apart(dataset: Any, collate: Any) -> None:
     if collate is not default_collate:
         # A subset has no `batch`: examples are read one after another, as a DataLoader does.
         check_collate(Subset(dataset, range(len(dataset))), collate)
+
+
+def warn_of_groups(plan: DPPlan, loader: DataLoader[Any]) -> None:
+    """Warns where the loader's data set says that several examples are one person's."""
+    if cost := cost_of_groups(plan, loader.dataset, None, examples=plan.samples):
+        turns = "one pass" if plan.epochs == 1 else f"{plan.epochs:g} passes"
+        cure = (
+            f" (after {turns} over the loader); here an example is protected, and persons by "
+            'privacy.attach, with DPPlan(unit="person"), whose samples they are'
+        )
+        # Past this, `_fuse`, the engine's method and what turns its errors into Opacus'.
+        warnings.warn(cost + cure, stacklevel=5)
