@@ -1,6 +1,7 @@
 """Attention and recurrent layers: their rules against one example at a time; refusals."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -232,3 +233,37 @@ def test_attention_with_biases_of_key_and_value_is_refused() -> None:
     """When it is attached."""
     with pytest.raises(UnsupportedLayer, match=r"^mix: MultiheadAttention with add_bias_kv"):
         rule_of(nn.MultiheadAttention(4, 2, add_bias_kv=True), "mix")
+
+
+class WithCompiled(nn.Module):
+    """A plain module with a compiled function in it, on its parameter or around its layers."""
+
+    def __init__(self, helper: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.scale = nn.Parameter(torch.ones(6))
+        self.helper = torch.compile(helper, backend="eager")
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.helper(self, x)
+        return output
+
+
+def activation(model: WithCompiled, x: Tensor) -> Tensor:
+    return model.last(nn.functional.gelu(model.first(x)) * model.scale.sigmoid())  # type: ignore[no-any-return]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # dynamo's own
+@pytest.mark.parametrize(
+    "where",
+    ["a function of tensors", pytest.param("layers and a parameter", marks=pytest.mark.slow)],
+)
+def test_a_compiled_function_in_a_plain_module_changes_nothing(where: str) -> None:
+    """It is traced with what records inside; a compiled module is refused elsewhere."""
+    if where == "layers and a parameter":
+        model = WithCompiled(activation)
+    else:
+        compiled = torch.compile(nn.functional.gelu, backend="eager")
+        model = WithCompiled(activation)
+        model.helper = lambda own, x: own.last(compiled(own.first(x)) * own.scale)
+    check(filled(model), drawn(5, 4))
