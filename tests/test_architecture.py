@@ -32,11 +32,14 @@ ARROWS = {
     "own_network": {"errors", "data"},
     "models": {"errors", "data", "own_network"},
     "evaluate": {"errors", "data"},
+    "optimizers": {"errors"},
+    "initialization": {"errors"},
+    "views": {"errors"},
     "checkpoint": {"errors", "archive", "models", "own_network"},
     "weights": {"errors", "archive", "checkpoint"},
     "bench": {
         *("errors", "archive", "data", "engine", "evaluate", "models", "record"),
-        *("defenses", "privacy"),
+        *("optimizers", "initialization", "views", "defenses", "privacy"),
     },
     "recipe": {
         *("errors", "archive", "checkpoint", "data", "engine", "evaluate", "models"),
@@ -530,7 +533,7 @@ def test_only_the_command_line_runs_code_that_is_named():
     users = {
         m for s, m, p in sources() if any(within(n, {runner}) for n in imported(s, m, is_package=p))
     }
-    commands = ("audit", "bench_overhead", "evaluate", "train")
+    commands = ("audit", "bench_overhead", "bench_strategies", "evaluate", "train")
     assert users == {f"secure_cnn.cli.{name}" for name in commands}
     assert code_runners("import pickle", runner)
     assert code_runners("eval('1')", runner)

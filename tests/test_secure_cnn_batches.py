@@ -45,11 +45,12 @@ def test_each_epoch_holds_every_example_once(count, batch_size, epochs, seed):
 
 
 @settings(deadline=None, derandomize=True, max_examples=25)
-@given(start=st.integers(0, 12), augmented=st.booleans())
-def test_starting_later_gives_the_rest_bit_for_bit(start, augmented):
+@given(start=st.integers(0, 12), augmented=st.booleans(), alternate=st.booleans())
+def test_starting_later_gives_the_rest_bit_for_bit(start, augmented, alternate):
     """From any step on, a resumed iteration equals the uninterrupted one."""
     augment = Augmentation(flip=True, shift=2) if augmented else None
     arguments = {"batch_size": 3, "epochs": 3, "seed": 5, "augment": augment}
+    arguments["alternate_flips"] = alternate
     images = torch.randint(256, (10, 3, 8, 9), dtype=torch.uint8, generator=generator())
     split = Split(images=images, labels=torch.arange(10))
     whole = list(ShuffledBatches(split, **arguments))
@@ -160,3 +161,30 @@ class TestAugmentation:
             Augmentation(shift=-1)
         with pytest.raises(DataError, match="8x8"):
             Augmentation(shift=8)(torch.zeros(1, 1, 8, 8), generator())
+
+
+@pytest.mark.parametrize("batch_size", [4, 7, 30])
+def test_alternate_flips_show_each_image_both_ways_in_two_epochs(batch_size):
+    """Every image once as it is and once mirrored, which one first being a matter of the seed."""
+    split = numbered(20)
+    settings = {"batch_size": batch_size, "epochs": 4, "alternate_flips": True}
+
+    def mirrored(seed):
+        batches = ShuffledBatches(split, seed=seed, **settings)
+        shown = [set() for _ in range(4)]
+        for step, (images, labels) in enumerate(batches):
+            for image, label in zip(images, labels.tolist(), strict=True):
+                there = split[label][0]
+                epoch = shown[step // batches.steps_per_epoch]
+                if torch.equal(image, there.flip(-1)) and label:  # number 0 is black on both sides
+                    epoch.add(label)
+                else:
+                    assert torch.equal(image, there)
+        return shown
+
+    first, second, third, fourth = mirrored(seed=1)
+    assert first | second == set(range(1, 20))
+    assert not first & second
+    assert (third, fourth) == (first, second)
+    assert 0 < len(first) < 19
+    assert mirrored(seed=2)[0] != first

@@ -37,6 +37,7 @@ from secure_cnn.bench.timing import document
 from secure_cnn.checkpoint import read_model
 from secure_cnn.cli import bench_tables as tables
 from secure_cnn.cli.bench_overhead import overhead_command
+from secure_cnn.cli.bench_strategies import strategies_command, strategies_way_on
 from secure_cnn.cli.keys import IdentityFile, Kek, PassphraseFile, unlocking_from
 from secure_cnn.cli.options import (
     Background,
@@ -68,6 +69,7 @@ _WORSE = 7
 
 app = typer.Typer(help="What each protection costs against plain training.", no_args_is_help=True)
 app.command("overhead")(interruptible(nothing_kept)(overhead_command))
+app.command("strategies")(interruptible(strategies_way_on)(strategies_command))
 
 
 @app.callback()

@@ -7,6 +7,7 @@ from rich.table import Table
 
 import privacy
 from secure_cnn.bench.comparison import BenchmarkComparison, Change
+from secure_cnn.bench.strategies import BEFORE
 from secure_cnn.bench.timing import PARTS
 from secure_cnn.record import Row
 
@@ -21,6 +22,7 @@ __all__ = [
     "parts_table",
     "robustness_table",
     "step_table",
+    "strategies_table",
     "trained_table",
 ]
 
@@ -200,6 +202,49 @@ def trained_table(rows: list[Row]) -> Table:
             ]
             table.add_row(variant, when, *cells)
     return table
+
+
+def strategies_table(rows: list[Row], target: float) -> Table:
+    """What each strategy changes against the loop of a tutorial, medians over the seeds."""
+    seeds = sorted({row.n for row in rows if row.metric == "seconds"})
+    caption = (
+        f"seeds: {' or '.join(map(str, seeds))}; medians. gain: in points, seed by seed against "
+        f"{BEFORE}; ÷: its time against that of {BEFORE}"
+    )
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    goal = f"s to {100 * target:g} %"
+    columns = ("strategy", "accuracy", "gain", "recall", "gain", "s", "÷", goal, "÷", "reached")
+    _add_columns(table, columns, left=columns[:1], whole=columns)
+    found = {(row.variant, row.metric): row for row in rows}
+    kinds = (
+        *(("accuracy", _share), ("accuracy_gain", _points), ("macro_recall", _share)),
+        *(("macro_recall_gain", _points), ("seconds", _tenths), ("time_ratio", _hundredths)),
+        *(("seconds_to_target", _tenths), ("target_ratio", _hundredths), ("reached", _whole_share)),
+    )
+    for variant in dict.fromkeys(row.variant for row in rows):
+        present = ((found.get((variant, metric)), shown) for metric, shown in kinds)
+        table.add_row(variant, *("–" if row is None else shown(row) for row, shown in present))
+    return table
+
+
+def _share(row: Row) -> str:
+    return f"{100 * row.median:.2f} %"
+
+
+def _points(row: Row) -> str:
+    return f"{100 * row.median:+.2f}"
+
+
+def _tenths(row: Row) -> str:
+    return f"{row.median:.1f}"
+
+
+def _hundredths(row: Row) -> str:
+    return f"{row.median:.2f}"
+
+
+def _whole_share(row: Row) -> str:
+    return f"{round(row.median * row.n)} of {row.n}"
 
 
 def _headed(first: str, *others: str) -> Table:

@@ -6,6 +6,7 @@ which knows no epochs; and mixing examples (mixup, cutmix), which bounds no exam
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import tee
 from typing import final
 
 import numpy as np
@@ -19,7 +20,7 @@ from secure_cnn.errors import DataError
 
 __all__ = ["Augmentation", "ShuffledBatches"]
 
-_ORDER, _AUGMENTATION, _READING = 0, 1, 2  # what a stream of random numbers is for
+_ORDER, _AUGMENTATION, _READING, _FLIPS = 0, 1, 2, 3  # what a stream of random numbers is for
 
 
 @final
@@ -37,6 +38,9 @@ class ShuffledBatches:
         epochs: Passes over `split`, at least 0.
         start_step: The first step to give, at most all of them.
         augment: `(images, generator) -> images`, applied to whole batches, say `Augmentation`.
+        alternate_flips: Mirror each image in every second epoch, half of them in the first (Jordan
+            2024, arXiv 2404.00498), so that two epochs show each image both ways. Where left and
+            right are one class; and in place of `Augmentation(flip=True)`, which draws a coin.
         workers: Processes that read the next batches of a data set of one's own while this one is
             trained on; 0 reads in this process. A split is in memory, and needs none.
 
@@ -60,6 +64,7 @@ class ShuffledBatches:
         seed: int,
         start_step: int = 0,
         augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+        alternate_flips: bool = False,
         workers: int = 0,
     ) -> None:
         check_examples(split, workers=workers)
@@ -76,6 +81,7 @@ class ShuffledBatches:
         self._seed = seed
         self._start_step = start_step
         self._augment = augment
+        self._alternate_flips = alternate_flips
         self._workers = workers
         self.steps_per_epoch = -(-len(split) // batch_size)
         self._steps = self.steps_per_epoch * epochs
@@ -90,12 +96,14 @@ class ShuffledBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         seed = self._generator(_READING, self._start_step).initial_seed()
-        batches = read_batches(self._split, self._indices(), workers=self._workers, seed=seed)
-        for step, (images, labels) in enumerate(batches, start=self._start_step):
-            if self._augment is None:
-                yield images, labels
-            else:
-                yield self._augment(images, self._generator(_AUGMENTATION, step)), labels
+        taken, known = tee(self._indices())
+        batches = read_batches(self._split, taken, workers=self._workers, seed=seed)
+        for step, (read, labels) in enumerate(batches, start=self._start_step):
+            index = next(known)
+            images = self._alternated(read, index, step) if self._alternate_flips else read
+            if self._augment is not None:
+                images = self._augment(images, self._generator(_AUGMENTATION, step))
+            yield images, labels
 
     def _indices(self) -> Iterator[Tensor]:
         """The examples of each step that is left."""
@@ -107,6 +115,12 @@ class ShuffledBatches:
                 order_epoch = epoch
             start = batch * self._batch_size
             yield order[start : start + self._batch_size]
+
+    def _alternated(self, images: Tensor, index: Tensor, step: int) -> Tensor:
+        """The images at `index`, those mirrored whose turn it is in the epoch of this step."""
+        first = torch.rand(len(self._split), generator=self._generator(_FLIPS, 0)) < 0.5
+        turn = first[index] ^ bool(step // self.steps_per_epoch % 2)
+        return _mirrored_where(turn.to(images.device), images)
 
     def _generator(self, purpose: int, index: int) -> torch.Generator:
         """A generator of its own for each use, so that no use depends on what came before it."""
@@ -153,7 +167,11 @@ class Augmentation:
 
 def _flipped(images: Tensor, generator: torch.Generator) -> Tensor:
     coins = torch.rand(len(images), generator=generator, device=generator.device) < 0.5
-    return torch.where(coins.to(images.device)[:, None, None, None], images.flip(-1), images)
+    return _mirrored_where(coins.to(images.device), images)
+
+
+def _mirrored_where(chosen: Tensor, images: Tensor) -> Tensor:
+    return torch.where(chosen[:, None, None, None], images.flip(-1), images)
 
 
 def _shifted(images: Tensor, shift: int, generator: torch.Generator) -> Tensor:
