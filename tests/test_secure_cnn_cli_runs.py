@@ -53,6 +53,15 @@ def test_a_sealed_run_asks_for_its_key(cli, trained):
     assert (code, "accuracy" in out) == (0, True)
 
 
+def test_a_plain_run_needs_no_key_and_says_so(cli, trained):
+    """A plain file in the place of a sealed one is not taken for it; without the option it is."""
+    plain, _, key = trained
+    code, _, err = cli("evaluate", plain, "--identity", key, columns=400)
+    assert code == 6
+    assert "model.safetensors: expected a sealed model" in err
+    assert "leave --identity, --passphrase-file, --kek and --trusted out: it needs no key" in err
+
+
 @pytest.mark.parametrize(
     ("status", "words"),
     [

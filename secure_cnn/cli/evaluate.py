@@ -13,10 +13,9 @@ import typer
 import defenses
 from defenses.checks.checks import CheckSettings
 from defenses.threat import Norm
-from secure_cnn.archive import InvalidKey, StorageError
-from secure_cnn.checkpoint import LoadedModel, Unlocking, read_model
+from secure_cnn.checkpoint import LoadedModel, Unlocking
 from secure_cnn.cli import findings
-from secure_cnn.cli.finished import located
+from secure_cnn.cli.finished import located, opened
 from secure_cnn.cli.keys import IdentityFile, Kek, PassphraseFile, Trusted, unlocking_from
 from secure_cnn.cli.network import ModelOptions, own_network
 from secure_cnn.cli.options import (
@@ -144,7 +143,7 @@ def evaluate(
     unlocking = unlocking_from(identity, passphrase_file, kek, trusted or [])
     network = own_network(model, model_option or []) if model else None
     path, data = located(checkpoint, data)
-    loaded = _model(path, unlocking, network)
+    loaded = opened(path, unlocking, network)
     reading = reading_for(loaded, image_fit, background)
     images = _images(loaded, data, path, reading, groups_for(loaded, data, groups))
     threat = _threat(loaded, eps, norm)
@@ -200,22 +199,6 @@ def _way_on(state: Path | None) -> str:
     return f"the same command again goes on from {state}"
 
 
-def _model(path: Path, unlocking: Unlocking | None, network: OwnNetwork | None) -> LoadedModel:
-    """The model in a file, which must be there: one that is missing is no fault of its keys."""
-    if unlocking is None and path.suffix == ".sealed" and path.exists():
-        raise InvalidKey(
-            f"{path}: is sealed; name what opens it with --identity, --passphrase-file or --kek"
-        )
-    try:
-        return read_model(path, unlocking=unlocking, network=network)
-    except StorageError as error:
-        if path.exists():
-            raise
-        raise ModelError(
-            f"{path}: expected the checkpoint of a model, found no such file"
-        ) from error
-
-
 def _threat(
     loaded: LoadedModel, eps: float | None, norm: str | None
 ) -> defenses.ThreatModel | None:
@@ -236,7 +219,7 @@ def _check_settings(
     """The usual checks, with the surrogate where one is given."""
     if surrogate is None:
         return CheckSettings()
-    return CheckSettings(surrogate=_model(surrogate, unlocking, network).model)
+    return CheckSettings(surrogate=opened(surrogate, unlocking, network).model)
 
 
 def _certified(

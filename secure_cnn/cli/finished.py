@@ -3,11 +3,14 @@
 import shlex
 from pathlib import Path
 
+from secure_cnn.archive import InvalidKey, NotSealed, StorageError
+from secure_cnn.checkpoint import LoadedModel, Unlocking, read_model
 from secure_cnn.data.named import NAMES
-from secure_cnn.errors import DataError, RunError
+from secure_cnn.errors import DataError, ModelError, RunError
+from secure_cnn.own_network import OwnNetwork
 from secure_cnn.recipe import RunFolder
 
-__all__ = ["located"]
+__all__ = ["located", "opened"]
 
 
 def located(place: Path, data: str | None) -> tuple[Path, str | None]:
@@ -44,3 +47,32 @@ def located(place: Path, data: str | None) -> tuple[Path, str | None]:
             "--data"
         )
     return models[0], data or named
+
+
+def opened(path: Path, unlocking: Unlocking | None, network: OwnNetwork | None) -> LoadedModel:
+    """The model in a file.
+
+    Raises:
+        ModelError: There is no file, which is no fault of its keys; or no model of ours in it.
+        ArchiveError: It is sealed and nothing was given that opens it, or the reverse: a plain file
+            in the place of a sealed one is not taken for it.
+    """
+    if unlocking is None and path.suffix == ".sealed" and path.exists():
+        raise InvalidKey(
+            f"{path}: is sealed; name what opens it with --identity, --passphrase-file or --kek"
+        )
+    try:
+        loaded = read_model(path, unlocking=unlocking, network=network)
+    except NotSealed as error:
+        raise NotSealed(
+            f"{path}: expected a sealed model, since what opens it was named, got a plain file; if "
+            "it should be plain, leave --identity, --passphrase-file, --kek and --trusted out: it "
+            "needs no key, and carries no signature"
+        ) from error
+    except StorageError as error:
+        if path.exists():
+            raise
+        raise ModelError(
+            f"{path}: expected the checkpoint of a model, found no such file"
+        ) from error
+    return loaded
