@@ -5,11 +5,13 @@ is compared with what the person brings, and never called.
 """
 
 import copy
+import hashlib
 import inspect
 import json
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, final
 
 import torch
@@ -18,6 +20,7 @@ from torch.nn.parameter import is_lazy
 
 from secure_cnn.data import DataSpec
 from secure_cnn.errors import ModelError
+from secure_cnn.files import reading
 
 __all__ = ["OwnNetwork", "are_options", "as_arguments", "is_own_name"]
 
@@ -113,6 +116,26 @@ class OwnNetwork:
                 f"{self.name}: expected options as a dict of names and plain values (numbers, "
                 "texts, true, false, lists)"
             )
+
+    @property
+    def source(self) -> str:
+        """SHA-256, in hex, of the file in which the function or class is written, as it is now.
+
+        Empty where there is none: it was typed in, or is written in C. What the file imports is not
+        in it.
+        """
+        make = inspect.unwrap(self.make)
+        # A class of a file that was loaded by its path does not know its file; its methods do.
+        written = [make, *vars(make).values()] if isinstance(make, type) else [make]
+        codes = (getattr(each, "__code__", None) for each in written)
+        files = [Path(code.co_filename) for code in codes if code is not None]
+        for file in files:
+            try:
+                with reading(file) as opened:
+                    return hashlib.sha256(opened.read()).hexdigest()
+            except (OSError, ValueError):
+                continue
+        return ""
 
     def build(self, spec: DataSpec, *, generator_seed: int = 0) -> nn.Module:
         """The network for data of this `spec`, new, in the mode in which it was made.

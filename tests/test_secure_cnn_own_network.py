@@ -1,14 +1,18 @@
 """A network of one's own from the first step to its evaluation, and no code that a file names."""
 
+import hashlib
 import json
+import re
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import privacy
-from secure_cnn import Architecture, ModelError, OwnNetwork, Recipe, read_model, run
+from secure_cnn import Architecture, ModelError, OwnNetwork, Recipe, RunError, read_model, run
+from secure_cnn.cli.network import own_network
 from secure_cnn.engine import WeightAverage
 from secure_cnn.recipe import Variant
 from secure_cnn.record import RunRecord
@@ -202,6 +206,66 @@ def test_the_command_line_trains_resumes_and_evaluates_it(
         code, printed, _ = cli("evaluate", place, "--data", shapes, *words)
         assert code == 0
         assert "accuracy" in printed
+
+
+def test_a_file_that_changed_is_noticed(cli, quick, mine, shapes, tmp_path, stopped_after):
+    """A run does not go on with other code; an evaluation says so, for the weights still fit."""
+    out, words = tmp_path / "run", ["--model", f"{mine}:net"]
+    with stopped_after(3):
+        cli("train", *words, "--data", shapes, "--epochs", 2, "--batch-size", 16, "--out", out)
+    mine.write_text(MINE.replace("nn.ReLU", "nn.Tanh"), encoding="utf-8")
+    code, _, err = cli("train", "--resume", "--out", out, *words, columns=400)
+    assert code == 3
+    assert "the network mine.py:net changed since the run began: the file that makes it\n" in err
+    assert "hint: put the code back as it was, or start anew in another folder" in err
+    mine.write_text(MINE, encoding="utf-8")
+    assert cli("train", "--resume", "--out", out, *words)[0] == 0
+    evaluate = ["evaluate", out, *words]
+    assert "note" not in cli(*evaluate)[2]
+    mine.write_text(MINE.replace("nn.ReLU", "nn.Tanh"), encoding="utf-8")
+    code, _, err = cli(*evaluate, columns=400)
+    assert code == 0
+    assert "the file that makes mine.py:net is not the one of the training" in err
+
+
+def test_tensors_of_other_shapes_are_noticed_before_a_run_goes_on(
+    recipe, quick, own, stopped_after
+):
+    """In the same file: what it imports may have changed. Earlier records do not say, and go on."""
+    with stopped_after(3):
+        part = run(recipe(), network=own)
+    other = OwnNetwork(name=NAME, make=lambda spec: net(spec, wide=8))
+    with pytest.raises(RunError, match="began: names or shapes of its tensors; put the code back"):
+        run(recipe(), network=other, resume=True)
+    text = json.loads(part.folder.record.read_text())
+    for name in ("source", "structure"):
+        assert re.fullmatch("[0-9a-f]{64}", text["model"].pop(name))
+    part.folder.record.write_text(json.dumps(text))
+    assert run(recipe(), network=own, resume=True).record.status == "complete"
+
+
+class Plain(nn.Linear):
+    """Has no method of its own, and so names no file."""
+
+
+def test_the_source_is_the_file_of_the_function(mine, tmp_path):
+    """Through what is wrapped around it; of a class too; none for what has no file."""
+    digest = hashlib.sha256(mine.read_bytes()).hexdigest()
+    assert own_network(f"{mine}:net").source == digest
+    assert own_network(f"{mine}:net+group-norm").source == digest
+    classes = tmp_path / "classes.py"
+    classes.write_text(
+        "from torch import nn\nclass Net(nn.Module):\n    def __init__(self): pass\n"
+    )
+    digest = hashlib.sha256(classes.read_bytes()).hexdigest()
+    assert own_network(f"{classes}:Net").source == digest
+    typed = {}
+    exec("def net(): pass", typed)
+    for make in (typed["net"], Plain, dict):
+        assert OwnNetwork(name="a:b", make=make).source == ""
+    builder = own_network("torchvision:resnet18")
+    resnet = pytest.importorskip("torchvision.models.resnet")
+    assert builder.source == hashlib.sha256(Path(resnet.__file__).read_bytes()).hexdigest()
 
 
 def test_layers_that_mix_examples_end_a_private_run_before_it_begins(

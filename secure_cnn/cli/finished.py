@@ -5,6 +5,7 @@ from pathlib import Path
 
 from secure_cnn.archive import InvalidKey, NotSealed, StorageError
 from secure_cnn.checkpoint import LoadedModel, Unlocking, read_model
+from secure_cnn.cli.options import message
 from secure_cnn.data.named import NAMES
 from secure_cnn.errors import DataError, ModelError, RunError
 from secure_cnn.own_network import OwnNetwork
@@ -50,7 +51,7 @@ def located(place: Path, data: str | None) -> tuple[Path, str | None]:
 
 
 def opened(path: Path, unlocking: Unlocking | None, network: OwnNetwork | None) -> LoadedModel:
-    """The model in a file.
+    """The model in a file; of a network of one's own it is said where its code has changed.
 
     Raises:
         ModelError: There is no file, which is no fault of its keys; or no model of ours in it.
@@ -75,4 +76,10 @@ def opened(path: Path, unlocking: Unlocking | None, network: OwnNetwork | None) 
         raise ModelError(
             f"{path}: expected the checkpoint of a model, found no such file"
         ) from error
+    began = loaded.claims.get("network")
+    if network is not None and isinstance(began, dict) and began.get("source") != network.source:
+        message(
+            f"note: the file that makes {network.name} is not the one of the training: where its "
+            "forward differs, these are figures of another model; put the file back as it was"
+        )
     return loaded

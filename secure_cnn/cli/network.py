@@ -6,6 +6,7 @@ that comes out of a checkpoint or a record ever gets here.
 
 import importlib
 import importlib.machinery
+import inspect
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -111,7 +112,13 @@ def _module(where: str) -> ModuleType:
 
 def _with_classes(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """A builder of torchvision, which takes the number of classes and does not say so."""
-    return lambda *, num_classes, **options: make(num_classes=num_classes, **options)
+
+    def made(*, num_classes: int, **options: Any) -> nn.Module:
+        return make(num_classes=num_classes, **options)
+
+    cast(Any, made).__signature__ = inspect.signature(made)  # this one's, and not
+    cast(Any, made).__wrapped__ = make  # of what it calls, whose file counts
+    return made
 
 
 def _fixed(make: Callable[..., nn.Module]) -> Callable[..., nn.Module]:

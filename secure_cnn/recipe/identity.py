@@ -27,7 +27,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.recipe import defaults
 from secure_cnn.recipe.folder import RunFolder
 from secure_cnn.recipe.settings import Recipe
-from secure_cnn.record import EpochRecord, RunRecord
+from secure_cnn.record import EpochRecord, ModelRecord, RunRecord
 
 __all__ = ["KEYED", "RunIdentity", "Start", "keyed_fingerprint", "released_by", "resume"]
 
@@ -171,7 +171,7 @@ def released_by(state: Mapping[str, Any]) -> int:
 
 
 def _check_asked(recipe: Recipe, folder: RunFolder, record: RunRecord, fresh: RunRecord) -> None:
-    """The settings and the weights to start from are those that the run began with."""
+    """Settings, weights to start from and the network are those that the run began with."""
     other = recipe.changed_from(record.settings)
     if other:
         raise RunError(
@@ -181,6 +181,20 @@ def _check_asked(recipe: Recipe, folder: RunFolder, record: RunRecord, fresh: Ru
         raise RunError(
             f"{folder.root}: the weights changed since the run began: {recipe.weights}; put the "
             "file back that it started from"
+        )
+    _check_network(folder, record.model, fresh.model)
+
+
+def _check_network(folder: RunFolder, began: ModelRecord, now: ModelRecord) -> None:
+    """A network of one's own is written as it was; a record of an earlier version does not say."""
+    what = {"source": "the file that makes it", "structure": "names or shapes of its tensors"}
+    other = [
+        told for name, told in what.items() if getattr(began, name) not in ("", getattr(now, name))
+    ]
+    if other:
+        raise RunError(
+            f"{folder.root}: the network {now.name} changed since the run began: "
+            f"{' and '.join(other)}; put the code back as it was, or start anew in another folder"
         )
 
 

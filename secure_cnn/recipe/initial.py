@@ -1,5 +1,7 @@
 """The model at the first step of every training of a run: drawn, loaded, and partly frozen."""
 
+import hashlib
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +17,7 @@ from secure_cnn.models import Architecture
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
 from secure_cnn.recipe.settings import Recipe
+from secure_cnn.record import ModelRecord
 from secure_cnn.weights import StartReport, Weights, freeze, read_weights, start_from
 
 __all__ = ["InitialModel", "initial_model"]
@@ -46,11 +49,27 @@ class InitialModel:
     @property
     def claims(self) -> dict[str, Any]:
         """What the finished model's file says of its beginning."""
-        report = self._told[0]
-        if report is None:
-            return {}
-        said = {"file": report.file, "sha256": report.digest, "matched": len(report.matched)}
-        return {"weights": said}
+        report, claims = self._told[0], {}
+        if report is not None:
+            said = {"file": report.file, "sha256": report.digest, "matched": len(report.matched)}
+            claims["weights"] = said
+        if self.record.source:
+            claims["network"] = {"source": self.record.source}
+        return claims
+
+    @cached_property
+    def record(self) -> ModelRecord:
+        """The model as the run's record has it."""
+        model = self.build()
+        shapes = [(name, list(tensor.shape)) for name, tensor in model.state_dict().items()]
+        own = self.network is not None
+        return ModelRecord(
+            name=self.recipe.model,
+            parameters=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            weights=self.digest,
+            source=self.network.source if self.network is not None else "",
+            structure=hashlib.sha256(json.dumps(shapes).encode()).hexdigest() if own else "",
+        )
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -47,7 +47,6 @@ from secure_cnn.recipe.training import Training
 from secure_cnn.record import (
     DataRecord,
     EpochRecord,
-    ModelRecord,
     Row,
     RunRecord,
     ThreatRecord,
@@ -381,11 +380,7 @@ def _beginning(task: _Task) -> Start:
             shape=data.spec.shape,
             classes=data.spec.classes,
         ),
-        model=ModelRecord(
-            name=recipe.model,
-            parameters=sum(p.numel() for p in task.initial.build().parameters() if p.requires_grad),
-            weights=task.initial.digest,
-        ),
+        model=task.initial.record,
         settings=recipe.to_dict(),
         versions=versions(),
         hardware=hardware(task.device),

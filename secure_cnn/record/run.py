@@ -61,13 +61,17 @@ class ModelRecord(Checked):
     """Which network a run trained, and how many trainable parameters it has.
 
     `weights` is the SHA-256 of the file that it started from, in hexadecimal; empty if it did not.
+    Of a network of one's own, `source` is that of the file with the function that makes it, and
+    `structure` that of the names and shapes of its tensors.
     """
 
-    LATER: ClassVar[frozenset[str]] = frozenset({"weights"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"weights", "source", "structure"})
 
     name: str
     parameters: int
     weights: str = ""
+    source: str = ""
+    structure: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
