@@ -5,9 +5,9 @@ Every model takes float images `[n, channels, height, width]` in [0, 1] and retu
 arXiv:1803.08494), so a private step can bound what each example contributes. There is no dropout
 either: it would draw from the global random state.
 
-The first layer maps [0, 1] to [-2, 2] by fixed constants, never by the mean and deviation of the
-training data. Those are a function of every private example; a model that carries them leaks them,
-and no accountant would know.
+Pixels are scaled by fixed constants, never by the mean and deviation of the training data. Those
+are a function of every private example; a model that carries them leaks them, and no accountant
+would know. The features of `scattering` are fixed by formulas too.
 """
 
 from collections import OrderedDict
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from secure_cnn.data import DataSpec
 from secure_cnn.errors import ModelError
 from secure_cnn.own_network import OwnNetwork, are_options, as_arguments, is_own_name
+from secure_cnn.scattering import Scattering, scattering_features, scattering_layers
 
 __all__ = ["MODELS", "Architecture", "build_model", "load_weights"]
 
@@ -96,14 +97,8 @@ class Architecture:
         cls, model: str, spec: DataSpec, *, options: Mapping[str, Any] = MappingProxyType({})
     ) -> "Architecture":
         """The architecture of the model of this name for images of this shape and these classes."""
-        return cls(
-            options=dict(options),
-            model=model,
-            channels=spec.channels,
-            height=spec.height,
-            width=spec.width,
-            classes=spec.classes,
-        )
+        size = dict(zip(("channels", "height", "width"), spec.shape, strict=True))
+        return cls(options=dict(options), model=model, classes=spec.classes, **size)
 
     def build(self, *, generator_seed: int = 0, network: OwnNetwork | None = None) -> nn.Module:
         """A new model with freshly drawn weights, on the CPU, in training mode.
@@ -123,9 +118,7 @@ class Architecture:
             return network.build(self.spec, generator_seed=generator_seed).train()
         with torch.device("meta"):  # no memory and no random number for weights that we draw anew
             model = _BUILDERS[self.model](self)
-        model = model.to_empty(device="cpu")
-        _draw(model, torch.Generator().manual_seed(generator_seed))
-        return model
+        return _drawn(model.to_empty(device="cpu"), torch.Generator().manual_seed(generator_seed))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -205,10 +198,11 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 @final
 class _Normalize(nn.Module):
-    """[0, 1] to [-2, 2]; also the gate that refuses images of another form."""
+    """[0, 1] to [-2, 2], or as it is; also the gate that refuses images of another form."""
 
-    def __init__(self, architecture: Architecture) -> None:
+    def __init__(self, architecture: Architecture, mean: float = 0.5, std: float = 0.25) -> None:
         super().__init__()
+        self.mean, self.std = mean, std
         self.shape = (architecture.channels, architecture.height, architecture.width)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -217,10 +211,10 @@ class _Normalize(nn.Module):
                 f"input: expected float images [n, {', '.join(map(str, self.shape))}] in [0, 1], "
                 f"got {images.dtype} {list(images.shape)}"
             )
-        return (images - 0.5) / 0.25
+        return (images - self.mean) / self.std
 
     def extra_repr(self) -> str:
-        return "mean=0.5, std=0.25"
+        return f"mean={self.mean}, std={self.std}"
 
 
 @final
@@ -356,13 +350,21 @@ def _resnet18(architecture: Architecture) -> nn.Sequential:
     return stack.finish(1)
 
 
+def _scattering(architecture: Architecture) -> nn.Sequential:
+    """A linear layer on wavelets that are not trained (Tramèr and Boneh, 2021), of norm 1."""
+    shape = architecture.spec.shape
+    layers = {"normalize": _Normalize(architecture, 0.0, 1.0), **scattering_layers(*shape)}
+    head = nn.Linear(scattering_features(*shape), len(architecture.classes))
+    return nn.Sequential(OrderedDict[str, nn.Module](**layers, head=head))
+
+
 def _first_stride(architecture: Architecture) -> int:
     """Images of 64x64 and more are halved at once: deep nets are too slow at full size."""
     return 2 if min(architecture.height, architecture.width) >= 64 else 1
 
 
-def _draw(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw every weight; a layer that this does not know is our own mistake."""
+def _drawn(model: nn.Module, generator: torch.Generator) -> nn.Module:
+    """Draws every weight; a layer that this does not know is our own mistake."""
     last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
     for module in model.modules():
         if module is last:
@@ -372,11 +374,14 @@ def _draw(model: nn.Module, generator: torch.Generator) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.GroupNorm):
+        elif isinstance(module, nn.GroupNorm) and module.affine:
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+        elif isinstance(module, Scattering):
+            module.reset()
         else:
             assert not list(module.parameters(recurse=False)), f"{type(module)} keeps no weights"
+    return model
 
 
 _BUILDERS: Mapping[str, Callable[[Architecture], nn.Sequential]] = MappingProxyType(
@@ -386,6 +391,7 @@ _BUILDERS: Mapping[str, Callable[[Architecture], nn.Sequential]] = MappingProxyT
         "vgg11": _vgg11,
         "resnet20": _resnet20,
         "resnet18": _resnet18,
+        "scattering": _scattering,
     }
 )
 MODELS = tuple(_BUILDERS)
