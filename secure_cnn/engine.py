@@ -288,10 +288,14 @@ def on_device(
     device: torch.device,
     memory_format: torch.memory_format,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Moves batches to the device, in the layout that the model has."""
+    """Moves batches to the device, images in the layout that the model has.
+
+    Features that are no images [n, c, h, w] have one layout only.
+    """
     for images, labels in batches:
+        layout = memory_format if images.dim() == 4 else torch.contiguous_format
         yield (
-            images.to(device, non_blocking=True).contiguous(memory_format=memory_format),
+            images.to(device, non_blocking=True).contiguous(memory_format=layout),
             labels.to(device, non_blocking=True),
         )
 

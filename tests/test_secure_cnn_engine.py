@@ -418,6 +418,15 @@ def test_batches_arrive_in_the_models_layout(layout):
     assert moved.is_contiguous(memory_format=layout)
 
 
+def test_features_that_are_no_images_have_one_layout():
+    """A vector, or a channel of points, for each example."""
+    for features in (torch.rand(2, 3), torch.rand(2, 3, 4)):
+        batches_of_one = [(features, torch.tensor([0, 1]))]
+        ((moved, _),) = on_device(batches_of_one, torch.device("cpu"), torch.channels_last)
+        assert torch.equal(moved, features)
+        assert moved.is_contiguous()
+
+
 def test_the_cpu_computes_in_the_models_own_precision():
     """No autocast where there is no GPU: a float64 model has float64 losses."""
     model = network().double()

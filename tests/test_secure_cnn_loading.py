@@ -52,6 +52,34 @@ class Copy:
         raise AssertionError("this is a batch size")
 
 
+class Marked:
+    """Read whole, as its class says."""
+
+    batch_by_indices = True
+
+    def __init__(self, found=None):
+        self.split, self.found = split(), found
+
+    def __len__(self):
+        return COUNT
+
+    def __getitem__(self, index):
+        raise AssertionError("it is read whole")
+
+    def batch(self, indices):
+        return self.split.batch(indices) if self.found is None else self.found(indices)
+
+
+class Remade(Marked):
+    """Its examples are others than its batches, and it says nothing of them."""
+
+    def __getitem__(self, index):
+        return self.split[index]
+
+    def batch(self, indices):
+        raise AssertionError("nobody said what this is")
+
+
 class Corner(nn.Module):
     """Its logits are the first three pixels."""
 
@@ -71,6 +99,35 @@ def test_epochs_of_a_data_set_of_ones_own_are_those_of_the_split(workers):
         assert torch.equal(images, want)
         assert torch.equal(labels, truth)
     assert living_workers() == []
+
+
+@pytest.mark.parametrize("data", [Marked(), Remade()], ids=["marked", "subclass"])
+def test_a_data_set_is_read_whole_where_the_class_of_its_examples_says_so(data):
+    """The same batches as the split's."""
+    settings = {"batch_size": 5, "epochs": 2, "seed": 3, "start_step": 2}
+    wanted = list(ShuffledBatches(split(), **settings))
+    for (images, labels), (want, truth) in zip(
+        ShuffledBatches(data, **settings), wanted, strict=True
+    ):
+        assert torch.equal(images, want)
+        assert torch.equal(labels, truth)
+    assert torch.equal(predict(Corner(), data), predict(Corner(), split()))
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (lambda _: None, "expected batches of images and labels, two tensors, got NoneType"),
+        (lambda i: (torch.zeros(len(i) - 1, 1, 8, 8), i), "and as many labels"),
+        (lambda i: (i, i), "expected floating point images"),
+        (lambda i: [][7], r"one of its examples \[0, 1, 2, 3\] could not be read: IndexError"),
+    ],
+    ids=["none", "rows", "whole", "failing"],
+)
+def test_what_a_data_set_that_is_read_whole_gives_is_checked(found, words):
+    """As what a loader stacks is."""
+    with pytest.raises(DataError, match=words):
+        predict(Corner(), Marked(found))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from secure_cnn.errors import DataError
 __all__ = ["Examples", "check_examples", "in_order", "read_batches"]
 
 _MOST_WORKERS = 1024
+_SHOWN = 4
 
 
 class Examples(Protocol):
@@ -64,13 +65,17 @@ def read_batches(
     """Images, float [b, ...], and labels [b] at each of `indices`, int64 [b], in their order.
 
     Guarantee: torch's global random state is neither read nor moved here; the workers' own follows
-    from `seed`. `batch(indices)` is called of a `Split` alone: elsewhere it may mean anything.
+    from `seed`. `batch(indices)` is called where the class with the `__getitem__` says
+    `batch_by_indices = True`: elsewhere it may mean anything.
 
     Raises:
         DataError: An example cannot be read, with its index; or it is no (image, label).
     """
     if isinstance(data, Split):
         yield from map(data.batch, indices)
+        return
+    if workers == 0 and _is_cut_by_indices(type(data)):
+        yield from _pairs(_cut(data, indices))
         return
     loader: DataLoader[Any] = DataLoader(
         _Named(data),  # type: ignore[arg-type]  # torch's own class adds nothing to it
@@ -112,6 +117,24 @@ def in_order(
     starts = range(0, len(data), batch_size)
     indices = (torch.arange(start, min(start + batch_size, len(data))) for start in starts)
     return read_batches(data, indices, workers=workers)
+
+
+def _is_cut_by_indices(kind: type) -> bool:
+    """Whether the class with this `__getitem__` says that `batch(indices)` gives the same."""
+    owner = next((each for each in kind.__mro__ if "__getitem__" in vars(each)), object)
+    return vars(owner).get("batch_by_indices") is True and hasattr(kind, "batch")
+
+
+def _cut(data: Any, indices: Iterable[Tensor]) -> Iterator[Any]:
+    for each in indices:
+        try:
+            batch = data.batch(each)
+        except Exception as error:
+            raise DataError(
+                f"data: one of its examples {each[:_SHOWN].tolist()} could not be read: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        yield batch
 
 
 class _Named:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -12,11 +13,12 @@ import privacy
 from defenses import ThreatModel
 from secure_cnn.data import ImageData, Split
 from secure_cnn.engine import Objective
+from secure_cnn.errors import RunError
 from secure_cnn.evaluate import evaluate_model
 from secure_cnn.interruption import StopRequest, stop_here
 from secure_cnn.pages import Examples
 from secure_cnn.recipe.identity import RunIdentity
-from secure_cnn.recipe.seams import Seams
+from secure_cnn.recipe.seams import Seams, objective_for
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.record import PrivacyRecord, ResultRecord, Row, versions
 
@@ -25,6 +27,7 @@ __all__ = [
     "Outcome",
     "attacked_examples",
     "claims_of",
+    "cost_of",
     "judge",
     "privacy_record",
 ]
@@ -147,6 +150,35 @@ def claims_of(
             "images": min(recipe.robust_samples or len(data.test), len(data.test)),
         }
     return claims
+
+
+def cost_of(
+    recipe: Recipe, model: nn.Module, data: ImageData, measure_cost: MeasureCost, stop: StopRequest
+) -> tuple[Row, ...]:
+    """Has the recipe's protections timed on a new `model`, all of it, front included.
+
+    Raises:
+        RunError: What came is no sequence of rows.
+        Stopped: A stop was requested.
+    """
+    variant = recipe.variant
+    own: dict[str, Objective] = {}
+    if variant.method is not None:
+        own[variant.method] = objective_for(recipe, variant)
+    found: object = measure_cost(
+        recipe.model,
+        model,
+        data.train,
+        own,
+        private=variant.private,
+        before_step=partial(stop_here, stop),
+    )
+    if not isinstance(found, Sequence) or not all(isinstance(row, Row) for row in found):
+        raise RunError(
+            "measure_cost: expected a sequence of secure_cnn.record.Row, got "
+            f"{type(found).__name__}; the training is kept: go on with resume=True"
+        )
+    return tuple(found)
 
 
 def _unusual(recipe: Recipe, usual: Mapping[str, Any]) -> dict[str, Any]:

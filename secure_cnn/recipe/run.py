@@ -4,10 +4,10 @@ The composition root. What the protections cost is measured by whoever asks for 
 gives `run` a function of `secure_cnn.bench`, on which this room does not stand.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -23,25 +23,21 @@ from secure_cnn.checkpoint import (
     write_model,
 )
 from secure_cnn.data import ImageData, load_data
-from secure_cnn.engine import Objective, WeightAverage
+from secure_cnn.engine import WeightAverage
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import Stopped, StopRequest, stop_here, stop_on_signals
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe.folder import Journal, RunFolder
+from secure_cnn.recipe.front import FrozenFront
 from secure_cnn.recipe.guard import make_guard
 from secure_cnn.recipe.identity import RunIdentity, Start
 from secure_cnn.recipe.identity import resume as resume_run
 from secure_cnn.recipe.initial import InitialModel, initial_model
 from secure_cnn.recipe.notes import COPIES_NOTE, notes_before, notes_on
-from secure_cnn.recipe.outcome import (
-    MeasureCost,
-    claims_of,
-    judge,
-    privacy_record,
-)
+from secure_cnn.recipe.outcome import MeasureCost, claims_of, cost_of, judge, privacy_record
 from secure_cnn.recipe.persons import GROUPED_NOTE, group_cost_of, samples_of
-from secure_cnn.recipe.seams import make_device, make_plan, make_seams, objective_for
+from secure_cnn.recipe.seams import images_stay, make_device, make_plan, make_seams
 from secure_cnn.recipe.settings import Recipe, Variant
 from secure_cnn.recipe.training import Training
 from secure_cnn.record import (
@@ -198,14 +194,26 @@ class _Task:
         """The training of one variant, at its first step."""
         recipe = self.recipe
         model = self.initial.build().to(self.device).to(memory_format=_LAYOUT)
-        seams = make_seams(recipe, variant, model, self.data, plan=self.plan, memory_format=_LAYOUT)
+        front = self.front if images_stay(recipe, variant) else None
+        trained = model if front is None else front.put_before(model)
+        seams = make_seams(
+            recipe,
+            variant,
+            trained,
+            self.data,
+            plan=self.plan,
+            front=front,
+            memory_format=_LAYOUT,
+        )
         decay = recipe.average_decay
-        average = WeightAverage(model, decay=decay) if decay else None
+        average = WeightAverage(trained, decay=decay) if decay else None
         return Training(
             recipe=recipe,
             variant=variant,
             data=self.data,
             model=model,
+            trained=trained,
+            front=front,
             seams=seams,
             average=average,
             guard=make_guard(recipe, variant, seams, model, average, self.data),
@@ -213,26 +221,16 @@ class _Task:
             weights=self.initial.digest,
         )
 
-    def cost(self, measure_cost: MeasureCost, stop: StopRequest) -> tuple[Row, ...]:
-        """Has the recipe's protections timed, on a new network."""
-        recipe, variant = self.recipe, self.recipe.variant
-        own: dict[str, Objective] = {}
-        if variant.method is not None:
-            own[variant.method] = objective_for(recipe, variant)
-        found: object = measure_cost(
-            recipe.model,
-            self.initial.build().to(self.device),
-            self.data.train,
-            own,
-            private=variant.private,
-            before_step=partial(stop_here, stop),
+    @cached_property
+    def front(self) -> FrozenFront | None:
+        """What of all models of the run is frozen, if features of the images are worth keeping."""
+        return FrozenFront.of(
+            self.initial.build(),
+            self.data,
+            seed=self.recipe.seed,
+            device=self.device,
+            memory_format=_LAYOUT,
         )
-        if not isinstance(found, Sequence) or not all(isinstance(row, Row) for row in found):
-            raise RunError(
-                "measure_cost: expected a sequence of secure_cnn.record.Row, got "
-                f"{type(found).__name__}; the training is kept: go on with resume=True"
-            )
-        return tuple(found)
 
 
 def _prepared(
@@ -338,7 +336,10 @@ def _finished(
     measure_cost: MeasureCost | None,
 ) -> Run:
     """Has the cost measured where asked for, writes the model and closes the record."""
-    cost = () if measure_cost is None else task.cost(measure_cost, stop)
+    cost: tuple[Row, ...] = ()
+    if measure_cost is not None:
+        new = task.initial.build().to(task.device)
+        cost = cost_of(task.recipe, new, task.data, measure_cost, stop)
     write_model(
         task.folder.model,
         model,

@@ -16,13 +16,22 @@ from torch import nn
 
 import defenses
 import privacy
-from secure_cnn.data import Augmentation, ImageData, ShuffledBatches
+from secure_cnn.data import Augmentation, ImageData, ShuffledBatches, Split
 from secure_cnn.engine import CrossEntropy, MeanUpdate, Objective, Schedule, Update, on_device
 from secure_cnn.errors import RunError
+from secure_cnn.recipe.front import Features, FrozenFront
 from secure_cnn.recipe.ranges import ClippingKind
 from secure_cnn.recipe.settings import Recipe, Variant
 
-__all__ = ["Batches", "Seams", "make_device", "make_plan", "make_seams", "objective_for"]
+__all__ = [
+    "Batches",
+    "Seams",
+    "images_stay",
+    "make_device",
+    "make_plan",
+    "make_seams",
+    "objective_for",
+]
 
 Batches = Iterator[tuple[torch.Tensor, torch.Tensor]]
 
@@ -89,6 +98,18 @@ def objective_for(recipe: Recipe, variant: Variant) -> Objective:
     return CrossEntropy(label_smoothing=recipe.label_smoothing) if found is None else found
 
 
+def images_stay(recipe: Recipe, variant: Variant) -> bool:
+    """Whether a training shows the model every image as it is, in every epoch.
+
+    Example:
+        >>> recipe = Recipe(out="runs/1", eps=0.1)
+        >>> [images_stay(recipe, each) for each in recipe.variants]
+        [True, False]
+    """
+    changed = variant.method is not None or _augmentation(recipe) is not None
+    return not changed and recipe.copies == 1
+
+
 def make_seams(
     recipe: Recipe,
     variant: Variant,
@@ -96,10 +117,15 @@ def make_seams(
     data: ImageData,
     *,
     plan: privacy.DPPlan | None,
+    front: FrozenFront | None = None,
     memory_format: torch.memory_format = torch.contiguous_format,
 ) -> Seams:
-    """Puts one training together; the calibrated `plan` is used where the variant is private."""
+    """Puts one training together; the calibrated `plan` is used where the variant is private.
+
+    `model` is what is trained: behind a `front` the rest of the network, which sees features.
+    """
     objective = objective_for(recipe, variant)
+    examples = data.train if front is None else front.train
     batch_size = recipe.batch_size_for(variant, len(data.train))
     steps = math.ceil(len(data.train) / batch_size) * recipe.epochs
     if variant.private:
@@ -109,9 +135,9 @@ def make_seams(
     optimizer = _optimizer(recipe, rate, model)
     device = next(model.parameters()).device
     private, update = None, _mean_update(recipe, optimizer)
-    batches = partial(_epochs, recipe, objective, data, batch_size)
+    batches = partial(_epochs, recipe, objective, examples, batch_size)
     if plan is not None and variant.private:
-        private = _attached(recipe, plan, model, optimizer, data, objective)
+        private = _attached(recipe, plan, model, optimizer, data, objective, front)
         update = partial(_step, private, recipe.copies)
         batches = partial(_samples, recipe, private)
     if recipe.eps_warmup and variant.method is not None:
@@ -143,6 +169,7 @@ def _attached(
     optimizer: torch.optim.Optimizer,
     data: ImageData,
     objective: Objective,
+    front: FrozenFront | None,
 ) -> privacy.PrivateTraining:
     """The private training of an objective that keeps examples apart."""
     twin = copy.deepcopy(model)
@@ -151,10 +178,10 @@ def _attached(
     least = max(rows.multiple, plan.images_per_person or 1)
     cut = privacy.PhysicalBatches(size=max(least, rows.size // recipe.copies))
     groups = data.groups if plan.unit == "person" else None
-    private = privacy.attach(
-        plan, model, optimizer, data.train, physical_batches=cut, groups=groups
-    )
-    examples = _random_examples(data, recipe.seed)
+    dataset = data.train if front is None else front.train
+    private = privacy.attach(plan, model, optimizer, dataset, physical_batches=cut, groups=groups)
+    images, labels = _random_examples(data, recipe.seed)
+    examples = images if front is None else front.train.of_images(images), labels
     private.check_objective(objective, examples=examples)
     # And what it adds: gradients at weights that record nothing, and losses that are drawn.
     device = next(twin.parameters()).device
@@ -181,12 +208,16 @@ def _step(private: privacy.PrivateTraining, copies: int, losses: torch.Tensor) -
 
 
 def _epochs(
-    recipe: Recipe, objective: Objective, data: ImageData, batch_size: int, start_step: int
+    recipe: Recipe,
+    objective: Objective,
+    examples: Split | Features,
+    batch_size: int,
+    start_step: int,
 ) -> Batches:
     """Shuffled epochs, each batch as often in a row as the objective says."""
     times = int(getattr(objective, "replays", 1))
     shuffled = ShuffledBatches(
-        data.train,
+        examples,
         batch_size=batch_size,
         epochs=recipe.epochs,
         seed=recipe.seed,

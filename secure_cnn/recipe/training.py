@@ -22,6 +22,7 @@ from secure_cnn.errors import RunError, SecureCNNError
 from secure_cnn.evaluate import ClassificationReport, evaluate_model
 from secure_cnn.interruption import StopRequest
 from secure_cnn.progress import TrainingProgress, training_progress
+from secure_cnn.recipe.front import FrozenFront
 from secure_cnn.recipe.guard import EpochGuard
 from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.persons import persons_digest
@@ -68,13 +69,17 @@ class _EpochLoss:
 class Training:
     """One training of a recipe, ready to start or to go on.
 
-    `weights` is the digest of the file that it started from, if it did from one.
+    What is trained is `trained`: the `model`, or what of it stands behind its frozen `front`, with
+    which it shares its layers. `weights` is the digest of the file that it started from, if it did
+    from one.
     """
 
     recipe: Recipe
     variant: Variant
     data: ImageData
     model: nn.Module
+    trained: nn.Module
+    front: FrozenFront | None
     seams: Seams
     average: WeightAverage | None
     guard: EpochGuard | None
@@ -98,14 +103,19 @@ class Training:
         may show, `record` an epoch and how many were released until its end; `tell` gets the epoch
         too, once its state is saved. A state is saved at the end of each epoch, and within one
         whenever the recipe's `checkpoint_minutes` are over.
+
+        Raises:
+            Stopped: A stop was requested before the first step, while images went through `front`.
         """
+        if self.front is not None:
+            self.front.fill(stop)
         schedule, private = self.seams.schedule, self.seams.private
         told = "" if private is None else _plan_words(private.plan)
         with training_progress(
             self.variant.name, steps=schedule.steps, done=start_step, told=told
         ) as line:
             step = train(
-                self.model,
+                self.trained,
                 self.seams.objective,
                 self.seams.batches(start_step),
                 self.seams.update,
@@ -311,8 +321,9 @@ class _Monitor:
     def _evaluated(self) -> ClassificationReport:
         """The test figures of the weights that would be kept if training ended here."""
         training = self._training
-        test, classes = training.data.test, training.data.spec.classes
+        test = training.data.test if training.front is None else training.front.test
+        classes = training.data.spec.classes
         if training.average is None:
-            return evaluate_model(training.model, test, classes)
-        with training.average.applied(training.model) as model:
+            return evaluate_model(training.trained, test, classes)
+        with training.average.applied(training.trained) as model:
             return evaluate_model(model, test, classes)
