@@ -1,8 +1,9 @@
 """The tables in the documents: each figure of the rows in its place, and none that was typed."""
 
-import importlib.util
+import importlib
 import re
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +16,32 @@ DOCS = ROOT / "docs"
 
 
 @pytest.fixture(scope="module")
-def tables():
+def modules():
+    """The scripts of docs/, each of which finds the others beside it."""
+    names = ("cells", "archive_tables", "tables")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(DOCS)
+        yield {name: importlib.import_module(name) for name in names}
+    for name in names:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def tables(modules):
     """docs/tables.py, which is a script."""
-    spec = importlib.util.spec_from_file_location("tables", DOCS / "tables.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return modules["tables"]
+
+
+@pytest.fixture
+def archive(modules):
+    """docs/archive_tables.py."""
+    return modules["archive_tables"]
+
+
+@pytest.fixture
+def cells(modules):
+    """docs/cells.py."""
+    return modules["cells"]
 
 
 def row(variant, metric, median, unit="x", *, case="compact", spread=0.0):
@@ -192,9 +213,9 @@ def test_every_planted_defect_is_told(tables):
     assert trainings["adam"]["failed"] == "0 of 10"
 
 
-def test_a_sealed_file_is_told_in_three_tables(tables):
+def test_a_sealed_file_is_told_in_three_tables(archive):
     """Times of all, ours against the others, and the rest; each figure where it belongs."""
-    times, against, rest = grids(tables.archive_tables(document(*archive_rows(1.2))))
+    times, against, rest = grids(archive.archive_tables(document(*archive_rows(1.2))))
     assert times["sealed"]["`save`"] == times["sealed"]["`durable_save`"] == "20.0"
     assert times["age"]["`durable_save`"] == "200"
     assert list(against) == ["sealed ÷ safetensors", "sealed ÷ age"]
@@ -205,25 +226,25 @@ def test_a_sealed_file_is_told_in_three_tables(tables):
     assert rest["payload ÷ aesgcm"]["goal"] == "≥ 0.9"
 
 
-def test_a_missed_goal_is_bold(tables):
+def test_a_missed_goal_is_bold(archive):
     """Control: the same rows on both sides of their goals, at most and at least."""
-    held = tables.archive_tables(document(*archive_rows(1.2))).rpartition("Bold")[0]
+    held = archive.archive_tables(document(*archive_rows(1.2))).rpartition("Bold")[0]
     assert "**" not in held
-    missed = tables.archive_tables(document(*archive_rows(1.8))).rpartition("Bold")[0]
+    missed = archive.archive_tables(document(*archive_rows(1.8))).rpartition("Bold")[0]
     bold = [cell.strip() for cell in missed.split("|") if "**" in cell]
     assert bold == ["**1.80**", "**0.70**", "**0.012 %**"]
 
 
-def test_nothing_that_was_measured_of_an_archive_is_lost(tables):
+def test_nothing_that_was_measured_of_an_archive_is_lost(cells, archive):
     """Each row of the published file has its median in the tables of its size."""
     measured = Measurements.read(DOCS / "archive.json")
-    for case in tables.cases_of(measured, "save"):
+    for case in cells.cases_of(measured, "save"):
         rows = [each for each in measured.rows if each.case == case]
-        text = tables.archive_tables(replace(measured, rows=tuple(rows)))
+        text = archive.archive_tables(replace(measured, rows=tuple(rows)))
         for each in rows:
-            scale, unit = tables.SHOWN[each.unit]
-            shown = tables.spread(each, scale=scale, unit=unit)
-            assert shown in text or tables.spread(each, scale=scale) in text, each
+            scale, unit = archive.SHOWN[each.unit]
+            shown = cells.spread(each, scale=scale, unit=unit)
+            assert shown in text or cells.spread(each, scale=scale) in text, each
 
 
 def explained(metric, text):
@@ -253,13 +274,13 @@ def test_a_name_without_its_marks_is_refused(tables):
         tables.replaced("<!-- a -->\n<!-- /a -->", "b", "new")
 
 
-def test_the_versions_of_rivals_stand_under_their_table(tables):
+def test_the_versions_of_rivals_stand_under_their_table(cells, archive):
     """As far as the document names them; the others' tables stay as they are."""
     measured = document(*archive_rows(1.2))
     told = {"torch": "1", "cryptography": "5", "age": "6.7", "tensorizer": "8"}
-    text = tables.archive_tables(replace(measured, versions=told))
+    text = archive.archive_tables(replace(measured, versions=told))
     assert "2 threads; torch 1, cryptography 5, age 6.7, tensorizer 8; measured" in text
-    assert "2 threads; torch 1, opacus 2, torchattacks 3; measured" in tables.made_on(measured)
+    assert "2 threads; torch 1, opacus 2, torchattacks 3; measured" in cells.made_on(measured)
 
 
 def test_the_defaults_have_a_line_for_each_data_set(tables):
