@@ -88,7 +88,10 @@ def test_a_module_makes_the_network(mine, monkeypatch):
         ("{}:lazy", "parameters are there, got lazy ones: 1.weight"),
         ("{}:bare", "expected a network with parameters to train, got none"),
         ("{}:colour", "expected a network for images of 1x8x8, got .*channels"),
-        ("{}.py:of", "expected a module or a file that can be imported, got FileNotFoundError"),
+        (
+            "{}.py:of",
+            "expected a file with the function that makes the network, found no such file",
+        ),
         ("no.such.module:of", "expected a module or a file that can be imported, got ModuleNot"),
         (":of", "expected a module or a file that can be imported, got ValueError"),
     ],
@@ -97,6 +100,14 @@ def test_what_cannot_be_measured_is_refused(mine, given, words):
     """With what was expected and what came, before anything is timed."""
     with pytest.raises(ModelError, match=words):
         network(given.format(mine), SPEC)
+
+
+def test_a_name_that_is_nearly_one_is_answered_with_it(mine):
+    """A function that is not there, and a file that is not."""
+    with pytest.raises(ModelError, match=r"found none; it has .*Small"):
+        own_network(f"{mine}:small")
+    with pytest.raises(ModelError, match=r"no such file; give its path from here"):
+        own_network("elsewhere/nets.py:small")
 
 
 def test_a_mistake_in_the_users_code_stays_theirs(mine):

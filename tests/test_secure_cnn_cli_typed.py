@@ -17,7 +17,10 @@ from secure_cnn.record import RunRecord
 
 ROOT = Path(__file__).parent.parent
 SIZES = {"eps", "gaussian_sigma", "certify", "delta", "learning_rate"}
-COMMANDS = {"train", "evaluate", "audit", "bench robustness", "bench overhead"}
+COMMANDS = {
+    *("train", "evaluate", "audit"),
+    *("bench robustness", "bench overhead", "bench strategies"),
+}
 NO_NUMBERS = (
     *("0/0", "8/0", "8/0.0", "1/1e-400", "1e400", "1/1e400", "-1e400/1", "nan", "inf", "8/inf"),
     *("8 / 255", " 8/255", "8/255\n", "8/255/2", "8//255", "/255", "8/", "", "0x8", "1_0", "٨/٢"),
@@ -101,3 +104,11 @@ def test_make_leaves_an_environment_behind_a_link_alone(tmp_path, linked):
         planned = printed_by("make", "--dry-run", "--no-print-directory", verb, cwd=tmp_path)
         touches = "pip install" in planned or "rm -rf .venv" in planned
         assert touches is not linked
+
+
+def test_every_option_of_train_is_under_a_title():
+    """One of what it is about; the help's own option aside."""
+    options = typer.main.get_command(app).commands["train"].params
+    found = {option.name: option.rich_help_panel for option in options}
+    assert found["epsilon"] == "Privacy: off without --epsilon"
+    assert all(found.values()), found

@@ -198,7 +198,7 @@ def test_enlarged_images_are_remarked_on(tmp_path):
     folder_of(tmp_path / "pets", Image.new("RGB", (64, 64)), Image.new("RGB", (64, 20)))
     load_data(tmp_path / "pets", reading=ImageReading(size=32), tell=told.append)
     assert [words for words in told if "enlarged" in words] == [
-        "4 of 8 images are smaller than 32x32 and were enlarged"
+        "images smaller than 32x32, enlarged: 4 of 8"
     ]
 
 
@@ -230,7 +230,7 @@ def test_the_background_is_behind_what_is_transparent(tmp_path, mode, background
     )
     assert (data.train.images[..., :4] == 9).all()
     assert (data.train.images[..., 4:] == level).all()
-    assert f"4 of 4 images have transparent places; {background} is behind them" in told[0]
+    assert f"images with transparent places: 4 of 4; {background} is behind them" in told[0]
 
 
 def test_half_transparent_is_half_the_background(tmp_path):
@@ -400,7 +400,7 @@ def test_a_grey_folder_stays_grey_and_channels_decide_where_given(tmp_path):
     assert (three.spec.channels, set(three.train.images.unique().tolist())) == (3, {100})
     told = []
     one = load_data(tmp_path / "red", reading=ImageReading(channels=1), tell=told.append)
-    assert "4 of 4 images have colours and were read as grey" in told
+    assert "images with colours, read as grey: 4 of 4" in told
     assert (one.spec.channels, set(one.train.images.unique().tolist())) == (1, {76})
 
 

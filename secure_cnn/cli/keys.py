@@ -223,9 +223,11 @@ def _texts(given: str) -> list[str]:
             )
         lines = raw.decode("utf-8").splitlines()
     except FileNotFoundError:
+        cure = "archive keygen prints the public key of a new pair"
+        if given.lower().startswith("age1"):
+            cure = "age's keys open files of age's own: secure-cnn archive export --age"
         raise archive.KeyFileError(
-            f"{given}: expected a public key or a file of them, found no such file; "
-            "archive keygen prints the public key of a new pair"
+            f"{given}: expected a public key or a file of them, found no such file; {cure}"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise archive.KeyFileError(

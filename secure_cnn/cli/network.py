@@ -4,6 +4,7 @@ Naming a module or a file runs it, as Python would. Only the person at the comma
 that comes out of a checkpoint or a record ever gets here.
 """
 
+import difflib
 import importlib
 import importlib.machinery
 import inspect
@@ -71,9 +72,13 @@ def own_network(text: str, options: Sequence[str] = ()) -> OwnNetwork | None:
             raise ModelError(f"--model-option: {text} takes none, got {options[0]}; leave it out")
         return None
     where = _TORCHVISION if where == "torchvision" else where
-    make = getattr(_module(where), name, None)
+    module = _module(where)
+    make = getattr(module, name, None)
     if not callable(make):
-        raise ModelError(f"{text}: expected a function or a class of that name in it, found none")
+        raise ModelError(
+            f"{text}: expected a function or a class of that name in it, found none; "
+            f"{_others(module, name)}"
+        )
     if where.startswith(_TORCHVISION):
         make = _with_classes(make)
     fix = _FIX if text.endswith(_FIX) else ""
@@ -91,6 +96,15 @@ def _cure(text: str) -> str:
     return f"; torchvision's, where it is installed, is torchvision:{text}"
 
 
+def _others(module: ModuleType, name: str) -> str:
+    """What a module has instead: the nearest names first."""
+    names = [
+        each for each in vars(module) if not each.startswith("_") and callable(vars(module)[each])
+    ]
+    near = difflib.get_close_matches(name, names, n=4, cutoff=0.5) or names[:4]
+    return f"it has {', '.join(near)}" if near else "it has none at all: write one that returns it"
+
+
 def settings_of(network: OwnNetwork | None) -> dict[str, Any]:
     """How a recipe names the network; nothing where it is one of ours."""
     return {} if network is None else {"model": network.name, "model_options": network.options}
@@ -102,6 +116,11 @@ def _module(where: str) -> ModuleType:
             return importlib.import_module(where)
         module = ModuleType(Path(where).stem)
         importlib.machinery.SourceFileLoader(module.__name__, where).exec_module(module)
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{where}: expected a file with the function that makes the network, found no such "
+            "file; give its path from here, as models/nets.py:small"
+        ) from error
     except (ImportError, OSError, SyntaxError, ValueError) as error:
         raise ModelError(
             f"{where}: expected a module or a file that can be imported, got "

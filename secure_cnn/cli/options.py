@@ -2,12 +2,14 @@
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias, TypeVar, cast
 
 import typer
+from typer.models import OptionInfo
 
 from secure_cnn.checkpoint import LoadedModel
 from secure_cnn.data import ImageReading
@@ -25,6 +27,7 @@ __all__ = [
     "JsonFile",
     "given_settings",
     "groups_for",
+    "in_panels",
     "interruptible",
     "make_folder",
     "message",
@@ -35,6 +38,7 @@ __all__ = [
 ]
 
 INTERRUPTED = 130
+_Command = TypeVar("_Command", bound=Callable[..., None])
 
 _DECIMAL = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?"
 _NUMBER = re.compile(rf"(?P<above>{_DECIMAL})(?:/(?P<below>{_DECIMAL}))?", re.ASCII | re.IGNORECASE)
@@ -84,6 +88,25 @@ def number(text: str | float) -> float:
             f"expected a finite number as 0.03 or 8/255, without spaces, got {printable(text)!r}"
         )
     return value
+
+
+def in_panels(panels: Mapping[str, Sequence[str]]) -> Callable[[_Command], _Command]:
+    """Shows a command's options in the help under these titles, each with its parameters' names.
+
+    Guarantee: every option but `--help` is under exactly one title, or this raises KeyError.
+    """
+    title_of = {name: title for title, names in panels.items() for name in names}
+
+    def shown(command: _Command) -> _Command:
+        for name, annotation in command.__annotations__.items():
+            kind, *told = getattr(annotation, "__metadata__", ()) or (None,)
+            if isinstance(kind, OptionInfo):
+                placed = copy(kind)  # others have it too
+                placed.rich_help_panel = title_of[name]
+                command.__annotations__[name] = Annotated[(annotation.__origin__, placed, *told)]
+        return command
+
+    return shown
 
 
 def message(text: str) -> None:

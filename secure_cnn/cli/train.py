@@ -21,6 +21,7 @@ from secure_cnn.cli.options import (
     ImageFit,
     ImageSize,
     given_settings,
+    in_panels,
     interruptible,
     number,
     settings_from,
@@ -38,8 +39,30 @@ from secure_cnn.weights import is_sealed
 __all__ = ["train"]
 
 _DEFAULT = Recipe(out="")
+_PANELS = {
+    "Run": ("out", "recipe", "seed", "device", "checkpoint_minutes", "resume", "force"),
+    "Images": ("data", "image_size", "image_fit", "background", "groups", "shift", "flip"),
+    "Network": ("model", "model_option", "weights", "train_only", "freeze"),
+    "Training": (
+        *("epochs", "batch_size", "optimizer", "learning_rate", "clip_grad_norm", "weight_decay"),
+        *("warmup", "label_smoothing", "average_decay"),
+    ),
+    "Privacy: off without --epsilon": (
+        *("epsilon", "delta", "max_grad_norm", "clipping", "float_safe", "unit"),
+        *("images_per_person", "copies", "trials", "baseline"),
+    ),
+    "Robustness: off without --eps": (
+        *("eps", "eps_warmup", "norm", "attack", "attack_steps", "attack_noise"),
+        *("attack_precision", "gaussian_sigma", "guard", "robust_samples"),
+    ),
+    "Sealing: off without a recipient, a passphrase or a key": (
+        *("recipient", "passphrase_file", "kek", "signer", "identity", "trusted"),
+    ),
+}
+"""The options in the help, by what they are about."""
 
 
+@in_panels(_PANELS)
 def train(
     *,
     context: typer.Context,
@@ -225,7 +248,10 @@ def train(
     ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a run that is in --out.")] = False,
 ) -> None:
-    """Train a network; each protection is off unless asked for."""
+    """Train a network; each protection is off unless asked for.
+
+    As in: secure-cnn train --data DIR --epsilon 8 --eps 8/255 --out runs/1
+    """
     if resume:
         _refuse_settings(context)
     # Every option that has a setting's name is that setting.

@@ -176,15 +176,15 @@ class _Seen:
         """What the person who brought them may not expect."""
         if self._transparent:
             yield (
-                f"{self._transparent} of {self._images} images have transparent places; "
+                f"images with transparent places: {self._transparent} of {self._images}; "
                 f"{reading.background} is behind them (--background)"
             )
         if self._greyed:
-            yield f"{self._greyed} of {self._images} images have colours and were read as grey"
+            yield f"images with colours, read as grey: {self._greyed} of {self._images}"
         if self._enlarged:
             yield (
-                f"{self._enlarged} of {self._images} images are smaller than "
-                f"{shape[1]}x{shape[2]} and were enlarged"
+                f"images smaller than {shape[1]}x{shape[2]}, enlarged: {self._enlarged} of "
+                f"{self._images}"
             )
         if self._images and reading.shape is None and min(shape[1:]) > _LARGE:
             yield (

@@ -119,8 +119,8 @@ def _reasons(conditions: Conditions) -> list[str]:
         reasons.append("it is not the protection, since the plain training did not learn either")
     if c.steps < _FEW_STEPS:
         reasons.append(
-            f"{c.steps} steps are too few: give more epochs, or a smaller batch size than "
-            f"{c.batch_size}"
+            f"{c.steps} {'step is' if c.steps == 1 else 'steps are'} too few: give more epochs, or "
+            f"a smaller batch size than {c.batch_size}"
         )
     if c.chosen_rate:
         reasons.append(
