@@ -21,9 +21,9 @@ from secure_cnn.progress import count_progress
 
 __all__ = ["Features", "FrozenFront"]
 
-_MOST_BYTES = 2 << 30
-"""Of the features of all images: as many as `load_data` keeps of pixels in memory. The machine that
-holds the one may hold the other; features of a wide front can be fifty times the pixels."""
+_MOST_BYTES = 4 << 30
+"""Of the features of all images, in memory: 60,000 colour images of 32x32 behind the front of the
+model `scattering` take 3.5 GiB. With as much again for all else they fit a machine of 8."""
 _ROWS = 512
 """Images at a time, as many as are evaluated at a time."""
 _SHARED, _OTHERS = 3, 3
@@ -144,7 +144,7 @@ class FrozenFront:
         for bit the same in training and in evaluation, whatever other images are in the batch, and
         draw no random number. So dropout, and a BatchNorm whose statistics move, are left in the
         rest. Without any parameter or buffer it costs nothing, and is no front; nor is one whose
-        features of all images would take more than 2 GiB.
+        features of all images would take more than 4 GiB.
         """
         if not _is_plain_sequence(model):
             return None
