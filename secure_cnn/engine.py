@@ -197,9 +197,15 @@ class WeightAverage:
         own = {name: tuple(value.shape) for name, value in self._averages.items()}
         if saved != own:
             raise RunError("average: the checkpoint's weights are those of another model")
+        updates = state["updates"]
+        if type(updates) is not int or updates < 0:
+            raise RunError(
+                f"average: expected a number of updates from 0 on in the checkpoint, got "
+                f"{updates!r}; this was not written by a run"
+            )
         for name, value in state["averages"].items():
             self._averages[name].copy_(value)
-        self._updates = int(state["updates"])
+        self._updates = updates
 
     @torch.no_grad()
     def _exchange(self, model: nn.Module) -> None:

@@ -25,6 +25,7 @@ __all__ = ["StartReport", "Weights", "freeze", "is_sealed", "read_weights", "sta
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "weights", "module")
 """Where other tools, and a training under way of ours, keep the model among other things."""
+_FINGERPRINTS = ("fingerprint", "pool_fingerprint", "train_fingerprint")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _CHUNK = 1 << 20
 _NAMED = 6
@@ -36,14 +37,13 @@ class Weights:
     """The tensors of a file, by name.
 
     `file` is its name without its folder, `digest` the SHA-256 of its bytes in hexadecimal, and
-    `trained_on` the fingerprint of the data that the file claims, `pool` that of all its images
-    however they are divided, and `key` the key of both; empty if it claims none.
+    `trained_on` the fingerprints of the data that the file claims: of all of it in order, of all
+    images as a heap, of the training images as one. `key` is their key; empty if it claims none.
     """
 
     file: str
     digest: str
-    trained_on: str = ""
-    pool: str = ""
+    trained_on: tuple[str, ...] = ()
     key: str = field(repr=False, default="")
     tensors: Mapping[str, Tensor] = field(repr=False)
 
@@ -130,12 +130,12 @@ def read_weights(path: Path, *, unlocking: Unlocking | None) -> Weights:
         raise ModelError(
             f"{path}: expected the named tensors of a model, got none; save its state_dict()"
         )
+    # A finished model claims them; the state of a training under way has them among its own.
+    told = [_text(claims, "data", name) or _text(state, name) for name in _FINGERPRINTS]
     return Weights(
         file=path.name,
         digest=digest,
-        # A finished model claims it; the state of a training under way has it among its own.
-        trained_on=_text(claims, "data", "fingerprint") or _text(state, "fingerprint"),
-        pool=_text(claims, "data", "pool_fingerprint") or _text(state, "pool_fingerprint"),
+        trained_on=tuple(filter(None, told)),
         key=_text(secret, "data_fingerprint_key") or _text(state, "run", "key"),
         tensors=tensors,
     )
@@ -176,17 +176,23 @@ def start_from(model: nn.Module, weights: Weights) -> StartReport:
     tensors = _without_prefix(weights.tensors, own)
     common = [name for name in own if name in tensors]
     matched = tuple(name for name in common if _fits(own[name], tensors[name]))
+    other = {
+        name: f"{name} ({_form(tensors[name])} there, {_form(own[name])} here)"
+        for name in common
+        if name not in matched
+    }
     if not matched:
         raise ModelError(
-            f"weights: nothing in {weights.file} fits the model: it has {_few(tensors)}, the model "
-            f"{_few(own)}; choose the model that they were trained in"
+            f"weights: nothing in {weights.file} fits the model: "
+            + (
+                f"of another shape or kind of numbers are {_few(other.values())}; choose the model "
+                "that they were trained in, or save them as float32"
+                if other
+                else f"it has {_few(tensors)}, the model {_few(own)}; choose the model that they "
+                "were trained in"
+            )
         )
-    broken = [name for name in matched if not bool(tensors[name].isfinite().all())]
-    if broken:
-        raise ModelError(
-            f"weights: expected finite numbers, got others in {_few(broken)} of {weights.file}; "
-            "that training had diverged, take an earlier state of it"
-        )
+    _check_finite(weights.file, {name: tensors[name] for name in matched}, own)
     with torch.no_grad():
         for name in matched:
             own[name].copy_(tensors[name])
@@ -194,11 +200,7 @@ def start_from(model: nn.Module, weights: Weights) -> StartReport:
         file=weights.file,
         digest=weights.digest,
         matched=matched,
-        reshaped={
-            name: f"{name} ({_form(tensors[name])} there, {_form(own[name])} here)"
-            for name in common
-            if name not in matched
-        },
+        reshaped=other,
         missing=tuple(name for name in own if name not in tensors),
         unexpected=tuple(name for name in tensors if name not in own),
     )
@@ -267,12 +269,13 @@ def _text(values: object, *path: str) -> str:
 
 
 def _tensors(state: Any) -> dict[str, Tensor]:
-    """The named tensors of a model, at the top of a state or below one of the usual names."""
+    """The named tensors of a model, below one of the usual names or at the top of a state."""
     if not isinstance(state, dict):
         return {}
-    found = {n: t for n, t in state.items() if isinstance(n, str) and isinstance(t, Tensor)}
     inner = (_tensors(state.get(name)) for name in _WRAPPERS)
-    return found or next(filter(None, inner), {})
+    found = {n: t for n, t in state.items() if isinstance(n, str) and isinstance(t, Tensor)}
+    # Beside a model under one of these names, a tensor is a count of epochs, a learning rate.
+    return next(filter(None, inner), found)
 
 
 def _without_prefix(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -289,6 +292,23 @@ def _fits(own: Tensor, given: Tensor) -> bool:
     """Whether one can be written into the other: floats of the usual sizes, all else as it is."""
     floats = own.dtype in _FLOATS and given.dtype in _FLOATS
     return own.shape == given.shape and (floats or own.dtype == given.dtype)
+
+
+def _check_finite(file: str, given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
+    """Refuses numbers that are not finite, in the file or as the model's own kind of numbers."""
+    broken = [name for name, tensor in given.items() if not bool(tensor.isfinite().all())]
+    if broken:
+        raise ModelError(
+            f"weights: expected finite numbers, got others in {_few(broken)} of {file}; "
+            "that training had diverged, take an earlier state of it"
+        )
+    large = [n for n, tensor in given.items() if not bool(tensor.to(own[n].dtype).isfinite().all())]
+    if large:
+        raise ModelError(
+            f"weights: expected numbers that are finite in the model too, got larger ones in "
+            f"{_few(large)} of {file} than {_form(own[large[0]]).partition(' ')[0]} has; that "
+            "training had diverged, take an earlier state of it"
+        )
 
 
 def _form(tensor: Tensor) -> str:

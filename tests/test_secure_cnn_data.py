@@ -146,6 +146,22 @@ class TestImageData:
         found = {data.pool_fingerprint for data in (first, changed, more)}
         assert len(found) == 3
 
+    def test_the_training_images_have_one_fingerprint_whatever_is_tested_on(self):
+        """In any order; and another where one of them is another, or is left out."""
+        first = load_data("digits", seed=1)
+        images, labels = first.train.images, first.train.labels
+        turned = replace(
+            first,
+            train=Split(images=images.flip(0), labels=labels.flip(0)),
+            test=Split(images=first.test.images[1:], labels=first.test.labels[1:]),
+        )
+        assert turned.train_fingerprint == first.train_fingerprint
+        assert turned.pool_fingerprint != first.pool_fingerprint
+        fewer = replace(first, train=Split(images=images[1:], labels=labels[1:]))
+        other = load_data("digits", seed=2)
+        found = {data.train_fingerprint for data in (first, fewer, other)}
+        assert len(found | {first.pool_fingerprint, first.fingerprint}) == 5
+
     def test_fingerprint_does_not_depend_on_its_chunks(self, monkeypatch):
         """Hashing three images at a time gives what hashing all at once gives."""
         whole = load_data("digits").fingerprint

@@ -368,7 +368,7 @@ def test_the_public_fingerprint_tells_no_neighbours_apart(recipe, keys, shapes):
     key = loaded.private_claims["data_fingerprint_key"]
     assert keyed_fingerprint(data.fingerprint, key) == told
     public = done.folder.model.read_bytes() + done.folder.record.read_bytes()
-    for secret in (key, data.fingerprint, data.pool_fingerprint):
+    for secret in (key, data.fingerprint, data.pool_fingerprint, data.train_fingerprint):
         assert secret.encode() not in public
     assert key not in repr(loaded)
     again = run(recipe("again"), sealing=signed(keys)["sealing"])
@@ -521,3 +521,47 @@ def test_force_takes_no_name_for_a_file(tmp_path):
         pass
     assert not piece.exists()
     assert not folder.record.exists()
+
+
+def test_a_state_with_values_that_no_training_leaves_is_refused(recipe, stopped_after):
+    """As the state's fault: not as a training that diverges, nor silently averaged anew."""
+    asked = recipe(epsilon=None, delta=None)
+    with stopped_after(6):
+        part = run(asked)
+    kept = part.folder.training.read_bytes()
+    state = read_state(part.folder.training, unlocking=None)
+    name, weight = next(iter(state["model"].items()))
+    broken = {name: weight.clone().fill_(float("nan"))}
+    average = state["average"]
+    spoilt = {**average, "averages": {**average["averages"], **broken}}
+    changes = [
+        ({"model": {**state["model"], **broken}}, f"not finite, in model.{name}"),
+        ({"average": spoilt}, f"not finite, in average.{name}"),
+        *[({"average": {**average, "updates": n}}, "number of updates") for n in (-3, 2.5, True)],
+    ]
+    for change, words in changes:
+        edited(part.folder, **change)
+        with pytest.raises(RunError, match=words):
+            run(asked, resume=True)
+        part.folder.training.write_bytes(kept)
+    assert run(asked, resume=True).record.status == "complete"
+
+
+def test_a_link_in_the_place_of_the_checkpoints_or_the_record_is_refused(
+    recipe, stopped_after, tmp_path
+):
+    """Who goes on would write where the link leads; what was expected is said once."""
+    with stopped_after(6):
+        part = run(recipe())
+    for place in (part.folder.training.parent, part.folder.record):
+        place.rename(tmp_path / "elsewhere")
+        place.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(RunError, match=r"expected .*, got a symbolic link") as refused:
+            run(recipe(), resume=True)
+        assert str(refused.value).count("expected") == 1
+        place.unlink()
+        (tmp_path / "elsewhere").rename(place)
+    part.folder.record.unlink()
+    part.folder.record.mkdir()
+    with pytest.raises(RunError, match=r"json: expected a regular file, got a folder; check"):
+        run(recipe(), resume=True)

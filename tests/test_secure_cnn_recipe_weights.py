@@ -1,7 +1,9 @@
 """Runs that start from weights and train a part: plain and private, resumed, and refused."""
 
+import contextlib
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -180,6 +182,41 @@ def test_weights_of_another_split_of_the_same_images_are_refused(recipe, quick, 
     wanted = recipe(weights=done.folder.model, **settings, epsilon=8.0, seed=2)
     with pytest.raises(ModelError, match="these very images"):
         run(wanted, sealing=sealing, unlocking=unlocking)
+
+
+@pytest.mark.parametrize("private", [{}, PRIVATE], ids=["plain", "private"])
+@pytest.mark.parametrize("finished", [True, False], ids=["model", "state"])
+def test_weights_of_the_same_training_images_are_refused_whatever_they_were_tested_on(
+    recipe, quick, shapes, tmp_path, private, finished
+):
+    """One test image less in the file, and the images in another order."""
+    sealing, unlocking = Sealing(recipients=[ME.recipient]), Unlocking(identity=ME)
+    asked = recipe("first", baseline=False, **private)
+    with contextlib.nullcontext() if finished else pytest.raises(KeyboardInterrupt):
+        run(asked, sealing=sealing, on_epoch=None if finished else _interrupt)
+    arrays = dict(np.load(shapes))
+    for name in arrays:
+        arrays[name] = arrays[name][1:] if name.startswith("test") else arrays[name][::-1]
+    np.savez(tmp_path / "other.npz", **arrays)
+    weights = tmp_path / "first" / "checkpoints" / f"{'model' if finished else 'training'}.sealed"
+    wanted = recipe(weights=weights, **PRIVATE | {"data": tmp_path / "other.npz"})
+    with pytest.raises(ModelError, match="these very images"):
+        run(wanted, sealing=sealing, unlocking=unlocking)
+
+
+@pytest.mark.parametrize(
+    "large", [torch.tensor(1e300, dtype=torch.float64), torch.tensor(1e30)], ids=["cast", "forward"]
+)
+@pytest.mark.parametrize("private", [{}, PRIVATE], ids=["plain", "private"])
+def test_weights_too_large_to_compute_with_are_refused_before_anything_is_touched(
+    recipe, tmp_path, private, large
+):
+    """Finite in the file; infinite as the model's numbers, or what the model makes of an image."""
+    state = build_model("compact", SPEC).state_dict()
+    archive.save_plain(tmp_path / "w", {name: large.expand_as(t) for name, t in state.items()})
+    with pytest.raises(ModelError, match=r"weights: expected .*finite"):
+        run(recipe(weights=tmp_path / "w", **private))
+    assert not (tmp_path / "run").exists()
 
 
 def _interrupt(_):

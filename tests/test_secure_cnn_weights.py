@@ -47,6 +47,10 @@ def to_parallel(state, path):
     torch.save({f"module._orig_mod.{name}": t for name, t in state.items()}, path)
 
 
+def to_counted(state, path):
+    torch.save({"epoch": torch.tensor(3), "state_dict": state}, path)
+
+
 def to_sealed(state, path):
     archive.save(path, state, recipients=[ME.recipient], signer=SIGNER)
 
@@ -55,7 +59,7 @@ def to_training(state, path):
     archive.save_plain(path, {"step": 3, "model": state, "average": {"averages": state}})
 
 
-WRITERS = [to_safetensors, to_torch, to_lightning, to_parallel, to_sealed, to_training]
+WRITERS = [to_safetensors, to_torch, to_counted, to_lightning, to_parallel, to_sealed, to_training]
 
 
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__)
@@ -90,6 +94,26 @@ def test_the_head_of_another_number_of_classes_is_drawn_anew_and_said(tmp_path):
         assert words in report.words
     assert "not in the file and drawn anew: norm.running_mean" in report.words
     assert "in the file alone and left out: extra.weight" in report.words
+
+
+def test_weights_of_a_kind_that_is_not_taken_are_named_with_it(tmp_path):
+    """Not as if they were of another model: the names are the same."""
+    state = {n: t.to(torch.float8_e4m3fn) for n, t in other().items() if t.is_floating_point()}
+    to_safetensors(state, tmp_path / "w")
+    with pytest.raises(
+        ModelError, match=r"conv\.weight \(float8_e4m3fn \[4, 1, 3, 3\] there, float32"
+    ):
+        start_from(model(), read_weights(tmp_path / "w", unlocking=None))
+
+
+def test_numbers_too_large_for_the_model_are_refused():
+    """Finite in 64 bits, infinite in the model's 32; the model stays as it was drawn."""
+    target = model()
+    before = target.conv.bias.clone()
+    weights = {"conv.bias": torch.full((4,), 1e300, dtype=torch.float64)}
+    with pytest.raises(ModelError, match=r"conv\.bias of w .*float32"):
+        start_from(target, Weights(file="w", digest="", tensors=weights))
+    assert torch.equal(target.conv.bias, before)
 
 
 def test_halves_become_floats_and_counters_stay_whole(tmp_path):

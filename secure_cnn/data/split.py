@@ -211,8 +211,15 @@ class ImageData:
         Two data sets have the same one exactly when they hold the same images, each as often, in
         whatever order, with whatever labels, however divided into training and test.
         """
-        parts = (split.images for split in (self.train, self.test))
-        each = (hashlib.sha256(image.contiguous().numpy()) for part in parts for image in part)
+        return self._heap_digest(self.train, self.test)
+
+    @cached_property
+    def train_fingerprint(self) -> str:
+        """The same over the training images alone."""
+        return self._heap_digest(self.train)
+
+    def _heap_digest(self, *splits: Split) -> str:
+        each = (hashlib.sha256(image.contiguous().numpy()) for of in splits for image in of.images)
         digest = hashlib.sha256(json.dumps(self.spec.shape).encode() + b"\0")
         digest.update(b"".join(sorted(found.digest() for found in each)))
         return digest.hexdigest()

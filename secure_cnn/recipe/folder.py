@@ -72,6 +72,11 @@ class RunFolder:
                 f"{self.root}: no run has begun here, so there is nothing to resume; start one "
                 "without --resume"
             )
+        if self.model.parent.is_symlink():
+            raise RunError(
+                f"{self.model.parent}: expected the run's own folder, got a symbolic link; put the "
+                "folder itself back that it leads to"
+            )
         return RunRecord.read(self.record)
 
     @contextmanager

@@ -66,10 +66,16 @@ class RunIdentity:
         """The data's digest as everybody may see it."""
         return keyed_fingerprint(data.fingerprint, self.key) if self.key else data.fingerprint
 
-    def pool_fingerprint(self, data: ImageData) -> str:
-        """The same of all its images, however they are divided into training and test."""
-        found = data.pool_fingerprint
-        return keyed_fingerprint(found, self.key) if self.key else found
+    def heap_fingerprints(self, data: ImageData) -> dict[str, str]:
+        """The same, by name, of its images as a heap: all of them, and those of the training."""
+        found = {
+            "pool_fingerprint": data.pool_fingerprint,
+            "train_fingerprint": data.train_fingerprint,
+        }
+        keyed = {
+            name: keyed_fingerprint(each, self.key) for name, each in found.items() if self.key
+        }
+        return keyed or found
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, the secret key among them."""

@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from secure_cnn.checkpoint import Unlocking
@@ -22,9 +24,12 @@ from secure_cnn.weights import StartReport, Weights, freeze, read_weights, start
 
 __all__ = ["InitialModel", "initial_model"]
 
+_TRIED = 8
+"""Images on which it is tried whether weights give finite losses."""
 _UNCOVERED = (
     "ε does not cover the weights that it starts from: the images they were trained on count as "
-    "public. Weights that were trained on these private images would make ε wrong."
+    "public. Weights that were trained on these private images, or on most of them, would make ε "
+    "wrong."
 )
 
 
@@ -110,9 +115,10 @@ def initial_model(
     """The beginning that a recipe asks for; its weights are read here, once.
 
     Raises:
-        ModelError: There is no such model, or weights and patterns do not fit it; or a private
-            training would start from weights that say they were trained on its data: what those
-            know of it is not in its epsilon, whether they were trained privately or not.
+        ModelError: There is no such model, or weights and patterns do not fit it, or no loss is
+            finite with them; or a private training would start from weights that say they were
+            trained on its data: what those know of it is not in its epsilon, whether they were
+            trained privately or not.
         ArchiveError: The weights cannot be read or opened.
     """
     path = recipe.weights
@@ -123,24 +129,40 @@ def initial_model(
             f"weights: {path} was trained on {data.name}, these very images, {how}: "
             "epsilon would not cover what it knows of them; start from weights of other images"
         )
-    return InitialModel(
+    initial = InitialModel(
         recipe=recipe,
         architecture=Architecture.for_data(recipe.model, data.spec, options=recipe.model_options),
         network=network,
         weights=weights,
     )
+    if weights is not None:
+        _check_answers(initial, weights.file, data)
+    return initial
+
+
+def _check_answers(initial: InitialModel, file: str, data: ImageData) -> None:
+    """Refuses weights so large that no loss is finite: the training would end at its first step."""
+    # Test images: whether a run begins is not to depend on a private one.
+    images, labels = data.test.batch(torch.arange(min(_TRIED, len(data.test))))
+    with torch.no_grad():
+        losses = F.cross_entropy(initial.build().eval()(images), labels, reduction="none")
+    if not bool(losses.isfinite().any()):
+        raise ModelError(
+            f"weights: expected weights with which losses are finite, got none from those in "
+            f"{file}; that training had diverged, take an earlier state of it"
+        )
 
 
 def _is_of(weights: Weights, data: ImageData) -> bool:
-    """Whether weights say that they were trained on these very images, or on another split."""
-    told = (weights.trained_on, data.fingerprint), (weights.pool, data.pool_fingerprint)
-    return any(_is(claimed, found, weights.key) for claimed, found in told)
+    """Whether weights say that they were trained on these very images, or on another split.
 
-
-def _is(claimed: str, found: str, key: str) -> bool:
-    if claimed.startswith(KEYED):
-        return key != "" and claimed == keyed_fingerprint(found, key)
-    return claimed == found
+    Or with other images to test on. Where training images were added or left out it is not known.
+    """
+    told = set(weights.trained_on)
+    found = {data.fingerprint, data.pool_fingerprint, data.train_fingerprint} if told else set()
+    if weights.key and any(claimed.startswith(KEYED) for claimed in told):
+        found |= {keyed_fingerprint(each, weights.key) for each in found}
+    return not told.isdisjoint(found)
 
 
 def _few(names: tuple[str, ...] | list[str]) -> list[str]:

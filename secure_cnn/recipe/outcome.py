@@ -118,7 +118,7 @@ def claims_of(
         "data": {
             "name": data.name,
             "fingerprint": identity.fingerprint(data),
-            "pool_fingerprint": identity.pool_fingerprint(data),
+            **identity.heap_fingerprints(data),
             "train": len(data.train),
             "split_seed": recipe.seed,
             **_unusual(recipe, _READING),

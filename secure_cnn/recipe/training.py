@@ -142,7 +142,7 @@ class Training:
             "chosen": self._chosen,
             "run": self.identity.to_dict(),
             "fingerprint": self.identity.fingerprint(self.data),
-            "pool_fingerprint": self.identity.pool_fingerprint(self.data),
+            **self.identity.heap_fingerprints(self.data),
             "model": dict(self.model.state_dict()),
             "optimizer": self.seams.optimizer.state_dict(),
             "weights": self.weights,
@@ -164,6 +164,7 @@ class Training:
             self.seams.optimizer.load_state_dict(state["optimizer"])
             for name, part in stateful.items():
                 part.load_state_dict(state[name])
+            self._check_finite()
             return int(state["step"])
         except (SecureCNNError, privacy.PrivacyError, defenses.DefenseError):
             raise
@@ -227,6 +228,28 @@ class Training:
             raise RunError(
                 f"checkpoint: it was trained with other persons than {self.recipe.data} has now; "
                 "put the folders, or the file of persons, back as they were"
+            )
+
+    def _check_finite(self) -> None:
+        """Refuses weights, and their average, that no training goes on from."""
+        weights = dict(self.model.named_parameters())
+        averages = {} if self.average is None else self.average.state_dict()["averages"]
+        parts = {
+            "model": weights,
+            "average": {name: each for name, each in averages.items() if name in weights},
+        }
+        broken = [
+            f"{part}.{name}"
+            for part, tensors in parts.items()
+            for name, tensor in tensors.items()
+            if not bool(tensor.isfinite().all())
+        ]
+        if broken:
+            more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+            raise RunError(
+                f"checkpoint: the state holds values that are not finite, in {broken[0]}{more}: "
+                "that training had diverged, or the file was changed; start the run anew with "
+                "--force, with a lower learning rate if it had diverged"
             )
 
     @property

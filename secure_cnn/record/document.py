@@ -27,7 +27,7 @@ from typing import (
 )
 
 from secure_cnn.errors import RunError
-from secure_cnn.files import reading, write_file
+from secure_cnn.files import IrregularFileError, reading, write_file
 
 __all__ = ["Checked", "Document", "require", "require_share", "write_text"]
 
@@ -101,6 +101,8 @@ class Document(Checked):
                     f"expected at most {MAX_BYTES} bytes, got more; is this the right file?"
                 )
             return cls.from_dict(json.loads(content, object_pairs_hook=_no_duplicates))
+        except IrregularFileError as error:  # says itself what was expected
+            raise RunError(f"{path}: {error.strerror}; check the path") from error
         except OSError as error:
             reason = error.strerror or error
             raise RunError(
@@ -135,6 +137,11 @@ def write_text(path: Path, text: str) -> None:
     raw = text.encode("utf-8", errors="backslashreplace")
     try:
         write_file(path, raw, overwrite=True)
+    except IrregularFileError as error:  # says itself what was expected
+        raise RunError(
+            f"{path}: {error.strerror}; nothing was overwritten. Move it elsewhere, or choose "
+            "another folder"
+        ) from error
     except OSError as error:
         raise RunError(
             f"{path}: expected a place to write to, got {error.strerror or error}; nothing was "
