@@ -4,6 +4,7 @@ What is refused, and how a step is released, is in `privacy.step`.
 """
 
 import warnings
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from privacy.group_privacy import group_epsilon
 from privacy.ledger import Ledger
 from privacy.loading import Reading, reading_of
 from privacy.noise import SecureGenerator
+from privacy.padding import check_padding
 from privacy.persons import Persons, groups_of, persons_of
 from privacy.plan import DPPlan
 from privacy.sampling import Collate, MapStyle, PhysicalBatch, PhysicalBatches, read
@@ -82,6 +84,9 @@ def attach(
         collate_fn: Stacks a list of examples into a batch, in each of whose tensors dimension 0 is
             the example, in their order; torch's `default_collate` by default. It is tried on a few
             examples, and refused where one of them shows in another's row, as mixup's do.
+            Where it pads to the longest of a batch, the model is tried on examples of several
+            lengths, and refused unless the filling shows neither in outputs nor in gradients (see
+            `privacy.padding`). Where the examples tried have one length, all must have it.
         forward: How the loop runs the model on a batch, `(model, batch) -> outputs`, so that it is
             tried as it will be used. By default the last part of an example is its target, and the
             model is given the others: `model(images)` for (image, label), `model(images, table)`
@@ -136,6 +141,8 @@ def attach(
     ledger = Ledger() if ledger is None else ledger
     locked = ledger.locked
     try:
+        shapes = check_padding(model, reading.dataset, reading.collate, forward=forward)
+        reading = replace(reading, shapes=shapes)
         return PrivateTraining(plan, prepared, reading, cut, SecureGenerator(), ledger, persons)
     except BaseException:
         prepared.undo()

@@ -20,7 +20,7 @@ from privacy.errors import PlanError
 from privacy.sampling import Collate, MapStyle, PhysicalBatch, read, stacked
 from privacy.trial import random_states_kept
 
-__all__ = ["check_collate"]
+__all__ = ["check_collate", "collated", "examples_of"]
 
 _EXAMPLES = 6
 _PASSES = 60
@@ -34,8 +34,8 @@ def check_collate(dataset: MapStyle, collate: Collate) -> None:
     """Refuses a `collate_fn` whose rows depend on other examples than theirs, at no cost.
 
     It is called on a few examples, far apart in the data set, from random states that are put back.
-    Batches that another example makes longer are not compared. What shows in rare calls, or for
-    rare examples only, can pass.
+    Batches that another example makes longer are not compared: see `privacy.padding`. What shows in
+    rare calls, or for rare examples only, can pass.
 
     Raises:
         PlanError: A row moved with another example; or the same examples and random states gave
@@ -48,19 +48,19 @@ def check_collate(dataset: MapStyle, collate: Collate) -> None:
     if collate is stacked:
         return
     with random_states_kept(_CPU):
-        examples = _few(dataset, collate)
+        examples = examples_of(dataset, collate, _EXAMPLES)
         pairs = list(permutations(range(len(examples)), 2))
         for number in range(_PASSES if pairs else 0):
             row, other = pairs[number % len(pairs)]
-            before = _collated(examples, collate)
-            if number == 0 and _moved(before, _collated(examples, collate), row=None):
+            before = tensors(collated(examples, collate))
+            if number == 0 and _moved(before, tensors(collated(examples, collate)), row=None):
                 raise PlanError(
                     "collate_fn: the same examples gave another batch in a second call, so nobody "
                     "can tell whether it keeps them apart; draw what is random from the global "
                     "generators of torch, numpy or random, or in the data set's __getitem__"
                 )
             replaced = [*examples[:row], examples[other], *examples[row + 1 :]]
-            if place := _moved(before, _collated(replaced, collate), row=row):
+            if place := _moved(before, tensors(collated(replaced, collate)), row=row):
                 raise PlanError(
                     f"collate_fn: with one example replaced by another, other rows of {place} "
                     "changed: it mixes examples (mixup, statistics of the batch) or puts them in "
@@ -70,26 +70,34 @@ def check_collate(dataset: MapStyle, collate: Collate) -> None:
             _pass_over()
 
 
-def _few(dataset: MapStyle, collate: Collate) -> list[Any]:
-    """A few examples as the data set gives them; none of one that stacks them itself."""
+def examples_of(dataset: MapStyle, collate: Collate, most: int) -> list[Any]:
+    """A few examples, far apart, as the data set gives them; none of one that stacks them itself.
+
+    Raises:
+        PlanError: They cannot be read, or not be stacked by `collate`.
+    """
     found: list[Any] = []
 
     def seen(examples: list[Any]) -> Any:
         found.extend(examples)
         return collate(copy.deepcopy(examples))
 
-    count = min(_EXAMPLES, len(dataset))
+    count = min(most, len(dataset))
     indices = torch.linspace(0, len(dataset) - 1, count).long()
     read(dataset, PhysicalBatch(indices, rows=count, last=True), seen)
     return found
 
 
-def _collated(examples: list[Any], collate: Collate) -> dict[str, Tensor]:
-    """The tensors of a batch; the random states stay, and so do the examples."""
+def collated(examples: list[Any], collate: Collate) -> Any:
+    """The batch of these examples; the random states stay, and so do the examples.
+
+    Raises:
+        PlanError: They cannot be stacked, or not with a row for each.
+    """
     batch = PhysicalBatch(torch.arange(len(examples)), rows=len(examples), last=True)
     with random_states_kept(_CPU):
         # Each by itself: of one that is there twice a deep copy would be one, too.
-        return tensors(read([copy.deepcopy(each) for each in examples], batch, collate))
+        return read([copy.deepcopy(each) for each in examples], batch, collate)
 
 
 def _moved(before: Mapping[str, Tensor], after: Mapping[str, Tensor], *, row: int | None) -> str:

@@ -25,6 +25,7 @@ from torch.utils.data import (
 
 from privacy.batch import mapped
 from privacy.errors import PlanError, PrivacyError, StepError
+from privacy.padding import Shapes, check_shapes
 from privacy.sampling import Collate, MapStyle, PhysicalBatch, read, stacked
 from privacy.validate import check_dataset, whole
 
@@ -46,6 +47,7 @@ class Reading:
         begin: Called in each worker with its number, before it reads.
         context: How workers are started, as `multiprocessing` names it; None for its default.
         generator: What the workers' random seeds are drawn from; torch's global one by default.
+        shapes: The shape that every row keeps; None where it may differ. See `privacy.padding`.
     """
 
     dataset: MapStyle
@@ -56,6 +58,7 @@ class Reading:
     begin: Callable[[int], Any] | None = None
     context: Any = None
     generator: torch.Generator | None = None
+    shapes: Shapes | None = None
 
 
 def reading_of(
@@ -163,9 +166,27 @@ class Loader:
         """The next physical batch, and its examples.
 
         Raises:
-            PlanError: Its examples cannot be read, or no worker can be started on the data set.
+            PlanError: Its examples cannot be read, its rows have another shape than they must keep,
+                or no worker can be started on the data set.
             StepError: A worker ended, or did not answer in time.
         """
+        batch, examples = self._next()
+        try:
+            check_shapes(self._reading.shapes, examples)
+        except PlanError:
+            self.close()
+            raise
+        return batch, examples
+
+    def close(self) -> None:
+        """Ends the workers; what they read ahead is dropped."""
+        items, self._items = self._items, None
+        self._given.clear()
+        if items is not None:
+            # Deleting it would do the same, unless a traceback still holds it.
+            items._shutdown_workers()
+
+    def _next(self) -> tuple[PhysicalBatch, Any]:
         reading = self._reading
         if not reading.workers:
             batch = next(self._batches)
@@ -189,14 +210,6 @@ class Loader:
             self.close()
             raise PlanError(loaded.error) from RuntimeError(f"in a worker:\n{loaded.trace}")
         return self._given.popleft(), loaded.values
-
-    def close(self) -> None:
-        """Ends the workers; what they read ahead is dropped."""
-        items, self._items = self._items, None
-        self._given.clear()
-        if items is not None:
-            # Deleting it would do the same, unless a traceback still holds it.
-            items._shutdown_workers()
 
     def _start(self) -> Any:
         reading = self._reading

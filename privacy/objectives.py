@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from privacy.batch import cut_rows, described, mapped, tensors
 from privacy.errors import PlanError, PrivacyError, StepError
 from privacy.sampling import Collate, MapStyle, PhysicalBatch, read, stacked
-from privacy.trial import random_states_kept
+from privacy.trial import random_states_kept, twin
 
 __all__ = ["ExamplesMix", "check_declared", "few_examples", "keeps_apart"]
 
@@ -155,15 +155,15 @@ def _changed(examples: Any, rows: int, row: int) -> Any:
 def _trial(objective: Any, model: nn.Module, batch: Any, following: Any) -> _Seen | None:
     """Calls copies twice, from the present random states; None if nothing can be compared."""
     try:
-        twin = _twin(model)
-        own = copy.deepcopy(objective, {id(model): twin})
+        other = twin(model)
+        own = copy.deepcopy(objective, {id(model): other})
     except Exception:
         # It holds what cannot be copied, a lock or a file; asked itself, it would be changed.
         return None
     with random_states_kept(next(model.parameters()).device), torch.enable_grad():
-        losses = _losses(own, twin, batch)
+        losses = _losses(own, other, batch)
         middle = losses[1:-1].sum()
-        trainable = [p for p in twin.parameters() if p.requires_grad]
+        trainable = [p for p in other.parameters() if p.requires_grad]
         found: tuple[Tensor, ...] = ()
         if middle.requires_grad:
             found = torch.autograd.grad(
@@ -171,7 +171,7 @@ def _trial(objective: Any, model: nn.Module, batch: Any, following: Any) -> _See
             )
             # As in training: what the objective carries to the next batch may move only then.
             torch.autograd.backward(losses.sum())
-        after = _losses(own, twin, following)
+        after = _losses(own, other, following)
     gradient = torch.cat([each.flatten() for each in found] or [losses.new_zeros(0)])
     seen = _Seen(losses.detach(), after.detach(), gradient)
     return seen if all(bool(each.isfinite().all()) for each in seen) else None
@@ -214,17 +214,6 @@ def _moved(before: _Seen, after: _Seen, *, apart_from: int = -1) -> str:
         ):
             return what
     return ""
-
-
-def _twin(model: nn.Module) -> nn.Module:
-    """A plain copy of an attached model, without the graphs of activations that it keeps."""
-    kept = {
-        id(value): value.detach()
-        for module in model.modules()
-        for value in vars(module).values()
-        if isinstance(value, Tensor) and value.grad_fn is not None
-    }
-    return copy.deepcopy(model, kept)
 
 
 def _name(objective: object) -> str:

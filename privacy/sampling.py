@@ -25,6 +25,7 @@ __all__ = [
     "PhysicalBatches",
     "cut",
     "read",
+    "reads_whole",
     "sample_indices",
     "stacked",
 ]
@@ -154,7 +155,7 @@ def read(dataset: MapStyle, batch: PhysicalBatch, collate: Collate = stacked) ->
 
 
 def _stacked(dataset: MapStyle, indices: Tensor, collate: Collate) -> Any:
-    by_indices = _reads_whole(type(dataset))
+    by_indices = reads_whole(type(dataset))
     found = _read(dataset, indices) if by_indices else [_read(dataset, i) for i in indices.tolist()]
     try:
         examples = found if by_indices else collate(found)
@@ -219,7 +220,7 @@ def _of_pictures(pairs: Any) -> str:
     )
 
 
-def _reads_whole(kind: type) -> bool:
+def reads_whole(kind: type) -> bool:
     """Whether `batch(indices)` of this class gives what its `__getitem__` would.
 
     Asked of the class: a wrapper that passes unknown names on would be read past, and so would a

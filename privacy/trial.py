@@ -1,5 +1,6 @@
 """A trial: a model, a few examples, and how it is run on them; its outputs have their rows."""
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from privacy.batch import Forward, call_model, described, images_of, mapped, tensors
 from privacy.errors import PlanError, PrivacyError, UnsupportedLayer
 
-__all__ = ["Trial", "random_states_kept"]
+__all__ = ["Trial", "random_states_kept", "twin"]
 
 _OUTPUTS = (
     "give privacy.attach(..., forward=lambda model, batch: ...) that returns those outputs alone "
@@ -116,3 +117,14 @@ def random_states_kept(device: torch.device) -> Iterator[None]:
     finally:
         random.setstate(python)
         mtrand.set_state(numpy)
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A plain copy of a model, attached or not, without the graphs of activations that it keeps."""
+    kept = {
+        id(value): value.detach()
+        for module in model.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    }
+    return copy.deepcopy(model, kept)

@@ -74,7 +74,7 @@ INSIDE = {
         "group_privacy",
         *("noise", "statistics", "sampling", "persons", "clipping", "plan"),
         *("_ledger_file", "ledger", "summation", "differentiation", "update"),
-        *("trial", "collation", "probe", "objectives", "step", "loading", "training"),
+        *("trial", "collation", "padding", "probe", "objectives", "step", "loading", "training"),
         *("attach", "opacus", "audit", ""),
     ),
     "secure_cnn.archive": ("errors", "format", "keys", "actions", "store", "adapters", ""),

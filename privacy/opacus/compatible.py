@@ -19,7 +19,7 @@ from privacy.clipping import register
 from privacy.clipping.linear import LinearRule
 from privacy.clipping.tuner import Tuner
 from privacy.errors import UnsupportedLayer
-from privacy.opacus.loader import first_batch, plan_for
+from privacy.opacus.loader import Padding, first_batch, plan_for
 from privacy.plan import DPPlan
 from privacy.replacement import fix
 from privacy.step import Prepared, prepare
@@ -45,7 +45,7 @@ def validate(
     if data_loader is not None:
         plan = dataclasses.replace(plan_for(data_loader, 1.0, epochs=1), noise_multiplier=1.0)
         if optimizer is not None:
-            prepared(plan, module, optimizer, data_loader).undo()
+            prepared(plan, module, optimizer, data_loader)[0].undo()
 
 
 def prepared(
@@ -54,8 +54,8 @@ def prepared(
     optimizer: torch.optim.Optimizer,
     data_loader: DataLoader[Any],
     forward: Forward | None = None,
-) -> Prepared:
-    """The module, recorded; where this raises, nothing has changed.
+) -> tuple[Prepared, Padding]:
+    """The module, recorded, and how its rows are padded; where this raises, nothing has changed.
 
     `forward` says how the loop calls it on a batch, where that does not show in the batch.
     """
@@ -63,14 +63,20 @@ def prepared(
         raise UnsupportedLayer(
             "module: expected it in training mode; call module.train() before make_private"
         )
-    return prepare(
+    call = call_model if forward is None else forward
+    made = prepare(
         plan,
         module,
         optimizer,
         samples=plan.samples,
         examples=lambda: first_batch(data_loader, told=forward is not None),
-        forward=call_model if forward is None else forward,
+        forward=call,
     )
+    try:
+        return made, Padding.of(module, data_loader, call)
+    except BaseException:
+        made.undo()
+        raise
 
 
 def compatible(module: nn.Module) -> nn.Module:

@@ -221,7 +221,7 @@ class PrivacyEngine(Followed):
         warn_of_groups(plan, loader)
         ledger = Ledger() if self._ledger is None else Ledger.open(self._ledger)
         check_reduction(loss_reduction)
-        prepared = compatible.prepared(plan, module, optimizer, loader, forward)
+        prepared, padding = compatible.prepared(plan, module, optimizer, loader, forward)
         outputs = Outputs()
         samples = Samples(prefetching=loader.num_workers > 0, check=prepared.check_attached)
         try:
@@ -235,7 +235,7 @@ class PrivacyEngine(Followed):
             private = FusedOptimizer(
                 plan, prepared, outputs, samples, self._account, ledger, loss_reduction
             )
-            batches = poisson_loader(loader, samples, rate=plan.sampling_rate)
+            batches = poisson_loader(loader, samples, rate=plan.sampling_rate, padding=padding)
         except BaseException:
             prepared.undo()
             raise

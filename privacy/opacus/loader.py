@@ -6,11 +6,12 @@ A batch of the loop is a sample, or a part of one that `BatchMemoryManager` cut.
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
@@ -21,16 +22,24 @@ from torch.utils.data import (
 )
 
 from privacy.attach import cost_of_groups
-from privacy.batch import mapped, tensors
+from privacy.batch import Forward, mapped, tensors
 from privacy.collation import check_collate
 from privacy.errors import PlanError, StepError
 from privacy.noise import SecureGenerator
 from privacy.opacus.refusals import LOADER, refusal
+from privacy.padding import Shapes, check_padding, check_shapes
 from privacy.plan import DPPlan
 from privacy.sampling import sample_indices
 from privacy.validate import real
 
-__all__ = ["Samples", "first_batch", "plan_for", "poisson_loader", "warn_of_groups"]
+__all__ = [
+    "Padding",
+    "Samples",
+    "first_batch",
+    "plan_for",
+    "poisson_loader",
+    "warn_of_groups",
+]
 
 _PROBED_EXAMPLES = 3
 _READING = frozenset(
@@ -40,6 +49,31 @@ _READING = frozenset(
     }
 )
 """What of a loader may be written later."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Padding:
+    """The shape that the rows of a loader keep, and that of another `collate_fn`, once proved.
+
+    It is None where they may differ in length, as the module does not see the filling.
+    """
+
+    shapes: Shapes | None
+    prove: Callable[[Any], Shapes | None]
+
+    @classmethod
+    def of(cls, module: nn.Module, loader: DataLoader[Any], forward: Forward) -> "Padding":
+        """That of a loader; refuses a `collate_fn` whose filling the module sees."""
+        dataset: Any = loader.dataset
+
+        def prove(collate: Any) -> Shapes | None:
+            if collate is default_collate:
+                return None
+            # A subset has no `batch`: examples are read one after another, as a DataLoader does.
+            one_by_one = Subset(dataset, range(len(dataset)))
+            return check_padding(module, one_by_one, collate, forward=forward)
+
+        return cls(shapes=prove(loader.collate_fn), prove=prove)
 
 
 class Samples:
@@ -152,15 +186,20 @@ class _PoissonSampler(UniformWithReplacementSampler):  # type: ignore[misc]
 
 
 class _Collate:
-    """The loader's own way to stack examples; an empty sample becomes one row of zeros."""
+    """The loader's own way to stack examples; an empty sample becomes one row of zeros.
 
-    def __init__(self, collate: Callable[[list[Any]], Any], dataset: Any) -> None:
-        self._collate, self._dataset = collate, dataset
+    With `shapes`, rows of another one are refused.
+    """
+
+    def __init__(
+        self, collate: Callable[[list[Any]], Any], dataset: Any, shapes: Shapes | None
+    ) -> None:
+        self._collate, self._dataset, self._shapes = collate, dataset, shapes
 
     def __call__(self, examples: list[Any]) -> Any:
-        if examples:
-            return self._collate(examples)
-        return _zeros_like(self._collate([self._dataset[0]]))
+        batch = self._collate(examples or [self._dataset[0]])
+        check_shapes(self._shapes, batch)
+        return batch if examples else _zeros_like(batch)
 
 
 def _zeros_like(batch: Any) -> Any:
@@ -190,7 +229,7 @@ class _PoissonLoader(DataLoader[Any]):
             elif not (name.startswith("_") and name in vars(self)):
                 raise refusal(self, name, LOADER)
             if name == "collate_fn":
-                value = _Collate(value, self.dataset)  # type: ignore[arg-type]
+                value = _Collate(value, self.dataset, self._padding.prove(value))  # type: ignore[arg-type]
         super().__setattr__(name, value)
 
     def _check_reading(self, name: str, value: object) -> None:
@@ -225,7 +264,13 @@ class _PoissonLoader(DataLoader[Any]):
         return float(sampler._rate)
 
 
-def poisson_loader(loader: DataLoader[Any], samples: Samples, *, rate: float) -> DataLoader[Any]:
+def poisson_loader(
+    loader: DataLoader[Any],
+    samples: Samples,
+    *,
+    rate: float,
+    padding: Padding,
+) -> DataLoader[Any]:
     """The loader with Poisson samples for batches: as many a pass as it had batches."""
     dataset: Any = loader.dataset
     private = _PoissonLoader(
@@ -233,7 +278,7 @@ def poisson_loader(loader: DataLoader[Any], samples: Samples, *, rate: float) ->
         batch_sampler=_PoissonSampler(
             samples, population=len(dataset), rate=rate, steps=len(loader)
         ),
-        collate_fn=_Collate(loader.collate_fn, dataset),
+        collate_fn=_Collate(loader.collate_fn, dataset, padding.shapes),
         num_workers=loader.num_workers,
         pin_memory=loader.pin_memory,
         timeout=loader.timeout,
@@ -242,6 +287,7 @@ def poisson_loader(loader: DataLoader[Any], samples: Samples, *, rate: float) ->
         prefetch_factor=loader.prefetch_factor,
         persistent_workers=loader.persistent_workers,
     )
+    private._padding = padding
     private._made = True
     return private
 
