@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
+from secure_cnn import Recipe
 from secure_cnn.cli import main
 from secure_cnn.interruption import StopRequest
 
@@ -64,6 +65,17 @@ def stopped_after(monkeypatch):
             yield
 
     return stopping
+
+
+@pytest.fixture
+def recipe(shapes, tmp_path):
+    """Makes recipes of two epochs on the small data set, each in a folder of its own name."""
+
+    def make(name="run", **changes):
+        base = {"out": tmp_path / name, "data": shapes, "epochs": 2, "batch_size": 16}
+        return Recipe(**(base | {"robust_samples": 4} | changes))
+
+    return make
 
 
 @pytest.fixture

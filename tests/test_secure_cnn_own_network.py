@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 import privacy
-from secure_cnn import Architecture, ModelError, OwnNetwork, Recipe, RunError, read_model, run
+from secure_cnn import Architecture, ModelError, OwnNetwork, RunError, read_model, run
 from secure_cnn.cli.network import own_network
 from secure_cnn.engine import WeightAverage
 from secure_cnn.recipe import Variant
@@ -42,14 +43,9 @@ def net(spec, *, wide=4):
 
 
 @pytest.fixture
-def recipe(shapes, tmp_path):
-    """Makes recipes of two epochs of the network on the small data set."""
-
-    def make(name="run", **changes):
-        base = {"out": tmp_path / name, "data": shapes, "epochs": 2, "robust_samples": 4}
-        return Recipe(**(base | {"model": NAME, "batch_size": 16} | changes))
-
-    return make
+def recipe(recipe):
+    """Makes recipes of the network."""
+    return partial(recipe, model=NAME)
 
 
 @pytest.fixture

@@ -33,17 +33,6 @@ PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "batch_size": 64}
 ROBUST = {"eps": 0.05, "attack": "fgsm"}
 
 
-@pytest.fixture
-def recipe(shapes, tmp_path):
-    """Makes recipes of two epochs on the small data set."""
-
-    def make(**changes):
-        base = {"out": tmp_path / "run", "data": shapes, "epochs": 2, "batch_size": 16}
-        return Recipe(**(base | {"robust_samples": 4} | changes))
-
-    return make
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

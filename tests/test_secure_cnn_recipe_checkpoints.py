@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import privacy
-from secure_cnn import Recipe, run
+from secure_cnn import run
 from secure_cnn.checkpoint import read_state, write_state
 from secure_cnn.recipe.training import Training
 from secure_cnn.record import RunRecord
@@ -20,13 +20,9 @@ RUN = sys.modules["secure_cnn.recipe.run"]
 
 
 @pytest.fixture
-def recipe(shapes, tmp_path):
-    """Makes recipes on the small data set, each in a folder of its own name."""
-
-    def make(name="run", **changes):
-        return Recipe(**({"out": tmp_path / name, "data": shapes} | BASE | changes))
-
-    return make
+def recipe(recipe):
+    """Makes recipes of a plain or a private training alone."""
+    return partial(recipe, **BASE)
 
 
 @pytest.fixture(autouse=True)

@@ -2,12 +2,13 @@
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import pytest
 from support.run_records import make_epoch
 
-from secure_cnn import Recipe, run
+from secure_cnn import run
 from secure_cnn.errors import RunError
 from secure_cnn.recipe import metrics
 from secure_cnn.record import EpochRecord, RunRecord
@@ -20,13 +21,9 @@ KEYS = [
 
 
 @pytest.fixture
-def recipe(shapes, tmp_path):
-    """Makes recipes on the small data set, each in a folder of its own name."""
-
-    def make(name="run", **changes):
-        return Recipe(**({"out": tmp_path / name, "data": shapes} | BASE | changes))
-
-    return make
+def recipe(recipe):
+    """Makes recipes of three epochs."""
+    return partial(recipe, **BASE)
 
 
 @pytest.fixture(autouse=True)

@@ -6,12 +6,13 @@ import os
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 
 import privacy
-from secure_cnn import Recipe, Sealing, Unlocking, archive, run
+from secure_cnn import Sealing, Unlocking, archive, run
 from secure_cnn.checkpoint import read_model, read_state, write_state
 from secure_cnn.data import load_data
 from secure_cnn.errors import RunError
@@ -26,14 +27,9 @@ STEPS = 12
 
 
 @pytest.fixture
-def recipe(shapes, tmp_path):
-    """Makes private recipes on the small data set, each in a folder of its own name."""
-
-    def make(name="run", **changes):
-        fixed = {"data": shapes, "robust_samples": 4, "baseline": False}
-        return Recipe(**({"out": tmp_path / name} | fixed | PRIVATE | changes))
-
-    return make
+def recipe(recipe):
+    """Makes private recipes without a baseline."""
+    return partial(recipe, baseline=False, **PRIVATE)
 
 
 @pytest.fixture(autouse=True)

@@ -27,17 +27,6 @@ ME = archive.generate_identity(post_quantum=False)
 
 
 @pytest.fixture
-def recipe(shapes, tmp_path):
-    """Makes recipes of two epochs on the small data set."""
-
-    def make(name="run", **changes):
-        base = {"out": tmp_path / name, "data": shapes, "epochs": 2, "robust_samples": 4}
-        return Recipe(**(base | {"batch_size": 16} | changes))
-
-    return make
-
-
-@pytest.fixture
 def weights(tmp_path):
     """Weights of the model for three classes, as if trained elsewhere."""
     spec = DataSpec(shape=(1, 8, 8), classes=("a", "b", "c"))
