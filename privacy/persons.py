@@ -8,6 +8,7 @@ many examples are put into physical batches of their own: each is a row of one w
 
 import copy
 import math
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -49,7 +50,8 @@ class Persons:
         """Persons by one id an example, in the order in which they occur first.
 
         Ids are of one type that can be hashed, such as text or whole numbers; equal ones are one
-        person. Refused are other numbers of ids than of examples, and ids that are missing.
+        person, and so are texts that differ in blanks around them or in how their accents are
+        encoded. Refused are other numbers of ids than of examples, and ids that are missing.
         """
         ids = _listed(groups)
         if len(ids) != examples:
@@ -58,6 +60,7 @@ class Persons:
                 f"order, got {len(ids)}"
             )
         _check_ids(ids)
+        ids = [unicodedata.normalize("NFC", i).strip() if isinstance(i, str) else i for i in ids]
         numbers: dict[Any, int] = {}
         owners = torch.tensor([numbers.setdefault(each, len(numbers)) for each in ids])
         return cls(rows=owners.argsort(stable=True), sizes=owners.bincount())

@@ -10,13 +10,16 @@ import typer.testing
 from PIL import Image
 
 import privacy
+from privacy.persons import Persons
 from secure_cnn.checkpoint import read_model
 from secure_cnn.cli import app
 from secure_cnn.data import load_data
+from secure_cnn.data.groups import one_name
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import StopRequest
 from secure_cnn.recipe import Recipe, run
 from secure_cnn.recipe import training as training_room
+from secure_cnn.recipe.notes import notes_before
 from secure_cnn.recipe.persons import GROUPED_NOTE, group_cost_of, samples_of
 from secure_cnn.recipe.seams import make_plan
 from secure_cnn.record import RunRecord
@@ -239,3 +242,17 @@ def stopped_train(train):
         return train(*args, stop=stop, **settings)
 
     return stopping
+
+
+def test_the_record_of_persons_says_what_of_their_images_is_public(tmp_path):
+    """A person changes the number of images by several; a plan of images has no such note."""
+    images = Recipe(out=tmp_path / "images", epsilon=8.0)
+    said = [" ".join(notes_before(recipe)) for recipe in (recipe_of(tmp_path), images)]
+    assert ["is taken as public" in words for words in said] == [True, False]
+
+
+def test_ids_are_spelt_by_one_rule_in_files_and_in_loops():
+    """Blanks around them and the encoding of accents make no other person; a letter does."""
+    spelt = ["Andr\u00e9", "Andre\u0301", " Andr\u00e9\t", "Andre", "andr\u00e9"]
+    alike = [len(set(map(one_name, spelt))), len(Persons.of(spelt, examples=len(spelt)))]
+    assert alike == [3, 3]

@@ -32,15 +32,16 @@ _MOST_BYTES = 1 << 28
 
 
 def one_name(person: str) -> str:
-    r"""A person's name in one encoding of its accents: what looks alike is not two persons.
+    r"""A person's name in one encoding of its accents, without blanks around it.
 
+    What looks alike is not two persons; `privacy.persons` has the same rule for ids that are text.
     Files that were moved from a Mac have `é` as two characters, others as one.
 
     Example:
         >>> one_name("Andre\u0301") == one_name("Andr\u00e9")
         True
     """
-    return unicodedata.normalize("NFC", person)
+    return unicodedata.normalize("NFC", person).strip()
 
 
 def persons_of_files(

@@ -19,11 +19,17 @@ _BASELINE_NOTE = (
     "The plain model was trained on the same images without protections, to show what they cost. "
     "Its figures are not covered by epsilon, and its weights were not kept."
 )
+_IMAGES_NOTE = (
+    "ε is about persons. How many training images there are is on record exactly, and is taken as "
+    "public: ε does not cover by how many of them a person changes that number."
+)
 
 
 def notes_before(recipe: Recipe) -> tuple[str, ...]:
     """What is known of a run before its first step."""
     notes: tuple[str, ...] = (_BASELINE_NOTE,) if len(recipe.variants) > 1 else ()
+    if recipe.unit == "person":
+        notes += (_IMAGES_NOTE,)
     return notes if recipe.epsilon is None else (*notes, trials_note(recipe))
 
 
