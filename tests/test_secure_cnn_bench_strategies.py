@@ -86,7 +86,7 @@ def trained(name, **changes):
 def of(name):
     """The settings of a strategy, those of the plain training as they are."""
     make = Spies()
-    found = strategies(PlainTraining(make=make))[name]
+    found = strategies(PlainTraining(make=make), [name])[name]
     assert isinstance(found, PlainTraining)
     return replace(found, make=make), PlainTraining(make=make)
 
