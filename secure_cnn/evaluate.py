@@ -139,11 +139,12 @@ def batch_for(model: nn.Module, split: Split) -> int:
         >>> batch_for(build_model("compact", data.spec), data.test)
         256
     """
-    image, _ = split.batch(torch.arange(1))
-    device = next((weight.device for weight in model.parameters()), image.device)
+    # Two, since a normalisation of one value only is refused.
+    images, _ = split.batch(torch.arange(min(2, len(split))))
+    device = next((weight.device for weight in model.parameters()), images.device)
     with _evaluating(model), torch.no_grad(), FlopCounterMode(display=False) as counted:
-        model(image.to(device))
-    operations = max(1, int(counted.get_total_flops()))
+        model(images.to(device))
+    operations = max(1, int(counted.get_total_flops()) // len(images))
     return max(1, min(_BATCH, _OPERATIONS // operations))
 
 

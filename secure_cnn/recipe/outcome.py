@@ -14,7 +14,7 @@ from defenses import ThreatModel
 from secure_cnn.data import ImageData, Split
 from secure_cnn.engine import Objective
 from secure_cnn.errors import RunError
-from secure_cnn.evaluate import evaluate_model
+from secure_cnn.evaluate import batch_for, evaluate_model
 from secure_cnn.interruption import StopRequest, stop_here
 from secure_cnn.pages import Examples
 from secure_cnn.recipe.identity import RunIdentity
@@ -73,13 +73,17 @@ def judge(
 ) -> Outcome:
     """Accuracy, recall and confusion on the test images; robust accuracy where there is a threat.
 
-    A stop is looked at in every forward pass.
+    In batches as large as `secure-cnn evaluate` takes by default, since rounding depends on that. A
+    stop is looked at in every forward pass.
     """
     stop_here(stop)
     watched = model.register_forward_pre_hook(lambda *_: stop_here(stop))
     try:
-        found = evaluate_model(model, data.test, data.spec.classes)
-        robust = None if recipe.threat is None else _robustness(recipe, recipe.threat, model, data)
+        size = batch_for(model, data.test)
+        found = evaluate_model(model, data.test, data.spec.classes, batch_size=size)
+        robust = None
+        if recipe.threat is not None:
+            robust = _robustness(recipe, recipe.threat, model, data, size)
     finally:
         watched.remove()
     result = ResultRecord(
@@ -187,12 +191,14 @@ def _unusual(recipe: Recipe, usual: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _robustness(
-    recipe: Recipe, threat: ThreatModel, model: nn.Module, data: ImageData
+    recipe: Recipe, threat: ThreatModel, model: nn.Module, data: ImageData, batch_size: int
 ) -> defenses.RobustnessReport:
     """The default attacks of `defenses.evaluate`, on the recipe's number of test images."""
     samples = recipe.robust_samples
     chosen = None if samples is None else min(samples, len(data.test))
-    return defenses.evaluate(model, data.test, threat, samples=chosen, seed=recipe.seed)
+    return defenses.evaluate(
+        model, data.test, threat, samples=chosen, batch_size=batch_size, seed=recipe.seed
+    )
 
 
 def _robust_fields(report: defenses.RobustnessReport) -> dict[str, Any]:

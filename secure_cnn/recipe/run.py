@@ -214,6 +214,7 @@ class _Task:
             model=model,
             trained=trained,
             front=front,
+            twin=self.initial.build().to(self.device),
             seams=seams,
             average=average,
             guard=make_guard(recipe, variant, seams, model, average, self.data),
@@ -293,8 +294,8 @@ def _carried_out(
         training = task.training(variant, start.identity)
         if not _trained(training, start, journal, stop):
             return _interrupted(journal)
-        epsilon = training.epsilon()
-        outcome = judge(task.recipe, variant, training.model, task.data, epsilon, stop)
+        model, epsilon = training.judged(), training.epsilon()
+        outcome = judge(task.recipe, variant, model, task.data, epsilon, stop)
         notes = notes_on(training, outcome, journal.record.results)
         journal.add_result(outcome.result, outcome.examples, notes=notes)
         if own:
@@ -302,7 +303,7 @@ def _carried_out(
             claims |= task.initial.claims
             journal.record = replace(journal.record, claims=claims)
         journal.write()
-    return _finished(task, training.model, start.identity, journal, stop, measure_cost)
+    return _finished(task, model, start.identity, journal, stop, measure_cost)
 
 
 def _trained(training: Training, start: Start, journal: Journal, stop: StopRequest) -> bool:

@@ -8,6 +8,7 @@ design.
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,7 +20,7 @@ import privacy
 from secure_cnn.data import ImageData
 from secure_cnn.engine import WeightAverage, train
 from secure_cnn.errors import RunError, SecureCNNError
-from secure_cnn.evaluate import ClassificationReport, evaluate_model
+from secure_cnn.evaluate import ClassificationReport, batch_for, evaluate_model
 from secure_cnn.interruption import StopRequest
 from secure_cnn.progress import TrainingProgress, training_progress
 from secure_cnn.recipe.front import FrozenFront
@@ -70,8 +71,8 @@ class Training:
     """One training of a recipe, ready to start or to go on.
 
     What is trained is `trained`: the `model`, or what of it stands behind its frozen `front`, with
-    which it shares its layers. `weights` is the digest of the file that it started from, if it did
-    from one.
+    which it shares its layers. `twin` is the same network as a file is read into: it gets the
+    weights that are judged. `weights` is the digest of the file that it started from, if any.
     """
 
     recipe: Recipe
@@ -79,6 +80,7 @@ class Training:
     data: ImageData
     model: nn.Module
     trained: nn.Module
+    twin: nn.Module
     front: FrozenFront | None
     seams: Seams
     average: WeightAverage | None
@@ -173,6 +175,15 @@ class Training:
                 f"checkpoint: it does not fit this training: {error}; "
                 "start the run anew with --force"
             ) from error
+
+    def judged(self) -> nn.Module:
+        """The model as its file gives it back, in evaluation mode; the next call changes it too.
+
+        In another memory layout GroupNorm rounds otherwise, and where its groups hold few values
+        what follows makes whole predictions of that: one model would have two figures.
+        """
+        self.twin.load_state_dict(self.model.state_dict())
+        return self.twin.eval()
 
     def epsilon(self) -> float | None:
         """The epsilon spent so far; None when the training is not private."""
@@ -344,9 +355,11 @@ class _Monitor:
     def _evaluated(self) -> ClassificationReport:
         """The test figures of the weights that would be kept if training ended here."""
         training = self._training
-        test = training.data.test if training.front is None else training.front.test
-        classes = training.data.spec.classes
-        if training.average is None:
-            return evaluate_model(training.trained, test, classes)
-        with training.average.applied(training.trained) as model:
-            return evaluate_model(model, test, classes)
+        average, front = training.average, training.front
+        test, classes = training.data.test, training.data.spec.classes
+        with nullcontext() if average is None else average.applied(training.trained):
+            if front is not None:
+                # Their features are there; the finished model is judged on the images.
+                return evaluate_model(training.trained, front.test, classes)
+            model = training.judged()
+        return evaluate_model(model, test, classes, batch_size=batch_for(model, test))
