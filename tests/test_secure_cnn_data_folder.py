@@ -77,6 +77,18 @@ def test_a_name_that_no_file_can_hold_is_refused_before_any_image(tmp_path, monk
         load_data(tmp_path / latin)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no file has such a name")
+@pytest.mark.parametrize("mark", ["\n", "\t", "\x1b[2J", "\u2028", "\x85"])
+def test_a_name_that_breaks_a_table_is_refused_before_any_image(tmp_path, monkeypatch, mark):
+    """A class would be two lines of every table; what is told of it is one line itself."""
+    write_images(tmp_path / "pets")
+    monkeypatch.setattr("secure_cnn.data.photograph.Image.open", None)
+    (tmp_path / "pets/cat").rename(tmp_path / "pets" / f"a{mark}b")
+    with pytest.raises(DataError, match=r"the class folder: expected no control.*rename") as told:
+        load_data(tmp_path / "pets")
+    assert str(told.value).isprintable()
+
+
 def test_beyond_the_cap_it_is_decoded_once(tmp_path, monkeypatch):
     """A mapped data set equals the one in memory, and a second load decodes nothing."""
     write_images(tmp_path / "pets")

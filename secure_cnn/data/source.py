@@ -5,6 +5,7 @@ Every reader of a format hands on a `Source`; `store` decodes it.
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from secure_cnn.errors import DataError
 from secure_cnn.files import IrregularFileError
+from secure_cnn.printable import printable
 
 __all__ = [
     "CHUNK_BYTES",
@@ -38,6 +40,7 @@ Chunk = tuple[int, Pixels]  # the row of the first image, and images [k, channel
 
 CHUNK_BYTES = 1 << 24  # what a reader holds at a time
 _SHOWN = 5
+_BREAKING = {"Cc", "Zl", "Zp"}  # control characters, and what some programs take for line ends
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -105,7 +108,7 @@ def unusable(path: Path, *errors: type[Exception], expected: str, cure: str) -> 
 
 
 def check_name(name: str, what: str) -> None:
-    """Refuses a name that UTF-8 cannot hold; `what` says what it names."""
+    """Refuses a name that UTF-8 cannot hold, or not in one line; `what` says what it names."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
@@ -113,6 +116,11 @@ def check_name(name: str, what: str) -> None:
             f"{what}: expected UTF-8, since it is written into the model's file, got {name!a}; "
             "rename it"
         ) from error
+    if any(unicodedata.category(mark) in _BREAKING for mark in name):
+        raise DataError(
+            f"{printable(what)}: expected no control characters such as line ends, which break "
+            f"tables, got {name!a}; rename it"
+        )
 
 
 def check_range(labels: Labels, classes: tuple[str, ...], source: object) -> None:
