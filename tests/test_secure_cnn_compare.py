@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.run_records import PROTECTED, make_record, make_result
+from support.run_records import PROTECTED, Page, make_record, make_result
 from support.saved_runs import saved_run
 
 from defenses import wilson_interval
@@ -187,6 +187,18 @@ def test_runs_on_other_data_are_refused_by_name():
     empty = SavedRun(name="empty", record=make_record(results=[], status="running"))
     with pytest.raises(RunError, match="empty: expected a result"):
         compare_runs([first, empty])
+
+
+def test_a_keyed_fingerprint_is_said_to_be_one_and_not_cut_to_nothing():
+    """It is no digest of the data that two runs could share."""
+    first = saved_run("first")
+    data = replace(first.record.data, fingerprint="hmac-sha256:" + 64 * "a", test=91)
+    private = SavedRun(name="second", record=make_record(data=data))
+    with pytest.raises(RunError, match="under a key of its own, which cannot be compared") as told:
+        compare_runs([first, private])
+    assert "hmac" not in str(told.value)
+    page = Page(render_comparison(compare_runs([private]), Needs())).text
+    assert "under a key of the first run, so that it cannot be compared: hmac-sha256:aaaa" in page
 
 
 def test_what_was_measured_under_other_conditions_is_not_compared():

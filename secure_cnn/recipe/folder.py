@@ -22,7 +22,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.files import target_of
 from secure_cnn.pages import Examples, write_page
 from secure_cnn.recipe.metrics import append_metrics, write_metrics
-from secure_cnn.record import EpochRecord, ResultRecord, RunRecord
+from secure_cnn.record import ChosenRecord, EpochRecord, ResultRecord, RunRecord
 
 __all__ = ["Journal", "RunFolder"]
 
@@ -213,6 +213,12 @@ class Journal:
         self.record = replace(self.record, seconds=seconds)
         self.record.write(self.folder.record)
         write_page(self.record, self._examples, self.folder.page)
+
+    def begin_variant(self, chosen: ChosenRecord) -> None:
+        """Writes down what the settings come to in a training that begins, or goes on."""
+        others = tuple(each for each in self.record.chosen if each.variant != chosen.variant)
+        self.record = replace(self.record, chosen=(*others, chosen))
+        self.record.write(self.folder.record)
 
     def save(self, state: Mapping[str, Any], released: int) -> None:
         """Writes a training's state, after so many noised steps.

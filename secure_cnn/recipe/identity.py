@@ -161,6 +161,7 @@ def resume(
         run_id=record.run_id,
         data=record.data,
         released=record.released,
+        chosen=record.chosen,
         epochs=_epochs(record, state),
         results=record.results,
         notes=tuple(dict.fromkeys((*record.notes, *notes))),

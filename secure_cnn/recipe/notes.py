@@ -55,11 +55,7 @@ def notes_on(
     plan = None if seams.private is None else seams.private.plan
     conditions = Conditions(
         steps=seams.schedule.steps,
-        batch_size=(
-            recipe.batch_size_for(variant, len(training.data.train))
-            if plan is None
-            else round(plan.sampling_rate * plan.samples)
-        ),
+        batch_size=training.chosen.batch_size,
         learning_rate=seams.schedule.peak,
         chosen_rate=recipe.learning_rate is not None,
         clipped=recipe.clip_grad_norm > 0,

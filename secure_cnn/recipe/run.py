@@ -292,6 +292,7 @@ def _carried_out(
         if not own and variant.name in {result.variant for result in journal.record.results}:
             continue
         training = task.training(variant, start.identity)
+        journal.begin_variant(training.chosen)
         if not _trained(training, start, journal, stop):
             return _interrupted(journal)
         model, epsilon = training.judged(), training.epsilon()

@@ -29,7 +29,7 @@ from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.persons import persons_digest
 from secure_cnn.recipe.seams import Seams
 from secure_cnn.recipe.settings import Recipe, Variant
-from secure_cnn.record import EpochRecord
+from secure_cnn.record import ChosenRecord, EpochRecord
 
 __all__ = ["Training"]
 
@@ -199,6 +199,21 @@ class Training:
         """What the recipe's settings came to, whoever chose it: another version may do so anew."""
         schedule = self.seams.schedule
         return {"learning_rate": schedule.peak, "steps": schedule.steps}
+
+    @property
+    def chosen(self) -> ChosenRecord:
+        """The same for the record, with what else the variant came to."""
+        recipe, private = self.recipe, self.seams.private
+        size = recipe.batch_size_for(self.variant, len(self.data.train))
+        if private is not None:
+            size = round(private.plan.sampling_rate * private.plan.samples)
+        return ChosenRecord(
+            variant=self.variant.name,
+            batch_size=size,
+            **self._chosen,
+            delta=None if private is None else private.plan.delta,
+            attack=self.variant.method,
+        )
 
     @property
     def _spent(self) -> bool:

@@ -28,6 +28,7 @@ from secure_cnn.record.measurements import (
 )
 from secure_cnn.record.run import (
     AuditRecord,
+    ChosenRecord,
     DataRecord,
     EpochRecord,
     ModelRecord,
@@ -43,6 +44,7 @@ __all__ = [
     "FRONT_RULE",
     "PLAIN",
     "AuditRecord",
+    "ChosenRecord",
     "Comparison",
     "DataRecord",
     "EpochRecord",

@@ -232,9 +232,11 @@ class SavedRun:
     def described(self) -> dict[str, str]:
         """Everything in which it may differ from others, in words by name."""
         record = self.record
-        parts = (record.settings, record.versions, record.hardware)
-        words = [pair for part in parts for pair in wording.shown(part) if pair[0] != "out"]
-        return {"model": record.model.name, "status": record.status, **dict(words)}
+        settings = [pair for pair in record.settings_in_words if pair[0] != "out"]
+        words = [
+            pair for part in (record.versions, record.hardware) for pair in wording.shown(part)
+        ]
+        return {"model": record.model.name, "status": record.status, **dict(settings + words)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -312,7 +314,10 @@ def _same_data(data: DataRecord, other: DataRecord) -> bool:
 
 def _data(run: SavedRun) -> str:
     data = run.record.data
-    return f"{data.name} ({data.train}+{data.test} images, {data.fingerprint[:12] or 'no digest'})"
+    digest = data.fingerprint[:12] or "no digest"
+    if data.keyed:
+        digest = "a fingerprint under a key of its own, which cannot be compared"
+    return f"{data.name} ({data.train}+{data.test} images, {digest})"
 
 
 def _entries(run: SavedRun, threat: ThreatRecord | None) -> list[_Entry]:

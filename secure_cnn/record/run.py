@@ -9,7 +9,7 @@ found.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Any, ClassVar, Literal
@@ -21,6 +21,7 @@ from secure_cnn.record.measurements import Row
 
 __all__ = [
     "AuditRecord",
+    "ChosenRecord",
     "DataRecord",
     "EpochRecord",
     "ModelRecord",
@@ -128,6 +129,26 @@ class ThreatRecord(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChosenRecord(Checked):
+    """What the settings of one variant came to, whether somebody gave them or nobody did.
+
+    `learning_rate` is its peak, `batch_size` that of a step, of a private training the expected
+    one in units of the plan; `delta` is of a private training, `attack` of an adversarial one.
+    """
+
+    variant: str
+    batch_size: int
+    steps: int
+    learning_rate: float
+    delta: float | None = None
+    attack: str | None = None
+
+    def _check(self) -> None:
+        require(self.batch_size >= 1, "chosen.batch_size", "a number of at least 1", self)
+        require(self.steps >= 1, "chosen.steps", "a number of at least 1", self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpochRecord(Checked):
     """One epoch of one variant, counted from 1; `learning_rate` is that at its end.
 
@@ -205,11 +226,12 @@ class RunRecord(Document):
 
     Epochs and results are in the order in which they ran: the last protected result is the run's
     own. `claims` are bound into the sealed checkpoint; the states of the run bear its `run_id`; and
-    `released`, the noised steps that may have become visible, is written before they do.
+    `released`, the noised steps that may have become visible, is written before they do. `settings`
+    are as they were given, `chosen` what they came to in each variant that has begun.
     """
 
     KIND: ClassVar[str | None] = "run"
-    LATER: ClassVar[frozenset[str]] = frozenset({"run_id", "signer", "released"})
+    LATER: ClassVar[frozenset[str]] = frozenset({"run_id", "signer", "released", "chosen"})
 
     created: str
     data: DataRecord
@@ -230,6 +252,28 @@ class RunRecord(Document):
     run_id: str = ""
     signer: str = ""
     released: int = 0
+    chosen: tuple[ChosenRecord, ...] = ()
+
+    @property
+    def settings_in_words(self) -> list[tuple[str, str]]:
+        """Names and values of the settings, with what those came to that nobody gave.
+
+        Where the variants differ, each value has its variant behind it.
+        """
+        words = dict(wording.shown(self.settings))
+        for part in fields(ChosenRecord)[1:]:
+            values = {each.variant: getattr(each, part.name) for each in self.chosen}
+            told = {name: value for name, value in values.items() if value is not None}
+            if told:
+                same = len(set(told.values())) == 1
+                ((word, _),) = wording.shown({part.name: None})
+                words[word] = ", ".join(
+                    dict.fromkeys(
+                        wording.shown({part.name: value})[0][1] + ("" if same else f" ({name})")
+                        for name, value in told.items()
+                    )
+                )
+        return list(words.items())
 
     @property
     def parts(self) -> tuple[EpochRecord | ResultRecord, ...]:
@@ -249,6 +293,8 @@ class RunRecord(Document):
                 require(part.variant != "plain", "epsilon of plain", "none", part.epsilon)
         self._check_results()
         require(self.released >= 0, "released", "a number of at least 0", self.released)
+        begun = [each.variant for each in self.chosen]
+        require(len(set(begun)) == len(begun), "chosen", "one for each variant", begun)
         for name in self.checkpoints:
             path = PurePosixPath(name)
             inside = not path.is_absolute() and ".." not in path.parts

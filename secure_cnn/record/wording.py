@@ -83,6 +83,8 @@ def _show(name: str, value: object) -> str:
         return f"{value / 2**30:.1f} GiB"
     if isinstance(value, float):
         return f"{value:.6g}"
-    if isinstance(value, (list, tuple)) and value:
+    if isinstance(value, (list, tuple, Mapping)) and not value:
+        return "none"
+    if isinstance(value, (list, tuple)):
         return ", ".join(_show(name, each) for each in value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
