@@ -70,8 +70,10 @@ def differentiate(
         with tape.record(examples=examples, copies=copies), _graph_used():
             torch.autograd.backward(losses, _mean_of(losses, shares))
         bypassed = [name for name, p in parameters.items() if p.grad is not None]
-    finally:
         parts = tape.take()
+    finally:
+        # Not taken: where the pass was broken off, a parameter may have half of its uses.
+        tape.reset()
         for parameter, gradient in kept:
             parameter.grad = gradient
     tape.prove()

@@ -29,10 +29,12 @@ from privacy.padding import Shapes, check_shapes
 from privacy.sampling import Collate, MapStyle, PhysicalBatch, read, stacked
 from privacy.validate import check_dataset, whole
 
-__all__ = ["Loader", "Reading", "reading_of"]
+__all__ = ["Loader", "Reading", "reading_of", "worker_ended"]
 
 _PREFETCH = 2
 _MOST = 1024
+_ENDED = "DataLoader worker (pid"
+"""How torch's errors about a worker that ended begin; raised by a signal, wherever Python is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,12 +202,7 @@ class Loader:
             raise
         except Exception as error:
             self.close()
-            raise StepError(
-                "workers: one that reads the data set ended, could not begin or did not answer: "
-                f"{error}; what was read ahead is dropped and costs nothing. If memory ran out (in "
-                "a container that of /dev/shm, too), give fewer workers, prefetch=1 or smaller "
-                "physical batches"
-            ) from error
+            raise _worker_error(error) from error
         if loaded.error is not None:
             self.close()
             raise PlanError(loaded.error) from RuntimeError(f"in a worker:\n{loaded.trace}")
@@ -238,6 +235,29 @@ class Loader:
                 "collate_fn must be of classes and functions at the top of a module: give "
                 "workers=0 otherwise"
             ) from error
+
+
+def worker_ended(error: Exception) -> StepError | None:
+    """What to raise in the place of torch's error about a worker that ended; None for another one.
+
+    Torch raises it in the main thread as soon as the system tells, also in the middle of a step,
+    where something may have taken it for its own failure and caused another error by it.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause) is RuntimeError and str(cause).startswith(_ENDED):
+            return _worker_error(cause)
+        cause = cause.__cause__
+    return None
+
+
+def _worker_error(error: BaseException) -> StepError:
+    return StepError(
+        "workers: one that reads the data set ended, could not begin or did not answer: "
+        f"{error}; what was read ahead is dropped and costs nothing: go on with a new iteration of "
+        "private.batches. If memory ran out (in a container that of /dev/shm, too), give fewer "
+        "workers, prefetch=1 or smaller physical batches"
+    )
 
 
 def _noted(

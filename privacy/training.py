@@ -6,6 +6,7 @@ It is made by `attach`, which refuses what would void the guarantee.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from privacy.batch import images_of, mapped
@@ -13,7 +14,7 @@ from privacy.clipping.factors import LARGEST_NORM, SMALLEST_NORM, AdaptiveClippi
 from privacy.clipping.registry import describe
 from privacy.errors import BudgetExceeded, PlanError, StepError
 from privacy.ledger import Ledger
-from privacy.loading import Loader, Reading
+from privacy.loading import Loader, Reading, worker_ended
 from privacy.noise import SecureGenerator
 from privacy.objectives import check_declared, few_examples, keeps_apart
 from privacy.persons import Persons
@@ -137,13 +138,23 @@ class PrivateTraining:
 
         Raises:
             StepError: The training was detached, there is no batch to step on, the losses do not
-                fit it, another thread is in a step, or other parameters are trainable than when the
-                model was attached.
+                fit it, another thread is in a step, other parameters are trainable than when the
+                model was attached, or a worker that reads the data set ended meanwhile.
             UnsupportedLayer: A layer went back to mixing examples, or cannot be recorded.
             BudgetExceeded: The plan's steps are spent.
         """
-        with self._lock:
-            return self._step(losses)
+        try:
+            grad_mode = torch.is_grad_enabled()
+            try:
+                with self._lock:
+                    return self._step(losses)
+            finally:
+                # What a signal raises may come while torch.no_grad() ends.
+                torch.set_grad_enabled(grad_mode)
+        except Exception as error:
+            if ended := worker_ended(error):
+                raise ended from error
+            raise
 
     def spent(self, delta: float | None = None) -> float:
         """Epsilon of everything spent so far, at `delta` or at the plan's own."""
@@ -332,8 +343,13 @@ class _Iteration:
             )
         # Not an except clause: a second Ctrl-C would interrupt that too.
         self._broken = True
-        loaded = next(self.loader, None)
-        given = None if loaded is None else training._give(*loaded)
+        try:
+            loaded = next(self.loader, None)
+            given = None if loaded is None else training._give(*loaded)
+        except Exception as error:
+            if ended := worker_ended(error):
+                raise ended from error
+            raise
         self._broken = False
         if loaded is None:
             raise StopIteration

@@ -388,8 +388,12 @@ def probability(name: str, value: Any) -> float:
 def _finite(value: Any) -> float:
     """The value as a finite number, or else NaN, which fails every comparison."""
     wrong = type(value).__name__ in ("bool", "bool_") or isinstance(value, (str, bytes, complex))
+    refusals: tuple[type[Exception], ...] = (TypeError, ValueError, OverflowError)
+    if not isinstance(value, (int, float)):
+        # A tensor's refusal; of a plain number it would be a signal's, which is none.
+        refusals = (*refusals, RuntimeError)
     try:
         number = math.nan if wrong else float(value)
-    except (TypeError, ValueError, OverflowError, RuntimeError):
+    except refusals:
         return math.nan
     return number if math.isfinite(number) else math.nan
