@@ -7,6 +7,7 @@ many examples are put into physical batches of their own: each is a row of one w
 """
 
 import copy
+import hashlib
 import math
 import unicodedata
 from collections import Counter
@@ -72,6 +73,13 @@ class Persons:
     def largest(self) -> int:
         """How many examples the person with the most of them has."""
         return int(self.sizes.max())
+
+    def digest(self) -> str:
+        """SHA-256 of whose each example is, whatever the ids are called; 64 hexadecimal digits."""
+        digest = hashlib.sha256(len(self.sizes).to_bytes(8, "little"))
+        for numbers in (self.sizes, self.rows):
+            digest.update(numbers.numpy().astype("<i8").tobytes())
+        return digest.hexdigest()
 
     def cut(
         self, sample: Tensor, batches: PhysicalBatches, generator: SecureGenerator, *, most: int

@@ -113,6 +113,7 @@ class Prepared:
     clipped: ClippedSum
     installation: Installation
     reserved: Reserved
+    kinds: Mapping[str, str]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied model is a plain model: nothing is recorded or reserved for it."""
@@ -129,6 +130,15 @@ class Prepared:
         """Refuses, at each step, layers that mix examples and parameters trained since."""
         check_layers(self.model)
         check_trainable(self.model, self.parameters)
+        now = _kinds(self.parameters)
+        changed = [name for name, was in self.kinds.items() if now[name] != was]
+        if changed:
+            name = changed[0]
+            raise StepError(
+                f"{', '.join(changed)}: expected {self.kinds[name]}, as when the model was "
+                f"attached, got {now[name]}; convert and move the model before attach, not after "
+                "it: put it back, or call private.detach() and attach it again"
+            )
 
     def undo(self) -> None:
         """Gives every layer its own forward back, and the optimizer to its user."""
@@ -174,7 +184,12 @@ def prepare(
     except BaseException:
         reserved.free()
         raise
-    return Prepared(model, parameters, clipped, installation, reserved)
+    return Prepared(model, parameters, clipped, installation, reserved, _kinds(parameters))
+
+
+def _kinds(parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
+    """What each parameter is made of, for a message too."""
+    return {n: f"{p.dtype} {list(p.shape)} on {p.device}" for n, p in parameters.items()}
 
 
 def _recorded(

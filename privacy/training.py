@@ -184,11 +184,17 @@ class PrivateTraining:
         return keeps_apart(objective, self.model, examples)
 
     def state_dict(self) -> dict[str, Any]:
-        """The plan, the ledger and the clipping norm as plain values; no key or generator state."""
+        """The plan, the ledger and the clipping norm as plain values; no key or generator state.
+
+        Where the plan's unit is a person, also a digest of whose each example is. It is not covered
+        by epsilon: do not publish it.
+        """
+        persons = {} if self._persons is None else {"persons": self._persons.digest()}
         return {
             "plan": self.plan.to_dict(),
             "ledger": self._ledger.to_list(),
             "max_grad_norm": self.max_grad_norm,
+            **persons,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -196,10 +202,16 @@ class PrivateTraining:
 
         What was spent afterwards is the state's or what was spent here, whichever is more, and both
         where neither came from the other: see `Ledger.resume`. Refused is a state of another plan,
-        or of steps that the plan does not take or more than it has. Where this raises, nothing
-        changed.
+        of other persons, or of steps that the plan does not take or more than it has. Where this
+        raises, nothing changed.
         """
         norm = _clipping_norm(state, self.plan)
+        if self._persons is not None and state.get("persons") != self._persons.digest():
+            raise PlanError(
+                "groups: the checkpoint was trained with examples divided among persons in another "
+                "way than here, or does not say how, so that its steps were about other persons; "
+                "attach with the groups and the data set, in its order, of then"
+            )
         with self._lock:
             self._prepared.check_attached()
             self._ledger.resume(state.get("ledger"), most=self.plan.steps)

@@ -469,3 +469,23 @@ def test_a_state_of_persons_goes_on() -> None:
     other.load_state_dict(state)
     assert other.steps == 1
     assert other.ledger.events == (plan.event(1),)
+
+
+def test_a_state_of_other_persons_is_refused() -> None:
+    """As many of them, but with other images; the same ones under other names go on."""
+    plan = plan_of(noise_multiplier=1.0, epochs=4)
+    data = Images()
+    private = attached(plan, data)
+    released(private, data)
+    state = json.loads(json.dumps(private.state_dict()))
+    renamed = attached(plan, data, [f"other {each}" for each in IDS])
+    renamed.load_state_dict(state)
+    assert renamed.steps == 1
+    for groups in (list(reversed(IDS)), [*IDS[1:], IDS[0]]):
+        other = attached(plan, data, groups)
+        with pytest.raises(PlanError, match=r"^groups: the checkpoint was trained with examples"):
+            other.load_state_dict(state)
+        assert other.steps == 0
+    del state["persons"]
+    with pytest.raises(PlanError, match=r"^groups: .* or does not say how"):
+        attached(plan, data).load_state_dict(state)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 import defenses
-from privacy import DPPlan, PrivacyError, PrivateTraining, UnsupportedLayer, attach
+from privacy import DPPlan, PrivacyError, PrivateTraining, StepError, UnsupportedLayer, attach
 from privacy.clipping.watch import admitted
 
 
@@ -279,9 +279,26 @@ def test_a_buffer_that_was_written_between_steps_is_refused(write: str) -> None:
     else:
         norm.num_batches_tracked = torch.tensor(3)
     losses = losses_of(private, images, labels)
-    with pytest.raises(UnsupportedLayer, match=r"^1\.(running|num).*a buffer was written since"):
+    with pytest.raises(
+        UnsupportedLayer, match=r"^1\.(running|num).*a buffer was written since"
+    ) as e:
+        private.step(losses)
+    assert "have moved by them, which no epsilon covers: build the model anew" in str(e.value)
+    assert private.steps == 0
+
+
+def test_a_model_that_was_converted_before_the_step_is_refused() -> None:
+    """With what to do, and not with torch's words about a scalar type."""
+    model = network()
+    private = attached(model)
+    images, labels = next(private.batches)
+    losses = losses_of(private, images, labels)
+    model.double()
+    with pytest.raises(StepError, match=r"expected torch\.float32 .* got torch\.float64 .* attach"):
         private.step(losses)
     assert private.steps == 0
+    model.float()
+    assert private.step(losses)
 
 
 def test_a_buffer_that_was_put_back_is_not() -> None:

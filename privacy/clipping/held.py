@@ -22,6 +22,7 @@ _OF_TORCH = (Tensor, nn.Parameter)
 _LARGE = 2**16
 _FROZEN = "a parameter that is not trained"
 _TOGETHER = 1024
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def plain_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -114,12 +115,18 @@ class Held:
             return
         names = self._changed(described, now)
         what = self._what(names)
+        moved = ""
+        if any(name.endswith(_STATISTICS) for name in names):
+            moved = (
+                "If it saw private rows, in train mode say, its statistics have moved by them, "
+                "which no epsilon covers: build the model anew, or from weights of before. "
+            )
         follows = "; keep a network that follows this one, an average, say, outside of the model"
         raise UnsupportedLayer(
             f"{', '.join(names)}: {what} was written since the model was attached. A "
             "forward pass that writes statistics of the examples releases them without noise: "
-            f"{cure(names)}{follows if what == _FROZEN else ''}. To change or load it yourself, "
-            "call private.detach(), then attach the model again"
+            f"{cure(names)}{follows if what == _FROZEN else ''}. {moved}To change or load it "
+            "yourself, call private.detach(), then attach the model again"
         )
 
     def _of_trained(self) -> set[str]:
