@@ -420,7 +420,8 @@ def test_a_private_training_state_holds_neither_losses_nor_keys(
     state = archive.load_plain(tmp_path / "run" / "checkpoints" / "training.safetensors")
     assert set(state) == {
         *("variant", "step", "settings", "model", "optimizer", "average", "private"),
-        *("run", "fingerprint", "pool_fingerprint", "weights", "skipped", "chosen"),
+        *("run", "fingerprint", "pool_fingerprint", "train_fingerprint"),
+        *("weights", "skipped", "chosen"),
     }
     assert set(state["private"]) == {"plan", "ledger", "max_grad_norm"}
 
