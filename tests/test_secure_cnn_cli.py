@@ -235,7 +235,7 @@ def test_help_names_every_setting_of_a_recipe(cli):
 
 def test_an_error_that_nobody_foresaw_is_not_dressed_up(cli, monkeypatch):
     """It passes through with its traceback: exit code 1 of the interpreter."""
-    monkeypatch.setattr("secure_cnn.cli.evaluate.read_model", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("secure_cnn.cli.finished.read_model", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         cli("evaluate", "file")
 
@@ -246,7 +246,7 @@ def test_an_impatient_ctrl_c_is_130(cli, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("secure_cnn.cli.evaluate.read_model", interrupted)
+    monkeypatch.setattr("secure_cnn.cli.finished.read_model", interrupted)
     code, _, err = cli("evaluate", "file")
     assert code == 130
     assert "Traceback" not in err
