@@ -111,9 +111,9 @@ def test_what_is_inside_of_a_claim_has_its_own_line():
         ("max norm", "1"),
         ("privacy: epsilon", "0.123457"),
         ("privacy: by: part", "not set"),
-        ("privacy: none", "{}"),
+        ("privacy: none", "none"),
         ("interval", "0.25, 0.333333"),
-        ("empty", "[]"),
+        ("empty", "none"),
     ]
 
 
