@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from statistics import fmean, stdev
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import pytest
 from secure_cnn import Recipe, RunError
 from secure_cnn.recipe import named as room
 from secure_cnn.recipe.named import NAMED, NamedRecipe, named_recipe, stored_results
-from secure_cnn.recipe.reproduction import agreements, reproduce
+from secure_cnn.recipe.reproduction import _figures, agreements, reproduce
 from secure_cnn.record import Measurements, Row, RunRecord
 
 METRICS = {"accuracy", "macro_recall", "autoattack", "verdicts_failed", "epsilon", "delta"}
@@ -140,6 +141,25 @@ def test_a_private_and_robust_recipe_says_what_it_rests_on(tiny, tmp_path):
     assert set(figures) >= METRICS
     assert figures["epsilon"] <= 8.0
     assert 0 <= figures["autoattack"] <= 1
+
+
+def test_those_attacked_are_no_persons_that_were_trained_on(tmp_path, monkeypatch):
+    """The images are read as the run has read them, persons included."""
+    recipe = Recipe(out=tmp_path, data="photos", eps=0.02, groups="folder", image_size=8, seed=3)
+    asked = []
+
+    def load(data, **how):
+        asked.append((data, how))
+        return SimpleNamespace(test=range(24))
+
+    found = SimpleNamespace(verdicts=(), worst_case_accuracy=0.5)
+    monkeypatch.setattr("secure_cnn.recipe.reproduction.load_data", load)
+    monkeypatch.setattr("defenses.evaluate", lambda *_, **__: found)
+    result = SimpleNamespace(accuracy=0.75, macro_recall=0.75)
+    record = SimpleNamespace(results=(result,), epochs=(), privacy=None)
+    figures = _figures(recipe, record, None, state=tmp_path / "state", attacked=None)
+    assert figures["autoattack"] == 0.5
+    assert asked == [("photos", {"reading": recipe.reading, "groups": "folder", "seed": 3})]
 
 
 def test_agreement_is_that_of_two_means():

@@ -21,6 +21,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.recipe.folder import RunFolder
 from secure_cnn.recipe.named import NamedRecipe
 from secure_cnn.recipe.run import run
+from secure_cnn.recipe.seams import make_device
 from secure_cnn.recipe.settings import Recipe
 from secure_cnn.record import Measurements, Row, RunRecord, hardware, versions
 
@@ -35,8 +36,8 @@ _OF_THE_MACHINE = ("seconds",)
 class Agreement:
     """Whether a figure that was reproduced lies where the one on record lets it be expected.
 
-    Of `stored` and `found` means, the difference lies in the interval in which that of two means of
-    so many seeds does in 99 of 100 cases (Student's t, by the standard deviation on record).
+    The two means, over the seeds of each, may differ by `margin` at most: two of the same recipe do
+    in 99 of 100 cases (Student's t, by the standard deviation on record).
     """
 
     metric: str
@@ -56,8 +57,8 @@ def reproduce(
     """Trains, evaluates and attacks a named recipe with the seeds 0 up to `seeds`.
 
     Guarantee: a seed whose run is complete in `folder` is read, never trained again; one that was
-    interrupted goes on, and so does its evaluation. The test images are looked at once a seed, when
-    its training is over; no figure of theirs chooses anything.
+    interrupted goes on, and so does its evaluation. The figures are those of the finished models;
+    what a run shows of the test images after each epoch chooses nothing.
 
     Args:
         named: What to reproduce.
@@ -92,7 +93,7 @@ def reproduce(
         )
     return Measurements(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
-        hardware=hardware("cpu"),
+        hardware=hardware(make_device(named.recipe)),
         versions=versions(),
         rows=tuple(_rows(named.name, named.recipe.variant.name, found)),
     )
@@ -144,7 +145,11 @@ def _figures(
     if record.privacy is not None:
         figures |= {"epsilon": record.privacy.epsilon, "delta": record.privacy.delta}
     if recipe.threat is not None:
-        test = load_data(recipe.data, reading=recipe.reading, seed=recipe.seed).test
+        # As the run has read it: a person whom it trained on is not among those tested on.
+        data = load_data(
+            recipe.data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed
+        )
+        test = data.test
         samples = None if attacked is None else min(attacked, len(test))
         report = defenses.evaluate(
             model,
@@ -163,24 +168,17 @@ def _figures(
 def _rows(case: str, variant: str, found: list[dict[str, float]]) -> Iterator[Row]:
     for metric in found[0]:
         values = [each[metric] for each in found]
-        unit = "s" if metric == "seconds" else "1"
-        mean = min(max(values), max(min(values), fmean(values)))  # rounding lies outside else
-        yield _row(case, variant, metric, mean, min(values), max(values), unit, len(values))
+        row = Row(
+            case=case,
+            variant=variant,
+            metric=metric,
+            median=min(max(values), max(min(values), fmean(values))),  # rounding lies outside else
+            low=min(values),
+            high=max(values),
+            unit="s" if metric == "seconds" else "1",
+            n=len(values),
+        )
+        yield row
         if len(values) > 1:
             spread = stdev(values)
-            yield _row(case, variant, metric + _SPREAD, spread, spread, spread, unit, len(values))
-
-
-def _row(
-    case: str, variant: str, metric: str, middle: float, low: float, high: float, unit: str, n: int
-) -> Row:
-    return Row(
-        case=case,
-        variant=variant,
-        metric=metric,
-        median=middle,
-        low=low,
-        high=high,
-        unit=unit,
-        n=n,
-    )
+            yield replace(row, metric=metric + _SPREAD, median=spread, low=spread, high=spread)
