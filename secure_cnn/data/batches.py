@@ -97,10 +97,14 @@ class ShuffledBatches:
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         seed = self._generator(_READING, self._start_step).initial_seed()
         taken, known = tee(self._indices())
+        first = torch.rand(len(self._split), generator=self._generator(_FLIPS, 0)) < 0.5
         batches = read_batches(self._split, taken, workers=self._workers, seed=seed)
         for step, (read, labels) in enumerate(batches, start=self._start_step):
             index = next(known)
-            images = self._alternated(read, index, step) if self._alternate_flips else read
+            images = read
+            if self._alternate_flips:
+                turn = first[index] ^ bool(step // self.steps_per_epoch % 2)
+                images = _mirrored_where(turn.to(read.device), read)
             if self._augment is not None:
                 images = self._augment(images, self._generator(_AUGMENTATION, step))
             yield images, labels
@@ -115,12 +119,6 @@ class ShuffledBatches:
                 order_epoch = epoch
             start = batch * self._batch_size
             yield order[start : start + self._batch_size]
-
-    def _alternated(self, images: Tensor, index: Tensor, step: int) -> Tensor:
-        """The images at `index`, those mirrored whose turn it is in the epoch of this step."""
-        first = torch.rand(len(self._split), generator=self._generator(_FLIPS, 0)) < 0.5
-        turn = first[index] ^ bool(step // self.steps_per_epoch % 2)
-        return _mirrored_where(turn.to(images.device), images)
 
     def _generator(self, purpose: int, index: int) -> torch.Generator:
         """A generator of its own for each use, so that no use depends on what came before it."""
