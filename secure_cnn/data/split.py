@@ -211,15 +211,24 @@ class ImageData:
         Two data sets have the same one exactly when they hold the same images, each as often, in
         whatever order, with whatever labels, however divided into training and test.
         """
-        return self._heap_digest(self.train, self.test)
+        train, test = self._image_digests
+        return self._heap_digest(train + test)
 
     @cached_property
     def train_fingerprint(self) -> str:
         """The same over the training images alone."""
-        return self._heap_digest(self.train)
+        return self._heap_digest(self._image_digests[0])
 
-    def _heap_digest(self, *splits: Split) -> str:
-        each = (hashlib.sha256(image.contiguous().numpy()) for of in splits for image in of.images)
+    @cached_property
+    def _image_digests(self) -> tuple[list[bytes], list[bytes]]:
+        """SHA-256 of each image, of the training and of the test: every image is read once."""
+        train, test = (
+            [hashlib.sha256(image.contiguous().numpy()).digest() for image in split.images]
+            for split in (self.train, self.test)
+        )
+        return train, test
+
+    def _heap_digest(self, images: list[bytes]) -> str:
         digest = hashlib.sha256(json.dumps(self.spec.shape).encode() + b"\0")
-        digest.update(b"".join(sorted(found.digest() for found in each)))
+        digest.update(b"".join(sorted(images)))
         return digest.hexdigest()
