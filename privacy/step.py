@@ -32,6 +32,7 @@ from privacy.validate import check_layers, check_trainable, trainable_parameters
 __all__ = ["LockedIterator", "Prepared", "RefusingLock", "Reserved", "prepare", "release"]
 
 _Item = TypeVar("_Item")
+_Kind = tuple[torch.dtype, torch.Size, torch.device]
 
 
 class Reserved:
@@ -113,7 +114,7 @@ class Prepared:
     clipped: ClippedSum
     installation: Installation
     reserved: Reserved
-    kinds: Mapping[str, str]
+    kinds: Mapping[str, _Kind]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> None:
         """A copied model is a plain model: nothing is recorded or reserved for it."""
@@ -131,12 +132,12 @@ class Prepared:
         check_layers(self.model)
         check_trainable(self.model, self.parameters)
         now = _kinds(self.parameters)
-        changed = [name for name, was in self.kinds.items() if now[name] != was]
-        if changed:
-            name = changed[0]
+        if now != self.kinds:
+            changed = [name for name, was in self.kinds.items() if now[name] != was]
+            was, found = (_described(kinds[changed[0]]) for kinds in (self.kinds, now))
             raise StepError(
-                f"{', '.join(changed)}: expected {self.kinds[name]}, as when the model was "
-                f"attached, got {now[name]}; convert and move the model before attach, not after "
+                f"{', '.join(changed)}: expected {was}, as when the model was "
+                f"attached, got {found}; convert and move the model before attach, not after "
                 "it: put it back, or call private.detach() and attach it again"
             )
 
@@ -187,9 +188,14 @@ def prepare(
     return Prepared(model, parameters, clipped, installation, reserved, _kinds(parameters))
 
 
-def _kinds(parameters: Mapping[str, nn.Parameter]) -> dict[str, str]:
-    """What each parameter is made of, for a message too."""
-    return {n: f"{p.dtype} {list(p.shape)} on {p.device}" for n, p in parameters.items()}
+def _kinds(parameters: Mapping[str, nn.Parameter]) -> dict[str, _Kind]:
+    """What each parameter is made of."""
+    return {name: (p.dtype, p.shape, p.device) for name, p in parameters.items()}
+
+
+def _described(kind: _Kind) -> str:
+    dtype, shape, device = kind
+    return f"{dtype} {list(shape)} on {device}"
 
 
 def _recorded(
