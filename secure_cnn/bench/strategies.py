@@ -171,17 +171,17 @@ class StrategyLog(Document):
         if path is None or not path.exists():
             return cls(conditions=dict(conditions))
         log = cls.read(path)
-        others = [n for n in {**conditions, **log.conditions} if not log.same(conditions, n)]
+        others = [
+            name
+            for name in {**conditions, **log.conditions}
+            if conditions.get(name) != log.conditions.get(name)
+        ]
         if others:
             raise RunError(
                 f"{path}: expected trainings of the same {', '.join(sorted(others))}, got others; "
                 "give the options they were begun with, or another file"
             )
         return log
-
-    def same(self, conditions: Mapping[str, str], name: str) -> bool:
-        """Whether a condition is as it was."""
-        return conditions.get(name) == self.conditions.get(name)
 
 
 def strategies(plain: PlainTraining, names: Sequence[str] = ()) -> dict[str, Strategy]:

@@ -19,11 +19,10 @@ from secure_cnn.bench.timing import document
 from secure_cnn.cli.bench_tables import strategies_table
 from secure_cnn.cli.network import ModelName, ModelOptions, own_network
 from secure_cnn.cli.options import Background, ImageFit, ImageSize, JsonFile, message, number
-from secure_cnn.data import DataSpec, ImageReading, load_data
+from secure_cnn.data import ImageReading, load_data
 from secure_cnn.data.reading import Fit
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.models import Architecture
-from secure_cnn.own_network import OwnNetwork
 from secure_cnn.printable import Terminal
 
 __all__ = ["strategies_command", "strategies_way_on"]
@@ -85,9 +84,16 @@ def strategies_command(
         size=image_size, fit=cast(Fit, image_fit), background=cast(str, background)
     )
     images = load_data(data, reading=reading)
-    make = _Networks(model, own_network(model, model_option or []), images.spec)
+    own = own_network(model, model_option or [])
+    network = model if own is None else own.name
+    options = {} if own is None else own.options
+    architecture = Architecture.for_data(network, images.spec, options=options)
+
+    def make(seed: int) -> nn.Module:
+        return architecture.build(generator_seed=seed, network=own)
+
     plain = PlainTraining(make=make, epochs=epochs, batch_size=batch, learning_rate=learning_rate)
-    case = f"{make.name}, {images.name}, {epochs} epochs, batch {batch}"
+    case = f"{network}, {images.name}, {epochs} epochs, batch {batch}"
     counted = "processor" if processor_time else "wall"
     conditions = {
         "case": case,
@@ -113,17 +119,3 @@ def strategies_command(
     console.print(strategies_table(rows, target))
     if json_file is not None:
         document(rows).write(json_file)
-
-
-class _Networks:
-    """New networks of one architecture, by their seeds."""
-
-    def __init__(self, text: str, own: OwnNetwork | None, spec: DataSpec) -> None:
-        self.name = text if own is None else own.name
-        self._own = own
-        self._architecture = Architecture.for_data(
-            self.name, spec, options={} if own is None else own.options
-        )
-
-    def __call__(self, seed: int) -> nn.Module:
-        return self._architecture.build(generator_seed=seed, network=self._own)
