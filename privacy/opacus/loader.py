@@ -69,9 +69,7 @@ class Padding:
         def prove(collate: Any) -> Shapes | None:
             if collate is default_collate:
                 return None
-            # A subset has no `batch`: examples are read one after another, as a DataLoader does.
-            one_by_one = Subset(dataset, range(len(dataset)))
-            return check_padding(module, one_by_one, collate, forward=forward)
+            return check_padding(module, _one_by_one(dataset), collate, forward=forward)
 
         return cls(shapes=prove(loader.collate_fn), prove=prove)
 
@@ -353,8 +351,12 @@ def first_batch(loader: DataLoader[Any], *, told: bool) -> Any:
 def _check_apart(dataset: Any, collate: Any) -> None:
     """Refuses a way to stack examples whose rows are not one example's each."""
     if collate is not default_collate:
-        # A subset has no `batch`: examples are read one after another, as a DataLoader does.
-        check_collate(Subset(dataset, range(len(dataset))), collate)
+        check_collate(_one_by_one(dataset), collate)
+
+
+def _one_by_one(dataset: Any) -> Subset[Any]:
+    """The data set without a `batch`: examples are read one after another, as a DataLoader does."""
+    return Subset(dataset, range(len(dataset)))
 
 
 def warn_of_groups(plan: DPPlan, loader: DataLoader[Any]) -> None:
