@@ -1,6 +1,7 @@
 """`secure-cnn bench strategies`: what each way of training faster or better is worth."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -19,10 +20,11 @@ from secure_cnn.bench.timing import document
 from secure_cnn.cli.bench_tables import strategies_table
 from secure_cnn.cli.network import ModelName, ModelOptions, own_network
 from secure_cnn.cli.options import Background, ImageFit, ImageSize, JsonFile, message, number
-from secure_cnn.data import ImageReading, load_data
+from secure_cnn.data import DataSpec, ImageReading, load_data
 from secure_cnn.data.reading import Fit
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.models import Architecture
+from secure_cnn.own_network import OwnNetwork
 from secure_cnn.printable import Terminal
 
 __all__ = ["strategies_command", "strategies_way_on"]
@@ -84,14 +86,7 @@ def strategies_command(
         size=image_size, fit=cast(Fit, image_fit), background=cast(str, background)
     )
     images = load_data(data, reading=reading)
-    own = own_network(model, model_option or [])
-    network = model if own is None else own.name
-    options = {} if own is None else own.options
-    architecture = Architecture.for_data(network, images.spec, options=options)
-
-    def make(seed: int) -> nn.Module:
-        return architecture.build(generator_seed=seed, network=own)
-
+    network, make = _networks(model, own_network(model, model_option or []), images.spec)
     plain = PlainTraining(make=make, epochs=epochs, batch_size=batch, learning_rate=learning_rate)
     case = f"{network}, {images.name}, {epochs} epochs, batch {batch}"
     counted = "processor" if processor_time else "wall"
@@ -119,3 +114,12 @@ def strategies_command(
     console.print(strategies_table(rows, target))
     if json_file is not None:
         document(rows).write(json_file)
+
+
+def _networks(
+    text: str, own: OwnNetwork | None, spec: DataSpec
+) -> tuple[str, Callable[[int], nn.Module]]:
+    """The name of a network, and what makes a new one by its seed."""
+    name = text if own is None else own.name
+    architecture = Architecture.for_data(name, spec, options={} if own is None else own.options)
+    return name, lambda seed: architecture.build(generator_seed=seed, network=own)
