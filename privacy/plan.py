@@ -23,7 +23,8 @@ __all__ = ["DPPlan"]
 
 _MOST_STEPS = 1e12
 _USUAL_IMAGES = 8
-_ACCOUNTANT = "PRV and RDP, the smaller bound"
+_SAMPLED, _ON_ALL = "PRV and RDP, the smaller bound", "the Gaussian mechanism, exactly"
+"""How epsilon is counted, of steps on samples and of steps on everybody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,7 +206,7 @@ class DPPlan:
             "unit": self.unit,
             **persons,
             "relation": f"add or remove one {self.unit}",
-            "accountant": _ACCOUNTANT,
+            "accountant": _SAMPLED if self.sampling_rate < 1 else _ON_ALL,
         }
 
     def to_dict(self) -> dict[str, Any]:

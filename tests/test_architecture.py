@@ -70,9 +70,9 @@ INSIDE = {
         *("evaluation", "smoothing", "poisoning", "training", ""),
     ),
     "privacy": (
-        *("errors", "_opacus", "native", "batch", "validate", "replacement", "accounting"),
-        "group_privacy",
-        *("noise", "statistics", "sampling", "persons", "clipping", "plan"),
+        *("errors", "_opacus", "native", "batch", "validate", "replacement", "statistics"),
+        *("accounting", "group_privacy"),
+        *("noise", "sampling", "persons", "clipping", "plan"),
         *("_ledger_file", "ledger", "summation", "differentiation", "update"),
         *("trial", "collation", "padding", "probe", "objectives", "step", "loading", "training"),
         *("attach", "opacus", "audit", ""),

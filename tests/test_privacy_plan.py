@@ -130,3 +130,5 @@ def test_a_plan_says_under_which_conditions_its_epsilon_holds() -> None:
         "relation": "add or remove one example",
         "accountant": "PRV and RDP, the smaller bound",
     }
+    on_all = dataclasses.replace(plan, batch_size=100)
+    assert on_all.conditions()["accountant"] == "the Gaussian mechanism, exactly"
