@@ -197,7 +197,7 @@ def read_model(
         )
     architecture = Architecture.from_dict(cast(dict[str, Any], claims["architecture"]))
     try:
-        model = architecture.build(network=network)
+        model = architecture.blank(network=network)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
     load_weights(model, cast(dict[str, torch.Tensor], state))

@@ -7,7 +7,8 @@ either: it would draw from the global random state.
 
 Pixels are scaled by fixed constants, never by the mean and deviation of the training data. Those
 are a function of every private example; a model that carries them leaks them, and no accountant
-would know. The features of `scattering` are fixed by formulas too.
+would know. The features of `scattering` are fixed by formulas, those of `handcrafted` by formulas
+and chance.
 """
 
 from collections import OrderedDict
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 
 from secure_cnn.data import DataSpec
 from secure_cnn.errors import ModelError
+from secure_cnn.handcrafted import Handcrafted, handcrafted_features
+from secure_cnn.layers import Normalize, Residual, convolution, group_norm
 from secure_cnn.own_network import OwnNetwork, are_options, as_arguments, is_own_name
 from secure_cnn.scattering import Scattering, scattering_features, scattering_layers
 
@@ -116,9 +119,25 @@ class Architecture:
         self._check_network(network)
         if network is not None:
             return network.build(self.spec, generator_seed=generator_seed).train()
-        with torch.device("meta"):  # no memory and no random number for weights that we draw anew
+        return _drawn(self.blank(), torch.Generator().manual_seed(generator_seed))
+
+    def blank(self, *, network: OwnNetwork | None = None) -> nn.Module:
+        """A model that waits for its weights: until they are loaded it holds anything.
+
+        What no file carries is there. A network of one's own draws its weights all the same.
+
+        Raises:
+            ModelError: As by `build`.
+        """
+        if network is not None or self.is_own:
+            return self.build(network=network)
+        with torch.device("meta"):  # no memory and no random number for weights that come anew
             model = _BUILDERS[self.model](self)
-        return _drawn(model.to_empty(device="cpu"), torch.Generator().manual_seed(generator_seed))
+        model = model.to_empty(device="cpu")
+        for module in model.modules():
+            if isinstance(module, Scattering):
+                module.reset()
+        return model
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -197,65 +216,11 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 @final
-class _Normalize(nn.Module):
-    """[0, 1] to [-2, 2], or as it is; also the gate that refuses images of another form."""
-
-    def __init__(self, architecture: Architecture, mean: float = 0.5, std: float = 0.25) -> None:
-        super().__init__()
-        self.mean, self.std = mean, std
-        self.shape = (architecture.channels, architecture.height, architecture.width)
-
-    def forward(self, images: Tensor) -> Tensor:
-        if images.ndim != 4 or images.shape[1:] != self.shape or not images.is_floating_point():
-            raise ModelError(
-                f"input: expected float images [n, {', '.join(map(str, self.shape))}] in [0, 1], "
-                f"got {images.dtype} {list(images.shape)}"
-            )
-        return (images - self.mean) / self.std
-
-    def extra_repr(self) -> str:
-        return f"mean={self.mean}, std={self.std}"
-
-
-@final
-class _Residual(nn.Module):
-    """Two convolutions beside a shortcut (He et al., 2015, arXiv:1512.03385, figure 2)."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = _conv(inputs, outputs, stride)
-        self.norm1 = _norm(outputs)
-        self.relu1 = nn.ReLU(inplace=True)
-        self.conv2 = _conv(outputs, outputs)
-        self.norm2 = _norm(outputs)
-        self.relu2 = nn.ReLU(inplace=True)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
-            self.shortcut = nn.Sequential(projection, _norm(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.relu1(self.norm1(self.conv1(x)))
-        out = self.norm2(self.conv2(out)) + self.shortcut(x)
-        return self.relu2(out)  # type: ignore[no-any-return]  # nn.Module's call is untyped
-
-
-def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """3x3, of the same size up to its stride; the norm behind it has the bias."""
-    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-
-
-def _norm(channels: int) -> nn.GroupNorm:
-    """Groups of 4 channels, at most 16 groups."""
-    return nn.GroupNorm(min(16, channels // 4), channels)
-
-
-@final
 class _Stack:
     """Collects named layers and keeps track of how large the image still is."""
 
     def __init__(self, architecture: Architecture) -> None:
-        self.layers = OrderedDict[str, nn.Module](normalize=_Normalize(architecture))
+        self.layers = OrderedDict[str, nn.Module](normalize=Normalize(architecture.spec.shape))
         self.channels = architecture.channels
         self.side = (architecture.height, architecture.width)
         self.classes = len(architecture.classes)
@@ -266,19 +231,19 @@ class _Stack:
         The pool comes first: norm and ReLU then have a quarter of the work.
         """
         number = 1 + sum(name.startswith("conv") for name in self.layers)
-        self.layers[f"conv{number}"] = _conv(self.channels, channels, stride)
+        self.layers[f"conv{number}"] = convolution(self.channels, channels, stride)
         self.side = (-(-self.side[0] // stride), -(-self.side[1] // stride))
         if pooled and min(self.side) >= 4:
             self.layers[f"pool{number}"] = nn.MaxPool2d(2)
             self.side = (self.side[0] // 2, self.side[1] // 2)
-        self.layers[f"norm{number}"] = _norm(channels)
+        self.layers[f"norm{number}"] = group_norm(channels)
         self.layers[f"relu{number}"] = nn.ReLU(inplace=True)
         self.channels = channels
 
     def stage(self, name: str, channels: int, blocks: int, stride: int) -> None:
         """Residual blocks, the first of which changes the size."""
         members = [
-            _Residual(channels if block else self.channels, channels, 1 if block else stride)
+            Residual(channels if block else self.channels, channels, 1 if block else stride)
             for block in range(blocks)
         ]
         self.layers[name] = nn.Sequential(*members)
@@ -353,9 +318,22 @@ def _resnet18(architecture: Architecture) -> nn.Sequential:
 def _scattering(architecture: Architecture) -> nn.Sequential:
     """A linear layer on wavelets that are not trained (Tramèr and Boneh, 2021), of norm 1."""
     shape = architecture.spec.shape
-    layers = {"normalize": _Normalize(architecture, 0.0, 1.0), **scattering_layers(*shape)}
-    head = nn.Linear(scattering_features(*shape), len(architecture.classes))
-    return nn.Sequential(OrderedDict[str, nn.Module](**layers, head=head))
+    return _linear(architecture, scattering_layers(*shape), scattering_features(*shape))
+
+
+def _handcrafted(architecture: Architecture) -> nn.Sequential:
+    """A linear layer on wavelets and random patches, whitened: for private training."""
+    shape = architecture.spec.shape
+    return _linear(architecture, {"features": Handcrafted(*shape)}, handcrafted_features(*shape))
+
+
+def _linear(
+    architecture: Architecture, layers: dict[str, nn.Module], features: int
+) -> nn.Sequential:
+    """A linear layer on so many features, which layers make of images in [0, 1]."""
+    head = nn.Linear(features, len(architecture.classes))
+    normalize = Normalize(architecture.spec.shape, 0.0, 1.0)
+    return nn.Sequential(OrderedDict[str, nn.Module](normalize=normalize, **layers, head=head))
 
 
 def _first_stride(architecture: Architecture) -> int:
@@ -377,8 +355,8 @@ def _drawn(model: nn.Module, generator: torch.Generator) -> nn.Module:
         elif isinstance(module, nn.GroupNorm) and module.affine:
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
-        elif isinstance(module, Scattering):
-            module.reset()
+        elif isinstance(module, Handcrafted):
+            module.draw(generator)
         else:
             assert not list(module.parameters(recurse=False)), f"{type(module)} keeps no weights"
     return model
@@ -392,6 +370,7 @@ _BUILDERS: Mapping[str, Callable[[Architecture], nn.Sequential]] = MappingProxyT
         "resnet20": _resnet20,
         "resnet18": _resnet18,
         "scattering": _scattering,
+        "handcrafted": _handcrafted,
     }
 )
 MODELS = tuple(_BUILDERS)

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["Scattering", "UnitNorm", "scattering_features", "scattering_layers"]
+__all__ = ["PATHS", "Scattering", "UnitNorm", "scattering_features", "scattering_layers"]
 
 _STEP = 4  # 2 to the power of J: the pixels, each way, that one output stands for
 _ANGLES = 8
-_PATHS = 1 + 2 * _ANGLES + _ANGLES**2  # the mean; both scales; the coarse ones of the fine ones
+PATHS = 1 + 2 * _ANGLES + _ANGLES**2  # the mean; both scales; the coarse ones of the fine ones
 _GROUPS = 27
 _WIDTH = 0.8  # of the envelope at the finest scale, in pixels, as a standard deviation
 _FREQUENCY = 0.75 * pi
@@ -44,14 +44,14 @@ def scattering_layers(channels: int, height: int, width: int) -> dict[str, nn.Mo
         >>> rows.shape, rows.norm(dim=1).allclose(torch.ones(2))
         (torch.Size([2, 3969]), True)
     """
-    norm = nn.GroupNorm(_GROUPS * channels, _PATHS * channels, affine=False)
+    norm = nn.GroupNorm(_GROUPS * channels, PATHS * channels, affine=False)
     scattering = Scattering(height, width)
     return {"scattering": scattering, "norm": norm, "flatten": nn.Flatten(), "unit": UnitNorm()}
 
 
 def scattering_features(channels: int, height: int, width: int) -> int:
     """How many features `scattering_layers` gives for an image of this shape."""
-    return _PATHS * channels * -(-height // _STEP) * -(-width // _STEP)
+    return PATHS * channels * -(-height // _STEP) * -(-width // _STEP)
 
 
 @final

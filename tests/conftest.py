@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from secure_cnn import Recipe
+from secure_cnn import Recipe, handcrafted
 from secure_cnn.cli import main
 from secure_cnn.interruption import StopRequest
 
@@ -102,3 +102,12 @@ def cli(monkeypatch, capfd):
 
 
 collect_ignore = ["fuzz/run.py"]  # a program of its own, which needs the fuzzer
+
+
+@pytest.fixture
+def few_noise_images(monkeypatch):
+    """The model `handcrafted` is drawn from few images, which takes a moment and is as random."""
+    monkeypatch.setattr(handcrafted, "_IMAGES", 32)
+    handcrafted._drawn.cache_clear()
+    yield
+    handcrafted._drawn.cache_clear()

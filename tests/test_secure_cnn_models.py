@@ -12,6 +12,8 @@ from secure_cnn.errors import ModelError
 from secure_cnn.evaluate import evaluate_model
 from secure_cnn.models import MODELS, Architecture, build_model, load_weights
 
+pytestmark = pytest.mark.usefixtures("few_noise_images")
+
 
 def spec(channels=3, height=8, width=8, classes=3):
     """A spec of images of this shape."""
@@ -57,24 +59,28 @@ def test_weights_depend_on_the_seed_alone(name):
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(one[key], again[key]) for key in one)
     assert not torch.equal(one["head.weight"], other["head.weight"])
-    if name != "scattering":
-        assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
+    drawn = {"scattering": "head.weight", "handcrafted": "features.patches.filters"}
+    first = drawn.get(name, "conv1.weight")
+    assert not torch.equal(one[first], other[first])
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_only_known_layers_with_group_norm(name):
     """No batch statistics, no dropout, no buffer that could carry a statistic of the data.
 
-    The filters of `scattering` are buffers that no file carries: formulas give them.
+    The filters of `scattering` are buffers that no file carries: formulas give them. What
+    `handcrafted` has drawn from a seed its files carry.
     """
     model = build_model(name, spec())
     kinds = {type(module) for module in model.modules() if list(module.parameters(recurse=False))}
-    fixed = name == "scattering"
+    fixed = {"scattering": "scattering.", "handcrafted": "features.waves.0."}.get(name)
+    drawn = {key for key in model.state_dict() if key.startswith("features.")}
     assert kinds == ({nn.Linear} if fixed else {nn.Conv2d, nn.GroupNorm, nn.Linear})
-    assert {name for name, _ in model.named_parameters()} == set(model.state_dict())
-    assert [name for name, _ in model.named_buffers()] == (
-        ["scattering.low", "scattering.waves"] if fixed else []
+    assert {key for key, _ in model.named_parameters()} == set(model.state_dict()) - drawn
+    assert {key for key, _ in model.named_buffers()} - drawn == (
+        {f"{fixed}low", f"{fixed}waves"} if fixed else set()
     )
+    assert bool(drawn) == (name == "handcrafted")
     assert not any(isinstance(module, nn.Dropout) for module in model.modules())
 
 

@@ -1,0 +1,66 @@
+"""Layers of which the networks of `secure_cnn.models` are made; none mixes examples."""
+
+from typing import final
+
+from torch import Tensor, nn
+
+from secure_cnn.errors import ModelError
+
+__all__ = ["Normalize", "Residual", "convolution", "group_norm"]
+
+
+@final
+class Normalize(nn.Module):
+    """[0, 1] to [-2, 2], or as it is; also the gate that refuses images of another form."""
+
+    def __init__(self, shape: tuple[int, int, int], mean: float = 0.5, std: float = 0.25) -> None:
+        super().__init__()
+        self.mean, self.std = mean, std
+        self.shape = shape
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`images`, scaled, if they are what the model is for."""
+        if images.ndim != 4 or images.shape[1:] != self.shape or not images.is_floating_point():
+            raise ModelError(
+                f"input: expected float images [n, {', '.join(map(str, self.shape))}] in [0, 1], "
+                f"got {images.dtype} {list(images.shape)}"
+            )
+        return (images - self.mean) / self.std
+
+    def extra_repr(self) -> str:
+        """What the printed model says of it."""
+        return f"mean={self.mean}, std={self.std}"
+
+
+@final
+class Residual(nn.Module):
+    """Two convolutions beside a shortcut (He et al., 2015, arXiv:1512.03385, figure 2)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = convolution(inputs, outputs, stride)
+        self.norm1 = group_norm(outputs)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = convolution(outputs, outputs)
+        self.norm2 = group_norm(outputs)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.shortcut: nn.Module = nn.Identity()
+        if stride != 1 or inputs != outputs:
+            projection = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(projection, group_norm(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Its input and what two convolutions add to it."""
+        out = self.relu1(self.norm1(self.conv1(x)))
+        out = self.norm2(self.conv2(out)) + self.shortcut(x)
+        return self.relu2(out)  # type: ignore[no-any-return]  # nn.Module's call is untyped
+
+
+def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
+    """3x3, of the same size up to its stride; the norm behind it has the bias."""
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """Groups of 4 channels, at most 16 groups."""
+    return nn.GroupNorm(min(16, channels // 4), channels)
