@@ -47,6 +47,7 @@ ARROWS = {
     "recipe": {
         *("errors", "archive", "checkpoint", "data", "engine", "evaluate", "models"),
         *(
+            "handcrafted",
             "own_network",
             "weights",
             "interruption",

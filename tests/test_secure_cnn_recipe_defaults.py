@@ -1,16 +1,19 @@
 """What nobody chose: rules of the numbers of images, epochs and steps, and that they learn."""
 
 import math
+from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from support.photographs import textures, write_npz
 
 from secure_cnn import Recipe, run
+from secure_cnn.data import load_data
 from secure_cnn.errors import RunError
 from secure_cnn.models import MODELS
 from secure_cnn.recipe import defaults
-from secure_cnn.recipe.settings import Variant
+from secure_cnn.recipe.variant import Variant
 
 PLAIN, PRIVATE = (Variant(private=private, method=None) for private in (False, True))
 
@@ -37,6 +40,56 @@ def test_ten_thousand_images_are_not_trained_on_in_twelve_steps():
     assert Recipe(out="x", epochs=2).batch_size_for(PRIVATE, 10_000) == 200
     assert Recipe(out="x", epochs=2).batch_size_for(PLAIN, 300) == 16
     assert Recipe(out="x", epochs=2, batch_size=77).batch_size_for(PRIVATE, 10_000) == 77
+
+
+@pytest.mark.parametrize(
+    ("changes", "model"),
+    [
+        ({}, "compact"),
+        ({"epsilon": 8.0}, "handcrafted"),
+        ({"epsilon": 8.0, "model": "resnet20"}, "resnet20"),
+        ({"epsilon": 8.0, "eps": 0.1}, "compact"),
+        ({"epsilon": 8.0, "gaussian_sigma": 0.1}, "compact"),
+        ({"epsilon": 8.0, "shift": 1}, "compact"),
+        ({"epsilon": 8.0, "flip": True, "copies": 2}, "compact"),
+        ({"epsilon": 8.0, "weights": "w.safetensors"}, "compact"),
+        ({"epsilon": 8.0, "train_only": ["head.*"]}, "compact"),
+        ({"epsilon": 8.0, "freeze": ["conv1.*"]}, "compact"),
+    ],
+    ids=str,
+)
+def test_a_private_training_of_images_as_they_are_is_of_a_head(shapes, changes, model):
+    """Where anything changes the images, or weights are brought, it is of a whole network."""
+    assert Recipe(out="x", **changes).on(load_data(shapes)).model == model
+
+
+def test_a_head_is_trained_where_its_features_fit_into_memory():
+    """They are computed once; at every step they would take hours."""
+    assert defaults.model(70_000, (1, 28, 28), head=True) == "handcrafted"
+    assert defaults.model(200_000, (1, 28, 28), head=True) == "compact"
+    assert defaults.model(10, (3, 7, 28), head=True) == "compact"
+
+
+def test_a_private_head_sees_up_to_all_images_and_steps_by_its_noise():
+    """A hundred steps again; four times the noise, half of the rate."""
+    size = partial(defaults.batch_size, private=True, model="handcrafted")
+    assert [size(60_000, epochs) for epochs in (20, 100, 300)] == [12_000, 60_000, 60_000]
+    rate = partial(defaults.learning_rate, "sgd", steps=100, model="handcrafted")
+    # What was found best at epsilon 1, 3 and 8, in steps on all of 60,000 images.
+    for noise, best in ((37.3, 5.0), (13.9, 10.0), (6.0, 15.0)):
+        found = rate(max_grad_norm=1.0, noise=noise / 60_000)
+        assert found == pytest.approx(best, rel=0.25)
+        assert rate(max_grad_norm=2.0, noise=4 * noise / 60_000) == pytest.approx(found / 4)
+    assert rate(max_grad_norm=None) == 0.1
+
+
+def test_a_private_run_takes_a_head_and_says_so(shapes, tmp_path, quick):
+    """Its record names the model, and the same recipe resumes and finds nothing changed."""
+    asked = Recipe(out=tmp_path / "run", data=shapes, epochs=2, epsilon=8.0, baseline=False)
+    record = run(asked).record
+    assert (record.model.name, record.settings["model"]) == ("handcrafted", "handcrafted")
+    assert asked.changed_from(record.settings) == []
+    assert replace(asked, model="compact").changed_from(record.settings) == ["model"]
 
 
 def test_a_private_rate_belongs_to_its_clipping_norm_and_steps():

@@ -12,7 +12,7 @@ import defenses
 from secure_cnn import Recipe, load_data, run
 from secure_cnn.recipe.diagnosis import Conditions, learned, not_learned_note
 from secure_cnn.recipe.guard import overfitting_note
-from secure_cnn.recipe.settings import Variant
+from secure_cnn.recipe.variant import Variant
 
 USUAL = Conditions(
     steps=500,

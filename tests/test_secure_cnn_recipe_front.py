@@ -198,10 +198,10 @@ def test_what_is_not_worth_it_or_not_known_has_no_front(monkeypatch):
     held = nn.Sequential(layers())
     held.register_parameter("scale", nn.Parameter(torch.ones(1)))
     assert front(held) is None
-    size = 16 * 64 * 4
-    monkeypatch.setattr(front_room, "_MOST_BYTES", size)
+    size = 16 * 64
+    monkeypatch.setattr(front_room, "MOST_FEATURES", size)
     assert front(nn.Sequential(layers())) is not None
-    monkeypatch.setattr(front_room, "_MOST_BYTES", size - 1)
+    monkeypatch.setattr(front_room, "MOST_FEATURES", size - 1)
     assert front(nn.Sequential(layers())) is None
 
 

@@ -19,7 +19,7 @@ METRICS = {"accuracy", "macro_recall", "autoattack", "verdicts_failed", "epsilon
 @pytest.fixture
 def tiny(shapes, monkeypatch, quick):
     """A named recipe of a second, the only one there is."""
-    recipe = Recipe(out="runs/tiny", data=shapes, epochs=2, learning_rate=0.2)
+    recipe = Recipe(out="runs/tiny", data=shapes, model="compact", epochs=2, learning_rate=0.2)
     one = NamedRecipe(name="tiny", says="Small.", recipe=recipe, source="none", chosen="untuned")
     monkeypatch.setattr(room, "NAMED", {"tiny": one})
     monkeypatch.setattr("secure_cnn.cli.recipes.NAMED", {"tiny": one})

@@ -3,6 +3,7 @@
 import copy
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from secure_cnn.cli import main
 from secure_cnn.errors import RunError
 from secure_cnn.recipe.ranges import CLIPPINGS
 from secure_cnn.recipe.seams import make_plan, make_seams, objective_for
-from secure_cnn.recipe.settings import Variant
+from secure_cnn.recipe.variant import Variant
 from secure_cnn.record import Row, RunRecord
 
 PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "batch_size": 64, "baseline": False}
@@ -88,8 +89,8 @@ def test_a_setting_that_cannot_be_is_refused_when_the_recipe_is_made(settings, m
 @pytest.mark.parametrize(
     ("settings", "kind", "message"),
     [
-        ({"model": "nosuch"}, ModelError, "model: expected one of compact, .*got nosuch"),
-        ({"model": None}, ModelError, "model: expected one of compact"),
+        ({"model": "nosuch"}, ModelError, "model: expected auto, one of compact, .*got nosuch"),
+        ({"model": None}, ModelError, "model: expected auto, one of compact"),
         ({"eps": 5}, defenses.ThreatModelError, "eps: .*got 5"),
         ({"eps": -1}, defenses.ThreatModelError, "eps: .*got -1"),
         ({"eps": "a"}, defenses.ThreatModelError, "eps: .*got 'a'"),
@@ -245,7 +246,7 @@ def test_a_run_of_an_earlier_version_goes_on(recipe, quick, stopped_after):
     archive.save_plain(part.folder.training, state, overwrite=True)
     settings = part.folder.recorded().settings
     assert not set(ADDED) & set(settings)
-    assert Recipe.from_dict(settings) == asked
+    assert Recipe.from_dict(settings) == replace(asked, model="handcrafted")
     with pytest.raises(RunError, match="the run has other settings: clipping; resume"):
         run(recipe(**PRIVATE, epochs=3, clipping="automatic"), resume=True)
     assert run(asked, resume=True).record.status == "complete"

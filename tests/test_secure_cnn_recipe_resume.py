@@ -370,10 +370,10 @@ def test_changed_data_is_refused(recipe, interrupted, tmp_path, shapes):
     arrays = dict(np.load(shapes))
     arrays["images"][0, 0, 0] ^= 1
     np.savez(tmp_path / "shapes.npz", **arrays)
-    record = replace(interrupted.record, settings=recipe(data=tmp_path / "shapes.npz").to_dict())
-    record.write(interrupted.folder.record)
+    moved = recipe(data=tmp_path / "shapes.npz", model="compact")
+    replace(interrupted.record, settings=moved.to_dict()).write(interrupted.folder.record)
     with pytest.raises(RunError, match="the data changed since the run began"):
-        run(recipe(data=tmp_path / "shapes.npz"), resume=True)
+        run(moved, resume=True)
 
 
 @pytest.mark.parametrize(

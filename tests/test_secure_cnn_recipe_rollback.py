@@ -22,7 +22,9 @@ from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
 from secure_cnn.record import ResultRecord, RunRecord
 
 # One noised step of an expected 16 of 64 images; four an epoch.
-PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "batch_size": 16, "epochs": 3}
+PRIVATE = {
+    **{"model": "compact", "epsilon": 8.0, "delta": 1e-3, "batch_size": 16, "epochs": 3},
+}
 STEPS = 12
 
 

@@ -61,7 +61,7 @@ def audit(
     image_size: ImageSize = None,
     image_fit: ImageFit = _DEFAULT.image_fit,
     background: Background = _DEFAULT.background,
-    model: ModelName = _DEFAULT.model,
+    model: ModelName = "compact",
     model_option: ModelOptions = None,
     epochs: Annotated[int, typer.Option(help="Passes that the plan is made for.")] = 60,
     batch_size: Annotated[int | None, typer.Option(help="Images a step.")] = None,

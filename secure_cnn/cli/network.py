@@ -22,15 +22,16 @@ from secure_cnn.data import DataSpec
 from secure_cnn.errors import ModelError
 from secure_cnn.models import MODELS, Architecture
 from secure_cnn.own_network import OwnNetwork, are_options
+from secure_cnn.recipe.defaults import AUTO
 
-__all__ = ["ModelName", "ModelOptions", "network", "own_network", "settings_of"]
+__all__ = ["MODEL_HELP", "ModelName", "ModelOptions", "network", "own_network", "settings_of"]
 
-_MODEL_HELP = (
+MODEL_HELP = (
     f"One of {', '.join(MODELS)}; or torchvision:NAME, package.module:function or "
     "file.py:function, which runs that code. +group-norm behind it replaces BatchNorm."
 )
 
-ModelName: TypeAlias = Annotated[str, typer.Option("--model", help=_MODEL_HELP)]
+ModelName: TypeAlias = Annotated[str, typer.Option("--model", help=MODEL_HELP)]
 ModelOptions: TypeAlias = Annotated[
     list[str] | None,
     typer.Option(
@@ -63,7 +64,7 @@ def own_network(text: str, options: Sequence[str] = ()) -> OwnNetwork | None:
     """
     where, colon, name = text.removesuffix(_FIX).rpartition(":")
     if not colon:
-        if text not in MODELS:
+        if text not in (AUTO, *MODELS):
             raise ModelError(
                 f"--model: expected one of {', '.join(MODELS)}, torchvision:NAME, module:callable "
                 f"or file.py:callable, got {text}{_cure(text)}"

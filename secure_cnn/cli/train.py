@@ -13,7 +13,7 @@ from defenses import OBJECTIVES
 from secure_cnn.bench import step_costs
 from secure_cnn.checkpoint import Unlocking
 from secure_cnn.cli.keys import sealing_from, unlocking_from, verifiers_from
-from secure_cnn.cli.network import ModelName, ModelOptions, own_network, settings_of
+from secure_cnn.cli.network import MODEL_HELP, ModelOptions, own_network, settings_of
 from secure_cnn.cli.options import (
     INTERRUPTED,
     Background,
@@ -81,7 +81,9 @@ def train(
     image_size: ImageSize = None,
     image_fit: ImageFit = _DEFAULT.image_fit,
     background: Background = _DEFAULT.background,
-    model: ModelName = _DEFAULT.model,
+    model: Annotated[
+        str, typer.Option(help=f"auto goes by protections and images. {MODEL_HELP}")
+    ] = _DEFAULT.model,
     model_option: ModelOptions = None,
     weights: Annotated[
         Path | None,

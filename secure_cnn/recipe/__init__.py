@@ -5,6 +5,7 @@ Reading order: `settings`, `seams` (where a protection is chosen), `training`, `
 
 from secure_cnn.recipe.folder import RunFolder
 from secure_cnn.recipe.run import Run, run
-from secure_cnn.recipe.settings import Recipe, Variant
+from secure_cnn.recipe.settings import Recipe
+from secure_cnn.recipe.variant import Variant
 
 __all__ = ["Recipe", "Run", "RunFolder", "Variant", "run"]

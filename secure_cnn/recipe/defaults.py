@@ -13,21 +13,35 @@ steps are good for the noise and bad for the training, and a hundred is where bo
 long as its rate times the clipping norm (all gradients are longer than 1 at first), so the rate is
 given for a norm of 1; and where bounds leave more steps they are shorter ones.
 
+**Private heads.** Where nothing changes the images, a private training without a model of its own
+takes `handcrafted`: its budget goes to a linear layer, whose features cost nothing. Steps are then
+on as many images as leave a hundred, up to all; the rate falls with the root of the noise.
+
 **Plain steps.** The first fully connected layer of a network has thousands of inputs, and a rate
 that suits its convolutions throws it off in the first steps, after which every image is called one
 class. Gradients longer than `CLIP_GRAD_NORM` are therefore shortened to it.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from secure_cnn.errors import RunError
+from secure_cnn.handcrafted import handcrafted_features
 from secure_cnn.recipe.ranges import Optimizer
 
-__all__ = ["CLIP_GRAD_NORM", "batch_size", "check_same", "delta", "learning_rate"]
+__all__ = ["AUTO", "CLIP_GRAD_NORM", "MOST_FEATURES", "batch_size", "check_same", "delta"]
+__all__ += ["learning_rate", "model"]
 
+AUTO = "auto"
+"""In place of a model's name: the one of `model`."""
+MOST_FEATURES = 1 << 30
+"""Features of all images that are kept in memory, as float32: those of 60,000 colour images of
+32x32 behind the front of the model `scattering` are as many. With as much again for all else they
+fit a machine of 8 GiB."""
 CLIP_GRAD_NORM = 1.0
 """Largest norm of a plain step's mean gradient."""
+_SMALLEST_SIDE = 8
 _STEPS = 100
 _SMALLEST_BATCH = 16
 _PLAIN_BATCH, _PRIVATE_BATCH = 128, 2048
@@ -36,23 +50,48 @@ _PRIVATE_RATES: Mapping[Optimizer, tuple[float, float, float]] = {
     "adamw": (2e-3, 1e-2, 1.0),
 }
 """The smallest, the largest, and in between what rate and number of steps multiply to."""
+_HEAD, _USUAL = "handcrafted", "compact"
+_HEAD_RATE = 0.15
+"""What a private head's rate and the root of its noise multiply to."""
 _LARGEST_DELTA = 1e-5
 _SINCE = "clip_grad_norm"
 """A setting that is written down since the rules are what they are."""
 
 
-def batch_size(samples: int, epochs: int, *, private: bool) -> int:
+def model(images: int, shape: tuple[int, int, int], *, head: bool) -> str:
+    """The network for so many images; `head` where a private one would do with its last layer."""
+    fits = (
+        min(shape[1:]) >= _SMALLEST_SIDE and images * handcrafted_features(*shape) <= MOST_FEATURES
+    )
+    return _HEAD if head and fits else _USUAL
+
+
+def batch_size(samples: int, epochs: int, *, private: bool, model: str = _USUAL) -> int:
     """Images a step, in a private training those expected."""
     wanted = max(_SMALLEST_BATCH, samples * epochs // _STEPS)
+    if private and model == _HEAD:
+        return min(wanted, samples)
     if private:
         return max(1, min(wanted, samples // 2, _PRIVATE_BATCH))
     return max(1, min(wanted, samples, _PLAIN_BATCH))
 
 
-def learning_rate(optimizer: Optimizer, *, steps: int, max_grad_norm: float | None = None) -> float:
-    """At its peak; with the clipping norm of a private training, or None without."""
+def learning_rate(
+    optimizer: Optimizer,
+    *,
+    steps: int,
+    max_grad_norm: float | None = None,
+    model: str = _USUAL,
+    noise: float = 0.0,
+) -> float:
+    """At its peak; with the clipping norm of a private training, or None without.
+
+    `noise` is that of a step, as a share of what its images can add up to.
+    """
     if max_grad_norm is None:
         return {"sgd": 0.1, "adamw": 2e-3}[optimizer]
+    if model == _HEAD and optimizer == "sgd":
+        return _HEAD_RATE / math.sqrt(noise) / max_grad_norm
     low, high, way = _PRIVATE_RATES[optimizer]
     # AdamW's steps are as long as its rate, whatever the gradients are.
     norm = max_grad_norm if optimizer == "sgd" else 1.0

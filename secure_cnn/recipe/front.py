@@ -18,12 +18,10 @@ from torch.utils.data import Dataset
 from secure_cnn.data import ImageData, Split
 from secure_cnn.interruption import StopRequest, stop_here
 from secure_cnn.progress import count_progress
+from secure_cnn.recipe.defaults import MOST_FEATURES
 
 __all__ = ["Features", "FrozenFront"]
 
-_MOST_BYTES = 4 << 30
-"""Of the features of all images, in memory: 60,000 colour images of 32x32 behind the front of the
-model `scattering` take 3.5 GiB. With as much again for all else they fit a machine of 8."""
 _ROWS = 512
 """Images at a time, as many as are evaluated at a time."""
 _SHARED, _OTHERS = 3, 3
@@ -158,8 +156,8 @@ class FrozenFront:
             batches, length = found, length + 1
         layers = model[:length]
         held = chain(layers.parameters(), layers.buffers())
-        size = batches[0][0].nbytes * (len(data.train) + len(data.test))
-        if next(held, None) is None or size > _MOST_BYTES:
+        size = batches[0][0].numel() * (len(data.train) + len(data.test))
+        if next(held, None) is None or size > MOST_FEATURES:
             return None
         layers = layers.to(device).to(memory_format=memory_format)
         return cls(

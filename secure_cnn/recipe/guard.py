@@ -16,7 +16,8 @@ from secure_cnn.data import ImageData
 from secure_cnn.engine import WeightAverage
 from secure_cnn.errors import RunError
 from secure_cnn.recipe.seams import Seams
-from secure_cnn.recipe.settings import Recipe, Variant
+from secure_cnn.recipe.settings import Recipe
+from secure_cnn.recipe.variant import Variant
 
 __all__ = ["EpochGuard", "make_guard", "overfitting_note"]
 

@@ -19,7 +19,8 @@ from secure_cnn.interruption import StopRequest, stop_here
 from secure_cnn.pages import Examples
 from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.seams import Seams, objective_for
-from secure_cnn.recipe.settings import Recipe, Variant
+from secure_cnn.recipe.settings import Recipe
+from secure_cnn.recipe.variant import Variant
 from secure_cnn.record import PrivacyRecord, ResultRecord, Row, versions
 
 __all__ = [

@@ -50,8 +50,8 @@ RANGES: Mapping[str, _Range] = {
     "out": _PATH,
     "data": _PATH,
     "model": (
-        lambda name: is_word(name, MODELS) or is_own_name(name),
-        f"one of {', '.join(MODELS)}, or module:function for one of your own",
+        lambda name: is_word(name, ("auto", *MODELS)) or is_own_name(name),
+        f"auto, one of {', '.join(MODELS)}, or module:function for one of your own",
     ),
     "model_options": (are_options, "a dict of names and plain values"),
     "weights": _or_none(_PATH),

@@ -38,8 +38,9 @@ from secure_cnn.recipe.notes import COPIES_NOTE, notes_before, notes_on
 from secure_cnn.recipe.outcome import MeasureCost, claims_of, cost_of, judge, privacy_record
 from secure_cnn.recipe.persons import GROUPED_NOTE, group_cost_of, samples_of
 from secure_cnn.recipe.seams import images_stay, make_device, make_plan, make_seams
-from secure_cnn.recipe.settings import Recipe, Variant
+from secure_cnn.recipe.settings import Recipe
 from secure_cnn.recipe.training import Training
+from secure_cnn.recipe.variant import Variant
 from secure_cnn.record import (
     DataRecord,
     EpochRecord,
@@ -141,7 +142,7 @@ def run(
         start = fresh
         if resume:
             start = resume_run(
-                recipe, folder, fresh.record, task.data, sealing=sealing, unlocking=unlocking
+                task.recipe, folder, fresh.record, task.data, sealing=sealing, unlocking=unlocking
             )
         journal = Journal(folder, start.record, sealing, on_epoch)
         journal.begin()
@@ -243,6 +244,7 @@ def _prepared(
     """Loads and checks everything; touches no file."""
     device = make_device(recipe)
     data = load_data(recipe.data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed)
+    recipe = recipe.on(data)
     initial = initial_model(recipe, data, network, unlocking)
     height, width = data.spec.height, data.spec.width
     if recipe.shift >= min(height, width):

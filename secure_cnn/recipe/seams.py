@@ -21,7 +21,8 @@ from secure_cnn.engine import CrossEntropy, MeanUpdate, Objective, Schedule, Upd
 from secure_cnn.errors import RunError
 from secure_cnn.recipe.front import Features, FrozenFront
 from secure_cnn.recipe.ranges import ClippingKind
-from secure_cnn.recipe.settings import Recipe, Variant
+from secure_cnn.recipe.settings import Recipe
+from secure_cnn.recipe.variant import Variant
 
 __all__ = [
     "Batches",
@@ -131,7 +132,10 @@ def make_seams(
     if variant.private:
         assert plan is not None, "a private variant has a plan"
         steps = plan.steps
-    rate = recipe.learning_rate_for(variant, steps)
+    noise = 0.0
+    if plan is not None and plan.noise_multiplier is not None:
+        noise = plan.noise_multiplier / (plan.sampling_rate * plan.samples)
+    rate = recipe.learning_rate_for(variant, steps, noise=noise)
     optimizer = _optimizer(recipe, rate, model)
     device = next(model.parameters()).device
     private, update = None, _mean_update(recipe, optimizer)

@@ -4,7 +4,7 @@ No key and no data is in it, so that it can be written into every record.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -16,22 +16,19 @@ from defenses import (
     ThreatModel,
     adversarial_objective,
 )
-from defenses.attacks.by_name import ATTACKS
-from defenses.attacks.pgd import SingleStep
 from defenses.quantities import shown
 from defenses.training.objective import Precision
-from secure_cnn.data import ImageReading
+from secure_cnn.data import ImageData, ImageReading
 from secure_cnn.data.reading import Fit
 from secure_cnn.engine import Objective
 from secure_cnn.errors import RunError
 from secure_cnn.models import MODELS
 from secure_cnn.recipe import defaults
 from secure_cnn.recipe.ranges import ERRORS, RANGES, WORDS, ClippingKind, Norm, Optimizer, Unit
-from secure_cnn.record import variant_name
+from secure_cnn.recipe.variant import SINGLE_STEPS, Variant
 
-__all__ = ["Recipe", "Variant"]
+__all__ = ["Recipe"]
 
-_SINGLE_STEPS = tuple(name for name, kind in ATTACKS.items() if issubclass(kind, SingleStep))
 _ADDED = (
     *("clipping", "float_safe", "copies", "attack_noise"),
     *("image_size", "image_fit", "background", "checkpoint_minutes"),
@@ -39,25 +36,6 @@ _ADDED = (
     *("unit", "images_per_person", "groups"),
 )
 """Settings that earlier versions did not write down: their runs had the defaults of these."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One training of a run: which of the recipe's protections are on."""
-
-    private: bool
-    method: str | None
-
-    @property
-    def name(self) -> str:
-        """The protections joined by `+`, such as `private+pgd`; `plain` where there are none."""
-        parts = ["private"] * self.private + ([self.method] if self.method else [])
-        return variant_name(parts)
-
-    @property
-    def single_step(self) -> bool:
-        """Whether it trains on single steps, and so may overfit to them."""
-        return self.method in _SINGLE_STEPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +49,8 @@ class Recipe:
         image_fit: How one of another shape is: `crop`, `pad` or `stretch`; see
             `secure_cnn.data.ImageReading`.
         background: The colour behind transparent places and beside padded images.
-        model: One of `MODELS`, or the name of an `OwnNetwork`, which is then given to `run`.
+        model: One of `MODELS`, or the name of an `OwnNetwork`, which is then given to `run`; `auto`
+            chooses by protections and images, see `secure_cnn.recipe.defaults`.
         model_options: Those of that network.
         weights: File of weights to start from: safetensors, sealed (opened by what is given to
             `run`), or of `torch.save`. What the file does not have in the model's shape is drawn.
@@ -152,7 +131,7 @@ class Recipe:
     image_size: int | str | None = None
     image_fit: Fit = "crop"
     background: str = "white"
-    model: str = "compact"
+    model: str = defaults.AUTO
     model_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     weights: str | Path | None = None
     train_only: Sequence[str] = ()
@@ -266,14 +245,29 @@ class Recipe:
         """Images a step, the recipe's own or the variant's usual."""
         if self.batch_size is not None:
             return self.batch_size
-        return defaults.batch_size(samples, self.epochs, private=variant.private)
+        return defaults.batch_size(samples, self.epochs, private=variant.private, model=self.model)
 
-    def learning_rate_for(self, variant: Variant, steps: int) -> float:
-        """The peak learning rate, the recipe's own or the usual one of so many steps."""
+    def learning_rate_for(self, variant: Variant, steps: int, *, noise: float = 0.0) -> float:
+        """The peak learning rate, the recipe's own or the usual one of so many steps.
+
+        `noise` is that of a private step, as a share of what its images can add up to.
+        """
         if self.learning_rate is not None:
             return self.learning_rate
         norm = self.max_grad_norm if variant.private else None
-        return defaults.learning_rate(self.optimizer, steps=steps, max_grad_norm=norm)
+        return defaults.learning_rate(
+            self.optimizer, steps=steps, max_grad_norm=norm, model=self.model, noise=noise
+        )
+
+    def on(self, data: ImageData) -> "Recipe":
+        """This recipe with the model that is usual for it on these images, if it names none."""
+        if self.model != defaults.AUTO:
+            return self
+        same = not (self.shift or self.flip or self.variant.method) and self.copies == 1
+        head = self.epsilon is not None and same and self.weights is None
+        head &= not (self.train_only or self.freeze)
+        images = len(data.train) + len(data.test)
+        return replace(self, model=defaults.model(images, data.spec.shape, head=head))
 
     def delta_for(self, samples: int) -> float:
         """The delta of a private training on so many samples."""
@@ -283,7 +277,9 @@ class Recipe:
         """Names of the settings, but `out`, that differ from those of an earlier run."""
         own, before = self.to_dict(), Recipe(out="").to_dict()
         settings = {**{name: before[name] for name in _ADDED}, **settings}
-        names = sorted({*own, *settings} - {"out"})
+        # What `auto` came to is on record, and is chosen again.
+        unsaid = {"out", "model"} if self.model == defaults.AUTO else {"out"}
+        names = sorted({*own, *settings} - unsaid)
         return [n for n in names if n not in own or n not in settings or own[n] != settings[n]]
 
     def check_unchanged(self, settings: Mapping[str, Any]) -> None:
@@ -354,7 +350,7 @@ _CLASHES: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
     ),
     (
         lambda r: r.guard and not r.variant.single_step,
-        f"guard: expected training on single steps ({', '.join(_SINGLE_STEPS)}), got "
+        f"guard: expected training on single steps ({', '.join(SINGLE_STEPS)}), got "
         "{r.variant.name}; leave it off",
     ),
     (lambda r: r.delta is not None and r.epsilon is None, _alone("delta", "epsilon")),

@@ -28,7 +28,8 @@ from secure_cnn.recipe.guard import EpochGuard
 from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.persons import persons_digest
 from secure_cnn.recipe.seams import Seams
-from secure_cnn.recipe.settings import Recipe, Variant
+from secure_cnn.recipe.settings import Recipe
+from secure_cnn.recipe.variant import Variant
 from secure_cnn.record import ChosenRecord, EpochRecord
 
 __all__ = ["Training"]
