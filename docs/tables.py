@@ -268,6 +268,26 @@ def defaults_tables(measured: Measurements) -> str:
     )
 
 
+def strategies_tables(measured: Measurements) -> str:
+    """For each case every strategy: what it reached, how long it took, when it was there."""
+    parts = []
+    for case in cases_of(measured, "seconds"):
+        found: dict[str, dict[str, Row]] = {}
+        for row in (row for row in measured.rows if row.case == case):
+            found.setdefault(row.variant, {})[row.metric] = row
+        lines = []
+        for variant, own in found.items():
+            shares = [spread(own.get(it), scale=100) for it in ("accuracy", "macro_recall")]
+            whole = [spread(own.get(it)) for it in ("seconds", "time_ratio")]
+            there = [spread(own.get(it)) for it in ("seconds_to_target", "target_ratio")]
+            reached = f"{round(own['reached'].median * own['reached'].n)} of {own['reached'].n}"
+            lines.append([variant, *shares, *whole, *there, reached])
+        heads = ["strategy", "accuracy, %", "recall, %", "s", "÷", "s to target", "÷", "reached"]
+        parts += [f"**{case}**", table(heads, lines)]
+    seeds = max(row.n for row in measured.rows if row.metric == "seconds")
+    return blocks(*parts, made_on(measured, f"medians of {seeds} seeds, ", made_of=("torch",)))
+
+
 def plain_over_private(figures: dict[tuple[str, str, str], Row], case: str, metric: str) -> str:
     """A length without and with privacy, once where it is the same."""
     rows = [figures.get((case, each, metric)) for each in ("plain", "private")]
@@ -307,6 +327,9 @@ def main() -> None:
     if (DOCS / "slow-path.json").exists():
         paths = Measurements.read(DOCS / "slow-path.json")
         rewrite(DOCS / "how-to/slow-path.md", {"slow-path": slow_path_table(paths)})
+    if (DOCS / "strategies.json").exists():
+        trained = strategies_tables(Measurements.read(DOCS / "strategies.json"))
+        rewrite(DOCS / "how-to/train-faster.md", {"strategies": trained})
     if (DOCS / "audit-plants.json").exists():
         plants = Measurements.read(DOCS / "audit-plants.json")
         rewrite(DOCS / "pitfalls.md", {"audit-plants": audit_tables(plants)})

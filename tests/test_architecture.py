@@ -32,8 +32,11 @@ ARROWS = {
     "own_network": {"errors", "data"},
     "scattering": set(),
     "handcrafted": {"scattering"},
+    "cosines": set(),
     "layers": {"errors"},
-    "models": {"errors", "data", "handcrafted", "layers", "own_network", "scattering"},
+    "models": {
+        *("errors", "data", "handcrafted", "cosines", "layers", "own_network", "scattering")
+    },
     "evaluate": {"errors", "data"},
     "optimizers": {"errors"},
     "initialization": {"errors"},

@@ -75,7 +75,8 @@ def test_the_documents_show_what_was_measured(tables, tmp_path, monkeypatch):
     """Made anew from the JSON files, README and the page of measurements stay as they are."""
     (tmp_path / "docs/how-to").mkdir(parents=True)
     names = [path.relative_to(ROOT) for path in DOCS.glob("*.json")]
-    made = ("benchmarks.md", "defaults.md", "pitfalls.md", "how-to/slow-path.md")
+    how_to = ("how-to/slow-path.md", "how-to/train-faster.md")
+    made = ("benchmarks.md", "defaults.md", "pitfalls.md", *how_to)
     pages = ("README.md", *(f"docs/{name}" for name in made))
     for name in [*names, *pages, "docs/demo.txt"]:
         shutil.copy(ROOT / name, tmp_path / name)
@@ -311,3 +312,32 @@ def test_the_defaults_have_a_line_for_each_data_set(tables):
     assert conditions["cats"]["noise multiplier"] == "1.23"
     assert conditions["cats"]["adversarial under PGD"] == "40.0 % (35.0 to 45.0)"
     assert conditions["dogs"]["epochs"] == "3"
+
+
+def test_each_strategy_has_a_line_with_its_way_to_the_target(tables):
+    """A case a table; what was not reached, and has no ratio, is empty."""
+    rows = [
+        row("before", "seconds", 100.0, "s"),
+        row("before", "accuracy", 0.921, "1", spread=0.001),
+        row("before", "reached", 0.0, "1"),
+        row("fast", "seconds", 20.0, "s", spread=2.0),
+        row("fast", "macro_recall", 0.92, "1"),
+        row("fast", "time_ratio", 0.2),
+        row("fast", "seconds_to_target", 15.0, "s"),
+        row("fast", "target_ratio", 0.25),
+        row("fast", "reached", 1.0, "1"),
+        row("before", "seconds", 3.0, "s", case="other"),
+        row("before", "reached", 1.0, "1", case="other"),
+    ]
+    text = tables.strategies_tables(document(*rows))
+    first, second = grids(text)
+    assert (list(first), list(second)) == (["before", "fast"], ["before"])
+    assert first["before"]["accuracy, %"] == "92.1 (92.0 to 92.2)"
+    assert first["before"]["s to target"] == ""
+    assert first["before"]["reached"] == "0 of 9"
+    assert first["fast"]["recall, %"] == "92.0"
+    assert first["fast"]["s"] == "20.0 (18.0 to 22.0)"
+    assert first["fast"]["s to target"] == "15.0"
+    assert first["fast"]["reached"] == "9 of 9"
+    assert "| 0.20 | 15.0 | 0.25 |" in text
+    assert "medians of 9 seeds" in text

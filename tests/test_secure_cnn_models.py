@@ -60,7 +60,7 @@ def test_weights_depend_on_the_seed_alone(name):
     assert all(torch.equal(one[key], again[key]) for key in one)
     assert not torch.equal(one["head.weight"], other["head.weight"])
     drawn = {"scattering": "head.weight", "handcrafted": "features.patches.filters"}
-    first = drawn.get(name, "conv1.weight")
+    first = drawn.get(name, "conv2.weight" if name == "quick" else "conv1.weight")
     assert not torch.equal(one[first], other[first])
 
 
@@ -68,18 +68,18 @@ def test_weights_depend_on_the_seed_alone(name):
 def test_only_known_layers_with_group_norm(name):
     """No batch statistics, no dropout, no buffer that could carry a statistic of the data.
 
-    The filters of `scattering` are buffers that no file carries: formulas give them. What
+    Filters of `scattering` and `quick` are buffers that no file carries: formulas give them. What
     `handcrafted` has drawn from a seed its files carry.
     """
     model = build_model(name, spec())
     kinds = {type(module) for module in model.modules() if list(module.parameters(recurse=False))}
-    fixed = {"scattering": "scattering.", "handcrafted": "features.waves.0."}.get(name)
+    waves = {"scattering": "scattering.", "handcrafted": "features.waves.0."}.get(name)
+    fixed = {f"{waves}low", f"{waves}waves"} if waves else set()
+    fixed |= {"conv1.filters"} if name == "quick" else set()
     drawn = {key for key in model.state_dict() if key.startswith("features.")}
-    assert kinds == ({nn.Linear} if fixed else {nn.Conv2d, nn.GroupNorm, nn.Linear})
+    assert kinds == ({nn.Linear} if waves else {nn.Conv2d, nn.GroupNorm, nn.Linear})
     assert {key for key, _ in model.named_parameters()} == set(model.state_dict()) - drawn
-    assert {key for key, _ in model.named_buffers()} - drawn == (
-        {f"{fixed}low", f"{fixed}waves"} if fixed else set()
-    )
+    assert {key for key, _ in model.named_buffers()} - drawn == fixed
     assert bool(drawn) == (name == "handcrafted")
     assert not any(isinstance(module, nn.Dropout) for module in model.modules())
 

@@ -1,5 +1,6 @@
 """`secure-cnn bench strategies`: what each way of training faster or better is worth."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -26,6 +27,8 @@ from secure_cnn.engine import keep_freed_memory
 from secure_cnn.models import Architecture
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.printable import Terminal
+from secure_cnn.recipe.named import named_recipe
+from secure_cnn.recipe.timed import RecipeTraining
 
 __all__ = ["strategies_command", "strategies_way_on"]
 
@@ -53,6 +56,10 @@ def strategies_command(
         typer.Option(
             help=f"Only these, repeatable: {', '.join(STRATEGIES)}; else all but bfloat16."
         ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Measure this recipe of secure-cnn recipes too, as it is; a plain one."),
     ] = None,
     seeds: Annotated[int, typer.Option(help="Trainings of each.")] = _DEFAULT.seeds,
     target: Annotated[
@@ -88,7 +95,7 @@ def strategies_command(
     images = load_data(data, reading=reading)
     network, make = _networks(model, own_network(model, model_option or []), images.spec)
     plain = PlainTraining(make=make, epochs=epochs, batch_size=batch, learning_rate=learning_rate)
-    case = f"{network}, {images.name}, {epochs} epochs, batch {batch}"
+    case = f"{network}, {images.name}, {epochs} epochs, batch {batch}, target {100 * target:g} %"
     counted = "processor" if processor_time else "wall"
     conditions = {
         "case": case,
@@ -98,8 +105,13 @@ def strategies_command(
         "target": str(target),
         "clock": counted,
     }
+    trained = strategies(plain, strategy or [])
+    if recipe is not None:
+        named = named_recipe(recipe)
+        trained[named.name] = RecipeTraining(recipe=named.recipe)
+        conditions[f"recipe {named.name}"] = json.dumps(named.settings)
     rows = measure_strategies(
-        strategies(plain, strategy or []),
+        trained,
         images,
         settings=settings,
         case=case,
