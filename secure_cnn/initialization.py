@@ -56,7 +56,8 @@ def whiten_first_layer(model: nn.Module, images: Tensor, generator: torch.Genera
     Each filter is an eigenvector of the patches' second moments, the largest first, divided by the
     root of its variance, and stands there once with each sign; filters beyond those stay as they
     were drawn and are frozen too. What stands before the layer (a normalisation) is applied to the
-    images first. Source: airbench (Jordan 2024).
+    images first. Where that makes other channels of them, as the fixed filters of the model `quick`
+    do, nothing is left to whiten, and nothing is changed. Source: airbench (Jordan 2024).
 
     Args:
         model: Its convolutions in the order in which they are used.
@@ -80,6 +81,8 @@ def whiten_first_layer(model: nn.Module, images: Tensor, generator: torch.Genera
         raise ModelError("model: expected a convolution to whiten the images with, got none")
     layer, weight = layers[0], layers[0].weight
     seen = _seen_by(model, layer, images)
+    if seen.shape[1] != images.shape[1]:
+        return 0
     patches = nn.functional.unfold(seen, layer.kernel_size).transpose(1, 2).flatten(0, 1)
     if patches.shape[1] != weight[0].numel():
         raise ModelError("model: expected a first convolution over all channels of the images")

@@ -26,6 +26,8 @@ from secure_cnn.engine import MeanUpdate
 from secure_cnn.errors import RunError
 from secure_cnn.models import build_model
 from secure_cnn.optimizers import Muon
+from secure_cnn.recipe import Recipe, named
+from secure_cnn.recipe.named import NAMED, NamedRecipe
 from secure_cnn.record import Measurements
 
 SPEC = DataSpec(shape=(1, 8, 8), classes=("left", "right"))
@@ -464,3 +466,37 @@ def test_the_command_measures_keeps_and_goes_on(tmp_path):
     other = run(*command, "--learning-rate", "0.01")
     assert isinstance(other.exception, RunError)
     assert "of the same rate" in str(other.exception)
+
+
+def test_a_recipe_is_measured_beside_the_strategies(tmp_path, monkeypatch, shapes):
+    """As it is, whatever the options of the loop; a state of other settings is refused."""
+    recipe = Recipe(out="runs/tiny", data="digits", epochs=2, model="quick", learning_rate=0.2)
+    one = NamedRecipe(name="tiny", says="Small.", recipe=recipe, source="none", chosen="untuned")
+    known = {"tiny": one, "private": replace(one, recipe=replace(recipe, epsilon=8.0))}
+    monkeypatch.setattr(named, "NAMED", known)
+    state, figures = tmp_path / "state.json", tmp_path / "figures.json"
+    command = (
+        *("bench", "strategies", "--data", shapes, "--epochs", "1", "--seeds", "2"),
+        *("--strategy", BEFORE, "--state", str(state), "--json", str(figures)),
+    )
+    done = run(*command, "--recipe", "tiny")
+    assert done.exit_code == 0, done.output
+    assert "tiny: epoch 2, accuracy" in done.stderr
+    assert {row.variant for row in Measurements.read(figures).rows} == {BEFORE, "tiny"}
+    known["tiny"] = replace(one, recipe=replace(recipe, epochs=3))
+    other = run(*command, "--recipe", "tiny")
+    assert "of the same recipe tiny" in str(other.exception)
+    refused = run(*command, "--recipe", "private")
+    assert "without protections, got private" in str(refused.exception)
+
+
+def test_the_fast_strategy_is_the_training_of_the_fast_recipe():
+    """Of the network and the loop that the recipe's source names."""
+    recipe = NAMED["fashion-fast"].recipe
+    fast = strategies(PlainTraining(make=Spy, epochs=3 * recipe.epochs), ["fast"])["fast"]
+    assert isinstance(fast, PlainTraining)
+    for setting in ("epochs", "batch_size", "learning_rate", "warmup", "weight_decay"):
+        assert getattr(fast, setting) == getattr(recipe, setting), setting
+    for setting in ("average_decay", "label_smoothing", "shift", "flip"):
+        assert not getattr(fast, setting), setting
+        assert not getattr(recipe, setting), setting

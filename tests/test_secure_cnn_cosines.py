@@ -47,4 +47,7 @@ def test_the_quick_network_begins_with_them_and_trains_what_follows(channels):
     assert torch.equal(model.conv1.filters, Cosines(channels).filters)
     assert model.conv2.in_channels == 16 * channels
     assert not any(name.startswith("conv1") for name in model.state_dict())
-    assert model.pool1(model.conv1(torch.rand(1, *spec.shape))).grad_fn is None
+    assert [name for name, _ in model.named_children()][:4] == [
+        *("normalize", "conv1", "pool1", "relu1")
+    ]
+    assert model[:4](torch.rand(1, *spec.shape)).grad_fn is None

@@ -39,6 +39,15 @@ def test_a_network_without_filters_has_none_to_begin():
     assert start_as_identity(build_model("scattering", SPEC)) == 0
 
 
+def test_behind_fixed_filters_nothing_is_whitened():
+    """The layer behind them is no first layer, and stays as it was drawn."""
+    model = build_model("quick", SPEC)
+    before = model.conv2.weight.detach().clone()
+    assert whiten_first_layer(model, smooth(20), torch.Generator().manual_seed(0)) == 0
+    assert torch.equal(model.conv2.weight, before)
+    assert model.conv2.weight.requires_grad
+
+
 def test_the_other_filters_stay_as_they_were_drawn():
     """And so do layers that cannot pass their inputs on."""
     model = nn.Sequential(

@@ -92,14 +92,13 @@ _CHANGES: Mapping[str, tuple[str, _Change]] = {
         lambda plain: replace(plain, epochs=max(1, plain.epochs // 3)),
     ),
     "fast": (
-        "a third of the epochs, channels last, one cycle, whitening, twice the batch",
+        "a third of the epochs, channels last, one cycle, whitening",
         lambda plain: replace(
             plain,
             epochs=max(1, plain.epochs // 3),
             memory_format=torch.channels_last,
             warmup=0.2,
             learning_rate=2 * plain.learning_rate,
-            batch_size=2 * plain.batch_size,
             whitening=True,
         ),
     ),
