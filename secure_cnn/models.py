@@ -7,7 +7,7 @@ either: it would draw from the global random state.
 
 Pixels are scaled by fixed constants, never by the mean and deviation of the training data. Those
 are a function of every private example; a model that carries them leaks them, and no accountant
-would know. The features of `scattering` and first filters of `quick` are fixed by formulas, those of
+would know. Features of `scattering` and first filters of `quick` are fixed by formulas, those of
 `handcrafted` by formulas and chance.
 """
 
