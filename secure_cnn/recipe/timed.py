@@ -52,7 +52,7 @@ class RecipeTraining:
 
     def __call__(self, data: ImageData, *, seed: int, watch: _Watch) -> None:
         """Trains once on `data.train`."""
-        recipe = replace(self.recipe, seed=seed)
+        recipe = replace(self.recipe, seed=seed).on(data)
         variant, initial = recipe.variant, initial_model(recipe, data, None, None)
         device = make_device(recipe)
         model = initial.build().to(device).to(memory_format=_LAYOUT)
