@@ -31,6 +31,7 @@ def main() -> None:
             secure_cnn.Recipe(out=folder / "body", data=public, shift=1, epochs=20)
         )
         settings = {"data": private, "epsilon": 0.5, "epochs": 8, "baseline": False}
+        settings |= {"model": "compact"}  # the body's; by default a private head has its own
         for said, start in (
             ("from scratch", {}),
             ("head alone", {"weights": body.folder.model, "train_only": ["head.*"]}),
