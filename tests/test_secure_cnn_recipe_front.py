@@ -16,7 +16,7 @@ from secure_cnn.interruption import Stopped, StopRequest
 from secure_cnn.recipe import Variant
 from secure_cnn.recipe import front as front_room
 from secure_cnn.recipe.front import Features, FrozenFront
-from secure_cnn.recipe.seams import images_stay
+from secure_cnn.recipe.settings import images_stay
 from secure_cnn.record import RunRecord
 
 RUN = sys.modules["secure_cnn.recipe.run"]

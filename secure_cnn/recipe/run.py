@@ -37,8 +37,8 @@ from secure_cnn.recipe.initial import InitialModel, initial_model
 from secure_cnn.recipe.notes import COPIES_NOTE, notes_before, notes_on
 from secure_cnn.recipe.outcome import MeasureCost, claims_of, cost_of, judge, privacy_record
 from secure_cnn.recipe.persons import GROUPED_NOTE, group_cost_of, samples_of
-from secure_cnn.recipe.seams import images_stay, make_device, make_plan, make_seams
-from secure_cnn.recipe.settings import Recipe
+from secure_cnn.recipe.seams import make_device, make_plan, make_seams
+from secure_cnn.recipe.settings import Recipe, images_stay
 from secure_cnn.recipe.training import Training
 from secure_cnn.recipe.variant import Variant
 from secure_cnn.record import (

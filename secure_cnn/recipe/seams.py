@@ -27,7 +27,6 @@ from secure_cnn.recipe.variant import Variant
 __all__ = [
     "Batches",
     "Seams",
-    "images_stay",
     "make_device",
     "make_plan",
     "make_seams",
@@ -97,18 +96,6 @@ def objective_for(recipe: Recipe, variant: Variant) -> Objective:
     """What the variant minimises."""
     found = None if variant.method is None else recipe.robust_objective()
     return CrossEntropy(label_smoothing=recipe.label_smoothing) if found is None else found
-
-
-def images_stay(recipe: Recipe, variant: Variant) -> bool:
-    """Whether a training shows the model every image as it is, in every epoch.
-
-    Example:
-        >>> recipe = Recipe(out="runs/1", eps=0.1)
-        >>> [images_stay(recipe, each) for each in recipe.variants]
-        [True, False]
-    """
-    changed = variant.method is not None or _augmentation(recipe) is not None
-    return not changed and recipe.copies == 1
 
 
 def make_seams(

@@ -27,7 +27,7 @@ from secure_cnn.recipe import defaults
 from secure_cnn.recipe.ranges import ERRORS, RANGES, WORDS, ClippingKind, Norm, Optimizer, Unit
 from secure_cnn.recipe.variant import SINGLE_STEPS, Variant
 
-__all__ = ["Recipe"]
+__all__ = ["Recipe", "images_stay"]
 
 _ADDED = (
     *("clipping", "float_safe", "copies", "attack_noise"),
@@ -263,9 +263,8 @@ class Recipe:
         """This recipe with the model that is usual for it on these images, if it names none."""
         if self.model != defaults.AUTO:
             return self
-        same = not (self.shift or self.flip or self.variant.method) and self.copies == 1
-        head = self.epsilon is not None and same and self.weights is None
-        head &= not (self.train_only or self.freeze)
+        brought = self.weights is not None or self.train_only or self.freeze
+        head = self.variant.private and images_stay(self, self.variant) and not brought
         images = len(data.train) + len(data.test)
         return replace(self, model=defaults.model(images, data.spec.shape, head=head))
 
@@ -309,6 +308,18 @@ class Recipe:
                 f"settings: unknown {', '.join(unknown)}; the run was made by another version"
             )
         return cls(**settings)
+
+
+def images_stay(recipe: Recipe, variant: Variant) -> bool:
+    """Whether a training shows the model every image as it is, in every epoch.
+
+    Example:
+        >>> recipe = Recipe(out="runs/1", eps=0.1)
+        >>> [images_stay(recipe, each) for each in recipe.variants]
+        [True, False]
+    """
+    changed = variant.method is not None or recipe.flip or recipe.shift > 0
+    return not changed and recipe.copies == 1
 
 
 def _alone(name: str, needed: str, cure: str = "give both or neither") -> str:

@@ -13,8 +13,8 @@ from secure_cnn.errors import RunError
 from secure_cnn.interruption import StopRequest
 from secure_cnn.recipe.front import FrozenFront
 from secure_cnn.recipe.initial import initial_model
-from secure_cnn.recipe.seams import images_stay, make_device, make_seams
-from secure_cnn.recipe.settings import Recipe
+from secure_cnn.recipe.seams import make_device, make_seams
+from secure_cnn.recipe.settings import Recipe, images_stay
 
 __all__ = ["RecipeTraining"]
 
