@@ -81,6 +81,8 @@ def test_a_private_head_sees_up_to_all_images_and_steps_by_its_noise():
         assert found == pytest.approx(best, rel=0.25)
         assert rate(max_grad_norm=2.0, noise=4 * noise / 60_000) == pytest.approx(found / 4)
     assert rate(max_grad_norm=None) == 0.1
+    # Of a plan that is not there yet nothing is known: the rate of a private network.
+    assert rate(max_grad_norm=1.0) == 0.5
 
 
 def test_a_private_run_takes_a_head_and_says_so(shapes, tmp_path, quick):

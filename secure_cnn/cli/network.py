@@ -22,7 +22,7 @@ from secure_cnn.data import DataSpec
 from secure_cnn.errors import ModelError
 from secure_cnn.models import MODELS, Architecture
 from secure_cnn.own_network import OwnNetwork, are_options
-from secure_cnn.recipe.defaults import AUTO
+from secure_cnn.recipe.ranges import AUTO
 
 __all__ = ["MODEL_HELP", "ModelName", "ModelOptions", "network", "own_network", "settings_of"]
 

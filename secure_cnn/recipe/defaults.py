@@ -30,11 +30,9 @@ from secure_cnn.errors import RunError
 from secure_cnn.handcrafted import handcrafted_features
 from secure_cnn.recipe.ranges import Optimizer
 
-__all__ = ["AUTO", "CLIP_GRAD_NORM", "MOST_FEATURES", "batch_size", "check_same", "delta"]
+__all__ = ["CLIP_GRAD_NORM", "MOST_FEATURES", "batch_size", "check_same", "delta"]
 __all__ += ["learning_rate", "model"]
 
-AUTO = "auto"
-"""In place of a model's name: the one of `model`."""
 MOST_FEATURES = 1 << 30
 """Features of all images that are kept in memory, as float32: those of 60,000 colour images of
 32x32 behind the front of the model `scattering` are as many. With as much again for all else they
@@ -90,7 +88,7 @@ def learning_rate(
     """
     if max_grad_norm is None:
         return {"sgd": 0.1, "adamw": 2e-3}[optimizer]
-    if model == _HEAD and optimizer == "sgd":
+    if model == _HEAD and optimizer == "sgd" and noise:
         return _HEAD_RATE / math.sqrt(noise) / max_grad_norm
     low, high, way = _PRIVATE_RATES[optimizer]
     # AdamW's steps are as long as its rate, whatever the gradients are.

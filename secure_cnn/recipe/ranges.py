@@ -12,12 +12,24 @@ from secure_cnn.errors import ModelError
 from secure_cnn.models import MODELS
 from secure_cnn.own_network import are_options, is_own_name
 
-__all__ = ["CLIPPINGS", "ERRORS", "RANGES", "WORDS", "ClippingKind", "Norm", "Optimizer", "Unit"]
+__all__ = [
+    "AUTO",
+    "CLIPPINGS",
+    "ERRORS",
+    "RANGES",
+    "WORDS",
+    "ClippingKind",
+    "Norm",
+    "Optimizer",
+    "Unit",
+]
 
 Optimizer = Literal["sgd", "adamw"]
 Norm = Literal["linf", "l2"]
 ClippingKind = Literal["flat", "automatic", "per-layer", "adaptive"]
 
+AUTO = "auto"
+"""In place of a model's name: the usual one for protections and images."""
 CLIPPINGS: tuple[str, ...] = get_args(ClippingKind)
 """Names of the ways to clip, as `privacy` has them."""
 
@@ -50,8 +62,8 @@ RANGES: Mapping[str, _Range] = {
     "out": _PATH,
     "data": _PATH,
     "model": (
-        lambda name: is_word(name, ("auto", *MODELS)) or is_own_name(name),
-        f"auto, one of {', '.join(MODELS)}, or module:function for one of your own",
+        lambda name: is_word(name, (AUTO, *MODELS)) or is_own_name(name),
+        f"{AUTO}, one of {', '.join(MODELS)}, or module:function for one of your own",
     ),
     "model_options": (are_options, "a dict of names and plain values"),
     "weights": _or_none(_PATH),

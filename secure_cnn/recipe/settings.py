@@ -23,8 +23,8 @@ from secure_cnn.data.reading import Fit
 from secure_cnn.engine import Objective
 from secure_cnn.errors import RunError
 from secure_cnn.models import MODELS
-from secure_cnn.recipe import defaults
-from secure_cnn.recipe.ranges import ERRORS, RANGES, WORDS, ClippingKind, Norm, Optimizer, Unit
+from secure_cnn.recipe import defaults, ranges
+from secure_cnn.recipe.ranges import AUTO, ClippingKind, Norm, Optimizer, Unit
 from secure_cnn.recipe.variant import SINGLE_STEPS, Variant
 
 __all__ = ["Recipe", "images_stay"]
@@ -131,7 +131,7 @@ class Recipe:
     image_size: int | str | None = None
     image_fit: Fit = "crop"
     background: str = "white"
-    model: str = defaults.AUTO
+    model: str = AUTO
     model_options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     weights: str | Path | None = None
     train_only: Sequence[str] = ()
@@ -173,11 +173,11 @@ class Recipe:
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, (fits, expected) in RANGES.items():
+        for name, (fits, expected) in ranges.RANGES.items():
             value = getattr(self, name)
             if not fits(value):
-                got = value if isinstance(value, str) and name in WORDS else shown(value)
-                raise ERRORS.get(name, RunError)(f"{name}: expected {expected}, got {got}")
+                got = value if isinstance(value, str) and name in ranges.WORDS else shown(value)
+                raise ranges.ERRORS.get(name, RunError)(f"{name}: expected {expected}, got {got}")
         object.__setattr__(self, "out", str(self.out))
         object.__setattr__(self, "data", str(self.data))
         if self.groups is not None:
@@ -261,7 +261,7 @@ class Recipe:
 
     def on(self, data: ImageData) -> "Recipe":
         """This recipe with the model that is usual for it on these images, if it names none."""
-        if self.model != defaults.AUTO:
+        if self.model != AUTO:
             return self
         brought = self.weights is not None or self.train_only or self.freeze
         head = self.variant.private and images_stay(self, self.variant) and not brought
@@ -277,7 +277,7 @@ class Recipe:
         own, before = self.to_dict(), Recipe(out="").to_dict()
         settings = {**{name: before[name] for name in _ADDED}, **settings}
         # What `auto` came to is on record, and is chosen again.
-        unsaid = {"out", "model"} if self.model == defaults.AUTO else {"out"}
+        unsaid = {"out", "model"} if self.model == AUTO else {"out"}
         names = sorted({*own, *settings} - unsaid)
         return [n for n in names if n not in own or n not in settings or own[n] != settings[n]]
 
