@@ -22,16 +22,14 @@ from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
 from secure_cnn.record import ResultRecord, RunRecord
 
 # One noised step of an expected 16 of 64 images; four an epoch.
-PRIVATE = {
-    **{"model": "compact", "epsilon": 8.0, "delta": 1e-3, "batch_size": 16, "epochs": 3},
-}
+PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "batch_size": 16, "epochs": 3}
 STEPS = 12
 
 
 @pytest.fixture
 def recipe(recipe):
     """Makes private recipes without a baseline."""
-    return partial(recipe, baseline=False, **PRIVATE)
+    return partial(recipe, model="compact", baseline=False, **PRIVATE)
 
 
 @pytest.fixture(autouse=True)
