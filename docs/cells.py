@@ -20,12 +20,15 @@ def blocks(*parts: str) -> str:
     return "\n\n".join(parts)
 
 
-def spread(row: Row | None, *, scale: float = 1.0, unit: str = "") -> str:
+def spread(
+    row: Row | None, *, scale: float = 1.0, unit: str = "", digits: int | None = None
+) -> str:
     """The median, with its interval in brackets where it has one; about three digits."""
     if row is None:
         return ""
     low, median, high = (scale * value for value in (row.low, row.median, row.high))
-    digits = next((n for n, least in enumerate((100, 10, 0.1, 0.01)) if median >= least), 4)
+    if digits is None:
+        digits = next((n for n, least in enumerate((100, 10, 0.1, 0.01)) if median >= least), 4)
     words = f"{median:.{digits}f}{unit}"
     return words if low == high else f"{words} ({low:.{digits}f} to {high:.{digits}f})"
 

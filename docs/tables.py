@@ -5,6 +5,7 @@ Run by `make docs`; a figure in README is never typed. Text between `<!-- NAME -
 they are there.
 """
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -15,6 +16,7 @@ from cells import blocks, cases_of, index, made_on, middle, spread, table
 
 from secure_cnn.bench.step import CASES
 from secure_cnn.pages import SHOWN_PARTS
+from secure_cnn.recipe.named import NAMED, stored_results
 from secure_cnn.record import Measurements, Row, noise_checks
 
 DOCS = Path(__file__).parent
@@ -268,6 +270,35 @@ def defaults_tables(measured: Measurements) -> str:
     )
 
 
+def recipes_table(measured: Measurements) -> str:
+    """What each recipe with a name reached, under which protections; those on record alone."""
+    figures, lines = index(measured.rows), []
+    for name, named in NAMED.items():
+        recipe = named.recipe
+        own = {
+            metric: figures.get((name, recipe.variant.name, metric))
+            for metric in ("accuracy", "macro_recall", "autoattack", "attacked")
+        }
+        accuracy, attacked = own["accuracy"], own["attacked"]
+        if accuracy is None:
+            continue
+        epsilon = "" if recipe.epsilon is None else f"{recipe.epsilon:g}"
+        shares = [spread(own[it], scale=100, digits=2) for it in ("accuracy", "macro_recall")]
+        robust = spread(own["autoattack"], scale=100)
+        robust += "" if attacked is None else f" of {attacked.median:,.0f}"
+        lines.append([f"`{name}`", epsilon, pixels(recipe.eps), *shares, robust, str(accuracy.n)])
+    heads = ["recipe", "ε", "eps", "accuracy, %", "recall, %", "AutoAttack, %", "seeds"]
+    told = "Means over the seeds, the worst and the best in brackets. "
+    return blocks(table(heads, lines), told + made_on(measured, made_of=("torch",)))
+
+
+def pixels(eps: float | None) -> str:
+    """A radius in [0, 1], as a fraction of 255 where it is a whole one."""
+    if eps is None:
+        return ""
+    return f"{255 * eps:.0f}/255" if math.isclose(255 * eps, round(255 * eps)) else f"{eps:g}"
+
+
 def strategies_tables(measured: Measurements) -> str:
     """For each case every strategy: what it reached, how long it took, when it was there."""
     parts = []
@@ -279,10 +310,12 @@ def strategies_tables(measured: Measurements) -> str:
         for variant, own in found.items():
             shares = [spread(own.get(it), scale=100) for it in ("accuracy", "macro_recall")]
             whole = [spread(own.get(it)) for it in ("seconds", "time_ratio")]
-            there = [spread(own.get(it)) for it in ("seconds_to_target", "target_ratio")]
+            goal = ("mean_seconds_to_target", "seconds_to_target", "target_ratio")
+            there = [spread(own.get(it)) for it in goal]
             reached = f"{round(own['reached'].median * own['reached'].n)} of {own['reached'].n}"
             lines.append([variant, *shares, *whole, *there, reached])
-        heads = ["strategy", "accuracy, %", "recall, %", "s", "÷", "s to target", "÷", "reached"]
+        there = ["mean s to target", "s to target", "÷"]
+        heads = ["strategy", "accuracy, %", "recall, %", "s", "÷", *there, "reached"]
         parts += [f"**{case}**", table(heads, lines)]
     seeds = max(row.n for row in measured.rows if row.metric == "seconds")
     return blocks(*parts, made_on(measured, f"medians of {seeds} seeds, ", made_of=("torch",)))
@@ -308,6 +341,7 @@ def main() -> None:
     parts = [Measurements.read(path) for path in sorted(DOCS.glob("benchmarks*.json"))[::-1]]
     measured = replace(parts[0], rows=tuple(row for part in parts for row in part.rows))
     shown = {"demo": f"```\n{demo}\n```", "bench": front_table(measured)}
+    shown["recipes"] = recipes_table(stored_results())
     rewrite(DOCS.parent / "README.md", shown)
     tables = {"step": step_tables(measured), "noise": noise_table(measured)}
     costs = [Measurements.read(path) for path in sorted(DOCS.glob("overhead*.json"))]

@@ -324,6 +324,7 @@ def test_each_strategy_has_a_line_with_its_way_to_the_target(tables):
         row("fast", "macro_recall", 0.92, "1"),
         row("fast", "time_ratio", 0.2),
         row("fast", "seconds_to_target", 15.0, "s"),
+        row("fast", "mean_seconds_to_target", 16.0, "s"),
         row("fast", "target_ratio", 0.25),
         row("fast", "reached", 1.0, "1"),
         row("before", "seconds", 3.0, "s", case="other"),
@@ -339,5 +340,26 @@ def test_each_strategy_has_a_line_with_its_way_to_the_target(tables):
     assert first["fast"]["s"] == "20.0 (18.0 to 22.0)"
     assert first["fast"]["s to target"] == "15.0"
     assert first["fast"]["reached"] == "9 of 9"
-    assert "| 0.20 | 15.0 | 0.25 |" in text
+    assert "| 0.20 | 16.0 | 15.0 | 0.25 |" in text
     assert "medians of 9 seeds" in text
+
+
+def test_each_recipe_on_record_has_a_line_with_its_protections(tables):
+    """Those without figures have none; of an attack the number of its images is said."""
+    rows = [
+        row("plain", "accuracy", 0.92106, "1", case="fashion-fast", spread=0.001),
+        row("n-fgsm", "accuracy", 0.8, "1", case="robust"),
+        row("n-fgsm", "macro_recall", 0.79, "1", case="robust"),
+        row("n-fgsm", "autoattack", 0.5, "1", case="robust", spread=0.01),
+        row("n-fgsm", "attacked", 2000, "1", case="robust"),
+        row("plain", "accuracy", 0.5, "1", case="nobody's"),
+    ]
+    text = tables.recipes_table(document(*rows))
+    assert "| `fashion-fast` |  |  | 92.11 (92.01 to 92.21) |  |  | 9 |" in text
+    assert "| `robust` |  | 8/255 | 80.00 | 79.00 | 50.0 (49.0 to 51.0) of 2,000 | 9 |" in text
+    assert "nobody" not in text
+    assert "`fashion-private-3`" not in text
+
+
+def test_a_radius_is_shown_as_it_is_written(tables):
+    assert [tables.pixels(each) for each in (None, 8 / 255, 0.1)] == ["", "8/255", "0.1"]

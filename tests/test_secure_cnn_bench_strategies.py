@@ -326,6 +326,7 @@ def test_planted_times_become_ratios():
     assert value["never", "time_ratio"] == 0.5
     assert value[BEFORE, "seconds_to_target"] == 18.0
     assert value["quick", "seconds_to_target"] == 3.0
+    assert value["quick", "mean_seconds_to_target"] == 3.0
     assert value["quick", "target_ratio"] == pytest.approx(1 / 6)
     assert value["quick", "accuracy"] == value["quick", "macro_recall"] == 1.0
     assert value["never", "accuracy"] == 0.0

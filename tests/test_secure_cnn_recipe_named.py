@@ -13,7 +13,10 @@ from secure_cnn.recipe.named import NAMED, NamedRecipe, named_recipe, stored_res
 from secure_cnn.recipe.reproduction import _figures, agreements, reproduce
 from secure_cnn.record import Measurements, Row, RunRecord
 
-METRICS = {"accuracy", "macro_recall", "autoattack", "verdicts_failed", "epsilon", "delta"}
+METRICS = {
+    *("accuracy", "macro_recall", "epsilon", "delta"),
+    *("autoattack", "attacked", "verdicts_failed"),
+}
 
 
 @pytest.fixture
@@ -141,6 +144,7 @@ def test_a_private_and_robust_recipe_says_what_it_rests_on(tiny, tmp_path):
     assert set(figures) >= METRICS
     assert figures["epsilon"] <= 8.0
     assert 0 <= figures["autoattack"] <= 1
+    assert figures["attacked"] == 4
 
 
 def test_those_attacked_are_no_persons_that_were_trained_on(tmp_path, monkeypatch):
@@ -152,7 +156,7 @@ def test_those_attacked_are_no_persons_that_were_trained_on(tmp_path, monkeypatc
         asked.append((data, how))
         return SimpleNamespace(test=range(24))
 
-    found = SimpleNamespace(verdicts=(), worst_case_accuracy=0.5)
+    found = SimpleNamespace(verdicts=(), samples=24, worst_case_accuracy=0.5)
     monkeypatch.setattr("secure_cnn.recipe.reproduction.load_data", load)
     monkeypatch.setattr("defenses.evaluate", lambda *_, **__: found)
     result = SimpleNamespace(accuracy=0.75, macro_recall=0.75)

@@ -9,6 +9,7 @@ written down at once, so that a measurement that was ended goes on where it was.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import ClassVar, Protocol, final
 
 import torch
@@ -232,9 +233,9 @@ def measure_strategies(
 
     Returns:
         For each strategy `accuracy`, `macro_recall` and `seconds` of the training, and `reached`,
-        the share of the seeds in which the target was; `seconds_to_target` over those; and, seed by
-        seed against `before`, `accuracy_gain`, `macro_recall_gain`, `time_ratio` and, where both
-        reached the target, `target_ratio`.
+        the share of the seeds in which the target was; `seconds_to_target` over those, and their
+        mean as `mean_seconds_to_target`; and, seed by seed against `before`, `accuracy_gain`,
+        `macro_recall_gain`, `time_ratio` and, where both reached the target, `target_ratio`.
 
     Raises:
         RunError: `before` is not among the strategies.
@@ -295,7 +296,10 @@ def _target_rows(
     times = [each.reached for each in own if each.reached is not None]
     rows = [share_row(case, name, "reached", len(times), len(own))]
     if times:
-        rows.append(measured_row(case, name, "seconds_to_target", times, "s"))
+        row = measured_row(case, name, "seconds_to_target", times, "s")
+        mean = fmean(times)
+        ends = {"low": mean, "median": mean, "high": mean}
+        rows += [row, replace(row, metric="mean_seconds_to_target", **ends)]
     pairs = zip(own, before, strict=True)
     both = [(a.reached, b.reached) for a, b in pairs if a.reached and b.reached]
     if both and name != BEFORE:

@@ -29,7 +29,8 @@ __all__ = ["Agreement", "agreements", "reproduce"]
 
 _SPREAD = "_sd"
 _CONFIDENCE = 0.99
-_OF_THE_MACHINE = ("seconds",)
+_CONDITIONS = ("seconds", "attacked")
+"""What belongs to the machine, or was asked for: no figure of the recipe."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,7 @@ def agreements(stored: Sequence[Row], found: Sequence[Row]) -> list[Agreement]:
     for row in found:
         before = known.get((row.case, row.metric))
         spread = known.get((row.case, row.metric + _SPREAD))
-        if before is None or spread is None or row.metric in _OF_THE_MACHINE or before.n < 2:
+        if before is None or spread is None or row.metric in _CONDITIONS or before.n < 2:
             continue
         quantile = float(student.ppf((1 + _CONFIDENCE) / 2, before.n - 1))
         margin = quantile * spread.median * math.sqrt(1 / before.n + 1 / row.n)
@@ -161,7 +162,11 @@ def _figures(
             state=state,
         )
         failed = sum(each.outcome == "fail" for each in report.verdicts)
-        figures |= {"autoattack": report.worst_case_accuracy, "verdicts_failed": float(failed)}
+        figures |= {
+            "autoattack": report.worst_case_accuracy,
+            "attacked": float(report.samples),
+            "verdicts_failed": float(failed),
+        }
     return figures
 
 
