@@ -298,8 +298,8 @@ def _target_rows(
     if times:
         row = measured_row(case, name, "seconds_to_target", times, "s")
         mean = fmean(times)
-        ends = {"low": mean, "median": mean, "high": mean}
-        rows += [row, replace(row, metric="mean_seconds_to_target", **ends)]
+        named = replace(row, metric="mean_seconds_to_target")
+        rows += [row, replace(named, low=mean, median=mean, high=mean)]
     pairs = zip(own, before, strict=True)
     both = [(a.reached, b.reached) for a, b in pairs if a.reached and b.reached]
     if both and name != BEFORE:
