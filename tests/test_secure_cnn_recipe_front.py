@@ -19,7 +19,7 @@ from secure_cnn.recipe.front import Features, FrozenFront
 from secure_cnn.recipe.settings import images_stay
 from secure_cnn.record import RunRecord
 
-RUN = sys.modules["secure_cnn.recipe.run"]
+ASSEMBLY = sys.modules["secure_cnn.recipe.assembly"]
 PRIVATE = {"epsilon": 8.0, "delta": 1e-3, "batch_size": 16}
 SPEC = DataSpec(shape=(1, 8, 8), classes=("a", "b", "c", "d"))
 CPU = torch.device("cpu")
@@ -56,7 +56,7 @@ def uncached(monkeypatch):
 
     def go(asked, **given):
         with monkeypatch.context() as patch:
-            patch.setattr(RUN, "images_stay", lambda *_: False)
+            patch.setattr(ASSEMBLY, "images_stay", lambda *_: False)
             return run(asked, **given)
 
     return go
@@ -406,7 +406,7 @@ def test_more_epochs_send_no_more_images_through_the_front(recipe, monkeypatch):
     network = OwnNetwork(name="nets.py:own", make=own)
     counts = [rows_of(recipe, network, epochs=epochs) for epochs in (1, 4)]
     assert counts[0] == counts[1] < 64 + 2 * 24 + 100
-    monkeypatch.setattr(RUN, "images_stay", lambda *_: False)
+    monkeypatch.setattr(ASSEMBLY, "images_stay", lambda *_: False)
     assert rows_of(recipe, network, epochs=5) > 5 * (64 + 24)  # control
 
 

@@ -23,11 +23,11 @@ from secure_cnn.checkpoint import (
     write_model,
 )
 from secure_cnn.data import ImageData, load_data
-from secure_cnn.engine import WeightAverage
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import Stopped, StopRequest, stop_here, stop_on_signals
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.printable import Terminal
+from secure_cnn.recipe.assembly import assembled, frozen_front
 from secure_cnn.recipe.folder import Journal, RunFolder
 from secure_cnn.recipe.front import FrozenFront
 from secure_cnn.recipe.guard import make_guard
@@ -37,8 +37,8 @@ from secure_cnn.recipe.initial import InitialModel, initial_model
 from secure_cnn.recipe.notes import COPIES_NOTE, notes_before, notes_on
 from secure_cnn.recipe.outcome import MeasureCost, claims_of, cost_of, judge, privacy_record
 from secure_cnn.recipe.persons import GROUPED_NOTE, group_cost_of, samples_of
-from secure_cnn.recipe.seams import make_device, make_plan, make_seams
-from secure_cnn.recipe.settings import Recipe, images_stay
+from secure_cnn.recipe.seams import make_device, make_plan
+from secure_cnn.recipe.settings import Recipe
 from secure_cnn.recipe.training import Training
 from secure_cnn.recipe.variant import Variant
 from secure_cnn.record import (
@@ -52,9 +52,6 @@ from secure_cnn.record import (
 )
 
 __all__ = ["Run", "run"]
-
-_LAYOUT = torch.channels_last
-"""The layout in which training is fastest, plain and private."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,45 +191,34 @@ class _Task:
     def training(self, variant: Variant, identity: RunIdentity) -> Training:
         """The training of one variant, at its first step."""
         recipe = self.recipe
-        model = self.initial.build().to(self.device).to(memory_format=_LAYOUT)
-        front = self.front if images_stay(recipe, variant) else None
-        trained = model if front is None else front.put_before(model)
-        seams = make_seams(
+        parts = assembled(
             recipe,
             variant,
-            trained,
+            self.initial,
             self.data,
             plan=self.plan,
-            front=front,
-            memory_format=_LAYOUT,
+            device=self.device,
+            front=self.front,
         )
-        decay = recipe.average_decay
-        average = WeightAverage(trained, decay=decay) if decay else None
         return Training(
             recipe=recipe,
             variant=variant,
             data=self.data,
-            model=model,
-            trained=trained,
-            front=front,
+            model=parts.model,
+            trained=parts.trained,
+            front=parts.front,
             twin=self.initial.build().to(self.device),
-            seams=seams,
-            average=average,
-            guard=make_guard(recipe, variant, seams, model, average, self.data),
+            seams=parts.seams,
+            average=parts.average,
+            guard=make_guard(recipe, variant, parts.seams, parts.model, parts.average, self.data),
             identity=identity,
             weights=self.initial.digest,
         )
 
     @cached_property
     def front(self) -> FrozenFront | None:
-        """What of all models of the run is frozen, if features of the images are worth keeping."""
-        return FrozenFront.of(
-            self.initial.build(),
-            self.data,
-            seed=self.recipe.seed,
-            device=self.device,
-            memory_format=_LAYOUT,
-        )
+        """The same for all trainings of the run, so that the images go through it once."""
+        return frozen_front(self.recipe, self.initial, self.data, self.device)
 
 
 def _prepared(

@@ -8,17 +8,15 @@ import torch
 from torch import nn
 
 from secure_cnn.data import ImageData
-from secure_cnn.engine import WeightAverage, train
+from secure_cnn.engine import train
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import StopRequest
-from secure_cnn.recipe.front import FrozenFront
+from secure_cnn.recipe.assembly import Assembly, assembled, frozen_front
 from secure_cnn.recipe.initial import initial_model
-from secure_cnn.recipe.seams import make_device, make_seams
-from secure_cnn.recipe.settings import Recipe, images_stay
+from secure_cnn.recipe.seams import make_device
+from secure_cnn.recipe.settings import Recipe
 
 __all__ = ["RecipeTraining"]
-
-_LAYOUT = torch.channels_last
 
 
 class _Watch(Protocol):
@@ -53,31 +51,27 @@ class RecipeTraining:
     def __call__(self, data: ImageData, *, seed: int, watch: _Watch) -> None:
         """Trains once on `data.train`."""
         recipe = replace(self.recipe, seed=seed).on(data)
-        variant, initial = recipe.variant, initial_model(recipe, data, None, None)
-        device = make_device(recipe)
-        model = initial.build().to(device).to(memory_format=_LAYOUT)
-        front = None
-        if images_stay(recipe, variant):
-            front = FrozenFront.of(
-                initial.build(), data, seed=seed, device=device, memory_format=_LAYOUT
-            )
-        trained = model if front is None else front.put_before(model)
-        seams = make_seams(
-            recipe, variant, trained, data, plan=None, front=front, memory_format=_LAYOUT
+        initial, device = initial_model(recipe, data, None, None), make_device(recipe)
+        parts = assembled(
+            recipe,
+            recipe.variant,
+            initial,
+            data,
+            plan=None,
+            device=device,
+            front=frozen_front(recipe, initial, data, device),
         )
-        decay = recipe.average_decay
-        average = WeightAverage(trained, decay=decay) if decay else None
-        if front is not None:
-            front.train.fill(lambda _: None)
+        if parts.front is not None:
+            parts.front.train.fill(lambda _: None)
         train(
-            trained,
-            seams.objective,
-            seams.batches(0),
-            seams.update,
-            optimizer=seams.optimizer,
-            schedule=seams.schedule,
-            monitor=_Judging(watch, model, trained, average),
-            average=average,
+            parts.trained,
+            parts.seams.objective,
+            parts.seams.batches(0),
+            parts.seams.update,
+            optimizer=parts.seams.optimizer,
+            schedule=parts.seams.schedule,
+            monitor=_Judging(watch, parts),
+            average=parts.average,
             stop=StopRequest(),
         )
 
@@ -88,14 +82,13 @@ class _Judging:
     """Has the whole model judged, with its averaged weights where there are such."""
 
     watch: _Watch
-    model: nn.Module
-    trained: nn.Module
-    average: WeightAverage | None
+    parts: Assembly
 
     def batch(self, losses: torch.Tensor, *, step: int) -> None:
         """Nothing to do after a batch."""
 
     def epoch(self, epoch: int, *, step: int) -> None:
         """Judges."""
-        with nullcontext() if self.average is None else self.average.applied(self.trained):
-            self.watch.judge(self.model)
+        average = self.parts.average
+        with nullcontext() if average is None else average.applied(self.parts.trained):
+            self.watch.judge(self.parts.model)
