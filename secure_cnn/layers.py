@@ -1,12 +1,15 @@
 """Layers of which the networks of `secure_cnn.models` are made; none mixes examples."""
 
+import math
+from itertools import pairwise
 from typing import final
 
+import torch
 from torch import Tensor, nn
 
 from secure_cnn.errors import ModelError
 
-__all__ = ["Normalize", "Residual", "convolution", "group_norm"]
+__all__ = ["Bands", "Normalize", "Residual", "convolution", "group_norm"]
 
 
 @final
@@ -30,6 +33,49 @@ class Normalize(nn.Module):
     def extra_repr(self) -> str:
         """What the printed model says of it."""
         return f"mean={self.mean}, std={self.std}"
+
+
+@final
+class Bands(nn.Module):
+    """Pixels in bands of brightness: a channel of each band, from -1 below it to 1 above.
+
+    What is darker than the lowest edge or brighter than the highest is cut off. A cut has no
+    gradient, so that an attack which follows it stands still, and the model looks more robust than
+    it is (Athalye et al. 2018, arXiv:1802.00420). Here the gradient passes wherever a change of
+    `reach` brings a pixel into the band, as if nothing were cut; what is outside of all bands
+    belongs to the nearest.
+
+    Guarantee: forward is the plain cut, to the last bit: only the way back is another.
+
+    Args:
+        edges: Of the bands, rising, for pixels in [0, 1].
+        reach: How far from a band its gradient passes.
+
+    Example:
+        >>> Bands((0.1, 0.5, 0.9), reach=0.1)(torch.tensor([[[[0.3]]]])).flatten()
+        tensor([ 0., -1.])
+    """
+
+    def __init__(self, edges: tuple[float, ...], *, reach: float) -> None:
+        super().__init__()
+        self.edges, self.reach = edges, reach
+
+    def forward(self, images: Tensor) -> Tensor:
+        """`[n, c, height, width]` to so many channels for each band."""
+        return torch.cat([self._band(images, *band) for band in pairwise(self.edges)], dim=1)
+
+    def _band(self, images: Tensor, low: float, high: float) -> Tensor:
+        first, last = low == self.edges[0], high == self.edges[-1]
+        least = -math.inf if first else low - self.reach
+        most = math.inf if last else high + self.reach
+        near = images.clamp(least, most)
+        # The difference is 0, and carries the gradient.
+        cut = images.clamp(low, high).detach() + (near - near.detach())
+        return (cut - low) * (2 / (high - low)) - 1
+
+    def extra_repr(self) -> str:
+        """What the printed model says of it."""
+        return f"edges={self.edges}, reach={self.reach}"
 
 
 @final

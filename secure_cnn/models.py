@@ -25,7 +25,7 @@ from secure_cnn.cosines import Cosines
 from secure_cnn.data import DataSpec
 from secure_cnn.errors import ModelError
 from secure_cnn.handcrafted import Handcrafted, handcrafted_features
-from secure_cnn.layers import Normalize, Residual, convolution, group_norm
+from secure_cnn.layers import Bands, Normalize, Residual, convolution, group_norm
 from secure_cnn.own_network import OwnNetwork, are_options, as_arguments, is_own_name
 from secure_cnn.scattering import Scattering, scattering_features, scattering_layers
 
@@ -34,6 +34,7 @@ __all__ = ["MODELS", "Architecture", "build_model", "load_weights"]
 _SMALLEST_SIDE = 8
 _MOST_INPUTS = 1 << 24  # channels * height * width that a file may ask for
 _MOST_CLASSES = 1 << 16
+_BANDS = (0.1, 0.35, 0.6, 0.9)  # a change of 0.1 shows nothing on black and on white
 
 
 @final
@@ -276,6 +277,17 @@ def _compact(architecture: Architecture, *, quick: bool = False) -> nn.Sequentia
     return stack.finish(8)
 
 
+def _banded(architecture: Architecture) -> nn.Sequential:
+    """`compact` on three bands of brightness, against changes of up to 0.1 in linf."""
+    stack = _Stack(architecture)
+    stack.layers["normalize"] = Normalize(architecture.spec.shape, 0.0, 1.0)
+    stack.layers["bands"] = Bands(_BANDS, reach=_BANDS[0])
+    stack.channels *= len(_BANDS) - 1
+    for channels, pooled in ((16, True), (32, True), (64, False)):
+        stack.conv(channels, pooled=pooled)
+    return stack.finish(8)
+
+
 def _alexnet(architecture: Architecture) -> nn.Sequential:
     """Five convolutions and two hidden layers (Krizhevsky et al., 2012), with small kernels."""
     stack = _Stack(architecture)
@@ -367,6 +379,7 @@ _BUILDERS: Mapping[str, Callable[[Architecture], nn.Sequential]] = MappingProxyT
     {
         "compact": _compact,
         "quick": lambda architecture: _compact(architecture, quick=True),
+        "banded": _banded,
         "alexnet": _alexnet,
         "vgg11": _vgg11,
         "resnet20": _resnet20,

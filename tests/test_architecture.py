@@ -51,6 +51,7 @@ ARROWS = {
         *("errors", "archive", "checkpoint", "data", "engine", "evaluate", "models"),
         *(
             "handcrafted",
+            "optimizers",
             "own_network",
             "weights",
             "interruption",

@@ -1,6 +1,7 @@
 """`secure_cnn.models`: each fits its images, mixes no examples, and follows its seed."""
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 from secure_cnn.data import DataSpec, ShuffledBatches, load_data
 from secure_cnn.errors import ModelError
 from secure_cnn.evaluate import evaluate_model
+from secure_cnn.layers import Bands
 from secure_cnn.models import MODELS, Architecture, build_model, load_weights
 
 pytestmark = pytest.mark.usefixtures("few_noise_images")
@@ -213,3 +215,49 @@ def test_models_outside_their_range_are_refused():
         build_model("resnet50", spec())
     with pytest.raises(ModelError, match="at least 8x8"):
         build_model("compact", spec(height=7))
+
+
+def cut(images, edges):
+    """Bands as they are meant: a plain cut."""
+    pairs = pairwise(edges)
+    cuts = [(images.clamp(low, high) - low) * (2 / (high - low)) - 1 for low, high in pairs]
+    return torch.cat(cuts, dim=1)
+
+
+def test_bands_cut_to_the_last_bit_and_hide_no_gradient():
+    """On the way back a pixel belongs to all bands that a change of 0.1 brings it into."""
+    values = torch.tensor([0.0, 0.05, 0.15, 0.3, 0.449, 0.451, 0.6, 0.85, 0.999, 1.0])
+    images = values.view(1, 1, 2, 5).requires_grad_()
+    edges = (0.1, 0.35, 0.9)
+    found = Bands(edges, reach=0.1)(images)
+    assert torch.equal(found, cut(images, edges))
+    slopes = [
+        torch.autograd.grad(found[0, band].sum(), images, retain_graph=True)[0].flatten()
+        for band in (0, 1)
+    ]
+    torch.testing.assert_close(slopes[0], 8.0 * (values < 0.45))
+    torch.testing.assert_close(slopes[1], 2 / 0.55 * (values > 0.25))
+
+
+def test_bands_take_gradients_of_each_example():
+    """As clipping by `vmap` asks for them."""
+    bands, images = Bands((0.1, 0.5, 0.9), reach=0.1), random_images(3, (1, 1, 4, 4))
+
+    def total(image):
+        return bands(image).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(total))(images)
+    alone = torch.stack([torch.func.grad(total)(image) for image in images])
+    torch.testing.assert_close(each, alone)
+
+
+def test_banded_does_not_see_what_happens_to_black_and_white():
+    """A change of up to 0.1 leaves the logits as they are, and its gradient is there."""
+    model = build_model("banded", spec())
+    images = (random_images(4, (3, 8, 8)) > 0.5).float()
+    inwards = 0.5 - images
+    logits = model(images)
+    torch.testing.assert_close(model(images + 0.19 * inwards), logits)
+    assert not torch.allclose(model(images + 0.4 * inwards), logits, rtol=0, atol=1e-3)
+    (gradient,) = torch.autograd.grad(model(images.requires_grad_()).square().sum(), images)
+    assert (gradient != 0).float().mean() > 0.9

@@ -38,7 +38,7 @@ ROBUST = {"eps": 0.05, "attack": "fgsm"}
     [
         ({"epochs": 0}, "epochs: expected at least 1"),
         ({"batch_size": 0}, "batch_size: expected at least 1"),
-        ({"optimizer": "lion"}, "optimizer: expected sgd or adamw, got lion"),
+        ({"optimizer": "lion"}, "optimizer: expected sgd or adamw or muon, got lion"),
         ({"learning_rate": 0.0}, "learning_rate: expected a number > 0"),
         ({"learning_rate": math.nan}, "learning_rate"),
         ({"learning_rate": math.inf}, "learning_rate"),
@@ -62,6 +62,7 @@ ROBUST = {"eps": 0.05, "attack": "fgsm"}
         ({"delta": 1e-5}, "delta: expected epsilon"),
         ({"eps": 0.1, "epsilon": 3.0, "guard": True}, "guard: not in a private training"),
         ({"eps": 0.1, "attack": "pgd", "guard": True}, "guard: expected .* single steps.*got pgd"),
+        ({"optimizer": "muon", "epsilon": 3.0}, "optimizer=muon: not in a private training"),
         ({"guard": True}, "guard: expected .* single steps.*got plain"),
         ({"gaussian_sigma": 0.25, "eps": 0.1}, "gaussian_sigma: expected it without eps"),
         ({"gaussian_sigma": 0.25, "attack": "pgd"}, "attack=pgd: expected eps"),

@@ -17,6 +17,7 @@ from defenses.attacks.pgd import SingleStep
 from secure_cnn import ModelError, Recipe, archive, build_model, load_data, run
 from secure_cnn.cli import main
 from secure_cnn.errors import RunError
+from secure_cnn.optimizers import Muon
 from secure_cnn.recipe.ranges import CLIPPINGS
 from secure_cnn.recipe.seams import make_plan, make_seams, objective_for
 from secure_cnn.recipe.variant import Variant
@@ -71,7 +72,7 @@ def recipe(shapes, tmp_path):
         ({"seed": True}, "seed: expected a whole number"),
         ({"learning_rate": "x"}, "learning_rate: expected a number > 0, got 'x'"),
         ({"warmup": None}, "warmup: expected a share"),
-        ({"optimizer": np.zeros(2)}, "optimizer: expected sgd or adamw"),
+        ({"optimizer": np.zeros(2)}, "optimizer: expected sgd or adamw or muon"),
         ({"attack": 3, "eps": 0.1}, "attack: expected the name of an attack, got 3"),
         ({"gaussian_sigma": np.float32(0.5)}, "gaussian_sigma: expected a number"),
         ({"gaussian_sigma": False}, "gaussian_sigma: expected a number, got False"),
@@ -300,3 +301,19 @@ def test_the_audit_of_a_run_with_copies_is_refused(recipe, quick, monkeypatch, c
         main()
     assert ended.value.code == 3
     assert "copies: expected 1, got 2: the audit knows no copies" in capsys.readouterr().err
+
+
+def test_muon_trains_what_is_not_frozen(recipe):
+    """Filters by its own steps, the rest by SGD's, all at the rate that is usual for it."""
+    asked = recipe(optimizer="muon", weight_decay=0.1, model="compact")
+    data = load_data(asked.data)
+    model = build_model("compact", data.spec)
+    model.conv2.requires_grad_(False)
+    seams = make_seams(asked, asked.variant, model, data, plan=None)
+    assert isinstance(seams.optimizer, Muon)
+    filters, rest = seams.optimizer.param_groups
+    assert [id(weight) for weight in filters["params"][-1:]] == [id(model.conv3.weight)]
+    assert len(filters["params"] + rest["params"]) == len(list(model.parameters())) - 1
+    for group in (filters, rest):
+        assert (group["momentum"], group["weight_decay"]) == (0.9, 0.1)
+    assert seams.schedule.peak == 0.1

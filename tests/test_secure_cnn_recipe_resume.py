@@ -80,6 +80,7 @@ def killed(asked, monkeypatch, owner, name, step):
     [
         {},
         {"optimizer": "adamw", "weight_decay": 0.1},
+        {"optimizer": "muon", "weight_decay": 0.1, "eps": 0.05},
         {"shift": 1, "flip": True, "label_smoothing": 0.1},
         {"average_decay": 0.0},
         {"eps": 0.05, "attack": "n-fgsm"},
@@ -103,6 +104,7 @@ def killed(asked, monkeypatch, owner, name, step):
     ids=[
         "sgd",
         "adamw",
+        "muon",
         "augmented",
         "no-average",
         "n-fgsm",

@@ -114,7 +114,7 @@ def train(
             "expected: fewer are more steps, in which the noise weighs more."
         ),
     ] = None,
-    optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = _DEFAULT.optimizer,
+    optimizer: Annotated[str, typer.Option(help="sgd, adamw or muon.")] = _DEFAULT.optimizer,
     learning_rate: Annotated[
         float | None, typer.Option(parser=number, metavar="NUMBER", help="At its peak.")
     ] = None,

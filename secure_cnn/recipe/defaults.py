@@ -87,7 +87,7 @@ def learning_rate(
     `noise` is that of a step, as a share of what its images can add up to.
     """
     if max_grad_norm is None:
-        return {"sgd": 0.1, "adamw": 2e-3}[optimizer]
+        return {"sgd": 0.1, "adamw": 2e-3, "muon": 0.1}[optimizer]
     if model == _HEAD and optimizer == "sgd" and noise:
         return _HEAD_RATE / math.sqrt(noise) / max_grad_norm
     low, high, way = _PRIVATE_RATES[optimizer]

@@ -84,6 +84,32 @@ def _private(name: str, *, epsilon: float, steps: int, rate: float) -> NamedReci
     )
 
 
+def _robust(name: str, *, attack: str, steps: int | None, epochs: int) -> NamedRecipe:
+    """A small network of bands, which are as wide as they are for this size of changes."""
+    return NamedRecipe(
+        name=name,
+        says=f"Fashion-MNIST against changes of 0.1 in linf, by {epochs} epochs of {attack}.",
+        recipe=Recipe(
+            out=f"runs/{name}",
+            data="fashion-mnist",
+            model="banded",
+            epochs=epochs,
+            batch_size=128,
+            optimizer="muon",
+            learning_rate=0.1,
+            weight_decay=5e-4,
+            average_decay=0.998,
+            shift=1,
+            eps=0.1,
+            attack=attack,
+            attack_steps=steps,
+        ),
+        source="FGSM-RS: Wong et al. 2020, arXiv 2001.03994; PGD: Madry et al. 2018, arXiv "
+        "1706.06083; Muon: Jordan et al. 2024; bands of brightness: docs/experiments.md",
+        chosen="5,000 of the training images, kept back; the trials are in docs/experiments.md",
+    )
+
+
 _ALL = (
     _private("fashion-private-1", epsilon=1.0, steps=100, rate=5.0),
     _private("fashion-private-3", epsilon=3.0, steps=100, rate=10.0),
@@ -105,6 +131,8 @@ _ALL = (
         source="fixed first filters, a rate that rises and falls: airbench, arXiv 2404.00498",
         chosen="5,000 of the training images, kept back; the trials are in docs/experiments.md",
     ),
+    _robust("fashion-robust-fast", attack="ffgsm", steps=None, epochs=8),
+    _robust("fashion-robust", attack="pgd", steps=2, epochs=12),
     NamedRecipe(
         name="robust",
         says="Training against changes of 8/255, on any images, by single steps of an attack.",

@@ -24,7 +24,7 @@ __all__ = [
     "Unit",
 ]
 
-Optimizer = Literal["sgd", "adamw"]
+Optimizer = Literal["sgd", "adamw", "muon"]
 Norm = Literal["linf", "l2"]
 ClippingKind = Literal["flat", "automatic", "per-layer", "adaptive"]
 

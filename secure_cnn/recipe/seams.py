@@ -19,6 +19,7 @@ import privacy
 from secure_cnn.data import Augmentation, ImageData, ShuffledBatches, Split
 from secure_cnn.engine import CrossEntropy, MeanUpdate, Objective, Schedule, Update, on_device
 from secure_cnn.errors import RunError
+from secure_cnn.optimizers import Muon
 from secure_cnn.recipe.front import Features, FrozenFront
 from secure_cnn.recipe.ranges import ClippingKind
 from secure_cnn.recipe.settings import Recipe
@@ -253,6 +254,8 @@ def _random_examples(data: ImageData, seed: int) -> tuple[torch.Tensor, torch.Te
 
 def _optimizer(recipe: Recipe, rate: float, model: nn.Module) -> torch.optim.Optimizer:
     settings: dict[str, Any] = {"lr": rate, "weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "muon":
+        return Muon(model, momentum=_MOMENTUM, **settings)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW(trained, **settings)

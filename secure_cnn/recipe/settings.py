@@ -60,7 +60,7 @@ class Recipe:
             with more noise, since epsilon stays what it is.
         batch_size: Images a step, in a private training those expected; None chooses by the data
             and the number of epochs, see `secure_cnn.recipe.defaults`.
-        optimizer: `sgd` (with momentum 0.9) or `adamw`.
+        optimizer: `sgd` (with momentum 0.9), `adamw`, or `muon`, see `secure_cnn.optimizers.Muon`.
         learning_rate: At its peak; None chooses by optimizer, in a private training also by its
             steps and `max_grad_norm`.
         clip_grad_norm: Largest norm of a step's mean gradient where it is not private; 0 leaves
@@ -364,6 +364,10 @@ _CLASHES: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
         f"guard: expected training on single steps ({', '.join(SINGLE_STEPS)}), got "
         "{r.variant.name}; leave it off",
     ),
+    (
+        lambda r: r.optimizer == "muon" and r.epsilon is not None,
+        "optimizer=muon: not in a private training, where it is untried; expected sgd or adamw",
+    ),
     (lambda r: r.delta is not None and r.epsilon is None, _alone("delta", "epsilon")),
     (lambda r: r.trials is not None and r.epsilon is None, _alone("trials", "epsilon")),
     (
@@ -377,10 +381,7 @@ _CLASHES: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
         lambda r: r.clipping != "flat" and r.epsilon is None,
         _alone("clipping={r.clipping}", "epsilon", "leave it out"),
     ),
-    (
-        lambda r: r.float_safe is not False and r.epsilon is None,
-        _alone("float_safe", "epsilon", "leave it off"),
-    ),
+    (lambda r: r.float_safe and r.epsilon is None, _alone("float_safe", "epsilon", "leave it off")),
     (lambda r: r.unit != "example" and r.epsilon is None, _alone("unit={r.unit}", "epsilon")),
     (
         lambda r: r.images_per_person is not None and r.unit != "person",
