@@ -106,7 +106,8 @@ def _robust(name: str, *, attack: str, steps: int | None, epochs: int) -> NamedR
         ),
         source="FGSM-RS: Wong et al. 2020, arXiv 2001.03994; PGD: Madry et al. 2018, arXiv "
         "1706.06083; Muon: Jordan et al. 2024; bands of brightness: docs/experiments.md",
-        chosen="5,000 of the training images, kept back; the trials are in docs/experiments.md",
+        chosen="5,000 of the training images, kept back, by PGD along five gradients; the trials "
+        "are in docs/experiments.md",
     )
 
 
