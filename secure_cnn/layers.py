@@ -52,7 +52,7 @@ class Bands(nn.Module):
         reach: How far from a band its gradient passes.
 
     Example:
-        >>> Bands((0.1, 0.5, 0.9), reach=0.1)(torch.tensor([[[[0.3]]]])).flatten()
+        >>> Bands((0.0, 0.5, 1.0), reach=0.1)(torch.tensor([[[[0.25]]]])).flatten()
         tensor([ 0., -1.])
     """
 
