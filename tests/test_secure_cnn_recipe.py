@@ -62,7 +62,6 @@ ROBUST = {"eps": 0.05, "attack": "fgsm"}
         ({"delta": 1e-5}, "delta: expected epsilon"),
         ({"eps": 0.1, "epsilon": 3.0, "guard": True}, "guard: not in a private training"),
         ({"eps": 0.1, "attack": "pgd", "guard": True}, "guard: expected .* single steps.*got pgd"),
-        ({"optimizer": "muon", "epsilon": 3.0}, "optimizer=muon: not in a private training"),
         ({"guard": True}, "guard: expected .* single steps.*got plain"),
         ({"gaussian_sigma": 0.25, "eps": 0.1}, "gaussian_sigma: expected it without eps"),
         ({"gaussian_sigma": 0.25, "attack": "pgd"}, "attack=pgd: expected eps"),

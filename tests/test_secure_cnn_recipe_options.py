@@ -303,6 +303,16 @@ def test_the_audit_of_a_run_with_copies_is_refused(recipe, quick, monkeypatch, c
     assert "copies: expected 1, got 2: the audit knows no copies" in capsys.readouterr().err
 
 
+def test_muon_takes_private_steps_and_goes_on_with_them(recipe, stopped_after):
+    """What an optimizer does to a noised gradient costs nothing, and its state is kept."""
+    asked = recipe(**PRIVATE, optimizer="muon", epochs=2)
+    with stopped_after(3):
+        assert run(asked).record.status == "interrupted"
+    done = run(asked, resume=True).record
+    assert (done.status, done.chosen[-1].learning_rate) == ("complete", 0.1)
+    assert 0 < done.privacy.epsilon <= asked.epsilon
+
+
 def test_muon_trains_what_is_not_frozen(recipe):
     """Filters by its own steps, the rest by SGD's, all at the rate that is usual for it."""
     asked = recipe(optimizer="muon", weight_decay=0.1, model="compact")

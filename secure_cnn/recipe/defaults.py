@@ -43,6 +43,8 @@ _SMALLEST_SIDE = 8
 _STEPS = 100
 _SMALLEST_BATCH = 16
 _PLAIN_BATCH, _PRIVATE_BATCH = 128, 2048
+_PLAIN_RATES: Mapping[Optimizer, float] = {"sgd": 0.1, "adamw": 2e-3, "muon": 0.1}
+"""That of Muon in a private training too: its filters' steps are as long, whatever the noise is."""
 _PRIVATE_RATES: Mapping[Optimizer, tuple[float, float, float]] = {
     "sgd": (0.25, 0.5, 75.0),
     "adamw": (2e-3, 1e-2, 1.0),
@@ -86,8 +88,8 @@ def learning_rate(
 
     `noise` is that of a step, as a share of what its images can add up to.
     """
-    if max_grad_norm is None:
-        return {"sgd": 0.1, "adamw": 2e-3, "muon": 0.1}[optimizer]
+    if max_grad_norm is None or optimizer == "muon":
+        return _PLAIN_RATES[optimizer]
     if model == _HEAD and optimizer == "sgd" and noise:
         return _HEAD_RATE / math.sqrt(noise) / max_grad_norm
     low, high, way = _PRIVATE_RATES[optimizer]

@@ -364,10 +364,6 @@ _CLASHES: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
         f"guard: expected training on single steps ({', '.join(SINGLE_STEPS)}), got "
         "{r.variant.name}; leave it off",
     ),
-    (
-        lambda r: r.optimizer == "muon" and r.epsilon is not None,
-        "optimizer=muon: not in a private training, where it is untried; expected sgd or adamw",
-    ),
     (lambda r: r.delta is not None and r.epsilon is None, _alone("delta", "epsilon")),
     (lambda r: r.trials is not None and r.epsilon is None, _alone("trials", "epsilon")),
     (
