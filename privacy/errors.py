@@ -3,6 +3,7 @@
 __all__ = [
     "AccountingError",
     "BudgetExceeded",
+    "LeakageError",
     "LedgerError",
     "NotFollowed",
     "PlanError",
@@ -86,5 +87,14 @@ class LedgerError(PrivacyError, RuntimeError):
 
     Example:
         >>> issubclass(LedgerError, PrivacyError)
+        True
+    """
+
+
+class LeakageError(PrivacyError, ValueError):
+    """What a model gives away cannot be told from this; the message says what is missing.
+
+    Example:
+        >>> issubclass(LeakageError, ValueError)
         True
     """

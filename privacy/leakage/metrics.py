@@ -1,0 +1,170 @@
+"""What scores of membership are worth: areas, rates at a threshold, and what is behind a verdict.
+
+Rates are fractions, never percents, each with its interval; and where too few non-members were
+asked to tell a rate, there is none.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from privacy.errors import LeakageError
+from privacy.leakage.table import Flags
+from privacy.statistics import Numbers, clopper_pearson, roc_area
+
+__all__ = ["PointOnCurve", "area", "oracle_threshold", "point", "resolved", "shadow_threshold"]
+
+_LEAST_ALARMS = 10
+"""False alarms that a rate must let one expect: fewer tell nothing of it."""
+_ERROR = 0.025
+"""Of each end of a 95 % interval."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class PointOnCurve:
+    """How a threshold does: of so many members so many are found, of so many others so many named.
+
+    Ties count against the attack: a score *above* the threshold is a hit.
+
+    Attributes:
+        fpr: The false positive rate that was asked for, a fraction.
+        threshold: What scores must be above.
+        hits: Members above it, of `positives`.
+        positives: Members.
+        false_alarms: Non-members above it, of `negatives`.
+        negatives: Non-members.
+        ties: Scores that are exactly the threshold.
+
+    Example:
+        >>> found = point(np.array([3.0, 2.0]), np.array([1.0, 0.0]), threshold=1.0, fpr=0.0)
+        >>> found.tpr, found.false_alarms
+        (1.0, 0)
+    """
+
+    fpr: float
+    threshold: float
+    hits: int
+    positives: int
+    false_alarms: int
+    negatives: int
+    ties: int
+
+    @property
+    def tpr(self) -> float:
+        """The true positive rate: share of the members that are found."""
+        return self.hits / self.positives
+
+    @property
+    def tpr_interval(self) -> tuple[float, float]:
+        """95 % interval of the true positive rate (Clopper and Pearson)."""
+        return clopper_pearson(self.hits, self.positives, error=_ERROR)
+
+    @property
+    def realised_fpr(self) -> float:
+        """Share of the non-members that are above the threshold."""
+        return self.false_alarms / self.negatives
+
+    @property
+    def fpr_interval(self) -> tuple[float, float]:
+        """95 % interval of the realised false positive rate (Clopper and Pearson)."""
+        return clopper_pearson(self.false_alarms, self.negatives, error=_ERROR)
+
+    def ppv(self, prior: float) -> float:
+        """Share of the named who are members, where `prior` of those asked about are.
+
+        1 where nobody is named: nothing wrong was said.
+
+        Raises:
+            LeakageError: `prior` is not in (0, 1).
+        """
+        if not 0 < prior < 1:
+            raise LeakageError(f"prior: expected a share in (0, 1), got {prior}")
+        right, wrong = prior * self.tpr, (1 - prior) * self.realised_fpr
+        return right / (right + wrong) if right + wrong else 1.0
+
+
+def area(scores: Numbers, members: Flags) -> float:
+    """Probability that a member's score is above a non-member's; a tie counts half.
+
+    Raises:
+        LeakageError: There is no member, or nobody else.
+
+    Example:
+        >>> area(np.array([2.0, 1.0, 1.0]), np.array([True, True, False]))
+        0.75
+    """
+    positives, negatives = _sides(scores, members)
+    return roc_area(positives, negatives)
+
+
+def resolved(negatives: int, fpr: float) -> bool:
+    """Whether so many non-members can tell a true positive rate at this false positive rate.
+
+    Example:
+        >>> resolved(10_000, 0.001), resolved(5_000, 0.001)
+        (True, False)
+    """
+    return negatives * fpr >= _LEAST_ALARMS - 1e-9
+
+
+def oracle_threshold(scores: Numbers, members: Flags, fpr: float) -> float:
+    """The lowest threshold that at most `fpr` of the non-members pass: no attacker knows it."""
+    return _threshold(_sides(scores, members)[1], fpr)
+
+
+def shadow_threshold(scores: Numbers, members: Flags, fpr: float) -> float:
+    """The same of shadow models, whose members an attacker knows.
+
+    Args:
+        scores: `[examples, shadows]`.
+        members: `[examples, shadows]`.
+        fpr: A fraction in [0, 1).
+    """
+    return _threshold(_sides(scores.ravel(), members.ravel())[1], fpr)
+
+
+def point(
+    positives: Numbers | Sequence[float],
+    negatives: Numbers | Sequence[float],
+    *,
+    threshold: float,
+    fpr: float,
+) -> PointOnCurve:
+    """How a threshold does on scores of members and of others.
+
+    Raises:
+        LeakageError: There is no member, or nobody else.
+    """
+    found, others = np.asarray(positives, dtype=float), np.asarray(negatives, dtype=float)
+    if not len(found) or not len(others):
+        raise LeakageError(
+            f"members: expected some and some others, got {len(found)} and {len(others)}"
+        )
+    return PointOnCurve(
+        fpr=fpr,
+        threshold=threshold,
+        hits=int((found > threshold).sum()),
+        positives=len(found),
+        false_alarms=int((others > threshold).sum()),
+        negatives=len(others),
+        ties=int((found == threshold).sum() + (others == threshold).sum()),
+    )
+
+
+def _sides(scores: Numbers, members: Flags) -> tuple[Numbers, Numbers]:
+    positives, negatives = scores[members], scores[~members]
+    if not len(positives) or not len(negatives):
+        raise LeakageError(
+            f"members: expected some and some others, got {len(positives)} and {len(negatives)}"
+        )
+    return positives, negatives
+
+
+def _threshold(negatives: Numbers, fpr: float) -> float:
+    if not 0 <= fpr < 1:
+        raise LeakageError(f"fpr: expected a fraction in [0, 1), got {fpr}")
+    allowed = int(fpr * len(negatives) + 1e-9)
+    return float(np.sort(negatives)[::-1][allowed])
