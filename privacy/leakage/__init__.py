@@ -1,7 +1,7 @@
 """What a model tells about the people in its data: membership, measured with shadow models.
 
-A table of how sure models are of examples (`table`), attacks that are functions of it (`attacks`),
-and what their scores are worth (`metrics`).
+A table of how sure models are of examples (`table`), which shadow models fill (`shadows`); attacks
+that are functions of it (`attacks`), and what their scores are worth (`metrics`).
 """
 
 from privacy.leakage.attacks import (
@@ -21,11 +21,15 @@ from privacy.leakage.metrics import (
     resolved,
     shadow_threshold,
 )
+from privacy.leakage.shadows import Answer, ShadowDesign, Train, score_table
 from privacy.leakage.table import ScoreTable, balanced_halves, confidence
 
 __all__ = [
+    "Answer",
     "PointOnCurve",
     "ScoreTable",
+    "ShadowDesign",
+    "Train",
     "area",
     "attack_p",
     "attack_r",
@@ -39,5 +43,6 @@ __all__ = [
     "point",
     "resolved",
     "rmia",
+    "score_table",
     "shadow_threshold",
 ]
