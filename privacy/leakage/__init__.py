@@ -1,7 +1,8 @@
 """What a model tells about the people in its data: membership, measured with shadow models.
 
 A table of how sure models are of examples (`table`), which shadow models fill (`shadows`); attacks
-that are functions of it (`attacks`), and what their scores are worth (`metrics`).
+that are functions of it (`attacks`), what their scores are worth (`metrics`), and all of it for one
+target (`report`).
 """
 
 from privacy.leakage.attacks import (
@@ -16,21 +17,36 @@ from privacy.leakage.attacks import (
 from privacy.leakage.metrics import (
     PointOnCurve,
     area,
+    areas,
     oracle_threshold,
     point,
     resolved,
-    shadow_threshold,
+    shadow_thresholds,
+)
+from privacy.leakage.report import (
+    MEMBERSHIP_ATTACKS,
+    AttackFigures,
+    Exposed,
+    LeakageReport,
+    allowed_tpr,
+    membership_report,
 )
 from privacy.leakage.shadows import Answer, ShadowDesign, Train, score_table
 from privacy.leakage.table import ScoreTable, balanced_halves, confidence
 
 __all__ = [
+    "MEMBERSHIP_ATTACKS",
     "Answer",
+    "AttackFigures",
+    "Exposed",
+    "LeakageReport",
     "PointOnCurve",
     "ScoreTable",
     "ShadowDesign",
     "Train",
+    "allowed_tpr",
     "area",
+    "areas",
     "attack_p",
     "attack_r",
     "balanced_halves",
@@ -39,10 +55,11 @@ __all__ = [
     "confidence",
     "global_threshold",
     "lira",
+    "membership_report",
     "oracle_threshold",
     "point",
     "resolved",
     "rmia",
     "score_table",
-    "shadow_threshold",
+    "shadow_thresholds",
 ]

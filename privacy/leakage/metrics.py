@@ -9,12 +9,21 @@ from dataclasses import dataclass
 from typing import final
 
 import numpy as np
+from scipy.stats import rankdata
 
 from privacy.errors import LeakageError
 from privacy.leakage.table import Flags
 from privacy.statistics import Numbers, clopper_pearson, roc_area
 
-__all__ = ["PointOnCurve", "area", "oracle_threshold", "point", "resolved", "shadow_threshold"]
+__all__ = [
+    "PointOnCurve",
+    "area",
+    "areas",
+    "oracle_threshold",
+    "point",
+    "resolved",
+    "shadow_thresholds",
+]
 
 _LEAST_ALARMS = 10
 """False alarms that a rate must let one expect: fewer tell nothing of it."""
@@ -100,6 +109,20 @@ def area(scores: Numbers, members: Flags) -> float:
     return roc_area(positives, negatives)
 
 
+def areas(scores: Numbers, members: Flags) -> Numbers:
+    """`area` of each model, a column of `[examples, models]` each: float64 `[models]`.
+
+    Raises:
+        LeakageError: A model has no member, or nothing else.
+    """
+    count = members.sum(0)
+    if not (np.minimum(count, len(members) - count) > 0).all():
+        raise LeakageError("members: expected some and some others of each model, got none")
+    ranks = np.where(members, rankdata(scores, axis=0), 0.0).sum(0)
+    found: Numbers = (ranks - count * (count + 1) / 2) / (count * (len(members) - count))
+    return found
+
+
 def resolved(negatives: int, fpr: float) -> bool:
     """Whether so many non-members can tell a true positive rate at this false positive rate.
 
@@ -115,15 +138,36 @@ def oracle_threshold(scores: Numbers, members: Flags, fpr: float) -> float:
     return _threshold(_sides(scores, members)[1], fpr)
 
 
-def shadow_threshold(scores: Numbers, members: Flags, fpr: float) -> float:
-    """The same of shadow models, whose members an attacker knows.
+def shadow_thresholds(scores: Numbers, members: Flags, fprs: Sequence[float]) -> Numbers:
+    """For each model the lowest thresholds that at most `fprs` of the others' non-members pass.
+
+    An attacker knows them: they are of shadow models, whose members they chose.
 
     Args:
-        scores: `[examples, shadows]`.
-        members: `[examples, shadows]`.
-        fpr: A fraction in [0, 1).
+        scores: `[examples, models]`.
+        members: `[examples, models]`.
+        fprs: Fractions in [0, 1).
+
+    Returns:
+        Float64 `[fprs, models]`.
+
+    Example:
+        >>> scores = np.array([[5.0, 1.0], [2.0, 6.0], [3.0, 4.0]])
+        >>> members = np.array([[True, False], [False, True], [False, False]])
+        >>> shadow_thresholds(scores, members, [0.0, 0.5])
+        array([[4., 3.],
+               [1., 2.]])
     """
-    return _threshold(_sides(scores.ravel(), members.ravel())[1], fpr)
+    rows, models = np.nonzero(~members)
+    order = np.argsort(-scores[rows, models], kind="stable")
+    ordered, owners = scores[rows, models][order], models[order]
+    found = np.empty((len(fprs), scores.shape[1]))
+    for model in range(scores.shape[1]):
+        others = np.flatnonzero(owners != model)
+        if not len(others):
+            raise LeakageError("members: expected non-members of a shadow model, got none")
+        found[:, model] = ordered[others[[_allowed(len(others), fpr) for fpr in fprs]]]
+    return found
 
 
 def point(
@@ -164,7 +208,11 @@ def _sides(scores: Numbers, members: Flags) -> tuple[Numbers, Numbers]:
 
 
 def _threshold(negatives: Numbers, fpr: float) -> float:
+    return float(np.sort(negatives)[::-1][_allowed(len(negatives), fpr)])
+
+
+def _allowed(negatives: int, fpr: float) -> int:
+    """How many of them may pass."""
     if not 0 <= fpr < 1:
         raise LeakageError(f"fpr: expected a fraction in [0, 1), got {fpr}")
-    allowed = int(fpr * len(negatives) + 1e-9)
-    return float(np.sort(negatives)[::-1][allowed])
+    return int(fpr * negatives + 1e-9)

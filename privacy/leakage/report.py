@@ -1,0 +1,294 @@
+"""What a table says of a target: every attack's figures, what privacy allows, who is most exposed.
+
+It is a measurement, never a verification of epsilon: rates are taken over all examples together,
+and one may be told apart more often than they all (that is what `privacy.audit` asks).
+"""
+
+import hmac
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import final
+
+import numpy as np
+
+from privacy.errors import LeakageError
+from privacy.leakage.attacks import (
+    attack_p,
+    attack_r,
+    base,
+    bavaria,
+    global_threshold,
+    lira,
+    rmia,
+)
+from privacy.leakage.metrics import (
+    PointOnCurve,
+    area,
+    areas,
+    oracle_threshold,
+    point,
+    resolved,
+    shadow_thresholds,
+)
+from privacy.leakage.table import Flags, ScoreTable
+from privacy.statistics import Numbers, clopper_pearson
+
+__all__ = [
+    "MEMBERSHIP_ATTACKS",
+    "AttackFigures",
+    "Exposed",
+    "LeakageReport",
+    "allowed_tpr",
+    "membership_report",
+]
+
+_RATES = (0.1, 0.01, 0.001)
+_EXPOSED_AT = 0.01
+"""The false positive rate at which an example counts as found."""
+_GATE_ERROR = 1e-5
+"""Of each end where a promise is held against a figure: of some dozens none fails by chance."""
+
+MEMBERSHIP_ATTACKS: Mapping[str, Callable[[ScoreTable], Numbers]] = MappingProxyType(
+    {
+        "global-threshold": global_threshold,
+        "attack-p": attack_p,
+        "attack-r": attack_r,
+        "lira": lira,
+        "lira-offline": partial(lira, online=False),
+        "lira-own-variance": partial(lira, pooled=False),
+        "rmia": rmia,
+        "rmia-offline": partial(rmia, online=False),
+        "base": base,
+        "base-offline": partial(base, online=False),
+        "bavaria": bavaria,
+        "bavaria-offline": partial(bavaria, online=False),
+    }
+)
+"""All attacks on a table, by name."""
+_OF_POPULATION = ("attack-p", "rmia", "rmia-offline")
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AttackFigures:
+    """What one attack finds.
+
+    Attributes:
+        name: Of `MEMBERSHIP_ATTACKS`.
+        area: Area under the curve of the target: ½ is a guess.
+        areas: The same of every model attacked with the others, the target first: how they differ
+            is the error bar.
+        of_target: Points of the target, at thresholds of its shadow models, for each of 10 %, 1 %
+            and 0.1 % that its non-members resolve.
+        of_all: Points of all models together, each at a threshold of the others: more decisions
+            resolve smaller rates. Those of one model are not independent, so that an interval of
+            them is too short rather than too long.
+        oracle: As `of_target`, at the threshold that is best for the target: no attacker knows it.
+        by_class: Area of the target for each class with members and others.
+    """
+
+    name: str
+    area: float
+    areas: tuple[float, ...]
+    of_target: tuple[PointOnCurve, ...]
+    of_all: tuple[PointOnCurve, ...]
+    oracle: tuple[PointOnCurve, ...]
+    by_class: Mapping[int, float]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Exposed:
+    """An example that is told to be a member again and again.
+
+    Attributes:
+        digest: HMAC-SHA256 of its row in the pool, by a key: it can be looked up, and is no name.
+        found: Models that were trained on it and give that away, of `of`.
+        of: Models that were trained on it.
+    """
+
+    digest: str
+    found: int
+    of: int
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class LeakageReport:
+    """What a target and its shadow models give away of who they were trained on.
+
+    Attributes:
+        attacks: Figures of each attack.
+        exposed: The most exposed examples of the pool, the most exposed first.
+        members: Members of the target in the pool.
+        others: Examples of the pool that the target was not trained on.
+        shadows: How many shadow models there were.
+        epsilon: What was promised of the target, if anything.
+        delta: The delta of that.
+        broken: Attacks and rates at which more members are found than that allows.
+    """
+
+    attacks: tuple[AttackFigures, ...]
+    exposed: tuple[Exposed, ...]
+    members: int
+    others: int
+    shadows: int
+    epsilon: float | None
+    delta: float | None
+    broken: tuple[str, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing was found that the promise rules out."""
+        return not self.broken
+
+    def attack(self, name: str) -> AttackFigures:
+        """The figures of one attack.
+
+        Raises:
+            LeakageError: It is not in the report.
+        """
+        for each in self.attacks:
+            if each.name == name:
+                return each
+        names = ", ".join(each.name for each in self.attacks)
+        raise LeakageError(f"attack: expected one of {names}, got {name!r}")
+
+
+def allowed_tpr(fpr: float, *, epsilon: float, delta: float) -> float:
+    """The largest true positive rate of any test of an (epsilon, delta)-private training.
+
+    Source: Kairouz, Oh, Viswanath 2015, arXiv 1311.0776, theorem 2.1.
+
+    Example:
+        >>> round(allowed_tpr(0.1, epsilon=1.0, delta=0.0), 3)
+        0.272
+    """
+    above = math.exp(min(700.0, epsilon)) * fpr + delta
+    below = 1 - math.exp(-epsilon) * (1 - delta - fpr)
+    return min(1.0, above, below)
+
+
+def membership_report(
+    table: ScoreTable,
+    *,
+    key: bytes,
+    attacks: Mapping[str, Callable[[ScoreTable], Numbers]] = MEMBERSHIP_ATTACKS,
+    epsilon: float | None = None,
+    delta: float | None = None,
+    exposed: int = 10,
+) -> LeakageReport:
+    """Runs attacks on a table; those that need a population are left out where it has none.
+
+    Args:
+        table: Of a target, the first model, and its shadow models.
+        key: At least 16 secret bytes, by which the most exposed examples are told.
+        attacks: By name.
+        epsilon: What was promised of the target; None where nothing was.
+        delta: The delta of that, with epsilon.
+        exposed: Examples to tell, at most.
+
+    Raises:
+        LeakageError: The key is short, or one of epsilon and delta is missing or out of range.
+    """
+    if len(key) < 16:
+        raise LeakageError(f"key: expected at least 16 secret bytes, got {len(key)}")
+    _check_promise(epsilon, delta)
+    if not table.population.any():
+        attacks = {name: each for name, each in attacks.items() if name not in _OF_POPULATION}
+    pool = ~table.population
+    scores = {name: attack(table)[pool] for name, attack in attacks.items()}
+    members, labels = table.members[pool], table.labels[pool]
+    figures = [_figures(name, found, members, labels) for name, found in scores.items()]
+    broken: list[str] = []
+    if epsilon is not None and delta is not None:
+        broken += [line for each in figures for line in _beyond(each, epsilon, delta)]
+    strongest = max(figures, key=lambda each: each.area).name
+    return LeakageReport(
+        attacks=tuple(figures),
+        exposed=tuple(_exposed(scores[strongest], members, key, exposed)),
+        members=int(members[:, 0].sum()),
+        others=int((~members[:, 0]).sum()),
+        shadows=members.shape[1] - 1,
+        epsilon=epsilon,
+        delta=delta,
+        broken=tuple(broken),
+    )
+
+
+def _check_promise(epsilon: float | None, delta: float | None) -> None:
+    if (epsilon is None) != (delta is None):
+        raise LeakageError("epsilon: expected epsilon and delta, or neither, got one of them")
+    if epsilon is None or delta is None:
+        return
+    if not (epsilon >= 0 and 0 <= delta < 1):
+        raise LeakageError(
+            f"epsilon: expected a number >= 0 and a delta in [0, 1), got {epsilon} and {delta}"
+        )
+
+
+def _figures(
+    name: str, scores: Numbers, members: Flags, labels: np.ndarray[tuple[int], np.dtype[np.int64]]
+) -> AttackFigures:
+    own, mine = scores[:, 0], members[:, 0]
+    limits = dict(zip(_RATES, shadow_thresholds(scores, members, _RATES), strict=True))
+    told = [fpr for fpr in _RATES if resolved(int((~mine).sum()), fpr)]
+    told_of_all = [fpr for fpr in _RATES if resolved(int((~members).sum()), fpr)]
+    classes = {
+        int(label): area(own[labels == label], mine[labels == label])
+        for label in np.unique(labels)
+        if len(set(mine[labels == label].tolist())) == 2
+    }
+    return AttackFigures(
+        name=name,
+        area=area(own, mine),
+        areas=tuple(areas(scores, members).tolist()),
+        of_target=tuple(
+            point(own[mine], own[~mine], threshold=float(limits[fpr][0]), fpr=fpr) for fpr in told
+        ),
+        # Less its own threshold, each model's scores are above 0 where it names somebody.
+        of_all=tuple(
+            point(above[members], above[~members], threshold=0.0, fpr=fpr)
+            for fpr, above in ((fpr, scores - limits[fpr]) for fpr in told_of_all)
+        ),
+        oracle=tuple(
+            point(own[mine], own[~mine], threshold=oracle_threshold(own, mine, fpr), fpr=fpr)
+            for fpr in told
+        ),
+        by_class=MappingProxyType(classes),
+    )
+
+
+def _beyond(figures: AttackFigures, epsilon: float, delta: float) -> list[str]:
+    """Where even the lower limit of what is found is above what the upper limit of FPR allows."""
+    broken = []
+    for found in figures.of_target:
+        least = clopper_pearson(found.hits, found.positives, error=_GATE_ERROR)[0]
+        most = clopper_pearson(found.false_alarms, found.negatives, error=_GATE_ERROR)[1]
+        bound = allowed_tpr(most, epsilon=epsilon, delta=delta)
+        if least > bound:
+            broken.append(
+                f"{figures.name}: TPR at least {least:.3g} at FPR at most {most:.3g}, where "
+                f"epsilon {epsilon:g} and delta {delta:g} allow {bound:.3g}"
+            )
+    return broken
+
+
+def _exposed(scores: Numbers, members: Flags, key: bytes, most: int) -> list[Exposed]:
+    """Those whom most of the models that were trained on them give away."""
+    above = scores > shadow_thresholds(scores, members, [_EXPOSED_AT])[0]
+    found, asked = (above & members).sum(1), members.sum(1)
+    share = found / np.maximum(1, asked)
+    order = np.argsort(-share, kind="stable")[:most]
+    return [
+        Exposed(
+            digest=hmac.new(key, f"pool row {row}".encode(), "sha256").hexdigest(),
+            found=int(found[row]),
+            of=int(asked[row]),
+        )
+        for row in order.tolist()
+        if found[row]
+    ]
