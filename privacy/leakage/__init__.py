@@ -1,8 +1,8 @@
-"""What a model tells about the people in its data: membership, measured with shadow models.
+"""What a model tells about the people in its data: who they are, and what a gradient shows of them.
 
 A table of how sure models are of examples (`table`), which shadow models fill (`shadows`); attacks
 that are functions of it (`attacks`), what their scores are worth (`metrics`), and all of it for one
-target (`report`).
+target (`report`). Images from gradients that were shared (`inversion`).
 """
 
 from privacy.leakage.attacks import (
@@ -13,6 +13,15 @@ from privacy.leakage.attacks import (
     global_threshold,
     lira,
     rmia,
+)
+from privacy.leakage.inversion import (
+    Inversion,
+    Reconstruction,
+    input_of_linear,
+    invert,
+    labels_of,
+    shared_gradient,
+    similarity,
 )
 from privacy.leakage.metrics import (
     PointOnCurve,
@@ -39,8 +48,10 @@ __all__ = [
     "Answer",
     "AttackFigures",
     "Exposed",
+    "Inversion",
     "LeakageReport",
     "PointOnCurve",
+    "Reconstruction",
     "ScoreTable",
     "ShadowDesign",
     "Train",
@@ -54,6 +65,9 @@ __all__ = [
     "bavaria",
     "confidence",
     "global_threshold",
+    "input_of_linear",
+    "invert",
+    "labels_of",
     "lira",
     "membership_report",
     "oracle_threshold",
@@ -62,4 +76,6 @@ __all__ = [
     "rmia",
     "score_table",
     "shadow_thresholds",
+    "shared_gradient",
+    "similarity",
 ]
