@@ -2,7 +2,8 @@
 
 A table of how sure models are of examples (`table`), which shadow models fill (`shadows`); attacks
 that are functions of it (`attacks`), what their scores are worth (`metrics`), and all of it for one
-target (`report`). Images from gradients that were shared (`inversion`).
+target (`report`). Images from gradients that were shared (`inversion`), and copies of a
+model from its answers (`extraction`).
 """
 
 from privacy.leakage.attacks import (
@@ -13,6 +14,15 @@ from privacy.leakage.attacks import (
     global_threshold,
     lira,
     rmia,
+)
+from privacy.leakage.extraction import (
+    AnswerMode,
+    Copy,
+    Labels,
+    Learn,
+    Probabilities,
+    TopProbabilities,
+    extract,
 )
 from privacy.leakage.inversion import (
     Inversion,
@@ -46,14 +56,20 @@ from privacy.leakage.table import ScoreTable, balanced_halves, confidence
 __all__ = [
     "MEMBERSHIP_ATTACKS",
     "Answer",
+    "AnswerMode",
     "AttackFigures",
+    "Copy",
     "Exposed",
     "Inversion",
+    "Labels",
     "LeakageReport",
+    "Learn",
     "PointOnCurve",
+    "Probabilities",
     "Reconstruction",
     "ScoreTable",
     "ShadowDesign",
+    "TopProbabilities",
     "Train",
     "allowed_tpr",
     "area",
@@ -64,6 +80,7 @@ __all__ = [
     "base",
     "bavaria",
     "confidence",
+    "extract",
     "global_threshold",
     "input_of_linear",
     "invert",
