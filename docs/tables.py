@@ -343,6 +343,7 @@ def main() -> None:
     shown = {"demo": f"```\n{demo}\n```", "bench": front_table(measured)}
     shown["recipes"] = recipes_table(stored_results())
     rewrite(DOCS.parent / "README.md", shown)
+    rewrite(DOCS / "how-to/recipes.md", {"recipes": shown["recipes"]})
     tables = {"step": step_tables(measured), "noise": noise_table(measured)}
     costs = [Measurements.read(path) for path in sorted(DOCS.glob("overhead*.json"))]
     if costs:

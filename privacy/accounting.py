@@ -25,7 +25,7 @@ Unit = Literal["example", "person"]
 
 _LARGEST_NOISE_MULTIPLIER = 1e4
 _PRECISION = 1e-3
-_FAILS = (ValueError, RuntimeError, RuntimeWarning, OverflowError, FloatingPointError, MemoryError)
+_FAILS = (ValueError, RuntimeError, RuntimeWarning, ArithmeticError, MemoryError)
 _ROOT_ERROR = 1e-9
 """Added to a root, which may lie on either side of what it is searched for."""
 _LARGEST_PRV_EPSILON = 30.0

@@ -1,7 +1,9 @@
 """Layers of which the networks of `secure_cnn.models` are made; none mixes examples."""
 
 import math
+from collections import OrderedDict
 from itertools import pairwise
+from math import prod
 from typing import final
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor, nn
 
 from secure_cnn.errors import ModelError
 
-__all__ = ["Bands", "Normalize", "Residual", "convolution", "group_norm"]
+__all__ = ["Bands", "Normalize", "Residual", "Stack", "convolution", "group_norm"]
 
 
 @final
@@ -110,3 +112,47 @@ def convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 def group_norm(channels: int) -> nn.GroupNorm:
     """Groups of 4 channels, at most 16 groups."""
     return nn.GroupNorm(min(16, channels // 4), channels)
+
+
+@final
+class Stack:
+    """Collects named layers and keeps track of how large the image still is."""
+
+    def __init__(self, shape: tuple[int, int, int], classes: int) -> None:
+        self.layers = OrderedDict[str, nn.Module](normalize=Normalize(shape))
+        self.channels, self.side, self.classes = shape[0], shape[1:], classes
+
+    def conv(self, channels: int, *, stride: int = 1, pooled: bool = False) -> None:
+        """Convolution, perhaps a pool (from 4x4 on), norm and ReLU, which then have less to do."""
+        number = 1 + sum(name.startswith("conv") for name in self.layers)
+        self.layers[f"conv{number}"] = convolution(self.channels, channels, stride)
+        self.side = (-(-self.side[0] // stride), -(-self.side[1] // stride))
+        if pooled and min(self.side) >= 4:
+            self.layers[f"pool{number}"] = nn.MaxPool2d(2)
+            self.side = (self.side[0] // 2, self.side[1] // 2)
+        self.layers[f"norm{number}"] = group_norm(channels)
+        self.layers[f"relu{number}"] = nn.ReLU(inplace=True)
+        self.channels = channels
+
+    def stage(self, name: str, channels: int, blocks: int, stride: int) -> None:
+        """Residual blocks, the first of which changes the size."""
+        members = [
+            Residual(channels if block else self.channels, channels, 1 if block else stride)
+            for block in range(blocks)
+        ]
+        self.layers[name] = nn.Sequential(*members)
+        self.channels = channels
+
+    def finish(self, most: int, *hidden: int) -> nn.Sequential:
+        """Average down to at most `most` x `most`, then the fully connected layers."""
+        size = (min(most, self.side[0]), min(most, self.side[1]))
+        if size != self.side:
+            self.layers["average"] = nn.AdaptiveAvgPool2d(size)
+        self.layers["flatten"] = nn.Flatten()
+        features = self.channels * prod(size)
+        for number, width in enumerate(hidden, 1):
+            self.layers[f"hidden{number}"] = nn.Linear(features, width)
+            self.layers[f"hidden_relu{number}"] = nn.ReLU(inplace=True)
+            features = width
+        self.layers["head"] = nn.Linear(features, self.classes)
+        return nn.Sequential(self.layers)

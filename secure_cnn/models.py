@@ -14,7 +14,6 @@ would know. Features of `scattering` and first filters of `quick` are fixed by f
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from math import prod
 from types import MappingProxyType
 from typing import Any, final
 
@@ -25,16 +24,20 @@ from secure_cnn.cosines import Cosines
 from secure_cnn.data import DataSpec
 from secure_cnn.errors import ModelError
 from secure_cnn.handcrafted import Handcrafted, handcrafted_features
-from secure_cnn.layers import Bands, Normalize, Residual, convolution, group_norm
+from secure_cnn.layers import Bands, Normalize, Stack
 from secure_cnn.own_network import OwnNetwork, are_options, as_arguments, is_own_name
 from secure_cnn.scattering import Scattering, scattering_features, scattering_layers
 
-__all__ = ["MODELS", "Architecture", "build_model", "load_weights"]
+__all__ = ["BANDS_REACH", "MODELS", "Architecture", "build_model", "load_weights"]
 
 _SMALLEST_SIDE = 8
 _MOST_INPUTS = 1 << 24  # channels * height * width that a file may ask for
 _MOST_CLASSES = 1 << 16
-_BANDS = (0.1, 0.35, 0.6, 0.9)  # a change of 0.1 shows nothing on black and on white
+_MOST_CHANNELS, _LONGEST_SIDE = 64, 4096
+"""Of images for features from formulas, whose filters and variances grow with both."""
+_BANDS = (0.1, 0.35, 0.6, 0.9)
+BANDS_REACH = _BANDS[0]
+"""A change of so much shows nothing on black and on white."""
 
 
 @final
@@ -185,6 +188,11 @@ class Architecture:
 def build_model(name: str, spec: DataSpec, *, generator_seed: int = 0) -> nn.Module:
     """The model called `name` for data of this `spec`: the short form of `Architecture.build`.
 
+    `compact` is small and suits every protection, `quick` trains fastest. `handcrafted` and
+    `scattering` are a linear layer on features that formulas give, for private training. `banded`
+    sees bands of brightness, for training against changes of up to 0.1 in linf. The others are
+    `alexnet`, `vgg11`, `resnet20` and `resnet18`.
+
     Raises:
         ModelError: There is no such model, or it does not fit the images, at least 8x8.
 
@@ -217,55 +225,9 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     model.load_state_dict(dict(state))
 
 
-@final
-class _Stack:
-    """Collects named layers and keeps track of how large the image still is."""
-
-    def __init__(self, architecture: Architecture) -> None:
-        self.layers = OrderedDict[str, nn.Module](normalize=Normalize(architecture.spec.shape))
-        self.channels = architecture.channels
-        self.side = (architecture.height, architecture.width)
-        self.classes = len(architecture.classes)
-
-    def conv(self, channels: int, *, stride: int = 1, pooled: bool = False) -> None:
-        """Convolution, perhaps a pool (from 4x4 on), norm and ReLU, which then have less to do."""
-        number = 1 + sum(name.startswith("conv") for name in self.layers)
-        self.layers[f"conv{number}"] = convolution(self.channels, channels, stride)
-        self.side = (-(-self.side[0] // stride), -(-self.side[1] // stride))
-        if pooled and min(self.side) >= 4:
-            self.layers[f"pool{number}"] = nn.MaxPool2d(2)
-            self.side = (self.side[0] // 2, self.side[1] // 2)
-        self.layers[f"norm{number}"] = group_norm(channels)
-        self.layers[f"relu{number}"] = nn.ReLU(inplace=True)
-        self.channels = channels
-
-    def stage(self, name: str, channels: int, blocks: int, stride: int) -> None:
-        """Residual blocks, the first of which changes the size."""
-        members = [
-            Residual(channels if block else self.channels, channels, 1 if block else stride)
-            for block in range(blocks)
-        ]
-        self.layers[name] = nn.Sequential(*members)
-        self.channels = channels
-
-    def finish(self, most: int, *hidden: int) -> nn.Sequential:
-        """Average down to at most `most` x `most`, then the fully connected layers."""
-        size = (min(most, self.side[0]), min(most, self.side[1]))
-        if size != self.side:
-            self.layers["average"] = nn.AdaptiveAvgPool2d(size)
-        self.layers["flatten"] = nn.Flatten()
-        features = self.channels * prod(size)
-        for number, width in enumerate(hidden, 1):
-            self.layers[f"hidden{number}"] = nn.Linear(features, width)
-            self.layers[f"hidden_relu{number}"] = nn.ReLU(inplace=True)
-            features = width
-        self.layers["head"] = nn.Linear(features, self.classes)
-        return nn.Sequential(self.layers)
-
-
 def _compact(architecture: Architecture, *, quick: bool = False) -> nn.Sequential:
     """Few and moderately wide layers: what a private run rewards (Tramèr and Boneh, 2021)."""
-    stack = _Stack(architecture)
+    stack = Stack(architecture.spec.shape, len(architecture.classes))
     stack.conv(16 * architecture.channels if quick else 16, pooled=True)
     if quick:
         stack.layers["conv1"] = Cosines(architecture.channels)
@@ -279,9 +241,9 @@ def _compact(architecture: Architecture, *, quick: bool = False) -> nn.Sequentia
 
 def _banded(architecture: Architecture) -> nn.Sequential:
     """`compact` on three bands of brightness, against changes of up to 0.1 in linf."""
-    stack = _Stack(architecture)
+    stack = Stack(architecture.spec.shape, len(architecture.classes))
     stack.layers["normalize"] = Normalize(architecture.spec.shape, 0.0, 1.0)
-    stack.layers["bands"] = Bands(_BANDS, reach=_BANDS[0])
+    stack.layers["bands"] = Bands(_BANDS, reach=BANDS_REACH)
     stack.channels *= len(_BANDS) - 1
     for channels, pooled in ((16, True), (32, True), (64, False)):
         stack.conv(channels, pooled=pooled)
@@ -290,7 +252,7 @@ def _banded(architecture: Architecture) -> nn.Sequential:
 
 def _alexnet(architecture: Architecture) -> nn.Sequential:
     """Five convolutions and two hidden layers (Krizhevsky et al., 2012), with small kernels."""
-    stack = _Stack(architecture)
+    stack = Stack(architecture.spec.shape, len(architecture.classes))
     stack.conv(64, stride=_first_stride(architecture), pooled=True)
     stack.conv(192, pooled=True)
     stack.conv(384)
@@ -301,7 +263,7 @@ def _alexnet(architecture: Architecture) -> nn.Sequential:
 
 def _vgg11(architecture: Architecture) -> nn.Sequential:
     """Configuration A of Simonyan and Zisserman (2015, arXiv:1409.1556), with one linear layer."""
-    stack = _Stack(architecture)
+    stack = Stack(architecture.spec.shape, len(architecture.classes))
     stack.conv(64, pooled=True)
     stack.conv(128, pooled=True)
     for channels in (256, 512, 512):
@@ -312,7 +274,7 @@ def _vgg11(architecture: Architecture) -> nn.Sequential:
 
 def _resnet20(architecture: Architecture) -> nn.Sequential:
     """The CIFAR network of He et al. (2015, section 4.2), with projections as shortcuts."""
-    stack = _Stack(architecture)
+    stack = Stack(architecture.spec.shape, len(architecture.classes))
     stack.conv(16, stride=_first_stride(architecture))
     for number, channels in enumerate((16, 32, 64), 1):
         stack.stage(f"stage{number}", channels, blocks=3, stride=1 if number == 1 else 2)
@@ -321,7 +283,7 @@ def _resnet20(architecture: Architecture) -> nn.Sequential:
 
 def _resnet18(architecture: Architecture) -> nn.Sequential:
     """The ImageNet network of He et al. (2015, table 1), with the first layer of a small one."""
-    stack = _Stack(architecture)
+    stack = Stack(architecture.spec.shape, len(architecture.classes))
     stack.conv(64, stride=_first_stride(architecture))
     for number, channels in enumerate((64, 128, 256, 512), 1):
         stack.stage(f"stage{number}", channels, blocks=2, stride=1 if number == 1 else 2)
@@ -330,14 +292,25 @@ def _resnet18(architecture: Architecture) -> nn.Sequential:
 
 def _scattering(architecture: Architecture) -> nn.Sequential:
     """A linear layer on wavelets that are not trained (Tramèr and Boneh, 2021), of norm 1."""
-    shape = architecture.spec.shape
+    shape = _bounded(architecture)
     return _linear(architecture, scattering_layers(*shape), scattering_features(*shape))
 
 
 def _handcrafted(architecture: Architecture) -> nn.Sequential:
     """A linear layer on wavelets and random patches, whitened: for private training."""
-    shape = architecture.spec.shape
+    shape = _bounded(architecture)
     return _linear(architecture, {"features": Handcrafted(*shape)}, handcrafted_features(*shape))
+
+
+def _bounded(architecture: Architecture) -> tuple[int, int, int]:
+    """The shape of images whose fixed features are made in seconds; a file may ask for others."""
+    channels, height, width = architecture.spec.shape
+    if channels > _MOST_CHANNELS or max(height, width) > _LONGEST_SIDE:
+        raise ModelError(
+            f"image: expected at most {_MOST_CHANNELS} channels and {_LONGEST_SIDE} pixels a side "
+            f"for {architecture.model}, got {channels}x{height}x{width}"
+        )
+    return architecture.spec.shape
 
 
 def _linear(

@@ -29,7 +29,7 @@ class Muon(torch.optim.Optimizer):
     than one input channel are stepped by `filter_rate` times the rate, in parts of the filter's own
     length, and are then brought back to the length that they had at first: behind a normalising
     layer only their direction counts. All other parameters take steps of SGD with Nesterov's
-    momentum and weight decay.
+    momentum and weight decay, filters that are 0 at first too: they have no length to keep.
 
     Both kinds are groups of this one optimizer, whose `lr` is the same, so that a schedule moves
     both.
@@ -117,8 +117,10 @@ def orthogonalized(matrix: Tensor, *, iterations: int = _ITERATIONS) -> Tensor:
 
 
 def _has_matrix(layer: nn.Module) -> bool:
-    """Whether a layer's weights are filters over several channels."""
-    return isinstance(layer, nn.Conv2d) and layer.weight.shape[1] > 1
+    """Whether a layer's weights are filters over several channels, and have a length to keep."""
+    if not isinstance(layer, nn.Conv2d) or layer.weight.shape[1] == 1:
+        return False
+    return bool(layer.weight.detach().any())
 
 
 def _direction(weight: Tensor, gradient: Tensor, state: Any, momentum: float) -> Tensor:

@@ -4,6 +4,8 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import subprocess
+import sys
 from types import FunctionType, ModuleType, SimpleNamespace
 
 import pytest
@@ -142,3 +144,12 @@ def test_what_a_module_defines_is_read_from_its_source():
     source = "import a\nfrom b import c\nD = 1\nE: int = 2\n_f = 3\ndef g(): ...\nclass H: ...\n"
     assert defined(source) == {"g", "H"}
     assert bound(source) == {"c", "D", "E", "g", "H"}
+
+
+@pytest.mark.parametrize(
+    "module", ["secure_cnn.checkpoint", "secure_cnn.archive", "secure_cnn.cli"]
+)
+def test_any_room_may_be_imported_first(module):
+    """In an interpreter that knows none of them."""
+    words = [sys.executable, "-c", f"import {module}"]
+    assert subprocess.run(words, check=False).returncode == 0

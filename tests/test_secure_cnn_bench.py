@@ -24,7 +24,6 @@ from secure_cnn.bench.step import (
     measure_steps,
     stepper,
     steppers,
-    subset,
     synthetic,
 )
 from secure_cnn.bench.timing import cost_rows, document, estimate, interleave, ratios
@@ -304,8 +303,8 @@ def test_the_images_are_the_same_each_time():
     first, second = synthetic(SPEC, 6), synthetic(SPEC, 6)
     assert torch.equal(first.images, second.images)
     assert all(not torch.equal(a, b) for a, b in pairwise(first.images))
-    assert torch.equal(subset(first, 2).images, first.images[:2])
-    assert len(subset(first, 100)) == 6
+    assert torch.equal(first.first(2).images, first.images[:2])
+    assert len(first.first(100)) == 6
 
 
 def test_peak_memory_counts_what_is_alive_at_once():

@@ -261,3 +261,12 @@ def test_banded_does_not_see_what_happens_to_black_and_white():
     assert not torch.allclose(model(images + 0.4 * inwards), logits, rtol=0, atol=1e-3)
     (gradient,) = torch.autograd.grad(model(images.requires_grad_()).square().sum(), images)
     assert (gradient != 0).float().mean() > 0.9
+
+
+@pytest.mark.parametrize("model", ["handcrafted", "scattering"])
+@pytest.mark.parametrize("shape", [(65, 8, 8), (1, 8, 4097)])
+def test_fixed_features_of_images_that_only_a_forged_file_has_are_refused(model, shape):
+    """Before memory is asked for that no machine has, or minutes are spent on filters."""
+    spec = DataSpec(shape=shape, classes=("a", "b"))
+    with pytest.raises(ModelError, match="expected at most 64 channels and 4096 pixels a side"):
+        build_model(model, spec)

@@ -138,3 +138,13 @@ def test_nothing_to_train_and_closures_are_refused():
         Muon(network().requires_grad_(False), lr=0.1)
     with pytest.raises(RunError, match="closure"):
         Muon(network(), lr=0.1).step(lambda: 0.0)
+
+
+def test_a_filter_that_is_zero_at_first_is_trained():
+    """It has no length to keep, and takes the steps of all that are no filters."""
+    layer = nn.Conv2d(2, 3, 3)
+    nn.init.zeros_(layer.weight)
+    optimizer = Muon(layer, lr=0.1)
+    layer(torch.rand(1, 2, 5, 5)).sum().backward()
+    optimizer.step()
+    assert bool(layer.weight.detach().any())

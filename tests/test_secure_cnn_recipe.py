@@ -26,6 +26,7 @@ from secure_cnn.bench import step_costs
 from secure_cnn.errors import DataError, ModelError, RunError, SecureCNNError
 from secure_cnn.evaluate import evaluate_model
 from secure_cnn.recipe import RunFolder, Variant
+from secure_cnn.recipe.notes import notes_before
 from secure_cnn.recipe.seams import make_plan, make_seams
 from secure_cnn.record import RunRecord
 
@@ -613,3 +614,10 @@ def test_costs_that_are_no_rows_are_refused_and_the_training_is_kept(recipe, row
     with pytest.raises(RunError, match="measure_cost: expected a sequence"):
         run(asked, measure_cost=lambda *_, **__: rows)
     assert run(asked, resume=True).record.status == "complete"
+
+
+@pytest.mark.parametrize(("eps", "said"), [(0.1, False), (0.2, True)])
+def test_changes_beyond_the_bands_are_said(eps, said):
+    """Where the network is made for smaller ones."""
+    notes = notes_before(Recipe(out="runs/1", model="banded", eps=eps, baseline=False))
+    assert any("made for changes of up to 0.1" in note for note in notes) is said

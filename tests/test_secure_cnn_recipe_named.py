@@ -125,6 +125,59 @@ def test_what_was_interrupted_goes_on(tiny, tmp_path, stopped_after):
     assert figures[0]["macro_recall"] == figures[1]["macro_recall"]
 
 
+def test_a_run_whose_model_or_data_were_changed_is_refused(tiny, tmp_path, shapes):
+    """The model must find on today's images what its record says; a control is untouched."""
+    data = tmp_path / "mine.npz"
+    arrays = dict(np.load(shapes))
+    np.savez(data, **arrays)
+    mine = replace(tiny, recipe=replace(tiny.recipe, data=str(data)))
+    lame = replace(mine, recipe=replace(mine.recipe, learning_rate=1e-9))
+    for named, folder in ((mine, "good"), (lame, "lame")):
+        reproduce(named, tmp_path / folder, seeds=1, attacked=None)
+    good, other = (tmp_path / f"{n}/seed-0/checkpoints/model.safetensors" for n in ("good", "lame"))
+    own = good.read_bytes()
+    good.write_bytes(other.read_bytes())
+    with pytest.raises(RunError, match=r"does not find on .* what its record says"):
+        reproduce(mine, tmp_path / "good", seeds=1, attacked=None)
+    good.write_bytes(own)
+    assert reproduce(mine, tmp_path / "good", seeds=1, attacked=None) is not None
+    np.savez(data, **{**arrays, "images": arrays["images"][::-1]})
+    with pytest.raises(RunError, match="data, model or record were changed"):
+        reproduce(mine, tmp_path / "good", seeds=1, attacked=None)
+
+
+def test_a_run_that_was_killed_before_its_first_state_begins_anew(tiny, tmp_path, stopped_after):
+    """Nothing was saved, so no step was taken."""
+    with stopped_after(3):
+        assert reproduce(tiny, tmp_path, seeds=1, attacked=None) is None
+    (tmp_path / "seed-0/checkpoints/training.safetensors").unlink()
+    assert reproduce(tiny, tmp_path, seeds=1, attacked=None) is not None
+
+
+def test_what_was_tried_on_other_images_is_not_said_of_these(
+    cli, tiny, monkeypatch, shapes, tmp_path
+):
+    """Trials are of the recipe's own data; those that are given are said of any."""
+    recipe = replace(tiny.recipe, data="digits", epsilon=8.0, trials=40)
+    monkeypatch.setitem(room.NAMED, "tiny", replace(tiny, recipe=recipe))
+    common = ("train", "--recipe", "tiny", "--data", shapes, "--epochs", "1", "--no-baseline")
+    for more, said in (((), None), (("--trials", "7"), 7)):
+        out = tmp_path / str(said)
+        assert cli(*common, *more, "--out", out)[0] == 0
+        assert RunRecord.read(out / "run.json").settings["trials"] == said
+
+
+def test_what_a_recipe_switches_on_can_be_switched_off(cli, tiny, monkeypatch, tmp_path):
+    """By the option's own negative."""
+    recipe = replace(tiny.recipe, flip=True)
+    monkeypatch.setitem(room.NAMED, "tiny", replace(tiny, recipe=recipe))
+    words = ("train", "--recipe", "tiny", "--epochs", "1", "--no-baseline", "--out")
+    for more, flips in (((), True), (("--no-flip",), False)):
+        out = tmp_path / str(flips)
+        assert cli(*words, out, *more)[0] == 0
+        assert RunRecord.read(out / "run.json").settings["flip"] is flips
+
+
 def test_a_folder_of_other_runs_is_refused(tiny, tmp_path):
     """By the setting that differs; and so are no seeds at all."""
     reproduce(tiny, tmp_path, seeds=1, attacked=None)

@@ -20,7 +20,7 @@ from torch import nn
 
 from secure_cnn.bench.memory import MakeStep, peak_rows
 from secure_cnn.bench.protection import Protection, bytes_in
-from secure_cnn.bench.step import Workload, check_batch, check_plain, subset
+from secure_cnn.bench.step import Workload, check_batch, check_plain
 from secure_cnn.bench.timed_training import TimedTraining
 from secure_cnn.bench.timing import (
     PARTS,
@@ -137,7 +137,7 @@ def overhead_workload(model: nn.Module, data: ImageData, settings: OverheadSetti
         case=f"{name if isinstance(name, str) else type(model).__name__}, {data.name}, "
         f"batch {settings.batch_size}, save every {settings.steps}",
         model=model,
-        split=subset(data.train, settings.batch_size),
+        split=data.train.first(settings.batch_size),
         memory_format=settings.memory_format,
     )
 

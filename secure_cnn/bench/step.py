@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
-from typing import ClassVar, final
+from typing import ClassVar, Protocol, final
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from secure_cnn.record import PLAIN, Row
 __all__ = [
     "CASES",
     "CopiedCrossEntropy",
+    "StepExamples",
     "Workload",
     "attached",
     "check_batch",
@@ -40,7 +41,6 @@ __all__ = [
     "step_costs",
     "stepper",
     "steppers",
-    "subset",
     "synthetic",
     "workload",
 ]
@@ -61,13 +61,27 @@ CASES: dict[str, tuple[tuple[int, int, int], int]] = {
 """The published workloads, which anyone can measure again: image shape and batch by network."""
 
 
+class StepExamples(Protocol):
+    """What steps are timed on: a `Split`, or what frozen layers make of one."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> tuple[Tensor, int]: ...
+
+    def batch(self, index: Tensor, /) -> tuple[Tensor, Tensor]:
+        """Those at `index`, with their labels."""
+
+    def first(self, count: int, /) -> "StepExamples":
+        """So many of them."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Workload:
     """A network, of which only copies are trained, and one batch that each step sees whole."""
 
     case: str
     model: nn.Module
-    split: Split
+    split: StepExamples
     memory_format: torch.memory_format = torch.channels_last
 
 
@@ -86,11 +100,6 @@ def synthetic(spec: DataSpec, samples: int) -> Split:
     images = torch.randint(0, 256, (samples, *spec.shape), generator=generator, dtype=torch.uint8)
     labels = torch.randint(0, len(spec.classes), (samples,), generator=generator)
     return Split(images=images, labels=labels)
-
-
-def subset(split: Split, samples: int) -> Split:
-    """The first `samples` examples of a split, or all where it has fewer."""
-    return Split(images=split.images[:samples], labels=split.labels[:samples])
 
 
 def check_plain(variants: Collection[str]) -> None:
@@ -124,7 +133,7 @@ def measure_steps(
 def step_costs(
     case: str,
     model: nn.Module,
-    split: Split,
+    split: StepExamples,
     objectives: Mapping[str, Objective],
     *,
     private: bool,
@@ -134,7 +143,7 @@ def step_costs(
 
     `before_step` is called before every step; what it raises ends the measurement.
     """
-    load = Workload(case=case, model=model, split=subset(split, _COST_BATCH))
+    load = Workload(case=case, model=model, split=split.first(_COST_BATCH))
     timed = steppers(load, protections(objectives, private=private))
     steps = {name: partial(_after, before_step, step) for name, step in timed.items()}
     return measure_steps(case, steps, rounds=_COST_ROUNDS)

@@ -30,7 +30,6 @@ from secure_cnn.bench.step import (
     measure_steps,
     noise_share,
     stepper,
-    subset,
     workload,
 )
 from secure_cnn.bench.timing import document
@@ -109,7 +108,7 @@ def robustness_command(
     load = Workload(
         case=loaded.architecture.model,
         model=loaded.model,
-        split=subset(load_data(data, reading=reading).test, samples),
+        split=load_data(data, reading=reading).test.first(samples),
     )
     rows = measure_robustness(load, variants, batch_size=batch_size)
     Terminal().print(tables.robustness_table(rows))

@@ -69,7 +69,7 @@ def strategies_command(
     batch: Annotated[int, typer.Option(help="Images a step of that loop.")] = 64,
     learning_rate: Annotated[
         float, typer.Option(parser=number, metavar="NUMBER", help="Its rate at the beginning.")
-    ] = 0.05,
+    ] = 0.03,
     flip: Annotated[
         bool, typer.Option("--flip", help="Mirror half of the images, in all of them.")
     ] = False,

@@ -27,7 +27,8 @@ from secure_cnn.recipe.ranges import AUTO
 __all__ = ["MODEL_HELP", "ModelName", "ModelOptions", "network", "own_network", "settings_of"]
 
 MODEL_HELP = (
-    f"One of {', '.join(MODELS)}; or torchvision:NAME, package.module:function or "
+    f"One of {', '.join(MODELS)} (handcrafted is for private training, banded for robust training "
+    "against changes of up to 0.1); or torchvision:NAME, package.module:function or "
     "file.py:function, which runs that code. +group-norm behind it replaces BatchNorm."
 )
 

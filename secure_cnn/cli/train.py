@@ -131,7 +131,7 @@ def train(
         float, typer.Option(help="Of the moving average of the weights; 0 switches it off.")
     ] = _DEFAULT.average_decay,
     shift: Annotated[int, typer.Option(help="Largest random shift, in pixels.")] = _DEFAULT.shift,
-    flip: Annotated[bool, typer.Option("--flip", help="Mirror images at random.")] = False,
+    flip: Annotated[bool, typer.Option(help="Mirror images at random.")] = False,
     epsilon: Annotated[
         float | None, typer.Option(help="Privacy budget; switches DP-SGD on.")
     ] = None,
@@ -145,9 +145,7 @@ def train(
     ] = _DEFAULT.clipping,
     float_safe: Annotated[
         bool,
-        typer.Option(
-            "--float-safe", help="Add sum and noise so that low bits leak nothing; slower."
-        ),
+        typer.Option(help="Add sum and noise so that low bits leak nothing; slower."),
     ] = False,
     unit: Annotated[
         str,
@@ -161,7 +159,7 @@ def train(
         int, typer.Option(help="Augmented copies of each example in a private step.")
     ] = _DEFAULT.copies,
     attack: Annotated[
-        str | None, typer.Option(help=f"One of {', '.join(OBJECTIVES)}; needs --eps.")
+        str | None, typer.Option(help=f"One of {', '.join(OBJECTIVES)}; n-fgsm if --eps is given.")
     ] = None,
     eps: Annotated[
         float | None,
@@ -194,9 +192,7 @@ def train(
     ] = None,
     guard: Annotated[
         bool,
-        typer.Option(
-            "--guard", help="Take single-step training back where it overfits to its own step."
-        ),
+        typer.Option(help="Take single-step training back where it overfits to its own step."),
     ] = False,
     trials: Annotated[
         int | None,
@@ -281,7 +277,10 @@ def _begun_with(name: str, context: typer.Context, settings: Mapping[str, Any]) 
     if named.any_data and "data" not in given:
         raise RunError(f"--recipe: {name} is for any images; say which with --data")
     own = {"model", "model_options"} if is_own_name(str(settings["model"])) else set()
-    return replace(named.recipe, **{each: settings[each] for each in {*given, *own, "out"}})
+    # What was tried was tried on the recipe's own images.
+    tried = {"trials"} if "data" in given and settings["data"] != named.recipe.data else set()
+    wins = {*given, *own, *tried, "out"}
+    return replace(named.recipe, **{each: settings[each] for each in wins})
 
 
 def _refuse_settings(context: typer.Context) -> None:

@@ -97,6 +97,12 @@ class Features(Dataset[tuple[Tensor, int]]):
             values[start:stop] = found
         self._values = values
 
+    def first(self, count: int) -> "Features":
+        """Those of the first `count` images, or of all where it has fewer, in memory."""
+        few = Features(self._front, self._split.first(count), memory_format=self._memory_format)
+        few.fill(lambda _: None)
+        return few
+
     def of_images(self, images: Tensor) -> Tensor:
         """What the front makes of any images, on the CPU: float32 [n, ...] of [n, c, h, w]."""
         device = next(chain(self._front.parameters(), self._front.buffers())).device

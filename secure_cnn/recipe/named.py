@@ -173,9 +173,7 @@ _ALL = (
     NamedRecipe(
         name="robust",
         says="Training against changes of 8/255, on any images, by single steps of an attack.",
-        recipe=Recipe(
-            out="runs/robust", model="compact", eps=8 / 255, attack="n-fgsm", flip=True, shift=2
-        ),
+        recipe=Recipe(out="runs/robust", model="compact", eps=8 / 255, attack="n-fgsm"),
         source="N-FGSM: de Jorge et al. 2022, arXiv 2202.01181; averaged weights: FastAT benchmark",
         chosen="not tuned",
         any_data=True,

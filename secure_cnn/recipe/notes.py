@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from secure_cnn.models import BANDS_REACH
 from secure_cnn.recipe.diagnosis import Conditions, learned, not_learned_note
 from secure_cnn.recipe.guard import overfitting_note
 from secure_cnn.recipe.outcome import Outcome
@@ -24,12 +25,19 @@ _IMAGES_NOTE = (
     "public: ε does not cover by how many of them a person changes that number."
 )
 
+_BANDS_NOTE = (
+    f"The bands of this network are made for changes of up to {BANDS_REACH:g}; larger ones, as of "
+    "{eps:g} here, show on black and on white too: compact may do as well."
+)
+
 
 def notes_before(recipe: Recipe) -> tuple[str, ...]:
     """What is known of a run before its first step."""
     notes: tuple[str, ...] = (_BASELINE_NOTE,) if len(recipe.variants) > 1 else ()
     if recipe.unit == "person":
         notes += (_IMAGES_NOTE,)
+    if recipe.model == "banded" and recipe.norm == "linf" and (recipe.eps or 0.0) > BANDS_REACH:
+        notes += (_BANDS_NOTE.format(eps=recipe.eps),)
     return notes if recipe.epsilon is None else (*notes, trials_note(recipe))
 
 

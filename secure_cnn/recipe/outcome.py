@@ -17,6 +17,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.evaluate import batch_for, evaluate_model
 from secure_cnn.interruption import StopRequest, stop_here
 from secure_cnn.pages import Examples
+from secure_cnn.recipe.front import Features
 from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.seams import Seams, objective_for
 from secure_cnn.recipe.settings import Recipe
@@ -46,7 +47,7 @@ class MeasureCost(Protocol):
         self,
         case: str,
         model: nn.Module,
-        split: Split,
+        split: Split | Features,
         objectives: Mapping[str, Objective],
         *,
         private: bool,
@@ -158,9 +159,13 @@ def claims_of(
 
 
 def cost_of(
-    recipe: Recipe, model: nn.Module, data: ImageData, measure_cost: MeasureCost, stop: StopRequest
+    recipe: Recipe,
+    model: nn.Module,
+    examples: Split | Features,
+    measure_cost: MeasureCost,
+    stop: StopRequest,
 ) -> tuple[Row, ...]:
-    """Has the recipe's protections timed on a new `model`, all of it, front included.
+    """Has the recipe's protections timed on what is trained of a new model, and on its examples.
 
     Raises:
         RunError: What came is no sequence of rows.
@@ -173,7 +178,7 @@ def cost_of(
     found: object = measure_cost(
         recipe.model,
         model,
-        data.train,
+        examples,
         own,
         private=variant.private,
         before_step=partial(stop_here, stop),

@@ -22,14 +22,14 @@ from secure_cnn.checkpoint import (
     check_unlocking,
     write_model,
 )
-from secure_cnn.data import ImageData, load_data
+from secure_cnn.data import ImageData, Split, load_data
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import Stopped, StopRequest, stop_here, stop_on_signals
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe.assembly import assembled, frozen_front
 from secure_cnn.recipe.folder import Journal, RunFolder
-from secure_cnn.recipe.front import FrozenFront
+from secure_cnn.recipe.front import Features, FrozenFront
 from secure_cnn.recipe.guard import make_guard
 from secure_cnn.recipe.identity import RunIdentity, Start
 from secure_cnn.recipe.identity import resume as resume_run
@@ -38,7 +38,7 @@ from secure_cnn.recipe.notes import COPIES_NOTE, notes_before, notes_on
 from secure_cnn.recipe.outcome import MeasureCost, claims_of, cost_of, judge, privacy_record
 from secure_cnn.recipe.persons import GROUPED_NOTE, group_cost_of, samples_of
 from secure_cnn.recipe.seams import make_device, make_plan
-from secure_cnn.recipe.settings import Recipe
+from secure_cnn.recipe.settings import Recipe, images_stay
 from secure_cnn.recipe.training import Training
 from secure_cnn.recipe.variant import Variant
 from secure_cnn.record import (
@@ -215,6 +215,13 @@ class _Task:
             weights=self.initial.digest,
         )
 
+    def timed(self) -> tuple[nn.Module, Split | Features]:
+        """What a step of the run trains, new, and what on: features where the front is frozen."""
+        model = self.initial.build().to(self.device)
+        if self.front is None or not images_stay(self.recipe, self.recipe.variant):
+            return model, self.data.train
+        return self.front.put_before(model), self.front.train
+
     @cached_property
     def front(self) -> FrozenFront | None:
         """The same for all trainings of the run, so that the images go through it once."""
@@ -328,8 +335,8 @@ def _finished(
     """Has the cost measured where asked for, writes the model and closes the record."""
     cost: tuple[Row, ...] = ()
     if measure_cost is not None:
-        new = task.initial.build().to(task.device)
-        cost = cost_of(task.recipe, new, task.data, measure_cost, stop)
+        new, examples = task.timed()
+        cost = cost_of(task.recipe, new, examples, measure_cost, stop)
     write_model(
         task.folder.model,
         model,
