@@ -1,5 +1,6 @@
 """Recipes by name, and whether they hold: `secure-cnn recipes`, `train --recipe`, `reproduce`."""
 
+import json
 from dataclasses import replace
 from statistics import fmean, stdev
 from types import SimpleNamespace
@@ -141,6 +142,14 @@ def test_a_run_whose_model_or_data_were_changed_is_refused(tiny, tmp_path, shape
         reproduce(mine, tmp_path / "good", seeds=1, attacked=None)
     good.write_bytes(own)
     assert reproduce(mine, tmp_path / "good", seeds=1, attacked=None) is not None
+    record = tmp_path / "good/seed-0/run.json"
+    whole = record.read_text()
+    told = json.loads(whole)
+    told["results"][-1]["accuracy"] -= 0.01
+    record.write_text(json.dumps(told))
+    with pytest.raises(RunError, match="data, model or record were changed"):
+        reproduce(mine, tmp_path / "good", seeds=1, attacked=None)
+    record.write_text(whole)
     np.savez(data, **{**arrays, "images": arrays["images"][::-1]})
     with pytest.raises(RunError, match="data, model or record were changed"):
         reproduce(mine, tmp_path / "good", seeds=1, attacked=None)

@@ -151,9 +151,10 @@ def _checked_model(recipe: Recipe, folder: RunFolder, record: RunRecord) -> nn.M
     found = evaluate_model(
         model, data.test, data.spec.classes, batch_size=batch_for(model, data.test)
     )
-    told = record.data.fingerprint
+    told, result = record.data.fingerprint, record.results[-1]
     other = not told.startswith(KEYED) and told != data.fingerprint
-    if other or found.confusion != record.results[-1].confusion:
+    own = (result.accuracy, result.macro_recall, result.confusion)
+    if other or own != (found.accuracy, found.macro_recall, found.confusion):
         raise RunError(
             f"{folder.root}: its model does not find on {recipe.data} what its record says; data, "
             "model or record were changed since it was trained: choose another folder"
