@@ -1,5 +1,6 @@
 """A training put together: the model at its first step, what of it is trained, and by what."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,11 +44,11 @@ def assembled(
     *,
     plan: privacy.DPPlan | None,
     device: torch.device,
-    front: FrozenFront | None,
+    find_front: Callable[[], FrozenFront | None],
 ) -> Assembly:
-    """The training of one variant, at its first step; `front` is used where images stay."""
+    """The training of one variant, at its first step; a front is looked for where images stay."""
     model = initial.build().to(device).to(memory_format=_LAYOUT)
-    front = front if images_stay(recipe, variant) else None
+    front = find_front() if images_stay(recipe, variant) else None
     trained = model if front is None else front.put_before(model)
     seams = make_seams(
         recipe, variant, trained, data, plan=plan, front=front, memory_format=_LAYOUT

@@ -198,7 +198,7 @@ class _Task:
             self.data,
             plan=self.plan,
             device=self.device,
-            front=self.front,
+            find_front=lambda: self.front,
         )
         return Training(
             recipe=recipe,
@@ -218,7 +218,7 @@ class _Task:
     def timed(self) -> tuple[nn.Module, Split | Features]:
         """What a step of the run trains, new, and what on: features where the front is frozen."""
         model = self.initial.build().to(self.device)
-        if self.front is None or not images_stay(self.recipe, self.recipe.variant):
+        if not images_stay(self.recipe, self.recipe.variant) or self.front is None:
             return model, self.data.train
         return self.front.put_before(model), self.front.train
 

@@ -59,7 +59,7 @@ class RecipeTraining:
             data,
             plan=None,
             device=device,
-            front=frozen_front(recipe, initial, data, device),
+            find_front=lambda: frozen_front(recipe, initial, data, device),
         )
         if parts.front is not None:
             parts.front.train.fill(lambda _: None)
