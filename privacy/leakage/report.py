@@ -78,9 +78,8 @@ class AttackFigures:
 
     Attributes:
         name: Of `MEMBERSHIP_ATTACKS`.
-        area: Area under the curve of the target: ½ is a guess.
-        areas: The same of every model attacked with the others, the target first: how they differ
-            is the error bar.
+        areas: Area under the curve of every model attacked with the others, the target first: ½ is
+            a guess, and how they differ is the error bar.
         of_target: Points of the target, at thresholds of its shadow models, for each of 10 %, 1 %
             and 0.1 % that its non-members resolve.
         of_all: Points of all models together, each at a threshold of the others: more decisions
@@ -91,12 +90,16 @@ class AttackFigures:
     """
 
     name: str
-    area: float
     areas: tuple[float, ...]
     of_target: tuple[PointOnCurve, ...]
     of_all: tuple[PointOnCurve, ...]
     oracle: tuple[PointOnCurve, ...]
     by_class: Mapping[int, float]
+
+    @property
+    def area(self) -> float:
+        """That of the target."""
+        return self.areas[0]
 
 
 @final
@@ -244,7 +247,6 @@ def _figures(
     }
     return AttackFigures(
         name=name,
-        area=area(own, mine),
         areas=tuple(areas(scores, members).tolist()),
         of_target=tuple(
             point(own[mine], own[~mine], threshold=float(limits[fpr][0]), fpr=fpr) for fpr in told
