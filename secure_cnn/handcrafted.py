@@ -70,7 +70,7 @@ def noise_images(
 
 @final
 class Handcrafted(nn.Module):
-    """Images `[n, c, height, width]` in [0, 1] to rows `[n, features]` of norm 5, float.
+    """Images `[n, c, height, width]` in [0, 1] to rows `[n, features]` of norm 10, float.
 
     Guarantee: there is no parameter, and nothing here depends on any image but the one it is given.
     The patches and what whitens are buffers, which a state dict holds: `draw` fills them from a
