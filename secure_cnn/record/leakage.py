@@ -1,0 +1,254 @@
+"""What a model leaks, as `leakage.json` keeps it: who was in its data, images, copies of it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from secure_cnn.record.document import Checked, Document, require, require_share
+from secure_cnn.record.measurements import Row
+
+__all__ = [
+    "ControlRecord",
+    "ExposedRecord",
+    "ExtractionRecord",
+    "InversionRecord",
+    "LeakageRecord",
+    "MembershipAttackRecord",
+    "MembershipRecord",
+    "RateRecord",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RateRecord(Checked):
+    """How many members a threshold finds at a false positive rate; all rates are fractions.
+
+    `of` says whose scores: the `target`'s at a threshold of its shadow models, those of `all`
+    models each at a threshold of the others, or the target's at the `oracle` threshold, which no
+    attacker knows. `ppv` is the share of members among the named, by the prior in words.
+    """
+
+    of: Literal["target", "all", "oracle"]
+    fpr: float
+    tpr: float
+    tpr_low: float
+    tpr_high: float
+    realised_fpr: float
+    hits: int
+    members: int
+    false_alarms: int
+    others: int
+    ties: int
+    ppv: Mapping[str, float] = field(default_factory=dict)
+
+    def _check(self) -> None:
+        for value in (self.fpr, self.tpr, self.tpr_low, self.tpr_high, self.realised_fpr):
+            require_share("rate", value)
+        for value in self.ppv.values():
+            require_share("rate.ppv", value)
+        ordered = self.tpr_low <= self.tpr <= self.tpr_high
+        require(ordered, "rate.tpr", "a rate within its interval", self.tpr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MembershipAttackRecord(Checked):
+    """What one membership attack finds.
+
+    `areas` are of every model attacked with the others, the target first; `curve` is the target's,
+    pairs of a false positive rate and a true positive rate, rising. `queries` is how often a model
+    is asked about one example.
+    """
+
+    name: str
+    queries: int
+    areas: tuple[float, ...]
+    rates: tuple[RateRecord, ...]
+    curve: tuple[tuple[float, float], ...]
+    by_class: Mapping[str, float]
+
+    def _check(self) -> None:
+        for value in (
+            *self.areas,
+            *self.by_class.values(),
+            *(x for pair in self.curve for x in pair),
+        ):
+            require_share(f"membership[{self.name}]", value)
+        require(len(self.areas) > 0, "membership.areas", "that of the target", self.areas)
+
+    def rate(self, fpr: float, of: str = "target") -> RateRecord | None:
+        """The rate at a false positive rate; None where the examples are too few to tell."""
+        found = (each for each in self.rates if each.of == of and each.fpr == fpr)
+        return next(found, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExposedRecord(Checked):
+    """An example that most models trained on it give away, by a keyed digest, never by name."""
+
+    digest: str
+    found: int
+    of: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlRecord(Checked):
+    """A planted truth that the measurement must find; one that fails voids the report."""
+
+    name: str
+    expected: str
+    got: str
+    passed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class MembershipRecord(Checked):
+    """Who was in the data: `members` of the target and `others`, told apart by `shadows` models.
+
+    `broken` are attacks that find more than ε allows.
+    """
+
+    members: int
+    others: int
+    shadows: int
+    attacks: tuple[MembershipAttackRecord, ...]
+    exposed: tuple[ExposedRecord, ...]
+    broken: tuple[str, ...] = ()
+
+    @property
+    def strongest(self) -> MembershipAttackRecord:
+        """The attack with the largest area on the target."""
+        return max(self.attacks, key=lambda each: each.areas[0])
+
+    def _check(self) -> None:
+        require(len(self.attacks) > 0, "membership.attacks", "at least one", self.attacks)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InversionRecord(Checked):
+    """Images found from gradients: `identified` of `asked` first among so many `candidates`.
+
+    `protection` is what was shared: a `plain` gradient, a `clipped` one, or a `noised` one.
+    `psnr` is in dB, the mean over the images, and so is `ssim`, in [-1, 1].
+    """
+
+    protection: Literal["plain", "clipped", "noised"]
+    batch: int
+    identified: int
+    asked: int
+    candidates: int
+    low: float
+    high: float
+    psnr: float
+    ssim: float
+
+    @property
+    def share(self) -> float:
+        """Of the images that were identified."""
+        return self.identified / self.asked
+
+    def _check(self) -> None:
+        possible = 0 <= self.identified <= self.asked > 0
+        require(possible, "inversion.identified", "at most as many as asked", self.identified)
+        require_share("inversion.low", self.low)
+        require_share("inversion.high", self.high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionRecord(Checked):
+    """A copy made of a model's answers, beside one that never asked.
+
+    `transfer` is the share of images, right before, that an attack made on the copy turns wrong for
+    the victim; None where no attack was made.
+    """
+
+    pool: str
+    answers: str
+    queries: int
+    accuracy: float
+    fidelity: float
+    baseline: float | None
+    baseline_fidelity: float | None
+    transfer: float | None = None
+    baseline_transfer: float | None = None
+
+    def _check(self) -> None:
+        shares = (self.accuracy, self.fidelity, self.baseline, self.baseline_fidelity)
+        for value in (*shares, self.transfer, self.baseline_transfer):
+            require_share("extraction", value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeakageRecord(Document):
+    """What a model was found to leak, and under which conditions.
+
+    A measurement, never a verification of ε: that is an audit. `run` is the number of the run whose
+    model it is; `recipe` the digest of how it and its shadow models were trained.
+    """
+
+    KIND: ClassVar[str | None] = "leakage"
+
+    created: str
+    hardware: Mapping[str, Any]
+    versions: Mapping[str, str]
+    model: str
+    variant: str
+    data: str
+    classes: tuple[str, ...]
+    run: str
+    recipe: str
+    settings: Mapping[str, Any]
+    accuracy: float
+    train_accuracy: float
+    epsilon: float | None = None
+    delta: float | None = None
+    controls: tuple[ControlRecord, ...] = ()
+    membership: MembershipRecord | None = None
+    inversion: tuple[InversionRecord, ...] = ()
+    extraction: tuple[ExtractionRecord, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether every control fired, and nothing was found that ε rules out."""
+        broken = () if self.membership is None else self.membership.broken
+        return all(each.passed for each in self.controls) and not broken
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """The figures that stand beside accuracy and ε, as other measurements have them."""
+        rows = []
+        if self.membership is not None:
+            best = self.membership.strongest
+            rows.append(
+                self._row("auc", best.areas[0], min(best.areas), max(best.areas), len(best.areas))
+            )
+            for fpr in (0.1, 0.01, 0.001):
+                found = [each.rate(fpr) for each in self.membership.attacks]
+                known = [each for each in found if each is not None]
+                if known:
+                    top = max(known, key=lambda each: each.tpr)
+                    rows.append(
+                        self._row(f"tpr@{fpr:g}", top.tpr, top.tpr_low, top.tpr_high, top.members)
+                    )
+        for each in self.inversion:
+            name = f"identified-{each.protection}-{each.batch}"
+            rows.append(self._row(name, each.share, each.low, each.high, each.asked))
+        return tuple(rows)
+
+    def _row(self, metric: str, value: float, low: float, high: float, n: int) -> Row:
+        return Row(
+            case=self.model,
+            variant=self.variant,
+            metric=metric,
+            median=value,
+            low=low,
+            high=high,
+            unit="1",
+            n=n,
+        )
+
+    def _check(self) -> None:
+        require_share("leakage.accuracy", self.accuracy)
+        require_share("leakage.train_accuracy", self.train_accuracy)
+        both = (self.epsilon is None) == (self.delta is None)
+        require(both, "leakage.epsilon", "epsilon with delta, or neither", self.epsilon)
