@@ -1,5 +1,7 @@
 """Shadow models: who is trained on what, in which order, and what a table holds of it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from privacy.errors import LeakageError
-from privacy.leakage import ShadowDesign, area, lira, score_table
+from privacy.leakage import Question, ShadowDesign, area, lira, score_tables
 
 CLASSES = 3
 
@@ -18,6 +20,12 @@ def dataset():
     random = np.random.default_rng(0)
     labels = torch.from_numpy(random.integers(0, CLASSES, 60))
     return TensorDataset(torch.arange(60.0).view(60, 1, 1, 1), labels)
+
+
+def one_table(train, dataset, **how):
+    """Of the question alone that is asked if no other is."""
+    asked = {"recipe": "r", "questions": {"sure": Question()}} | how
+    return score_tables(train, dataset, asked.pop("design", design()), **asked)["sure"]
 
 
 def design(**changes):
@@ -73,7 +81,7 @@ def test_the_same_seed_draws_the_same_and_another_does_not():
 def test_a_memory_is_found(dataset):
     """Every model is trained once, on its own; who was trained on what stands in the table."""
     train, drawn = Memory(dataset), design()
-    table = score_table(train, dataset, drawn, recipe="r")
+    table = one_table(train, dataset, design=drawn)
     assert [(list(drawn.trained_on(m)), drawn.seeds()[m]) for m in range(5)] == train.calls
     assert table.labels.tolist() == dataset.tensors[1][drawn.asked].tolist()
     pool = ~table.population
@@ -84,18 +92,16 @@ def test_a_memory_is_found(dataset):
 
 def test_a_target_that_is_there_is_not_trained(dataset):
     """And is the first column."""
-    train, drawn = Memory(dataset), design()
+    train = Memory(dataset)
     sure = nn.functional.one_hot(dataset.tensors[1], CLASSES) * 7.0
-    table = score_table(
-        train, dataset, drawn, recipe="r", target=lambda images: sure[images.flatten().long()]
-    )
+    table = one_table(train, dataset, target=lambda images: sure[images.flatten().long()])
     assert len(train.calls) == 4
     assert table.signals[:, 0] == pytest.approx(7.0 - np.log(2))
 
 
 def test_what_was_known_is_not_trained_again(dataset):
     """Interrupted after three models and gone on with: the same table."""
-    whole = score_table(Memory(dataset), dataset, design(), recipe="r")
+    whole = one_table(Memory(dataset), dataset)
     kept = {}
 
     def keep(model, signals):
@@ -104,13 +110,13 @@ def test_what_was_known_is_not_trained_again(dataset):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        score_table(Memory(dataset), dataset, design(), recipe="r", keep=keep)
+        one_table(Memory(dataset), dataset, keep=keep)
     train = Memory(dataset)
-    table = score_table(train, dataset, design(), recipe="r", known=kept)
+    table = one_table(train, dataset, known=kept)
     assert len(train.calls) == 2
     assert np.array_equal(table.signals, whole.signals)
-    every = {model: table.signals[:, model] for model in range(5)}
-    again = score_table(train, dataset, design(), recipe="r", known=every)
+    every = {model: {"sure": table.signals[:, model]} for model in range(5)}
+    again = one_table(train, dataset, known=every)
     assert np.array_equal(again.labels, whole.labels)
     assert len(train.calls) == 2
 
@@ -137,22 +143,112 @@ def test_a_member_among_the_others_is_refused():
 
 def test_what_is_not_of_this_design_is_refused(dataset):
     """Signals of other examples, or of a model that is not there."""
-    for known in ({0: np.zeros(3)}, {5: np.zeros(45)}):
+    for known in ({0: {"sure": np.zeros(3)}}, {5: {"sure": np.zeros(45)}}):
         with pytest.raises(LeakageError, match="they are of another design"):
-            score_table(Memory(dataset), dataset, design(), recipe="r", known=known)
+            one_table(Memory(dataset), dataset, known=known)
 
 
 def test_a_model_that_cannot_answer_is_named(dataset):
     """Without the classes of the data, in training mode, or with what are no numbers."""
     short = nn.Sequential(nn.Flatten(), nn.Linear(1, 2)).eval()
     with pytest.raises(LeakageError, match=r"model 0: labels: expected 0 to 1"):
-        score_table(Memory(dataset), dataset, design(), recipe="r", target=short)
+        one_table(Memory(dataset), dataset, target=short)
     learning = nn.Sequential(nn.Flatten(), nn.Linear(1, 3)).train()
     with pytest.raises(LeakageError, match=r"training mode; return model.eval\(\)"):
-        score_table(Memory(dataset), dataset, design(), recipe="r", target=learning)
+        one_table(Memory(dataset), dataset, target=learning)
 
     def broken(images):
         return torch.full((len(images), 3), torch.nan)
 
-    with pytest.raises(LeakageError, match="got nan of example 0 from model 0"):
-        score_table(Memory(dataset), dataset, design(), recipe="r", target=broken)
+    with pytest.raises(LeakageError, match="model 0: signal: expected finite numbers, got nan of"):
+        one_table(Memory(dataset), dataset, target=broken)
+
+
+def plain_pixel(answer, images, _labels):
+    """A signal that is no function of the model: the image's own number."""
+    assert callable(answer)
+    return images.flatten().double().numpy()
+
+
+def test_each_question_gets_its_table_from_one_training(dataset):
+    """All of the rows, or as many members of the target as others, in the design's order."""
+    train, drawn = Memory(dataset), design()
+    questions = {
+        "sure": Question(),
+        "number": Question(signal=plain_pixel),
+        "few": Question(signal=plain_pixel, queries=3, most=11),
+    }
+    tables = score_tables(train, dataset, drawn, recipe="r", questions=questions)
+    assert len(train.calls) == 5
+    assert list(tables) == list(questions)
+    alone = one_table(Memory(dataset), dataset)
+    assert np.array_equal(tables["sure"].signals, alone.signals)
+    assert (tables["number"].signals == drawn.asked[:, None]).all()
+    few = tables["few"]
+    rows = [*range(5), *range(15, 20)]  # of a pool whose first half the target was trained on
+    assert few.signals[:, 0].tolist() == drawn.pool[rows].tolist()
+    assert few.members[:, 0].tolist() == [True] * 5 + [False] * 5
+    assert np.array_equal(few.members, drawn.halves[rows])
+    assert few.labels.tolist() == dataset.tensors[1][drawn.pool[rows]].tolist()
+    assert not few.population.any()
+
+
+def test_a_question_that_was_not_answered_is_asked_of_a_model_trained_again(dataset):
+    """As a model is not kept; the others are left alone."""
+    kept = {}
+    one_table(Memory(dataset), dataset, keep=kept.__setitem__)
+    known = {model: said | {"number": said["sure"]} for model, said in kept.items() if model != 3}
+    train = Memory(dataset)
+    questions = {"sure": Question(), "number": Question(signal=plain_pixel)}
+    tables = score_tables(
+        train, dataset, design(), recipe="r", questions=questions, known=known | {3: kept[3]}
+    )
+    assert [call[1] for call in train.calls] == [design().seeds()[3]]
+    assert tables["sure"].signals[:, 3] == pytest.approx(kept[3]["sure"], rel=1e-12)
+
+
+@pytest.mark.parametrize("size", [7, 500])
+def test_a_table_does_not_depend_on_the_size_of_a_batch(dataset, monkeypatch, size):
+    """A linear model, asked seven examples at a time, or all at once."""
+    monkeypatch.setattr("privacy.leakage.shadows._BATCH", size)
+    weights = torch.randn(CLASSES, 1, generator=torch.Generator().manual_seed(0))
+
+    def train(indices, *, seed):
+        moved = torch.tensor([seed % 7, len(indices), 1.0]) / 10
+        return lambda images: images.flatten(1) @ weights.T + moved
+
+    table = one_table(train, dataset)
+    images, labels = dataset.tensors
+    asked = torch.from_numpy(design().asked)
+    logits = (images[asked].flatten(1) @ weights.T).double()
+    seed = design().seeds()[1]
+    logits = logits + torch.tensor([seed % 7, 40, 1.0]).double() / 10
+    own = logits.gather(1, labels[asked][:, None])[:, 0]
+    others = logits.scatter(1, labels[asked][:, None], -torch.inf).logsumexp(1)
+    assert table.signals[:, 1] == pytest.approx((own - others).numpy(), abs=1e-4)
+
+
+def test_questions_that_cannot_be_answered_are_refused(dataset):
+    """Before a model is trained for them."""
+    train = Memory(dataset)
+    for questions, words in (
+        ({}, "questions: expected at least one"),
+        ({"few": Question(most=4)}, "of every model among the 4 rows that few asks about"),
+    ):
+        halves = design().halves.copy()
+        halves[[0, 1, 15, 16], 2] = True
+        drawn = replace(design(), halves=halves)
+        with pytest.raises(LeakageError, match=words):
+            score_tables(train, dataset, drawn, recipe="r", questions=questions)
+    assert not train.calls
+    for numbers, words in (({"queries": 0}, "queries: expected"), ({"most": 3}, "most: expected")):
+        with pytest.raises(LeakageError, match=words):
+            Question(**numbers)
+
+
+@pytest.mark.parametrize("wrong", [lambda n: np.zeros(n, np.float32), lambda n: np.zeros((n, 1))])
+def test_a_signal_that_is_not_a_number_for_each_is_refused(dataset, wrong):
+    """With what came."""
+    question = Question(signal=lambda _answer, images, _labels: wrong(len(images)))
+    with pytest.raises(LeakageError, match="signal: expected float64 for each of 35 examples"):
+        one_table(Memory(dataset), dataset, questions={"sure": question})

@@ -1,9 +1,9 @@
 """What a model tells about the people in its data: who they are, and what a gradient shows of them.
 
-A table of how sure models are of examples (`table`), which shadow models fill (`shadows`); attacks
-that are functions of it (`attacks`), what their scores are worth (`metrics`), and all of it for one
-target (`report`). Images from gradients that were shared (`inversion`), and copies of a
-model from its answers (`extraction`).
+A table of how sure models are of examples (`table`), which shadow models fill (`shadows`) by what
+they are asked (`signals`); attacks that are functions of it (`attacks`), what their scores are
+worth (`metrics`), and all of it for one target (`report`). Images from gradients that were shared
+(`inversion`), and copies of a model from its answers (`extraction`).
 """
 
 from privacy.leakage.attacks import (
@@ -50,14 +50,16 @@ from privacy.leakage.report import (
     allowed_tpr,
     membership_report,
 )
-from privacy.leakage.shadows import Answer, ShadowDesign, Train, score_table
-from privacy.leakage.table import ScoreTable, balanced_halves, confidence
+from privacy.leakage.shadows import ShadowDesign, Train, score_tables
+from privacy.leakage.signals import Answer, Confidence, Question, Signal, confidence
+from privacy.leakage.table import ScoreTable, balanced_halves
 
 __all__ = [
     "MEMBERSHIP_ATTACKS",
     "Answer",
     "AnswerMode",
     "AttackFigures",
+    "Confidence",
     "Copy",
     "Exposed",
     "Inversion",
@@ -66,9 +68,11 @@ __all__ = [
     "Learn",
     "PointOnCurve",
     "Probabilities",
+    "Question",
     "Reconstruction",
     "ScoreTable",
     "ShadowDesign",
+    "Signal",
     "TopProbabilities",
     "Train",
     "allowed_tpr",
@@ -91,7 +95,7 @@ __all__ = [
     "point",
     "resolved",
     "rmia",
-    "score_table",
+    "score_tables",
     "shadow_thresholds",
     "shared_gradient",
     "similarity",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from privacy.errors import LeakageError
-from privacy.leakage.shadows import Answer
+from privacy.leakage.signals import Answer
 
 __all__ = [
     "AnswerMode",

@@ -4,7 +4,7 @@ Which examples each of them is trained on is drawn first. All have those that a 
 have, and of its *pool* each has one half, so that each example of the pool is in half of them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, final
 
@@ -14,21 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from privacy.errors import LeakageError
-from privacy.leakage.table import Flags, ScoreTable, balanced_halves, confidence
+from privacy.leakage.signals import Answer, Question, Signal
+from privacy.leakage.table import Flags, ScoreTable, balanced_halves
 from privacy.sampling import MapStyle, PhysicalBatch, read
 from privacy.statistics import Numbers
 
-__all__ = ["Answer", "Indices", "ShadowDesign", "Train", "score_table", "signals_of"]
+__all__ = ["Indices", "ShadowDesign", "Train", "score_tables"]
 
 Indices = npt.NDArray[np.int64]
 _BATCH = 500
-
-
-class Answer(Protocol):
-    """A model, or what else gives logits `[n, classes]` for images `[n, ...]`."""
-
-    def __call__(self, images: Tensor, /) -> Tensor:
-        """The logits."""
 
 
 class Train(Protocol):
@@ -138,42 +132,27 @@ class ShadowDesign:
         none = np.zeros((len(self.population), self.models), dtype=np.bool_)
         return np.concatenate([self.halves, none])
 
-
-def signals_of(answer: Answer, dataset: MapStyle, indices: Indices) -> tuple[Numbers, Indices]:
-    """How sure a model is of the own class of each of these examples, and the classes.
-
-    Raises:
-        LeakageError: It does not answer with one row of classes for each image, or is a module in
-            training mode.
-        PlanError: The data set does not give pairs of an image and a label.
-    """
-    if isinstance(answer, nn.Module) and answer.training:
-        raise LeakageError(
-            "expected a model that answers as it will in use, got one in training mode; return "
-            "model.eval()"
-        )
-    signals, labels = [], []
-    with torch.no_grad():
-        for start in range(0, len(indices), _BATCH):
-            chosen = torch.from_numpy(indices[start : start + _BATCH])
-            batch = PhysicalBatch(indices=chosen, rows=len(chosen), last=True)
-            images, classes = read(dataset, batch)
-            signals.append(confidence(answer(images), classes))
-            labels.append(classes.cpu().numpy().astype(np.int64))
-    return np.concatenate(signals), np.concatenate(labels)
+    def rows(self, most: int | None) -> Indices:
+        """Rows of the table, rising, that a question asks about which limits them to `most`."""
+        if most is None:
+            return np.arange(len(self.asked))
+        mine = self.halves[:, 0]
+        sides = [np.flatnonzero(side)[: most // 2] for side in (mine, ~mine)]
+        return np.sort(np.concatenate(sides))
 
 
-def score_table(
+def score_tables(
     train: Train,
     dataset: MapStyle,
     design: ShadowDesign,
     *,
     recipe: str,
+    questions: Mapping[str, Question],
     target: Answer | None = None,
-    known: Mapping[int, Numbers] | None = None,
-    keep: Callable[[int, Numbers], None] = lambda _model, _signals: None,
-) -> ScoreTable:
-    """Trains the models of a design, one after the other, and asks each for all examples.
+    known: Mapping[int, Mapping[str, Numbers]] | None = None,
+    keep: Callable[[int, Mapping[str, Numbers]], None] = lambda _model, _signals: None,
+) -> dict[str, ScoreTable]:
+    """Trains the models of a design, one after the other, and asks each every question.
 
     Guarantee: what is in `known` is not trained again, and no model is held any longer than it is
     asked; the same seeds go to the same models, whatever was known.
@@ -183,46 +162,115 @@ def score_table(
         dataset: Of pairs of an image and a label.
         design: Who is trained on what.
         recipe: A digest of how `train` trains.
+        questions: At least one, by name. A question that limits its rows gets a table of those
+            rows alone, without a population.
         target: The first model, where it is there already; otherwise it is trained too.
-        known: Signals of models from an earlier call that was interrupted, by their number.
-        keep: Gets the number and the signals of each model as soon as they are known.
+        known: What models said in an earlier call that was interrupted, by their number and by
+            question, a number for each of `design.rows(question.most)`. A model of which the
+            answer to a question is missing is trained again.
+        keep: Gets the number of each model and what it said as soon as that is known.
+
+    Returns:
+        A table for each question.
 
     Raises:
-        LeakageError: A model does not answer with the classes of the data, or with numbers.
+        LeakageError: A model does not answer with the classes of the data, or with numbers; or a
+            question has too few rows for each model to have members and others among them.
+        PlanError: The data set does not give pairs of an image and a label.
     """
-    columns, labels = dict(known or {}), np.zeros(0, dtype=np.int64)
-    seeds, asked = design.seeds(), design.asked
-    for model, signals in columns.items():
-        if model not in range(design.models) or signals.shape != asked.shape:
-            raise LeakageError(
-                f"known: expected signals of {len(asked)} examples from models 0 to "
-                f"{design.models - 1}, got {list(signals.shape)} from model {model}; they are of "
-                "another design, leave them out"
-            )
+    rows = _rows(design, questions)
+    said = _checked(known or {}, design, rows)
+    asked, seeds = design.asked, design.seeds()
+    labels = _labels(dataset, asked)
     for model in range(design.models):
-        if model in columns:
+        if model in said:
             continue
         own = target if model == 0 and target is not None else None
         answer = own or train(design.trained_on(model), seed=seeds[model])
         try:
-            columns[model], labels = signals_of(answer, dataset, asked)
+            said[model] = {
+                name: _ask(answer, dataset, asked[rows[name]], question.signal)
+                for name, question in questions.items()
+            }
         except LeakageError as error:
             raise LeakageError(f"model {model}: {error}") from error
-        keep(model, columns[model])
-    if not len(labels):
-        labels = _labels(dataset, asked)
-    return ScoreTable(
-        signals=np.stack([columns[model] for model in range(design.models)], 1),
-        members=design.members(),
-        labels=labels,
-        recipes=(recipe,) * design.models,
-        seeds=seeds,
-    )
+        keep(model, said[model])
+    return {
+        name: ScoreTable(
+            signals=np.stack([said[model][name] for model in range(design.models)], 1),
+            members=design.members()[chosen],
+            labels=labels[chosen],
+            recipes=(recipe,) * design.models,
+            seeds=seeds,
+        )
+        for name, chosen in rows.items()
+    }
+
+
+def _rows(design: ShadowDesign, questions: Mapping[str, Question]) -> dict[str, Indices]:
+    """The rows of each question's table, before any model is trained for one that cannot be."""
+    if not questions:
+        raise LeakageError("questions: expected at least one, got none")
+    rows = {name: design.rows(question.most) for name, question in questions.items()}
+    for name, chosen in rows.items():
+        count = design.members()[chosen].sum(0)
+        if not ((count > 0) & (count < len(chosen))).all():
+            raise LeakageError(
+                f"most: expected members and others of every model among the {len(chosen)} rows "
+                f"that {name} asks about, got none of model "
+                f"{int(np.argmin((count > 0) & (count < len(chosen))))}; ask about more"
+            )
+    return rows
+
+
+def _checked(
+    known: Mapping[int, Mapping[str, Numbers]], design: ShadowDesign, rows: Mapping[str, Indices]
+) -> dict[int, Mapping[str, Numbers]]:
+    """What is known of models that answered every question."""
+    for model, said in known.items():
+        for name in rows.keys() & said.keys():
+            if model not in range(design.models) or said[name].shape != rows[name].shape:
+                raise LeakageError(
+                    f"known: expected signals of {len(rows[name])} examples from models 0 to "
+                    f"{design.models - 1}, got {list(said[name].shape)} from model {model} for "
+                    f"{name}; they are of another design, leave them out"
+                )
+    return {model: said for model, said in known.items() if rows.keys() <= said.keys()}
+
+
+def _ask(answer: Answer, dataset: MapStyle, indices: Indices, signal: Signal) -> Numbers:
+    """What a model says of these examples, asked as it will be in use."""
+    if isinstance(answer, nn.Module) and answer.training:
+        raise LeakageError(
+            "expected a model that answers as it will in use, got one in training mode; return "
+            "model.eval()"
+        )
+    with torch.no_grad():
+        parts = [signal(answer, *batch) for batch in _batches(dataset, indices)]
+    said = np.concatenate(parts)
+    if said.dtype != np.float64 or said.shape != indices.shape:
+        raise LeakageError(
+            f"signal: expected float64 for each of {len(indices)} examples, got {said.dtype} "
+            f"{list(said.shape)}"
+        )
+    if not np.isfinite(said).all():
+        row = int(np.argmin(np.isfinite(said)))
+        raise LeakageError(
+            f"signal: expected finite numbers, got {said[row]} of example {indices[row]} of the "
+            "data set; that training diverged, train it anew"
+        )
+    return said
+
+
+def _batches(dataset: MapStyle, indices: Indices) -> Iterator[tuple[Tensor, Tensor]]:
+    for start in range(0, len(indices), _BATCH):
+        chosen = torch.from_numpy(indices[start : start + _BATCH])
+        images, labels = read(dataset, PhysicalBatch(indices=chosen, rows=len(chosen), last=True))
+        yield images, labels
 
 
 def _labels(dataset: MapStyle, indices: Indices) -> Indices:
-    """The classes alone, where every model's signals were known."""
-    chosen = torch.from_numpy(indices)
-    labels = read(dataset, PhysicalBatch(indices=chosen, rows=len(chosen), last=True))[1]
-    found: Indices = labels.cpu().numpy().astype(np.int64)
+    found: Indices = np.concatenate(
+        [labels.cpu().numpy().astype(np.int64) for _, labels in _batches(dataset, indices)]
+    )
     return found

@@ -11,13 +11,11 @@ from typing import final
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
 from privacy.errors import LeakageError
 from privacy.statistics import Numbers
 
-__all__ = ["Flags", "ScoreTable", "balanced_halves", "confidence"]
+__all__ = ["Flags", "ScoreTable", "balanced_halves"]
 
 Flags = npt.NDArray[np.bool_]
 _FEWEST_MODELS = 3
@@ -33,7 +31,7 @@ class ScoreTable:
     them. All other rows are of the *pool*, and are what is guessed.
 
     Attributes:
-        signals: float64 `[examples, models]`, by `confidence`: of each example's own class.
+        signals: float64 `[examples, models]`, what a `Signal` says of each example.
         members: bool `[examples, models]`: whether the model was trained on the example.
         labels: int64 `[examples]`: the classes of the examples.
         recipes: For each model a digest of how it was trained; all alike.
@@ -128,40 +126,6 @@ class ScoreTable:
                     f"members: expected models that were trained on some of {len(self.members)} "
                     f"examples and not on all, got {count} for model {column}"
                 )
-
-
-def confidence(logits: Tensor, labels: Tensor) -> Numbers:
-    """How sure of each example's own class: log p - log(1 - p), float64 `[n]`.
-
-    Taken from logits, so that it neither saturates nor needs a small number added (Carlini et al.
-    2022, arXiv 2112.03570, section IV).
-
-    Args:
-        logits: `[n, classes]`, of at least two classes.
-        labels: `[n]`, in `[0, classes)`.
-
-    Raises:
-        LeakageError: Shapes or values do not fit.
-
-    Example:
-        >>> confidence(torch.tensor([[0.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1]))
-        array([0., 2.])
-    """
-    if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
-        raise LeakageError(
-            "logits: expected one row of at least two classes for each label, got "
-            f"{list(logits.shape)} for labels {list(labels.shape)}"
-        )
-    classes = logits.shape[1]
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise LeakageError(
-            f"labels: expected 0 to {classes - 1}, as the model has {classes} classes, got "
-            f"{int(labels.min())} to {int(labels.max())}"
-        )
-    wide, own = logits.detach().double().cpu(), labels.detach().long().cpu()[:, None]
-    others = wide.scatter(1, own, -torch.inf).logsumexp(1)
-    found: Numbers = (wide.gather(1, own)[:, 0] - others).numpy()
-    return found
 
 
 def balanced_halves(examples: int, models: int, random: np.random.Generator) -> Flags:
