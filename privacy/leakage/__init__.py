@@ -1,9 +1,10 @@
 """What a model tells about the people in its data: who they are, and what a gradient shows of them.
 
 A table of how sure models are of examples (`table`), which shadow models fill (`shadows`) by what
-they are asked (`signals`); attacks that are functions of it (`attacks`), what their scores are
-worth (`metrics`), and all of it for one target (`report`). Images from gradients that were shared
-(`inversion`), and copies of a model from its answers (`extraction`).
+they are asked (`signals`, and `label_only` of models that say a class alone); attacks that are
+functions of it (`attacks`), what their scores are worth (`metrics`), and all of it for one target
+(`report`). Images from gradients that were shared (`inversion`), and copies of a model from its
+answers (`extraction`).
 """
 
 from privacy.leakage.attacks import (
@@ -33,6 +34,7 @@ from privacy.leakage.inversion import (
     shared_gradient,
     similarity,
 )
+from privacy.leakage.label_only import AugmentationVotes, NoiseVotes
 from privacy.leakage.metrics import (
     PointOnCurve,
     area,
@@ -59,6 +61,7 @@ __all__ = [
     "Answer",
     "AnswerMode",
     "AttackFigures",
+    "AugmentationVotes",
     "Confidence",
     "Copy",
     "Exposed",
@@ -66,6 +69,7 @@ __all__ = [
     "Labels",
     "LeakageReport",
     "Learn",
+    "NoiseVotes",
     "PointOnCurve",
     "Probabilities",
     "Question",
