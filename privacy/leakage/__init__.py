@@ -16,6 +16,7 @@ from privacy.leakage.attacks import (
     lira,
     rmia,
 )
+from privacy.leakage.controls import Control, controls
 from privacy.leakage.extraction import (
     AnswerMode,
     Copy,
@@ -44,12 +45,12 @@ from privacy.leakage.metrics import (
     resolved,
     shadow_thresholds,
 )
+from privacy.leakage.promise import Promise, allowed_tpr
 from privacy.leakage.report import (
     MEMBERSHIP_ATTACKS,
     AttackFigures,
     Exposed,
     LeakageReport,
-    allowed_tpr,
     membership_report,
 )
 from privacy.leakage.shadows import ShadowDesign, Train, score_tables
@@ -63,6 +64,7 @@ __all__ = [
     "AttackFigures",
     "AugmentationVotes",
     "Confidence",
+    "Control",
     "Copy",
     "Exposed",
     "Inversion",
@@ -72,6 +74,7 @@ __all__ = [
     "NoiseVotes",
     "PointOnCurve",
     "Probabilities",
+    "Promise",
     "Question",
     "Reconstruction",
     "ScoreTable",
@@ -88,6 +91,7 @@ __all__ = [
     "base",
     "bavaria",
     "confidence",
+    "controls",
     "extract",
     "global_threshold",
     "input_of_linear",

@@ -27,6 +27,9 @@ __all__ = [
 
 _LOG_2PI = float(np.log(2 * np.pi))
 _LEAST_VARIANCE = 1e-12
+_LEAST_OWN = 1e-6
+"""An example's own variance over that of all: its deviation is a thousandth at least."""
+_TINY = float(np.finfo(float).tiny)
 _MOST_LIKENESS = 1000.0
 _OFFLINE_SHARE = 0.33
 """Of the mean of models that did not train on an example, in what one would have that did."""
@@ -219,7 +222,9 @@ def _normal(table: ScoreTable, side: _Side, *, pooled: bool) -> tuple[Numbers, N
         return np.where(side.counts > 0, side.means, side.centre), side.variance
     middle = np.where(side.counts > 0, _medians(table.signals, side.chosen), side.centre)
     own = side.squares / np.maximum(1, side.counts)
-    return middle, np.maximum(_LEAST_VARIANCE, np.where(side.counts > 1, own, side.variance))
+    # A few models may agree by chance; of that no example is as good as certain.
+    own = np.maximum(_LEAST_OWN * side.variance, own)
+    return middle, np.where(side.counts > 1, own, side.variance)
 
 
 def _medians(signals: Numbers, chosen: Flags) -> Numbers:
@@ -271,8 +276,9 @@ def _log_student(signals: Numbers, location: Numbers, scale: Numbers, degrees: N
 
 
 def _log_survival(signals: Numbers, location: Numbers, scale: Numbers, degrees: Numbers) -> Numbers:
-    """Log probability of a larger signal; tails of Student's law are heavy, and never underflow."""
-    found: Numbers = np.log(special.stdtr(degrees, -_standard(signals, location, scale)))
+    """Log probability of a larger signal; of those beyond what a double holds, the least there."""
+    tails = special.stdtr(degrees, -_standard(signals, location, scale))
+    found: Numbers = np.log(np.maximum(tails, _TINY))
     return found
 
 
@@ -288,8 +294,7 @@ def _mean_probability(table: ScoreTable, *, online: bool) -> Numbers:
     parts = np.where(chosen, probabilities, 0.0)
     counts = chosen.sum(1, keepdims=True) - chosen
     mean = (parts.sum(1, keepdims=True) - parts) / np.maximum(1, counts)
-    tiny = float(np.finfo(float).tiny)
-    found: Numbers = np.maximum(np.where(counts > 0, mean, 0.5), tiny)
+    found: Numbers = np.maximum(np.where(counts > 0, mean, 0.5), _TINY)
     return found
 
 

@@ -5,7 +5,6 @@ and one may be told apart more often than they all (that is what `privacy.audit`
 """
 
 import hmac
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +23,7 @@ from privacy.leakage.attacks import (
     lira,
     rmia,
 )
+from privacy.leakage.controls import Control, controls
 from privacy.leakage.metrics import (
     PointOnCurve,
     area,
@@ -33,6 +33,7 @@ from privacy.leakage.metrics import (
     resolved,
     shadow_thresholds,
 )
+from privacy.leakage.promise import Promise
 from privacy.leakage.table import Flags, ScoreTable
 from privacy.statistics import Numbers, clopper_pearson
 
@@ -41,7 +42,6 @@ __all__ = [
     "AttackFigures",
     "Exposed",
     "LeakageReport",
-    "allowed_tpr",
     "membership_report",
 ]
 
@@ -129,9 +129,9 @@ class LeakageReport:
         members: Members of the target in the pool.
         others: Examples of the pool that the target was not trained on.
         shadows: How many shadow models there were.
-        epsilon: What was promised of the target, if anything.
-        delta: The delta of that.
+        promise: What was promised of the target, if anything.
         broken: Attacks and rates at which more members are found than that allows.
+        controls: Planted truths, and which attacks found them; one that fails voids the report.
     """
 
     attacks: tuple[AttackFigures, ...]
@@ -139,14 +139,35 @@ class LeakageReport:
     members: int
     others: int
     shadows: int
-    epsilon: float | None
-    delta: float | None
+    promise: Promise | None
     broken: tuple[str, ...]
+    controls: tuple[Control, ...]
+
+    @property
+    def void(self) -> bool:
+        """Whether an attack failed a control, so that no figure can be believed."""
+        return not all(each.passed for each in self.controls)
 
     @property
     def passed(self) -> bool:
-        """Whether nothing was found that the promise rules out."""
-        return not self.broken
+        """Whether all controls passed, and nothing was found that the promise rules out."""
+        return not self.void and not self.broken
+
+    @property
+    def verdict(self) -> str:
+        """What there is to say of it as a whole, in a sentence or two."""
+        if self.void:
+            failed = [each for each in self.controls if not each.passed]
+            lines = [
+                f"{each.attack} on the {each.name} table: expected {each.expected}, got {each.got}"
+                for each in failed
+            ]
+            return f"void, no figure can be believed: {'; '.join(lines)}"
+        if self.broken:
+            return f"more than was promised: {'; '.join(self.broken)}"
+        if self.promise is None:
+            return "measured, with nothing promised that it could be held against"
+        return f"within what {self.promise} allows; that is a measurement and verifies nothing"
 
     def attack(self, name: str) -> AttackFigures:
         """The figures of one attack.
@@ -161,54 +182,39 @@ class LeakageReport:
         raise LeakageError(f"attack: expected one of {names}, got {name!r}")
 
 
-def allowed_tpr(fpr: float, *, epsilon: float, delta: float) -> float:
-    """The largest true positive rate of any test of an (epsilon, delta)-private training.
-
-    Source: Kairouz, Oh, Viswanath 2015, arXiv 1311.0776, theorem 2.1.
-
-    Example:
-        >>> round(allowed_tpr(0.1, epsilon=1.0, delta=0.0), 3)
-        0.272
-    """
-    above = math.exp(min(700.0, epsilon)) * fpr + delta
-    below = 1 - math.exp(-epsilon) * (1 - delta - fpr)
-    return min(1.0, above, below)
-
-
 def membership_report(
     table: ScoreTable,
     *,
     key: bytes,
     attacks: Mapping[str, Callable[[ScoreTable], Numbers]] = MEMBERSHIP_ATTACKS,
-    epsilon: float | None = None,
-    delta: float | None = None,
+    promise: Promise | None = None,
     exposed: int = 10,
 ) -> LeakageReport:
-    """Runs attacks on a table; those that need a population are left out where it has none.
+    """Runs attacks on a table, and their controls.
+
+    Those that need a population are left out where it has none.
 
     Args:
         table: Of a target, the first model, and its shadow models.
         key: At least 16 secret bytes, by which the most exposed examples are told.
         attacks: By name.
-        epsilon: What was promised of the target; None where nothing was.
-        delta: The delta of that, with epsilon.
+        promise: What was promised of the target; None where nothing was.
         exposed: Examples to tell, at most.
 
     Raises:
-        LeakageError: The key is short, or one of epsilon and delta is missing or out of range.
+        LeakageError: The key is short, there is no attack, or one does not score every example.
     """
     if len(key) < 16:
         raise LeakageError(f"key: expected at least 16 secret bytes, got {len(key)}")
-    _check_promise(epsilon, delta)
     if not table.population.any():
         attacks = {name: each for name, each in attacks.items() if name not in _OF_POPULATION}
+    if not attacks:
+        raise LeakageError("attacks: expected at least one that this table allows, got none")
     pool = ~table.population
-    scores = {name: attack(table)[pool] for name, attack in attacks.items()}
+    scores = {name: _scores(name, attack, table)[pool] for name, attack in attacks.items()}
     members, labels = table.members[pool], table.labels[pool]
     figures = [_figures(name, found, members, labels) for name, found in scores.items()]
-    broken: list[str] = []
-    if epsilon is not None and delta is not None:
-        broken += [line for each in figures for line in _beyond(each, epsilon, delta)]
+    broken = [] if promise is None else [x for each in figures for x in _beyond(each, promise)]
     strongest = max(figures, key=lambda each: each.area).name
     return LeakageReport(
         attacks=tuple(figures),
@@ -216,21 +222,20 @@ def membership_report(
         members=int(members[:, 0].sum()),
         others=int((~members[:, 0]).sum()),
         shadows=members.shape[1] - 1,
-        epsilon=epsilon,
-        delta=delta,
+        promise=promise,
         broken=tuple(broken),
+        controls=controls(table, attacks),
     )
 
 
-def _check_promise(epsilon: float | None, delta: float | None) -> None:
-    if (epsilon is None) != (delta is None):
-        raise LeakageError("epsilon: expected epsilon and delta, or neither, got one of them")
-    if epsilon is None or delta is None:
-        return
-    if not (epsilon >= 0 and 0 <= delta < 1):
+def _scores(name: str, attack: Callable[[ScoreTable], Numbers], table: ScoreTable) -> Numbers:
+    scores = attack(table)
+    if scores.shape != table.signals.shape or np.isnan(scores).any():
         raise LeakageError(
-            f"epsilon: expected a number >= 0 and a delta in [0, 1), got {epsilon} and {delta}"
+            f"attacks: expected a number for each of {list(table.signals.shape)} signals from "
+            f"{name}, got {list(scores.shape)}, {int(np.isnan(scores).sum())} of them no number"
         )
+    return scores
 
 
 def _figures(
@@ -264,17 +269,17 @@ def _figures(
     )
 
 
-def _beyond(figures: AttackFigures, epsilon: float, delta: float) -> list[str]:
+def _beyond(figures: AttackFigures, promise: Promise) -> list[str]:
     """Where even the lower limit of what is found is above what the upper limit of FPR allows."""
     broken = []
     for found in figures.of_target:
         least = clopper_pearson(found.hits, found.positives, error=_GATE_ERROR)[0]
         most = clopper_pearson(found.false_alarms, found.negatives, error=_GATE_ERROR)[1]
-        bound = allowed_tpr(most, epsilon=epsilon, delta=delta)
+        bound = promise.allowed_tpr(most)
         if least > bound:
             broken.append(
                 f"{figures.name}: TPR at least {least:.3g} at FPR at most {most:.3g}, where "
-                f"epsilon {epsilon:g} and delta {delta:g} allow {bound:.3g}"
+                f"{promise} allows {bound:.3g}"
             )
     return broken
 

@@ -4,7 +4,6 @@ Every membership attack is a function of it (see `attacks`), so that shadow mode
 and asked as often as one likes.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import final
@@ -92,17 +91,6 @@ class ScoreTable:
         """Which examples no model was trained on: bool `[examples]`."""
         found: Flags = np.logical_not(self.members.any(axis=1, keepdims=True))[:, 0]
         return found
-
-    def of_models(self, columns: Iterable[int]) -> "ScoreTable":
-        """The table of these models alone, the first of them as the target."""
-        chosen = list(columns)
-        return ScoreTable(
-            signals=self.signals[:, chosen],
-            members=self.members[:, chosen],
-            labels=self.labels,
-            recipes=tuple(self.recipes[each] for each in chosen),
-            seeds=tuple(self.seeds[each] for each in chosen),
-        )
 
     def _check_models(self, models: int) -> None:
         if models < _FEWEST_MODELS:

@@ -1,0 +1,141 @@
+"""Planted truths that every measurement must find again, on its own table: else it is void."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import final
+
+import numpy as np
+from scipy.stats import rankdata
+
+from privacy.leakage.metrics import area
+from privacy.leakage.table import Flags, ScoreTable
+from privacy.statistics import Numbers
+
+__all__ = ["Control", "controls"]
+
+_ERROR = 1e-6
+"""With which probability a control fails by chance, all attacks together."""
+_MOST_ROWS = 2_000
+"""Of the pool, and of the population: controls need no more, and attacks take time."""
+_LEAK = 300.0
+"""How far from 0 planted signals are: certainty that is far beyond their own deviation."""
+_COARSE = ("attack-p", "attack-r")
+"""Their scores are shares of few, of which others than members can have all too, by chance."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Control:
+    """A planted truth, and whether an attack finds it.
+
+    Attributes:
+        name: `permuted` or `planted`.
+        attack: Which was tried.
+        expected: What it must find, in words.
+        got: What it found, in words.
+        passed: Whether that is so.
+    """
+
+    name: str
+    attack: str
+    expected: str
+    got: str
+    passed: bool
+
+
+def controls(
+    table: ScoreTable, attacks: Mapping[str, Callable[[ScoreTable], Numbers]], *, seed: int = 0
+) -> tuple[Control, ...]:
+    """Tries each attack on two tables made of this one, whose truth is known.
+
+    `permuted`: the target's members are others, drawn anew, and everything else is as it was.
+    Nothing is to be found: an area is ½ within an interval, by Bernstein's inequality for draws
+    without replacement (Hoeffding 1963, theorem 4), which fails by chance with a probability of
+    1e-6 at most, over all attacks. An attack that looks at whom it is to find, fails.
+
+    `planted`: every model is certain of its members and of nobody else. All members must be above
+    all others. Attack-P and Attack-R alone may have some level: their scores are shares of so few.
+
+    Args:
+        table: The measurement's own, of a balanced design; of a large one some thousand rows.
+        attacks: By name.
+        seed: What draws the rows, the permutation and the planted signals.
+    """
+    random = np.random.default_rng(seed)
+    part, pool = _part(table, random)
+    moved, leaking = _permuted(part, pool, random), _leaking(part, random)
+    error = _ERROR / max(1, len(attacks))
+    found = []
+    for name, attack in attacks.items():
+        found += [
+            _nothing(name, attack(moved)[pool, 0], moved.members[pool, 0], error),
+            _everything(name, attack(leaking)[pool, 0], leaking.members[pool, 0]),
+        ]
+    return tuple(found)
+
+
+def _part(table: ScoreTable, random: np.random.Generator) -> tuple[ScoreTable, Flags]:
+    """Some of the rows, and which of them are of the pool."""
+    sides = [np.flatnonzero(side) for side in (~table.population, table.population)]
+    rows = np.sort(np.concatenate([random.permutation(side)[:_MOST_ROWS] for side in sides]))
+    part = replace(
+        table,
+        signals=table.signals[rows],
+        members=table.members[rows],
+        labels=table.labels[rows],
+    )
+    return part, ~part.population
+
+
+def _permuted(table: ScoreTable, pool: Flags, random: np.random.Generator) -> ScoreTable:
+    members = table.members.copy()
+    members[pool, 0] = random.permutation(members[pool, 0])
+    return replace(table, members=members)
+
+
+def _leaking(table: ScoreTable, random: np.random.Generator) -> ScoreTable:
+    # Within a tenth, which is less than the quotient that RMIA looks for.
+    rest = 0.1 * random.random(table.signals.shape)
+    # Members have twice their mean, exactly that quotient: what they stand out over has less.
+    rest[table.population] = [0.05, *[0.11] * (rest.shape[1] - 1)]
+    return replace(table, signals=np.where(table.members, _LEAK, -_LEAK) + rest)
+
+
+def _nothing(attack: str, scores: Numbers, members: Flags, error: float) -> Control:
+    found, width = area(scores, members), _width(scores, members, error)
+    return Control(
+        name="permuted",
+        attack=attack,
+        expected=f"area 0.5 within {width:.3g}",
+        got=f"{found:.3g}",
+        passed=abs(found - 0.5) <= width,
+    )
+
+
+def _width(scores: Numbers, members: Flags, error: float) -> float:
+    """How far from ½ an area is, with probability `error` at most, where members are drawn anew."""
+    count = int(members.sum())
+    pairs, fewer = count * (len(members) - count), min(count, len(members) - count)
+    ranks = rankdata(scores)
+    apart, variance = float(np.abs(ranks - ranks.mean()).max()), float(ranks.var())
+    size = math.log(2 / error)
+    most = apart * size / 3
+    return (most + math.sqrt(most**2 + 2 * size * fewer * variance)) / pairs
+
+
+def _everything(attack: str, scores: Numbers, members: Flags) -> Control:
+    least, most = float(scores[members].min()), float(scores[~members].max())
+    if attack in _COARSE:
+        passed = least >= most and area(scores, members) > 0.5  # which it is if all are level
+        expected = "no member below another"
+    else:
+        passed, expected = least > most, "TPR 1 at FPR 0"
+    found = float((scores[members] > most).mean())
+    return Control(
+        name="planted",
+        attack=attack,
+        expected=expected,
+        got=f"TPR {found:.3g} at FPR 0",
+        passed=passed,
+    )

@@ -1,0 +1,97 @@
+"""What privacy that was promised allows an attack to find."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from privacy.accounting import GaussianSteps, epsilon_of
+from privacy.errors import LeakageError
+
+__all__ = ["Promise", "allowed_tpr"]
+
+_DELTAS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.4)
+"""From where rates of a thousandth are bounded best to where rates of some tenths are."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """That a training is (epsilon, delta)-private for each of these pairs at once.
+
+    Each pair bounds what any test can find, and different pairs bind at different rates: with
+    several the bound comes close to the training's whole trade-off curve, and it holds whatever the
+    curve is. A pair is of adding or removing one example, as `privacy.DPPlan` counts.
+
+    Attributes:
+        pairs: Epsilons, at least 0, each with its delta in [0, 1).
+
+    Raises:
+        LeakageError: There is no pair, or one is out of range.
+
+    Example:
+        >>> promise = Promise(pairs=((1.0, 1e-5), (0.5, 0.05)))
+        >>> round(promise.allowed_tpr(0.01), 3)
+        0.074
+    """
+
+    pairs: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        if not self.pairs:
+            raise LeakageError("promise: expected at least one pair of epsilon and delta, got none")
+        for epsilon, delta in self.pairs:
+            if not (epsilon >= 0 and 0 <= delta < 1):
+                raise LeakageError(
+                    f"promise: expected an epsilon >= 0 with a delta in [0, 1), got {epsilon} and "
+                    f"{delta}"
+                )
+
+    @classmethod
+    def of(cls, events: Sequence[GaussianSteps], deltas: Sequence[float] = _DELTAS) -> "Promise":
+        """What steps that were taken promise, `[plan.event()]` or those of a ledger.
+
+        An accountant is asked for each delta, which takes up to a second each.
+
+        Raises:
+            PlanError: A delta is not in (0, 1), or events are none.
+            AccountingError: No accountant could bound these events.
+
+        Example:
+            >>> steps = GaussianSteps(noise_multiplier=2.0, sampling_rate=1.0, steps=4)
+            >>> round(Promise.of([steps], [1e-5]).pairs[0][0], 2)
+            4.38
+        """
+        return cls(pairs=tuple((epsilon_of(events, delta), delta) for delta in deltas))
+
+    def allowed_tpr(self, fpr: float) -> float:
+        """The largest true positive rate that membership can be told with, at this rate of others.
+
+        A target has as many members whoever is among them: who is one is there in another's place.
+        That is one removal and one addition, and each is bounded. The bound is concave, so that it
+        holds for rates over many examples as it does for those of one.
+        """
+        return self._of_one_change(self._of_one_change(fpr))
+
+    def _of_one_change(self, fpr: float) -> float:
+        return min(allowed_tpr(fpr, epsilon=each, delta=delta) for each, delta in self.pairs)
+
+    def __str__(self) -> str:
+        """The pair of the smallest delta, and how many there are besides."""
+        epsilon, delta = min(self.pairs, key=lambda pair: pair[1])
+        others = f" and {len(self.pairs) - 1} other pairs" if len(self.pairs) > 1 else ""
+        return f"epsilon {epsilon:g} at delta {delta:g}{others}"
+
+
+def allowed_tpr(fpr: float, *, epsilon: float, delta: float) -> float:
+    """The largest true positive rate of any test of two trainings that (epsilon, delta) bounds.
+
+    Source: Kairouz, Oh, Viswanath 2015, arXiv 1311.0776, theorem 2.1.
+
+    Example:
+        >>> round(allowed_tpr(0.1, epsilon=1.0, delta=0.0), 3)
+        0.272
+    """
+    above = math.exp(min(700.0, epsilon)) * fpr + delta
+    below = 1 - math.exp(-epsilon) * (1 - delta - fpr)
+    return min(1.0, above, below)

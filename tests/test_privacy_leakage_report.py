@@ -1,0 +1,172 @@
+"""What a report says of a table: figures, who is exposed, and what was promised."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+from dp_accounting.pld import PLDAccountant
+from scipy import stats
+from support.score_tables import planted
+
+from privacy import GaussianSteps
+from privacy.errors import LeakageError
+from privacy.leakage import (
+    MEMBERSHIP_ATTACKS,
+    Promise,
+    allowed_tpr,
+    area,
+    global_threshold,
+    lira,
+    membership_report,
+    shadow_thresholds,
+)
+
+KEY = b"sixteen bytes or more"
+
+
+def test_a_report_has_the_figures_of_each_attack():
+    """Those of the target, of all models together, and nothing that its size cannot tell."""
+    table = planted(8, pool=2_400, models=9)
+    report = membership_report(table, key=KEY)
+    assert (report.members, report.others, report.shadows) == (1_200, 1_200, 8)
+    assert report.passed
+    found = report.attack("lira")
+    scores = lira(table)[~table.population]
+    members = table.members[~table.population]
+    assert found.area == area(scores[:, 0], members[:, 0])
+    alone = [area(scores[:, model], members[:, model]) for model in range(9)]
+    assert found.areas == pytest.approx(alone, rel=1e-12)
+    assert [each.fpr for each in found.of_target] == [0.1, 0.01]
+    assert [each.fpr for each in found.of_all] == [0.1, 0.01, 0.001]
+    limit = shadow_thresholds(scores, members, [0.01])[0]
+    named = scores > limit
+    assert found.of_target[1].hits == (named & members)[:, 0].sum()
+    assert found.of_all[1].false_alarms == (named & ~members).sum()
+    assert found.oracle[0].realised_fpr <= 0.1
+    assert sorted(found.by_class) == [0, 1, 2]
+    with pytest.raises(LeakageError, match=r"attack: expected one of global-threshold, .* 'x'"):
+        report.attack("x")
+
+
+def test_who_is_given_away_is_told_by_a_key_alone():
+    """Ten planted ones of whom every model that knows them is certain; no row, no name."""
+    table = planted(9, pool=600, shift=0.0)
+    signals = table.signals.copy()
+    signals[:10] = np.where(table.members[:10], 40.0, -40.0)
+    report, again, other = (
+        membership_report(replace(table, signals=signals), key=key) for key in (KEY, KEY, KEY[::-1])
+    )
+    assert [each.found for each in report.exposed] == [each.of for each in report.exposed]
+    assert len({each.digest for each in report.exposed}) == 10
+    assert report.exposed == again.exposed
+    assert not {each.digest for each in report.exposed} & {each.digest for each in other.exposed}
+
+
+@pytest.mark.parametrize(("shift", "passed"), [(0.0, True), (3.0, False)])
+def test_more_than_privacy_allows_fails_the_report(shift, passed):
+    """Epsilon 1 beside signals that tell members apart, and beside some that do not (control)."""
+    table = planted(10, pool=1_000, shift=shift, spread=0.5)
+    promise = Promise(pairs=((0.5, 0.1), (1.0, 1e-5)))
+    report = membership_report(table, key=KEY, promise=promise)
+    assert (report.passed, report.void) == (passed, False)
+    words = "epsilon 1 at delta 1e-05 and 1 other pairs allow"
+    assert all(words in line for line in report.broken)
+    assert report.verdict.startswith("within what epsilon 1" if passed else "more than was promis")
+    assert membership_report(table, key=KEY).verdict.startswith("measured, with nothing promised")
+
+
+def test_the_bound_is_that_of_randomised_response():
+    """Which reaches it: at FPR 1 / (1 + e^epsilon) its TPR is e^epsilon / (1 + e^epsilon)."""
+    for epsilon in (0.1, 1.0, 5.0):
+        fpr = 1 / (1 + np.exp(epsilon))
+        assert allowed_tpr(fpr, epsilon=epsilon, delta=0.0) == pytest.approx(1 - fpr)
+    assert allowed_tpr(0.0, epsilon=1.0, delta=0.01) == pytest.approx(0.01)
+    assert allowed_tpr(1.0, epsilon=1.0, delta=0.0) == 1.0
+    assert allowed_tpr(0.5, epsilon=1e6, delta=0.0) == 1.0
+
+
+RATES = np.geomspace(1e-4, 0.9, 20)
+
+
+def test_who_is_there_in_anothers_place_is_told_by_two_changes():
+    """A sum of one of +1 and -1 with Gaussian noise: its trade-off is known, and is not exceeded.
+
+    A bound of one change alone would be; and one pair says much less than several.
+    """
+    steps = GaussianSteps(noise_multiplier=4.0, sampling_rate=1.0, steps=4)
+    promise, one = Promise.of([steps]), Promise.of([steps], [1e-5])
+    told = stats.norm.cdf(stats.norm.ppf(RATES) + 2 * 0.5)
+    allowed = np.array([promise.allowed_tpr(fpr) for fpr in RATES])
+    assert (allowed >= told).all()
+    assert (allowed <= told + 0.08).all()
+    assert np.max([one.allowed_tpr(fpr) for fpr in RATES] - told) > 0.3
+    epsilon, delta = one.pairs[0]
+    once = np.array([allowed_tpr(fpr, epsilon=epsilon, delta=delta) for fpr in RATES])
+    assert (once < told).any()
+
+
+@pytest.mark.parametrize("delta", [1e-5, 0.01, 0.4])
+def test_a_promise_is_no_less_than_what_sampled_steps_cost(delta):
+    """Another library's accountant, which rounds each loss down: far from where delta is small."""
+    steps = GaussianSteps(noise_multiplier=0.8, sampling_rate=0.1, steps=50)
+    accountant = PLDAccountant(value_discretization_interval=1e-2)
+    accountant.compose(PoissonSampledDpEvent(0.1, GaussianDpEvent(0.8)), 50)
+    [(epsilon, _)] = Promise.of([steps], [delta]).pairs
+    # Its own bound is rounded up by at most an interval a step, and mostly by much less.
+    assert accountant.get_epsilon(delta) == pytest.approx(epsilon, abs=0.1)
+
+
+def test_a_bound_is_concave_and_rises():
+    """What the mean over examples needs."""
+    steps = GaussianSteps(noise_multiplier=1.0, sampling_rate=0.05, steps=100)
+    promise = Promise.of([steps], [1e-5, 0.01, 0.1])
+    rates = np.linspace(0, 1, 201)
+    allowed = np.array([promise.allowed_tpr(fpr) for fpr in rates])
+    assert (np.diff(allowed) >= -1e-12).all()
+    assert (np.diff(allowed, 2) <= 1e-12).all()
+    assert (allowed >= rates).all()
+
+
+@pytest.mark.parametrize(
+    ("pairs", "words"),
+    [
+        ((), "promise: expected at least one pair"),
+        (((-1.0, 0.1),), "an epsilon >= 0 with a delta in"),
+        (((float("nan"), 0.1),), "an epsilon >= 0 with a delta in"),
+        (((1.0, 1.0),), "an epsilon >= 0 with a delta in"),
+    ],
+)
+def test_a_promise_that_cannot_be_is_refused(pairs, words):
+    """One without a pair is none."""
+    with pytest.raises(LeakageError, match=words):
+        Promise(pairs=pairs)
+    assert Promise(pairs=((float("inf"), 0.1),)).allowed_tpr(0.0) == 1.0
+
+
+def test_a_report_that_cannot_be_is_refused():
+    """By its key, without an attack, or with one that does not score."""
+    with pytest.raises(LeakageError, match="key: expected at least 16 secret bytes, got 5"):
+        membership_report(planted(), key=b"short")
+    with pytest.raises(LeakageError, match="attacks: expected at least one"):
+        membership_report(planted(), key=KEY, attacks={})
+    for wrong in (lambda t: t.signals[:3], lambda t: t.signals * np.nan):
+        with pytest.raises(LeakageError, match="attacks: expected a number for each of"):
+            membership_report(planted(), key=KEY, attacks={"mine": wrong})
+
+
+def test_without_a_population_its_attacks_are_left_out():
+    """The others are all there."""
+    names = {each.name for each in membership_report(planted(population=0), key=KEY).attacks}
+    assert names == set(MEMBERSHIP_ATTACKS) - {"attack-p", "rmia", "rmia-offline"}
+
+
+def test_a_control_that_fails_voids_the_report():
+    """Whatever its figures are: here of an attack that ranks by the wrong end."""
+    table = planted(12, shift=2.0)
+    attacks = {"good": global_threshold, "wrong": lambda each: -each.signals}
+    report = membership_report(table, key=KEY, attacks=attacks)
+    assert (report.void, report.passed, report.broken) == (True, False, ())
+    assert report.verdict.startswith("void, no figure can be believed: wrong on the planted table")
+    alone = membership_report(table, key=KEY, attacks={"good": global_threshold})
+    assert (alone.void, alone.passed) == (False, True)
