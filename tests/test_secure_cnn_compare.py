@@ -1,5 +1,6 @@
 """Runs side by side: who is beaten by whom, what may not be compared, and what is chosen."""
 
+import io
 import json
 import math
 import re
@@ -9,16 +10,26 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
+from support.leakage_records import attack_of, membership_of
+from support.leakage_records import record_of as leakage_of
 from support.run_records import PROTECTED, Page, make_record, make_result
 from support.saved_runs import saved_run
 
 from defenses import wilson_interval
 from secure_cnn.cli import main
 from secure_cnn.errors import RunError
-from secure_cnn.pages import render_comparison
+from secure_cnn.pages import comparison_table, render_comparison
 from secure_cnn.pages.tradeoff import _apart, tradeoff_map
-from secure_cnn.record import AuditRecord, DataRecord, SavedRun, ThreatRecord, compare_runs
-from secure_cnn.record.comparison import (
+from secure_cnn.record import (
+    AuditRecord,
+    ControlRecord,
+    DataRecord,
+    SavedRun,
+    ThreatRecord,
+    compare_runs,
+)
+from secure_cnn.record.tradeoff import (
     Estimate,
     Needs,
     TradeoffPoint,
@@ -228,6 +239,114 @@ def test_an_audit_is_shown_beside_its_claim():
     assert "too little noise" in render_comparison(failed, Needs())
 
 
+FAILED = ControlRecord(name="planted leak", expected="TPR 1", got="TPR 0.2", passed=False)
+
+
+def test_leakage_is_shown_beside_the_variant_that_it_is_of():
+    """In the table, in a panel where two have it, in JSON; where no run has it, nowhere."""
+    bare = compare_runs([saved_run("first"), saved_run("second")])
+    page = render_comparison(bare, Needs())
+    assert "AUC" not in page
+    assert "leakage" not in json.dumps(bare.to_dict())
+    leaky = replace(saved_run("first"), leakage=leakage_of(variant=PROTECTED))
+    found = compare_runs([leaky, saved_run("second", accuracy=0.7)])
+    points = {point.name: point.leakage for point in found.points}
+    leaked = points.pop(f"first: {PROTECTED}")
+    assert set(points.values()) == {None}
+    areas = leaky.leakage.membership.strongest.areas
+    assert leaked.auc == Estimate(value=areas[0], low=min(areas), high=max(areas))
+    rate = leaky.leakage.membership.strongest.rate(0.01)
+    assert (leaked.fpr, leaked.tpr.value, leaked.tpr.high) == (0.01, rate.tpr, rate.tpr_high)
+    page = render_comparison(found, Needs())
+    assert f"{rate.tpr:.3g} at 0.01\n" in page
+    assert "a measurement, never a verification" in page
+    assert 'aria-label="Accuracy and leakage"' not in page
+    plain = replace(saved_run("second", accuracy=0.7), leakage=leakage_of(variant="plain"))
+    both = render_comparison(compare_runs([leaky, plain]), Needs())
+    assert 'aria-label="Accuracy and leakage"' in both
+    assert pareto_front(compare_runs([leaky, plain]).points) == pareto_front(found.points)
+
+
+@pytest.mark.parametrize("audited", [False, True])
+def test_the_terminal_s_table_fits_eighty_letters(audited):
+    """With all that can be measured nothing is cut, and what nobody measured has no column."""
+    leaky = replace(saved_run("first"), leakage=leakage_of(variant=PROTECTED))
+    leaky = replace(leaky, audit=audit() if audited else None)
+    found = compare_runs([leaky, saved_run("second", accuracy=0.7)])
+    console = Console(width=80, file=io.StringIO())
+    console.print(comparison_table(found, found.points[1]))
+    text = console.file.getvalue()
+    for words in ("● plain", "● ★ first:", "○ second:", "AUC 0.738", "TPR 0.0769", "2.00×"):
+        assert words in text
+    assert "55.0–65.0" in text
+    assert ("of 2.00" in text, "audited" in text) == (audited, audited)
+
+
+def test_few_examples_tell_the_rate_at_ten_percent_or_none():
+    """Which of them it is stands beside it."""
+    for others, fpr in ((120, 0.1), (5, None)):
+        small = leakage_of(variant=PROTECTED, membership=membership_of(others=others, models=1))
+        leaked = replace(saved_run("first"), leakage=small).leaked(PROTECTED)
+        assert leaked.fpr == fpr
+        assert (leaked.tpr is None) == (fpr is None)
+
+
+def test_leakage_whose_controls_failed_counts_as_not_measured():
+    """With a warning; what it found against ε does not count either."""
+    broken = membership_of(broken=("lira: TPR at least 0.5",))
+    void = leakage_of(
+        variant=PROTECTED, membership=broken, controls=[FAILED], epsilon=2.991, delta=1e-5
+    )
+    found = compare_runs([replace(saved_run("first"), leakage=void)])
+    assert [point.leakage for point in found.points] == [None, None]
+    assert found.points[1].epsilon == 2.991
+    assert (
+        "controls of its leakage failed, so it counts as not measured: planted leak"
+        in (found.warnings[0])
+    )
+    assert not any("AUC" in note for note in found.notes)
+
+
+def test_an_attack_beyond_epsilon_takes_it_away():
+    """As a failed audit does; the figures of the attack stay."""
+    broken = leakage_of(
+        variant=PROTECTED, epsilon=2.991, delta=1e-5,
+        membership=membership_of(broken=("lira: TPR at least 0.5",)),
+    )  # fmt: skip
+    found = compare_runs([replace(saved_run("first"), leakage=broken)])
+    assert found.points[1].epsilon is None
+    assert found.points[1].leakage is not None
+    assert found.warnings == (
+        "first: attacks find more than its ε allows, so its ε does not count: "
+        "lira: TPR at least 0.5",
+    )
+
+
+def test_the_same_plain_training_keeps_what_either_run_knows_of_it():
+    """One attacked, the other asked for its members, in either order."""
+    bare = make_result("plain", 3, robust_accuracy=None, robust_low=None, robust_high=None,
+                       robust_recall=None, attacks={})  # fmt: skip
+    first = saved_run("first", results=[bare])
+    first = replace(first, leakage=leakage_of(variant="plain"))
+    for runs in ([first, saved_run("second")], [saved_run("second"), first]):
+        plain = compare_runs(runs).points[0]
+        assert plain.robust_accuracy is not None
+        assert plain.leakage is not None
+
+
+def test_measurements_that_were_not_made_alike_are_said_to_be():
+    """More attacks and more shadow models find more."""
+    many = replace(saved_run("first"), leakage=leakage_of(variant=PROTECTED))
+    few = replace(many, name="second", leakage=leakage_of(
+        variant=PROTECTED, membership=membership_of(models=5, attacks=[attack_of("rmia")])
+    ))  # fmt: skip
+    notes = " ".join(compare_runs([many, few]).notes)
+    assert "5 attacks with 16 shadow models (first), 1 attacks with 4 shadow models (second)" in (
+        notes
+    )
+    assert "not measured alike" not in " ".join(compare_runs([many]).notes)
+
+
 def test_the_page_says_what_differs_and_escapes_it():
     """Settings by name and run; the same in both is left out."""
     second = saved_run("<i>&", settings={"batch_size": 64, "seed": None, "augment": ["<b>"]})
@@ -249,6 +368,21 @@ def folder_of(parent, name, **fields):
     folder.mkdir()
     saved_run(name, **fields).record.write(folder / "run.json")
     return folder
+
+
+def test_what_another_run_leaks_is_refused(tmp_path):
+    """By its number, and by a variant that the run does not have; its own is read."""
+    folder = folder_of(tmp_path, "first", run_id="cd" * 16)
+    for wrong, words in (({"run": "ef" * 16}, "that of another run"), (
+        {"run": "cd" * 16, "variant": "pgd"}, f"pgd, where the run has plain, {PROTECTED}"
+    )):  # fmt: skip
+        leakage_of(**wrong).write(folder / "leakage.json")
+        with pytest.raises(RunError, match=r"leakage\.json: .*secure-cnn leakage") as told:
+            SavedRun.read(folder, "first")
+        assert words in str(told.value)
+    own = leakage_of(run="cd" * 16, variant=PROTECTED)
+    own.write(folder / "leakage.json")
+    assert SavedRun.read(folder, "first").leakage == own
 
 
 def test_more_runs_than_colours_are_told_apart():

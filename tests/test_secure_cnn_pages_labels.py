@@ -27,7 +27,7 @@ from secure_cnn.pages.figures import curves
 from secure_cnn.pages.robustness import certificate_curve
 from secure_cnn.pages.tradeoff import tradeoff_map
 from secure_cnn.record import Measurements, Row
-from secure_cnn.record.comparison import Estimate, TradeoffPoint
+from secure_cnn.record.tradeoff import Estimate, TradeoffPoint
 
 WIDE = ("W" * 40, "MMMMMMMMMMMMMM", "mm", "猫" * 20, "[red]:cat:")
 SLACK = 1.0

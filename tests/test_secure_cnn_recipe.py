@@ -246,6 +246,36 @@ def test_a_run_is_replaced_by_force_only(tmp_path):
     assert [path.name for path in folder.root.iterdir()] == ["checkpoints"]
 
 
+def test_what_was_measured_of_a_run_goes_with_it(tmp_path):
+    """An audit, what it leaks, and its shadow models with them; nothing else that lies there."""
+    a_run(tmp_path / "run")
+    folder = RunFolder(root=tmp_path / "run", sealed=False)
+    folder.shadows.mkdir()
+    for name in ("audit.json", "audit.html", "leakage.json", "leakage.html"):
+        (folder.root / name).touch()
+    for name in ("table.json", "signals.npz", "exposed.key", ".signals.npz.0123456789abcdef.tmp"):
+        (folder.shadows / name).touch()
+    other = folder.shadows / "notes.txt"
+    other.touch()
+    with pytest.raises(RunError, match=r"holds more than a run.*: leakage/notes\.txt"):
+        begin(folder, force=True)
+    other.unlink()
+    begin(folder, force=True)
+    assert [path.name for path in folder.root.iterdir()] == ["checkpoints"]
+
+
+def test_a_link_in_place_of_the_shadow_models_is_not_followed(tmp_path):
+    """What it leads to is not the run's."""
+    a_run(tmp_path / "run")
+    folder = RunFolder(root=tmp_path / "run", sealed=False)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "table.json").touch()
+    folder.shadows.symlink_to(tmp_path / "mine")
+    with pytest.raises(RunError, match=r"holds more than a run.*: leakage;"):
+        begin(folder, force=True)
+    assert (tmp_path / "mine" / "table.json").exists()
+
+
 @pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("left", [(), ("checkpoints/",), (".run.json.0123456789abcdef.tmp",)])
 def test_what_a_run_left_that_was_killed_before_its_record_is_no_run(tmp_path, left, force):

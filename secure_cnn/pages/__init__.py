@@ -8,6 +8,7 @@ from secure_cnn.pages.audit import render_audit, write_audit
 from secure_cnn.pages.bench import SHOWN_PARTS, render_bench, write_bench
 from secure_cnn.pages.canvas import variant_colors
 from secure_cnn.pages.classes import class_recall, confusion_matrix
+from secure_cnn.pages.comparison import comparison_table, render_comparison, write_comparison
 from secure_cnn.pages.figures import (
     Examples,
     accuracy_curve,
@@ -18,7 +19,6 @@ from secure_cnn.pages.figures import (
 )
 from secure_cnn.pages.robustness import certificate_curve, render_robustness, write_robustness
 from secure_cnn.pages.run import render_page, summary_table, write_page
-from secure_cnn.pages.tradeoff import comparison_table, render_comparison, write_comparison
 
 __all__ = [
     "SHOWN_PARTS",

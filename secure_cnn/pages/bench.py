@@ -22,8 +22,8 @@ from secure_cnn.pages.canvas import (
 from secure_cnn.pages.template import Table, breakable, fill
 from secure_cnn.pages.tradeoff import Tradeoff
 from secure_cnn.record import CONTROL, Measurements, Needs, NoiseCheck, Row, noise_checks, wording
-from secure_cnn.record.comparison import Estimate, TradeoffPoint
 from secure_cnn.record.document import write_text
+from secure_cnn.record.tradeoff import Estimate, TradeoffPoint
 
 __all__ = ["SHOWN_PARTS", "render_bench", "write_bench"]
 

@@ -16,8 +16,8 @@ from secure_cnn.pages.figures import Examples, example_figures
 from secure_cnn.pages.template import Fact, fill
 from secure_cnn.pages.tradeoff import Tradeoff
 from secure_cnn.record import Needs, ResultRecord, RunRecord, wording
-from secure_cnn.record.comparison import points_of
 from secure_cnn.record.document import write_text
+from secure_cnn.record.tradeoff import points_of
 
 __all__ = ["render_page", "summary_table", "write_page"]
 

@@ -1,55 +1,30 @@
-"""The trade-off map, accuracy against robust accuracy, ε and time; and runs side by side in it.
+"""The trade-off map: accuracy against robust accuracy, ε, time and leakage.
 
 A mark has the same number and colour in every panel and in the table beside them; a filled one is
 on the Pareto front. Marks that would cover each other are moved apart, and a line leads back.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
-from rich import box
-from rich.table import Table
-from rich.text import Text
 
-from secure_cnn.pages.canvas import (
-    CARD,
-    INK,
-    MUTED,
-    WIDTH,
-    Canvas,
-    colors_of,
-    percents,
-    render,
-    tick_percent,
-)
-from secure_cnn.pages.classes import recall_dots, recall_table
-from secure_cnn.pages.template import fill
-from secure_cnn.printable import printable
-from secure_cnn.record import FRONT_RULE, Comparison, Needs, TradeoffPoint, choose, wording
-from secure_cnn.record.comparison import Estimate, pareto_front
-from secure_cnn.record.document import write_text
+from secure_cnn.pages.canvas import CARD, INK, MUTED, WIDTH, Canvas, percents, render, tick_percent
+from secure_cnn.record import FRONT_RULE, Needs, TradeoffPoint, choose, wording
+from secure_cnn.record.tradeoff import Estimate, LeakageEstimate, pareto_front
 
-__all__ = [
-    "COLUMNS",
-    "Tradeoff",
-    "TradeoffRow",
-    "cells",
-    "comparison_table",
-    "render_comparison",
-    "tradeoff_map",
-    "write_comparison",
-]
+__all__ = ["Tradeoff", "TradeoffRow", "cells", "columns_of", "tradeoff_map"]
 
-COLUMNS = (
+_ALWAYS = (
     *("no.", "variant", "accuracy", "macro recall", "robust accuracy", "ε"),
     *("ε of a step, audited", "step ÷ plain", "front"),
 )
+_LEAKED = ("leakage, AUC", "leakage, TPR")
+"""Shown where a point has them, before the last two of the others."""
 
 _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 280, 46, 36, 16, 54
 _MARK, _GAP = 8.0, 18.0
@@ -84,11 +59,11 @@ class Tradeoff:
     Without two points to compare there are no `panels`; without limits `choice` is empty.
     """
 
+    columns: tuple[str, ...]
     panels: tuple[str, ...]
     rows: tuple[TradeoffRow, ...]
     choice: str
 
-    columns: ClassVar = COLUMNS
     rule: ClassVar = FRONT_RULE
 
     @classmethod
@@ -97,23 +72,33 @@ class Tradeoff:
     ) -> "Tradeoff":
         """What is to be shown of these points under these limits."""
         front, chosen = pareto_front(points), choose(points, needs) if needs.words else None
-        rows = tuple(
-            TradeoffRow(
-                color=colors[point.name],
-                on_front=on_front,
-                chosen=point is chosen,
-                cells=cells(number, point, on_front=on_front),
+        columns = columns_of(points)
+        rows = []
+        for number, (point, on_front) in enumerate(zip(points, front, strict=True), start=1):
+            words = cells(number, point, on_front=on_front)
+            rows.append(
+                TradeoffRow(
+                    color=colors[point.name],
+                    on_front=on_front,
+                    chosen=point is chosen,
+                    cells=tuple(words[column] for column in columns),
+                )
             )
-            for number, (point, on_front) in enumerate(zip(points, front, strict=True), start=1)
-        )
         choice = _choice(chosen, needs)
-        return cls(panels=tuple(tradeoff_map(points, colors)), rows=rows, choice=choice)
+        panels = tuple(tradeoff_map(points, colors))
+        return cls(columns=columns, panels=panels, rows=tuple(rows), choice=choice)
 
 
-def cells(number: int, point: TradeoffPoint, *, on_front: bool) -> tuple[str, ...]:
-    r"""A point's row under `COLUMNS`; an interval stands in a second line of its cell."""
-    audited, time = point.audited, point.time
-    return (
+def columns_of(points: Iterable[TradeoffPoint]) -> tuple[str, ...]:
+    """The columns for these points: those of leakage where it was measured of one of them."""
+    leaked = _LEAKED if any(point.leakage is not None for point in points) else ()
+    return (*_ALWAYS[:-2], *leaked, *_ALWAYS[-2:])
+
+
+def cells(number: int, point: TradeoffPoint, *, on_front: bool) -> dict[str, str]:
+    r"""What stands in a point's row by column; an interval is in a second line of its cell."""
+    audited, time, leaked = point.audited, point.time, point.leakage
+    words = (
         str(number),
         point.name,
         _interval(point.accuracy),
@@ -124,6 +109,22 @@ def cells(number: int, point: TradeoffPoint, *, on_front: bool) -> tuple[str, ..
         "–" if time is None else f"{time.value:.2f}×\n{time.low:.2f}–{time.high:.2f}",
         "yes" if on_front else "no",
     )
+    rates = ("–", "–") if leaked is None else _leaked(leaked)
+    return dict(zip((*_ALWAYS, *_LEAKED), (*words, *rates), strict=True))
+
+
+def _leaked(leaked: LeakageEstimate) -> tuple[str, str]:
+    """As fractions; the rate of members with the rate of others at which it was found."""
+    area = _fractions(leaked.auc)
+    if leaked.tpr is None or leaked.fpr is None:
+        return area, "–"
+    value, interval = _fractions(leaked.tpr).split("\n")
+    return area, f"{value} at {leaked.fpr:g}\n{interval}"
+
+
+def _fractions(estimate: Estimate) -> str:
+    ends = (wording.fraction(estimate.low), wording.fraction(estimate.high))
+    return f"{wording.fraction(estimate.value)}\n{'–'.join(ends)}"
 
 
 def _interval(estimate: Estimate) -> str:
@@ -161,11 +162,16 @@ _PANELS = (
         of=lambda point: point.time,
         tick=lambda value: f"{value:g}×",
     ),
+    _Panel(
+        *("leakage", "Accuracy and leakage", "← AUC of the strongest attack, less is better"),
+        of=lambda point: None if point.leakage is None else point.leakage.auc,
+        tick=lambda value: f"{value:g}",
+    ),
 )
 
 
 def tradeoff_map(points: Sequence[TradeoffPoint], colors: Mapping[str, str]) -> list[str]:
-    """A panel for each of robust accuracy, ε and time that at least two points can be told by.
+    """A panel for each of robust accuracy, ε, time and leakage that tells at least two points.
 
     The number of a point is its place, from 1.
     """
@@ -297,48 +303,3 @@ def _push(apart: complex) -> complex:
     # On the very same spot there is no direction: apart sideways.
     direction = apart / distance if distance > 1e-6 else 1 + 0.3j
     return direction * (_GAP - distance) / 2
-
-
-_WIDTHS = {"variant": 16, "robust accuracy": 9}
-
-
-def write_comparison(comparison: Comparison, needs: Needs, folder: str | Path) -> None:
-    """Writes `compare.json` and the page `compare.html` into a folder, each atomically."""
-    comparison.write(Path(folder, "compare.json"))
-    write_text(Path(folder, "compare.html"), render_comparison(comparison, needs))
-
-
-def render_comparison(comparison: Comparison, needs: Needs) -> str:
-    """The page as text; it needs no network and runs no script."""
-    colors = colors_of(comparison.results)
-    classes = comparison.data.classes
-    plain = [name for name, each in comparison.results.items() if each.variant == "plain"]
-    baseline = plain[0] if len(plain) == 1 else None
-    values = {
-        "comparison": comparison,
-        "tradeoff": Tradeoff.between(comparison.points, colors, needs),
-        "recall": recall_dots(comparison.results, classes, colors),
-        "recalls": recall_table(comparison.results, classes, baseline),
-        "baseline": baseline,
-        "differences": (("", *comparison.runs), comparison.differences),
-    }
-    return fill("comparison.html.jinja", values)
-
-
-def comparison_table(comparison: Comparison, chosen: TradeoffPoint | None) -> Table:
-    """The same figures for a terminal; the chosen variant bears a star."""
-    title = f"{len(comparison.runs)} runs on {comparison.data.name}"
-    table = Table(title=title, box=box.SIMPLE_HEAD)
-    for column in COLUMNS[1:]:
-        side: Literal["left", "right"] = "left" if column == "variant" else "right"
-        table.add_column(column, justify=side, overflow="fold", min_width=_WIDTHS.get(column))
-    front = pareto_front(comparison.points)
-    for number, (point, on_front) in enumerate(zip(comparison.points, front, strict=True), start=1):
-        _, name, accuracy, recall, robust, epsilon, audited, time, _ = cells(
-            number, point, on_front=on_front
-        )
-        star = "★ " if point is chosen else ""
-        brief = [each.partition("\n")[0] for each in (accuracy, time)]
-        figures = (brief[0], recall, robust, epsilon, audited, brief[1])
-        table.add_row(Text(star + printable(name)), *figures, "●" if on_front else "")
-    return table

@@ -5,6 +5,8 @@ report.html                     its page
 metrics.jsonl                   a line an epoch, see `metrics`
 checkpoints/model.*             the finished model, `.sealed` or `.safetensors`
 checkpoints/training.*          the training under way, gone once it is complete
+
+Beside them stand, once they are made, audit.*, leakage.* and a folder leakage/.
 """
 
 import fcntl
@@ -26,8 +28,13 @@ from secure_cnn.record import ChosenRecord, EpochRecord, ResultRecord, RunRecord
 
 __all__ = ["Journal", "RunFolder"]
 
-_OWN = ("run.json", "report.html", "metrics.jsonl", "audit.json", "audit.html")
-"""What a run writes into its folder, and what an audit adds."""
+_OWN = (
+    *("run.json", "report.html", "metrics.jsonl"),
+    *("audit.json", "audit.html", "leakage.json", "leakage.html"),
+)
+"""What a run writes into its folder, and what an audit and a leakage measurement add."""
+_OWN_SHADOWS = ("table.json", "signals.npz", "exposed.key")
+"""What a leakage measurement keeps of its shadow models, and the key of its digests."""
 _OWN_CHECKPOINTS = tuple(
     f"{stem}.{end}" for stem in ("model", "training") for end in ("sealed", "safetensors")
 )
@@ -64,6 +71,11 @@ class RunFolder:
     def training(self) -> Path:
         """The file of the training under way."""
         return self._checkpoint("training")
+
+    @property
+    def shadows(self) -> Path:
+        """The folder of what a leakage measurement keeps of its shadow models."""
+        return self.root / "leakage"
 
     def recorded(self) -> RunRecord:
         """The record of the run that is in it."""
@@ -140,6 +152,8 @@ class RunFolder:
         # The record last: killed in between, what is left is still a run to replace.
         for path in sorted(own, key=lambda path: path == self.record):
             path.unlink()
+        if any(path.parent == self.shadows for path in own):
+            self.shadows.rmdir()
 
     def _check_replaceable(self, strangers: list[str], *, force: bool) -> None:
         """Passes if the folder holds a run, nothing else, and was named to be replaced."""
@@ -166,11 +180,10 @@ class RunFolder:
 
     def _sorted(self) -> tuple[list[Path], list[str]]:
         """The files that runs write here, and the names of everything else."""
-        checkpoints = self.model.parent
         own, strangers = [], []
-        places = {self.root: _OWN, checkpoints: _OWN_CHECKPOINTS}
-        if checkpoints.is_symlink() or not checkpoints.is_dir():
-            del places[checkpoints]
+        within = {self.model.parent: _OWN_CHECKPOINTS, self.shadows: _OWN_SHADOWS}
+        there = [place for place in within if place.is_dir() and not place.is_symlink()]
+        places = {self.root: _OWN, **{place: within[place] for place in there}}
         for place, names in places.items():
             for path in place.iterdir():
                 if path in places:

@@ -1,19 +1,11 @@
-"""What is written down as JSON: a run, benchmarks, an audit, an evaluation, runs side by side.
+"""What is written as JSON: runs, benchmarks, audits, evaluations, leakage, runs side by side.
 
 Each document is a frozen dataclass whose fields are the schema, checked when it is made and when it
 is read. Deliberately not here: training, attacks and accounting, of which this room knows nothing,
 and whatever people look at.
 """
 
-from secure_cnn.record.comparison import (
-    FRONT_RULE,
-    Comparison,
-    Needs,
-    SavedRun,
-    TradeoffPoint,
-    choose,
-    compare_runs,
-)
+from secure_cnn.record.comparison import Comparison, compare_runs
 from secure_cnn.record.leakage import (
     ControlRecord,
     ExposedRecord,
@@ -48,6 +40,8 @@ from secure_cnn.record.run import (
     RunRecord,
     ThreatRecord,
 )
+from secure_cnn.record.saved import SavedRun
+from secure_cnn.record.tradeoff import FRONT_RULE, Needs, TradeoffPoint, choose
 
 __all__ = [
     "CONTROL",

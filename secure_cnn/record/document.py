@@ -224,9 +224,11 @@ def _mapping(kind: object, value: object, where: str) -> dict[str, object]:
 
 
 def _scalar(kind: object, value: object, where: str) -> object:
-    """One `str`, `int` or `float`; NumPy's become Python's, and a boolean is never a number."""
+    """One `str`, `int`, `float` or `bool`; NumPy's become Python's, and a bool is no number."""
     wanted = f"a value of type {getattr(kind, '__name__', kind)}"
     if isinstance(value, bool):
+        if kind is bool:
+            return value
         _refuse(where, wanted, value)
     if kind is float and isinstance(value, str) and value in _NOT_FINITE:
         return _NOT_FINITE[value]

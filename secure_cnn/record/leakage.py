@@ -1,7 +1,9 @@
 """What a model leaks, as `leakage.json` keeps it: who was in its data, images, copies of it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 from secure_cnn.record.document import Checked, Document, require, require_share
@@ -41,13 +43,21 @@ class RateRecord(Checked):
     ties: int
     ppv: Mapping[str, float] = field(default_factory=dict)
 
+    @property
+    def named(self) -> int:
+        """Members and others that are above the threshold."""
+        return self.hits + self.false_alarms
+
     def _check(self) -> None:
         for value in (self.fpr, self.tpr, self.tpr_low, self.tpr_high, self.realised_fpr):
-            require_share("rate", value)
+            _require_known_share("rate", value)
         for value in self.ppv.values():
             require_share("rate.ppv", value)
         ordered = self.tpr_low <= self.tpr <= self.tpr_high
         require(ordered, "rate.tpr", "a rate within its interval", self.tpr)
+        counts = ((self.hits, self.members), (self.false_alarms, self.others))
+        fits = all(0 <= found <= count > 0 for found, count in counts) and self.ties >= 0
+        require(fits, "rate.hits", "at most as many as there are", counts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,18 +77,23 @@ class MembershipAttackRecord(Checked):
     by_class: Mapping[str, float]
 
     def _check(self) -> None:
-        for value in (
-            *self.areas,
-            *self.by_class.values(),
-            *(x for pair in self.curve for x in pair),
-        ):
-            require_share(f"membership[{self.name}]", value)
+        where = f"membership[{self.name}]"
+        for value in (*self.areas, *(x for pair in self.curve for x in pair)):
+            _require_known_share(where, value)
+        for value in self.by_class.values():
+            require_share(where, value)
         require(len(self.areas) > 0, "membership.areas", "that of the target", self.areas)
+        rises = all(a <= c and b <= d for (a, b), (c, d) in pairwise(self.curve))
+        require(rises, f"{where}.curve", "pairs that rise", self.curve)
 
     def rate(self, fpr: float, of: str = "target") -> RateRecord | None:
         """The rate at a false positive rate; None where the examples are too few to tell."""
         found = (each for each in self.rates if each.of == of and each.fpr == fpr)
         return next(found, None)
+
+    def resolved_rate(self, fpr: float) -> RateRecord | None:
+        """The target's rate, or where its examples are too few, that of all models together."""
+        return self.rate(fpr) or self.rate(fpr, "all")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +103,10 @@ class ExposedRecord(Checked):
     digest: str
     found: int
     of: int
+
+    def _check(self) -> None:
+        fits = 0 <= self.found <= self.of > 0
+        require(fits, "exposed.found", "at most as many as were asked", self.found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,8 +138,30 @@ class MembershipRecord(Checked):
         """The attack with the largest area on the target."""
         return max(self.attacks, key=lambda each: each.areas[0])
 
+    @property
+    def resolution(self) -> float:
+        """The false positive rate that lets one expect ten false alarms: less tells nothing."""
+        return min(1.0, 10 / self.others)
+
+    def most_found(self, fpr: float) -> tuple[MembershipAttackRecord, RateRecord] | None:
+        """The attack that finds most members at this false positive rate, and how many.
+
+        Of the target, or where its examples are too few for any attack, of all models together;
+        None where those are too.
+        """
+        for of in ("target", "all"):
+            found = [(each, each.rate(fpr, of)) for each in self.attacks]
+            known = [(each, rate) for each, rate in found if rate is not None]
+            if known:
+                return max(known, key=lambda pair: pair[1].tpr)
+        return None
+
     def _check(self) -> None:
         require(len(self.attacks) > 0, "membership.attacks", "at least one", self.attacks)
+        counted = min(self.members, self.others) > 0
+        require(counted, "membership.others", "some members and some others", self.others)
+        names = [each.name for each in self.attacks]
+        require(len(set(names)) == len(names), "membership.attacks", "each once", names)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,10 +188,12 @@ class InversionRecord(Checked):
         return self.identified / self.asked
 
     def _check(self) -> None:
-        possible = 0 <= self.identified <= self.asked > 0
+        possible = 0 <= self.identified <= self.asked > 0 and self.candidates > 0
         require(possible, "inversion.identified", "at most as many as asked", self.identified)
-        require_share("inversion.low", self.low)
-        require_share("inversion.high", self.high)
+        _require_known_share("inversion.low", self.low)
+        _require_known_share("inversion.high", self.high)
+        ordered = self.low <= self.share <= self.high
+        require(ordered, "inversion.low", "an interval around the share", (self.low, self.high))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,6 +218,7 @@ class ExtractionRecord(Checked):
         shares = (self.accuracy, self.fidelity, self.baseline, self.baseline_fidelity)
         for value in (*shares, self.transfer, self.baseline_transfer):
             require_share("extraction", value)
+        require(self.queries >= 0, "extraction.queries", "at least 0", self.queries)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,10 +252,30 @@ class LeakageRecord(Document):
     notes: tuple[str, ...] = ()
 
     @property
+    def void(self) -> bool:
+        """Whether a control failed, so that no figure of it counts."""
+        return not all(each.passed for each in self.controls)
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Where an attack finds more than ε allows, a sentence each."""
+        return () if self.membership is None else self.membership.broken
+
+    @property
     def passed(self) -> bool:
         """Whether every control fired, and nothing was found that ε rules out."""
-        broken = () if self.membership is None else self.membership.broken
-        return all(each.passed for each in self.controls) and not broken
+        return not self.void and not self.broken
+
+    def allowed_tpr(self, fpr: float) -> float | None:
+        """The largest true positive rate that ε and δ allow; None where nothing was promised.
+
+        Kairouz, Oh, Viswanath 2015, arXiv 1311.0776, theorem 2.1. `privacy.leakage` has the same
+        formula, and may not be imported: a record stands on no package.
+        """
+        if self.epsilon is None or self.delta is None:
+            return None
+        above = math.exp(min(700.0, self.epsilon)) * fpr + self.delta
+        return min(1.0, above, 1 - math.exp(-self.epsilon) * (1 - self.delta - fpr))
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -223,10 +287,9 @@ class LeakageRecord(Document):
                 self._row("auc", best.areas[0], min(best.areas), max(best.areas), len(best.areas))
             )
             for fpr in (0.1, 0.01, 0.001):
-                found = [each.rate(fpr) for each in self.membership.attacks]
-                known = [each for each in found if each is not None]
-                if known:
-                    top = max(known, key=lambda each: each.tpr)
+                found = self.membership.most_found(fpr)
+                if found is not None:
+                    top = found[1]
                     rows.append(
                         self._row(f"tpr@{fpr:g}", top.tpr, top.tpr_low, top.tpr_high, top.members)
                     )
@@ -252,3 +315,11 @@ class LeakageRecord(Document):
         require_share("leakage.train_accuracy", self.train_accuracy)
         both = (self.epsilon is None) == (self.delta is None)
         require(both, "leakage.epsilon", "epsilon with delta, or neither", self.epsilon)
+        if self.epsilon is not None and self.delta is not None:
+            stated = self.epsilon >= 0 and 0 <= self.delta < 1
+            require(stated, "leakage.epsilon", "at least 0, with a delta in [0, 1)", self.epsilon)
+
+
+def _require_known_share(where: str, value: float) -> None:
+    """Raise unless a share lies in [0, 1]; that there was nothing to share is no figure."""
+    require(0 <= value <= 1, where, "a share in [0, 1]", value)

@@ -8,7 +8,10 @@ import math
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
-__all__ = ["between", "date", "delta", "epsilon", "figure", "number", "share", "shown", "threat"]
+__all__ = [
+    *("between", "date", "delta", "epsilon", "figure", "fraction", "number", "share", "shown"),
+    "threat",
+]
 
 _NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1", "l0": "ℓ0"}
 
@@ -16,6 +19,13 @@ _NORMS = {"linf": "ℓ∞", "l2": "ℓ2", "l1": "ℓ1", "l0": "ℓ0"}
 def share(value: float | None) -> str:
     """A share in percent."""
     return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}%"
+
+
+def fraction(value: float | None) -> str:
+    """A rate or an area as a fraction: of three decimals, and where it is small, three digits."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:.3f}" if value == 0 or value >= 0.0995 else f"{value:.3g}"
 
 
 def between(ends: Sequence[float | None]) -> str:
