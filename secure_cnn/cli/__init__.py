@@ -15,7 +15,7 @@ import typer
 from defenses import DefenseError
 from privacy import PrivacyError
 from secure_cnn.archive import ArchiveError
-from secure_cnn.cli import archive, audit, bench, compare, evaluate, recipes, train
+from secure_cnn.cli import archive, audit, bench, compare, evaluate, leakage, recipes, train
 from secure_cnn.errors import SecureCNNError
 from secure_cnn.printable import Terminal, spell_out
 from secure_cnn.record import versions
@@ -31,6 +31,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("audit")(audit.audit)
+app.command("leakage")(leakage.leakage)
 app.command("compare")(compare.compare)
 app.command("recipes")(recipes.recipes_command)
 app.command("reproduce")(recipes.reproduce_command)

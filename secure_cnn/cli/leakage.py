@@ -1,0 +1,191 @@
+"""`secure-cnn leakage`: what the model of a run tells about the people in its data."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from secure_cnn.cli.finished import located, opened
+from secure_cnn.cli.keys import IdentityFile, Kek, PassphraseFile, Trusted, unlocking_from
+from secure_cnn.cli.network import ModelOptions, own_network
+from secure_cnn.cli.options import INTERRUPTED, make_folder, message
+from secure_cnn.engine import keep_freed_memory
+from secure_cnn.errors import RunError
+from secure_cnn.interruption import Stopped, stop_on_signals
+from secure_cnn.leakage import MembershipSettings, Target, measure_leakage, target_of
+from secure_cnn.printable import Terminal
+from secure_cnn.recipe import RunFolder
+from secure_cnn.record import LeakageRecord, MembershipAttackRecord
+
+__all__ = ["leakage"]
+
+_MISSED = 7
+_FAILED = 4
+_DEFAULT = MembershipSettings()
+_FIGURE = r"auc|tpr@0\.1|tpr@0\.01|tpr@0\.001"
+_PATTERN = re.compile(rf"({_FIGURE})\s*<=\s*(\d+(?:\.\d*)?|\.\d+)")
+
+
+def leakage(
+    *,
+    run: Annotated[Path, typer.Argument(help="The folder of a run that is complete.")],
+    data: Annotated[
+        str | None, typer.Option(help="Where its images are now, if elsewhere than they were.")
+    ] = None,
+    shadows: Annotated[
+        int, typer.Option(help="Models trained as this one was, to know who was in their data.")
+    ] = _DEFAULT.shadows,
+    pool: Annotated[
+        int | None,
+        typer.Option(help="Images guessed about, at most; nine tenths of all by default."),
+    ] = None,
+    attacks: Annotated[
+        str | None, typer.Option(help="Some attacks alone, as lira,rmia,bavaria.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the shadow models.")] = _DEFAULT.seed,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for leakage.json and the table; the run's own."),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Train the shadow models anew where others were asked.")
+    ] = False,
+    require: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Exit with code 7 unless tpr@RATE<=SHARE, with RATE 0.1, 0.01 or 0.001, or "
+            "auc<=SHARE, by the strongest attack."
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="What makes the network if it is one of your own, as in its training."),
+    ] = None,
+    model_option: ModelOptions = None,
+    identity: IdentityFile = None,
+    passphrase_file: PassphraseFile = None,
+    kek: Kek = None,
+    trusted: Trusted = None,
+) -> None:
+    """Measure what a model leaks: who was in its data, told by models trained alike.
+
+    Exit code 4 where more is found than its epsilon allows, or where a control fails.
+    """
+    keep_freed_memory()
+    demands = [_demand(text) for text in require or []]
+    settings = MembershipSettings(shadows=shadows, pool=pool, attacks=_names(attacks), seed=seed)
+    unlocking = unlocking_from(identity, passphrase_file, kek, trusted or [])
+    network = own_network(model, model_option or []) if model else None
+    if not run.is_dir():
+        raise RunError(
+            f"{run}: expected the folder of a run, whose recipe trains others like it, got none"
+        )
+    path, place = located(run, data)
+    record = RunFolder(root=run, sealed=False).recorded()
+    target = target_of(
+        record, opened(path, unlocking, network), str(place), network=network, unlocking=unlocking
+    )
+    out = out or run
+    make_folder(out)
+    found = _measured(target, settings, out, force=force)
+    found.write(out / "leakage.json")
+    _tell(found, out)
+    missed = [words for each in demands if (words := each.missed(found))]
+    if missed:
+        Terminal(stderr=True).print("\n".join(missed), style="bold red")
+    if not found.passed:
+        raise typer.Exit(_FAILED)
+    if missed:
+        raise typer.Exit(_MISSED)
+
+
+def _measured(
+    target: Target, settings: MembershipSettings, out: Path, *, force: bool
+) -> LeakageRecord:
+    """The measurement; the first Ctrl-C ends it where it can go on."""
+    with stop_on_signals() as stop:
+        try:
+            return measure_leakage(target, settings, out, stop=stop, force=force)
+        except Stopped:
+            message("interrupted\nhint: the same command again goes on with the next shadow model")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _names(attacks: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in attacks.split(",")) if attacks else ()
+
+
+def _tell(found: LeakageRecord, out: Path) -> None:
+    console, errors = Terminal(), Terminal(stderr=True)
+    if found.membership is not None:
+        console.print(_table(found))
+        for words in found.membership.broken:
+            errors.print(f"more than epsilon allows: {words}", style="bold red")
+    for control in found.controls:
+        if not control.passed:
+            errors.print(
+                f"control failed, so that nothing here counts: {control.name}: expected "
+                f"{control.expected}, got {control.got}",
+                style="bold red",
+            )
+    errors.print("a measurement, never a verification of ε: that is secure-cnn audit")
+    errors.print(f"report: {out / 'leakage.json'}")
+
+
+def _table(found: LeakageRecord) -> Table:
+    """Each attack with its area, and the rates that the sample can tell."""
+    assert found.membership is not None, "there is something to tell"
+    membership = found.membership
+    table = Table(
+        title=f"who was trained on: {membership.members} members and {membership.others} others, "
+        f"{membership.shadows} shadow models; accuracy {found.accuracy:.4f}, on its training "
+        f"images {found.train_accuracy:.4f}"
+    )
+    rates = sorted({rate.fpr for each in membership.attacks for rate in each.rates}, reverse=True)
+    table.add_column("attack")
+    for name in ("area", "of all models", *(f"TPR at FPR {rate:g}" for rate in rates)):
+        table.add_column(name, justify="right")
+    for each in membership.attacks:
+        spread = f"{min(each.areas):.3f}-{max(each.areas):.3f}"
+        row = [_rate(each, rate) for rate in rates]
+        table.add_row(each.name, f"{each.areas[0]:.3f}", spread, *row)
+    return table
+
+
+def _rate(attack: MembershipAttackRecord, fpr: float) -> str:
+    found = attack.rate(fpr)
+    if found is None:
+        return "not resolved"
+    return f"{found.tpr:.4f} ({found.tpr_low:.4f}-{found.tpr_high:.4f})"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Demand:
+    """One demand, as it was given: which figure may be how large."""
+
+    text: str
+    figure: str
+    most: float
+
+    def missed(self, found: LeakageRecord) -> str | None:
+        """What is missing, in words; None where it is met."""
+        values = {row.metric: row.median for row in found.rows}
+        if self.figure not in values:
+            return f"missed: {self.text}: too few images to tell; raise --pool"
+        value = values[self.figure]
+        return None if value <= self.most else f"missed: {self.text}: got {value:.4f}"
+
+
+def _demand(text: str) -> _Demand:
+    match = _PATTERN.fullmatch(text.strip())
+    most = float(match[2]) if match else -1.0
+    if match is None or not 0 <= most <= 1:
+        raise typer.BadParameter(
+            "expected auc<=SHARE, or tpr@RATE<=SHARE with RATE 0.1, 0.01 or 0.001 and a share in "
+            f"[0, 1]; got {text!r}",
+            param_hint="--require",
+        )
+    return _Demand(text=text, figure=match[1], most=most)

@@ -1,0 +1,11 @@
+"""What a run's model leaks: its own recipe trains the shadow models, `privacy.leakage` asks them.
+
+A room above `recipe`, which knows all three packages: who was in the data (`membership`), images
+from shared gradients (`gradients`), copies of the model (`copies`).
+"""
+
+from secure_cnn.leakage.measure import measure_leakage
+from secure_cnn.leakage.membership import MembershipSettings
+from secure_cnn.leakage.target import Target, target_of
+
+__all__ = ["MembershipSettings", "Target", "measure_leakage", "target_of"]

@@ -1,0 +1,294 @@
+"""Who was in the data: shadow models are trained and asked, and what they say becomes figures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, final
+
+import numpy as np
+
+from privacy.leakage import (
+    MEMBERSHIP_ATTACKS,
+    AttackFigures,
+    AugmentationVotes,
+    Confidence,
+    Control,
+    LeakageReport,
+    NoiseVotes,
+    PointOnCurve,
+    Question,
+    ScoreTable,
+    ShadowDesign,
+    global_threshold,
+    membership_report,
+    score_tables,
+)
+from privacy.statistics import Numbers
+from secure_cnn.errors import RunError
+from secure_cnn.interruption import StopRequest
+from secure_cnn.leakage.shadows import ShadowTraining
+from secure_cnn.leakage.table_file import TableFolder, TableRecord, design_digest, exposed_key
+from secure_cnn.leakage.target import Target
+from secure_cnn.progress import count_progress
+from secure_cnn.record import (
+    ControlRecord,
+    ExposedRecord,
+    MembershipAttackRecord,
+    MembershipRecord,
+    RateRecord,
+)
+
+__all__ = ["LABEL_ONLY", "MembershipSettings", "measure_membership"]
+
+_Whose = Literal["target", "all", "oracle"]
+CONFIDENCE = "confidence"
+_SHIFTED, _NOISY = AugmentationVotes(shift=2), NoiseVotes(sigma=0.1, draws=100)
+LABEL_ONLY: Mapping[str, Question] = MappingProxyType(
+    {
+        "augmentation-votes": Question(signal=_SHIFTED, queries=_SHIFTED.queries, most=4000),
+        "noise-votes": Question(signal=_NOISY, queries=_NOISY.queries, most=1000),
+    }
+)
+"""Attacks on a model that says a class alone; fewer examples the more often it must be asked."""
+_UNASKED = ("boundary",)
+_PRIORS = (0.01, 0.1, 0.5)
+_LEAST_FPR = 1e-5
+_POINTS = 60
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class MembershipSettings:
+    """How membership is measured.
+
+    Attributes:
+        shadows: Shadow models, an even number of at least 2; 16 tell well, 64 and more best.
+        pool: Examples that are guessed about, at most; None takes nine tenths of what there is.
+        attacks: Names of attacks, of `MEMBERSHIP_ATTACKS` and `LABEL_ONLY`; none takes all but
+            `boundary`, which asks hundreds of times about each example.
+        seed: Of who is trained on what, and of the shadow models.
+
+    Raises:
+        RunError: A value is out of range, or there is no such attack.
+    """
+
+    shadows: int = 16
+    pool: int | None = None
+    attacks: tuple[str, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if type(self.shadows) is not int or self.shadows < 2 or self.shadows % 2:
+            raise RunError(
+                f"shadows: expected an even number of at least 2, got {self.shadows!r}; each "
+                "example is in half of them"
+            )
+        if self.pool is not None and (type(self.pool) is not int or self.pool < 4):
+            raise RunError(f"pool: expected a whole number of at least 4, got {self.pool!r}")
+        if type(self.seed) is not int or self.seed < 0:
+            raise RunError(f"seed: expected a whole number of at least 0, got {self.seed!r}")
+        known = [*MEMBERSHIP_ATTACKS, *LABEL_ONLY]
+        for name in self.attacks:
+            if name not in known:
+                raise RunError(f"attacks: expected some of {', '.join(known)}, got {name!r}")
+
+    @property
+    def chosen(self) -> tuple[str, ...]:
+        """The names of the attacks that are made."""
+        usual = [n for n in (*MEMBERSHIP_ATTACKS, *LABEL_ONLY) if n not in _UNASKED]
+        return self.attacks or tuple(usual)
+
+    def attacks_on(self, question: str) -> Mapping[str, Callable[[ScoreTable], Numbers]]:
+        """The attacks that are made on the table of a question; of labels it is the score."""
+        if question != CONFIDENCE:
+            return {question: global_threshold}
+        return {n: MEMBERSHIP_ATTACKS[n] for n in self.chosen if n in MEMBERSHIP_ATTACKS}
+
+    @property
+    def questions(self) -> dict[str, Question]:
+        """What models are asked for these attacks."""
+        own = {n: LABEL_ONLY[n] for n in self.chosen if n in LABEL_ONLY}
+        if any(name in MEMBERSHIP_ATTACKS for name in self.chosen):
+            return {CONFIDENCE: Question(signal=Confidence()), **own}
+        return own
+
+
+def measure_membership(
+    target: Target,
+    settings: MembershipSettings,
+    folder: Path,
+    *,
+    stop: StopRequest,
+    force: bool = False,
+) -> tuple[MembershipRecord, tuple[ControlRecord, ...]]:
+    """Trains shadow models by the target's recipe, asks them all, and attacks.
+
+    Guarantee: what a shadow model said is written down before the next one is trained; the same
+    call goes on from there. Nothing but its answers is kept of a shadow model.
+
+    Args:
+        target: Whom it is about.
+        settings: How.
+        folder: Of the table, made where it is not there.
+        stop: Looked at after every step of a training.
+        force: Begin anew where another table is in the folder.
+
+    Returns:
+        What was found, and the planted truths that the attacks must find.
+
+    Raises:
+        Stopped: A stop was requested.
+        LeakageError: There are too few examples, or a model says no numbers.
+        RunError: The folder holds another table, or cannot be written to.
+    """
+    tables = _tables(target, settings, folder, stop, force=force)
+    return _recorded(target, tables, settings, exposed_key(folder))
+
+
+def _tables(
+    target: Target,
+    settings: MembershipSettings,
+    folder: Path,
+    stop: StopRequest,
+    *,
+    force: bool,
+) -> dict[str, ScoreTable]:
+    """What all models say, asked or read, with a bar over their trainings."""
+    design = ShadowDesign.around(
+        target.members,
+        target.others,
+        shadows=settings.shadows,
+        pool=settings.pool,
+        seed=settings.seed,
+    )
+    questions = settings.questions
+    place = TableFolder(
+        root=folder,
+        record=TableRecord(
+            run=target.record.run_id,
+            recipe=target.digest,
+            design=design_digest(design),
+            models=design.models,
+            questions={name: len(design.rows(q.most)) for name, q in questions.items()},
+        ),
+    )
+    said = place.begin(force=force)
+
+    def keep(model: int, signals: Mapping[str, Numbers]) -> None:
+        said[model] = dict(signals)
+        place.keep(said)
+
+    with count_progress("shadow models", settings.shadows * 100) as advance:
+
+        def share(done: float) -> None:
+            advance(int(100 * (max(0, len(said) - 1) + done)))
+
+        return score_tables(
+            ShadowTraining(target=target, stop=stop, advance=share),
+            target.everybody,
+            design,
+            recipe=target.digest,
+            questions=questions,
+            target=target.model,
+            known=dict(said),
+            keep=keep,
+        )
+
+
+def _recorded(
+    target: Target, tables: Mapping[str, ScoreTable], settings: MembershipSettings, key: bytes
+) -> tuple[MembershipRecord, tuple[ControlRecord, ...]]:
+    """The figures of all attacks, each on the table of its own question."""
+    reports: list[LeakageReport] = []
+    found: dict[str, MembershipAttackRecord] = {}
+    for name, table in tables.items():
+        attacks = settings.attacks_on(name)
+        report = membership_report(table, key=key, attacks=attacks, promise=target.promise)
+        reports.append(report)
+        queries, classes = settings.questions[name].queries, target.data.spec.classes
+        for each in report.attacks:
+            curve = _curve(table, attacks[each.name])
+            found[each.name] = _attack_record(each, queries, curve, classes)
+    first = reports[0]
+    record = MembershipRecord(
+        members=first.members,
+        others=first.others,
+        shadows=first.shadows,
+        attacks=tuple(found[name] for name in settings.chosen if name in found),
+        exposed=tuple(
+            ExposedRecord(digest=each.digest, found=each.found, of=each.of)
+            for each in first.exposed
+        ),
+        broken=tuple(words for report in reports for words in report.broken),
+    )
+    return record, tuple(_control(each) for report in reports for each in report.controls)
+
+
+def _control(found: Control) -> ControlRecord:
+    return ControlRecord(
+        name=f"{found.attack}, {found.name}",
+        expected=found.expected,
+        got=found.got,
+        passed=found.passed,
+    )
+
+
+def _attack_record(
+    figures: AttackFigures,
+    queries: int,
+    curve: tuple[tuple[float, float], ...],
+    classes: Sequence[str],
+) -> MembershipAttackRecord:
+    sides: tuple[tuple[_Whose, tuple[PointOnCurve, ...]], ...] = (
+        ("target", figures.of_target),
+        ("all", figures.of_all),
+        ("oracle", figures.oracle),
+    )
+    return MembershipAttackRecord(
+        name=figures.name,
+        queries=queries,
+        areas=figures.areas,
+        rates=tuple(_rate(of, each) for of, points in sides for each in points),
+        curve=curve,
+        by_class={classes[label]: value for label, value in figures.by_class.items()},
+    )
+
+
+def _rate(of: _Whose, point: PointOnCurve) -> RateRecord:
+    low, high = point.tpr_interval
+    return RateRecord(
+        of=of,
+        fpr=point.fpr,
+        tpr=point.tpr,
+        tpr_low=low,
+        tpr_high=high,
+        realised_fpr=point.realised_fpr,
+        hits=point.hits,
+        members=point.positives,
+        false_alarms=point.false_alarms,
+        others=point.negatives,
+        ties=point.ties,
+        ppv={f"{prior:g}": point.ppv(prior) for prior in _PRIORS},
+    )
+
+
+def _curve(
+    table: ScoreTable, attack: Callable[[ScoreTable], Numbers]
+) -> tuple[tuple[float, float], ...]:
+    """What the target's scores give at every threshold, thinned to some points on a log scale."""
+    pool = ~table.population
+    scores, members = attack(table)[pool, 0], table.members[pool, 0]
+    order = np.argsort(-scores, kind="stable")
+    # Of equal scores the last one alone is a threshold.
+    last = np.append(np.diff(scores[order]) != 0, True)
+    hits, alarms = np.cumsum(members[order])[last], np.cumsum(~members[order])[last]
+    tpr, fpr = hits / members.sum(), alarms / (~members).sum()
+    wanted = np.unique(np.concatenate([np.geomspace(_LEAST_FPR, 1, _POINTS), [1.0]]))
+    # Of each rate the largest share that is found with no more false alarms.
+    places = np.searchsorted(fpr, wanted, side="right") - 1
+    return tuple(
+        (float(rate), float(tpr[place]) if place >= 0 else 0.0)
+        for rate, place in zip(wanted, places, strict=True)
+        if rate * (~members).sum() >= 1
+    )

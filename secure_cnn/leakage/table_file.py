@@ -1,0 +1,180 @@
+"""What models said of examples, kept in a folder as they are trained: an interrupted run goes on.
+
+table.json     who was trained on what, and how: a digest of each
+signals.npz    an array for each model and question
+exposed.key    by which the digests of the most exposed examples are made; for the owner alone
+"""
+
+import hashlib
+import io
+import secrets
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import ClassVar, final
+
+import numpy as np
+
+from privacy.leakage import ShadowDesign
+from privacy.statistics import Numbers
+from secure_cnn.data.npz_array import array_header, exactly, opened_npz
+from secure_cnn.errors import DataError, RunError
+from secure_cnn.files import reading, write_file
+from secure_cnn.record.document import Document
+
+__all__ = ["TableFolder", "TableRecord", "design_digest", "exposed_key"]
+
+_KEY_BYTES = 32
+_PRIVATE = 0o600
+"""What models say of the people in their data is for nobody else."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TableRecord(Document):
+    """What a table is of: another of any of it is another table.
+
+    Attributes:
+        run: The number of the target's run.
+        recipe: A digest of how target and shadow models are trained.
+        design: A digest of who is trained on what, and with which seeds.
+        models: The target and its shadow models.
+        questions: What they are asked, and how many examples of each.
+    """
+
+    KIND: ClassVar[str | None] = "leakage-table"
+
+    run: str
+    recipe: str
+    design: str
+    models: int
+    questions: Mapping[str, int] = field(default_factory=dict)
+
+
+def design_digest(design: ShadowDesign) -> str:
+    """SHA-256 of who is trained on what, and with which seeds."""
+    digest = hashlib.sha256()
+    for part in (design.always, design.pool, design.population):
+        digest.update(len(part).to_bytes(8, "big") + part.astype("<i8").tobytes())
+    digest.update(np.packbits(design.halves).tobytes())
+    digest.update(repr(design.seeds()).encode())
+    return digest.hexdigest()
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class TableFolder:
+    """The folder of one table: what is in it is of `record`, or it is refused."""
+
+    root: Path
+    record: TableRecord
+
+    @property
+    def _told(self) -> Path:
+        return self.root / "table.json"
+
+    @property
+    def _signals(self) -> Path:
+        return self.root / "signals.npz"
+
+    def begin(self, *, force: bool) -> dict[int, dict[str, Numbers]]:
+        """Makes the folder; returns the signals of models that were asked earlier.
+
+        Args:
+            force: Begin anew where another table is in it.
+
+        Raises:
+            RunError: Another table is in it, it is damaged, or the folder cannot be made.
+        """
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{self.root}: expected a folder that can be made: {error.strerror}"
+            ) from error
+        if force or not self._told.exists():
+            self._signals.unlink(missing_ok=True)
+            self.record.write(self._told)
+            return {}
+        before = TableRecord.read(self._told)
+        for name in ("run", "recipe", "design", "models", "questions"):
+            if getattr(before, name) != getattr(self.record, name):
+                raise RunError(
+                    f"{self._told}: expected the table that was asked for, got one of another "
+                    f"{name}: {_few(getattr(before, name))} in the place of "
+                    f"{_few(getattr(self.record, name))}; ask as then, choose another folder, or "
+                    "begin anew with --force"
+                )
+        return self._read() if self._signals.exists() else {}
+
+    def keep(self, signals: Mapping[int, Mapping[str, Numbers]]) -> None:
+        """Writes the signals of all models that were asked so far, atomically.
+
+        Raises:
+            RunError: The folder cannot be written to.
+        """
+        content = io.BytesIO()
+        arrays = {_entry(m, q): each for m, of in signals.items() for q, each in of.items()}
+        np.savez(content, **arrays)  # type: ignore[arg-type]  # its stub takes flags there too
+        try:
+            write_file(self._signals, content.getvalue(), overwrite=True, mode=_PRIVATE)
+        except OSError as error:
+            raise RunError(
+                f"{self._signals}: expected a place to write to: {error.strerror}"
+            ) from error
+
+    def _read(self) -> dict[int, dict[str, Numbers]]:
+        """Whole models alone: one that was not asked everything is asked anew."""
+        found: dict[int, dict[str, Numbers]] = {}
+        with opened_npz(self._signals) as archive:
+            names = set(archive.namelist())
+            for model in range(self.record.models):
+                wanted = {q: f"{_entry(model, q)}.npy" for q in self.record.questions}
+                if names.issuperset(wanted.values()):
+                    found[model] = {q: self._array(archive, q, n) for q, n in wanted.items()}
+        return found
+
+    def _array(self, archive: zipfile.ZipFile, question: str, name: str) -> Numbers:
+        """One array, whose size is known before a byte of it is read."""
+        rows = self.record.questions[question]
+        with archive.open(name) as file:
+            header = array_header(file, self._signals, name)
+            if header.shape != (rows,) or header.dtype != np.float64:
+                raise DataError(
+                    f"{self._signals}: expected {rows} numbers in {name}, got {header.dtype} "
+                    f"{list(header.shape)}; it is of another table, begin anew with --force"
+                )
+            size = prod(header.shape) * header.dtype.itemsize
+            raw = exactly(file, size, self._signals, name)
+        return np.frombuffer(raw, np.float64).copy()
+
+
+def exposed_key(folder: Path) -> bytes:
+    """The secret key of a table's digests, drawn where there is none: who has it can look them up.
+
+    Raises:
+        RunError: It is damaged, or cannot be written.
+    """
+    path = folder / "exposed.key"
+    try:
+        if not path.exists():
+            write_file(path, secrets.token_bytes(_KEY_BYTES), overwrite=False, mode=_PRIVATE)
+        with reading(path) as file:
+            key = file.read(_KEY_BYTES + 1)
+    except OSError as error:
+        raise RunError(
+            f"{path}: expected a key that can be read and written: {error.strerror}"
+        ) from error
+    if len(key) != _KEY_BYTES:
+        raise RunError(f"{path}: expected {_KEY_BYTES} bytes, got others; remove it")
+    return key
+
+
+def _entry(model: int, question: str) -> str:
+    return f"{model}-{question}"
+
+
+def _few(value: object) -> str:
+    return str(value)[:48]

@@ -1,0 +1,180 @@
+"""The target: the model of a run that is complete, with what it was trained on and how."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import final
+
+import numpy as np
+import torch
+from torch import nn
+
+from privacy.leakage import Promise
+from privacy.leakage.shadows import Indices
+from secure_cnn.checkpoint import LoadedModel, Unlocking
+from secure_cnn.data import ImageData, Split, load_data
+from secure_cnn.errors import RunError
+from secure_cnn.evaluate import ClassificationReport, batch_for, evaluate_model
+from secure_cnn.own_network import OwnNetwork
+from secure_cnn.recipe import Recipe
+from secure_cnn.recipe.identity import KEYED
+from secure_cnn.recipe.initial import InitialModel, initial_model
+from secure_cnn.recipe.seams import make_plan
+from secure_cnn.record import RunRecord
+
+__all__ = ["Target", "target_of"]
+
+_OF_THE_RUN = (
+    *("out", "seed", "device", "data", "baseline", "robust_samples", "checkpoint_minutes"),
+    *("trials", "groups"),
+)
+"""Settings that do not say how a model is trained, but where, on what and what else is done."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Target:
+    """The model of a complete run, and all that is needed to train others as it was trained.
+
+    Attributes:
+        record: Of the run.
+        recipe: Its settings, with the batch size and the rate that they came to.
+        data: Its images: the members, and test images, which are none.
+        initial: How its training began.
+        model: What it left, in evaluation mode.
+        found: What that finds on the test images.
+    """
+
+    record: RunRecord
+    recipe: Recipe
+    data: ImageData
+    initial: InitialModel
+    model: nn.Module
+    found: ClassificationReport
+
+    @cached_property
+    def everybody(self) -> Split:
+        """All images that are guessed about: those of the training, then those of the test."""
+        parts = (self.data.train, self.data.test)
+        return Split(
+            images=torch.cat([part.images for part in parts]),
+            labels=torch.cat([part.labels for part in parts]),
+        )
+
+    @property
+    def members(self) -> Indices:
+        """Indices in `everybody` of those that the model was trained on."""
+        return np.arange(len(self.data.train))
+
+    @property
+    def others(self) -> Indices:
+        """Indices in `everybody` of those that it was not."""
+        return np.arange(len(self.data.train), len(self.everybody))
+
+    @cached_property
+    def promise(self) -> Promise | None:
+        """What its training promised whom it was trained on, if anything."""
+        plan = make_plan(self.recipe, len(self.data.train))
+        return None if plan is None else Promise.of([plan.event()])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of how it was trained: the same for whatever was trained likewise."""
+        settings = self.recipe.to_dict()
+        told = {
+            "settings": {n: value for n, value in settings.items() if n not in _OF_THE_RUN},
+            "weights": self.initial.digest,
+            "source": self.initial.record.source,
+            "structure": self.initial.record.structure,
+            "images": len(self.data.train),
+        }
+        return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def target_of(
+    record: RunRecord,
+    loaded: LoadedModel,
+    data: str,
+    *,
+    network: OwnNetwork | None = None,
+    unlocking: Unlocking | None = None,
+) -> Target:
+    """The target of a run's record and the model that the run left.
+
+    Args:
+        record: Of a complete run.
+        loaded: Its model, as read from its file.
+        data: Where the images of the run are now.
+        network: Makes the model where it is one of the user's own.
+        unlocking: Opens the sealed weights that the run started from, where it did.
+
+    Raises:
+        RunError: The run is not complete or protects persons, or the model is another one's, or
+            was found to answer otherwise on these data.
+        DataError: The data cannot be read.
+        ModelError: The weights that the run began with are gone, or do not fit.
+    """
+    if record.status != "complete":
+        raise RunError(
+            f"run: expected one that is complete, got one that is {record.status}; end it with "
+            "train --resume"
+        )
+    recipe = _as_it_was(Recipe.from_dict({**record.settings, "data": data, "out": ""}), record)
+    if recipe.unit == "person":
+        raise RunError(
+            "unit=person: expected a run whose unit is an example, got persons: membership of a "
+            "person with all images of theirs is not measured yet; audit --run audits its promise"
+        )
+    images = load_data(data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed)
+    recipe = recipe.on(images)
+    initial = initial_model(recipe, images, network, unlocking)
+    target = Target(
+        record=record,
+        recipe=recipe,
+        data=images,
+        initial=initial,
+        model=loaded.model.eval(),
+        found=evaluate_model(
+            loaded.model,
+            images.test,
+            images.spec.classes,
+            batch_size=batch_for(loaded.model, images.test),
+        ),
+    )
+    _check_same(target, loaded)
+    return target
+
+
+def _as_it_was(recipe: Recipe, record: RunRecord) -> Recipe:
+    """With the batch size and rate that were chosen then: another version may choose otherwise."""
+    for chosen in record.chosen:
+        if chosen.variant == recipe.variant.name:
+            return replace(recipe, batch_size=chosen.batch_size, learning_rate=chosen.learning_rate)
+    return recipe
+
+
+def _check_same(target: Target, loaded: LoadedModel) -> None:
+    """Refuses data, or a model, that are not those of the record: members would be no members."""
+    record, data, found = target.record, target.data, target.found
+    told = record.data.fingerprint
+    sizes = (record.data.train, record.data.test) == (len(data.train), len(data.test))
+    if not sizes or (not told.startswith(KEYED) and told != data.fingerprint):
+        raise RunError(
+            f"data: expected the images that the run was trained on, got others in "
+            f"{target.recipe.data}: who is a member would be wrong; put them back as they were"
+        )
+    result = next((r for r in record.results if r.variant == target.recipe.variant.name), None)
+    expected = None if result is None else (result.accuracy, result.confusion)
+    if expected != (found.accuracy, found.confusion):
+        raise RunError(
+            "model: expected what the run's record says that it finds on the test images, got "
+            f"accuracy {found.accuracy:.4g}; data, model or record were changed since it was "
+            "trained, or the model is of another run"
+        )
+    claimed = loaded.claims.get("variant")
+    if claimed is not None and claimed != target.recipe.variant.name:
+        raise RunError(
+            f"model: expected one of {target.recipe.variant.name}, got one that says it is of "
+            f"{claimed}; give the run that left it"
+        )

@@ -1,0 +1,287 @@
+"""`secure-cnn leakage`: the target's own recipe trains its shadow models, and what is kept."""
+
+import json
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from secure_cnn.checkpoint import read_model
+from secure_cnn.cli import app
+from secure_cnn.errors import DataError, RunError
+from secure_cnn.interruption import Stopped, StopRequest
+from secure_cnn.leakage import MembershipSettings, Target, measure_leakage, target_of
+from secure_cnn.leakage.shadows import ShadowTraining
+from secure_cnn.leakage.table_file import TableFolder, TableRecord, exposed_key
+from secure_cnn.recipe import Recipe, RunFolder, run
+from secure_cnn.record import LeakageRecord, RunRecord
+
+QUICK = MembershipSettings(shadows=2, attacks=("lira", "global-threshold"))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random images with random labels: what a model knows of them it has from training alone."""
+    random = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("data") / "noise.npz"
+    np.savez(
+        path,
+        train_images=random.integers(0, 256, (80, 8, 8), dtype=np.uint8),
+        train_labels=np.arange(80) % 4,
+        test_images=random.integers(0, 256, (80, 8, 8), dtype=np.uint8),
+        test_labels=np.arange(80) % 4,
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that has memorised them."""
+    out = tmp_path_factory.mktemp("run") / "plain"
+    run(Recipe(out=out, data=str(images), model="compact", epochs=40, batch_size=20))
+    return out
+
+
+def target_in(folder: Path, images: Path) -> Target:
+    record = RunRecord.read(folder / "run.json")
+    loaded = read_model(folder / record.checkpoints[0], unlocking=None)
+    return target_of(record, loaded, str(images))
+
+
+@pytest.fixture
+def target(trained: Path, images: Path) -> Target:
+    return target_in(trained, images)
+
+
+def test_memorised_images_are_told_from_others(target: Target, tmp_path: Path) -> None:
+    settings = MembershipSettings(shadows=4)
+    found = measure_leakage(target, settings, tmp_path, stop=StopRequest())
+    assert found.membership is not None
+    areas = {each.name: each.areas[0] for each in found.membership.attacks}
+    # Labels are random: an image that is named right was trained on, but for one in four.
+    assert found.train_accuracy == 1.0
+    assert areas["lira"] > 0.9
+    assert areas["noise-votes"] > 0.9
+    assert found.membership.members == found.membership.others == 72
+    assert [row.metric for row in found.rows][:1] == ["auc"]
+
+
+def test_a_model_of_other_images_tells_nothing(
+    images: Path, target: Target, tmp_path: Path
+) -> None:
+    """The control: swapped halves of a pool are no members of a target that saw neither."""
+    random = np.random.default_rng(1)
+    other = tmp_path / "other.npz"
+    np.savez(
+        other,
+        train_images=random.integers(0, 256, (80, 8, 8), dtype=np.uint8),
+        train_labels=np.arange(80) % 4,
+        test_images=np.load(images)["test_images"],
+        test_labels=np.arange(80) % 4,
+    )
+    run(Recipe(out=tmp_path / "run", data=str(other), model="compact", epochs=40, batch_size=20))
+    stranger = replace(target, model=target_in(tmp_path / "run", other).model)
+    found = measure_leakage(stranger, MembershipSettings(shadows=4), tmp_path, stop=StopRequest())
+    assert found.membership is not None
+    # 72 and 72: the area of a guess has a deviation of 0.048, so 0.27 is beyond 5.6 of them.
+    for each in found.membership.attacks:
+        assert abs(each.areas[0] - 0.5) < 0.27, each.name
+
+
+def test_shadow_models_are_trained_as_the_run_trained(target: Target) -> None:
+    """Bit for bit the target again, where they get its images and its seed."""
+    train = ShadowTraining(target=target, stop=StopRequest(), advance=lambda _: None)
+    again = train(target.members, seed=0)
+    for name, tensor in target.model.state_dict().items():
+        assert torch.equal(again.state_dict()[name], tensor), name
+    other = train(target.members, seed=1)
+    assert not torch.equal(other[-1].weight, again[-1].weight)
+
+
+def test_private_shadow_models_have_the_plan_of_the_run(images: Path, tmp_path: Path) -> None:
+    recipe = Recipe(
+        out=tmp_path / "p",
+        data=str(images),
+        model="compact",
+        epochs=2,
+        epsilon=3.0,
+        batch_size=20,
+        baseline=False,
+    )
+    run(recipe)
+    target = target_in(tmp_path / "p", images)
+    found = measure_leakage(target, QUICK, tmp_path / "p", stop=StopRequest())
+    assert found.epsilon == target.record.privacy.epsilon  # type: ignore[union-attr]
+    assert found.passed
+    assert found.notes  # who may read them
+
+
+def test_an_interrupted_measurement_goes_on_with_the_next_shadow(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measure_leakage(target, QUICK, tmp_path / "whole", stop=StopRequest())
+    trained = []
+    train = ShadowTraining.__call__
+
+    def stopped(self: ShadowTraining, indices: np.ndarray, /, *, seed: int) -> torch.nn.Module:
+        if len(trained) == 1:
+            raise Stopped
+        trained.append(seed)
+        return train(self, indices, seed=seed)
+
+    monkeypatch.setattr(ShadowTraining, "__call__", stopped)
+    with pytest.raises(Stopped):
+        measure_leakage(target, QUICK, tmp_path / "parts", stop=StopRequest())
+    monkeypatch.setattr(ShadowTraining, "__call__", train)
+    found = measure_leakage(target, QUICK, tmp_path / "parts", stop=StopRequest())
+    assert len(trained) == 1
+    assert found.membership == whole.membership or _but_digests(found) == _but_digests(whole)
+
+
+def _but_digests(record: LeakageRecord) -> dict[str, object]:
+    assert record.membership is not None
+    return {name: v for name, v in record.to_dict()["membership"].items() if name != "exposed"}
+
+
+def test_a_table_of_another_design_is_refused(target: Target, tmp_path: Path) -> None:
+    measure_leakage(target, QUICK, tmp_path, stop=StopRequest())
+    other = replace(QUICK, seed=1)
+    with pytest.raises(RunError, match=r"table\.json: .* another design.*--force"):
+        measure_leakage(target, other, tmp_path, stop=StopRequest())
+    measure_leakage(target, other, tmp_path, stop=StopRequest(), force=True)
+
+
+def test_a_run_of_another_recipe_has_another_digest(target: Target) -> None:
+    longer = replace(target, recipe=replace(target.recipe, epochs=41))
+    assert longer.digest != target.digest
+    elsewhere = replace(target, recipe=replace(target.recipe, out="x", seed=7))
+    assert elsewhere.digest == target.digest
+
+
+def _place(tmp_path: Path, rows: int = 5) -> TableFolder:
+    record = TableRecord(run="a", recipe="b", design="c", models=3, questions={"q": rows})
+    return TableFolder(root=tmp_path / "t", record=record)
+
+
+def test_a_kept_table_is_read_back(tmp_path: Path) -> None:
+    place = _place(tmp_path)
+    assert place.begin(force=False) == {}
+    values = np.arange(5.0)
+    place.keep({1: {"q": values}})
+    (read,) = place.begin(force=False).values()
+    assert np.array_equal(read["q"], values)
+    assert (place.root / "signals.npz").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("cut", [0, 1, 40, 200])
+def test_a_table_cut_short_is_refused(tmp_path: Path, cut: int) -> None:
+    place = _place(tmp_path)
+    place.begin(force=False)
+    place.keep({1: {"q": np.arange(5.0)}})
+    path = place.root / "signals.npz"
+    path.write_bytes(path.read_bytes()[:cut])
+    with pytest.raises(DataError, match=r"signals\.npz: expected"):
+        place.begin(force=False)
+
+
+def test_a_table_of_objects_or_of_another_size_is_refused(tmp_path: Path) -> None:
+    place = _place(tmp_path)
+    place.begin(force=False)
+    for wrong in (np.arange(6.0), np.arange(5), np.array([{}] * 5, dtype=object)):
+        np.savez(place.root / "signals.npz", **{"0-q": wrong})
+        with pytest.raises(DataError, match=r"signals\.npz: expected"):
+            place.begin(force=False)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    """Of an array whose header says more than the table has, no byte is read."""
+    place = _place(tmp_path)
+    place.begin(force=False)
+    path = place.root / "signals.npz"
+    header = {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("0-q.npy", "w") as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(10**6))
+    with pytest.raises(DataError, match="expected 5 numbers"):
+        place.begin(force=False)
+
+
+def test_the_key_of_digests_is_private_and_stays(tmp_path: Path) -> None:
+    key = exposed_key(tmp_path)
+    assert key == exposed_key(tmp_path)
+    assert (tmp_path / "exposed.key").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "exposed.key").write_bytes(b"short")
+    with pytest.raises(RunError, match=r"exposed\.key: expected 32 bytes"):
+        exposed_key(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"shadows": 3}, "shadows: expected an even number"),
+        ({"shadows": 0}, "shadows: expected an even number"),
+        ({"pool": 2}, "pool: expected"),
+        ({"attacks": ("lyra",)}, "attacks: expected some of .*lira"),
+        ({"seed": -1}, "seed: expected"),
+    ],
+)
+def test_settings_out_of_range_are_refused(settings: dict[str, object], words: str) -> None:
+    with pytest.raises(RunError, match=words):
+        MembershipSettings(**settings)  # type: ignore[arg-type]
+
+
+def test_other_images_are_refused(trained: Path, images: Path, tmp_path: Path) -> None:
+    arrays = dict(np.load(images))
+    arrays["train_images"] = 255 - arrays["train_images"]
+    np.savez(tmp_path / "other.npz", **arrays)
+    with pytest.raises(RunError, match="data: expected the images that the run was trained on"):
+        target_in(trained, tmp_path / "other.npz")
+
+
+def test_a_model_of_another_run_is_refused(trained: Path, images: Path, tmp_path: Path) -> None:
+    run(Recipe(out=tmp_path / "b", data=str(images), model="compact", epochs=1, seed=3))
+    record = RunRecord.read(trained / "run.json")
+    loaded = read_model(RunFolder(root=tmp_path / "b", sealed=False).model, unlocking=None)
+    with pytest.raises(RunError, match="model: expected what the run's record says"):
+        target_of(record, loaded, str(images))
+
+
+def test_persons_are_refused(trained: Path, images: Path) -> None:
+    record = RunRecord.read(trained / "run.json")
+    settings = {**record.settings, "unit": "person", "epsilon": 3.0, "baseline": False}
+    loaded = read_model(trained / record.checkpoints[0], unlocking=None)
+    with pytest.raises(RunError, match="expected a run whose unit is an example"):
+        target_of(replace(record, settings=settings), loaded, str(images))
+
+
+def test_the_command_writes_record_and_page(trained: Path, images: Path, tmp_path: Path) -> None:
+    command = ["leakage", str(trained), "--shadows", "2", "--attacks", "lira,global-threshold"]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path)])
+    assert done.exit_code == 0, done.output
+    record = LeakageRecord.read(tmp_path / "leakage.json")
+    assert record.run == RunRecord.read(trained / "run.json").run_id
+    # The table is there: nothing is trained again.
+    again = CliRunner().invoke(app, [*command, "--out", str(tmp_path), "--require", "auc<=0.6"])
+    assert again.exit_code == 7
+    assert "missed: auc<=0.6" in again.output
+
+
+@pytest.mark.parametrize("demand", ["auc", "tpr@0.5<=0.1", "tpr@0.01<=2", "auc>=0.4"])
+def test_a_demand_that_is_none_is_refused(trained: Path, demand: str) -> None:
+    done = CliRunner().invoke(app, ["leakage", str(trained), "--require", demand])
+    assert done.exit_code == 2
+
+
+def test_the_command_refuses_what_is_no_run(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["leakage", str(tmp_path / "nothing")])
+    assert isinstance(done.exception, RunError)
+    (tmp_path / "run.json").write_text(json.dumps({"schema": 1, "kind": "run"}))
+    done = CliRunner().invoke(app, ["leakage", str(tmp_path)])
+    assert isinstance(done.exception, RunError)
