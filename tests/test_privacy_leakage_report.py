@@ -67,10 +67,10 @@ def test_who_is_given_away_is_told_by_a_key_alone():
 def test_more_than_privacy_allows_fails_the_report(shift, passed):
     """Epsilon 1 beside signals that tell members apart, and beside some that do not (control)."""
     table = planted(10, pool=1_000, shift=shift, spread=0.5)
-    promise = Promise(pairs=((0.5, 0.1), (1.0, 1e-5)))
+    promise = Promise(pairs=((1.0, 1e-5), (0.5, 0.1)))
     report = membership_report(table, key=KEY, promise=promise)
     assert (report.passed, report.void) == (passed, False)
-    words = "epsilon 1 at delta 1e-05 and 1 other pairs allow"
+    words = "epsilon 1 at delta 1e-05 (with 1 more pairs) allows"
     assert all(words in line for line in report.broken)
     assert report.verdict.startswith("within what epsilon 1" if passed else "more than was promis")
     assert membership_report(table, key=KEY).verdict.startswith("measured, with nothing promised")
@@ -95,7 +95,7 @@ def test_who_is_there_in_anothers_place_is_told_by_two_changes():
     A bound of one change alone would be; and one pair says much less than several.
     """
     steps = GaussianSteps(noise_multiplier=4.0, sampling_rate=1.0, steps=4)
-    promise, one = Promise.of([steps]), Promise.of([steps], [1e-5])
+    promise, one = Promise.of([steps], 1e-5), Promise.of([steps], 1e-5, others=())
     told = stats.norm.cdf(stats.norm.ppf(RATES) + 2 * 0.5)
     allowed = np.array([promise.allowed_tpr(fpr) for fpr in RATES])
     assert (allowed >= told).all()
@@ -112,7 +112,7 @@ def test_a_promise_is_no_less_than_what_sampled_steps_cost(delta):
     steps = GaussianSteps(noise_multiplier=0.8, sampling_rate=0.1, steps=50)
     accountant = PLDAccountant(value_discretization_interval=1e-2)
     accountant.compose(PoissonSampledDpEvent(0.1, GaussianDpEvent(0.8)), 50)
-    [(epsilon, _)] = Promise.of([steps], [delta]).pairs
+    [(epsilon, _)] = Promise.of([steps], delta, others=()).pairs
     # Its own bound is rounded up by at most an interval a step, and mostly by much less.
     assert accountant.get_epsilon(delta) == pytest.approx(epsilon, abs=0.1)
 
@@ -120,7 +120,7 @@ def test_a_promise_is_no_less_than_what_sampled_steps_cost(delta):
 def test_a_bound_is_concave_and_rises():
     """What the mean over examples needs."""
     steps = GaussianSteps(noise_multiplier=1.0, sampling_rate=0.05, steps=100)
-    promise = Promise.of([steps], [1e-5, 0.01, 0.1])
+    promise = Promise.of([steps], 1e-5, others=(0.01, 0.1))
     rates = np.linspace(0, 1, 201)
     allowed = np.array([promise.allowed_tpr(fpr) for fpr in rates])
     assert (np.diff(allowed) >= -1e-12).all()

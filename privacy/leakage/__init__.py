@@ -2,9 +2,10 @@
 
 A table of how sure models are of examples (`table`), which shadow models fill (`shadows`) by what
 they are asked (`signals`, and `label_only` of models that say a class alone); attacks that are
-functions of it (`attacks`), what their scores are worth (`metrics`), and all of it for one target
-(`report`). Images from gradients that were shared (`inversion`), and copies of a model from its
-answers (`extraction`).
+functions of it (`attacks`), what their scores are worth (`metrics`), what was promised (`promise`),
+and all of it for one target (`report`), with truths that must be found (`controls`); `membership`
+does it for a training function of one's own (`measure`). Images from gradients that were shared
+(`inversion`), and copies of a model from its answers (`extraction`).
 """
 
 from privacy.leakage.attacks import (
@@ -36,6 +37,7 @@ from privacy.leakage.inversion import (
     similarity,
 )
 from privacy.leakage.label_only import AugmentationVotes, NoiseVotes
+from privacy.leakage.measure import membership
 from privacy.leakage.metrics import (
     PointOnCurve,
     area,
@@ -98,6 +100,7 @@ __all__ = [
     "invert",
     "labels_of",
     "lira",
+    "membership",
     "membership_report",
     "oracle_threshold",
     "point",

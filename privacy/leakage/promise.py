@@ -10,8 +10,8 @@ from privacy.errors import LeakageError
 
 __all__ = ["Promise", "allowed_tpr"]
 
-_DELTAS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.03, 0.1, 0.2, 0.4)
-"""From where rates of a thousandth are bounded best to where rates of some tenths are."""
+_DELTAS = (1e-3, 0.01, 0.05, 0.2, 0.4)
+"""Of pairs that bound rates of some hundredths and tenths, where a usual delta says little."""
 
 
 @final
@@ -24,7 +24,7 @@ class Promise:
     curve is. A pair is of adding or removing one example, as `privacy.DPPlan` counts.
 
     Attributes:
-        pairs: Epsilons, at least 0, each with its delta in [0, 1).
+        pairs: Epsilons, at least 0, each with its delta in [0, 1); the first is the one to tell.
 
     Raises:
         LeakageError: There is no pair, or one is out of range.
@@ -48,10 +48,17 @@ class Promise:
                 )
 
     @classmethod
-    def of(cls, events: Sequence[GaussianSteps], deltas: Sequence[float] = _DELTAS) -> "Promise":
+    def of(
+        cls, events: Sequence[GaussianSteps], delta: float, *, others: Sequence[float] = _DELTAS
+    ) -> "Promise":
         """What steps that were taken promise, `[plan.event()]` or those of a ledger.
 
         An accountant is asked for each delta, which takes up to a second each.
+
+        Args:
+            events: The steps.
+            delta: The one by which epsilon is told.
+            others: Those of further pairs, which bound larger rates.
 
         Raises:
             PlanError: A delta is not in (0, 1), or events are none.
@@ -59,10 +66,11 @@ class Promise:
 
         Example:
             >>> steps = GaussianSteps(noise_multiplier=2.0, sampling_rate=1.0, steps=4)
-            >>> round(Promise.of([steps], [1e-5]).pairs[0][0], 2)
-            4.38
+            >>> print(Promise.of([steps], 1e-5))
+            epsilon 4.38 at delta 1e-05 (with 5 more pairs)
         """
-        return cls(pairs=tuple((epsilon_of(events, delta), delta) for delta in deltas))
+        deltas = [delta, *(each for each in others if each != delta)]
+        return cls(pairs=tuple((epsilon_of(events, each), each) for each in deltas))
 
     def allowed_tpr(self, fpr: float) -> float:
         """The largest true positive rate that membership can be told with, at this rate of others.
@@ -77,10 +85,10 @@ class Promise:
         return min(allowed_tpr(fpr, epsilon=each, delta=delta) for each, delta in self.pairs)
 
     def __str__(self) -> str:
-        """The pair of the smallest delta, and how many there are besides."""
-        epsilon, delta = min(self.pairs, key=lambda pair: pair[1])
-        others = f" and {len(self.pairs) - 1} other pairs" if len(self.pairs) > 1 else ""
-        return f"epsilon {epsilon:g} at delta {delta:g}{others}"
+        """The first pair, and how many there are besides."""
+        epsilon, delta = self.pairs[0]
+        more = f" (with {len(self.pairs) - 1} more pairs)" if len(self.pairs) > 1 else ""
+        return f"epsilon {epsilon:.3g} at delta {delta:.3g}{more}"
 
 
 def allowed_tpr(fpr: float, *, epsilon: float, delta: float) -> float:

@@ -42,9 +42,11 @@ __all__ = [
     "AttackFigures",
     "Exposed",
     "LeakageReport",
+    "checked_key",
     "membership_report",
 ]
 
+_LEAST_KEY = 16
 _RATES = (0.1, 0.01, 0.001)
 _EXPOSED_AT = 0.01
 """The false positive rate at which an example counts as found."""
@@ -204,8 +206,7 @@ def membership_report(
     Raises:
         LeakageError: The key is short, there is no attack, or one does not score every example.
     """
-    if len(key) < 16:
-        raise LeakageError(f"key: expected at least 16 secret bytes, got {len(key)}")
+    checked_key(key)
     if not table.population.any():
         attacks = {name: each for name, each in attacks.items() if name not in _OF_POPULATION}
     if not attacks:
@@ -226,6 +227,17 @@ def membership_report(
         broken=tuple(broken),
         controls=controls(table, attacks),
     )
+
+
+def checked_key(key: bytes) -> bytes:
+    """A key, given that it is long enough to keep rows secret.
+
+    Raises:
+        LeakageError: It is short.
+    """
+    if len(key) < _LEAST_KEY:
+        raise LeakageError(f"key: expected at least {_LEAST_KEY} secret bytes, got {len(key)}")
+    return key
 
 
 def _scores(name: str, attack: Callable[[ScoreTable], Numbers], table: ScoreTable) -> Numbers:

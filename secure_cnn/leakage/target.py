@@ -76,7 +76,7 @@ class Target:
     def promise(self) -> Promise | None:
         """What its training promised whom it was trained on, if anything."""
         plan = make_plan(self.recipe, len(self.data.train))
-        return None if plan is None else Promise.of([plan.event()])
+        return None if plan is None else Promise.of([plan.event()], plan.delta_or_own(None))
 
     @property
     def digest(self) -> str:
