@@ -20,7 +20,7 @@ from secure_cnn.record import Measurements, Row, RunRecord, hardware, versions
 
 DOCUMENT = Path(__file__).with_name("leakage.json")
 WORK = Path("runs/leakage-table")
-IMAGES, EPOCHS, SHADOWS, ATTACKED = 2000, 15, 8, 500
+IMAGES, EPOCHS, SHADOWS, ATTACKED = 1000, 20, 8, 300
 THREAT = defenses.ThreatModel(norm="linf", eps=0.1)
 PROTECTIONS = {"plain": {}, "DP": {"epsilon": 3.0}, "AT": {"eps": THREAT.eps}}
 PROTECTIONS["DP and AT"] = {**PROTECTIONS["DP"], **PROTECTIONS["AT"]}

@@ -10,7 +10,8 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from secure_cnn.checkpoint import read_model
+from secure_cnn import archive
+from secure_cnn.checkpoint import Sealing, read_model
 from secure_cnn.cli import app
 from secure_cnn.errors import DataError, RunError
 from secure_cnn.interruption import Stopped, StopRequest
@@ -271,6 +272,25 @@ def test_the_command_writes_record_and_page(trained: Path, images: Path, tmp_pat
     again = CliRunner().invoke(app, [*command, "--out", str(tmp_path), "--require", "auc<=0.6"])
     assert again.exit_code == 7
     assert "missed: auc<=0.6" in again.output
+
+
+def test_a_sealed_model_elsewhere_is_measured_by_its_run(images: Path, tmp_path: Path) -> None:
+    """And by nothing without the key that opens it."""
+    identity = archive.generate_identity()
+    archive.write_key(tmp_path / "identity", identity)
+    sealing = Sealing(recipients=(identity.recipient,))
+    recipe = Recipe(out=tmp_path / "run", data=str(images), model="compact", epochs=1)
+    run(recipe, sealing=sealing)
+    moved = tmp_path / "model.sealed"
+    (tmp_path / "run/checkpoints/model.sealed").rename(moved)
+    command = ["leakage", str(tmp_path / "run"), "--shadows", "2", "--attacks", "lira"]
+    done = CliRunner().invoke(app, [*command, "--checkpoint", str(moved)])
+    assert isinstance(done.exception, archive.ArchiveError)
+    key = ["--identity", str(tmp_path / "identity")]
+    done = CliRunner().invoke(app, [*command, "--checkpoint", str(moved), *key])
+    assert done.exit_code == 0, done.output
+    done = CliRunner().invoke(app, [*command, *key])
+    assert isinstance(done.exception, RunError)  # which says that it is gone
 
 
 @pytest.mark.parametrize("demand", ["auc", "tpr@0.5<=0.1", "tpr@0.01<=2", "auc>=0.4"])

@@ -17,8 +17,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.interruption import Stopped, stop_on_signals
 from secure_cnn.leakage import MembershipSettings, Target, measure_leakage, target_of
 from secure_cnn.printable import Terminal
-from secure_cnn.recipe import RunFolder
-from secure_cnn.record import LeakageRecord, MembershipAttackRecord
+from secure_cnn.record import LeakageRecord, MembershipAttackRecord, RunRecord
 
 __all__ = ["leakage"]
 
@@ -32,6 +31,9 @@ _PATTERN = re.compile(rf"({_FIGURE})\s*<=\s*(\d+(?:\.\d*)?|\.\d+)")
 def leakage(
     *,
     run: Annotated[Path, typer.Argument(help="The folder of a run that is complete.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="The model that the run left, if it was moved elsewhere.")
+    ] = None,
     data: Annotated[
         str | None, typer.Option(help="Where its images are now, if elsewhere than they were.")
     ] = None,
@@ -83,10 +85,14 @@ def leakage(
         raise RunError(
             f"{run}: expected the folder of a run, whose recipe trains others like it, got none"
         )
-    path, place = located(run, data)
-    record = RunFolder(root=run, sealed=False).recorded()
+    path, place = (checkpoint, data) if checkpoint else located(run, data)
+    record = RunRecord.read(run / "run.json")
     target = target_of(
-        record, opened(path, unlocking, network), str(place), network=network, unlocking=unlocking
+        record,
+        opened(path, unlocking, network),
+        place or str(record.settings.get("data")),
+        network=network,
+        unlocking=unlocking,
     )
     out = out or run
     make_folder(out)

@@ -43,11 +43,11 @@ __all__ = ["LABEL_ONLY", "MembershipSettings", "measure_membership"]
 
 _Whose = Literal["target", "all", "oracle"]
 CONFIDENCE = "confidence"
-_SHIFTED, _NOISY = AugmentationVotes(shift=2), NoiseVotes(sigma=0.1, draws=100)
+_SHIFTED, _NOISY = AugmentationVotes(shift=2), NoiseVotes(sigma=0.1, draws=50)
 LABEL_ONLY: Mapping[str, Question] = MappingProxyType(
     {
-        "augmentation-votes": Question(signal=_SHIFTED, queries=_SHIFTED.queries, most=4000),
-        "noise-votes": Question(signal=_NOISY, queries=_NOISY.queries, most=1000),
+        "augmentation-votes": Question(signal=_SHIFTED, queries=_SHIFTED.queries, most=2000),
+        "noise-votes": Question(signal=_NOISY, queries=_NOISY.queries, most=400),
     }
 )
 """Attacks on a model that says a class alone; fewer examples the more often it must be asked."""
