@@ -4,28 +4,34 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 
+import numpy as np
 import pytest
 from support.audit_records import record_of as audit_record
 from support.certificates import report as certification
+from support.leakage_records import SHIFTS, extraction_of, inversion_of, membership_of
+from support.leakage_records import record_of as leakage_record
 from support.robustness_records import record_of as robustness_record
 from support.run_records import PROTECTED, make_examples, make_record
 from support.saved_runs import saved_run
 
 from secure_cnn.pages import (
+    InversionPicture,
     render_audit,
     render_bench,
     render_comparison,
+    render_leakage,
     render_page,
     render_robustness,
 )
-from secure_cnn.record import Measurements, Needs, Row, compare_runs
+from secure_cnn.record import ControlRecord, Measurements, Needs, Row, compare_runs
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 
-KINDS = ["run", "audit", "evaluation", "bench", "compare"]
+KINDS = ["run", "audit", "evaluation", "bench", "compare", "leakage"]
 LEAST_CONTRAST = 4.5  # WCAG 2.2, level AA, for text of any size
 SMALLEST_TEXT = 8.5  # pixels on the screen
 MEASURE = """
@@ -140,6 +146,33 @@ def make_bench():
     return Measurements(created="2026-01-01", hardware={}, versions={}, rows=tuple(rows))
 
 
+def make_leakage():
+    """A measurement with all that its page shows, and pictures."""
+    shifts = {f"{name}-{end}": k / 20 for k, name in enumerate(SHIFTS) for end in ("on", "off")}
+    record = leakage_record(
+        membership=membership_of({"a-name-of-an-attack-that-is-long": 1.2, **shifts}),
+        controls=[
+            *leakage_record().controls,
+            ControlRecord(name="noise switched off", expected="more than ε allows, " * 4,
+                          got="0.31 to 0.35, where 0.04 is allowed", passed=True),
+        ],
+        inversion=[inversion_of(p, b, 7) for p in ("plain", "noised") for b in (1, 4, 8)],
+        extraction=[
+            extraction_of(pool=pool, answers=answers, queries=queries)
+            for pool in ("unseen images of the same kind", "noise")
+            for answers in ("probabilities", "top 3, rounded", "labels")
+            for queries in (100, 1000, 10000)
+        ],
+        epsilon=3.0, delta=1e-5, variant="private",
+        notes=("These figures are of the private images themselves, and no ε covers them.",),
+    )  # fmt: skip
+    images = np.linspace(0, 1, 8 * 28 * 28).reshape(8, 1, 28, 28)
+    return record, [
+        InversionPicture(title=f"batch {n}", originals=images[:n], reconstructions=1 - images[:n])
+        for n in (1, 4, 8)
+    ]
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """A folder with one page of each kind."""
@@ -149,11 +182,13 @@ def pages(tmp_path_factory):
         **(vars(robustness_record()) | {"certification": certification().to_dict()})
     )
     runs = [saved_run(f"run {n}", accuracy=0.8 - 0.004 * n, epsilon=2.0**n) for n in range(7)]
+    runs[:2] = [replace(run, leakage=leakage_record(variant=PROTECTED)) for run in runs[:2]]
     texts = {
         "run": render_page(record, examples),
         "audit": render_audit(audit_record()),
         "evaluation": render_robustness(certified, examples),
         "bench": render_bench(make_bench()),
+        "leakage": render_leakage(*make_leakage()),
         "compare": render_comparison(compare_runs(runs), Needs(epsilon=2.0)),
     }
     for name, text in texts.items():

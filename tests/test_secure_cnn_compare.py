@@ -258,7 +258,7 @@ def test_leakage_is_shown_beside_the_variant_that_it_is_of():
     rate = leaky.leakage.membership.strongest.rate(0.01)
     assert (leaked.fpr, leaked.tpr.value, leaked.tpr.high) == (0.01, rate.tpr, rate.tpr_high)
     page = render_comparison(found, Needs())
-    assert f"{rate.tpr:.3g} at 0.01\n" in page
+    assert f"{rate.tpr:.3g}\nat 0.01\n" in page
     assert "a measurement, never a verification" in page
     assert 'aria-label="Accuracy and leakage"' not in page
     plain = replace(saved_run("second", accuracy=0.7), leakage=leakage_of(variant="plain"))

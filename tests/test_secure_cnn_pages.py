@@ -6,11 +6,18 @@ import re
 import pytest
 from support.audit_records import record_of as audit_record
 from support.certificates import report as certification
+from support.leakage_records import record_of as leakage_record
 from support.robustness_records import record_of as robustness_record
 from support.run_records import PROTECTED, Page, make_record, make_result
 
 from secure_cnn.errors import RunError
-from secure_cnn.pages import render_audit, render_bench, render_page, render_robustness
+from secure_cnn.pages import (
+    render_audit,
+    render_bench,
+    render_leakage,
+    render_page,
+    render_robustness,
+)
 from secure_cnn.pages.canvas import tick_percent
 from secure_cnn.pages.classes import recall_table
 from secure_cnn.record import Measurements, RobustnessRecord, Row
@@ -150,6 +157,7 @@ def test_all_pages_have_one_design():
         render_page(make_record()),
         render_audit(audit_record()),
         render_robustness(certified()),
+        render_leakage(leakage_record()),
         render_bench(bench_of(epsilon_same_examples=3.0)),
     ]
     assert len({re.search(r"<style>(.*?)</style>", page, re.DOTALL)[1] for page in pages}) == 1

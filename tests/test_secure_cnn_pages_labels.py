@@ -5,18 +5,23 @@ Measured by matplotlib's own extents of the text that it draws, in a font wider 
 
 from itertools import combinations
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from support import audit_records
+from support.leakage_records import extraction_of, inversion_of, membership_of
+from support.leakage_records import record_of as leakage_record
 from support.robustness_records import record_of as robustness_record
 from support.run_records import make_epoch, make_examples, make_record, make_result
 
 from secure_cnn.pages import (
+    InversionPicture,
     class_recall,
     confusion_matrix,
     cost_bars,
     example_figure,
+    render_leakage,
     render_robustness,
 )
 from secure_cnn.pages.audit import audit_figure
@@ -216,6 +221,49 @@ def test_audits(drawn, scale):
             claimed_epsilon=scale,
         )
     )
+    check(drawn)
+
+
+@pytest.mark.parametrize("others", [1, 60, 10**7])
+@pytest.mark.parametrize("shift", [-8.0, 0.9, 8.0])
+@pytest.mark.parametrize("epsilon", [None, 900.0])
+def test_memberships(drawn, others, shift, epsilon):
+    """Attacks that find nothing, all or the contrary, on any number, under any name."""
+    names = (*WIDE, *(f"class {k}" for k in range(30)))
+    shifts = {name: shift + k / 100 for k, name in enumerate(WIDE)}
+    delta = None if epsilon is None else 1e-5
+    render_leakage(
+        leakage_record(
+            membership=membership_of(shifts, others=others, models=3, classes=names),
+            epsilon=epsilon,
+            delta=delta,
+        )
+    )
+    check(drawn)
+
+
+@pytest.mark.parametrize("identified", [0, 7, 16])
+@pytest.mark.parametrize("count", [1, 5, 8])
+def test_inversions(drawn, identified, count):
+    """Any share of images, any number in a picture."""
+    found = [inversion_of(p, 10**6, identified) for p in ("plain", "clipped", "noised")]
+    images = np.zeros((count, 1, 4, 4))
+    picture = InversionPicture(title=WIDE[0], originals=images, reconstructions=images)
+    render_leakage(leakage_record(membership=None, inversion=found), [picture])
+    check(drawn)
+
+
+@pytest.mark.parametrize("shares", RANGES)
+@pytest.mark.parametrize("budgets", [(1,), (100, 1000, 10000), tuple(range(1, 10**6, 10**5))])
+def test_extractions(drawn, shares, budgets):
+    """Any accuracies, budgets, pools and answers."""
+    low, middle, high = RANGES[shares]
+    found = [
+        extraction_of(pool=pool, answers=answers, queries=queries, accuracy=middle, fidelity=high,
+                      baseline=low, baseline_fidelity=None)
+        for pool in WIDE[:2] for answers in WIDE for queries in budgets
+    ]  # fmt: skip
+    render_leakage(leakage_record(membership=None, extraction=found, accuracy=high))
     check(drawn)
 
 

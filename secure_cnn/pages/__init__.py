@@ -17,12 +17,15 @@ from secure_cnn.pages.figures import (
     example_figure,
     loss_curve,
 )
+from secure_cnn.pages.inversion import InversionPicture
+from secure_cnn.pages.leakage import render_leakage, write_leakage
 from secure_cnn.pages.robustness import certificate_curve, render_robustness, write_robustness
 from secure_cnn.pages.run import render_page, summary_table, write_page
 
 __all__ = [
     "SHOWN_PARTS",
     "Examples",
+    "InversionPicture",
     "accuracy_curve",
     "certificate_curve",
     "class_recall",
@@ -35,6 +38,7 @@ __all__ = [
     "render_audit",
     "render_bench",
     "render_comparison",
+    "render_leakage",
     "render_page",
     "render_robustness",
     "summary_table",
@@ -42,6 +46,7 @@ __all__ = [
     "write_audit",
     "write_bench",
     "write_comparison",
+    "write_leakage",
     "write_page",
     "write_robustness",
 ]

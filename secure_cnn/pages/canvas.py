@@ -210,6 +210,8 @@ def _inline(svg: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[\w.]+"', "<g", svg)
+    # Two images that are alike would have one identifier, to which nothing refers.
+    svg = re.sub(r'(<image [^>]*?) id="\w+"', r"\1", svg)
     themed = re.compile(r"#[0-9a-f]{6}")
     svg = re.sub(r'style="[^"]*"', lambda style: themed.sub(lambda c: css(c[0]), style[0]), svg)
     label = html.escape(printable(title))

@@ -25,7 +25,6 @@ _BRIEF = (
     *("leakage", "step ÷ plain"),
 )
 """The columns for a terminal: number and front are marks there, or nothing."""
-_WITHOUT_INTERVAL = ("accuracy", "step ÷ plain", "leakage, AUC", "leakage, TPR")
 
 
 def write_comparison(comparison: Comparison, needs: Needs, folder: str | Path) -> None:
@@ -78,10 +77,8 @@ def comparison_table(comparison: Comparison, chosen: TradeoffPoint | None) -> Ta
 
 def _brief(words: Mapping[str, str]) -> dict[str, str]:
     """Cells in which only robust accuracy has room for its interval, and leakage for one column."""
-    found = {
-        name: each.partition("\n")[0] if name in _WITHOUT_INTERVAL else each
-        for name, each in words.items()
-    }
-    area, rate = found.pop("leakage, AUC"), found.pop("leakage, TPR")
-    lines = ("AUC " + area, "TPR " + rate.replace(" at ", "\nat "))
-    return {**found, "leakage": "–" if area == "–" else "\n".join(lines)}
+    brief = {name: words[name].partition("\n")[0] for name in ("accuracy", "step ÷ plain")}
+    area, *_ = words["leakage, AUC"].split("\n")
+    rate = words["leakage, TPR"].split("\n")[:2]
+    leakage = "–" if area == "–" else "\n".join((f"AUC {area}", f"TPR {rate[0]}", *rate[1:]))
+    return {**words, **brief, "leakage": leakage}

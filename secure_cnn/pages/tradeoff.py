@@ -19,12 +19,10 @@ from secure_cnn.record.tradeoff import Estimate, LeakageEstimate, pareto_front
 
 __all__ = ["Tradeoff", "TradeoffRow", "cells", "columns_of", "tradeoff_map"]
 
-_ALWAYS = (
-    *("no.", "variant", "accuracy", "macro recall", "robust accuracy", "ε"),
-    *("ε of a step, audited", "step ÷ plain", "front"),
-)
+_FIRST = ("no.", "variant", "accuracy", "macro recall", "robust accuracy", "ε")
+_AUDITED = "ε of a step, audited"
 _LEAKED = ("leakage, AUC", "leakage, TPR")
-"""Shown where a point has them, before the last two of the others."""
+_LAST = ("step ÷ plain", "front")
 
 _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 280, 46, 36, 16, 54
 _MARK, _GAP = 8.0, 18.0
@@ -90,9 +88,11 @@ class Tradeoff:
 
 
 def columns_of(points: Iterable[TradeoffPoint]) -> tuple[str, ...]:
-    """The columns for these points: those of leakage where it was measured of one of them."""
-    leaked = _LEAKED if any(point.leakage is not None for point in points) else ()
-    return (*_ALWAYS[:-2], *leaked, *_ALWAYS[-2:])
+    """The columns for these points: of audits and of leakage where one of them has any."""
+    every = list(points)
+    audited = (_AUDITED,) if any(point.audited is not None for point in every) else ()
+    leaked = _LEAKED if any(point.leakage is not None for point in every) else ()
+    return (*_FIRST, *audited, *leaked, *_LAST)
 
 
 def cells(number: int, point: TradeoffPoint, *, on_front: bool) -> dict[str, str]:
@@ -106,25 +106,21 @@ def cells(number: int, point: TradeoffPoint, *, on_front: bool) -> dict[str, str
         "–" if point.robust_accuracy is None else _interval(point.robust_accuracy),
         "none" if point.epsilon is None else wording.epsilon(point.epsilon),
         "–" if audited is None else f"≥ {audited[0]:.2f}\nof {wording.epsilon(audited[1])}",
+        *(("–", "–") if leaked is None else _leaked(leaked)),
         "–" if time is None else f"{time.value:.2f}×\n{time.low:.2f}–{time.high:.2f}",
         "yes" if on_front else "no",
     )
-    rates = ("–", "–") if leaked is None else _leaked(leaked)
-    return dict(zip((*_ALWAYS, *_LEAKED), (*words, *rates), strict=True))
+    return dict(zip((*_FIRST, _AUDITED, *_LEAKED, *_LAST), words, strict=True))
 
 
 def _leaked(leaked: LeakageEstimate) -> tuple[str, str]:
     """As fractions; the rate of members with the rate of others at which it was found."""
-    area = _fractions(leaked.auc)
-    if leaked.tpr is None or leaked.fpr is None:
-        return area, "–"
-    value, interval = _fractions(leaked.tpr).split("\n")
-    return area, f"{value} at {leaked.fpr:g}\n{interval}"
-
-
-def _fractions(estimate: Estimate) -> str:
-    ends = (wording.fraction(estimate.low), wording.fraction(estimate.high))
-    return f"{wording.fraction(estimate.value)}\n{'–'.join(ends)}"
+    area, rate = leaked.auc, leaked.tpr
+    words = f"{wording.fraction(area.value)}\n{area.low:.3f}–{area.high:.3f}"
+    if rate is None or leaked.fpr is None:
+        return words, "–"
+    found = wording.fraction(rate.value)
+    return words, f"{found}\nat {leaked.fpr:g}\n{rate.low:.3f}–{rate.high:.3f}"
 
 
 def _interval(estimate: Estimate) -> str:

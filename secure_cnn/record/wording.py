@@ -25,7 +25,7 @@ def fraction(value: float | None) -> str:
     """A rate or an area as a fraction: of three decimals, and where it is small, three digits."""
     if value is None or math.isnan(value):
         return "–"
-    return f"{value:.3f}" if value == 0 or value >= 0.0995 else f"{value:.3g}"
+    return f"{value:.3f}" if value == 0 or value >= 0.0995 else f"{value:#.3g}"
 
 
 def between(ends: Sequence[float | None]) -> str:
