@@ -12,6 +12,7 @@ import numpy as np
 from cells import blocks, index, made_on, spread, table
 
 import defenses
+from privacy.leakage import MEMBERSHIP_ATTACKS
 from secure_cnn import Recipe, load_data, run
 from secure_cnn.checkpoint import read_model
 from secure_cnn.interruption import StopRequest
@@ -20,7 +21,7 @@ from secure_cnn.record import Measurements, Row, RunRecord, hardware, versions
 
 DOCUMENT = Path(__file__).with_name("leakage.json")
 WORK = Path("runs/leakage-table")
-IMAGES, EPOCHS, SHADOWS, ATTACKED = 1000, 20, 8, 300
+IMAGES, EPOCHS, SHADOWS, ATTACKED = 1000, 12, 8, 300
 THREAT = defenses.ThreatModel(norm="linf", eps=0.1)
 PROTECTIONS = {"plain": {}, "DP": {"epsilon": 3.0}, "AT": {"eps": THREAT.eps}}
 PROTECTIONS["DP and AT"] = {**PROTECTIONS["DP"], **PROTECTIONS["AT"]}
@@ -69,7 +70,8 @@ def found(name: str, data: str) -> Iterator[Row]:
         run(recipe, resume=(out / "checkpoints/training.safetensors").exists(), force=True)
     record = RunRecord.read(out / "run.json")
     target = target_of(record, read_model(out / record.checkpoints[0], unlocking=None), data)
-    leaked = measure_leakage(target, MembershipSettings(shadows=SHADOWS), out, stop=StopRequest())
+    settled = MembershipSettings(shadows=SHADOWS, attacks=tuple(MEMBERSHIP_ATTACKS))
+    leaked = measure_leakage(target, settled, out, stop=StopRequest())
     if leaked.void:
         raise SystemExit(f"{name}: a control failed, so that no figure counts")
     (result,) = record.results

@@ -268,6 +268,7 @@ def test_the_command_writes_record_and_page(trained: Path, images: Path, tmp_pat
     assert done.exit_code == 0, done.output
     record = LeakageRecord.read(tmp_path / "leakage.json")
     assert record.run == RunRecord.read(trained / "run.json").run_id
+    assert "lira" in (tmp_path / "leakage.html").read_text()
     # The table is there: nothing is trained again.
     again = CliRunner().invoke(app, [*command, "--out", str(tmp_path), "--require", "auc<=0.6"])
     assert again.exit_code == 7

@@ -16,6 +16,7 @@ from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import Stopped, stop_on_signals
 from secure_cnn.leakage import MembershipSettings, Target, measure_leakage, target_of
+from secure_cnn.pages import write_leakage
 from secure_cnn.printable import Terminal
 from secure_cnn.record import LeakageRecord, MembershipAttackRecord, RunRecord
 
@@ -50,7 +51,7 @@ def leakage(
     seed: Annotated[int, typer.Option(help="Of the shadow models.")] = _DEFAULT.seed,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for leakage.json and the table; the run's own."),
+        typer.Option(help="Folder for leakage.json, leakage.html and the table; the run's own."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Train the shadow models anew where others were asked.")
@@ -97,7 +98,7 @@ def leakage(
     out = out or run
     make_folder(out)
     found = _measured(target, settings, out, force=force)
-    found.write(out / "leakage.json")
+    write_leakage(found, out)
     _tell(found, out)
     missed = [words for each in demands if (words := each.missed(found))]
     if missed:
@@ -138,7 +139,7 @@ def _tell(found: LeakageRecord, out: Path) -> None:
                 style="bold red",
             )
     errors.print("a measurement, never a verification of ε: that is secure-cnn audit")
-    errors.print(f"report: {out / 'leakage.json'}")
+    errors.print(f"report: {out / 'leakage.html'}")
 
 
 def _table(found: LeakageRecord) -> Table:
