@@ -94,6 +94,19 @@ def test_the_most_that_is_found_is_the_target_s_wherever_it_resolves_it():
     assert told_by_none.strongest.resolved_rate(0.1) is None
 
 
+def test_a_threshold_that_names_far_too_many_is_no_figure_at_the_rate_asked():
+    """A guess that names a fifth of all finds a fifth of the members, not at a rate of 0.01."""
+    guess = rate_of("target", 0.01, 0.0, hits=450, tpr=0.2, tpr_low=0.18, tpr_high=0.22,
+                    false_alarms=450, realised_fpr=0.2)  # fmt: skip
+    honest = attack_of("lira", 0.9)
+    membership = membership_of(attacks=[attack_of("ties", 0.0, rates=[guess]), honest])
+    assert not guess.kept
+    assert membership.most_found(0.01) == (honest, honest.rate(0.01))
+    alone = membership_of(attacks=[attack_of("ties", 0.0, rates=[guess])])
+    assert alone.most_found(0.01) is None
+    assert [row.metric for row in record_of(membership=alone).rows] == ["auc"]
+
+
 def test_the_rows_are_those_that_are_resolved():
     """The area with its spread over models, and no rate that the examples cannot tell."""
     record = record_of(inversion=[inversion_of("noised", 4, 1)])

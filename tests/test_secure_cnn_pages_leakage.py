@@ -139,6 +139,16 @@ def test_every_attack_is_in_the_table_with_interval_oracle_ties_and_queries():
     assert low < float(value) < high
 
 
+def test_a_rate_that_was_not_kept_is_said_to_be_none():
+    """In its cell, and it is not in the summary."""
+    rate = rate_of("target", 0.01, 0.9, false_alarms=450, realised_fpr=0.2)
+    page = render_leakage(
+        record_of(membership=membership_of(attacks=[attack_of("ties", rates=[rate])]))
+    )
+    assert table_of(page, "Attack by attack")[0][2].split("\n")[2] == "but FPR 0.200"
+    assert not any(name.startswith("TPR") for name in facts_of(page))
+
+
 def test_what_a_verdict_is_worth_is_said_by_prior():
     """And where nobody is named it is nothing, not always right."""
     rates = [

@@ -159,7 +159,7 @@ def _attack_table(attacks: Sequence[MembershipAttackRecord]) -> Table:
             each.name,
             f"{wording.fraction(each.areas[0])}\n{interval(min(each.areas), max(each.areas))}",
             *(_rate_cell(each, fpr) for fpr in told),
-            str(max((rate.ties for rate in each.rates if rate.of != "oracle"), default=0)),
+            str(max((rate.ties for rate in map(each.resolved_rate, told) if rate), default=0)),
             str(each.queries),
         )
         for each in attacks
@@ -172,7 +172,9 @@ def _rate_cell(attack: MembershipAttackRecord, fpr: float) -> str:
     if rate is None:
         return "–"
     lines = [wording.fraction(rate.tpr), interval(rate.tpr_low, rate.tpr_high)]
-    if rate.of == "all":
+    if not rate.kept:
+        lines.append(f"but FPR {wording.fraction(rate.realised_fpr)}")
+    elif rate.of == "all":
         lines.append("all models")
     elif oracle is not None:
         lines.append(f"oracle {wording.fraction(oracle.tpr)}")

@@ -48,6 +48,15 @@ class RateRecord(Checked):
         """Members and others that are above the threshold."""
         return self.hits + self.false_alarms
 
+    @property
+    def kept(self) -> bool:
+        """Whether it names at most twice as many others as was asked.
+
+        A threshold of shadow models may name far more where scores tie or models differ: what it
+        finds then is no figure at the rate that was asked.
+        """
+        return self.realised_fpr <= 2 * self.fpr
+
     def _check(self) -> None:
         for value in (self.fpr, self.tpr, self.tpr_low, self.tpr_high, self.realised_fpr):
             _require_known_share("rate", value)
@@ -146,12 +155,12 @@ class MembershipRecord(Checked):
     def most_found(self, fpr: float) -> tuple[MembershipAttackRecord, RateRecord] | None:
         """The attack that finds most members at this false positive rate, and how many.
 
-        Of the target, or where its examples are too few for any attack, of all models together;
-        None where those are too.
+        Of those that `kept` to it: on the target, or where its examples are too few for any
+        attack, on all models together; None where those are too.
         """
         for of in ("target", "all"):
             found = [(each, each.rate(fpr, of)) for each in self.attacks]
-            known = [(each, rate) for each, rate in found if rate is not None]
+            known = [(each, rate) for each, rate in found if rate is not None and rate.kept]
             if known:
                 return max(known, key=lambda pair: pair[1].tpr)
         return None
