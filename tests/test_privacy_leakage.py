@@ -11,6 +11,7 @@ from support.score_tables import of_pool, planted
 from privacy.errors import LeakageError
 from privacy.leakage import (
     area,
+    areas,
     attack_p,
     attack_r,
     balanced_halves,
@@ -40,9 +41,20 @@ SHADOWED |= {
 ATTACKS = SHADOWED | {"threshold": global_threshold, "attack-p": attack_p, "attack-r": attack_r}
 
 
+def shadows_of(table, target):
+    """All others but the one that was trained on the other half."""
+    pool = ~table.population
+    own = table.members[pool, target]
+    return [
+        k
+        for k in range(table.members.shape[1])
+        if k != target and (table.members[pool, k] == own).any()
+    ]
+
+
 def one_by_one(table, name, target):
     """The scores of one target, an example at a time, with nothing shared between them."""
-    others = [k for k in range(table.signals.shape[1]) if k != target]
+    others = shadows_of(table, target)
     phi, mem = table.signals[:, others], table.members[:, others]
     own = table.signals[:, target]
     sides = {
@@ -99,15 +111,15 @@ def test_all_targets_at_once_are_each_alone(name, models):
 
 def test_quotients_are_those_of_a_loop():
     """BASE, RMIA, Attack-R and Attack-P, an example and a target at a time."""
-    table = planted(3, pool=25, population=8, models=6)
+    table = planted(3, pool=25, population=8, models=7)
     p = 1 / (1 + np.exp(-table.signals))
     known = np.flatnonzero(table.population)
     wanted = {
         name: np.zeros_like(p)
         for name in ("base", "base-offline", "rmia", "rmia-offline", "attack-r", "attack-p")
     }
-    for t in range(6):
-        others = [k for k in range(6) if k != t]
+    for t in range(7):
+        others = shadows_of(table, t)
         usual = p[:, others].mean(1)
         without = np.array(
             [p[i, [k for k in others if not table.members[i, k]]].mean() for i in range(len(p))]
@@ -125,28 +137,46 @@ def test_quotients_are_those_of_a_loop():
         assert ATTACKS[name](table) == pytest.approx(values, rel=1e-12), name
 
 
+@pytest.mark.parametrize("model", [0, 3])
 @pytest.mark.parametrize("name", ATTACKS)
-def test_nothing_of_a_targets_own_membership_goes_into_its_scores(name):
-    """Told that another half was trained on, it says the same of every example of the pool."""
+def test_nothing_of_a_targets_own_membership_goes_into_its_scores(name, model):
+    """Told that another half was trained on, it says the same of every example of the pool.
+
+    For a shadow model in the target's place too, of which the other half goes with its own.
+    """
     table = planted(5, pool=60, population=20)
-    members = table.members.copy()
-    pool = ~table.population
-    members[pool, 0] = ~members[pool, 0]
+    members, pool = table.members.copy(), ~table.population
+    both = {model, int(table.partners[model])}
+    assert len(both) == (1 if model == 0 else 2)
+    for each in both:
+        members[pool, each] = ~members[pool, each]
     other = replace(table, members=members)
-    found, again = (ATTACKS[name](each)[:, 0] for each in (table, other))
+    found, again = (ATTACKS[name](each)[:, model] for each in (table, other))
     assert found == pytest.approx(again, rel=1e-9, abs=1e-9)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_a_shift_is_seen_and_none_is_not(name):
-    """Where members are surer every attack finds them; where they are not, none does (control)."""
-    seen, blind = planted(1, pool=600, shift=1.5), planted(2, pool=600, shift=0.0)
-    found = area(*of_pool(ATTACKS[name](seen), seen))
-    nothing = area(*of_pool(ATTACKS[name](blind), blind))
-    # Five standard errors of an area of one half: a chance of 6e-7.
-    error = 5 * np.sqrt(601 / (12 * 300 * 300))
-    assert found > 0.5 + error
-    assert abs(nothing - 0.5) < error
+@pytest.mark.parametrize("models", [3, 5, 9])
+def test_a_shift_is_seen_and_none_is_not(name, models):
+    """Where members are surer every attack finds them; where they are not, none does (control).
+
+    Of every model in turn: how often an example is in the others tells nothing of the one.
+    """
+    pool = 1_500
+    seen = planted(1, pool=pool, shift=2.5, models=models)
+    blind = planted(2, pool=pool, shift=0.0, models=models)
+    # 5.5 standard errors of an area of one half: a chance of 4e-8 for each model.
+    error = 5.5 * np.sqrt((pool + 1) / (12 * (pool / 2) ** 2))
+    assert area(*of_pool(ATTACKS[name](seen), seen)) > 0.5 + error
+    known = ~blind.population
+    assert np.abs(areas(ATTACKS[name](blind)[known], blind.members[known]) - 0.5).max() < error
+
+
+def test_two_halves_are_known():
+    """By who was trained on what: the target has no partner, and shadow models have in pairs."""
+    table = planted(models=7)
+    assert table.partners.tolist() == [0, 2, 1, 4, 3, 6, 5]
+    assert planted(models=6).partners.tolist() == [0, 2, 1, 4, 3, 5]
 
 
 def test_lira_has_the_curve_of_two_normal_laws():

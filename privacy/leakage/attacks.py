@@ -1,8 +1,10 @@
 """Membership attacks: scores of a table that are higher the likelier an example was trained on.
 
-Each model of the table is attacked in turn, with all others as its shadow models: column t of what
+Each model of the table is attacked in turn, with the others as its shadow models: column t of what
 comes back is of model t, and nothing of whom t was trained on has gone into it. So K + 1 trainings
-give K + 1 targets. A score means something beside the others of its column alone.
+give K + 1 targets. The one model that has the other half is no shadow model of t: with it, how many
+models have an example would say whether t does. A score means something beside the others of its
+column alone.
 """
 
 from dataclasses import dataclass
@@ -59,13 +61,14 @@ def attack_r(table: ScoreTable) -> Numbers:
     With k of them it takes k + 1 values: there is no threshold in between.
     """
     out = ~table.members
-    order = np.argsort(np.where(out, table.signals, np.inf), axis=1, kind="stable")
-    ordered = np.take_along_axis(np.where(out, table.signals, np.inf), order, 1)
+    ordered = np.sort(np.where(out, table.signals, np.inf), axis=1)
     below = np.stack(
         [np.searchsorted(row, own) for row, own in zip(ordered, table.signals, strict=True)]
     )
-    # A model's own signal is not below itself, so it never counts; its place in the total does.
-    scores: Numbers = below / np.maximum(1, out.sum(1, keepdims=True) - out)
+    # A model's own signal is not below itself, so it never counts; its partner's may.
+    partner = table.signals[:, table.partners]
+    below = below - (out[:, table.partners] & (partner < table.signals))
+    scores: Numbers = below / np.maximum(1, _of_others(table, out.astype(float)))
     return scores
 
 
@@ -81,7 +84,7 @@ def lira(table: ScoreTable, *, online: bool = True, pooled: bool = True) -> Numb
             for each, which needs many models (64 and more), and the location is the median.
     """
     sides = [_Side.of(table, inside=inside) for inside in (True, False)]
-    inside, outside = (_normal(table, side, pooled=pooled) for side in sides)
+    inside, outside = (_normal(side, pooled=pooled) for side in sides)
     if not online:
         survival: Numbers = special.log_ndtr(-_standard(table.signals, *outside))
         return -survival
@@ -152,11 +155,12 @@ def rmia(table: ScoreTable, *, online: bool = True, gamma: float = 2.0) -> Numbe
 @final
 @dataclass(frozen=True, kw_only=True)
 class _Side:
-    """The signals of all models but one that trained on an example, or did not: for each such one.
+    """Signals of shadow models that trained on an example, or did not: for each model attacked.
 
     `counts`, `means` and `squares` (about the mean) are `[examples, models]`.
     """
 
+    table: ScoreTable
     counts: Numbers
     means: Numbers
     squares: Numbers
@@ -168,11 +172,11 @@ class _Side:
         # About each example's own middle, where sums of squares lose least.
         middle = table.signals.mean(1, keepdims=True)
         parts = np.where(chosen, table.signals - middle, 0.0)
-        counts = chosen.sum(1, keepdims=True) - chosen.astype(float)
-        sums = parts.sum(1, keepdims=True) - parts
-        squares = np.square(parts).sum(1, keepdims=True) - np.square(parts)
+        counts = _of_others(table, chosen.astype(float))
+        sums, squares = _of_others(table, parts), _of_others(table, np.square(parts))
         least = np.maximum(counts, 1)
         return cls(
+            table=table,
             counts=counts,
             means=middle + sums / least,
             squares=np.maximum(0.0, squares - np.square(sums) / least),
@@ -216,30 +220,43 @@ class _Side:
         return found
 
 
-def _normal(table: ScoreTable, side: _Side, *, pooled: bool) -> tuple[Numbers, Numbers]:
+def _of_others(table: ScoreTable, values: Numbers) -> Numbers:
+    """For each model the sum over its shadow models: all but itself and its partner."""
+    apart = table.partners != np.arange(values.shape[1])
+    partner = np.where(apart, values[:, table.partners], 0.0)
+    found: Numbers = values.sum(1, keepdims=True) - values - partner
+    return found
+
+
+def _normal(side: _Side, *, pooled: bool) -> tuple[Numbers, Numbers]:
     """Location and variance of one side; where no model is on it, those of all examples."""
     if pooled:
         return np.where(side.counts > 0, side.means, side.centre), side.variance
-    middle = np.where(side.counts > 0, _medians(table.signals, side.chosen), side.centre)
+    middle = np.where(side.counts > 0, _medians(side), side.centre)
     own = side.squares / np.maximum(1, side.counts)
     # A few models may agree by chance; of that no example is as good as certain.
     own = np.maximum(_LEAST_OWN * side.variance, own)
     return middle, np.where(side.counts > 1, own, side.variance)
 
 
-def _medians(signals: Numbers, chosen: Flags) -> Numbers:
-    """Of the chosen signals of each example, without one model in turn: `[examples, models]`."""
-    order = np.argsort(np.where(chosen, signals, np.inf), axis=1, kind="stable")
+def _medians(side: _Side) -> Numbers:
+    """Of the signals on one side, for each model: `[examples, models]`."""
+    signals, partners = side.table.signals, side.table.partners
+    models = signals.shape[1]
+    order = np.argsort(np.where(side.chosen, signals, np.inf), axis=1, kind="stable")
     ordered = np.take_along_axis(signals, order, 1)
     places = np.empty_like(order)
-    np.put_along_axis(places, order, np.arange(order.shape[1])[None], 1)
-    left = chosen.sum(1, keepdims=True) - chosen
-    # Without the one at `places`, those behind it move up by one.
-    gone = np.where(chosen, places, signals.shape[1])
+    np.put_along_axis(places, order, np.arange(models)[None], 1)
+    # Without the model's own and its partner's, those behind them move up.
+    own = np.where(side.chosen, places, models)
+    other = np.where(partners != np.arange(models), own[:, partners], models)
+    first, second = np.minimum(own, other), np.maximum(own, other)
+    left = side.counts.astype(np.int64)
     middles = []
     for rank in ((left - 1) // 2, left // 2):
-        rank = np.clip(rank, 0, signals.shape[1] - 1)
-        at = np.clip(rank + (rank >= gone), 0, signals.shape[1] - 1)
+        at = np.clip(rank, 0, models - 1)
+        at = at + (at >= first)
+        at = np.clip(at + (at >= second), 0, models - 1)
         middles.append(np.take_along_axis(ordered, at, 1))
     found: Numbers = (middles[0] + middles[1]) / 2
     return found
@@ -292,8 +309,8 @@ def _mean_probability(table: ScoreTable, *, online: bool) -> Numbers:
     probabilities = special.expit(table.signals)
     chosen = np.ones_like(table.members) if online else ~table.members
     parts = np.where(chosen, probabilities, 0.0)
-    counts = chosen.sum(1, keepdims=True) - chosen
-    mean = (parts.sum(1, keepdims=True) - parts) / np.maximum(1, counts)
+    counts = _of_others(table, chosen.astype(float))
+    mean = _of_others(table, parts) / np.maximum(1, counts)
     found: Numbers = np.maximum(np.where(counts > 0, mean, 0.5), _TINY)
     return found
 

@@ -5,7 +5,7 @@ and one may be told apart more often than they all (that is what `privacy.audit`
 """
 
 import hmac
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -80,8 +80,8 @@ class AttackFigures:
 
     Attributes:
         name: Of `MEMBERSHIP_ATTACKS`.
-        areas: Area under the curve of every model attacked with the others, the target first: ½ is
-            a guess, and how they differ is the error bar.
+        areas: Area under the curve of every model, the target first, each attacked with the others
+            but the one that has the other half: ½ is a guess, and how they differ is the error bar.
         of_target: Points of the target, at thresholds of its shadow models, for each of 10 %, 1 %
             and 0.1 % that its non-members resolve.
         of_all: Points of all models together, each at a threshold of the others: more decisions
@@ -214,12 +214,14 @@ def membership_report(
     pool = ~table.population
     scores = {name: _scores(name, attack, table)[pool] for name, attack in attacks.items()}
     members, labels = table.members[pool], table.labels[pool]
-    figures = [_figures(name, found, members, labels) for name, found in scores.items()]
+    limits = {name: shadow_thresholds(found, members, _RATES) for name, found in scores.items()}
+    figures = [_figures(name, scores[name], limits[name], members, labels) for name in scores]
+    at = _RATES.index(_EXPOSED_AT)
+    above = [scores[name] > limits[name][at] for name in scores]
     broken = [] if promise is None else [x for each in figures for x in _beyond(each, promise)]
-    strongest = max(figures, key=lambda each: each.area).name
     return LeakageReport(
         attacks=tuple(figures),
-        exposed=tuple(_exposed(scores[strongest], members, key, exposed)),
+        exposed=tuple(_exposed(above, members, key, exposed)),
         members=int(members[:, 0].sum()),
         others=int((~members[:, 0]).sum()),
         shadows=members.shape[1] - 1,
@@ -251,10 +253,14 @@ def _scores(name: str, attack: Callable[[ScoreTable], Numbers], table: ScoreTabl
 
 
 def _figures(
-    name: str, scores: Numbers, members: Flags, labels: np.ndarray[tuple[int], np.dtype[np.int64]]
+    name: str,
+    scores: Numbers,
+    thresholds: Numbers,
+    members: Flags,
+    labels: np.ndarray[tuple[int], np.dtype[np.int64]],
 ) -> AttackFigures:
     own, mine = scores[:, 0], members[:, 0]
-    limits = dict(zip(_RATES, shadow_thresholds(scores, members, _RATES), strict=True))
+    limits = dict(zip(_RATES, thresholds, strict=True))
     told = [fpr for fpr in _RATES if resolved(int((~mine).sum()), fpr)]
     told_of_all = [fpr for fpr in _RATES if resolved(int((~members).sum()), fpr)]
     classes = {
@@ -296,10 +302,10 @@ def _beyond(figures: AttackFigures, promise: Promise) -> list[str]:
     return broken
 
 
-def _exposed(scores: Numbers, members: Flags, key: bytes, most: int) -> list[Exposed]:
-    """Those whom most of the models that were trained on them give away."""
-    above = scores > shadow_thresholds(scores, members, [_EXPOSED_AT])[0]
-    found, asked = (above & members).sum(1), members.sum(1)
+def _exposed(above: Sequence[Flags], members: Flags, key: bytes, most: int) -> list[Exposed]:
+    """Those whom most of the models that were trained on them give away, by what finds most."""
+    found = max(((each & members).sum(1) for each in above), key=np.sum)
+    asked = members.sum(1)
     share = found / np.maximum(1, asked)
     order = np.argsort(-share, kind="stable")[:most]
     return [

@@ -92,6 +92,21 @@ class ScoreTable:
         found: Flags = np.logical_not(self.members.any(axis=1, keepdims=True))[:, 0]
         return found
 
+    @cached_property
+    def partners(self) -> npt.NDArray[np.int64]:
+        """For each model the one that has the other half of the pool, or itself: `[models]`.
+
+        Who knows a model's partner knows the model's own members, so that neither tells of the
+        other.
+        """
+        inside = self.members[~self.population].astype(np.float64)
+        # Where both have somebody, or neither, they are not the two halves.
+        alike = inside.T @ inside + (1 - inside).T @ (1 - inside)
+        found: npt.NDArray[np.int64] = np.where(
+            (alike == 0).any(1), (alike == 0).argmax(1), np.arange(len(alike))
+        )
+        return found
+
     def _check_models(self, models: int) -> None:
         if models < _FEWEST_MODELS:
             raise LeakageError(
