@@ -13,7 +13,7 @@ from support.leakage_records import (
     record_of,
 )
 
-from privacy.leakage import allowed_tpr
+from privacy.leakage import Promise
 from secure_cnn.errors import RunError
 from secure_cnn.record import ControlRecord, ExposedRecord, LeakageRecord
 
@@ -65,9 +65,11 @@ def test_what_makes_no_sense_is_refused_by_name(make, message):
 @pytest.mark.parametrize("delta", [0.0, 1e-5, 0.1])
 def test_what_is_allowed_is_what_the_measurement_holds_against(epsilon, delta):
     """The same formula as in `privacy`, of which a record knows nothing."""
-    record = record_of(epsilon=epsilon, delta=delta)
-    for fpr in (0.0, 1e-4, 0.01, 0.5, 1.0):
-        assert record.allowed_tpr(fpr) == allowed_tpr(fpr, epsilon=epsilon, delta=delta)
+    for promised in ((), ((epsilon, delta), (epsilon / 2, 0.2))):
+        record = record_of(epsilon=epsilon, delta=delta, promised=promised)
+        promise = Promise(pairs=promised or ((epsilon, delta),))
+        for fpr in (0.0, 1e-4, 0.01, 0.5, 1.0):
+            assert record.allowed_tpr(fpr) == promise.allowed_tpr(fpr)
     assert record_of().allowed_tpr(0.1) is None
 
 

@@ -43,7 +43,7 @@ def measure_leakage(
     """
     folder = out / "leakage"
     membership, controls = measure_membership(target, settings, folder, stop=stop, force=force)
-    train, record, promised = target.data.train, target.record, target.record.privacy
+    train, record, promise = target.data.train, target.record, target.promise
     on_members = evaluate_model(
         target.model,
         train,
@@ -68,9 +68,10 @@ def measure_leakage(
         },
         accuracy=target.found.accuracy,
         train_accuracy=on_members.accuracy,
-        epsilon=None if promised is None else promised.epsilon,
-        delta=None if promised is None else promised.delta,
+        epsilon=None if promise is None else promise.pairs[0][0],
+        delta=None if promise is None else promise.pairs[0][1],
+        promised=() if promise is None else promise.pairs,
         controls=controls,
         membership=membership,
-        notes=(_FOR_WHOM,) if promised else (),
+        notes=(_FOR_WHOM,) if promise else (),
     )

@@ -235,7 +235,8 @@ class LeakageRecord(Document):
     """What a model was found to leak, and under which conditions.
 
     A measurement, never a verification of ε: that is an audit. `run` is the number of the run whose
-    model it is; `recipe` the digest of how it and its shadow models were trained.
+    model it is; `recipe` the digest of how it and its shadow models were trained. `promised` are
+    further pairs of ε and δ that hold at once, with that by which ε is told: they bound more.
     """
 
     KIND: ClassVar[str | None] = "leakage"
@@ -254,6 +255,7 @@ class LeakageRecord(Document):
     train_accuracy: float
     epsilon: float | None = None
     delta: float | None = None
+    promised: tuple[tuple[float, float], ...] = ()
     controls: tuple[ControlRecord, ...] = ()
     membership: MembershipRecord | None = None
     inversion: tuple[InversionRecord, ...] = ()
@@ -276,15 +278,18 @@ class LeakageRecord(Document):
         return not self.void and not self.broken
 
     def allowed_tpr(self, fpr: float) -> float | None:
-        """The largest true positive rate that ε and δ allow; None where nothing was promised.
+        """The largest true positive rate that privacy allows; None where nothing was promised.
 
-        Kairouz, Oh, Viswanath 2015, arXiv 1311.0776, theorem 2.1. `privacy.leakage` has the same
-        formula, and may not be imported: a record stands on no package.
+        Of all that was `promised`, for a member in another's place: one removal and one addition,
+        each bounded (Kairouz, Oh, Viswanath 2015, arXiv 1311.0776, theorem 2.1). The measurement
+        has the same formula in `privacy.leakage.Promise`, and a record stands on no package.
         """
         if self.epsilon is None or self.delta is None:
             return None
-        above = math.exp(min(700.0, self.epsilon)) * fpr + self.delta
-        return min(1.0, above, 1 - math.exp(-self.epsilon) * (1 - self.delta - fpr))
+        pairs = self.promised or ((self.epsilon, self.delta),)
+        for _ in range(2):
+            fpr = min(_allowed(fpr, *pair) for pair in pairs)
+        return fpr
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -324,9 +329,18 @@ class LeakageRecord(Document):
         require_share("leakage.train_accuracy", self.train_accuracy)
         both = (self.epsilon is None) == (self.delta is None)
         require(both, "leakage.epsilon", "epsilon with delta, or neither", self.epsilon)
-        if self.epsilon is not None and self.delta is not None:
-            stated = self.epsilon >= 0 and 0 <= self.delta < 1
-            require(stated, "leakage.epsilon", "at least 0, with a delta in [0, 1)", self.epsilon)
+        told = () if self.epsilon is None or self.delta is None else ((self.epsilon, self.delta),)
+        for epsilon, delta in (*told, *self.promised):
+            stated = epsilon >= 0 and 0 <= delta < 1
+            require(stated, "leakage.epsilon", "at least 0, with a delta in [0, 1)", epsilon)
+        require(
+            bool(told) or not self.promised, "leakage.promised", "none without ε", self.promised
+        )
+
+
+def _allowed(fpr: float, epsilon: float, delta: float) -> float:
+    above = math.exp(min(700.0, epsilon)) * fpr + delta
+    return min(1.0, above, 1 - math.exp(-epsilon) * (1 - delta - fpr))
 
 
 def _require_known_share(where: str, value: float) -> None:
