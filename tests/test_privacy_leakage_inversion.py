@@ -39,6 +39,13 @@ def network(seed=0):
         )
 
 
+class Grey(nn.Module):
+    """Counts brightness from mid-grey."""
+
+    def forward(self, images):
+        return images - 0.5
+
+
 def rank_of(found, original, candidates):
     """How many candidates are nearer to what was found than the original is."""
     apart = (candidates - found).flatten(1).norm(dim=1)
@@ -70,7 +77,7 @@ def test_a_search_finds_the_image_among_others_and_not_behind_noise():
     candidates = random_images(500, seed=6)
     labels = torch.tensor([1])
     gradient = shared_gradient(model, image, labels)
-    search = Inversion(steps=120, restarts=1)
+    search = Inversion(steps=120, restarts=1, total_variation=1e-4)
     weights = [each.clone() for each in model.parameters()]
     state = torch.random.get_rng_state()
     found = invert(model, gradient, shape=(1, 8, 8), labels=labels, inversion=search)
@@ -90,6 +97,23 @@ def test_a_search_finds_the_image_among_others_and_not_behind_noise():
     lost = invert(model, noised, shape=(1, 8, 8), labels=labels, inversion=search)
     assert rank_of(lost.images[0], image[0], candidates) > 0
     assert lost.objective > found.objective
+
+
+def test_contrast_is_raised_where_the_gradient_does_not_tell_it():
+    """Behind a normalising layer it does not; without one it does, and is left as it was found."""
+    dull = 0.5 + 0.2 * (random_images(1, seed=8) - 0.5)
+    labels = torch.tensor([2])
+    search = Inversion(steps=150, restarts=1, total_variation=1e-3)
+    told = network().eval()
+    hidden = nn.Sequential(Grey(), nn.Conv2d(1, 12, 3, padding=1, bias=False), *told[1:])
+    hidden.insert(2, nn.GroupNorm(1, 12, eps=1e-12))
+    spans = []
+    for model in (told, hidden.eval()):
+        gradient = shared_gradient(model, dull, labels)
+        found = invert(model, gradient, shape=(1, 8, 8), labels=labels, inversion=search).images
+        spans.append(float((found - 0.5).abs().max()))
+    assert spans[0] < 0.4
+    assert spans[1] == pytest.approx(0.5)
 
 
 def test_the_best_start_is_kept_and_a_stop_ends_it():

@@ -4,8 +4,19 @@ A room above `recipe`, which knows all three packages: who was in the data (`mem
 from shared gradients (`gradients`), copies of the model (`copies`).
 """
 
+from secure_cnn.leakage.gradients import InversionSettings, Picture, measure_inversion
 from secure_cnn.leakage.measure import measure_leakage
 from secure_cnn.leakage.membership import MembershipSettings
+from secure_cnn.leakage.sharing import Sharing
 from secure_cnn.leakage.target import Target, target_of
 
-__all__ = ["MembershipSettings", "Target", "measure_leakage", "target_of"]
+__all__ = [
+    "InversionSettings",
+    "MembershipSettings",
+    "Picture",
+    "Sharing",
+    "Target",
+    "measure_inversion",
+    "measure_leakage",
+    "target_of",
+]
