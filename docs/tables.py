@@ -13,6 +13,7 @@ from pathlib import Path
 
 from archive_tables import archive_tables
 from cells import blocks, cases_of, index, made_on, middle, spread, table
+from leakage_table import leakage_table
 
 from secure_cnn.bench.step import CASES
 from secure_cnn.pages import SHOWN_PARTS
@@ -359,6 +360,9 @@ def main() -> None:
     if (DOCS / "defaults.json").exists():
         reached = defaults_tables(Measurements.read(DOCS / "defaults.json"))
         rewrite(DOCS / "defaults.md", {"defaults": reached})
+    if (DOCS / "leakage.json").exists():
+        leaked = leakage_table(Measurements.read(DOCS / "leakage.json"))
+        rewrite(DOCS / "how-to/leakage.md", {"leakage": leaked})
     if (DOCS / "slow-path.json").exists():
         paths = Measurements.read(DOCS / "slow-path.json")
         rewrite(DOCS / "how-to/slow-path.md", {"slow-path": slow_path_table(paths)})
