@@ -16,7 +16,7 @@ from privacy.leakage import MEMBERSHIP_ATTACKS
 from secure_cnn import Recipe, load_data, run
 from secure_cnn.checkpoint import read_model
 from secure_cnn.interruption import StopRequest
-from secure_cnn.leakage import MembershipSettings, measure_leakage, target_of
+from secure_cnn.leakage import LeakageSettings, MembershipSettings, measure_leakage, target_of
 from secure_cnn.record import Measurements, Row, RunRecord, hardware, versions
 
 DOCUMENT = Path(__file__).with_name("leakage.json")
@@ -70,8 +70,9 @@ def found(name: str, data: str) -> Iterator[Row]:
         run(recipe, resume=(out / "checkpoints/training.safetensors").exists(), force=True)
     record = RunRecord.read(out / "run.json")
     target = target_of(record, read_model(out / record.checkpoints[0], unlocking=None), data)
-    settled = MembershipSettings(shadows=SHADOWS, attacks=tuple(MEMBERSHIP_ATTACKS))
-    leaked = measure_leakage(target, settled, out, stop=StopRequest())
+    told = MembershipSettings(shadows=SHADOWS, attacks=tuple(MEMBERSHIP_ATTACKS))
+    settled = LeakageSettings(membership=told)
+    leaked = measure_leakage(target, settled, out, stop=StopRequest()).record
     if leaked.void:
         raise SystemExit(f"{name}: a control failed, so that no figure counts")
     (result,) = record.results

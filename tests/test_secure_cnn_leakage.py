@@ -13,9 +13,19 @@ from typer.testing import CliRunner
 from secure_cnn import archive
 from secure_cnn.checkpoint import Sealing, read_model
 from secure_cnn.cli import app
+from secure_cnn.data import Split
 from secure_cnn.errors import DataError, RunError
 from secure_cnn.interruption import Stopped, StopRequest
-from secure_cnn.leakage import MembershipSettings, Target, measure_leakage, target_of
+from secure_cnn.leakage import (
+    InversionSettings,
+    LeakageSettings,
+    MembershipSettings,
+    Sharing,
+    Target,
+    measure,
+    measure_leakage,
+    target_of,
+)
 from secure_cnn.leakage.shadows import ShadowTraining
 from secure_cnn.leakage.table_file import TableFolder, TableRecord, exposed_key
 from secure_cnn.recipe import Recipe, RunFolder, run
@@ -53,6 +63,13 @@ def target_in(folder: Path, images: Path) -> Target:
     return target_of(record, loaded, str(images))
 
 
+def measured(
+    target: Target, membership: MembershipSettings, out: Path, *, force: bool = False
+) -> LeakageRecord:
+    settings = LeakageSettings(membership=membership)
+    return measure_leakage(target, settings, out, stop=StopRequest(), force=force).record
+
+
 @pytest.fixture
 def target(trained: Path, images: Path) -> Target:
     return target_in(trained, images)
@@ -60,7 +77,7 @@ def target(trained: Path, images: Path) -> Target:
 
 def test_memorised_images_are_told_from_others(target: Target, tmp_path: Path) -> None:
     settings = MembershipSettings(shadows=4)
-    found = measure_leakage(target, settings, tmp_path, stop=StopRequest())
+    found = measured(target, settings, tmp_path)
     assert found.membership is not None
     areas = {each.name: each.areas[0] for each in found.membership.attacks}
     # Labels are random: an image that is named right was trained on, but for one in four.
@@ -86,7 +103,7 @@ def test_a_model_of_other_images_tells_nothing(
     )
     run(Recipe(out=tmp_path / "run", data=str(other), model="compact", epochs=40, batch_size=20))
     stranger = replace(target, model=target_in(tmp_path / "run", other).model)
-    found = measure_leakage(stranger, MembershipSettings(shadows=4), tmp_path, stop=StopRequest())
+    found = measured(stranger, MembershipSettings(shadows=4), tmp_path)
     assert found.membership is not None
     # 72 and 72: the area of a guess has a deviation of 0.048, so 0.27 is beyond 5.6 of them.
     for each in found.membership.attacks:
@@ -115,17 +132,44 @@ def test_private_shadow_models_have_the_plan_of_the_run(images: Path, tmp_path: 
     )
     run(recipe)
     target = target_in(tmp_path / "p", images)
-    found = measure_leakage(target, QUICK, tmp_path / "p", stop=StopRequest())
+    found = measured(target, QUICK, tmp_path / "p")
     assert target.record.privacy is not None
     assert found.epsilon == pytest.approx(target.record.privacy.epsilon, rel=1e-9)
     assert found.passed
     assert found.notes  # who may read them
 
 
+def test_gradients_are_inverted_under_the_protections_of_the_run(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the test images: nobody's picture is shown who was trained on."""
+    asked = []
+
+    def inverted(
+        model: torch.nn.Module, images: Split, settings: InversionSettings, *, stop: StopRequest
+    ) -> tuple[tuple[()], tuple[()]]:
+        asked.append((images, settings))
+        return (), ()
+
+    monkeypatch.setattr(measure, "measure_inversion", inverted)
+    settings = LeakageSettings(membership=QUICK, inversion=True, repeats=1)
+    measure_leakage(target, settings, tmp_path, stop=StopRequest())
+    private = replace(target.recipe, epsilon=3.0, max_grad_norm=2.0)
+    measure_leakage(replace(target, recipe=private), settings, tmp_path / "p", stop=StopRequest())
+    (plain, dp) = (settings for _, settings in asked)
+    assert all(images is target.data.test for images, _ in asked)
+    assert plain.protections == (Sharing(),)
+    assert [each.protection for each in dp.protections] == ["plain", "clipped", "noised"]
+    plan = replace(target, recipe=private).plan
+    assert plan is not None
+    assert dp.protections[-1].noise_multiplier == plan.noise_multiplier
+    assert dp.protections[-1].max_grad_norm == 2.0
+
+
 def test_an_interrupted_measurement_goes_on_with_the_next_shadow(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = measure_leakage(target, QUICK, tmp_path / "whole", stop=StopRequest())
+    whole = measured(target, QUICK, tmp_path / "whole")
     trained = []
     train = ShadowTraining.__call__
 
@@ -137,9 +181,9 @@ def test_an_interrupted_measurement_goes_on_with_the_next_shadow(
 
     monkeypatch.setattr(ShadowTraining, "__call__", stopped)
     with pytest.raises(Stopped):
-        measure_leakage(target, QUICK, tmp_path / "parts", stop=StopRequest())
+        measured(target, QUICK, tmp_path / "parts")
     monkeypatch.setattr(ShadowTraining, "__call__", train)
-    found = measure_leakage(target, QUICK, tmp_path / "parts", stop=StopRequest())
+    found = measured(target, QUICK, tmp_path / "parts")
     assert len(trained) == 1
     assert found.membership == whole.membership or _but_digests(found) == _but_digests(whole)
 
@@ -150,11 +194,11 @@ def _but_digests(record: LeakageRecord) -> dict[str, object]:
 
 
 def test_a_table_of_another_design_is_refused(target: Target, tmp_path: Path) -> None:
-    measure_leakage(target, QUICK, tmp_path, stop=StopRequest())
+    measured(target, QUICK, tmp_path)
     other = replace(QUICK, seed=1)
     with pytest.raises(RunError, match=r"table\.json: .* another design.*--force"):
-        measure_leakage(target, other, tmp_path, stop=StopRequest())
-    measure_leakage(target, other, tmp_path, stop=StopRequest(), force=True)
+        measured(target, other, tmp_path)
+    measured(target, other, tmp_path, force=True)
 
 
 def test_a_run_of_another_recipe_has_another_digest(target: Target) -> None:

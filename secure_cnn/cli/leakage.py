@@ -15,8 +15,16 @@ from secure_cnn.cli.options import INTERRUPTED, make_folder, message
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import Stopped, stop_on_signals
-from secure_cnn.leakage import MembershipSettings, Target, measure_leakage, target_of
-from secure_cnn.pages import write_leakage
+from secure_cnn.leakage import (
+    LeakageSettings,
+    Measured,
+    MembershipSettings,
+    Picture,
+    Target,
+    measure_leakage,
+    target_of,
+)
+from secure_cnn.pages import InversionPicture, write_leakage
 from secure_cnn.printable import Terminal
 from secure_cnn.record import LeakageRecord, MembershipAttackRecord, RunRecord
 
@@ -47,6 +55,13 @@ def leakage(
     ] = None,
     attacks: Annotated[
         str | None, typer.Option(help="Some attacks alone, as lira,rmia,bavaria.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            help="What else: inversion, images from gradients as this training's first step shares "
+            "them."
+        ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the shadow models.")] = _DEFAULT.seed,
     out: Annotated[
@@ -79,7 +94,8 @@ def leakage(
     """
     keep_freed_memory()
     demands = [_demand(text) for text in require or []]
-    settings = MembershipSettings(shadows=shadows, pool=pool, attacks=_names(attacks), seed=seed)
+    told = MembershipSettings(shadows=shadows, pool=pool, attacks=_names(attacks), seed=seed)
+    settings = LeakageSettings(membership=told, inversion=_inversion(against))
     unlocking = unlocking_from(identity, passphrase_file, kek, trusted or [])
     network = own_network(model, model_option or []) if model else None
     if not run.is_dir():
@@ -97,8 +113,9 @@ def leakage(
     )
     out = out or run
     make_folder(out)
-    found = _measured(target, settings, out, force=force)
-    write_leakage(found, out)
+    measured = _measured(target, settings, out, force=force)
+    found = measured.record
+    write_leakage(found, out, [_shown(each) for each in measured.pictures])
     _tell(found, out)
     missed = [words for each in demands if (words := each.missed(found))]
     if missed:
@@ -109,9 +126,7 @@ def leakage(
         raise typer.Exit(_MISSED)
 
 
-def _measured(
-    target: Target, settings: MembershipSettings, out: Path, *, force: bool
-) -> LeakageRecord:
+def _measured(target: Target, settings: LeakageSettings, out: Path, *, force: bool) -> Measured:
     """The measurement; the first Ctrl-C ends it where it can go on."""
     with stop_on_signals() as stop:
         try:
@@ -119,6 +134,23 @@ def _measured(
         except Stopped:
             message("interrupted\nhint: the same command again goes on with the next shadow model")
             raise typer.Exit(INTERRUPTED) from None
+
+
+def _inversion(against: str | None) -> bool:
+    """Whether inversion is asked for, the one other measurement that there is."""
+    names = _names(against)
+    for name in names:
+        if name != "inversion":
+            raise RunError(f"--against: expected inversion, got {name!r}")
+    return bool(names)
+
+
+def _shown(picture: Picture) -> InversionPicture:
+    return InversionPicture(
+        title=f"{picture.protection}, {picture.batch} a gradient",
+        originals=picture.originals.numpy(),
+        reconstructions=picture.found.numpy(),
+    )
 
 
 def _names(attacks: str | None) -> tuple[str, ...]:

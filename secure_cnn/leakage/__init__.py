@@ -5,13 +5,15 @@ from shared gradients (`gradients`), copies of the model (`copies`).
 """
 
 from secure_cnn.leakage.gradients import InversionSettings, Picture, measure_inversion
-from secure_cnn.leakage.measure import measure_leakage
+from secure_cnn.leakage.measure import LeakageSettings, Measured, measure_leakage
 from secure_cnn.leakage.membership import MembershipSettings
 from secure_cnn.leakage.sharing import Sharing
 from secure_cnn.leakage.target import Target, target_of
 
 __all__ = [
     "InversionSettings",
+    "LeakageSettings",
+    "Measured",
     "MembershipSettings",
     "Picture",
     "Sharing",

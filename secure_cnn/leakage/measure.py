@@ -1,15 +1,20 @@
 """All that is measured of one target, as one record with its conditions."""
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import final
 
+from secure_cnn.errors import RunError
 from secure_cnn.evaluate import batch_for, evaluate_model
 from secure_cnn.interruption import StopRequest
+from secure_cnn.leakage.gradients import InversionSettings, Picture, measure_inversion
 from secure_cnn.leakage.membership import MembershipSettings, measure_membership
+from secure_cnn.leakage.sharing import Sharing
 from secure_cnn.leakage.target import Target
-from secure_cnn.record import LeakageRecord, hardware, versions
+from secure_cnn.record import InversionRecord, LeakageRecord, hardware, versions
 
-__all__ = ["measure_leakage"]
+__all__ = ["LeakageSettings", "Measured", "measure_leakage"]
 
 _FOR_WHOM = (
     "These figures are of the private images themselves, and no ε covers them: they are for who "
@@ -17,21 +22,57 @@ _FOR_WHOM = (
 )
 
 
+@final
+@dataclass(frozen=True, kw_only=True)
+class LeakageSettings:
+    """What is measured of a target.
+
+    Attributes:
+        membership: How it is told who was in its data.
+        inversion: Whether images are looked for in gradients, as a client would share them in the
+            first step of this training: as they are, and of a private training as they are clipped,
+            and as they are noised. They are of test images, so that nobody's image is shown who was
+            trained on.
+        repeats: Gradients of 1, 4 and 8 images each that are inverted, at least 1.
+
+    Raises:
+        RunError: A value is out of range.
+    """
+
+    membership: MembershipSettings = MembershipSettings()  # noqa: RUF009  # it is frozen
+    inversion: bool = False
+    repeats: int = 8
+
+    def __post_init__(self) -> None:
+        if type(self.repeats) is not int or self.repeats < 1:
+            raise RunError(f"repeats: expected a whole number of at least 1, got {self.repeats!r}")
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measured:
+    """What was found, and images from gradients beside those that they were made of."""
+
+    record: LeakageRecord
+    pictures: tuple[Picture, ...]
+
+
 def measure_leakage(
     target: Target,
-    settings: MembershipSettings,
+    settings: LeakageSettings,
     out: Path,
     *,
     stop: StopRequest,
     force: bool = False,
-) -> LeakageRecord:
-    """What a target leaks: who was in its data.
+) -> Measured:
+    """What a target leaks: who was in its data, and what its gradients show.
 
-    Guarantee: an interrupted call goes on where it was, from what is in `out/leakage`.
+    Guarantee: an interrupted call goes on where it was, from what is in `out/leakage`; what is
+    found in gradients is looked for anew.
 
     Args:
         target: Whom it is about.
-        settings: How membership is measured.
+        settings: What is measured, and how.
         out: The folder that has, or gets, the folder `leakage` of the score table.
         stop: Looked at after every step.
         force: Begin anew where another table is there.
@@ -42,7 +83,9 @@ def measure_leakage(
         LeakageError: There are too few examples, or a model says no numbers.
     """
     folder = out / "leakage"
-    membership, controls = measure_membership(target, settings, folder, stop=stop, force=force)
+    told = settings.membership
+    membership, controls = measure_membership(target, told, folder, stop=stop, force=force)
+    inversion, pictures = _inverted(target, settings, stop) if settings.inversion else ((), ())
     train, record, promise = target.data.train, target.record, target.promise
     on_members = evaluate_model(
         target.model,
@@ -50,7 +93,7 @@ def measure_leakage(
         target.data.spec.classes,
         batch_size=batch_for(target.model, train),
     )
-    return LeakageRecord(
+    found = LeakageRecord(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         hardware=hardware("cpu"),
         versions=versions(),
@@ -61,10 +104,10 @@ def measure_leakage(
         run=record.run_id,
         recipe=target.digest,
         settings={
-            "shadows": settings.shadows,
-            "pool": settings.pool,
-            "attacks": list(settings.chosen),
-            "seed": settings.seed,
+            "shadows": told.shadows,
+            "pool": told.pool,
+            "attacks": list(told.chosen),
+            "seed": told.seed,
         },
         accuracy=target.found.accuracy,
         train_accuracy=on_members.accuracy,
@@ -73,5 +116,28 @@ def measure_leakage(
         promised=() if promise is None else promise.pairs,
         controls=controls,
         membership=membership,
+        inversion=inversion,
         notes=(_FOR_WHOM,) if promise else (),
+    )
+    return Measured(record=found, pictures=pictures)
+
+
+def _inverted(
+    target: Target, settings: LeakageSettings, stop: StopRequest
+) -> tuple[tuple[InversionRecord, ...], tuple[Picture, ...]]:
+    """What the first step of the training shows, under each of its own protections."""
+    recipe = target.recipe
+    protections: tuple[Sharing, ...] = (Sharing(),)
+    plan = target.plan
+    if plan is not None:
+        norm = recipe.max_grad_norm
+        noised = Sharing(max_grad_norm=norm, noise_multiplier=plan.noise_multiplier or 0.0)
+        protections = (*protections, Sharing(max_grad_norm=norm), noised)
+    return measure_inversion(
+        target.initial.build(),
+        target.data.test,
+        InversionSettings(
+            protections=protections, repeats=settings.repeats, seed=settings.membership.seed
+        ),
+        stop=stop,
     )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from privacy import DPPlan
 from privacy.leakage import Promise
 from privacy.leakage.shadows import Indices
 from secure_cnn.checkpoint import LoadedModel, Unlocking
@@ -73,9 +74,14 @@ class Target:
         return np.arange(len(self.data.train), len(self.everybody))
 
     @cached_property
+    def plan(self) -> DPPlan | None:
+        """Of its training, if that was private."""
+        return make_plan(self.recipe, len(self.data.train))
+
+    @cached_property
     def promise(self) -> Promise | None:
         """What its training promised whom it was trained on, if anything."""
-        plan = make_plan(self.recipe, len(self.data.train))
+        plan = self.plan
         return None if plan is None else Promise.of([plan.event()], plan.delta_or_own(None))
 
     @property
