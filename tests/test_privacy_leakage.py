@@ -80,9 +80,9 @@ def one_by_one(table, name, target):
             if name.startswith("bavaria"):
                 m = row.mean() if n else 0.0
                 prior = likeness[side]
-                kappa, alpha = prior + n, 2 + n / 2
+                kappa, alpha = prior + n, 8 + n / 2
                 at = (prior * centre[side] + n * m) / kappa
-                beta = pooled[side] + ((row - m) ** 2).sum() / 2
+                beta = 7 * pooled[side] + ((row - m) ** 2).sum() / 2
                 beta += prior * n * (m - centre[side]) ** 2 / (2 * kappa)
                 laws[side] = stats.t(2 * alpha, at, np.sqrt(beta * (kappa + 1) / (alpha * kappa)))
             elif name.startswith("lira-own"):
