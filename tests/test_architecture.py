@@ -63,7 +63,7 @@ ARROWS = {
         ),
     },
     "leakage": {
-        *("errors", "checkpoint", "data", "engine", "evaluate", "interruption"),
+        *("errors", "checkpoint", "data", "engine", "evaluate", "interruption", "optimizers"),
         *("own_network", "progress", "recipe", "record", "defenses", "privacy"),
     },
     "__main__": {"cli"},

@@ -4,21 +4,31 @@ A room above `recipe`, which knows all three packages: who was in the data (`mem
 from shared gradients (`gradients`), copies of the model (`copies`).
 """
 
+from secure_cnn.leakage.copies import ExtractionSettings, measure_extraction
 from secure_cnn.leakage.gradients import InversionSettings, Picture, measure_inversion
 from secure_cnn.leakage.measure import LeakageSettings, Measured, measure_leakage
 from secure_cnn.leakage.membership import MembershipSettings
+from secure_cnn.leakage.pools import FixedPool, GrowingPool, halves, noise_images
 from secure_cnn.leakage.sharing import Sharing
+from secure_cnn.leakage.student import StudentTraining
 from secure_cnn.leakage.target import Target, target_of
 
 __all__ = [
+    "ExtractionSettings",
+    "FixedPool",
+    "GrowingPool",
     "InversionSettings",
     "LeakageSettings",
     "Measured",
     "MembershipSettings",
     "Picture",
     "Sharing",
+    "StudentTraining",
     "Target",
+    "halves",
+    "measure_extraction",
     "measure_inversion",
     "measure_leakage",
+    "noise_images",
     "target_of",
 ]
