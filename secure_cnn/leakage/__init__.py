@@ -4,6 +4,7 @@ A room above `recipe`, which knows all three packages: who was in the data (`mem
 from shared gradients (`gradients`), copies of the model (`copies`).
 """
 
+from secure_cnn.leakage.boundary import BoundaryDistance
 from secure_cnn.leakage.copies import ExtractionSettings, measure_extraction
 from secure_cnn.leakage.gradients import InversionSettings, Picture, measure_inversion
 from secure_cnn.leakage.measure import LeakageSettings, Measured, measure_leakage
@@ -14,6 +15,7 @@ from secure_cnn.leakage.student import StudentTraining
 from secure_cnn.leakage.target import Target, target_of
 
 __all__ = [
+    "BoundaryDistance",
     "ExtractionSettings",
     "FixedPool",
     "GrowingPool",
