@@ -1,5 +1,6 @@
 """`secure-cnn leakage`: the target's own recipe trains its shadow models, and what is kept."""
 
+import copy
 import json
 import zipfile
 from dataclasses import replace
@@ -196,7 +197,9 @@ def _but_digests(record: LeakageRecord) -> dict[str, object]:
 def test_a_table_of_another_design_is_refused(target: Target, tmp_path: Path) -> None:
     measured(target, QUICK, tmp_path)
     other = replace(QUICK, seed=1)
-    with pytest.raises(RunError, match=r"table\.json: .* another design.*--force"):
+    with pytest.raises(
+        RunError, match=r"table\.json: .* another number of shadow models, pool or seed.*--force"
+    ):
         measured(target, other, tmp_path)
     measured(target, other, tmp_path, force=True)
 
@@ -208,8 +211,10 @@ def test_a_run_of_another_recipe_has_another_digest(target: Target) -> None:
     assert elsewhere.digest == target.digest
 
 
-def _place(tmp_path: Path, rows: int = 5) -> TableFolder:
-    record = TableRecord(run="a", recipe="b", design="c", models=3, questions={"q": rows})
+def _place(tmp_path: Path, rows: int = 5, *, design: str = "c") -> TableFolder:
+    digests = {"run": "a", "recipe": "b", "design": design, "target": "d", "data": "e"}
+    (tmp_path / "t").mkdir(exist_ok=True)
+    record = TableRecord(**digests, models=3, questions={"q": rows})
     return TableFolder(root=tmp_path / "t", record=record)
 
 
@@ -237,10 +242,60 @@ def test_a_table_cut_short_is_refused(tmp_path: Path, cut: int) -> None:
 def test_a_table_of_objects_or_of_another_size_is_refused(tmp_path: Path) -> None:
     place = _place(tmp_path)
     place.begin(force=False)
-    for wrong in (np.arange(6.0), np.arange(5), np.array([{}] * 5, dtype=object)):
-        np.savez(place.root / "signals.npz", **{"0-q": wrong})
+    place.keep({})
+    mark = np.load(place.root / "signals.npz")["table"]
+    nothing = np.full(5, np.nan)
+    for wrong in (np.arange(6.0), np.arange(5), np.array([{}] * 5, dtype=object), nothing):
+        np.savez(place.root / "signals.npz", **{"0-q": wrong, "table": mark})
         with pytest.raises(DataError, match=r"signals\.npz: expected"):
             place.begin(force=False)
+
+
+def test_signals_of_another_table_are_refused(tmp_path: Path) -> None:
+    """As a second process leaves them that began a table of its own in the same folder."""
+    first, second = _place(tmp_path), _place(tmp_path, design="x")
+    first.begin(force=False)
+    second.begin(force=True)
+    first.keep({1: {"q": np.arange(5.0)}})
+    with pytest.raises(DataError, match=r"those of another table; begin anew with --force"):
+        second.begin(force=False)
+    np.savez(first.root / "signals.npz", **{"1-q": np.arange(5.0)})
+    with pytest.raises(DataError, match=r"signals\.npz: expected .*--force"):
+        second.begin(force=False)
+
+
+def test_a_table_is_of_one_model_and_of_its_images(target: Target, tmp_path: Path) -> None:
+    """What was asked of other weights, or about other images, is not what these answer."""
+    measured(target, QUICK, tmp_path)
+    changed = copy.deepcopy(target.model)
+    with torch.no_grad():
+        changed[-1].weight.mul_(1e-3)
+    with pytest.raises(RunError, match="another target"):
+        measured(replace(target, model=changed), QUICK, tmp_path)
+    data = target.data
+    turned = Split(images=data.train.images.flip(-1), labels=data.train.labels)
+    other = replace(data, train=turned)
+    with pytest.raises(RunError, match="another data"):
+        measured(replace(target, data=other), QUICK, tmp_path)
+
+
+def test_a_model_that_memorises_is_no_model_of_its_promise(target: Target, tmp_path: Path) -> None:
+    """A forged record, or noise that was off: its private shadow models are unlike it."""
+    private = replace(target.recipe, epsilon=0.1, delta=1e-5, epochs=2)
+    found = measured(replace(target, recipe=private), QUICK, tmp_path)
+    assert not found.passed
+    assert any("on the target's own curve" in words for words in found.broken)
+
+
+def test_a_demand_is_about_the_target_at_its_own_best_threshold(
+    trained: Path, tmp_path: Path
+) -> None:
+    """Too few images to tell are no reason to pass, nor is a threshold that names nobody."""
+    command = ["leakage", str(trained), "--shadows", "2", "--attacks", "lira,global-threshold"]
+    few = [*command, "--out", str(tmp_path), "--require", "tpr@0.1<=0.99"]
+    done = CliRunner().invoke(app, few)
+    assert done.exit_code == 7, done.output
+    assert "too few test images" in done.output
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
@@ -251,11 +306,11 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     header = {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
-        archive.open("0-q.npy", "w") as file,
+        archive.open("table.npy", "w") as file,
     ):
         np.lib.format.write_array_header_1_0(file, header)
         file.write(bytes(10**6))
-    with pytest.raises(DataError, match="expected 5 numbers"):
+    with pytest.raises(DataError, match="expected 32 numbers"):
         place.begin(force=False)
 
 

@@ -140,6 +140,26 @@ def _moves(by: int) -> Iterator[tuple[int, int]]:
 
 def _share_right(answer: Answer, views: Iterable[Tensor], labels: Tensor) -> Numbers:
     """How many of the views are given the label's class, over how many there are."""
-    right = torch.stack([(answer(view).argmax(1) == labels).cpu() for view in views])
+    right = torch.stack([(_class(answer(view), labels) == labels).cpu() for view in views])
     found: Numbers = right.double().mean(0).numpy()
     return found
+
+
+def _class(logits: Tensor, labels: Tensor) -> Tensor:
+    """What a model says, if it has a row of finite logits for each image, and the labels' classes.
+
+    Raises:
+        LeakageError: It has not.
+    """
+    fits = logits.ndim == 2 and len(logits) == len(labels)
+    if not fits or not bool(logits.isfinite().all()):
+        raise LeakageError(
+            f"logits: expected a finite row for each of {len(labels)} images, got "
+            f"{list(logits.shape)}"
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
+        raise LeakageError(
+            f"labels: expected 0 to {logits.shape[1] - 1}, as the model has {logits.shape[1]} "
+            f"classes, got {int(labels.min())} to {int(labels.max())}"
+        )
+    return logits.argmax(1)

@@ -5,6 +5,7 @@ and one may be told apart more often than they all (that is what `privacy.audit`
 """
 
 import hmac
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,6 +52,7 @@ _RATES = (0.1, 0.01, 0.001)
 _EXPOSED_AT = 0.01
 """The false positive rate at which an example counts as found."""
 _GATE_ERROR = 1e-5
+_CURVE_POINTS = 200
 """Of each end where a promise is held against a figure: of some dozens none fails by chance."""
 
 MEMBERSHIP_ATTACKS: Mapping[str, Callable[[ScoreTable], Numbers]] = MappingProxyType(
@@ -218,7 +220,13 @@ def membership_report(
     figures = [_figures(name, scores[name], limits[name], members, labels) for name in scores]
     at = _RATES.index(_EXPOSED_AT)
     above = [scores[name] > limits[name][at] for name in scores]
-    broken = [] if promise is None else [x for each in figures for x in _beyond(each, promise)]
+    broken: list[str] = []
+    if promise is not None:
+        broken += [x for each in figures for x in _beyond(each, promise)]
+        mine = members[:, 0]
+        broken += [
+            x for name in scores for x in _beyond_anywhere(name, scores[name][:, 0], mine, promise)
+        ]
     return LeakageReport(
         attacks=tuple(figures),
         exposed=tuple(_exposed(above, members, key, exposed)),
@@ -300,6 +308,31 @@ def _beyond(figures: AttackFigures, promise: Promise) -> list[str]:
                 f"{promise} allows {bound:.3g}"
             )
     return broken
+
+
+def _beyond_anywhere(name: str, scores: Numbers, members: Flags, promise: Promise) -> list[str]:
+    """Where the target's own curve is beyond, with room for all thresholds at once.
+
+    Thresholds of shadow models may lie far off where they are unlike the target, or be too few
+    where there are few examples. The room is that of Dvoretzky, Kiefer and Wolfowitz, with
+    Massart's constant (1990).
+    """
+    positives, negatives = scores[members], scores[~members]
+    room = [math.sqrt(math.log(1 / _GATE_ERROR) / (2 * len(e))) for e in (positives, negatives)]
+    worst = (0.0, "")
+    levels = np.unique(scores)
+    chosen = np.linspace(0, len(levels) - 1, min(len(levels), _CURVE_POINTS)).astype(int)
+    for threshold in levels[chosen].tolist():
+        least = float((positives > threshold).mean()) - room[0]
+        most = float((negatives > threshold).mean()) + room[1]
+        bound = promise.allowed_tpr(min(1.0, most))
+        if least - bound > worst[0]:
+            worst = (
+                least - bound,
+                f"{name}: TPR at least {least:.3g} at FPR at most {most:.3g} on the target's own "
+                f"curve, where {promise} allows {bound:.3g}",
+            )
+    return [worst[1]] if worst[0] else []
 
 
 def _exposed(above: Sequence[Flags], members: Flags, key: bytes, most: int) -> list[Exposed]:

@@ -23,6 +23,7 @@ __all__ = ["Indices", "ShadowDesign", "Train", "score_tables"]
 
 Indices = npt.NDArray[np.int64]
 _BATCH = 500
+_FEWEST_SHADOWS = 2
 
 
 class Train(Protocol):
@@ -64,10 +65,21 @@ class ShadowDesign:
                 f"{len(every) - len(np.unique(every))} more than once; a member among those who "
                 "are none makes every figure wrong"
             )
-        if self.halves.ndim != 2 or len(self.halves) != len(self.pool):
+        if len(every) and every.min() < 0:
             raise LeakageError(
-                f"halves: expected a row for each of {len(self.pool)} examples of the pool, got "
-                f"{list(self.halves.shape)}"
+                f"members: expected indices of at least 0, got {every.min()}: counted from the end "
+                "an example could be in two lists"
+            )
+        whole = self.halves.dtype == np.bool_ and self.halves.ndim == 2
+        if not whole or len(self.halves) != len(self.pool):
+            raise LeakageError(
+                f"halves: expected bool with a row for each of {len(self.pool)} examples of the "
+                f"pool, got {self.halves.dtype} {list(self.halves.shape)}"
+            )
+        if self.halves.shape[1] < 1 + _FEWEST_SHADOWS:
+            raise LeakageError(
+                f"halves: expected a target and at least {_FEWEST_SHADOWS} shadow models, got "
+                f"{self.halves.shape[1]} models"
             )
 
     @classmethod
@@ -186,7 +198,7 @@ def score_tables(
         if model in said:
             continue
         own = target if model == 0 and target is not None else None
-        answer = own or train(design.trained_on(model), seed=seeds[model])
+        answer = train(design.trained_on(model), seed=seeds[model]) if own is None else own
         try:
             said[model] = {
                 name: _ask(answer, dataset, asked[rows[name]], question.signal)
@@ -240,7 +252,7 @@ def _checked(
 
 def _ask(answer: Answer, dataset: MapStyle, indices: Indices, signal: Signal) -> Numbers:
     """What a model says of these examples, asked as it will be in use."""
-    if isinstance(answer, nn.Module) and answer.training:
+    if isinstance(answer, nn.Module) and any(layer.training for layer in answer.modules()):
         raise LeakageError(
             "expected a model that answers as it will in use, got one in training mode; return "
             "model.eval()"

@@ -21,6 +21,12 @@ _FOR_WHOM = (
     "may see the images."
 )
 
+_UNCERTAIN = (
+    "Whether the training images are still those of the run was not checked: the fingerprint of a "
+    "private run is keyed, and the key is in its sealed model alone. With other images in their "
+    "place members would be none, and nothing would be found."
+)
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +123,7 @@ def measure_leakage(
         controls=controls,
         membership=membership,
         inversion=inversion,
-        notes=(_FOR_WHOM,) if promise else (),
+        notes=(*((_FOR_WHOM,) if promise else ()), *(() if target.certain else (_UNCERTAIN,))),
     )
     return Measured(record=found, pictures=pictures)
 

@@ -1,5 +1,6 @@
 """Who was in the data: shadow models are trained and asked, and what they say becomes figures."""
 
+import hmac
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,6 +93,8 @@ class MembershipSettings:
         for name in self.attacks:
             if name not in known:
                 raise RunError(f"attacks: expected some of {', '.join(known)}, got {name!r}")
+        if len(set(self.attacks)) < len(self.attacks):
+            raise RunError(f"attacks: expected each once, got {', '.join(self.attacks)}")
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -142,14 +145,16 @@ def measure_membership(
         LeakageError: There are too few examples, or a model says no numbers.
         RunError: The folder holds another table, or cannot be written to.
     """
-    tables = _tables(target, settings, folder, stop, force=force)
-    return _recorded(target, tables, settings, exposed_key(folder))
+    key = exposed_key(folder)
+    tables = _tables(target, settings, folder, key, stop, force=force)
+    return _recorded(target, tables, settings, key)
 
 
 def _tables(
     target: Target,
     settings: MembershipSettings,
     folder: Path,
+    key: bytes,
     stop: StopRequest,
     *,
     force: bool,
@@ -169,6 +174,8 @@ def _tables(
             run=target.record.run_id,
             recipe=target.digest,
             design=design_digest(design),
+            target=target.weights,
+            data=hmac.digest(key, target.data.fingerprint.encode(), "sha256").hex(),
             models=design.models,
             questions={name: len(design.rows(q.most)) for name, q in questions.items()},
         ),

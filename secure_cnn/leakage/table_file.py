@@ -7,9 +7,11 @@ exposed.key    by which the digests of the most exposed examples are made; for t
 
 import hashlib
 import io
+import json
 import secrets
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -27,6 +29,9 @@ from secure_cnn.record.document import Document
 __all__ = ["TableFolder", "TableRecord", "design_digest", "exposed_key"]
 
 _KEY_BYTES = 32
+_MARK = "table"
+_NAMES = {"design": "number of shadow models, pool or seed", "questions": "set of attacks"}
+"""What options say of it, in the place of a digest."""
 _PRIVATE = 0o600
 """What models say of the people in their data is for nobody else."""
 
@@ -40,6 +45,9 @@ class TableRecord(Document):
         run: The number of the target's run.
         recipe: A digest of how target and shadow models are trained.
         design: A digest of who is trained on what, and with which seeds.
+        target: A digest of the target's weights.
+        data: A digest of the images, by the key of the folder: whoever has not the key cannot try
+            images out.
         models: The target and its shadow models.
         questions: What they are asked, and how many examples of each.
     """
@@ -49,6 +57,8 @@ class TableRecord(Document):
     run: str
     recipe: str
     design: str
+    target: str
+    data: str
     models: int
     questions: Mapping[str, int] = field(default_factory=dict)
 
@@ -80,34 +90,46 @@ class TableFolder:
         return self.root / "signals.npz"
 
     def begin(self, *, force: bool) -> dict[int, dict[str, Numbers]]:
-        """Makes the folder; returns the signals of models that were asked earlier.
+        """Begins the table, or goes on with it: the signals of models that were asked earlier.
+
+        The folder is there.
 
         Args:
             force: Begin anew where another table is in it.
 
         Raises:
-            RunError: Another table is in it, it is damaged, or the folder cannot be made.
+            RunError: Another table is in it, or it cannot be written to.
+            DataError: The signals are damaged, or another table's.
         """
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise RunError(
-                f"{self.root}: expected a folder that can be made: {error.strerror}"
-            ) from error
         if force or not self._told.exists():
-            self._signals.unlink(missing_ok=True)
+            self._remove_signals()
             self.record.write(self._told)
             return {}
         before = TableRecord.read(self._told)
-        for name in ("run", "recipe", "design", "models", "questions"):
+        for name in ("run", "recipe", "target", "data", "design", "models", "questions"):
             if getattr(before, name) != getattr(self.record, name):
                 raise RunError(
                     f"{self._told}: expected the table that was asked for, got one of another "
-                    f"{name}: {_few(getattr(before, name))} in the place of "
-                    f"{_few(getattr(self.record, name))}; ask as then, choose another folder, or "
-                    "begin anew with --force"
+                    f"{_NAMES.get(name, name)} ({before.models - 1} shadow models, where "
+                    f"{self.record.models - 1} were asked for); ask as then, choose another folder "
+                    "with --out, or begin anew with --force"
                 )
         return self._read() if self._signals.exists() else {}
+
+    @property
+    def _mark(self) -> Numbers:
+        """A digest of the record, which stands among the signals: they are of no other table."""
+        told = json.dumps(self.record.to_dict(), sort_keys=True).encode()
+        return np.frombuffer(hashlib.sha256(told).digest(), np.uint8).astype(np.float64)
+
+    def _remove_signals(self) -> None:
+        try:
+            self._signals.unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(
+                f"{self._signals}: expected a file that can be removed: {error.strerror}; remove "
+                "it, or choose another folder"
+            ) from error
 
     def keep(self, signals: Mapping[int, Mapping[str, Numbers]]) -> None:
         """Writes the signals of all models that were asked so far, atomically.
@@ -117,7 +139,7 @@ class TableFolder:
         """
         content = io.BytesIO()
         arrays = {_entry(m, q): each for m, of in signals.items() for q, each in of.items()}
-        np.savez(content, **arrays)  # type: ignore[arg-type]  # its stub takes flags there too
+        np.savez(content, **{_MARK: self._mark}, **arrays)  # type: ignore[arg-type]  # its stub takes flags there too
         try:
             write_file(self._signals, content.getvalue(), overwrite=True, mode=_PRIVATE)
         except OSError as error:
@@ -128,17 +150,41 @@ class TableFolder:
     def _read(self) -> dict[int, dict[str, Numbers]]:
         """Whole models alone: one that was not asked everything is asked anew."""
         found: dict[int, dict[str, Numbers]] = {}
-        with opened_npz(self._signals) as archive:
+        with self._opened() as archive:
             names = set(archive.namelist())
+            mark = self._array(archive, len(self._mark), f"{_MARK}.npy")
+            if not np.array_equal(mark, self._mark):
+                raise DataError(
+                    f"{self._signals}: expected the signals of table.json beside it, got those of "
+                    "another table; begin anew with --force"
+                )
             for model in range(self.record.models):
                 wanted = {q: f"{_entry(model, q)}.npy" for q in self.record.questions}
                 if names.issuperset(wanted.values()):
-                    found[model] = {q: self._array(archive, q, n) for q, n in wanted.items()}
+                    rows = self.record.questions
+                    found[model] = {
+                        q: self._array(archive, rows[q], name) for q, name in wanted.items()
+                    }
         return found
 
-    def _array(self, archive: zipfile.ZipFile, question: str, name: str) -> Numbers:
+    @contextmanager
+    def _opened(self) -> Iterator[zipfile.ZipFile]:
+        """The signals; of a file that is damaged it is said how to go on without it."""
+        try:
+            with opened_npz(self._signals) as archive:
+                yield archive
+        except KeyError as error:
+            raise DataError(
+                f"{self._signals}: expected the signals of a table, got a file without "
+                f"{error.args[0]}; begin anew with --force"
+            ) from error
+        except DataError as error:
+            words = str(error)
+            more = "" if "--force" in words else "; begin anew with --force"
+            raise DataError(f"{words}{more}") from error
+
+    def _array(self, archive: zipfile.ZipFile, rows: int, name: str) -> Numbers:
         """One array, whose size is known before a byte of it is read."""
-        rows = self.record.questions[question]
         with archive.open(name) as file:
             header = array_header(file, self._signals, name)
             if header.shape != (rows,) or header.dtype != np.float64:
@@ -148,7 +194,13 @@ class TableFolder:
                 )
             size = prod(header.shape) * header.dtype.itemsize
             raw = exactly(file, size, self._signals, name)
-        return np.frombuffer(raw, np.float64).copy()
+        values = np.frombuffer(raw, np.float64).copy()
+        if not np.isfinite(values).all():
+            raise DataError(
+                f"{self._signals}: expected finite numbers in {name}, got others; begin anew with "
+                "--force"
+            )
+        return values
 
 
 def exposed_key(folder: Path) -> bytes:
@@ -159,6 +211,7 @@ def exposed_key(folder: Path) -> bytes:
     """
     path = folder / "exposed.key"
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_file(path, secrets.token_bytes(_KEY_BYTES), overwrite=False, mode=_PRIVATE)
         with reading(path) as file:
@@ -174,7 +227,3 @@ def exposed_key(folder: Path) -> bytes:
 
 def _entry(model: int, question: str) -> str:
     return f"{model}-{question}"
-
-
-def _few(value: object) -> str:
-    return str(value)[:48]

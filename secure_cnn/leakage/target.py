@@ -19,7 +19,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.evaluate import ClassificationReport, batch_for, evaluate_model
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.recipe import Recipe
-from secure_cnn.recipe.identity import KEYED
+from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
 from secure_cnn.recipe.initial import InitialModel, initial_model
 from secure_cnn.recipe.seams import make_plan
 from secure_cnn.record import RunRecord
@@ -45,6 +45,8 @@ class Target:
         initial: How its training began.
         model: What it left, in evaluation mode.
         found: What that finds on the test images.
+        certain: Whether the images were found to be those of the training. The fingerprint of a
+            private run is keyed, and its key is in its sealed model alone.
     """
 
     record: RunRecord
@@ -53,6 +55,7 @@ class Target:
     initial: InitialModel
     model: nn.Module
     found: ClassificationReport
+    certain: bool
 
     @cached_property
     def everybody(self) -> Split:
@@ -83,6 +86,16 @@ class Target:
         """What its training promised whom it was trained on, if anything."""
         plan = self.plan
         return None if plan is None else Promise.of([plan.event()], plan.delta_or_own(None))
+
+    @property
+    def weights(self) -> str:
+        """SHA-256 of what the model has learned, its names and values."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(raw.numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def digest(self) -> str:
@@ -147,6 +160,7 @@ def target_of(
             images.spec.classes,
             batch_size=batch_for(loaded.model, images.test),
         ),
+        certain=not record.data.keyed or "data_fingerprint_key" in loaded.private_claims,
     )
     _check_same(target, loaded)
     return target
@@ -163,9 +177,11 @@ def _as_it_was(recipe: Recipe, record: RunRecord) -> Recipe:
 def _check_same(target: Target, loaded: LoadedModel) -> None:
     """Refuses data, or a model, that are not those of the record: members would be no members."""
     record, data, found = target.record, target.data, target.found
-    told = record.data.fingerprint
+    told, key = record.data.fingerprint, loaded.private_claims.get("data_fingerprint_key")
+    known = keyed_fingerprint(data.fingerprint, key) if isinstance(key, str) else data.fingerprint
     sizes = (record.data.train, record.data.test) == (len(data.train), len(data.test))
-    if not sizes or (not told.startswith(KEYED) and told != data.fingerprint):
+    unknown = told.startswith(KEYED) and not isinstance(key, str)
+    if not sizes or (not unknown and told != known):
         raise RunError(
             f"data: expected the images that the run was trained on, got others in "
             f"{target.recipe.data}: who is a member would be wrong; put them back as they were"

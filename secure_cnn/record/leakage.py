@@ -264,8 +264,9 @@ class LeakageRecord(Document):
 
     @property
     def void(self) -> bool:
-        """Whether a control failed, so that no figure of it counts."""
-        return not all(each.passed for each in self.controls)
+        """Whether a control failed or none was made, so that no figure of membership counts."""
+        unproven = self.membership is not None and not self.controls
+        return unproven or not all(each.passed for each in self.controls)
 
     @property
     def broken(self) -> tuple[str, ...]:
