@@ -208,7 +208,8 @@ def _rate_table(attacks: Iterable[MembershipAttackRecord]) -> Table:
 def _ppv_table(attack: MembershipAttackRecord) -> Table | None:
     """What a verdict of the strongest attack is worth, by how many there are to be found."""
     fprs = sorted({rate.fpr for rate in attack.rates}, reverse=True)
-    rates = [rate for rate in map(attack.resolved_rate, fprs) if rate is not None]
+    found = map(attack.resolved_rate, fprs)
+    rates = [rate for rate in found if rate is not None and rate.kept]
     priors = _priors(rates)
     if not priors:
         return None
