@@ -18,10 +18,13 @@ from secure_cnn.data import Split
 from secure_cnn.errors import DataError, RunError
 from secure_cnn.interruption import Stopped, StopRequest
 from secure_cnn.leakage import (
+    ExtractionSettings,
+    FixedPool,
     InversionSettings,
     LeakageSettings,
     MembershipSettings,
     Sharing,
+    StudentTraining,
     Target,
     measure,
     measure_leakage,
@@ -165,6 +168,35 @@ def test_gradients_are_inverted_under_the_protections_of_the_run(
     assert plan is not None
     assert dp.protections[-1].noise_multiplier == plan.noise_multiplier
     assert dp.protections[-1].max_grad_norm == 2.0
+
+
+def test_copies_are_judged_on_images_that_nobody_asked_about(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And students begin as the architecture does, whatever the run started from."""
+    asked = []
+
+    def copied(
+        victim: object,
+        judged: Split,
+        pools: tuple[FixedPool, ...],
+        learn: StudentTraining,
+        settings: ExtractionSettings,
+    ) -> tuple[()]:
+        asked.append((judged, pools, learn, settings))
+        return ()
+
+    monkeypatch.setattr(measure, "measure_extraction", copied)
+    settings = LeakageSettings(membership=QUICK, extraction=True)
+    measure_leakage(target, settings, tmp_path, stop=StopRequest())
+    ((judged, pools, learn, told),) = asked
+    images = judged.batch(torch.arange(len(judged)))[0].flatten(1)
+    assert not any((each == pools[0].images.flatten(1)).all(1).any() for each in images)
+    assert [pool.name for pool in pools] == ["unseen images", "noise", "adaptive"]
+    assert pools[1].labels is None
+    assert told.budgets == (40,)
+    assert told.attack is None
+    assert torch.equal(learn.build(0)[-1].weight, target.initial.build()[-1].weight)
 
 
 def test_an_interrupted_measurement_goes_on_with_the_next_shadow(

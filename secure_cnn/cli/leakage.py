@@ -30,6 +30,7 @@ from secure_cnn.record import LeakageRecord, MembershipAttackRecord, RunRecord
 
 __all__ = ["leakage"]
 
+_OTHERS = ("inversion", "extraction")
 _MISSED = 7
 _FAILED = 4
 _DEFAULT = MembershipSettings()
@@ -62,8 +63,8 @@ def leakage(
     against: Annotated[
         str | None,
         typer.Option(
-            help="What else: inversion, images from gradients as this training's first step shares "
-            "them."
+            help="What else: inversion (images from gradients as this training's first step shares "
+            "them), extraction (copies made of the model's answers), or both with a comma."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the shadow models.")] = _DEFAULT.seed,
@@ -98,7 +99,10 @@ def leakage(
     keep_freed_memory()
     demands = [_demand(text) for text in require or []]
     told = MembershipSettings(shadows=shadows, pool=pool, attacks=_names(attacks), seed=seed)
-    settings = LeakageSettings(membership=told, inversion=_inversion(against))
+    others = _others(against)
+    settings = LeakageSettings(
+        membership=told, inversion="inversion" in others, extraction="extraction" in others
+    )
     unlocking = unlocking_from(identity, passphrase_file, kek, trusted or [])
     network = own_network(model, model_option or []) if model else None
     if not run.is_dir():
@@ -139,13 +143,12 @@ def _measured(target: Target, settings: LeakageSettings, out: Path, *, force: bo
             raise typer.Exit(INTERRUPTED) from None
 
 
-def _inversion(against: str | None) -> bool:
-    """Whether inversion is asked for, the one other measurement that there is."""
-    names = _names(against)
-    for name in names:
-        if name != "inversion":
-            raise RunError(f"--against: expected inversion, got {name!r}")
-    return bool(names)
+def _others(against: str | None) -> tuple[str, ...]:
+    """What is measured beside membership."""
+    for name in _names(against):
+        if name not in _OTHERS:
+            raise RunError(f"--against: expected {' or '.join(_OTHERS)}, got {name!r}")
+    return _names(against)
 
 
 def _shown(picture: Picture) -> InversionPicture:

@@ -5,14 +5,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import final
 
+import torch
+
+import defenses
 from secure_cnn.errors import RunError
 from secure_cnn.evaluate import batch_for, evaluate_model
 from secure_cnn.interruption import StopRequest
+from secure_cnn.leakage.copies import ExtractionSettings, measure_extraction
 from secure_cnn.leakage.gradients import InversionSettings, Picture, measure_inversion
 from secure_cnn.leakage.membership import MembershipSettings, measure_membership
+from secure_cnn.leakage.pools import FixedPool, GrowingPool, halves, noise_images
 from secure_cnn.leakage.sharing import Sharing
+from secure_cnn.leakage.student import StudentTraining
 from secure_cnn.leakage.target import Target
-from secure_cnn.record import InversionRecord, LeakageRecord, hardware, versions
+from secure_cnn.record import ExtractionRecord, InversionRecord, LeakageRecord, hardware, versions
 
 __all__ = ["LeakageSettings", "Measured", "measure_leakage"]
 
@@ -21,6 +27,7 @@ _FOR_WHOM = (
     "may see the images."
 )
 
+_BUDGETS, _FEW, _ATTACK_STEPS = (100, 1000, 5000), 100, 10
 _UNCERTAIN = (
     "Whether the training images are still those of the run was not checked: the fingerprint of a "
     "private run is keyed, and the key is in its sealed model alone. With other images in their "
@@ -40,6 +47,10 @@ class LeakageSettings:
             and as they are noised. They are of test images, so that nobody's image is shown who was
             trained on.
         repeats: Gradients of 1, 4 and 8 images each that are inverted, at least 1.
+        extraction: Whether copies are made of the model's answers: by one half of the test images,
+            by noise, and by images that are made of a few of them; judged on the other half. Copies
+            are networks of the same architecture. Where the run has a threat model, attacks on them
+            are tried on the model.
 
     Raises:
         RunError: A value is out of range.
@@ -48,6 +59,7 @@ class LeakageSettings:
     membership: MembershipSettings = MembershipSettings()  # noqa: RUF009  # it is frozen
     inversion: bool = False
     repeats: int = 8
+    extraction: bool = False
 
     def __post_init__(self) -> None:
         if type(self.repeats) is not int or self.repeats < 1:
@@ -74,7 +86,7 @@ def measure_leakage(
     """What a target leaks: who was in its data, and what its gradients show.
 
     Guarantee: an interrupted call goes on where it was, from what is in `out/leakage`; what is
-    found in gradients is looked for anew.
+    found in gradients, and by copies, is looked for anew.
 
     Args:
         target: Whom it is about.
@@ -123,6 +135,7 @@ def measure_leakage(
         controls=controls,
         membership=membership,
         inversion=inversion,
+        extraction=_copied(target, told.seed, stop) if settings.extraction else (),
         notes=(*((_FOR_WHOM,) if promise else ()), *(() if target.certain else (_UNCERTAIN,))),
     )
     return Measured(record=found, pictures=pictures)
@@ -146,4 +159,29 @@ def _inverted(
             protections=protections, repeats=settings.repeats, seed=settings.membership.seed
         ),
         stop=stop,
+    )
+
+
+def _copied(target: Target, seed: int, stop: StopRequest) -> tuple[ExtractionRecord, ...]:
+    """What copies are worth that are made of the model's answers about images not trained on."""
+    asked, judged = halves(target.data.test, seed=seed)
+    images, labels = asked.batch(torch.arange(len(asked)))
+    few = min(_FEW, len(images))
+    noise = noise_images(target.data.spec.shape, len(images), seed=seed)
+    begin, threat = target.initial, target.recipe.threat
+    attack = None if threat is None else defenses.attacks.PGD(threat, steps=_ATTACK_STEPS)
+    budgets = [budget for budget in _BUDGETS if budget <= len(images)] or [few]
+    return measure_extraction(
+        target.model,
+        judged,
+        (
+            FixedPool(name="unseen images", images=images, labels=labels),
+            FixedPool(name="noise", images=noise),
+            GrowingPool(name="adaptive", images=images[:few], labels=labels[:few]),
+        ),
+        StudentTraining(
+            build=lambda seed: begin.architecture.build(generator_seed=seed, network=begin.network),
+            stop=stop,
+        ),
+        ExtractionSettings(budgets=tuple(budgets), attack=attack, seed=seed),
     )
