@@ -58,7 +58,7 @@ class LeakageSettings:
 
     membership: MembershipSettings = MembershipSettings()  # noqa: RUF009  # it is frozen
     inversion: bool = False
-    repeats: int = 8
+    repeats: int = 4
     extraction: bool = False
 
     def __post_init__(self) -> None:

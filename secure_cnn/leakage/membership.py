@@ -168,18 +168,7 @@ def _tables(
         seed=settings.seed,
     )
     questions = settings.questions
-    place = TableFolder(
-        root=folder,
-        record=TableRecord(
-            run=target.record.run_id,
-            recipe=target.digest,
-            design=design_digest(design),
-            target=target.weights,
-            data=hmac.digest(key, target.data.fingerprint.encode(), "sha256").hex(),
-            models=design.models,
-            questions={name: len(design.rows(q.most)) for name, q in questions.items()},
-        ),
-    )
+    place = TableFolder(root=folder, record=_record_of(target, design, questions, key))
     said = place.begin(force=force)
 
     def keep(model: int, signals: Mapping[str, Numbers]) -> None:
@@ -201,6 +190,21 @@ def _tables(
             known=dict(said),
             keep=keep,
         )
+
+
+def _record_of(
+    target: Target, design: ShadowDesign, questions: Mapping[str, Question], key: bytes
+) -> TableRecord:
+    """What the table is of."""
+    return TableRecord(
+        run=target.record.run_id,
+        recipe=target.digest,
+        design=design_digest(design),
+        target=target.weights,
+        data=hmac.digest(key, target.data.fingerprint.encode(), "sha256").hex(),
+        models=design.models,
+        questions={name: len(design.rows(q.most)) for name, q in questions.items()},
+    )
 
 
 def _recorded(
