@@ -75,7 +75,12 @@ def test_the_documents_show_what_was_measured(tables, tmp_path, monkeypatch):
     """Made anew from the JSON files, README and the page of measurements stay as they are."""
     (tmp_path / "docs/how-to").mkdir(parents=True)
     names = [path.relative_to(ROOT) for path in DOCS.glob("*.json")]
-    how_to = ("how-to/recipes.md", "how-to/slow-path.md", "how-to/train-faster.md")
+    how_to = (
+        "how-to/recipes.md",
+        "how-to/slow-path.md",
+        "how-to/leakage.md",
+        "how-to/train-faster.md",
+    )
     made = ("benchmarks.md", "defaults.md", "pitfalls.md", *how_to)
     pages = ("README.md", *(f"docs/{name}" for name in made))
     for name in [*names, *pages, "docs/demo.txt"]:
