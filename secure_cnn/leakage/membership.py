@@ -28,6 +28,7 @@ from privacy.leakage import (
 from privacy.statistics import Numbers
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import StopRequest
+from secure_cnn.leakage.boundary import BoundaryDistance
 from secure_cnn.leakage.shadows import ShadowTraining
 from secure_cnn.leakage.table_file import TableFolder, TableRecord, design_digest, exposed_key
 from secure_cnn.leakage.target import Target
@@ -45,10 +46,12 @@ __all__ = ["LABEL_ONLY", "MembershipSettings", "measure_membership"]
 _Whose = Literal["target", "all", "oracle"]
 CONFIDENCE = "confidence"
 _SHIFTED, _NOISY = AugmentationVotes(shift=2), NoiseVotes(sigma=0.1, draws=50)
+_DISTANCE = BoundaryDistance()
 LABEL_ONLY: Mapping[str, Question] = MappingProxyType(
     {
         "augmentation-votes": Question(signal=_SHIFTED, queries=_SHIFTED.queries, most=2000),
         "noise-votes": Question(signal=_NOISY, queries=_NOISY.queries, most=400),
+        "boundary": Question(signal=_DISTANCE, queries=_DISTANCE.queries, most=200),
     }
 )
 """Attacks on a model that says a class alone; fewer examples the more often it must be asked."""
