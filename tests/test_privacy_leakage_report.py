@@ -170,3 +170,20 @@ def test_a_control_that_fails_voids_the_report():
     assert report.verdict.startswith("void, no figure can be believed: wrong on the planted table")
     alone = membership_report(table, key=KEY, attacks={"good": global_threshold})
     assert (alone.void, alone.passed) == (False, True)
+
+
+def test_a_report_is_printed_as_a_table():
+    """An attack a line, with what its sample can tell, and the verdict at the end."""
+    table = planted(12, shift=2.0)
+    report = membership_report(table, key=KEY, attacks={"good": global_threshold, "same": lira})
+    head, names, *rows, verdict = str(report).splitlines()
+    assert (
+        head == f"{report.members} members, {report.others} others, {report.shadows} shadow models"
+    )
+    assert names.split()[:5] == ["attack", "area", "of", "all", "models"]
+    assert [row.split()[:2] for row in rows] == [
+        [each.name, f"{each.area:.3f}"] for each in report.attacks
+    ]
+    assert verdict == report.verdict
+    assert repr(report) == str(report)
+    assert max(map(len, [head, names, *rows])) <= 120

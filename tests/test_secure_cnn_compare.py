@@ -424,3 +424,14 @@ def test_the_command_fails_in_one_line(tmp_path, monkeypatch, capsys):
     audit(batch_size=64).write(first / "audit.json")
     assert run_command(monkeypatch, first) == 3
     assert "got another batch_size" in capsys.readouterr().err
+
+
+def test_leakage_of_an_older_version_is_to_be_measured_anew(tmp_path):
+    """It is not damaged, and the command stands there."""
+    run = saved_run("first")
+    run.record.write(tmp_path / "run.json")
+    content = leakage_of(variant=PROTECTED, run=run.record.run_id).to_dict()
+    del content["promised"]
+    (tmp_path / "leakage.json").write_text(json.dumps(content))
+    with pytest.raises(RunError, match=r"older version .*; make it anew with secure-cnn leakage"):
+        SavedRun.read(tmp_path, "first")

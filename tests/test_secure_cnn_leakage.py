@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from privacy.leakage import MEMBERSHIP_ATTACKS
 from secure_cnn import archive
 from secure_cnn.checkpoint import Sealing, read_model
 from secure_cnn.cli import app
+from secure_cnn.cli.leakage import _demand
 from secure_cnn.data import Split
 from secure_cnn.errors import DataError, RunError
 from secure_cnn.interruption import Stopped, StopRequest
@@ -250,11 +252,18 @@ def _but_digests(record: LeakageRecord) -> dict[str, object]:
 def test_a_table_of_another_design_is_refused(target: Target, tmp_path: Path) -> None:
     measured(target, QUICK, tmp_path)
     other = replace(QUICK, seed=1)
-    with pytest.raises(
-        RunError, match=r"table\.json: .* another number of shadow models, pool or seed.*--force"
-    ):
+    with pytest.raises(RunError, match=r"table\.json: .* another pool or seed.*--out.*--force"):
         measured(target, other, tmp_path)
     measured(target, other, tmp_path, force=True)
+
+
+def test_more_shadow_models_are_others(target: Target, tmp_path: Path) -> None:
+    """None of those that are there fits: it is said what is lost, and by which option."""
+    measured(target, QUICK, tmp_path)
+    with pytest.raises(RunError, match="2 shadow models where 4 were asked for, none of") as error:
+        measured(target, replace(QUICK, shadows=4), tmp_path)
+    assert "--out FOLDER beside it" in str(error.value)
+    assert "--force in its place, which loses what 2 shadow models said" in str(error.value)
 
 
 def test_a_run_of_another_recipe_has_another_digest(target: Target) -> None:
@@ -345,10 +354,39 @@ def test_a_demand_is_about_the_target_at_its_own_best_threshold(
 ) -> None:
     """Too few images to tell are no reason to pass, nor is a threshold that names nobody."""
     command = ["leakage", str(trained), "--shadows", "2", "--attacks", "lira,global-threshold"]
-    few = [*command, "--out", str(tmp_path), "--require", "tpr@0.1<=0.99"]
-    done = CliRunner().invoke(app, few)
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path), "--require", "auc<=0.99"])
     assert done.exit_code == 7, done.output
-    assert "too few test images" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["tpr@0.1<=1"], r"with 100 test images,.*got one with 72; these data .* at most 80:"),
+        (["tpr@0.1<=1", "--pool", "20"], "got one with 10; these data and attacks have at most 80"),
+        (["tpr@0.01<=1", "--attacks", "noise-votes"], "with 1,000 test images"),
+    ],
+)
+def test_a_rate_that_cannot_be_told_is_refused_before_any_training(
+    trained: Path, tmp_path: Path, options: list[str], words: str
+) -> None:
+    out = tmp_path / "none"
+    command = ["leakage", str(trained), "--shadows", "2", "--out", str(out)]
+    done = CliRunner().invoke(app, [*command, "--require", *options])
+    assert isinstance(done.exception, RunError)
+    assert re.search(words, str(done.exception))
+    assert not out.exists()
+
+
+def test_a_pool_that_can_tell_a_rate_is_named(target: Target) -> None:
+    """Where the data have so many, it is said which; where they do, nothing is."""
+    test = target.data.test
+    several = Split(images=test.images.repeat(4, 1, 1, 1), labels=test.labels.repeat(4))
+    many = replace(target, data=replace(target.data, train=several, test=several))
+    demand = _demand("tpr@0.1<=0.5")
+    with pytest.raises(RunError, match="got one with 10; give --pool 200"):
+        demand.check(many, replace(QUICK, pool=20))
+    demand.check(many, replace(QUICK, pool=200))
+    _demand("auc<=0.5").check(target, QUICK)
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
@@ -445,6 +483,24 @@ def test_a_sealed_model_elsewhere_is_measured_by_its_run(images: Path, tmp_path:
     assert done.exit_code == 0, done.output
     done = CliRunner().invoke(app, [*command, *key])
     assert isinstance(done.exception, RunError)  # which says that it is gone
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--pool", "2"], "--pool: expected .* at least 4, got 2; leave it out"),
+        (["--shadows", "3"], "--shadows: expected an even number .*, got 3; take one more or less"),
+        (["--seed", "-1"], "--seed: expected .*, got -1; take 0, or leave"),
+        (["--attacks", "nonsense"], "--attacks: expected some of .*lira.*; leave it out for all"),
+        (["--attacks", "lira,lira"], "--attacks: expected each once, .*; name it once"),
+        (["--attacks", ","], "--attacks: expected names with commas, got ','; or leave it out"),
+        (["--against", "x"], "--against: expected inversion or extraction, got 'x'; for both"),
+    ],
+)
+def test_a_wrong_value_is_told_by_its_option(trained: Path, options: list[str], words: str) -> None:
+    done = CliRunner().invoke(app, ["leakage", str(trained), *options])
+    assert isinstance(done.exception, RunError)
+    assert re.match(words, str(done.exception))
 
 
 @pytest.mark.parametrize("demand", ["auc", "tpr@0.5<=0.1", "tpr@0.01<=2", "auc>=0.4"])

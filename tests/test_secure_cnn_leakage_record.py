@@ -16,6 +16,7 @@ from support.leakage_records import (
 from privacy.leakage import Promise
 from secure_cnn.errors import RunError
 from secure_cnn.record import ControlRecord, ExposedRecord, LeakageRecord
+from secure_cnn.record.document import OlderVersionError
 
 FAILED = ControlRecord(name="planted leak", expected="TPR 1", got="TPR 0.2", passed=False)
 
@@ -119,3 +120,15 @@ def test_the_rows_are_those_that_are_resolved():
     assert rows["tpr@0.001"].n == 17 * 2250
     few = record_of(membership=membership_of(others=40))
     assert [row.metric for row in few.rows] == ["auc", "tpr@0.1"]
+
+
+def test_a_record_of_an_older_version_is_told_from_a_damaged_one(tmp_path):
+    """What has a default came later; what has none was there from the beginning."""
+    path = tmp_path / "leakage.json"
+    whole = record_of(epsilon=1.0, delta=1e-5).to_dict()
+    path.write_text(json.dumps({name: v for name, v in whole.items() if name != "promised"}))
+    with pytest.raises(OlderVersionError, match=r"leakage\.json: .*'promised'.* older version"):
+        LeakageRecord.read(path)
+    path.write_text(json.dumps({n: v for n, v in whole.items() if n not in ("promised", "run")}))
+    with pytest.raises(RunError, match=r"expected 'run', got no such entry; the file is damaged"):
+        LeakageRecord.read(path)

@@ -123,9 +123,11 @@ class Exposed:
 
 
 @final
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LeakageReport:
     """What a target and its shadow models give away of who they were trained on.
+
+    Printed, it is a table of its attacks with the verdict below.
 
     Attributes:
         attacks: Figures of each attack.
@@ -173,6 +175,26 @@ class LeakageReport:
             return "measured, with nothing promised that it could be held against"
         return f"within what {self.promise} allows; that is a measurement and verifies nothing"
 
+    def __repr__(self) -> str:
+        rates = sorted({each.fpr for found in self.attacks for each in found.of_target})[::-1]
+        lines = [("attack", "area", "of all models", *(f"TPR at FPR {fpr:g}" for fpr in rates))]
+        lines += [
+            (
+                each.name,
+                f"{each.area:.3f}",
+                f"{min(each.areas):.3f} to {max(each.areas):.3f}",
+                *(_told(each, fpr) for fpr in rates),
+            )
+            for each in self.attacks
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rows = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        ]
+        head = f"{self.members} members, {self.others} others, {self.shadows} shadow models"
+        return "\n".join([head, *rows, self.verdict])
+
     def attack(self, name: str) -> AttackFigures:
         """The figures of one attack.
 
@@ -184,6 +206,15 @@ class LeakageReport:
                 return each
         names = ", ".join(each.name for each in self.attacks)
         raise LeakageError(f"attack: expected one of {names}, got {name!r}")
+
+
+def _told(figures: AttackFigures, fpr: float) -> str:
+    """A rate of the target with its interval; a dash where others are too few to tell."""
+    for each in figures.of_target:
+        if each.fpr == fpr:
+            low, high = each.tpr_interval
+            return f"{each.tpr:.3f} ({low:.3f} to {high:.3f})"
+    return "-"
 
 
 def membership_report(

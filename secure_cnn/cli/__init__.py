@@ -1,10 +1,11 @@
 """The command line: parse, call, print. Data goes to stdout, messages to stderr.
 
 Exit codes: 0 done; 1 an error we did not foresee, or a question answered with no; 2 wrong usage;
-3 data, model, settings or folder; 4 privacy; 5 attacks and robustness; 6 archives and keys; 7 an
-evaluation misses what `--require` demands, no run keeps the limits of `compare`, a benchmark got
-worse than `bench compare` tolerates, or `reproduce` finds other figures than those on record; 130
-interrupted, with a checkpoint to resume from.
+3 data, model, settings or folder; 4 privacy, also where `leakage` finds more than ε allows or one
+of its controls fails; 5 attacks and robustness; 6 archives and keys; 7 `evaluate` or `leakage`
+misses what `--require` demands, no run keeps the limits of `compare`, a benchmark got worse than
+`bench compare` tolerates, or `reproduce` finds other figures than those on record; 130 interrupted,
+with a checkpoint to resume from.
 """
 
 import sys
@@ -22,8 +23,15 @@ from secure_cnn.record import versions
 
 __all__ = ["app", "main"]
 
+_CODES = (
+    "Exit codes: 0 done; 2 usage; 3 data, model, settings or folder; 4 privacy, or leakage beyond "
+    "epsilon; 5 attacks and robustness; 6 archives and keys; 7 a demand or limit that is missed; "
+    "130 interrupted, to be resumed."
+)
+
 app = typer.Typer(
     name="secure-cnn",
+    epilog=_CODES,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -1,13 +1,14 @@
 """`secure-cnn leakage`: what the model of a run tells about the people in its data."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from privacy.leakage import resolved
 from secure_cnn.cli.finished import located, opened
 from secure_cnn.cli.keys import IdentityFile, Kek, PassphraseFile, Trusted, unlocking_from
 from secure_cnn.cli.network import ModelOptions, own_network
@@ -22,6 +23,7 @@ from secure_cnn.leakage import (
     Picture,
     Target,
     measure_leakage,
+    others_asked,
     target_of,
 )
 from secure_cnn.pages import InversionPicture, write_leakage
@@ -33,6 +35,7 @@ __all__ = ["leakage"]
 _OTHERS = ("inversion", "extraction")
 _MISSED = 7
 _FAILED = 4
+_FALSE_ALARMS = 10
 _DEFAULT = MembershipSettings()
 _FIGURE = r"auc|tpr@0\.1|tpr@0\.01|tpr@0\.001"
 _PATTERN = re.compile(rf"({_FIGURE})\s*<=\s*(\d+(?:\.\d*)?|\.\d+)")
@@ -94,11 +97,12 @@ def leakage(
 ) -> None:
     """Measure what a model leaks: who was in its data, told by models trained alike.
 
-    Exit code 4 where more is found than its epsilon allows, or where a control fails.
+    Exit code 4 where more is found than its epsilon allows or a control fails, 7 where --require
+    is not met.
     """
     keep_freed_memory()
     demands = [_demand(text) for text in require or []]
-    told = MembershipSettings(shadows=shadows, pool=pool, attacks=_names(attacks), seed=seed)
+    told = _asked(shadows=shadows, pool=pool, attacks=attacks, seed=seed)
     others = _others(against)
     settings = LeakageSettings(
         membership=told, inversion="inversion" in others, extraction="extraction" in others
@@ -107,7 +111,9 @@ def leakage(
     network = own_network(model, model_option or []) if model else None
     if not run.is_dir():
         raise RunError(
-            f"{run}: expected the folder of a run, whose recipe trains others like it, got none"
+            f"{run}: expected the folder of a run, whose recipe trains others like it, got "
+            f"{'a file' if run.exists() else 'nothing there'}; give the folder that secure-cnn "
+            "train wrote"
         )
     path, place = (checkpoint, data) if checkpoint else located(run, data)
     record = RunRecord.read(run / "run.json")
@@ -118,6 +124,8 @@ def leakage(
         network=network,
         unlocking=unlocking,
     )
+    for each in demands:
+        each.check(target, told)
     out = out or run
     make_folder(out)
     measured = _measured(target, settings, out, force=force)
@@ -143,12 +151,25 @@ def _measured(target: Target, settings: LeakageSettings, out: Path, *, force: bo
             raise typer.Exit(INTERRUPTED) from None
 
 
+def _asked(*, shadows: int, pool: int | None, attacks: str | None, seed: int) -> MembershipSettings:
+    """How membership is measured; what is out of range is told by its option."""
+    names = _names("--attacks", attacks)
+    try:
+        return MembershipSettings(shadows=shadows, pool=pool, attacks=names, seed=seed)
+    except RunError as error:
+        raise RunError(f"--{error}") from error
+
+
 def _others(against: str | None) -> tuple[str, ...]:
     """What is measured beside membership."""
-    for name in _names(against):
+    names = _names("--against", against)
+    for name in names:
         if name not in _OTHERS:
-            raise RunError(f"--against: expected {' or '.join(_OTHERS)}, got {name!r}")
-    return _names(against)
+            raise RunError(
+                f"--against: expected {' or '.join(_OTHERS)}, got {name!r}; for both put a comma "
+                "between them, for membership alone leave it out"
+            )
+    return names
 
 
 def _shown(picture: Picture) -> InversionPicture:
@@ -159,8 +180,11 @@ def _shown(picture: Picture) -> InversionPicture:
     )
 
 
-def _names(attacks: str | None) -> tuple[str, ...]:
-    return tuple(name.strip() for name in attacks.split(",") if name.strip()) if attacks else ()
+def _names(option: str, text: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in (text or "").split(",") if name.strip())
+    if text is not None and not names:
+        raise RunError(f"{option}: expected names with commas, got {text!r}; or leave it out")
+    return names
 
 
 def _tell(found: LeakageRecord, out: Path) -> None:
@@ -217,28 +241,46 @@ class _Demand:
     figure: str
     most: float
 
+    @property
+    def fpr(self) -> float | None:
+        """The false positive rate that it is about; None of an area."""
+        return None if self.figure == "auc" else float(self.figure.removeprefix("tpr@"))
+
+    def check(self, target: Target, settings: MembershipSettings) -> None:
+        """Refuses a rate that the pool cannot tell, before anything is trained for it."""
+        asked = others_asked(target, settings)
+        if self.fpr is None or resolved(asked, self.fpr):
+            return
+        needed = round(_FALSE_ALARMS / self.fpr)
+        most = others_asked(target, replace(settings, pool=2 * len(target.others)))
+        cure = f"give --pool {2 * needed}"
+        if most < needed:
+            cure = (
+                f"these data and attacks have at most {most:,}: ask for a larger rate, or for auc"
+            )
+        raise RunError(
+            f"--require {self.text}: expected a pool with {needed:,} test images, since a rate "
+            f"needs ten false alarms to be told, got one with {asked:,}; {cure}"
+        )
+
     def missed(self, found: LeakageRecord) -> str | None:
         """What is missing, in words; None where it is met."""
-        value = _largest(found, self.figure)
+        value = _largest(found, self.fpr)
         if value is None:
-            return (
-                f"missed: {self.text}: the pool has too few test images to tell: a rate needs ten "
-                "false alarms, so 0.01 needs 1,000 of them"
-            )
+            return f"missed: {self.text}: a control failed, so that nothing is known of it"
         if value <= self.most:
             message(f"kept: {self.text}: {value:.4f}")
             return None
         return f"missed: {self.text}: got {value:.4f}"
 
 
-def _largest(found: LeakageRecord, figure: str) -> float | None:
+def _largest(found: LeakageRecord, fpr: float | None) -> float | None:
     """Of the target, by the strongest attack, at the threshold that is best for it."""
     if found.membership is None or found.void:
         return None
     attacks = found.membership.attacks
-    if figure == "auc":
+    if fpr is None:
         return max(each.areas[0] for each in attacks)
-    fpr = float(figure.removeprefix("tpr@"))
     rates = [rate.tpr for each in attacks if (rate := each.rate(fpr, "oracle")) is not None]
     return max(rates, default=None)
 

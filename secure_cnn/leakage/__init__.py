@@ -8,7 +8,7 @@ from secure_cnn.leakage.boundary import BoundaryDistance
 from secure_cnn.leakage.copies import ExtractionSettings, measure_extraction
 from secure_cnn.leakage.gradients import InversionSettings, Picture, measure_inversion
 from secure_cnn.leakage.measure import LeakageSettings, Measured, measure_leakage
-from secure_cnn.leakage.membership import MembershipSettings
+from secure_cnn.leakage.membership import MembershipSettings, others_asked
 from secure_cnn.leakage.pools import FixedPool, GrowingPool, halves, noise_images
 from secure_cnn.leakage.sharing import Sharing
 from secure_cnn.leakage.student import StudentTraining
@@ -32,5 +32,6 @@ __all__ = [
     "measure_inversion",
     "measure_leakage",
     "noise_images",
+    "others_asked",
     "target_of",
 ]

@@ -41,7 +41,7 @@ from secure_cnn.record import (
     RateRecord,
 )
 
-__all__ = ["LABEL_ONLY", "MembershipSettings", "measure_membership"]
+__all__ = ["LABEL_ONLY", "MembershipSettings", "measure_membership", "others_asked"]
 
 _Whose = Literal["target", "all", "oracle"]
 CONFIDENCE = "confidence"
@@ -85,19 +85,30 @@ class MembershipSettings:
     def __post_init__(self) -> None:
         if type(self.shadows) is not int or self.shadows < 2 or self.shadows % 2:
             raise RunError(
-                f"shadows: expected an even number of at least 2, got {self.shadows!r}; each "
-                "example is in half of them"
+                f"shadows: expected an even number of at least 2, got {self.shadows!r}; take one "
+                "more or less: each example is in half of them"
             )
         if self.pool is not None and (type(self.pool) is not int or self.pool < 4):
-            raise RunError(f"pool: expected a whole number of at least 4, got {self.pool!r}")
+            raise RunError(
+                f"pool: expected a whole number of at least 4, got {self.pool!r}; leave it out for "
+                "nine tenths of the test images and as many of the training"
+            )
         if type(self.seed) is not int or self.seed < 0:
-            raise RunError(f"seed: expected a whole number of at least 0, got {self.seed!r}")
+            raise RunError(
+                f"seed: expected a whole number of at least 0, got {self.seed!r}; take 0, or leave "
+                "it out"
+            )
         known = [*MEMBERSHIP_ATTACKS, *LABEL_ONLY]
         for name in self.attacks:
             if name not in known:
-                raise RunError(f"attacks: expected some of {', '.join(known)}, got {name!r}")
+                raise RunError(
+                    f"attacks: expected some of {', '.join(known)}, got {name!r}; leave it out for "
+                    "all of them"
+                )
         if len(set(self.attacks)) < len(self.attacks):
-            raise RunError(f"attacks: expected each once, got {', '.join(self.attacks)}")
+            raise RunError(
+                f"attacks: expected each once, got {', '.join(self.attacks)}; name it once"
+            )
 
     @property
     def chosen(self) -> tuple[str, ...]:
@@ -163,13 +174,7 @@ def _tables(
     force: bool,
 ) -> dict[str, ScoreTable]:
     """What all models say, asked or read, with a bar over their trainings."""
-    design = ShadowDesign.around(
-        target.members,
-        target.others,
-        shadows=settings.shadows,
-        pool=settings.pool,
-        seed=settings.seed,
-    )
+    design = _design(target, settings)
     questions = settings.questions
     place = TableFolder(root=folder, record=_record_of(target, design, questions, key))
     said = place.begin(force=force)
@@ -193,6 +198,27 @@ def _tables(
             known=dict(said),
             keep=keep,
         )
+
+
+def _design(target: Target, settings: MembershipSettings) -> ShadowDesign:
+    return ShadowDesign.around(
+        target.members,
+        target.others,
+        shadows=settings.shadows,
+        pool=settings.pool,
+        seed=settings.seed,
+    )
+
+
+def others_asked(target: Target, settings: MembershipSettings) -> int:
+    """Others than members that the attack is asked about which is asked about most.
+
+    Raises:
+        LeakageError: There are too few examples.
+    """
+    pool = len(_design(target, settings).pool)
+    limits = [question.most for question in settings.questions.values()]
+    return max(pool if most is None else min(pool, most) for most in limits) // 2
 
 
 def _record_of(

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import ClassVar, final
+from typing import ClassVar, NoReturn, final
 
 import numpy as np
 
@@ -30,7 +30,7 @@ __all__ = ["TableFolder", "TableRecord", "design_digest", "exposed_key"]
 
 _KEY_BYTES = 32
 _MARK = "table"
-_NAMES = {"design": "number of shadow models, pool or seed", "questions": "set of attacks"}
+_NAMES = {"design": "pool or seed", "questions": "set of attacks"}
 """What options say of it, in the place of a digest."""
 _PRIVATE = 0o600
 """What models say of the people in their data is for nobody else."""
@@ -106,15 +106,25 @@ class TableFolder:
             self.record.write(self._told)
             return {}
         before = TableRecord.read(self._told)
-        for name in ("run", "recipe", "target", "data", "design", "models", "questions"):
+        for name in ("run", "recipe", "target", "data", "models", "design", "questions"):
             if getattr(before, name) != getattr(self.record, name):
-                raise RunError(
-                    f"{self._told}: expected the table that was asked for, got one of another "
-                    f"{_NAMES.get(name, name)} ({before.models - 1} shadow models, where "
-                    f"{self.record.models - 1} were asked for); ask as then, choose another folder "
-                    "with --out, or begin anew with --force"
-                )
+                self._refuse(before, name)
         return self._read() if self._signals.exists() else {}
+
+    def _refuse(self, before: TableRecord, name: str) -> NoReturn:
+        """Raise for another table: in what it is another, and what it costs to have this one."""
+        had, asked = before.models - 1, self.record.models - 1
+        what = f"another {_NAMES.get(name, name)}"
+        if name == "models":
+            what = (
+                f"{had} shadow models where {asked} were asked for, none of which can be used: who "
+                "is in whose data follows from their number"
+            )
+        raise RunError(
+            f"{self._told}: expected the table that was asked for, got one of {what}; ask as then, "
+            f"or train all {asked} shadow models: with --out FOLDER beside it, or with --force in "
+            f"its place, which loses what {had} shadow models said"
+        )
 
     @property
     def _mark(self) -> Numbers:

@@ -8,7 +8,7 @@ class looked up by a name that a file holds.
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, Field, fields
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
@@ -29,7 +29,7 @@ from typing import (
 from secure_cnn.errors import RunError
 from secure_cnn.files import IrregularFileError, reading, write_file
 
-__all__ = ["Checked", "Document", "require", "require_share", "write_text"]
+__all__ = ["Checked", "Document", "OlderVersionError", "require", "require_share", "write_text"]
 
 MAX_BYTES = 64 * 2**20
 """A larger document is refused unread; a thousand epochs take about a quarter of a megabyte."""
@@ -37,6 +37,10 @@ MAX_BYTES = 64 * 2**20
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 _Kind = TypeVar("_Kind", bound="Checked")
+
+
+class OlderVersionError(RunError):
+    """A file lacks what later versions of secure-cnn write; it is whole, as far as one can see."""
 
 
 class Checked:
@@ -109,7 +113,7 @@ class Document(Checked):
                 f"{path}: expected a readable file, got {reason}; check the path"
             ) from error
         except RunError as error:
-            raise RunError(f"{path}: {error}") from error
+            raise type(error)(f"{path}: {error}") from error
         except (ValueError, RecursionError) as error:
             raise RunError(f"{path}: expected JSON, got a damaged file ({error})") from error
 
@@ -195,12 +199,27 @@ def _instance(cls: type[_Kind], value: object, where: str) -> _Kind:
     if not isinstance(value, Mapping):
         _refuse(where, "an object", value)
     schema = _schema(cls)
-    if missing := sorted(schema.keys() - value.keys() - cls.LATER):
-        raise RunError(f"{where}: expected {missing[0]!r}, got no such entry; the file is damaged")
+    if missing := schema.keys() - value.keys() - cls.LATER:
+        _refuse_without(cls, missing, where)
     if unknown := sorted(set(map(str, value)) - schema.keys()):
         raise RunError(f"{where}: expected only {sorted(schema)}, got {unknown[0]!r}; remove it")
     given = [(name, kind) for name, kind in schema.items() if name in value]
     return cls(**{name: _decode(kind, value[name], f"{where}.{name}") for name, kind in given})
+
+
+def _refuse_without(cls: type[Checked], missing: set[str], where: str) -> NoReturn:
+    """Raise for entries that are not there: those with a default are what came later."""
+    needed = {each.name for each in fields(cast("Any", cls)) if _has_no_default(each)}
+    if lost := sorted(missing & needed):
+        raise RunError(f"{where}: expected {lost[0]!r}, got no such entry; the file is damaged")
+    raise OlderVersionError(
+        f"{where}: expected {sorted(missing)[0]!r}, got no such entry: the file is of an older "
+        "version of secure-cnn; make it anew"
+    )
+
+
+def _has_no_default(field: "Field[Any]") -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
 
 
 def _sequence(kinds: tuple[Any, ...], value: object, where: str) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from secure_cnn.errors import RunError
 from secure_cnn.record import wording
+from secure_cnn.record.document import OlderVersionError
 from secure_cnn.record.leakage import LeakageRecord, MembershipRecord
 from secure_cnn.record.run import AuditRecord, RunRecord, ThreatRecord
 from secure_cnn.record.tradeoff import Estimate, LeakageEstimate
@@ -120,7 +121,10 @@ def _audit_of(record: RunRecord, path: Path) -> AuditRecord:
 
 
 def _leakage_of(record: RunRecord, path: Path) -> LeakageRecord:
-    leakage = LeakageRecord.read(path)
+    try:
+        leakage = LeakageRecord.read(path)
+    except OlderVersionError as error:
+        raise OlderVersionError(f"{error} with secure-cnn leakage {path.parent}") from error
     variants = [result.variant for result in record.results]
     found = None
     if leakage.run != record.run_id:
