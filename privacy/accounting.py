@@ -18,7 +18,7 @@ from privacy.statistics import gdp_epsilon
 from privacy.validate import positive, probability, real, shown, whole
 
 __all__ = ["GaussianSteps", "Unit", "checked_events", "checked_unit"]
-__all__ += ["epsilon_of", "noise_multiplier_for"]
+__all__ += ["epsilon_of", "epsilons_of", "noise_multiplier_for"]
 
 Unit = Literal["example", "person"]
 """Of what one more or one less makes a neighbouring data set."""
@@ -91,13 +91,51 @@ def epsilon_of(events: Sequence[GaussianSteps], delta: float) -> float:
         0.61
     """
     delta = probability("delta", delta)
-    taken = [event for event in checked_events(events) if event.steps > 0]
-    if not taken:
+    history = _history(events)
+    if not history:
         return 0.0
-    if any(event.noise_multiplier == 0 for event in taken):
+    if any(noise == 0 for noise, _, _ in history):
         return math.inf
-    history = [(event.noise_multiplier, event.sampling_rate, event.steps) for event in taken]
-    return _tightest(tuple(history), delta)
+    return _tightest(history, delta)
+
+
+def epsilons_of(events: Sequence[GaussianSteps], deltas: Sequence[float]) -> tuple[float, ...]:
+    """Bounds epsilon at each of several deltas, as `epsilon_of` does, several times as quickly.
+
+    Guarantee: each is an upper bound. That at the smallest delta is what `epsilon_of` gives, and
+    the others differ from it by rounding alone (1e-5): the steps are composed once.
+
+    Args:
+        events: The steps taken, in any order.
+        deltas: Failure probabilities, each in (0, 1).
+
+    Raises:
+        PlanError: A delta is not in (0, 1), or `events` are none, or of examples and of persons.
+        AccountingError: No accountant could bound these events.
+
+    Example:
+        >>> steps = GaussianSteps(noise_multiplier=1.1, sampling_rate=256 / 60_000, steps=1000)
+        >>> [round(each, 2) for each in epsilons_of([steps], [1e-5, 0.01])]
+        [0.61, 0.19]
+    """
+    deltas = [probability("delta", each) for each in deltas]
+    history = _history(events)
+    quick = [math.nan] * len(deltas)
+    if all(noise > 0 for noise, _, _ in history) and any(rate < 1 for _, rate, _ in history):
+        quick = _composed_once(list(history), deltas)
+    return tuple(
+        epsilon_of(events, delta) if math.isnan(bound) else max(0.0, bound)
+        for delta, bound in zip(deltas, quick, strict=True)
+    )
+
+
+def _history(events: object) -> tuple[_opacus.Event, ...]:
+    """The steps that were taken, as accountants know them."""
+    return tuple(
+        (event.noise_multiplier, event.sampling_rate, event.steps)
+        for event in checked_events(events)
+        if event.steps > 0
+    )
 
 
 def checked_events(events: object) -> Sequence[GaussianSteps]:
@@ -142,6 +180,15 @@ def _tightest(events: tuple[_opacus.Event, ...], delta: float) -> float:
         )
     # Where delta is more than the steps need at epsilon 0, accountants say less than nothing.
     return max(0.0, min(finite))
+
+
+def _composed_once(history: list[_opacus.Event], deltas: Sequence[float]) -> list[float]:
+    """The smaller of both accountants' bounds at each delta; `nan` where one of them has none."""
+    rdp = _bounds(_opacus.rdp_epsilons, history, deltas)
+    served = [d for d, bound in zip(deltas, rdp, strict=True) if bound <= _LARGEST_PRV_EPSILON]
+    prv = dict(zip(served, _bounds(_opacus.prv_epsilons, history, served), strict=True))
+    both = [(bound, prv.get(delta, math.nan)) for delta, bound in zip(deltas, rdp, strict=True)]
+    return [min(pair) if all(map(math.isfinite, pair)) else math.nan for pair in both]
 
 
 def _closed_form(history: list[_opacus.Event], delta: float) -> float:
@@ -243,9 +290,15 @@ def _power_law(low: _Trial, high: _Trial, epsilon: float) -> float:
 
 def _bound(method: Callable[..., float], history: list[_opacus.Event], delta: float) -> float:
     """One accountant's bound, or `nan` where its numerics give up: the other one then serves."""
+    return _bounds(lambda events, deltas: [method(events, deltas[0])], history, [delta])[0]
+
+
+def _bounds(
+    method: Callable[..., list[float]], history: list[_opacus.Event], deltas: Sequence[float]
+) -> list[float]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", RuntimeWarning)
-            return method(history, delta)
+            return method(history, deltas)
     except _FAILS:
-        return math.nan
+        return [math.nan] * len(deltas)

@@ -9,7 +9,7 @@ from dp_accounting.pld import PLDAccountant
 from scipy import stats
 from support.score_tables import planted
 
-from privacy import GaussianSteps
+from privacy import GaussianSteps, _opacus, epsilon_of
 from privacy.errors import LeakageError
 from privacy.leakage import (
     MEMBERSHIP_ATTACKS,
@@ -115,6 +115,43 @@ def test_a_promise_is_no_less_than_what_sampled_steps_cost(delta):
     [(epsilon, _)] = Promise.of([steps], delta, others=()).pairs
     # Its own bound is rounded up by at most an interval a step, and mostly by much less.
     assert accountant.get_epsilon(delta) == pytest.approx(epsilon, abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("noise", "rate", "steps", "delta"),
+    [(1.1, 0.02, 200, 1e-5), (1.5, 0.1, 9, 1e-5), (3.0, 0.1, 40, 0.0125)],
+)
+def test_a_promise_is_what_an_accountant_says_of_each_delta_alone(noise, rate, steps, delta):
+    """The steps are composed once for all; no less, but for rounding, and the first is exact."""
+    events = [GaussianSteps(noise_multiplier=noise, sampling_rate=rate, steps=steps)]
+    promise = Promise.of(events, delta)
+    alone = [epsilon_of(events, each) for _, each in promise.pairs]
+    assert promise.pairs[0] == (alone[0], delta)
+    assert [epsilon for epsilon, _ in promise.pairs] == pytest.approx(alone, abs=1e-5)
+    curve = Promise(pairs=tuple(zip(alone, (d for _, d in promise.pairs), strict=True)))
+    told = [promise.allowed_tpr(fpr) for fpr in RATES]
+    assert told == pytest.approx([curve.allowed_tpr(fpr) for fpr in RATES], abs=1e-5)
+
+
+def test_the_steps_of_a_promise_are_composed_once(monkeypatch):
+    """For its smallest delta; and each alone where that fails."""
+    composed, events = [], [GaussianSteps(noise_multiplier=1.5, sampling_rate=0.1, steps=9)]
+    prv = _opacus.PRVAccountant._get_dprv
+
+    def counted(self, **errors):
+        composed.append(errors["delta_error"])
+        return prv(self, **errors)
+
+    monkeypatch.setattr(_opacus.PRVAccountant, "_get_dprv", counted)
+    promise = Promise.of(events, 1e-5, others=(0.05,))
+    assert composed == [pytest.approx(1e-8)]
+
+    def fail(events, deltas):
+        raise ValueError(events, deltas)
+
+    monkeypatch.setattr(_opacus, "prv_epsilons", fail)
+    alone = Promise.of(events, 1e-5, others=(0.05,))
+    assert np.array(alone.pairs) == pytest.approx(np.array(promise.pairs), abs=1e-5)
 
 
 def test_a_bound_is_concave_and_rises():
