@@ -27,6 +27,7 @@ from defenses.errors import (
 from defenses.evaluation.comparison import PairedComparison, compare
 from defenses.evaluation.evaluation import evaluate, rerun
 from defenses.evaluation.report import AdversarialExamples, RobustnessReport
+from defenses.lipschitz import LipschitzReport, certify_lipschitz
 from defenses.measuring.counting import wilson_interval
 from defenses.measuring.verdict import CurvePoint, Verdict
 from defenses.poisoning.backdoor import BackdoorReport, ClassFinding, backdoor_scan
@@ -77,6 +78,7 @@ __all__ = [
     "GaussianAugmentation",
     "HeldOut",
     "LabelFlip",
+    "LipschitzReport",
     "Mart",
     "ObjectiveError",
     "OverfittingGuard",
@@ -101,6 +103,7 @@ __all__ = [
     "attack_success_rate",
     "backdoor_scan",
     "certify",
+    "certify_lipschitz",
     "check",
     "check_per_example",
     "compare",

@@ -278,7 +278,7 @@ def recipes_table(measured: Measurements) -> str:
         recipe = named.recipe
         own = {
             metric: figures.get((name, recipe.variant.name, metric))
-            for metric in ("accuracy", "macro_recall", "autoattack", "attacked")
+            for metric in ("accuracy", "macro_recall", "autoattack", "attacked", "certified@0.25")
         }
         accuracy, attacked = own["accuracy"], own["attacked"]
         if accuracy is None:
@@ -287,6 +287,8 @@ def recipes_table(measured: Measurements) -> str:
         shares = [spread(own[it], scale=100, digits=2) for it in ("accuracy", "macro_recall")]
         robust = spread(own["autoattack"], scale=100)
         robust += "" if attacked is None else f" of {attacked.median:,.0f}"
+        if own["certified@0.25"] is not None:
+            robust = f"{spread(own['certified@0.25'], scale=100)} proven at 0.25 in l2"
         lines.append([f"`{name}`", epsilon, pixels(recipe.eps), *shares, robust, str(accuracy.n)])
     heads = ["recipe", "ε", "eps", "accuracy, %", "recall, %", "AutoAttack, %", "seeds"]
     told = "Means over the seeds, the worst and the best in brackets. "

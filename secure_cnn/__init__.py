@@ -15,6 +15,7 @@ if typing.TYPE_CHECKING:
     from secure_cnn.errors import DataError, ModelError, RunError, SecureCNNError
     from secure_cnn.evaluate import ClassificationReport, evaluate_model, predict
     from secure_cnn.models import MODELS, Architecture, build_model
+    from secure_cnn.nonexpansive import LipschitzBound, lipschitz_bound
     from secure_cnn.own_network import OwnNetwork
     from secure_cnn.recipe import Recipe
     from secure_cnn.recipe.run import Run, run
@@ -27,6 +28,7 @@ __all__ = [
     "DataSpec",
     "ImageData",
     "ImageReading",
+    "LipschitzBound",
     "LoadedModel",
     "ModelError",
     "OwnNetwork",
@@ -41,6 +43,7 @@ __all__ = [
     "build_model",
     "evaluate_model",
     "keep_freed_memory",
+    "lipschitz_bound",
     "load_data",
     "predict",
     "read_model",
@@ -65,11 +68,13 @@ if not typing.TYPE_CHECKING:  # a type checker would take it for any name at all
             errors,
             evaluate,
             models,
+            nonexpansive,
             own_network,
             recipe,
         )
 
-        rooms = (checkpoint, data, engine, errors, evaluate, models, own_network, recipe)
+        rooms = (checkpoint, data, engine, errors, evaluate, models, nonexpansive)
+        rooms = (*rooms, own_network, recipe)
         for room in rooms:
             found = {each: getattr(room, each) for each in room.__all__ if each in __all__}
             globals().update(found)

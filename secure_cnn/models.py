@@ -7,8 +7,8 @@ either: it would draw from the global random state.
 
 Pixels are scaled by fixed constants, never by the mean and deviation of the training data. Those
 are a function of every private example; a model that carries them leaks them, and no accountant
-would know. Features of `scattering` and first filters of `quick` are fixed by formulas, those of
-`handcrafted` by formulas and chance.
+would know. Features of `scattering` and `nonexpansive`, and first filters of `quick`, are fixed by
+formulas, those of `handcrafted` by formulas and chance.
 """
 
 from collections import OrderedDict
@@ -189,7 +189,8 @@ def build_model(name: str, spec: DataSpec, *, generator_seed: int = 0) -> nn.Mod
     """The model called `name` for data of this `spec`: the short form of `Architecture.build`.
 
     `compact` is small and suits every protection, `quick` trains fastest. `handcrafted` and
-    `scattering` are a linear layer on features that formulas give, for private training. `banded`
+    `scattering` are a linear layer on features that formulas give, for private training;
+    `nonexpansive` too, whose answers are certified in l2 for nothing (`lipschitz_bound`). `banded`
     sees bands of brightness, for training against changes of up to 0.1 in linf. The others are
     `alexnet`, `vgg11`, `resnet20` and `resnet18`.
 
@@ -296,6 +297,13 @@ def _scattering(architecture: Architecture) -> nn.Sequential:
     return _linear(architecture, scattering_layers(*shape), scattering_features(*shape))
 
 
+def _nonexpansive(architecture: Architecture) -> nn.Sequential:
+    """A linear layer on wavelets as they are: features that move less than the image does."""
+    shape = _bounded(architecture)
+    layers = {"scattering": Scattering(*shape[1:]), "flatten": nn.Flatten()}
+    return _linear(architecture, layers, scattering_features(*shape))
+
+
 def _handcrafted(architecture: Architecture) -> nn.Sequential:
     """A linear layer on wavelets and random patches, whitened: for private training."""
     shape = _bounded(architecture)
@@ -358,6 +366,7 @@ _BUILDERS: Mapping[str, Callable[[Architecture], nn.Sequential]] = MappingProxyT
         "resnet20": _resnet20,
         "resnet18": _resnet18,
         "scattering": _scattering,
+        "nonexpansive": _nonexpansive,
         "handcrafted": _handcrafted,
     }
 )

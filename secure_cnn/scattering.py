@@ -7,7 +7,7 @@ which took J = 2 scales, L = 8 angles and the group normalisation that `scatteri
 """
 
 from itertools import product
-from math import cos, pi, sin
+from math import cos, pi, sin, sqrt
 from typing import final
 
 import numpy as np
@@ -25,6 +25,7 @@ _GROUPS = 27
 _WIDTH = 0.8  # of the envelope at the finest scale, in pixels, as a standard deviation
 _FREQUENCY = 0.75 * pi
 _SLANT = 4 / _ANGLES
+_ROUNDING = 1e-6
 
 
 def scattering_layers(channels: int, height: int, width: int) -> dict[str, nn.Module]:
@@ -107,6 +108,18 @@ class Scattering(nn.Module):
         self.low.copy_(torch.from_numpy(_lowpass(shape)))
         self.waves.copy_(torch.from_numpy(np.stack(waves)).view(self.waves.shape))
 
+    def lipschitz_constant(self) -> float:
+        """How much faster than the images their features move in l2, at most.
+
+        Guarantee: an upper bound for all images of its size, computed in float64 from the filters
+        that this has and rounded upwards. About a half above what small changes were seen to do.
+
+        Example:
+            >>> 0.25 < Scattering(8, 8).lipschitz_constant() < 1
+            True
+        """
+        return _lipschitz_constant(self)
+
     def forward(self, images: Tensor) -> Tensor:
         """The features of `images`, which have the size that this was made for."""
         fine, coarse = self.waves
@@ -146,6 +159,59 @@ def _alias(spectrum: Tensor, step: int) -> Tensor:
     *others, rows, columns = spectrum.shape
     blocks = spectrum.reshape(*others, step, rows // step, step, columns // step)
     return blocks.sum((-4, -2))
+
+
+def _lipschitz_constant(scattering: Scattering) -> float:
+    """The norm of a linear map whose outputs are, at each image, as long as features can move.
+
+    A modulus moves no faster than what it is of, so that its energy may be taken for what follows.
+    What follows a modulus keeps frequencies apart, but for those that sampling takes for one: its
+    energy is a quadratic form of a small matrix for each such group.
+    """
+    low, (fine, coarse) = scattering.low.double(), scattering.waves.double()
+    # Coarse moduli are at one of two pixels, and are averaged to one of two of those.
+    after_coarse = float(_alias(_alias(low, 2).square(), 2).max()) / 4
+    # Moduli are real, and see a filter as they see its mirror image.
+    both = torch.cat([coarse, _mirrored(coarse)]) / sqrt(2)
+    after_fine = _largest(_energy(low[None], 4) + after_coarse * _energy(both, 2))
+    energy = _energy(low[None], 4) + after_coarse * _energy(coarse, 2)
+    energy += after_fine * torch.diag_embed(_groups(fine.square().sum(0)))
+    pixels = torch.eye(scattering.size[0] * scattering.size[1], dtype=torch.float64)
+    padded = F.pad(pixels.view(-1, 1, *scattering.size), scattering.margins, mode="reflect")
+    spectra = _groups(torch.fft.fft2(padded[:, 0], norm="ortho"))
+    total = torch.zeros_like(pixels)
+    for group, form in enumerate(energy):
+        values = spectra[:, group]
+        total += ((values @ form.to(values.dtype)) @ values.mH).real
+    return sqrt(float(torch.linalg.eigvalsh(total)[-1])) * (1 + _ROUNDING)
+
+
+def _groups(spectrum: Tensor) -> Tensor:
+    """Frequencies `[..., rows, columns]` by those that end as one, `[..., groups, 16]`."""
+    *others, rows, columns = spectrum.shape
+    blocks = spectrum.reshape(*others, _STEP, rows // _STEP, _STEP, columns // _STEP)
+    return blocks.movedim(-4, -2).flatten(-4, -3).flatten(-2)
+
+
+def _energy(filters: Tensor, step: int) -> Tensor:
+    """Of each group the form `[16, 16]`: the energy of all filtered and sampled, one of `step`."""
+    # Which frequencies sampling takes for one: those at the same place modulo the sampled size.
+    rows, columns = (side // step for side in filters.shape[-2:])
+    down, right = torch.arange(filters.shape[-2]), torch.arange(filters.shape[-1])
+    names = _groups((down % rows)[:, None] * columns + right % columns)
+    one = names[:, :, None] == names[:, None, :]
+    values = _groups(filters)
+    return torch.einsum("fgi,fgj->gij", values, values) * one / step**2
+
+
+def _largest(energy: Tensor) -> float:
+    """Of all groups, what a change of energy 1 can come to."""
+    return float(torch.linalg.eigvalsh(energy)[:, -1].max())
+
+
+def _mirrored(filters: Tensor) -> Tensor:
+    """Each at the opposite frequencies."""
+    return filters.flip(-2, -1).roll((1, 1), (-2, -1))
 
 
 def _envelope(

@@ -34,6 +34,7 @@ ARROWS = {
     "handcrafted": {"scattering"},
     "cosines": set(),
     "layers": {"errors"},
+    "nonexpansive": {"layers", "scattering"},
     "models": {
         *("errors", "data", "handcrafted", "cosines", "layers", "own_network", "scattering")
     },
@@ -51,6 +52,7 @@ ARROWS = {
         *("errors", "archive", "checkpoint", "data", "engine", "evaluate", "models"),
         *(
             "handcrafted",
+            "nonexpansive",
             "optimizers",
             "own_network",
             "weights",
@@ -69,7 +71,7 @@ ARROWS = {
     "__main__": {"cli"},
     "cli": {
         *("errors", "archive", "bench", "checkpoint", "data", "engine", "evaluate", "models"),
-        *("own_network", "weights", "pages", "progress", "recipe", "record"),
+        *("nonexpansive", "own_network", "weights", "pages", "progress", "recipe", "record"),
         *("interruption", "leakage", "defenses", "privacy"),
     },
 }
@@ -78,7 +80,7 @@ ARROWS = {
 INSIDE = {
     "defenses": (
         *("errors", "quantities", "shape", "threat", "scope", "attacks", "measuring", "checks"),
-        *("evaluation", "smoothing", "poisoning", "training", ""),
+        *("evaluation", "smoothing", "lipschitz", "poisoning", "training", ""),
     ),
     "privacy": (
         *("errors", "_opacus", "native", "batch", "validate", "replacement", "statistics"),

@@ -61,7 +61,8 @@ def test_weights_depend_on_the_seed_alone(name):
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(one[key], again[key]) for key in one)
     assert not torch.equal(one["head.weight"], other["head.weight"])
-    drawn = {"scattering": "head.weight", "handcrafted": "features.patches.filters"}
+    drawn = {"handcrafted": "features.patches.filters"}
+    drawn |= dict.fromkeys(("scattering", "nonexpansive"), "head.weight")
     first = drawn.get(name, "conv2.weight" if name == "quick" else "conv1.weight")
     assert not torch.equal(one[first], other[first])
 
@@ -75,7 +76,8 @@ def test_only_known_layers_with_group_norm(name):
     """
     model = build_model(name, spec())
     kinds = {type(module) for module in model.modules() if list(module.parameters(recurse=False))}
-    waves = {"scattering": "scattering.", "handcrafted": "features.waves.0."}.get(name)
+    waves = {"handcrafted": "features.waves.0."}.get(name)
+    waves = "scattering." if name in ("scattering", "nonexpansive") else waves
     fixed = {f"{waves}low", f"{waves}waves"} if waves else set()
     fixed |= {"conv1.filters"} if name == "quick" else set()
     drawn = {key for key in model.state_dict() if key.startswith("features.")}
@@ -263,7 +265,7 @@ def test_banded_does_not_see_what_happens_to_black_and_white():
     assert (gradient != 0).float().mean() > 0.9
 
 
-@pytest.mark.parametrize("model", ["handcrafted", "scattering"])
+@pytest.mark.parametrize("model", ["handcrafted", "nonexpansive", "scattering"])
 @pytest.mark.parametrize("shape", [(65, 8, 8), (1, 8, 4097)])
 def test_fixed_features_of_images_that_only_a_forged_file_has_are_refused(model, shape):
     """Before memory is asked for that no machine has, or minutes are spent on filters."""

@@ -17,6 +17,7 @@ from secure_cnn.record import Measurements, Row, RunRecord
 METRICS = {
     *("accuracy", "macro_recall", "epsilon", "delta"),
     *("autoattack", "attacked", "verdicts_failed"),
+    *("certified@0.1", "certified@0.25", "certified@0.5"),
 }
 
 

@@ -36,6 +36,7 @@ from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import ModelError, RunError
 from secure_cnn.evaluate import ClassificationReport, batch_for, evaluate_model
 from secure_cnn.files import write_file
+from secure_cnn.nonexpansive import lipschitz_bound
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.pages import write_robustness
 from secure_cnn.printable import Terminal
@@ -171,7 +172,8 @@ def evaluate(
         _show(found, robust)
         if save_images is not None:
             _save_images(save_images, robust)
-        keep = partial(_keep, json_file, out, loaded, images, found, robust)
+        bounded = _bounded(loaded, images, size)
+        keep = partial(_keep, json_file, out, loaded, images, found, robust, bounded)
         keep(None)  # what is finished is not lost with what comes after it
         if certify is not None:
             proven = _certified(loaded, images, certify, samples, size, seed, state)
@@ -243,6 +245,24 @@ def _certified(
     )
 
 
+def _bounded(
+    loaded: LoadedModel, images: ImageData, batch_size: int
+) -> defenses.LipschitzReport | None:
+    """What the model's own features prove of all test images, where they prove anything."""
+    bound = lipschitz_bound(loaded.model)
+    if bound is None:
+        return None
+    proven = defenses.certify_lipschitz(
+        loaded.model,
+        images.test,
+        head=bound.head,
+        constant=bound.constant,
+        batch_size=batch_size,
+    )
+    Terminal().print(findings.bounds(proven))
+    return proven
+
+
 def _save_images(path: Path, robust: defenses.RobustnessReport | None) -> None:
     """Every image that was attacked, with what the attacks made of it."""
     if robust is None or robust.examples is None:
@@ -276,11 +296,12 @@ def _keep(
     images: ImageData,
     found: ClassificationReport,
     robust: defenses.RobustnessReport | None,
+    bounded: defenses.LipschitzReport | None,
     proven: defenses.CertificationReport | None,
 ) -> None:
     """Writes what is known where it was asked for."""
     if json_file is not None:
-        _write_json(json_file, found, robust, proven)
+        _write_json(json_file, found, robust, bounded, proven)
     if out is not None and robust is not None:
         _write_page(out, loaded, images, robust, proven)
 
@@ -289,12 +310,14 @@ def _write_json(
     path: Path,
     found: ClassificationReport,
     robust: defenses.RobustnessReport | None,
+    bounded: defenses.LipschitzReport | None,
     proven: defenses.CertificationReport | None,
 ) -> None:
     """All figures in one file."""
     figures = {
         "clean": found.to_dict(),
         "robust": robust.to_dict() if robust else None,
+        "lipschitz": bounded.to_dict() if bounded else None,
         "certified": proven.to_dict() if proven else None,
     }
     try:

@@ -11,7 +11,8 @@ from rich.text import Text
 import defenses
 from secure_cnn.evaluate import ClassificationReport
 
-__all__ = ["Requirement", "attacks", "certificates", "read_requirements", "table", "verdicts"]
+__all__ = ["Requirement", "attacks", "bounds", "certificates", "read_requirements", "table"]
+__all__ += ["verdicts"]
 
 
 def table(found: ClassificationReport, robust: defenses.RobustnessReport | None) -> Table:
@@ -93,10 +94,27 @@ def certificates(proven: defenses.CertificationReport) -> Table:
     return table
 
 
+def bounds(proven: defenses.LipschitzReport) -> Table:
+    """Accuracy that is certified by a Lipschitz constant, at a few radii."""
+    table = Table(
+        title=f"proven by the Lipschitz constant of its features, {proven.constant:.3g}, "
+        f"{len(proven.labels)} images"
+    )
+    for name in ("l2 radius", "certified accuracy", "95 % interval"):
+        table.add_column(name, justify="right")
+    for radius in _RADII:
+        point = proven.certified(radius)
+        low, high = point.interval
+        interval = f"{100 * low:.1f}-{100 * high:.1f}"
+        table.add_row(f"{radius:g}", _percent(point.accuracy), interval)
+    return table
+
+
 def _percent(share: float | None) -> str:
     return "–" if share is None else f"{100 * share:.1f} %"
 
 
+_RADII = (0.1, 0.25, 0.5, 1.0)
 _FIGURES = ("clean", "robust", "robust-low")
 _PATTERN = re.compile(rf"({'|'.join(_FIGURES)})\s*>=\s*(\d+(?:\.\d*)?|\.\d+)(%?)")
 

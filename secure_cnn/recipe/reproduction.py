@@ -19,6 +19,7 @@ from secure_cnn.checkpoint import read_model
 from secure_cnn.data import ImageData, load_data
 from secure_cnn.errors import RunError
 from secure_cnn.evaluate import batch_for, evaluate_model
+from secure_cnn.nonexpansive import lipschitz_bound
 from secure_cnn.recipe.folder import RunFolder
 from secure_cnn.recipe.identity import KEYED
 from secure_cnn.recipe.named import NamedRecipe
@@ -32,6 +33,8 @@ __all__ = ["Agreement", "agreements", "reproduce"]
 _SPREAD = "_sd"
 _CONFIDENCE = 0.99
 _ROUNDING = 1e-9
+_RADII = (0.1, 0.25, 0.5)
+"""In l2, up to which answers are proven where they can be."""
 _CONDITIONS = ("seconds", "attacked")
 """What belongs to the machine, or was asked for: no figure of the recipe."""
 
@@ -179,8 +182,12 @@ def _figures(
     }
     if record.privacy is not None:
         figures |= {"epsilon": record.privacy.epsilon, "delta": record.privacy.delta}
+    test = _data_of(recipe).test
+    bound = lipschitz_bound(model)
+    if bound is not None:
+        proven = defenses.certify_lipschitz(model, test, head=bound.head, constant=bound.constant)
+        figures |= {f"certified@{r:g}": proven.certified(r).accuracy for r in _RADII}
     if recipe.threat is not None:
-        test = _data_of(recipe).test
         samples = None if attacked is None else min(attacked, len(test))
         report = defenses.evaluate(
             model,
