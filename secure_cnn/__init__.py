@@ -15,7 +15,7 @@ if typing.TYPE_CHECKING:
     from secure_cnn.errors import DataError, ModelError, RunError, SecureCNNError
     from secure_cnn.evaluate import ClassificationReport, evaluate_model, predict
     from secure_cnn.models import MODELS, Architecture, build_model
-    from secure_cnn.nonexpansive import LipschitzBound, lipschitz_bound
+    from secure_cnn.nonexpansive import lipschitz_bound
     from secure_cnn.own_network import OwnNetwork
     from secure_cnn.recipe import Recipe
     from secure_cnn.recipe.run import Run, run
@@ -28,7 +28,6 @@ __all__ = [
     "DataSpec",
     "ImageData",
     "ImageReading",
-    "LipschitzBound",
     "LoadedModel",
     "ModelError",
     "OwnNetwork",

@@ -10,12 +10,12 @@ import defenses
 from secure_cnn import (
     Architecture,
     DataSpec,
-    LipschitzBound,
     build_model,
     lipschitz_bound,
     load_data,
     write_model,
 )
+from secure_cnn.nonexpansive import LipschitzBound
 from secure_cnn.scattering import Scattering
 
 

@@ -172,13 +172,11 @@ def evaluate(
         _show(found, robust)
         if save_images is not None:
             _save_images(save_images, robust)
-        bounded = _bounded(loaded, images, size)
-        keep = partial(_keep, json_file, out, loaded, images, found, robust, bounded)
+        known = (found, robust, _bounded(loaded, images, size))
+        keep = partial(_keep, json_file, out, loaded, images, *known)
         keep(None)  # what is finished is not lost with what comes after it
         if certify is not None:
-            proven = _certified(loaded, images, certify, samples, size, seed, state)
-            Terminal().print(findings.certificates(proven))
-            keep(proven)
+            keep(_certified(loaded, images, certify, samples, size, seed, state))
     _demand(requirements, found, robust)
 
 
@@ -234,7 +232,7 @@ def _certified(
     state: Path | None,
 ) -> defenses.CertificationReport:
     """What smoothing proves of as many images as were attacked."""
-    return defenses.certify(
+    proven = defenses.certify(
         loaded.model,
         images.test,
         defenses.Smoothing(sigma=sigma),
@@ -243,6 +241,8 @@ def _certified(
         seed=seed,
         state=None if state is None else state.with_name(f"{state.name}.certify"),
     )
+    Terminal().print(findings.certificates(proven))
+    return proven
 
 
 def _bounded(
