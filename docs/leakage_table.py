@@ -17,7 +17,14 @@ from secure_cnn import Recipe, load_data, run
 from secure_cnn.checkpoint import read_model
 from secure_cnn.interruption import StopRequest
 from secure_cnn.leakage import LeakageSettings, MembershipSettings, measure_leakage, target_of
-from secure_cnn.record import Measurements, Row, RunRecord, hardware, versions
+from secure_cnn.record import (
+    MEMBERSHIP_ATTACKS_IN_WORDS,
+    Measurements,
+    Row,
+    RunRecord,
+    hardware,
+    versions,
+)
 
 DOCUMENT = Path(__file__).with_name("leakage.json")
 WORK = Path("runs/leakage-table")
@@ -45,6 +52,12 @@ def leakage_table(measured: Measurements) -> str:
     case = measured.rows[0].case
     lines = [[n, *(spread(figures.get((case, n, m)), digits=3) for m in COLUMNS)] for n in names]
     return blocks(table(["", *COLUMNS.values()], lines), made_on(measured))
+
+
+def attacks_table() -> str:
+    """Each attack by name, and what it does: in the words of the page."""
+    lines = [[f"`{name}`", words] for name, words in MEMBERSHIP_ATTACKS_IN_WORDS.items()]
+    return table(["attack", "what it does"], lines).replace("--:", "---")
 
 
 def images(path: Path) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from archive_tables import archive_tables
 from cells import blocks, cases_of, index, made_on, middle, spread, table
-from leakage_table import leakage_table
+from leakage_table import attacks_table, leakage_table
 
 from secure_cnn.bench.step import CASES
 from secure_cnn.pages import SHOWN_PARTS
@@ -364,7 +364,7 @@ def main() -> None:
         rewrite(DOCS / "defaults.md", {"defaults": reached})
     if (DOCS / "leakage.json").exists():
         leaked = leakage_table(Measurements.read(DOCS / "leakage.json"))
-        rewrite(DOCS / "how-to/leakage.md", {"leakage": leaked})
+        rewrite(DOCS / "how-to/leakage.md", {"leakage": leaked, "attacks": attacks_table()})
     if (DOCS / "slow-path.json").exists():
         paths = Measurements.read(DOCS / "slow-path.json")
         rewrite(DOCS / "how-to/slow-path.md", {"slow-path": slow_path_table(paths)})

@@ -19,6 +19,7 @@ from privacy.validate import probability, real, whole
 
 __all__ = [
     "Numbers",
+    "area_interval",
     "clopper_pearson",
     "counts",
     "deviations",
@@ -46,6 +47,7 @@ _LARGEST_EPSILON = 700.0
 """Above it e^epsilon has no double; a bound that high says `no privacy` as well as any."""
 _FARTHEST = 38.0
 """Normal scores are cut here: beyond it a double has no tail probability."""
+_BESIDE = 1e-9
 _TOLERANCE = 0.01
 """How far a deviation may lie from the plan's beyond chance: rounding, low precision."""
 
@@ -204,6 +206,29 @@ def _binomial(counts: npt.NDArray[np.int_], trials: int, chance: float) -> Numbe
     logs = ways + special.xlogy(counts, chance) + special.xlogy(trials - counts, 1 - chance)
     found: Numbers = np.exp(logs)
     return found
+
+
+def area_interval(
+    area: float, positives: int, negatives: int, *, error: float
+) -> tuple[float, float]:
+    """Bounds on an area under a curve from its value and how many scores it is of.
+
+    Each is wrong with a probability of about `error`: the values from which the area lies as far
+    as a normal deviate of their own standard error (Newcombe 2006, Statistics in Medicine 25,
+    method 5; the error by Hanley and McNeil 1982, with both numbers levelled). They have a width
+    where the area is 1 too.
+    """
+    quantile, pairs = float(special.ndtri(1 - error)), positives * negatives
+    level = (positives + negatives) / 2 - 1
+
+    def apart(value: float) -> float:
+        spread = 1 + level * ((1 - value) / (2 - value) + value / (1 + value))
+        return abs(area - value) - quantile * math.sqrt(value * (1 - value) * spread / pairs)
+
+    # Beside the area itself, which where it is 0 or 1 is a root too, but no bound.
+    low = optimize.brentq(apart, 0.0, area - _BESIDE) if area > _BESIDE else 0.0
+    high = optimize.brentq(apart, area + _BESIDE, 1.0) if area < 1 - _BESIDE else 1.0
+    return float(low), float(high)
 
 
 def roc_area(positives: Numbers, negatives: Numbers) -> float:

@@ -7,6 +7,7 @@ trainer and written nowhere.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from rich.progress import (
@@ -17,13 +18,20 @@ from rich.progress import (
     ProgressColumn,
     TaskID,
     TextColumn,
+    TimeElapsedColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
 
 from secure_cnn.printable import Terminal
 
-__all__ = ["TrainingProgress", "count_progress", "file_progress", "training_progress"]
+__all__ = [
+    "TrainingProgress",
+    "count_progress",
+    "file_progress",
+    "part_progress",
+    "training_progress",
+]
 
 _SMOOTHING = 0.9
 _PATIENCE = 1.0
@@ -105,6 +113,61 @@ def count_progress(
     """
     with _patient(name, (MofNCompleteColumn(),), clock) as tell:
         yield lambda done: tell(done, total)
+
+
+@contextmanager
+def part_progress(
+    name: str, total: int, *, kept: int = 0, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[float], None]]:
+    """A progress line for work in parts that each take long, such as trainings.
+
+    On a terminal it says which part is under way ("shadow model 4 of 16"), for how long the work
+    goes on and how long it will; where stderr leads elsewhere each part that is done is a line,
+    with an estimate. What it yields is called with the parts that are done, and the share of the
+    one under way.
+
+    Args:
+        name: Of one part.
+        total: Parts that there are.
+        kept: Those that are there from before, which is said.
+        clock: In seconds.
+    """
+    console = Terminal(stderr=True, wrap=True)
+    if kept:
+        console.print(f"{kept} of {total} {name}s are kept from before")
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+        TextColumn("gone,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+        console=console,
+        transient=True,
+        get_time=clock,
+        disable=not console.is_interactive,
+    )
+    task, began, told = bar.add_task(name, total=total, completed=kept), clock(), kept
+
+    def tell(done: float) -> None:
+        nonlocal told
+        under_way = min(total, int(done) + 1)
+        bar.update(task, completed=done, description=f"{name} {under_way} of {total}")
+        bar.start()
+        if int(done) > told and not console.is_interactive:
+            told, gone = int(done), clock() - began
+            left = gone / (told - kept) * (total - told)
+            words = f"{name} {told} of {total} is done after {_duration(gone)}"
+            console.print(words + (f", about {_duration(left)} left" if left else ""))
+
+    try:
+        yield tell
+    finally:
+        bar.stop()
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
 
 
 @contextmanager

@@ -20,9 +20,16 @@ from support.leakage_records import (
 )
 from support.run_records import Page
 
+from privacy.leakage import MEMBERSHIP_ATTACKS
 from secure_cnn.errors import RunError
+from secure_cnn.leakage.membership import LABEL_ONLY
 from secure_cnn.pages import InversionPicture, render_leakage, write_leakage
-from secure_cnn.record import ControlRecord, ExposedRecord, LeakageRecord
+from secure_cnn.record import (
+    MEMBERSHIP_ATTACKS_IN_WORDS,
+    ControlRecord,
+    ExposedRecord,
+    LeakageRecord,
+)
 from secure_cnn.record.wording import fraction
 
 HOSTILE = '</title><script>alert("x")</script>&$\\frac{a}{b}$<b>'
@@ -178,6 +185,56 @@ def test_parts_that_were_not_measured_are_left_out_by_name():
     assert "Who was in the data was not measured." in render_leakage(whole(membership=None))
 
 
+def test_controls_are_folded_behind_the_results_unless_one_failed():
+    """Then they come first, and open."""
+    fine = render_leakage(record_of())
+    assert fine.index('id="membership"') < fine.index('<section id="controls">')
+    assert "<details><summary>All 1 controls fired" in fine
+    failed = render_leakage(record_of(controls=[*record_of().controls, FAILED]))
+    assert failed.index('<section id="controls">') < failed.index('id="membership"')
+    assert "controls fired" not in failed
+    for page in (fine, failed):
+        assert page.count('<section id="controls">') == 1
+        assert len(table_of(page, "Controls")) in (1, 2)
+
+
+def test_every_attack_is_told_in_words():
+    """By those of the record's room, which have one for each there is."""
+    assert set(MEMBERSHIP_ATTACKS_IN_WORDS) == {*MEMBERSHIP_ATTACKS, *LABEL_ONLY}
+    page = render_leakage(record_of(membership=membership_of({"base": 0.9, "mine": 0.8})))
+    words = MEMBERSHIP_ATTACKS_IN_WORDS["base"]
+    assert f"<dt>base</dt><dd>{words}</dd>" in page
+    assert MEMBERSHIP_ATTACKS_IN_WORDS["lira"] not in page
+
+
+def test_of_two_shadow_models_it_is_said_that_lira_is_one_attack():
+    """And that nobody can be told to be exposed; of eight, neither."""
+    both = {"lira": 0.9, "lira-own-variance": 0.9}
+    for models, said in ((3, True), (9, False)):
+        page = render_leakage(record_of(membership=membership_of(both, models=models)))
+        assert ("lira-own-variance is lira:" in page) == said
+        assert ("Not told: with 2 shadow models each image is in the data of 1" in page) == said
+        assert ('aria-label="The most exposed examples"' in page) != said
+
+
+def test_who_is_found_by_chance_is_not_called_exposed():
+    """3 of 8 are, among 4,500: a quarter of an image is to be expected so; 4 of 8 are not."""
+    for found, shown in ((3, False), (4, True)):
+        exposed = [ExposedRecord(digest="7e" * 32, found=found, of=8)]
+        page = render_leakage(record_of(membership=membership_of(exposed=exposed)))
+        assert ("7e7e7e7e7e7e7e7e" in page) == shown
+        assert ("No example was given away more often than chance explains" in page) != shown
+
+
+def test_classes_have_intervals_and_numbers():
+    """For each attack that is shown."""
+    found = membership_of({"lira": 0.9})
+    (row, *_) = table_of(render_leakage(record_of(membership=found)), "AUC by class")
+    one = found.strongest.classes[0]
+    ends = f"{fraction(one.low)}–{fraction(one.high)}"
+    assert row == ["cat", "750", "750", f"{fraction(one.area)} ({ends})"]
+
+
 def test_exposed_examples_are_digests():
     """The beginning of each, and in how many models."""
     found = [ExposedRecord(digest="0123456789abcdef" + "f" * 48, found=7, of=8)]
@@ -264,7 +321,7 @@ def test_text_of_a_file_is_text_everywhere():
     rates = [replace(rate, ppv={HOSTILE: 0.5}) for rate in attack.rates]
     membership = membership_of(
         attacks=[replace(attack, rates=tuple(rates))],
-        exposed=[ExposedRecord(digest=HOSTILE, found=1, of=2)],
+        exposed=[ExposedRecord(digest=HOSTILE, found=8, of=8)],
         broken=(HOSTILE,),
     )
     control = ControlRecord(name=HOSTILE, expected=HOSTILE, got=HOSTILE, passed=True)

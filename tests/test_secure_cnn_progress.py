@@ -7,7 +7,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from secure_cnn.progress import count_progress, file_progress, training_progress
+from secure_cnn.progress import count_progress, file_progress, part_progress, training_progress
 
 SHOW_CURSOR = "\x1b[?25h"
 ERASE_LINE = "\x1b[2K"
@@ -109,3 +109,31 @@ def test_the_bar_of_a_file_goes_when_the_work_fails(terminal, clock):
     end = terminal.getvalue()[-40:]
     assert SHOW_CURSOR in end
     assert ERASE_LINE in end
+
+
+def test_long_parts_are_told_one_by_one(terminal, clock):
+    """Which is under way, for how long it goes on, and how long it will; what is kept, first."""
+    with part_progress("shadow model", 16, kept=4, clock=lambda: clock.now) as progress:
+        for done in (4, 4.5, 5, 5.5):
+            progress(done)
+            clock.now += 10
+    shown = terminal.getvalue()
+    assert "shadow models are kept from before" in shown
+    assert "shadow model 5 of 16" in shown
+    assert "shadow model 6 of 16" in shown
+    assert " gone," in shown
+    assert "is done" not in shown
+
+
+def test_long_parts_are_a_line_each_where_there_is_no_terminal(capsys, clock):
+    """With an estimate, but after the last; parts that are kept took no time."""
+    with part_progress("model", 4, kept=1, clock=lambda: clock.now) as progress:
+        for done in (1.0, 1.5, 2.0, 2.99, 3, 4):
+            progress(done)
+            clock.now += 30
+    assert capsys.readouterr().err.splitlines() == [
+        "1 of 4 models are kept from before",
+        "model 2 of 4 is done after 0:01:00, about 0:02:00 left",
+        "model 3 of 4 is done after 0:02:00, about 0:01:00 left",
+        "model 4 of 4 is done after 0:02:30",
+    ]

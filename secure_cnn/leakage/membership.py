@@ -25,15 +25,16 @@ from privacy.leakage import (
     membership_report,
     score_tables,
 )
-from privacy.statistics import Numbers
+from privacy.statistics import Numbers, area_interval
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import StopRequest
 from secure_cnn.leakage.boundary import BoundaryDistance
 from secure_cnn.leakage.shadows import ShadowTraining
 from secure_cnn.leakage.table_file import TableFolder, TableRecord, design_digest, exposed_key
 from secure_cnn.leakage.target import Target
-from secure_cnn.progress import count_progress
+from secure_cnn.progress import part_progress
 from secure_cnn.record import (
+    ClassRecord,
     ControlRecord,
     ExposedRecord,
     MembershipAttackRecord,
@@ -178,15 +179,17 @@ def _tables(
     questions = settings.questions
     place = TableFolder(root=folder, record=_record_of(target, design, questions, key))
     said = place.begin(force=force)
-
-    def keep(model: int, signals: Mapping[str, Numbers]) -> None:
-        said[model] = dict(signals)
-        place.keep(said)
-
-    with count_progress("shadow models", settings.shadows * 100) as advance:
+    kept = len(said.keys() - {0})
+    with part_progress("shadow model", settings.shadows, kept=kept) as advance:
 
         def share(done: float) -> None:
-            advance(int(100 * (max(0, len(said) - 1) + done)))
+            # One that is trained has yet to be asked.
+            advance(len(said.keys() - {0}) + min(done, 0.99))
+
+        def keep(model: int, signals: Mapping[str, Numbers]) -> None:
+            said[model] = dict(signals)
+            place.keep(said)
+            advance(len(said.keys() - {0}))
 
         return score_tables(
             ShadowTraining(target=target, stop=stop, advance=share),
@@ -249,7 +252,7 @@ def _recorded(
         queries, classes = settings.questions[name].queries, target.data.spec.classes
         for each in report.attacks:
             curve = _curve(table, attacks[each.name])
-            found[each.name] = _attack_record(each, queries, curve, classes)
+            found[each.name] = _attack_record(each, queries, curve, _classes(each, table, classes))
     first = reports[0]
     record = MembershipRecord(
         members=first.members,
@@ -278,7 +281,7 @@ def _attack_record(
     figures: AttackFigures,
     queries: int,
     curve: tuple[tuple[float, float], ...],
-    classes: Sequence[str],
+    classes: tuple[ClassRecord, ...],
 ) -> MembershipAttackRecord:
     sides: tuple[tuple[_Whose, tuple[PointOnCurve, ...]], ...] = (
         ("target", figures.of_target),
@@ -291,8 +294,25 @@ def _attack_record(
         areas=figures.areas,
         rates=tuple(_rate(of, each) for of, points in sides for each in points),
         curve=curve,
-        by_class={classes[label]: value for label, value in figures.by_class.items()},
+        classes=classes,
     )
+
+
+def _classes(
+    figures: AttackFigures, table: ScoreTable, names: Sequence[str]
+) -> tuple[ClassRecord, ...]:
+    pool = ~table.population
+    labels, mine = table.labels[pool], table.members[pool, 0]
+    found = []
+    for label, area in figures.by_class.items():
+        members, others = (int((labels[side] == label).sum()) for side in (mine, ~mine))
+        low, high = area_interval(area, members, others, error=0.025)
+        found.append(
+            ClassRecord(
+                name=names[label], area=area, low=low, high=high, members=members, others=others
+            )
+        )
+    return tuple(found)
 
 
 def _rate(of: _Whose, point: PointOnCurve) -> RateRecord:

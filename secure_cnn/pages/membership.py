@@ -1,21 +1,24 @@
 """Who was in the data: figures and tables of attacks on memberships.
 
 Rates and areas are fractions. A rate that the examples are too few to tell is in no table, and the
-part of the curve left of it is hatched. Deliberately not here: names of attacks and what they do.
+part of the curve left of it is hatched. Deliberately not here: what attacks do, which the record's
+room says.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import floor, isnan, log10
+from math import floor, log10
 from typing import Any, NamedTuple
 
 from matplotlib.axes import Axes
 
 from secure_cnn.pages.canvas import CARD, INK, MUTED, SERIES, WIDTH, Canvas, render, short
 from secure_cnn.pages.classes import MOST_CLASSES
+from secure_cnn.pages.exposed import exposed_table, too_few
 from secure_cnn.pages.template import Table
 from secure_cnn.record import (
+    MEMBERSHIP_ATTACKS_IN_WORDS,
     LeakageRecord,
     MembershipAttackRecord,
     MembershipRecord,
@@ -55,25 +58,32 @@ class _Sign(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class MembershipFigures:
-    """What the page shows of memberships; a figure without anything to draw is empty."""
+    """What the page shows of memberships; a figure without anything to draw is empty.
+
+    `words` are the attacks and what each does, `same` which of them are one; `few` is said where
+    shadow models are too few to tell who is exposed.
+    """
 
     strongest: str
     roc: str
     roc_table: Table
     areas: str
     attacks: Table
+    words: list[tuple[str, str]]
+    same: str
     rates: Table
     ppv: Table | None
     classes: str
     class_table: Table
     exposed: Table
+    few: str
 
 
 def membership_figures(record: LeakageRecord, membership: MembershipRecord) -> MembershipFigures:
     """The figures of a record that has memberships, each with its table."""
     ranked = _ranked(membership)
     strongest, shown = membership.strongest, _shown(membership)
-    by_class = [(n, v, v, v) for n, v in strongest.by_class.items() if not isnan(v)]
+    by_class = [(each.name, each.area, each.low, each.high) for each in strongest.classes]
     most = sorted(by_class, key=lambda each: -each[1])[:MOST_CLASSES]
     return MembershipFigures(
         strongest=strongest.name,
@@ -83,6 +93,12 @@ def membership_figures(record: LeakageRecord, membership: MembershipRecord) -> M
             "areas", "AUC of each attack", [_spread(each) for each in ranked[:_MOST_ATTACKS]]
         ),
         attacks=_attack_table(ranked),
+        words=[
+            (each.name, MEMBERSHIP_ATTACKS_IN_WORDS[each.name])
+            for each in ranked
+            if each.name in MEMBERSHIP_ATTACKS_IN_WORDS
+        ],
+        same=_same(membership),
         rates=_rate_table(ranked),
         ppv=_ppv_table(strongest),
         classes=_spread_figure(
@@ -94,7 +110,8 @@ def membership_figures(record: LeakageRecord, membership: MembershipRecord) -> M
         if most
         else "",
         class_table=_class_table(shown),
-        exposed=_exposed_table(membership),
+        exposed=exposed_table(membership),
+        few=too_few(membership.shadows),
     )
 
 
@@ -233,19 +250,34 @@ def _ppv(rate: RateRecord, prior: str) -> str:
 
 
 def _class_table(attacks: Sequence[MembershipAttackRecord]) -> Table:
-    names = dict.fromkeys(name for each in attacks for name in each.by_class)
+    """A class a row, with its images: those that the first attack is asked about."""
+    found = [{each.name: each for each in attack.classes} for attack in attacks]
     rows = [
-        (name, *(wording.fraction(each.by_class.get(name)) for each in attacks)) for name in names
+        (
+            name,
+            f"{each.members:,}",
+            f"{each.others:,}",
+            *(
+                f"{wording.fraction(of[name].area)} ({interval(of[name].low, of[name].high)})"
+                if name in of
+                else "–"
+                for of in found
+            ),
+        )
+        for name, each in found[0].items()
     ]
-    return ("class", *(each.name for each in attacks)), rows
+    return ("class", "members", "others", *(each.name for each in attacks)), rows
 
 
-def _exposed_table(membership: MembershipRecord) -> Table:
-    rows = [
-        (each.digest[:16], f"{each.found} of {each.of}", wording.fraction(each.found / each.of))
-        for each in membership.exposed
-    ]
-    return ("digest, first 16 digits", "found in", "share"), rows
+def _same(membership: MembershipRecord) -> str:
+    """Which attacks are one with so few shadow models."""
+    names = {each.name for each in membership.attacks}
+    if membership.shadows > 2 or not {"lira", "lira-own-variance"} <= names:
+        return ""
+    return (
+        "With 2 shadow models lira-own-variance is lira: one answer with an image and one without "
+        "have no scatter of their own."
+    )
 
 
 def _roc(

@@ -5,8 +5,10 @@ is read. Deliberately not here: training, attacks and accounting, of which this 
 and whatever people look at.
 """
 
+from secure_cnn.record.attacks import MEMBERSHIP_ATTACKS_IN_WORDS
 from secure_cnn.record.comparison import Comparison, compare_runs
 from secure_cnn.record.leakage import (
+    ClassRecord,
     ControlRecord,
     ExposedRecord,
     ExtractionRecord,
@@ -46,9 +48,11 @@ from secure_cnn.record.tradeoff import FRONT_RULE, Needs, TradeoffPoint, choose
 __all__ = [
     "CONTROL",
     "FRONT_RULE",
+    "MEMBERSHIP_ATTACKS_IN_WORDS",
     "PLAIN",
     "AuditRecord",
     "ChosenRecord",
+    "ClassRecord",
     "Comparison",
     "ControlRecord",
     "DataRecord",

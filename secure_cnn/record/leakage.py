@@ -10,6 +10,7 @@ from secure_cnn.record.document import Checked, Document, require, require_share
 from secure_cnn.record.measurements import Row
 
 __all__ = [
+    "ClassRecord",
     "ControlRecord",
     "ExposedRecord",
     "ExtractionRecord",
@@ -70,12 +71,30 @@ class RateRecord(Checked):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClassRecord(Checked):
+    """What an attack finds in one class of the target: its area, with a 95 % interval."""
+
+    name: str
+    area: float
+    low: float
+    high: float
+    members: int
+    others: int
+
+    def _check(self) -> None:
+        ordered = 0 <= self.low <= self.area <= self.high <= 1
+        require(ordered, "class.area", "an area within its interval", self.area)
+        counted = min(self.members, self.others) > 0
+        require(counted, "class.others", "some members and some others", self.others)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MembershipAttackRecord(Checked):
     """What one membership attack finds.
 
     `areas` are of every model attacked with the others, the target first; `curve` is the target's,
     pairs of a false positive rate and a true positive rate, rising. `queries` is how often a model
-    is asked about one example.
+    is asked about one example. `classes` are those with members and others.
     """
 
     name: str
@@ -83,14 +102,12 @@ class MembershipAttackRecord(Checked):
     areas: tuple[float, ...]
     rates: tuple[RateRecord, ...]
     curve: tuple[tuple[float, float], ...]
-    by_class: Mapping[str, float]
+    classes: tuple[ClassRecord, ...] = ()
 
     def _check(self) -> None:
         where = f"membership[{self.name}]"
         for value in (*self.areas, *(x for pair in self.curve for x in pair)):
             _require_known_share(where, value)
-        for value in self.by_class.values():
-            require_share(where, value)
         require(len(self.areas) > 0, "membership.areas", "that of the target", self.areas)
         rises = all(a <= c and b <= d for (a, b), (c, d) in pairwise(self.curve))
         require(rises, f"{where}.curve", "pairs that rise", self.curve)

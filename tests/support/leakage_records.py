@@ -2,8 +2,9 @@
 
 from statistics import NormalDist
 
-from privacy.statistics import clopper_pearson
+from privacy.statistics import area_interval, clopper_pearson
 from secure_cnn.record import (
+    ClassRecord,
     ControlRecord,
     ExposedRecord,
     ExtractionRecord,
@@ -52,6 +53,13 @@ def rate_of(of, fpr, shift, members=2250, others=2250, **changes):
     return RateRecord(**(values | changes))
 
 
+def class_of(name, shift, others):
+    """A class of a third of the images."""
+    area, count = _NORMAL.cdf(shift / 2**0.5), max(1, others // 3)
+    low, high = area_interval(area, count, count, error=0.025)
+    return ClassRecord(name=name, area=area, low=low, high=high, members=count, others=count)
+
+
 def attack_of(name, shift=None, others=2250, models=17, classes=("cat", "dog", "eel"), **changes):
     """An attack of that shift on a target with so many others and on its shadow models."""
     shift = SHIFTS.get(name, 0.0) if shift is None else shift
@@ -68,9 +76,9 @@ def attack_of(name, shift=None, others=2250, models=17, classes=("cat", "dog", "
             *(rate_of("oracle", fpr, shift + 0.05, others, others, ties=3) for fpr in told),
         ],
         "curve": [(min(1.0, fpr), tpr_of(min(1.0, fpr), shift)) for fpr in grid],
-        "by_class": {
-            each: _NORMAL.cdf(shift / 2**0.5 + 0.1 * (k % 3)) for k, each in enumerate(classes)
-        },
+        "classes": [
+            class_of(each, shift + 0.15 * (k % 3), others) for k, each in enumerate(classes)
+        ],
     }
     return MembershipAttackRecord(**(values | changes))
 
