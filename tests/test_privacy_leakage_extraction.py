@@ -85,10 +85,10 @@ def test_few_and_rounded_says_no_more_than_that():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"budgets": [0]}, "budgets: expected 1 to 20 questions, got 0"),
+        ({"budgets": [0]}, "budgets: expected a whole number, at least 1, got 0"),
         ({"budgets": [21]}, "got 21"),
         ({"labels": torch.zeros(3, dtype=torch.long)}, "one for each of 20 images"),
-        ({"victim": lambda images: images[:, 0]}, "expected finite logits"),
+        ({"victim": lambda images: images[:, 0]}, "expected a tensor of floats with 2 axes"),
         ({"victim": lambda images: images * torch.nan}, "expected finite logits"),
     ],
 )
@@ -105,5 +105,5 @@ def test_what_cannot_be_asked_is_refused(change, words):
             **asked,
         )
     assert not learn.given
-    with pytest.raises(LeakageError, match="at least one class"):
+    with pytest.raises(LeakageError, match="count: expected a whole number, at least 1"):
         TopProbabilities(count=0)

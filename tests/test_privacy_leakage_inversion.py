@@ -142,11 +142,14 @@ def test_similarity_is_known_where_it_is_known():
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: Inversion(steps=0), "at least one step"),
-        (lambda: Inversion(rate=0.0), "expected a rate > 0"),
-        (lambda: Inversion(total_variation=math.nan), "a weight >= 0"),
-        (lambda: labels_of(torch.zeros(2, 2), count=1), "the gradient of a bias"),
-        (lambda: labels_of(torch.zeros(2), count=0), "at least one example"),
+        (lambda: Inversion(steps=0), "steps: expected a whole number, at least 1"),
+        (lambda: Inversion(rate=0.0), "rate: expected a finite number > 0"),
+        (lambda: Inversion(total_variation=math.nan), "total_variation: expected a number >= 0"),
+        (
+            lambda: labels_of(torch.zeros(2, 2), count=1),
+            "bias_gradient: expected a tensor of floats with 1 axes",
+        ),
+        (lambda: labels_of(torch.zeros(2), count=0), "count: expected a whole number, at least 1"),
         (lambda: input_of_linear(torch.zeros(2, 3), torch.zeros(3)), "a linear layer"),
         (lambda: input_of_linear(torch.zeros(2, 3), torch.zeros(2)), "a unit that was active"),
         (lambda: similarity(torch.zeros(1, 8, 8), torch.zeros(1, 8, 9)), "two of one shape"),

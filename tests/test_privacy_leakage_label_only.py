@@ -211,10 +211,10 @@ def test_a_signal_that_is_the_same_for_all_finds_nobody():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: AugmentationVotes(shift=0), "shift: expected at least 1 pixel, got 0"),
+        (lambda: AugmentationVotes(shift=0), "shift: expected a whole number, at least 1, got 0"),
         (lambda: NoiseVotes(sigma=0.0), "sigma: expected a finite number > 0"),
         (lambda: NoiseVotes(sigma=float("nan")), "sigma: expected a finite number > 0"),
-        (lambda: NoiseVotes(sigma=1.0, draws=0), "draws: expected at least 1"),
+        (lambda: NoiseVotes(sigma=1.0, draws=0), "draws: expected a whole number, at least 1"),
     ],
 )
 def test_votes_that_cannot_be_are_refused(make, words):

@@ -14,6 +14,7 @@ import numpy as np
 from scipy import special
 
 from privacy.errors import LeakageError
+from privacy.leakage import arguments
 from privacy.leakage.table import Flags, ScoreTable
 from privacy.statistics import Numbers
 
@@ -45,6 +46,7 @@ _OFFLINE_SHARE = 0.33
 
 def global_threshold(table: ScoreTable) -> Numbers:
     """The model's own confidence: no shadow model is asked (Yeom et al. 2018, arXiv 1709.01604)."""
+    arguments.instance("table", table, ScoreTable)
     return table.signals.copy()
 
 
@@ -54,6 +56,7 @@ def attack_p(table: ScoreTable) -> Numbers:
     Raises:
         LeakageError: The table has no population.
     """
+    arguments.instance("table", table, ScoreTable)
     scores = np.empty_like(table.signals)
     for column, known in enumerate(_population(table).T):
         ordered = np.sort(known)
@@ -66,6 +69,7 @@ def attack_r(table: ScoreTable) -> Numbers:
 
     With k of them it takes k + 1 values: there is no threshold in between.
     """
+    arguments.instance("table", table, ScoreTable)
     out = ~table.members
     ordered = np.sort(np.where(out, table.signals, np.inf), axis=1)
     below = np.stack(
@@ -89,6 +93,7 @@ def lira(table: ScoreTable, *, online: bool = True, pooled: bool = True) -> Numb
         pooled: One variance for all examples, of deviations from each example's own mean; else one
             for each, which needs many models (64 and more), and the location is the median.
     """
+    arguments.instance("table", table, ScoreTable)
     sides = [_Side.of(table, inside=inside) for inside in (True, False)]
     inside, outside = (_normal(side, pooled=pooled) for side in sides)
     if not online:
@@ -109,6 +114,7 @@ def bavaria(table: ScoreTable, *, online: bool = True) -> Numbers:
         table: Of a target and shadow models.
         online: As for `lira`.
     """
+    arguments.instance("table", table, ScoreTable)
     outside = _student(table, inside=False)
     if not online:
         return -_log_survival(table.signals, *outside)
@@ -124,6 +130,7 @@ def base(table: ScoreTable, *, online: bool = True) -> Numbers:
         table: Of a target and shadow models.
         online: Whether models that trained on the example are asked too.
     """
+    arguments.instance("table", table, ScoreTable)
     usual = np.log(_mean_probability(table, online=online))
     return _log_probability(table) - (usual if online else _OFFLINE_SHARE * usual)
 
@@ -142,6 +149,7 @@ def rmia(table: ScoreTable, *, online: bool = True, gamma: float = 2.0) -> Numbe
     Raises:
         LeakageError: The table has no population, or `gamma` is below 1.
     """
+    arguments.instance("table", table, ScoreTable)
     if not gamma >= 1:
         raise LeakageError(f"gamma: expected a number of at least 1, got {gamma}")
     _population(table)

@@ -8,6 +8,7 @@ from typing import final
 import numpy as np
 from scipy.stats import rankdata
 
+from privacy.leakage import arguments
 from privacy.leakage.metrics import area, areas
 from privacy.leakage.table import Flags, ScoreTable
 from privacy.statistics import Numbers
@@ -62,7 +63,14 @@ def controls(
         table: The measurement's own, of a balanced design; of a large one some thousand rows.
         attacks: By name.
         seed: What draws the rows, the permutation and the planted signals.
+
+    Raises:
+        LeakageError: An argument is of another kind, or an attack gives no numbers.
     """
+    arguments.whole("seed", seed, least=0)
+    arguments.instance("table", table, ScoreTable)
+    for name, attack in arguments.named("attacks", attacks, "attacks").items():
+        arguments.called(f"attacks: {name}", attack, "a function of a table")
     random = np.random.default_rng(seed)
     part, pool = _part(table, random)
     moved, leaking = _permuted(part, pool, random), _leaking(part, random)

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from privacy.errors import LeakageError
+from privacy.leakage import arguments
 from privacy.leakage.signals import Answer
+from privacy.validate import shown
 
 __all__ = [
     "AnswerMode",
@@ -77,11 +79,8 @@ class TopProbabilities:
     digits: int = 2
 
     def __post_init__(self) -> None:
-        if self.count < 1 or self.digits < 0:
-            raise LeakageError(
-                f"answer: expected at least one class and no fewer than 0 digits, got {self.count} "
-                f"and {self.digits}"
-            )
+        arguments.whole("count", self.count, least=1)
+        arguments.whole("digits", self.digits, least=0)
 
     def __call__(self, logits: Tensor, /) -> Tensor:
         """Few and rounded."""
@@ -164,23 +163,29 @@ def extract(
         LeakageError: A budget is out of range, or labels are not of the pool.
     """
     mode = Probabilities() if mode is None else mode
-    for budget in budgets:
-        if not 1 <= budget <= len(pool):
+    _check_callers(victim, learn, mode, seed)
+    arguments.instance("pool", pool, Tensor)
+    for budget in arguments.sequence("budgets", budgets, "numbers of questions"):
+        if not arguments.whole("budgets", budget, least=1) <= len(pool):
             raise LeakageError(f"budgets: expected 1 to {len(pool)} questions, got {budget}")
-    if labels is not None and labels.shape != pool.shape[:1]:
-        raise LeakageError(
-            f"labels: expected one for each of {len(pool)} images of the pool, got "
-            f"{list(labels.shape)}"
-        )
+    if labels is not None:
+        labels = arguments.labels(labels)
+        if labels.shape != pool.shape[:1]:
+            raise LeakageError(
+                f"labels: expected one for each of {len(pool)} images of the pool, got "
+                f"{list(labels.shape)}"
+            )
+    test = _checked_test(test)
     said = _answers(victim, test[0])
     copies = []
     for budget in budgets:
         asked = pool[:budget]
-        student = learn(asked, mode(_answers(victim, asked)), seed=seed)
+        shown_to = arguments.floats("mode", mode(_answers(victim, asked)), 2)
+        student = _student(learn, asked, shown_to, seed)
         alone = None
         if labels is not None:
             own = torch.nn.functional.one_hot(labels[:budget], said.shape[1]).to(said.dtype)
-            alone = learn(asked, own, seed=seed)
+            alone = _student(learn, asked, own, seed)
         accuracy, fidelity = _judged(student, test, said)
         baseline = (None, None) if alone is None else _judged(alone, test, said)
         copies.append(
@@ -196,12 +201,44 @@ def extract(
     return copies
 
 
+def _check_callers(victim: Answer, learn: Learn, mode: AnswerMode, seed: int) -> None:
+    arguments.called("victim", victim, "a model, or what else gives logits of images")
+    arguments.called("learn", learn, "a function that trains a student")
+    arguments.called("mode", mode, "what a victim shows of its logits, as Labels()")
+    arguments.whole("seed", seed, least=0)
+
+
+def _checked_test(test: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Images and as many labels, of one example or more."""
+    if not isinstance(test, (tuple, list)) or len(test) != 2:
+        raise LeakageError(f"test: expected images and their labels, got {shown(test)}")
+    images = arguments.instance("test", test[0], Tensor)
+    labels = arguments.labels(test[1])
+    if images.shape[:1] != labels.shape or not len(labels):
+        raise LeakageError(
+            "test: expected images with a label each, at least one, got "
+            f"{list(images.shape)} and {list(labels.shape)}"
+        )
+    return images, labels
+
+
 def _answers(answer: Answer, images: Tensor) -> Tensor:
     with torch.no_grad():
         parts = [answer(part) for part in torch.split(images, _BATCH)]
-    if not all(part.ndim == 2 and bool(part.isfinite().all()) for part in parts):
-        raise LeakageError("answer: expected finite logits [n, classes], got something else")
-    return torch.cat(parts)
+    for part in parts:
+        if not bool(arguments.floats("answer", part, 2).isfinite().all()):
+            raise LeakageError("answer: expected finite logits [n, classes], got others")
+    found = torch.cat(parts)
+    if len(found) != len(images):
+        raise LeakageError(
+            f"answer: expected a row for each of {len(images)} images, got {len(found)}"
+        )
+    return found
+
+
+def _student(learn: Learn, images: Tensor, targets: Tensor, seed: int) -> Answer:
+    student: Answer = arguments.called("learn", learn(images, targets, seed=seed), "a student")
+    return student
 
 
 def _judged(student: Answer, test: tuple[Tensor, Tensor], said: Tensor) -> tuple[float, float]:

@@ -19,6 +19,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from privacy.errors import LeakageError
+from privacy.leakage import arguments
+from privacy.validate import shown
 
 __all__ = [
     "Inversion",
@@ -68,16 +70,11 @@ class Inversion:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.restarts < 1:
-            raise LeakageError(
-                f"inversion: expected at least one step and one restart, got {self.steps} and "
-                f"{self.restarts}"
-            )
-        if not (0 < self.rate < math.inf and 0 <= self.total_variation < math.inf):
-            raise LeakageError(
-                "inversion: expected a rate > 0 and a weight >= 0, got "
-                f"{self.rate} and {self.total_variation}"
-            )
+        for name, least in (("steps", 1), ("restarts", 1), ("seed", 0)):
+            arguments.whole(name, getattr(self, name), least=least)
+        arguments.number("rate", self.rate, "a finite number > 0", lambda x: 0 < x < math.inf)
+        weight = self.total_variation
+        arguments.number("total_variation", weight, "a number >= 0", lambda x: 0 <= x < math.inf)
 
 
 @final
@@ -102,6 +99,7 @@ def shared_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> dict[st
         >>> sorted(gradient)
         ['bias', 'weight']
     """
+    arguments.instance("model", model, nn.Module)
     named = {name: each for name, each in model.named_parameters() if each.requires_grad}
     loss = F.cross_entropy(model(images), labels)
     found = torch.autograd.grad(loss, list(named.values()))
@@ -126,11 +124,10 @@ def labels_of(bias_gradient: Tensor, *, count: int) -> Tensor:
         >>> labels_of(torch.tensor([0.3, -0.6, 0.3]), count=1)
         tensor([1])
     """
-    if bias_gradient.ndim != 1 or count < 1:
-        raise LeakageError(
-            f"labels: expected the gradient of a bias and at least one example, got "
-            f"{list(bias_gradient.shape)} and {count}"
-        )
+    arguments.floats("bias_gradient", bias_gradient, 1)
+    arguments.whole("count", count, least=1)
+    if not len(bias_gradient):
+        raise LeakageError("bias_gradient: expected one of a class or more, got none")
     left, found = bias_gradient.detach().double().clone(), []
     for _ in range(count):
         least = int(left.argmin())
@@ -152,7 +149,9 @@ def input_of_linear(weight_gradient: Tensor, bias_gradient: Tensor) -> Tensor:
         >>> input_of_linear(torch.tensor([[0.0, 0.0], [2.0, 4.0]]), torch.tensor([0.0, 2.0]))
         tensor([1., 2.])
     """
-    if weight_gradient.ndim != 2 or weight_gradient.shape[:1] != bias_gradient.shape:
+    arguments.floats("weight_gradient", weight_gradient, 2)
+    arguments.floats("bias_gradient", bias_gradient, 1)
+    if weight_gradient.shape[:1] != bias_gradient.shape:
         raise LeakageError(
             f"gradient: expected those of a linear layer and its bias, got "
             f"{list(weight_gradient.shape)} and {list(bias_gradient.shape)}"
@@ -186,9 +185,19 @@ def invert(
         stop: Asked after each step; True ends the search with what was found.
 
     Raises:
-        LeakageError: The gradient is not of this model, or is 0.
+        LeakageError: The gradient is not of this model, or is 0, or an argument is of another kind.
     """
-    inversion = inversion or Inversion()
+    inversion = Inversion() if inversion is None else inversion
+    arguments.instance("inversion", inversion, Inversion)
+    arguments.instance("model", model, nn.Module)
+    arguments.called("stop", stop, "a function that says whether to stop")
+    if not isinstance(shape, (tuple, list)) or len(shape) != 3:
+        raise LeakageError(f"shape: expected channels, height and width, got {shown(shape)}")
+    for side in shape:
+        arguments.whole("shape", side, least=1)
+    labels = arguments.labels(labels)
+    if not len(labels) or int(labels.min()) < 0:
+        raise LeakageError(f"labels: expected one or more, of at least 0, got {shown(labels)}")
     wanted = _of_model(model, gradient)
     random = torch.Generator().manual_seed(inversion.seed)
     best: Reconstruction | None = None
@@ -220,7 +229,9 @@ def similarity(found: Tensor, original: Tensor) -> tuple[float, float]:
         >>> similarity(image, image)
         (inf, 1.0)
     """
-    if found.shape != original.shape or found.ndim != 3:
+    arguments.floats("found", found, 3)
+    arguments.floats("original", original, 3)
+    if found.shape != original.shape:
         raise LeakageError(
             f"images: expected two of one shape, got {list(found.shape)} and {list(original.shape)}"
         )
@@ -240,6 +251,8 @@ def similarity(found: Tensor, original: Tensor) -> tuple[float, float]:
 
 def _of_model(model: nn.Module, gradient: Gradient) -> dict[str, Tensor]:
     """The gradient in the order of the model's parameters, or refused."""
+    for name, each in arguments.named("gradient", gradient, "gradients").items():
+        arguments.instance(f"gradient: {name}", each, Tensor)
     named = {name: each for name, each in model.named_parameters() if each.requires_grad}
     for name in named.keys() | gradient.keys():
         shapes = [list(each[name].shape) if name in each else "none" for each in (named, gradient)]

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from privacy.errors import LeakageError
-from privacy.leakage.signals import Answer
+from privacy.leakage import arguments
+from privacy.leakage.signals import Answer, checked_logits
 from privacy.statistics import Numbers
 
 __all__ = ["AugmentationVotes", "NoiseVotes"]
@@ -47,8 +48,7 @@ class AugmentationVotes:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if self.shift < 1:
-            raise LeakageError(f"shift: expected at least 1 pixel, got {self.shift}")
+        arguments.whole("shift", self.shift, least=1)
 
     @property
     def queries(self) -> int:
@@ -102,10 +102,9 @@ class NoiseVotes:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.sigma < math.inf:
-            raise LeakageError(f"sigma: expected a finite number > 0, got {self.sigma}")
-        if self.draws < 1:
-            raise LeakageError(f"draws: expected at least 1, got {self.draws}")
+        arguments.number("sigma", self.sigma, "a finite number > 0", lambda x: 0 < x < math.inf)
+        arguments.whole("draws", self.draws, least=1)
+        arguments.whole("seed", self.seed, least=0)
 
     @property
     def queries(self) -> int:
@@ -151,15 +150,9 @@ def _class(logits: Tensor, labels: Tensor) -> Tensor:
     Raises:
         LeakageError: It has not.
     """
-    fits = logits.ndim == 2 and len(logits) == len(labels)
-    if not fits or not bool(logits.isfinite().all()):
+    logits = checked_logits(logits, labels)
+    if not bool(logits.isfinite().all()):
         raise LeakageError(
-            f"logits: expected a finite row for each of {len(labels)} images, got "
-            f"{list(logits.shape)}"
-        )
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < logits.shape[1]:
-        raise LeakageError(
-            f"labels: expected 0 to {logits.shape[1] - 1}, as the model has {logits.shape[1]} "
-            f"classes, got {int(labels.min())} to {int(labels.max())}"
+            f"logits: expected a finite row for each of {len(labels)} images, got others"
         )
     return logits.argmax(1)

@@ -6,13 +6,20 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from privacy.errors import LeakageError
+from privacy.leakage import arguments
 from privacy.leakage.promise import Promise
-from privacy.leakage.report import MEMBERSHIP_ATTACKS, LeakageReport, checked_key, membership_report
+from privacy.leakage.report import (
+    MEMBERSHIP_ATTACKS,
+    LeakageReport,
+    checked_attacks,
+    membership_report,
+)
 from privacy.leakage.shadows import ShadowDesign, Train, score_tables
 from privacy.leakage.signals import Question
 from privacy.leakage.table import ScoreTable
 from privacy.sampling import MapStyle
 from privacy.statistics import Numbers
+from privacy.validate import check_dataset
 
 __all__ = ["membership"]
 
@@ -55,16 +62,24 @@ def membership(
         seed: Of who is trained on what, and of the models.
 
     Raises:
-        LeakageError: There are too few examples or shadow models, or a model does not answer.
-        PlanError: The data set does not give pairs of an image and a label.
+        LeakageError: There are too few examples or shadow models, an argument is none, or a model
+            does not answer.
+        PlanError: The data set is none, or its examples cannot be put into one batch.
     """
-    if len(dataset) < _FEWEST_EXAMPLES:
+    examples = check_dataset(dataset)
+    if examples < _FEWEST_EXAMPLES:
         raise LeakageError(
-            f"dataset: expected at least {_FEWEST_EXAMPLES} examples, got {len(dataset)}"
+            f"dataset: expected at least {_FEWEST_EXAMPLES} examples, got {examples}"
         )
-    order = np.random.default_rng([seed, _SPLIT]).permutation(len(dataset))
-    secret = checked_key(secrets.token_bytes(32) if key is None else key)
+    arguments.whole("seed", seed, least=0)
+    if promise is not None:
+        arguments.instance("promise", promise, Promise)
+    order = np.random.default_rng([seed, _SPLIT]).permutation(examples)
+    secret = arguments.secret("key", secrets.token_bytes(32) if key is None else key)
     members, others = np.split(order, [len(order) // 2])
     design = ShadowDesign.around(members, others, shadows=shadows, pool=pool, seed=seed)
+    # Asked here as well as by the report: that comes when all models are trained.
+    asks_all = arguments.instance("question", question, Question).most is None
+    checked_attacks(attacks, population=asks_all and len(design.population) > 0)
     table = score_tables(train, dataset, design, recipe="train", questions={"": question})[""]
     return membership_report(table, key=secret, attacks=attacks, promise=promise)

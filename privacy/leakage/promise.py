@@ -7,6 +7,8 @@ from typing import final
 
 from privacy.accounting import GaussianSteps, epsilon_of, epsilons_of
 from privacy.errors import LeakageError
+from privacy.leakage import arguments
+from privacy.validate import shown
 
 __all__ = ["Promise", "allowed_tpr"]
 
@@ -38,14 +40,17 @@ class Promise:
     pairs: tuple[tuple[float, float], ...]
 
     def __post_init__(self) -> None:
-        if not self.pairs:
+        pairs = arguments.instance("promise", self.pairs, tuple)
+        if not pairs:
             raise LeakageError("promise: expected at least one pair of epsilon and delta, got none")
-        for epsilon, delta in self.pairs:
-            if not (epsilon >= 0 and 0 <= delta < 1):
+        for pair in pairs:
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
                 raise LeakageError(
-                    f"promise: expected an epsilon >= 0 with a delta in [0, 1), got {epsilon} and "
-                    f"{delta}"
+                    f"promise: expected pairs of an epsilon and a delta, got {shown(pair)}"
                 )
+            wanted = "an epsilon >= 0 with a delta in [0, 1)"
+            arguments.number("promise", pair[0], wanted, lambda x: x >= 0)
+            arguments.number("promise", pair[1], wanted, lambda x: 0 <= x < 1)
 
     @classmethod
     def of(
@@ -62,6 +67,7 @@ class Promise:
 
         Raises:
             PlanError: A delta is not in (0, 1), or events are none.
+            LeakageError: `others` are no deltas.
             AccountingError: No accountant could bound these events.
 
         Example:
@@ -69,6 +75,7 @@ class Promise:
             >>> print(Promise.of([steps], 1e-5))
             epsilon 4.38 at delta 1e-05 (with 5 more pairs)
         """
+        arguments.sequence("others", others, "deltas")
         deltas = [delta, *(each for each in others if each != delta)]
         epsilons = epsilons_of(events, deltas)
         if delta > min(deltas):
@@ -82,11 +89,15 @@ class Promise:
         A target has as many members whoever is among them: who is one is there in another's place.
         That is one removal and one addition, and each is bounded. The bound is concave, so that it
         holds for rates over many examples as it does for those of one.
+
+        Raises:
+            LeakageError: `fpr` is not in [0, 1].
         """
+        _check_rate(fpr)
         return self._of_one_change(self._of_one_change(fpr))
 
     def _of_one_change(self, fpr: float) -> float:
-        return min(allowed_tpr(fpr, epsilon=each, delta=delta) for each, delta in self.pairs)
+        return min(_allowed(fpr, each, delta) for each, delta in self.pairs)
 
     def __str__(self) -> str:
         """The first pair, and how many there are besides."""
@@ -100,10 +111,24 @@ def allowed_tpr(fpr: float, *, epsilon: float, delta: float) -> float:
 
     Source: Kairouz, Oh, Viswanath 2015, arXiv 1311.0776, theorem 2.1.
 
+    Raises:
+        LeakageError: A value is out of range.
+
     Example:
         >>> round(allowed_tpr(0.1, epsilon=1.0, delta=0.0), 3)
         0.272
     """
+    _check_rate(fpr)
+    arguments.number("epsilon", epsilon, "a number >= 0", lambda x: x >= 0)
+    arguments.number("delta", delta, "a number in [0, 1)", lambda x: 0 <= x < 1)
+    return _allowed(fpr, epsilon, delta)
+
+
+def _check_rate(fpr: float) -> None:
+    arguments.number("fpr", fpr, "a rate in [0, 1]", lambda x: 0 <= x <= 1)
+
+
+def _allowed(fpr: float, epsilon: float, delta: float) -> float:
     above = math.exp(min(700.0, epsilon)) * fpr + delta
     below = 1 - math.exp(-epsilon) * (1 - delta - fpr)
     return min(1.0, above, below)

@@ -15,6 +15,7 @@ from typing import final
 import numpy as np
 
 from privacy.errors import LeakageError
+from privacy.leakage import arguments
 from privacy.leakage.attacks import (
     attack_p,
     attack_r,
@@ -43,11 +44,10 @@ __all__ = [
     "AttackFigures",
     "Exposed",
     "LeakageReport",
-    "checked_key",
+    "checked_attacks",
     "membership_report",
 ]
 
-_LEAST_KEY = 16
 _RATES = (0.1, 0.01, 0.001)
 _EXPOSED_AT = 0.01
 """The false positive rate at which an example counts as found."""
@@ -239,11 +239,12 @@ def membership_report(
     Raises:
         LeakageError: The key is short, there is no attack, or one does not score every example.
     """
-    checked_key(key)
-    if not table.population.any():
-        attacks = {name: each for name, each in attacks.items() if name not in _OF_POPULATION}
-    if not attacks:
-        raise LeakageError("attacks: expected at least one that this table allows, got none")
+    arguments.secret("key", key)
+    arguments.instance("table", table, ScoreTable)
+    arguments.whole("exposed", exposed, least=0)
+    if promise is not None:
+        arguments.instance("promise", promise, Promise)
+    attacks = checked_attacks(attacks, population=bool(table.population.any()))
     pool = ~table.population
     scores = {name: _scores(name, attack, table)[pool] for name, attack in attacks.items()}
     members, labels = table.members[pool], table.labels[pool]
@@ -270,19 +271,32 @@ def membership_report(
     )
 
 
-def checked_key(key: bytes) -> bytes:
-    """A key, given that it is long enough to keep rows secret.
+def checked_attacks(
+    attacks: Mapping[str, Callable[[ScoreTable], Numbers]], *, population: bool
+) -> dict[str, Callable[[ScoreTable], Numbers]]:
+    """Those that can be made on a table with a population, or on one without.
 
     Raises:
-        LeakageError: It is short.
+        LeakageError: There is none, or one is no function.
     """
-    if len(key) < _LEAST_KEY:
-        raise LeakageError(f"key: expected at least {_LEAST_KEY} secret bytes, got {len(key)}")
-    return key
+    for name, attack in arguments.named("attacks", attacks, "attacks").items():
+        arguments.called(f"attacks: {name}", attack, "a function of a table")
+    usable = {n: each for n, each in attacks.items() if population or n not in _OF_POPULATION}
+    if not usable:
+        raise LeakageError(
+            "attacks: expected at least one that this table allows, got none: those named need a "
+            "population, examples that no model was trained on"
+        )
+    return usable
 
 
 def _scores(name: str, attack: Callable[[ScoreTable], Numbers], table: ScoreTable) -> Numbers:
     scores = attack(table)
+    if not isinstance(scores, np.ndarray) or scores.dtype.kind not in "fiub":
+        raise LeakageError(
+            f"attacks: expected an array of numbers from {name}, got "
+            f"{getattr(scores, 'dtype', type(scores).__name__)}"
+        )
     if scores.shape != table.signals.shape or np.isnan(scores).any():
         raise LeakageError(
             f"attacks: expected a number for each of {list(table.signals.shape)} signals from "

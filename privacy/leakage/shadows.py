@@ -14,16 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from privacy.errors import LeakageError
+from privacy.leakage import arguments
 from privacy.leakage.signals import Answer, Question, Signal
 from privacy.leakage.table import Flags, ScoreTable, balanced_halves
 from privacy.sampling import MapStyle, PhysicalBatch, read
 from privacy.statistics import Numbers
+from privacy.validate import check_dataset, shown
 
 __all__ = ["Indices", "ShadowDesign", "Train", "score_tables"]
 
 Indices = npt.NDArray[np.int64]
 _BATCH = 500
 _FEWEST_SHADOWS = 2
+_A_MODEL = "a model, or what else gives logits of images"
 
 
 class Train(Protocol):
@@ -58,18 +61,16 @@ class ShadowDesign:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        every = np.concatenate([self.always, self.pool, self.population])
+        arguments.whole("seed", self.seed, least=0)
+        parts = [arguments.indices(n, getattr(self, n)) for n in ("always", "pool", "population")]
+        every = np.concatenate(parts)
         if len(np.unique(every)) != len(every):
             raise LeakageError(
                 "members: expected each example once, in one of always, pool and population, got "
                 f"{len(every) - len(np.unique(every))} more than once; a member among those who "
                 "are none makes every figure wrong"
             )
-        if len(every) and every.min() < 0:
-            raise LeakageError(
-                f"members: expected indices of at least 0, got {every.min()}: counted from the end "
-                "an example could be in two lists"
-            )
+        arguments.instance("halves", self.halves, np.ndarray)
         whole = self.halves.dtype == np.bool_ and self.halves.ndim == 2
         if not whole or len(self.halves) != len(self.pool):
             raise LeakageError(
@@ -101,6 +102,12 @@ class ShadowDesign:
         Raises:
             LeakageError: There are too few of either, or one is in both.
         """
+        arguments.whole("shadows", shadows, least=0)
+        arguments.whole("seed", seed, least=0)
+        if pool is not None:
+            arguments.whole("pool", pool, least=1)
+        members = arguments.indices("members", members)
+        others = arguments.indices("others", others)
         least = min(len(members), len(others))
         each = least * 9 // 10 if pool is None else min(pool // 2, least)
         if each < 1:
@@ -186,12 +193,14 @@ def score_tables(
         A table for each question.
 
     Raises:
-        LeakageError: A model does not answer with the classes of the data, or with numbers; or a
-            question has too few rows for each model to have members and others among them.
-        PlanError: The data set does not give pairs of an image and a label.
+        LeakageError: A model does not answer with the classes of the data, or with numbers; the
+            design is of another data set; or a question has too few rows for each model to have
+            members and others among them.
+        PlanError: The data set is none, or its examples cannot be put into one batch.
     """
+    _check_callers(train, dataset, design, recipe, target, keep)
     rows = _rows(design, questions)
-    said = _checked(known or {}, design, rows)
+    said = _checked({} if known is None else known, design, rows)
     asked, seeds = design.asked, design.seeds()
     labels = _labels(dataset, asked)
     for model in range(design.models):
@@ -199,6 +208,7 @@ def score_tables(
             continue
         own = target if model == 0 and target is not None else None
         answer = train(design.trained_on(model), seed=seeds[model]) if own is None else own
+        arguments.called("target" if own is not None else "train", answer, _A_MODEL)
         try:
             said[model] = {
                 name: _ask(answer, dataset, asked[rows[name]], question.signal)
@@ -219,10 +229,34 @@ def score_tables(
     }
 
 
+def _check_callers(
+    train: Train,
+    dataset: MapStyle,
+    design: ShadowDesign,
+    recipe: str,
+    target: Answer | None,
+    keep: object,
+) -> None:
+    """Refuses what is of another kind, before any model is trained."""
+    arguments.called("train", train, "a function of indices and a seed that gives a model")
+    arguments.called("keep", keep, "a function that gets what a model said")
+    if target is not None:
+        arguments.called("target", target, _A_MODEL)
+    arguments.instance("recipe", recipe, str)
+    arguments.instance("design", design, ShadowDesign)
+    every = np.concatenate([design.always, design.pool, design.population])
+    examples = check_dataset(dataset)
+    if len(every) and int(every.max()) >= examples:
+        raise LeakageError(
+            f"design: expected indices of the {examples} examples of the data set, got "
+            f"{int(every.max())}; it is of another data set"
+        )
+
+
 def _rows(design: ShadowDesign, questions: Mapping[str, Question]) -> dict[str, Indices]:
     """The rows of each question's table, before any model is trained for one that cannot be."""
-    if not questions:
-        raise LeakageError("questions: expected at least one, got none")
+    for name, question in arguments.named("questions", questions, "questions").items():
+        arguments.instance(f"questions: {name}", question, Question)
     rows = {name: design.rows(question.most) for name, question in questions.items()}
     for name, chosen in rows.items():
         count = design.members()[chosen].sum(0)
@@ -239,13 +273,23 @@ def _checked(
     known: Mapping[int, Mapping[str, Numbers]], design: ShadowDesign, rows: Mapping[str, Indices]
 ) -> dict[int, Mapping[str, Numbers]]:
     """What is known of models that answered every question."""
-    for model, said in known.items():
+    for model, said in arguments.instance("known", known, Mapping).items():  # type: ignore[type-abstract]  # is asked alone
+        arguments.instance(f"known: of model {shown(model)}", said, Mapping)  # type: ignore[type-abstract]  # as above
         for name in rows.keys() & said.keys():
-            if model not in range(design.models) or said[name].shape != rows[name].shape:
+            own = said[name]
+            whole = isinstance(own, np.ndarray) and own.dtype == np.float64
+            of_one = type(model) is int and model in range(design.models)
+            if not whole or not of_one or own.shape != rows[name].shape:
+                got = f"{own.dtype} {list(own.shape)}" if whole else shown(own)
                 raise LeakageError(
-                    f"known: expected signals of {len(rows[name])} examples from models 0 to "
-                    f"{design.models - 1}, got {list(said[name].shape)} from model {model} for "
-                    f"{name}; they are of another design, leave them out"
+                    f"known: expected signals of {len(rows[name])} examples, float64, from models "
+                    f"0 to {design.models - 1}, got {got} from model {shown(model)} for {name}; "
+                    "they are of another design, leave them out"
+                )
+            if not np.isfinite(own).all():
+                raise LeakageError(
+                    f"known: expected finite numbers, got others from model {model} for {name}; "
+                    "leave that model out, and it is trained anew"
                 )
     return {model: said for model, said in known.items() if rows.keys() <= said.keys()}
 
@@ -259,7 +303,9 @@ def _ask(answer: Answer, dataset: MapStyle, indices: Indices, signal: Signal) ->
         )
     with torch.no_grad():
         parts = [signal(answer, *batch) for batch in _batches(dataset, indices)]
-    said = np.concatenate(parts)
+    for part in parts:
+        arguments.instance("signal", part, np.ndarray)
+    said = np.concatenate(parts) if all(part.ndim for part in parts) else parts[0]
     if said.dtype != np.float64 or said.shape != indices.shape:
         raise LeakageError(
             f"signal: expected float64 for each of {len(indices)} examples, got {said.dtype} "
@@ -277,8 +323,14 @@ def _ask(answer: Answer, dataset: MapStyle, indices: Indices, signal: Signal) ->
 def _batches(dataset: MapStyle, indices: Indices) -> Iterator[tuple[Tensor, Tensor]]:
     for start in range(0, len(indices), _BATCH):
         chosen = torch.from_numpy(indices[start : start + _BATCH])
-        images, labels = read(dataset, PhysicalBatch(indices=chosen, rows=len(chosen), last=True))
-        yield images, labels
+        pair = read(dataset, PhysicalBatch(indices=chosen, rows=len(chosen), last=True))
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            raise LeakageError(
+                "dataset: expected pairs of an image and a label, got "
+                f"{len(pair) if isinstance(pair, (tuple, list)) else type(pair).__name__} of each "
+                "example"
+            )
+        yield pair[0], arguments.labels(pair[1])
 
 
 def _labels(dataset: MapStyle, indices: Indices) -> Indices:

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from privacy.errors import LeakageError
+from privacy.leakage import arguments
 from privacy.statistics import Numbers
 
-__all__ = ["Answer", "Confidence", "Question", "Signal", "confidence"]
+__all__ = ["Answer", "Confidence", "Question", "Signal", "checked_logits", "confidence"]
 
 _FEWEST_ROWS = 4
 
@@ -51,10 +52,32 @@ def confidence(logits: Tensor, labels: Tensor) -> Numbers:
         >>> confidence(torch.tensor([[0.0, 0.0], [0.0, 2.0]]), torch.tensor([0, 1]))
         array([0., 2.])
     """
-    if logits.ndim != 2 or logits.shape[1] < 2 or labels.shape != logits.shape[:1]:
+    logits = checked_logits(logits, labels)
+    if logits.shape[1] < 2:
         raise LeakageError(
-            "logits: expected one row of at least two classes for each label, got "
-            f"{list(logits.shape)} for labels {list(labels.shape)}"
+            f"logits: expected at least two classes in a row, got {list(logits.shape)}"
+        )
+    wide, own = logits.detach().double().cpu(), labels.detach().long().cpu()[:, None]
+    others = wide.scatter(1, own, -torch.inf).logsumexp(1)
+    found: Numbers = (wide.gather(1, own)[:, 0] - others).numpy()
+    return found
+
+
+def checked_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """What a model says, if it is a row of logits for each label, with the labels' classes.
+
+    Raises:
+        LeakageError: It is not.
+    """
+    arguments.labels(labels)
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise LeakageError(
+            "logits: expected a tensor of floats, got "
+            f"{getattr(logits, 'dtype', type(logits).__name__)}"
+        )
+    if logits.ndim != 2 or logits.shape[:1] != labels.shape:
+        raise LeakageError(
+            f"logits: expected one row for each of {len(labels)} labels, got {list(logits.shape)}"
         )
     classes = logits.shape[1]
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
@@ -62,10 +85,7 @@ def confidence(logits: Tensor, labels: Tensor) -> Numbers:
             f"labels: expected 0 to {classes - 1}, as the model has {classes} classes, got "
             f"{int(labels.min())} to {int(labels.max())}"
         )
-    wide, own = logits.detach().double().cpu(), labels.detach().long().cpu()[:, None]
-    others = wide.scatter(1, own, -torch.inf).logsumexp(1)
-    found: Numbers = (wide.gather(1, own)[:, 0] - others).numpy()
-    return found
+    return logits
 
 
 @final
@@ -103,9 +123,7 @@ class Question:
     most: int | None = None
 
     def __post_init__(self) -> None:
-        if self.queries < 1:
-            raise LeakageError(f"queries: expected at least 1, got {self.queries}")
-        if self.most is not None and self.most < _FEWEST_ROWS:
-            raise LeakageError(
-                f"most: expected at least {_FEWEST_ROWS} rows, or None for all, got {self.most}"
-            )
+        arguments.called("signal", self.signal, "what asks a model, as Confidence()")
+        arguments.whole("queries", self.queries, least=1)
+        if self.most is not None:
+            arguments.whole("most", self.most, least=_FEWEST_ROWS)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from privacy.errors import LeakageError
+from privacy.leakage import arguments
 from privacy.statistics import Numbers
 
 __all__ = ["Flags", "ScoreTable", "balanced_halves"]
@@ -112,6 +113,8 @@ class ScoreTable:
             raise LeakageError(
                 f"table: expected a target and at least two shadow models, got {models} models"
             )
+        for name in ("recipes", "seeds"):
+            arguments.instance(name, getattr(self, name), tuple)
         if not len(self.recipes) == len(self.seeds) == models:
             raise LeakageError(
                 f"table: expected a recipe and a seed for each of {models} models, got "
@@ -149,6 +152,8 @@ def balanced_halves(examples: int, models: int, random: np.random.Generator) -> 
         >>> balanced_halves(4, 6, np.random.default_rng(0)).sum(1)
         array([3, 3, 3, 3])
     """
+    arguments.whole("examples", examples, least=0)
+    arguments.whole("shadows", models, least=0)
     if examples < 2 or models < 2 or models % 2:
         raise LeakageError(
             f"shadows: expected at least 2 examples and an even number of models, so that each "

@@ -1,0 +1,145 @@
+"""What callers pass in, given that it is what was asked for; all else is told by name.
+
+Types say as much, and nobody has to run a type checker: without these, a wrong argument ended in
+somebody else's error, often after models had been trained.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from privacy import validate
+from privacy.errors import LeakageError, PlanError
+
+__all__ = [
+    "called",
+    "floats",
+    "indices",
+    "instance",
+    "labels",
+    "named",
+    "number",
+    "secret",
+    "sequence",
+    "whole",
+]
+
+_LEAST_KEY = 16
+
+Kind = TypeVar("Kind")
+
+
+def whole(name: str, value: Any, *, least: int) -> int:
+    """A whole number; True and 3.0 are refused."""
+    try:
+        return validate.whole(name, value, least=least)
+    except PlanError as error:
+        raise LeakageError(str(error)) from None
+
+
+def number(name: str, value: Any, expected: str, fits: Callable[[float], bool]) -> float:
+    """A number that fits; True, "1" and what is no number are refused, and NaN fits nowhere."""
+    found = math.nan
+    if not isinstance(value, (bool, np.bool_, str, bytes)):
+        try:
+            found = float(value)
+        except (TypeError, ValueError, OverflowError, RuntimeError):
+            found = math.nan
+    if math.isnan(found) or not fits(found):
+        raise LeakageError(f"{name}: expected {expected}, got {validate.shown(value)}")
+    return found
+
+
+def instance(name: str, value: Any, kind: type[Kind]) -> Kind:
+    """A value of a class."""
+    if not isinstance(value, kind):
+        raise LeakageError(f"{name}: expected {_with_article(kind.__name__)}, got {_kind(value)}")
+    return value
+
+
+def called(name: str, value: Any, what: str) -> Any:
+    """What can be called."""
+    if not callable(value):
+        raise LeakageError(f"{name}: expected {what}, got {validate.shown(value)}")
+    return value
+
+
+def named(name: str, value: Any, what: str) -> Mapping[str, Any]:
+    """A mapping with a name or more; what they stand for is looked at by who asks."""
+    if not isinstance(value, Mapping) or not all(isinstance(each, str) for each in value):
+        raise LeakageError(f"{name}: expected {what} by name, got {validate.shown(value)}")
+    if not value:
+        raise LeakageError(f"{name}: expected at least one, got none")
+    return value
+
+
+def secret(name: str, value: Any) -> bytes:
+    """A key that is long enough to keep rows secret."""
+    if not isinstance(value, (bytes, bytearray)):
+        raise LeakageError(
+            f"{name}: expected at least {_LEAST_KEY} secret bytes, got {type(value).__name__}"
+        )
+    if len(value) < _LEAST_KEY:
+        raise LeakageError(f"{name}: expected at least {_LEAST_KEY} secret bytes, got {len(value)}")
+    return bytes(value)
+
+
+def sequence(name: str, value: Any, what: str) -> Sequence[Any]:
+    """A sequence of something, and no text."""
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise LeakageError(f"{name}: expected {what}, got {validate.shown(value)}")
+    return value
+
+
+def floats(name: str, value: Any, axes: int) -> Tensor:
+    """A tensor of floats with so many axes."""
+    if not isinstance(value, Tensor) or not value.is_floating_point() or value.ndim != axes:
+        raise LeakageError(
+            f"{name}: expected a tensor of floats with {axes} axes, got {_kind(value)}"
+        )
+    return value
+
+
+def indices(name: str, value: Any) -> npt.NDArray[np.int64]:
+    """Indices of examples, as int64 `[n]`; flags are refused, as is what has other axes."""
+    try:
+        found = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        found = np.empty((), dtype=object)
+    empty = found.shape == (0,) and found.dtype == np.float64  # as of an empty list
+    if found.ndim != 1 or not (empty or found.dtype.kind in "iu"):
+        hint = "; give np.flatnonzero of flags" if found.dtype == np.bool_ else ""
+        raise LeakageError(
+            f"{name}: expected indices of examples, int64 [n], got {_kind(value)}{hint}"
+        )
+    if len(found) and not 0 <= int(found.min()) <= int(found.max()) < 2**63:
+        raise LeakageError(
+            f"{name}: expected indices of at least 0, got {found.min()} to {found.max()}: counted "
+            "from the end an example could be in two lists"
+        )
+    return found.astype(np.int64)
+
+
+def labels(value: Any) -> Tensor:
+    """Labels of examples, `[n]`: whole numbers of any kind, or floats that are."""
+    fits = isinstance(value, Tensor) and value.ndim == 1 and not value.is_complex()
+    if not fits or (value.is_floating_point() and bool((value != value.round()).any())):
+        raise LeakageError(f"labels: expected whole numbers [n], got {_kind(value)}")
+    found: Tensor = value.to(torch.int64)
+    return found
+
+
+def _kind(value: object) -> str:
+    """Of a tensor its kind and shape, without its values."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        return f"{value.dtype} {list(value.shape)}"
+    return validate.shown(value)
+
+
+def _with_article(word: str) -> str:
+    return f"{'an' if word[0] in 'AEIOU' else 'a'} {word}"
