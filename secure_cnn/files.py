@@ -20,6 +20,7 @@ __all__ = [
     "IrregularFileError",
     "check_path",
     "check_target",
+    "locked_folder",
     "new_file",
     "open_regular",
     "reading",
@@ -80,6 +81,24 @@ def check_target(path: AnyPath) -> None:
     check_path(path)
     with contextlib.suppress(FileNotFoundError):
         _check(path, os.stat(path, follow_symlinks=False))
+
+
+@contextlib.contextmanager
+def locked_folder(folder: AnyPath) -> Iterator[None]:
+    """Keeps everybody else who asks for the same out of a folder in the block.
+
+    The lock is the system's: it goes with its process, however that ends, and holds within one too.
+
+    Raises:
+        BlockingIOError: Somebody is in it.
+        OSError: It is no folder, or its file system has no locks.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(fd)
 
 
 @contextlib.contextmanager

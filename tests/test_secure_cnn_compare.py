@@ -25,6 +25,7 @@ from secure_cnn.record import (
     AuditRecord,
     ControlRecord,
     DataRecord,
+    RunRecord,
     SavedRun,
     ThreatRecord,
     compare_runs,
@@ -371,16 +372,23 @@ def folder_of(parent, name, **fields):
 
 
 def test_what_another_run_leaks_is_refused(tmp_path):
-    """By its number, and by a variant that the run does not have; its own is read."""
+    """By its number, a variant that the run does not have, and what the model finds.
+
+    Its own is read.
+    """
     folder = folder_of(tmp_path, "first", run_id="cd" * 16)
     for wrong, words in (({"run": "ef" * 16}, "that of another run"), (
         {"run": "cd" * 16, "variant": "pgd"}, f"pgd, where the run has plain, {PROTECTED}"
+    ), (
+        {"run": "cd" * 16, "variant": PROTECTED, "accuracy": 0.123},
+        "that of a model whose accuracy is 0.123, where the run's has 0.",
     )):  # fmt: skip
         leakage_of(**wrong).write(folder / "leakage.json")
         with pytest.raises(RunError, match=r"leakage\.json: .*secure-cnn leakage") as told:
             SavedRun.read(folder, "first")
         assert words in str(told.value)
-    own = leakage_of(run="cd" * 16, variant=PROTECTED)
+    (_, result) = RunRecord.read(folder / "run.json").results
+    own = leakage_of(run="cd" * 16, variant=PROTECTED, accuracy=result.accuracy)
     own.write(folder / "leakage.json")
     assert SavedRun.read(folder, "first").leakage == own
 

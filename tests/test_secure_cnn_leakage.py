@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import zipfile
 from dataclasses import replace
@@ -19,6 +20,7 @@ from secure_cnn.cli import app
 from secure_cnn.cli.leakage import _demand
 from secure_cnn.data import Split
 from secure_cnn.errors import DataError, RunError
+from secure_cnn.files import locked_folder
 from secure_cnn.interruption import Stopped, StopRequest
 from secure_cnn.leakage import (
     ExtractionSettings,
@@ -394,6 +396,7 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     place = _place(tmp_path)
     place.begin(force=False)
     path = place.root / "signals.npz"
+    path.touch(mode=0o600)
     header = {"descr": "<f8", "fortran_order": False, "shape": (10**12,)}
     with (
         zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
@@ -412,6 +415,81 @@ def test_the_key_of_digests_is_private_and_stays(tmp_path: Path) -> None:
     (tmp_path / "exposed.key").write_bytes(b"short")
     with pytest.raises(RunError, match=r"exposed\.key: expected 32 bytes"):
         exposed_key(tmp_path)
+
+
+def _untrained(*_: object, **__: object) -> None:
+    raise AssertionError("a shadow model was trained")
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shadow model may be trained."""
+    monkeypatch.setattr(ShadowTraining, "__call__", _untrained)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_two_measurements_do_not_share_a_folder(target: Target, tmp_path: Path) -> None:
+    """The second one's signals would be written over the first one's, and so would the key."""
+    (tmp_path / "leakage").mkdir()
+    with (
+        locked_folder(tmp_path / "leakage"),
+        pytest.raises(RunError, match=r"leakage: another measurement is under way in it; .*--out"),
+    ):
+        measured(target, QUICK, tmp_path, force=True)
+    assert list((tmp_path / "leakage").iterdir()) == []
+
+
+def test_a_folder_is_free_again_when_a_measurement_ended(target: Target, tmp_path: Path) -> None:
+    """However it ended; the control of the lock."""
+    stop = StopRequest()
+    stop.set()
+    with pytest.raises(Stopped):
+        measure_leakage(target, LeakageSettings(membership=QUICK), tmp_path, stop=stop)
+    with locked_folder(tmp_path / "leakage"):
+        pass
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("name", [".", "leakage"])
+def test_a_folder_that_cannot_be_written_to_is_refused_first(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Before a shadow model is trained: the folder of the table, and that of the record."""
+    folder = (tmp_path / name).resolve()
+    access = os.access
+
+    def read_only(path: Path, mode: int) -> bool:
+        return access(path, mode) and Path(path).resolve() != folder
+
+    monkeypatch.setattr(os, "access", read_only)
+    with pytest.raises(RunError, match=f"{folder}: expected a folder that can be written to"):
+        measured(target, QUICK, tmp_path)
+
+
+@pytest.mark.usefixtures("untrained")
+@pytest.mark.parametrize("name", ["leakage.json", "leakage.html", "leakage"])
+def test_what_is_no_file_of_a_measurement_is_refused_first(
+    target: Target, tmp_path: Path, name: str
+) -> None:
+    """A folder where the record or its page goes; a file where the folder of the table goes."""
+    if name == "leakage":
+        (tmp_path / name).touch()
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(RunError, match=f"{name}: expected a"):
+        measured(target, QUICK, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["exposed.key", "signals.npz"])
+def test_what_others_can_read_is_not_used(target: Target, tmp_path: Path, name: str) -> None:
+    """As the keys of sealed files: with the key anybody looks up who is exposed."""
+    place = tmp_path / "leakage" / name
+    measured(target, QUICK, tmp_path)
+    place.chmod(0o644)
+    with pytest.raises(RunError, match=rf"{name}: others can .*mode 0644.*chmod 600 .*{name}"):
+        measured(target, QUICK, tmp_path)
+    place.chmod(0o600)
+    measured(target, QUICK, tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from secure_cnn.leakage.membership import MembershipSettings, measure_membership
 from secure_cnn.leakage.pools import FixedPool, GrowingPool, halves, noise_images
 from secure_cnn.leakage.sharing import Sharing
 from secure_cnn.leakage.student import StudentTraining
+from secure_cnn.leakage.table_file import alone_in
 from secure_cnn.leakage.target import Target
 from secure_cnn.record import ExtractionRecord, InversionRecord, LeakageRecord, hardware, versions
 
@@ -86,7 +87,8 @@ def measure_leakage(
     """What a target leaks: who was in its data, and what its gradients show.
 
     Guarantee: an interrupted call goes on where it was, from what is in `out/leakage`; what is
-    found in gradients, and by copies, is looked for anew.
+    found in gradients, and by copies, is looked for anew. No other measurement uses that folder
+    meanwhile, and that `out` can be written to is seen to before a model is trained.
 
     Args:
         target: Whom it is about.
@@ -97,10 +99,16 @@ def measure_leakage(
 
     Raises:
         Stopped: A stop was requested.
-        SecureCNNError: The folder holds another table, or cannot be written to.
+        SecureCNNError: The folder holds another table, is in use, or cannot be written to.
         LeakageError: There are too few examples, or a model says no numbers.
     """
-    folder = out / "leakage"
+    with alone_in(out) as folder:
+        return _measured(target, settings, folder, stop=stop, force=force)
+
+
+def _measured(
+    target: Target, settings: LeakageSettings, folder: Path, *, stop: StopRequest, force: bool
+) -> Measured:
     told = settings.membership
     membership, controls = measure_membership(target, told, folder, stop=stop, force=force)
     inversion, pictures = _inverted(target, settings, stop) if settings.inversion else ((), ())

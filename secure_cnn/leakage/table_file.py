@@ -8,10 +8,13 @@ exposed.key    by which the digests of the most exposed examples are made; for t
 import hashlib
 import io
 import json
+import os
 import secrets
+import shlex
+import stat
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -23,13 +26,15 @@ from privacy.leakage import ShadowDesign
 from privacy.statistics import Numbers
 from secure_cnn.data.npz_array import array_header, exactly, opened_npz
 from secure_cnn.errors import DataError, RunError
-from secure_cnn.files import reading, write_file
+from secure_cnn.files import IrregularFileError, check_target, locked_folder, reading, write_file
 from secure_cnn.record.document import Document
 
-__all__ = ["TableFolder", "TableRecord", "design_digest", "exposed_key"]
+__all__ = ["TableFolder", "TableRecord", "alone_in", "design_digest", "exposed_key"]
 
 _KEY_BYTES = 32
 _MARK = "table"
+_WRITTEN = ("leakage.json", "leakage.html")
+"""What a measurement's record and its page are called, beside the folder of the table."""
 _NAMES = {"design": "pool or seed", "questions": "set of attacks"}
 """What options say of it, in the place of a digest."""
 _PRIVATE = 0o600
@@ -160,6 +165,7 @@ class TableFolder:
     def _read(self) -> dict[int, dict[str, Numbers]]:
         """Whole models alone: one that was not asked everything is asked anew."""
         found: dict[int, dict[str, Numbers]] = {}
+        self._check_reached()
         with self._opened() as archive:
             names = set(archive.namelist())
             mark = self._array(archive, len(self._mark), f"{_MARK}.npy")
@@ -176,6 +182,16 @@ class TableFolder:
                         q: self._array(archive, rows[q], name) for q, name in wanted.items()
                     }
         return found
+
+    def _check_reached(self) -> None:
+        try:
+            with reading(self._signals) as file:
+                _check_private(self._signals, file.fileno())
+        except OSError as error:
+            raise RunError(
+                f"{self._signals}: expected a file that can be read: {error.strerror}; begin anew "
+                "with --force"
+            ) from error
 
     @contextmanager
     def _opened(self) -> Iterator[zipfile.ZipFile]:
@@ -213,11 +229,57 @@ class TableFolder:
         return values
 
 
+@contextmanager
+def alone_in(out: Path) -> Iterator[Path]:
+    """The folder of a table in `out`, made where it is not there, and in the block for one alone.
+
+    That the record and its page can be written to `out` is seen to first: models are trained in the
+    block.
+
+    Raises:
+        RunError: Another measurement is under way in it, or it cannot be made or written to.
+    """
+    folder = out / "leakage"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in _WRITTEN:
+            check_target(out / name)
+    except IrregularFileError as error:  # says itself what was expected
+        raise RunError(
+            f"{error.filename}: {error.strerror}; move it elsewhere, or choose another folder "
+            "with --out"
+        ) from error
+    except OSError as error:
+        raise RunError(
+            f"{folder}: expected a folder that can be made: {error.strerror}; choose another one "
+            "with --out"
+        ) from error
+    for place in (out, folder):
+        if not os.access(place, os.W_OK):
+            raise RunError(
+                f"{place}: expected a folder that can be written to; choose another one with --out"
+            )
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked_folder(folder))
+        except BlockingIOError as error:
+            raise RunError(
+                f"{folder}: another measurement is under way in it; wait for its end, or choose "
+                "another folder with --out"
+            ) from error
+        except OSError as error:
+            raise RunError(
+                f"{folder}: expected a folder that can be locked: {error.strerror}; choose one on "
+                "a local disk with --out"
+            ) from error
+        yield folder
+
+
 def exposed_key(folder: Path) -> bytes:
     """The secret key of a table's digests, drawn where there is none: who has it can look them up.
 
     Raises:
-        RunError: It is damaged, or cannot be written.
+        RunError: It is damaged, or cannot be written, or others can read it.
     """
     path = folder / "exposed.key"
     try:
@@ -225,6 +287,7 @@ def exposed_key(folder: Path) -> bytes:
         if not path.exists():
             write_file(path, secrets.token_bytes(_KEY_BYTES), overwrite=False, mode=_PRIVATE)
         with reading(path) as file:
+            _check_private(path, file.fileno())
             key = file.read(_KEY_BYTES + 1)
     except OSError as error:
         raise RunError(
@@ -233,6 +296,16 @@ def exposed_key(folder: Path) -> bytes:
     if len(key) != _KEY_BYTES:
         raise RunError(f"{path}: expected {_KEY_BYTES} bytes, got others; remove it")
     return key
+
+
+def _check_private(path: Path, fd: int) -> None:
+    """Refuses a file that others than its owner can read or change, as `archive` does its keys."""
+    mode = stat.S_IMODE(os.fstat(fd).st_mode)
+    if mode & 0o077:
+        raise RunError(
+            f"{path}: others can reach what it says of the people in the data (mode {mode:04o}); "
+            f"run: chmod 600 {shlex.quote(str(path))}"
+        )
 
 
 def _entry(model: int, question: str) -> str:

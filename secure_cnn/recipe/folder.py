@@ -9,19 +9,18 @@ checkpoints/training.*          the training under way, gone once it is complete
 Beside them stand, once they are made, audit.*, leakage.* and a folder leakage/.
 """
 
-import fcntl
 import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from secure_cnn.checkpoint import Sealing, write_state
 from secure_cnn.errors import RunError
-from secure_cnn.files import target_of
+from secure_cnn.files import locked_folder, target_of
 from secure_cnn.pages import Examples, write_page
 from secure_cnn.recipe.metrics import append_metrics, write_metrics
 from secure_cnn.record import ChosenRecord, EpochRecord, ResultRecord, RunRecord
@@ -113,27 +112,24 @@ class RunFolder:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps every other run out of the folder in the block."""
-        try:
-            fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        except OSError as error:
-            raise RunError(
-                f"{self.root}: expected a run's folder, with run.json in it: {error.strerror}"
-            ) from error
-        try:
+        with ExitStack() as stack:
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                stack.enter_context(locked_folder(self.root))
             except BlockingIOError as error:
                 raise RunError(
                     f"{self.root}: a run is under way in it; wait for its end, or interrupt it"
                 ) from error
             except OSError as error:
+                if not self.root.is_dir():
+                    raise RunError(
+                        f"{self.root}: expected a run's folder, with run.json in it: "
+                        f"{error.strerror}"
+                    ) from error
                 raise RunError(
                     f"{self.root}: expected a folder that can be locked: {error.strerror}; choose "
                     "one on a local disk"
                 ) from error
             yield
-        finally:
-            os.close(fd)
 
     @contextmanager
     def _writable(self) -> Iterator[None]:

@@ -125,12 +125,18 @@ def _leakage_of(record: RunRecord, path: Path) -> LeakageRecord:
         leakage = LeakageRecord.read(path)
     except OlderVersionError as error:
         raise OlderVersionError(f"{error} with secure-cnn leakage {path.parent}") from error
-    variants = [result.variant for result in record.results]
+    results = {result.variant: result for result in record.results}
     found = None
     if leakage.run != record.run_id:
         found = "that of another run"
-    elif variants and leakage.variant not in variants:
-        found = f"{leakage.variant}, where the run has {', '.join(variants)}"
+    elif results and leakage.variant not in results:
+        found = f"{leakage.variant}, where the run has {', '.join(results)}"
+    elif results and leakage.accuracy != (known := results[leakage.variant].accuracy):
+        # A measurement begins with the accuracy that is on record, or does not begin.
+        found = (
+            f"that of a model whose accuracy is {leakage.accuracy:.4g}, where the run's has "
+            f"{known:.4g}"
+        )
     if found is not None:
         raise RunError(
             f"{path}: expected what this run's model leaks, got {found}; make it anew with "
