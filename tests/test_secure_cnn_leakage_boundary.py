@@ -109,8 +109,16 @@ def test_members_of_a_model_that_knows_them_by_heart_are_farther_from_its_bounda
     [
         (lambda: BoundaryDistance(farthest=0.0), RunError, "a distance in"),
         (lambda: BoundaryDistance(farthest=1.5), RunError, "a distance in"),
-        (lambda: BoundaryDistance(rounds=0), RunError, "at least one round"),
-        (lambda: BoundaryDistance(halvings=-1), RunError, "no fewer than 0 halvings"),
+        (
+            lambda: BoundaryDistance(rounds=0),
+            RunError,
+            "rounds: expected a whole number",
+        ),
+        (
+            lambda: BoundaryDistance(halvings=-1),
+            RunError,
+            "halvings: expected a whole",
+        ),
         (
             lambda: DISTANCE(Corner(), 3 * images_at(0.9), torch.tensor([1])),
             ThreatModelError,

@@ -179,10 +179,18 @@ def test_a_stop_ends_it(victim, sides):
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: StudentTraining(build=network, steps=0), RunError, "at least one step"),
+        (
+            lambda: StudentTraining(build=network, steps=0),
+            RunError,
+            "steps: expected a whole number",
+        ),
         (lambda: StudentTraining(build=network, learning_rate=0.0), RunError, "a number > 0"),
-        (lambda: ExtractionSettings(budgets=()), RunError, "budgets and attacked"),
-        (lambda: ExtractionSettings(budgets=(0,)), RunError, "at least 1"),
+        (lambda: ExtractionSettings(budgets=()), RunError, "budgets: expected one or more"),
+        (
+            lambda: ExtractionSettings(budgets=(0,)),
+            RunError,
+            "budgets: expected a whole",
+        ),
         (lambda: ExtractionSettings(answers=("all",)), RunError, "expected some of probabilities"),
         (
             lambda: FixedPool(name="x", images=torch.zeros(2, 8, 8)),
@@ -198,7 +206,7 @@ def test_a_stop_ends_it(victim, sides):
         ),
         (
             lambda: GrowingPool(name="x", images=torch.zeros(2, 1, 8, 8), step=0.0),
-            DataError,
+            RunError,
             "a step in",
         ),
     ],

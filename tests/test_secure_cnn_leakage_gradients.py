@@ -206,10 +206,13 @@ def test_a_stop_ends_it():
         (lambda: Sharing(max_grad_norm=0.0), "max_grad_norm: expected a finite number > 0"),
         (lambda: Sharing(noise_multiplier=1.0), "expected max_grad_norm with it"),
         (lambda: Sharing(max_grad_norm=1.0, noise_multiplier=-1.0), "a finite number >= 0"),
-        (lambda: InversionSettings(batches=()), "expected a protection, batches"),
-        (lambda: InversionSettings(batches=(0,)), "of at least one image"),
-        (lambda: InversionSettings(repeats=0), "at least one repeat"),
-        (lambda: InversionSettings(candidates=1), "at least 2 candidates"),
+        (lambda: InversionSettings(batches=()), "batches: expected one or more"),
+        (lambda: InversionSettings(batches=(0,)), "batches: expected a whole number, at least 1"),
+        (lambda: InversionSettings(repeats=0), "repeats: expected a whole number, at least 1"),
+        (
+            lambda: InversionSettings(candidates=1),
+            "candidates: expected a whole number",
+        ),
         (
             lambda: measure_inversion(
                 network(), DATA.test.first(15), settings(batches=(8,)), stop=GO_ON

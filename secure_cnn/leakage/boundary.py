@@ -17,7 +17,7 @@ from defenses import ThreatModel
 from defenses.attacks import Square
 from privacy.leakage.signals import Answer
 from privacy.statistics import Numbers
-from secure_cnn.errors import RunError
+from secure_cnn.leakage import arguments
 
 __all__ = ["BoundaryDistance"]
 
@@ -57,14 +57,13 @@ class BoundaryDistance:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 < self.farthest <= 1:
-            raise RunError(f"farthest: expected a distance in (0, 1], got {self.farthest}")
-        if min(self.rounds, self.starts, self.squares) < 1 or min(self.halvings, self.seed) < 0:
-            raise RunError(
-                "boundary: expected at least one round, start and square and no fewer than 0 "
-                f"halvings and seed, got {self.rounds}, {self.starts}, {self.squares}, "
-                f"{self.halvings} and {self.seed}"
-            )
+        arguments.number(
+            "farthest", self.farthest, "a distance in (0, 1]", lambda far: 0 < far <= 1
+        )
+        for name in ("rounds", "starts", "squares"):
+            arguments.whole(name, getattr(self, name), least=1)
+        for name in ("halvings", "seed"):
+            arguments.whole(name, getattr(self, name), least=0)
 
     @property
     def queries(self) -> int:

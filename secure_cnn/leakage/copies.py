@@ -18,6 +18,7 @@ from privacy.leakage import AnswerMode, Labels, Probabilities, TopProbabilities,
 from privacy.leakage.signals import Answer
 from secure_cnn.data import Split
 from secure_cnn.errors import DataError, RunError
+from secure_cnn.leakage import arguments
 from secure_cnn.leakage.pools import Pool
 from secure_cnn.leakage.student import StudentTraining
 from secure_cnn.progress import count_progress
@@ -60,12 +61,13 @@ class ExtractionSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.budgets or min(*self.budgets, self.attacked) < 1 or self.seed < 0:
-            raise RunError(
-                "extraction: expected budgets and attacked images of at least 1 and a seed of at "
-                f"least 0, got {self.budgets}, {self.attacked} and {self.seed}"
-            )
-        for name in self.answers:
+        for budget in arguments.tuple_of("budgets", self.budgets, object):
+            arguments.whole("budgets", budget, least=1)
+        arguments.whole("attacked", self.attacked, least=1)
+        arguments.whole("seed", self.seed, least=0)
+        if self.attack is not None:
+            arguments.called("attack", self.attack, "an attack of defenses, or None")
+        for name in arguments.tuple_of("answers", self.answers, str):
             if name not in ANSWERS:
                 raise RunError(f"answers: expected some of {', '.join(ANSWERS)}, got {name!r}")
 

@@ -26,6 +26,7 @@ from privacy.statistics import clopper_pearson
 from secure_cnn.data import Split
 from secure_cnn.errors import ModelError, RunError
 from secure_cnn.interruption import StopRequest, stop_here
+from secure_cnn.leakage import arguments
 from secure_cnn.leakage.sharing import Gradient, Protection, Sharing
 from secure_cnn.progress import count_progress
 from secure_cnn.record import InversionRecord
@@ -74,16 +75,12 @@ class InversionSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not self.protections or not self.batches or min(*self.batches, self.repeats) < 1:
-            raise RunError(
-                "inversion: expected a protection, batches of at least one image and at least one "
-                f"repeat, got {len(self.protections)}, {self.batches} and {self.repeats}"
-            )
-        if self.candidates < 2 or self.seed < 0:
-            raise RunError(
-                f"inversion: expected at least 2 candidates and a seed of at least 0, got "
-                f"{self.candidates} and {self.seed}"
-            )
+        arguments.tuple_of("protections", self.protections, Sharing)
+        for size in arguments.tuple_of("batches", self.batches, object):
+            arguments.whole("batches", size, least=1)
+        for name, least in (("repeats", 1), ("candidates", 2), ("seed", 0)):
+            arguments.whole(name, getattr(self, name), least=least)
+        arguments.instance("inversion", self.inversion, Inversion)
 
     @property
     def gradients(self) -> int:

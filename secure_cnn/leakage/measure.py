@@ -8,9 +8,9 @@ from typing import final
 import torch
 
 import defenses
-from secure_cnn.errors import RunError
 from secure_cnn.evaluate import batch_for, evaluate_model
 from secure_cnn.interruption import StopRequest
+from secure_cnn.leakage import arguments
 from secure_cnn.leakage.copies import ExtractionSettings, measure_extraction
 from secure_cnn.leakage.gradients import InversionSettings, Picture, measure_inversion
 from secure_cnn.leakage.membership import MembershipSettings, measure_membership
@@ -63,8 +63,10 @@ class LeakageSettings:
     extraction: bool = False
 
     def __post_init__(self) -> None:
-        if type(self.repeats) is not int or self.repeats < 1:
-            raise RunError(f"repeats: expected a whole number of at least 1, got {self.repeats!r}")
+        arguments.instance("membership", self.membership, MembershipSettings)
+        for name in ("inversion", "extraction"):
+            arguments.instance(name, getattr(self, name), bool)
+        arguments.whole("repeats", self.repeats, least=1)
 
 
 @final

@@ -28,6 +28,7 @@ from privacy.leakage import (
 from privacy.statistics import Numbers, area_interval
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import StopRequest
+from secure_cnn.leakage import arguments
 from secure_cnn.leakage.boundary import BoundaryDistance
 from secure_cnn.leakage.shadows import ShadowTraining
 from secure_cnn.leakage.table_file import TableFolder, TableRecord, design_digest, exposed_key
@@ -100,7 +101,7 @@ class MembershipSettings:
                 "it out"
             )
         known = [*MEMBERSHIP_ATTACKS, *LABEL_ONLY]
-        for name in self.attacks:
+        for name in arguments.instance("attacks", self.attacks, tuple):
             if name not in known:
                 raise RunError(
                     f"attacks: expected some of {', '.join(known)}, got {name!r}; leave it out for "

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secure_cnn.data import Split
-from secure_cnn.errors import DataError
+from secure_cnn.errors import DataError, RunError
+from secure_cnn.leakage import arguments
 from secure_cnn.leakage.student import StudentTraining
 
 __all__ = ["FixedPool", "GrowingPool", "Pool", "halves", "noise_images"]
@@ -63,11 +64,14 @@ class _Owned:
     labels: Tensor | None = None
 
     def __post_init__(self) -> None:
+        arguments.instance("images", self.images, Tensor)
         if self.images.ndim != 4 or not self.images.is_floating_point() or not len(self.images):
             raise DataError(
                 f"{self.name}: expected float images [n, channels, height, width], at least one, "
                 f"got {self.images.dtype} {list(self.images.shape)}"
             )
+        if self.labels is not None:
+            arguments.instance("labels", self.labels, Tensor)
         if self.labels is not None and self.labels.shape != self.images.shape[:1]:
             raise DataError(
                 f"{self.name}: expected a label for each of {len(self.images)} images, got "
@@ -110,8 +114,7 @@ class GrowingPool(_Owned):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.step <= 1:
-            raise DataError(f"{self.name}: expected a step in (0, 1], got {self.step}")
+        arguments.number("step", self.step, "a step in (0, 1]", lambda step: 0 < step <= 1)
 
     def questions(
         self, budget: int, taught: _Taught, learn: StudentTraining, *, seed: int
@@ -139,6 +142,7 @@ class GrowingPool(_Owned):
 
 def halves(split: Split, *, seed: int) -> tuple[Split, Split]:
     """A split in two by chance: to ask about, and to judge on."""
+    arguments.whole("seed", seed, least=0)
     order = torch.randperm(len(split), generator=torch.Generator().manual_seed(seed))
     one, other = (
         Split(images=split.images[rows], labels=split.labels[rows]) for rows in order.chunk(2)
@@ -150,7 +154,16 @@ def noise_images(shape: tuple[int, int, int], count: int, *, seed: int) -> Tenso
     """Random images in [0, 1], float `[count, *shape]`: each pixel alone, and smooth ones in turn.
 
     Smooth are random pixels of a much smaller image, made larger.
+
+    Raises:
+        RunError: A number is out of range.
     """
+    arguments.whole("count", count, least=0)
+    arguments.whole("seed", seed, least=0)
+    if len(arguments.tuple_of("shape", shape, object)) != 3:
+        raise RunError(f"shape: expected channels, height and width, got {shape}")
+    for side in shape:
+        arguments.whole("shape", side, least=1)
     random = torch.Generator().manual_seed(seed)
     found = torch.rand(count, *shape, generator=random)
     sides = [min(_COARSEST, side) for side in shape[1:]]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from privacy.leakage import shared_gradient
 from secure_cnn.errors import RunError
+from secure_cnn.leakage import arguments
 
 __all__ = ["Gradient", "Protection", "Sharing"]
 
@@ -42,13 +43,12 @@ class Sharing:
     noise_multiplier: float = 0.0
 
     def __post_init__(self) -> None:
-        norm = self.max_grad_norm
-        if norm is not None and not 0 < norm < math.inf:
-            raise RunError(f"max_grad_norm: expected a finite number > 0, got {norm}")
-        if not 0 <= self.noise_multiplier < math.inf:
-            raise RunError(
-                f"noise_multiplier: expected a finite number >= 0, got {self.noise_multiplier}"
-            )
+        norm, noise = self.max_grad_norm, self.noise_multiplier
+        if norm is not None:
+            wanted = "a finite number > 0"
+            arguments.number("max_grad_norm", norm, wanted, lambda x: 0 < x < math.inf)
+        wanted = "a finite number >= 0"
+        arguments.number("noise_multiplier", noise, wanted, lambda x: 0 <= x < math.inf)
         if self.noise_multiplier and norm is None:
             raise RunError("noise_multiplier: expected max_grad_norm with it, which is its unit")
 

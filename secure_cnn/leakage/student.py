@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secure_cnn.engine import MeanUpdate, Schedule, train
-from secure_cnn.errors import RunError
 from secure_cnn.interruption import StopRequest, stop_here
+from secure_cnn.leakage import arguments
 from secure_cnn.optimizers import Muon
 
 __all__ = ["StudentTraining"]
@@ -40,13 +40,12 @@ class StudentTraining:
     stop: StopRequest = field(default_factory=StopRequest)
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size) < 1:
-            raise RunError(
-                f"student: expected at least one step of one image, got {self.steps} of "
-                f"{self.batch_size}"
-            )
-        if not 0 < self.learning_rate < math.inf:
-            raise RunError(f"learning_rate: expected a number > 0, got {self.learning_rate}")
+        arguments.called("build", self.build, "a function of a seed that gives a network")
+        arguments.whole("steps", self.steps, least=1)
+        arguments.whole("batch_size", self.batch_size, least=1)
+        rate = self.learning_rate
+        arguments.number("learning_rate", rate, "a number > 0", lambda x: 0 < x < math.inf)
+        arguments.instance("stop", self.stop, StopRequest)
 
     def __call__(self, images: Tensor, targets: Tensor, /, *, seed: int) -> nn.Module:
         """A finished student, in evaluation mode.
