@@ -193,6 +193,7 @@ def test_controls_are_folded_behind_the_results_unless_one_failed():
     failed = render_leakage(record_of(controls=[*record_of().controls, FAILED]))
     assert failed.index('<section id="controls">') < failed.index('id="membership"')
     assert "controls fired" not in failed
+    assert [row[1] for row in table_of(failed, "Controls")] == ["✗ FAILED", "✓ fired"]
     for page in (fine, failed):
         assert page.count('<section id="controls">') == 1
         assert len(table_of(page, "Controls")) in (1, 2)
@@ -232,7 +233,7 @@ def test_classes_have_intervals_and_numbers():
     (row, *_) = table_of(render_leakage(record_of(membership=found)), "AUC by class")
     one = found.strongest.classes[0]
     ends = f"{fraction(one.low)}–{fraction(one.high)}"
-    assert row == ["cat", "750", "750", f"{fraction(one.area)} ({ends})"]
+    assert row == ["cat", "750", "750", f"{fraction(one.area)}\n{ends}"]
 
 
 def test_exposed_examples_are_digests():

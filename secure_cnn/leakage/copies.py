@@ -21,7 +21,7 @@ from secure_cnn.errors import DataError, RunError
 from secure_cnn.leakage import arguments
 from secure_cnn.leakage.pools import Pool
 from secure_cnn.leakage.student import StudentTraining
-from secure_cnn.progress import count_progress
+from secure_cnn.progress import part_progress
 from secure_cnn.record import ExtractionRecord
 
 __all__ = ["ANSWERS", "ExtractionSettings", "measure_extraction"]
@@ -101,7 +101,7 @@ def measure_extraction(
     asked = [(pool, _within(pool, settings.budgets)) for pool in pools]
     total = sum(len(budgets) for _, budgets in asked) * len(settings.answers)
     judge, rows = _Judge(victim, judged, settings), []
-    with count_progress("copies", total) as advance:
+    with part_progress("copy", total) as advance:
         for pool, budgets in asked:
             alone = [judge.baseline(pool, budget, learn) for budget in budgets]
             for name in settings.answers:

@@ -28,7 +28,7 @@ from secure_cnn.errors import ModelError, RunError
 from secure_cnn.interruption import StopRequest, stop_here
 from secure_cnn.leakage import arguments
 from secure_cnn.leakage.sharing import Gradient, Protection, Sharing
-from secure_cnn.progress import count_progress
+from secure_cnn.progress import part_progress
 from secure_cnn.record import InversionRecord
 
 __all__ = ["InversionSettings", "Picture", "measure_inversion"]
@@ -149,7 +149,7 @@ def measure_inversion(
     target = _Target.of(model, images, settings)
     rows: list[InversionRecord] = []
     pictures: list[Picture] = []
-    with count_progress("gradients", settings.gradients) as advance:
+    with part_progress("gradient", settings.gradients) as advance:
         for sharing in settings.protections:
             for batch in settings.batches:
                 every = []

@@ -55,7 +55,10 @@ def render_leakage(record: LeakageRecord, pictures: Sequence[InversionPicture] =
         "failed": not record.passed,
         "facts": _facts(record),
         "missing": [words for name, words in _MEASURED.items() if not getattr(record, name)],
-        "controls": [("✓ fired" if each.passed else "✗ FAILED", each) for each in record.controls],
+        "controls": [
+            ("✓ fired" if each.passed else "✗ FAILED", each)
+            for each in sorted(record.controls, key=lambda each: each.passed)
+        ],
         "membership": membership_figures(record, membership) if membership else None,
         "inversion": inversion_figure(record.inversion) if record.inversion else "",
         "inversion_table": inversion_table(record.inversion),

@@ -258,7 +258,7 @@ def _class_table(attacks: Sequence[MembershipAttackRecord]) -> Table:
             f"{each.members:,}",
             f"{each.others:,}",
             *(
-                f"{wording.fraction(of[name].area)} ({interval(of[name].low, of[name].high)})"
+                f"{wording.fraction(of[name].area)}\n{interval(of[name].low, of[name].high)}"
                 if name in of
                 else "–"
                 for of in found
