@@ -265,7 +265,17 @@ def test_more_shadow_models_are_others(target: Target, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="2 shadow models where 4 were asked for, none of") as error:
         measured(target, replace(QUICK, shadows=4), tmp_path)
     assert "--out FOLDER beside it" in str(error.value)
-    assert "--force in its place, which loses what 2 shadow models said" in str(error.value)
+    assert "--force in its place, which loses what 2 of 2 shadow models said" in str(error.value)
+
+
+def test_of_another_table_that_is_begun_it_is_said_how_far_it_is(tmp_path: Path) -> None:
+    """What the target said costs nothing to ask again."""
+    place = _place(tmp_path)
+    place.begin(force=False)
+    for kept in ({}, {0: {"q": np.arange(5.0)}, 2: {"q": np.arange(5.0)}}):
+        place.keep(kept)
+        with pytest.raises(RunError, match=f"loses what {len(kept) // 2} of 2 shadow models said"):
+            _place(tmp_path, design="x").begin(force=False)
 
 
 def test_a_run_of_another_recipe_has_another_digest(target: Target) -> None:

@@ -15,7 +15,7 @@ import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 from typing import ClassVar, NoReturn, final
@@ -125,10 +125,11 @@ class TableFolder:
                 f"{had} shadow models where {asked} were asked for, none of which can be used: who "
                 "is in whose data follows from their number"
             )
+        said = replace(self, record=before)._read() if self._signals.exists() else {}
         raise RunError(
             f"{self._told}: expected the table that was asked for, got one of {what}; ask as then, "
             f"or train all {asked} shadow models: with --out FOLDER beside it, or with --force in "
-            f"its place, which loses what {had} shadow models said"
+            f"its place, which loses what {len(said.keys() - {0})} of {had} shadow models said"
         )
 
     @property
