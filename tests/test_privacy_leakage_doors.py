@@ -22,6 +22,8 @@ from privacy.leakage import (
     ShadowDesign,
     TopProbabilities,
     allowed_tpr,
+    area,
+    areas,
     balanced_halves,
     confidence,
     controls,
@@ -33,7 +35,12 @@ from privacy.leakage import (
     lira,
     membership,
     membership_report,
+    oracle_threshold,
+    point,
+    resolved,
+    rmia,
     score_tables,
+    shadow_thresholds,
     shared_gradient,
     similarity,
 )
@@ -223,6 +230,66 @@ KINDS = [
     (lambda: copied(test=(IMAGES, LABELS[:3])), "test: expected images with a label each"),
     (lambda: copied(labels=3), r"labels: expected whole numbers \[n\], got 3"),
 ]
+
+
+SCORES, MEMBERS = TABLE.signals, TABLE.members
+WRONG_SCORES = [None, 3, "x", [1.0], SCORES.astype(str), SCORES * np.nan, torch.from_numpy(SCORES)]
+
+
+@pytest.mark.parametrize("wrong", WRONG_SCORES, ids=lambda each: type(each).__name__)
+def test_scores_and_members_are_arrays_of_one_shape(wrong):
+    """NaN is no score: it is above nothing and below nothing."""
+    one, mine = SCORES[:, 0], MEMBERS[:, 0]
+    two = wrong[:, 0] if isinstance(wrong, (np.ndarray, torch.Tensor)) else wrong
+    for call in (
+        lambda: area(two, mine),
+        lambda: areas(wrong, MEMBERS),
+        lambda: oracle_threshold(two, mine, 0.1),
+        lambda: shadow_thresholds(wrong, MEMBERS, [0.1]),
+    ):
+        with pytest.raises(LeakageError, match="scores: expected an array of numbers, none of"):
+            call()
+    for call in (
+        lambda: area(one, two),
+        lambda: areas(SCORES, wrong),
+        lambda: oracle_threshold(one, mine.astype(int), 0.1),
+        lambda: shadow_thresholds(SCORES, MEMBERS[1:], [0.1]),
+    ):
+        with pytest.raises(LeakageError, match="members: expected an array of bool"):
+            call()
+    if not isinstance(wrong, list):
+        with pytest.raises(LeakageError, match="positives: expected an array of numbers"):
+            point(two, one, threshold=0.0, fpr=0.1)
+
+
+@pytest.mark.parametrize("wrong", [None, "0.1", True, -0.1, 1.5, float("nan"), [0.1]])
+def test_a_rate_is_a_fraction(wrong):
+    """Whoever asks for one."""
+    one, mine = SCORES[:, 0], MEMBERS[:, 0]
+    for call in (
+        lambda: oracle_threshold(one, mine, wrong),
+        lambda: shadow_thresholds(SCORES, MEMBERS, [wrong]),
+        lambda: point(one, one, threshold=0.0, fpr=wrong),
+        lambda: resolved(100, wrong),
+    ):
+        with pytest.raises(LeakageError, match=r"fpr: expected a fraction in \[0, 1"):
+            call()
+    with pytest.raises(LeakageError, match=r"prior: expected a share in \(0, 1\)"):
+        point(one, one, threshold=0.0, fpr=0.1).ppv(wrong)
+    with pytest.raises(LeakageError, match="gamma: expected a number of at least 1"):
+        rmia(TABLE, gamma=wrong if wrong != 1.5 else 0.5)
+
+
+def test_other_arguments_of_metrics_are_told():
+    """By their names."""
+    one = SCORES[:, 0]
+    with pytest.raises(LeakageError, match="fprs: expected fractions, got 3"):
+        shadow_thresholds(SCORES, MEMBERS, 3)
+    with pytest.raises(LeakageError, match="threshold: expected a number, got None"):
+        point(one, one, threshold=None, fpr=0.1)
+    with pytest.raises(LeakageError, match="negatives: expected a whole number"):
+        resolved(2.5, 0.1)
+    assert point([2.0], (1.0,), threshold=-np.inf, fpr=0.0).hits == 1
 
 
 @pytest.mark.parametrize(("call", "words"), KINDS, ids=[words for _, words in KINDS])

@@ -18,12 +18,14 @@ from privacy.errors import LeakageError, PlanError
 
 __all__ = [
     "called",
+    "flags",
     "floats",
     "indices",
     "instance",
     "labels",
     "named",
     "number",
+    "scores",
     "secret",
     "sequence",
     "whole",
@@ -89,9 +91,10 @@ def secret(name: str, value: Any) -> bytes:
     return bytes(value)
 
 
-def sequence(name: str, value: Any, what: str) -> Sequence[Any]:
-    """A sequence of something, and no text."""
-    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+def sequence(name: str, value: Any, what: str) -> Any:
+    """A sequence of something or a one-dimensional array, and no text."""
+    listed = isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    if not listed and not (isinstance(value, np.ndarray) and value.ndim == 1):
         raise LeakageError(f"{name}: expected {what}, got {validate.shown(value)}")
     return value
 
@@ -103,6 +106,24 @@ def floats(name: str, value: Any, axes: int) -> Tensor:
             f"{name}: expected a tensor of floats with {axes} axes, got {_kind(value)}"
         )
     return value
+
+
+def scores(name: str, value: Any, *, axes: int) -> None:
+    """An array of numbers with so many axes, none of them NaN."""
+    fits = isinstance(value, np.ndarray) and value.dtype.kind in "fiu" and value.ndim == axes
+    if not fits or np.isnan(value).any():
+        raise LeakageError(
+            f"{name}: expected an array of numbers, none of them NaN, with {axes} axes, got "
+            f"{_kind(value)}"
+        )
+
+
+def flags(name: str, value: Any, like: Any) -> None:
+    """An array of bool of the shape of another."""
+    if not isinstance(value, np.ndarray) or value.dtype != np.bool_ or value.shape != like.shape:
+        raise LeakageError(
+            f"{name}: expected an array of bool {list(like.shape)}, got {_kind(value)}"
+        )
 
 
 def indices(name: str, value: Any) -> npt.NDArray[np.int64]:

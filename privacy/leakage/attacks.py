@@ -150,8 +150,7 @@ def rmia(table: ScoreTable, *, online: bool = True, gamma: float = 2.0) -> Numbe
         LeakageError: The table has no population, or `gamma` is below 1.
     """
     arguments.instance("table", table, ScoreTable)
-    if not gamma >= 1:
-        raise LeakageError(f"gamma: expected a number of at least 1, got {gamma}")
+    arguments.number("gamma", gamma, "a number of at least 1", lambda x: x >= 1)
     _population(table)
     usual = _mean_probability(table, online=online)
     if not online:

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from privacy.errors import LeakageError
+from privacy.leakage import arguments
 from privacy.leakage.table import Flags
 from privacy.statistics import Numbers, clopper_pearson, roc_area
 
@@ -89,8 +90,7 @@ class PointOnCurve:
         Raises:
             LeakageError: `prior` is not in (0, 1).
         """
-        if not 0 < prior < 1:
-            raise LeakageError(f"prior: expected a share in (0, 1), got {prior}")
+        arguments.number("prior", prior, "a share in (0, 1)", lambda x: 0 < x < 1)
         right, wrong = prior * self.tpr, (1 - prior) * self.realised_fpr
         return right / (right + wrong) if right + wrong else 1.0
 
@@ -115,6 +115,8 @@ def areas(scores: Numbers, members: Flags) -> Numbers:
     Raises:
         LeakageError: A model has no member, or nothing else.
     """
+    arguments.scores("scores", scores, axes=2)
+    arguments.flags("members", members, scores)
     count = members.sum(0)
     if not (np.minimum(count, len(members) - count) > 0).all():
         raise LeakageError("members: expected some and some others of each model, got none")
@@ -130,6 +132,8 @@ def resolved(negatives: int, fpr: float) -> bool:
         >>> resolved(10_000, 0.001), resolved(5_000, 0.001)
         (True, False)
     """
+    arguments.whole("negatives", negatives, least=0)
+    arguments.number("fpr", fpr, "a fraction in [0, 1]", lambda x: 0 <= x <= 1)
     return negatives * fpr >= _LEAST_ALARMS - 1e-9
 
 
@@ -158,6 +162,9 @@ def shadow_thresholds(scores: Numbers, members: Flags, fprs: Sequence[float]) ->
         array([[4., 3.],
                [1., 2.]])
     """
+    arguments.scores("scores", scores, axes=2)
+    arguments.flags("members", members, scores)
+    arguments.sequence("fprs", fprs, "fractions")
     rows, models = np.nonzero(~members)
     order = np.argsort(-scores[rows, models], kind="stable")
     ordered, owners = scores[rows, models][order], models[order]
@@ -182,7 +189,9 @@ def point(
     Raises:
         LeakageError: There is no member, or nobody else.
     """
-    found, others = np.asarray(positives, dtype=float), np.asarray(negatives, dtype=float)
+    found, others = _listed("positives", positives), _listed("negatives", negatives)
+    arguments.number("threshold", threshold, "a number", lambda _: True)
+    arguments.number("fpr", fpr, "a fraction in [0, 1]", lambda x: 0 <= x <= 1)
     if not len(found) or not len(others):
         raise LeakageError(
             f"members: expected some and some others, got {len(found)} and {len(others)}"
@@ -198,7 +207,16 @@ def point(
     )
 
 
+def _listed(name: str, value: Numbers | Sequence[float]) -> Numbers:
+    """Scores in an array or a list."""
+    found = np.asarray(value, dtype=float) if isinstance(value, (list, tuple)) else value
+    arguments.scores(name, found, axes=1)
+    return np.asarray(found, dtype=float)
+
+
 def _sides(scores: Numbers, members: Flags) -> tuple[Numbers, Numbers]:
+    arguments.scores("scores", scores, axes=1)
+    arguments.flags("members", members, scores)
     positives, negatives = scores[members], scores[~members]
     if not len(positives) or not len(negatives):
         raise LeakageError(
@@ -213,6 +231,5 @@ def _threshold(negatives: Numbers, fpr: float) -> float:
 
 def _allowed(negatives: int, fpr: float) -> int:
     """How many of them may pass."""
-    if not 0 <= fpr < 1:
-        raise LeakageError(f"fpr: expected a fraction in [0, 1), got {fpr}")
+    arguments.number("fpr", fpr, "a fraction in [0, 1)", lambda x: 0 <= x < 1)
     return int(fpr * negatives + 1e-9)
