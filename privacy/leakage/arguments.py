@@ -4,6 +4,7 @@ Types say as much, and nobody has to run a type checker: without these, a wrong 
 somebody else's error, often after models had been trained.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -64,10 +65,19 @@ def instance(name: str, value: Any, kind: type[Kind]) -> Kind:
     return value
 
 
-def called(name: str, value: Any, what: str) -> Any:
-    """What can be called."""
+def called(name: str, value: Any, what: str, *, takes: int = 0, seed: bool = False) -> Any:
+    """What can be called, with so many values and, where one is given, a `seed`."""
     if not callable(value):
         raise LeakageError(f"{name}: expected {what}, got {validate.shown(value)}")
+    try:
+        signature = inspect.signature(value)
+    except (TypeError, ValueError):  # of some functions that are not written in Python
+        return value
+    try:
+        signature.bind(*[None] * takes, **({"seed": 0} if seed else {}))
+    except TypeError as error:
+        if takes:
+            raise LeakageError(f"{name}: expected {what}, got one with {error}") from None
     return value
 
 

@@ -8,6 +8,7 @@ from typing import final
 import numpy as np
 from scipy.stats import rankdata
 
+from privacy.errors import LeakageError
 from privacy.leakage import arguments
 from privacy.leakage.metrics import area, areas
 from privacy.leakage.table import Flags, ScoreTable
@@ -70,7 +71,7 @@ def controls(
     arguments.whole("seed", seed, least=0)
     arguments.instance("table", table, ScoreTable)
     for name, attack in arguments.named("attacks", attacks, "attacks").items():
-        arguments.called(f"attacks: {name}", attack, "a function of a table")
+        arguments.called(f"attacks: {name}", attack, "a function of a table", takes=1)
     random = np.random.default_rng(seed)
     part, pool = _part(table, random)
     moved, leaking = _permuted(part, pool, random), _leaking(part, random)
@@ -78,10 +79,21 @@ def controls(
     found = []
     for name, attack in attacks.items():
         found += [
-            _nothing(name, attack(moved)[pool], moved.members[pool], error),
-            _everything(name, attack(leaking)[pool, 0], leaking.members[pool, 0]),
+            _nothing(name, _scores(name, attack, moved)[pool], moved.members[pool], error),
+            _everything(name, _scores(name, attack, leaking)[pool, 0], leaking.members[pool, 0]),
         ]
     return tuple(found)
+
+
+def _scores(name: str, attack: Callable[[ScoreTable], Numbers], table: ScoreTable) -> Numbers:
+    scores = attack(table)
+    arguments.scores(f"attacks: {name}", scores, axes=2)
+    if scores.shape != table.signals.shape:
+        raise LeakageError(
+            f"attacks: expected a number for each of {list(table.signals.shape)} signals from "
+            f"{name}, got {list(scores.shape)}"
+        )
+    return scores
 
 
 def _part(table: ScoreTable, random: np.random.Generator) -> tuple[ScoreTable, Flags]:

@@ -164,7 +164,8 @@ def extract(
     """
     mode = Probabilities() if mode is None else mode
     _check_callers(victim, learn, mode, seed)
-    arguments.instance("pool", pool, Tensor)
+    if not arguments.instance("pool", pool, Tensor).ndim > 1:
+        raise LeakageError(f"pool: expected images [n, ...], got {list(pool.shape)}")
     for budget in arguments.sequence("budgets", budgets, "numbers of questions"):
         if not arguments.whole("budgets", budget, least=1) <= len(pool):
             raise LeakageError(f"budgets: expected 1 to {len(pool)} questions, got {budget}")
@@ -202,9 +203,10 @@ def extract(
 
 
 def _check_callers(victim: Answer, learn: Learn, mode: AnswerMode, seed: int) -> None:
-    arguments.called("victim", victim, "a model, or what else gives logits of images")
-    arguments.called("learn", learn, "a function that trains a student")
-    arguments.called("mode", mode, "what a victim shows of its logits, as Labels()")
+    arguments.called("victim", victim, "a model, or what else gives logits of images", takes=1)
+    told = "a function that trains a student, learn(images, targets, *, seed)"
+    arguments.called("learn", learn, told, takes=2, seed=True)
+    arguments.called("mode", mode, "what a victim shows of its logits, as Labels()", takes=1)
     arguments.whole("seed", seed, least=0)
 
 

@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from privacy.errors import LeakageError
 from privacy.leakage import arguments
+from privacy.leakage.signals import checked_logits
 from privacy.validate import shown
 
 __all__ = [
@@ -94,6 +95,9 @@ class Reconstruction:
 def shared_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
     """The gradient of the mean cross-entropy, by parameter: what a client of a plain round shares.
 
+    Raises:
+        LeakageError: The model does not answer with logits that have the labels' classes.
+
     Example:
         >>> gradient = shared_gradient(nn.Linear(2, 3), torch.zeros(1, 2), torch.tensor([1]))
         >>> sorted(gradient)
@@ -101,7 +105,8 @@ def shared_gradient(model: nn.Module, images: Tensor, labels: Tensor) -> dict[st
     """
     arguments.instance("model", model, nn.Module)
     named = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    loss = F.cross_entropy(model(images), labels)
+    logits = model(images)
+    loss = F.cross_entropy(checked_logits(logits, labels), arguments.labels(labels))
     found = torch.autograd.grad(loss, list(named.values()))
     return dict(zip(named, (each.detach() for each in found), strict=True))
 
@@ -286,7 +291,13 @@ def _search(
         unlike = _distance(model, own, wanted, labels, images)
         return unlike + inversion.total_variation * _roughness(images)
 
-    value = objective()
+    try:
+        value = objective()
+    except (RuntimeError, IndexError, ValueError) as error:
+        raise LeakageError(
+            f"model: expected one that takes {len(labels)} images of {list(shape)} and has the "
+            f"classes of their labels, got an error: {error}"
+        ) from error
     for _ in range(inversion.steps):
         (slope,) = torch.autograd.grad(value, images)
         images.grad = slope.sign()

@@ -280,7 +280,7 @@ def checked_attacks(
         LeakageError: There is none, or one is no function.
     """
     for name, attack in arguments.named("attacks", attacks, "attacks").items():
-        arguments.called(f"attacks: {name}", attack, "a function of a table")
+        arguments.called(f"attacks: {name}", attack, "a function of a table", takes=1)
     usable = {n: each for n, each in attacks.items() if population or n not in _OF_POPULATION}
     if not usable:
         raise LeakageError(

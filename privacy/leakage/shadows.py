@@ -208,7 +208,7 @@ def score_tables(
             continue
         own = target if model == 0 and target is not None else None
         answer = train(design.trained_on(model), seed=seeds[model]) if own is None else own
-        arguments.called("target" if own is not None else "train", answer, _A_MODEL)
+        arguments.called("target" if own is not None else "train", answer, _A_MODEL, takes=1)
         try:
             said[model] = {
                 name: _ask(answer, dataset, asked[rows[name]], question.signal)
@@ -238,10 +238,13 @@ def _check_callers(
     keep: object,
 ) -> None:
     """Refuses what is of another kind, before any model is trained."""
-    arguments.called("train", train, "a function of indices and a seed that gives a model")
+    told = "a function of indices and a seed that gives a model, train(indices, *, seed)"
+    if isinstance(train, nn.Module):
+        raise LeakageError(f"train: expected {told}, got a model")
+    arguments.called("train", train, told, takes=1, seed=True)
     arguments.called("keep", keep, "a function that gets what a model said")
     if target is not None:
-        arguments.called("target", target, _A_MODEL)
+        arguments.called("target", target, _A_MODEL, takes=1)
     arguments.instance("recipe", recipe, str)
     arguments.instance("design", design, ShadowDesign)
     every = np.concatenate([design.always, design.pool, design.population])

@@ -123,7 +123,7 @@ class Question:
     most: int | None = None
 
     def __post_init__(self) -> None:
-        arguments.called("signal", self.signal, "what asks a model, as Confidence()")
+        arguments.called("signal", self.signal, "what asks a model, as Confidence()", takes=3)
         arguments.whole("queries", self.queries, least=1)
         if self.most is not None:
             arguments.whole("most", self.most, least=_FEWEST_ROWS)
