@@ -5,6 +5,7 @@ import json
 import os
 import re
 import zipfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from secure_cnn.cli.leakage import _demand
 from secure_cnn.data import Split
 from secure_cnn.errors import DataError, RunError
 from secure_cnn.files import locked_folder
-from secure_cnn.interruption import Stopped, StopRequest
+from secure_cnn.interruption import Stopped, StopRequest, stop_here
 from secure_cnn.leakage import (
     ExtractionSettings,
     FixedPool,
@@ -42,6 +43,26 @@ from secure_cnn.recipe import Recipe, RunFolder, run
 from secure_cnn.record import LeakageRecord, RunRecord
 
 QUICK = MembershipSettings(shadows=2, attacks=("lira", "global-threshold"))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def trained_once() -> Iterator[None]:
+    """Every shadow model of these tests is trained once: the same data and seed give the same one.
+
+    `test_shadow_models_are_trained_as_the_run_trained` shows that; a request to stop still stops.
+    """
+    train, known = ShadowTraining.__call__, dict[tuple[object, ...], torch.nn.Module]()
+
+    def remembered(self: ShadowTraining, indices: np.ndarray, /, *, seed: int) -> torch.nn.Module:
+        stop_here(self.stop)
+        key = (self.target.digest, self.target.data.fingerprint, indices.tobytes(), seed)
+        if key not in known:
+            known[key] = train(self, indices, seed=seed)
+        return known[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ShadowTraining, "__call__", remembered)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +175,9 @@ def test_private_shadow_models_have_the_plan_of_the_run(images: Path, tmp_path: 
         out=tmp_path / "p",
         data=str(images),
         model="compact",
-        epochs=2,
+        epochs=1,
         epsilon=3.0,
-        batch_size=20,
+        batch_size=4,
         baseline=False,
     )
     run(recipe)
@@ -181,6 +202,7 @@ def test_gradients_are_inverted_under_the_protections_of_the_run(
         return (), ()
 
     monkeypatch.setattr(measure, "measure_inversion", inverted)
+    monkeypatch.setattr(measure, "measure_membership", lambda *_, **__: (None, ()))
     settings = LeakageSettings(membership=QUICK, inversion=True, repeats=1)
     measure_leakage(target, settings, tmp_path, stop=StopRequest())
     private = replace(target.recipe, epsilon=3.0, max_grad_norm=2.0)
@@ -212,6 +234,7 @@ def test_copies_are_judged_on_images_that_nobody_asked_about(
         return ()
 
     monkeypatch.setattr(measure, "measure_extraction", copied)
+    monkeypatch.setattr(measure, "measure_membership", lambda *_, **__: (None, ()))
     settings = LeakageSettings(membership=QUICK, extraction=True)
     measure_leakage(target, settings, tmp_path, stop=StopRequest())
     ((judged, pools, learn, told),) = asked
