@@ -25,6 +25,7 @@ from secure_cnn import (
 from secure_cnn.bench import step_costs
 from secure_cnn.errors import DataError, ModelError, RunError, SecureCNNError
 from secure_cnn.evaluate import evaluate_model
+from secure_cnn.files import locked_folder
 from secure_cnn.recipe import RunFolder, Variant
 from secure_cnn.recipe.notes import notes_before
 from secure_cnn.recipe.seams import make_plan, make_seams
@@ -302,6 +303,20 @@ def test_a_run_is_kept_out_while_another_begins(tmp_path):
         for force in (False, True):
             with pytest.raises(RunError, match="a run is under way in it"):
                 begin(folder, force=force)
+
+
+def test_a_run_that_is_being_measured_is_not_replaced(tmp_path):
+    """What its model leaks would be written beside another one."""
+    record = a_run(tmp_path / "run")
+    folder = RunFolder(root=tmp_path / "run", sealed=False)
+    folder.shadows.mkdir()
+    (folder.shadows / "table.json").touch()
+    words = "leakage: a measurement of the run is under way in it; wait for its end, or interrupt"
+    with locked_folder(folder.shadows), pytest.raises(RunError, match=words):
+        begin(folder, force=True)
+    assert record.exists()
+    begin(folder, force=True)
+    assert not folder.shadows.exists()
 
 
 def test_a_folder_that_is_taken_is_said_without_the_system_s_words(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -145,11 +145,26 @@ class RunFolder:
         own, strangers = self._sorted()
         if strangers or not all(target_of(path.name) for path in own):
             self._check_replaceable(strangers, force=force)
-        # The record last: killed in between, what is left is still a run to replace.
-        for path in sorted(own, key=lambda path: path == self.record):
-            path.unlink()
-        if any(path.parent == self.shadows for path in own):
-            self.shadows.rmdir()
+        measured = any(path.parent == self.shadows for path in own)
+        with self._unmeasured() if measured else nullcontext():
+            # The record last: killed in between, what is left is still a run to replace.
+            for path in sorted(own, key=lambda path: path == self.record):
+                path.unlink()
+            if measured:
+                self.shadows.rmdir()
+
+    @contextmanager
+    def _unmeasured(self) -> Iterator[None]:
+        """Keeps a measurement of what the run leaks out of its folder in the block."""
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(locked_folder(self.shadows))
+            except BlockingIOError as error:
+                raise RunError(
+                    f"{self.shadows}: a measurement of the run is under way in it; wait for its "
+                    "end, or interrupt it"
+                ) from error
+            yield
 
     def _check_replaceable(self, strangers: list[str], *, force: bool) -> None:
         """Passes if the folder holds a run, nothing else, and was named to be replaced."""
