@@ -11,6 +11,7 @@ import pytest
 from secure_cnn import Recipe, RunError
 from secure_cnn.recipe import named as room
 from secure_cnn.recipe.named import NAMED, NamedRecipe, named_recipe, stored_results
+from secure_cnn.recipe.notes import notes_before
 from secure_cnn.recipe.reproduction import _figures, agreements, reproduce
 from secure_cnn.record import Measurements, Row, RunRecord
 
@@ -255,3 +256,20 @@ def test_the_command_says_whether_the_figures_hold(cli, tiny, tmp_path, monkeypa
         monkeypatch.setattr("secure_cnn.cli.recipes.stored_results", lambda f=found: f)
         code, _, err = cli(*words)
         assert (code, "NOT within the spread" in err) == (expected, expected == 7)
+
+
+def test_a_run_with_the_settings_of_a_recipe_says_so():
+    """Whatever its seed and folder are; with one setting changed it is another training."""
+    one = named_recipe("fashion-private-3").recipe
+    said = "Its settings are those of the recipe fashion-private-3."
+    assert said in notes_before(replace(one, out="elsewhere", seed=7, baseline=False))
+    assert said not in notes_before(replace(one, epochs=101))
+    anywhere = replace(named_recipe("robust").recipe, data="photographs")
+    assert "Its settings are those of the recipe robust." in notes_before(anywhere)
+    assert not any("recipe" in note for note in notes_before(replace(one, data="mnist")))
+
+
+def test_a_size_of_changes_is_shown_as_it_is_given(cli):
+    """A fraction of 255 where it is one."""
+    assert "eps = 8/255" in cli("recipes", "robust")[1]
+    assert "eps = 0.1\n" in cli("recipes", "fashion-robust")[1]

@@ -1,5 +1,6 @@
 """`secure-cnn recipes` and `secure-cnn reproduce`: recipes by name, and whether they hold."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -37,7 +38,7 @@ def recipes_command(
     one = named_recipe(name)
     terminal.print(f"{one.name}: {one.says}")
     for setting, value in one.settings.items():
-        terminal.print(f"  {setting} = {value}")
+        terminal.print(f"  {setting} = {_shown(setting, value)}")
     terminal.print(f"source: {one.source}")
     terminal.print(f"chosen by: {one.chosen}")
 
@@ -110,6 +111,13 @@ def _figures(named: NamedRecipe, rows: Sequence[Row]) -> Table:
         elif not row.metric.endswith("_sd"):
             table.add_row(row.metric, *(f"{each:.4g}" for each in ends), str(row.n))
     return table
+
+
+def _shown(setting: str, value: object) -> str:
+    """A setting as it is written on the command line: 8/255, not 0.0313725."""
+    if setting == "eps" and isinstance(value, float) and math.isclose(255 * value % 1, 0):
+        return f"{255 * value:.0f}/255"
+    return str(value)
 
 
 def _share(row: Row) -> str:

@@ -14,7 +14,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.recipe.settings import Recipe
 from secure_cnn.record import Measurements
 
-__all__ = ["NAMED", "NamedRecipe", "named_recipe", "stored_results"]
+__all__ = ["NAMED", "NamedRecipe", "named_recipe", "recipe_like", "stored_results"]
 
 _RESULTS = Path(__file__).with_name("results.json")
 
@@ -50,6 +50,8 @@ class NamedRecipe:
         }
 
 
+_ASIDE = {"seed", "device", "baseline", "robust_samples", "checkpoint_minutes"}
+"""Settings with which a recipe is trained the same: where, how often, and what is judged."""
 _FASHION = 60_000
 """Training images of Fashion-MNIST: a step on all of them."""
 _HEAD_SOURCE = (
@@ -232,6 +234,16 @@ def named_recipe(name: str) -> NamedRecipe:
     if name not in NAMED:
         raise RunError(f"recipe: expected one of {', '.join(NAMED)}, got {name!r}")
     return NAMED[name]
+
+
+def recipe_like(recipe: Recipe) -> NamedRecipe | None:
+    """The recipe with a name that has these settings, but for those that train nothing else."""
+    settings = recipe.to_dict()
+    for each in NAMED.values():
+        apart = _ASIDE | ({"data"} if each.any_data else set())
+        if set(each.recipe.changed_from(settings)) <= apart:
+            return each
+    return None
 
 
 def stored_results() -> Measurements:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from secure_cnn.models import BANDS_REACH
 from secure_cnn.recipe.diagnosis import Conditions, learned, not_learned_note
 from secure_cnn.recipe.guard import overfitting_note
+from secure_cnn.recipe.named import recipe_like
 from secure_cnn.recipe.outcome import Outcome
 from secure_cnn.recipe.settings import Recipe
 from secure_cnn.recipe.training import Training
@@ -25,6 +26,7 @@ _IMAGES_NOTE = (
     "public: ε does not cover by how many of them a person changes that number."
 )
 
+_NAMED_NOTE = "Its settings are those of the recipe {name}."
 _BANDS_NOTE = (
     f"The bands of this network are made for changes of up to {BANDS_REACH:g}; larger ones, as of "
     "{eps:g} here, show on black and on white too: compact may do as well."
@@ -34,6 +36,9 @@ _BANDS_NOTE = (
 def notes_before(recipe: Recipe) -> tuple[str, ...]:
     """What is known of a run before its first step."""
     notes: tuple[str, ...] = (_BASELINE_NOTE,) if len(recipe.variants) > 1 else ()
+    named = recipe_like(recipe)
+    if named is not None:
+        notes += (_NAMED_NOTE.format(name=named.name),)
     if recipe.unit == "person":
         notes += (_IMAGES_NOTE,)
     if recipe.model == "banded" and recipe.norm == "linf" and (recipe.eps or 0.0) > BANDS_REACH:
