@@ -6,10 +6,9 @@ asked to tell a rate, there is none.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Literal, final
 
 import numpy as np
-from scipy.stats import rankdata
 
 from privacy.errors import LeakageError
 from privacy.leakage import arguments
@@ -120,9 +119,17 @@ def areas(scores: Numbers, members: Flags) -> Numbers:
     count = members.sum(0)
     if not (np.minimum(count, len(members) - count) > 0).all():
         raise LeakageError("members: expected some and some others of each model, got none")
-    ranks = np.where(members, rankdata(scores, axis=0), 0.0).sum(0)
-    found: Numbers = (ranks - count * (count + 1) / 2) / (count * (len(members) - count))
+    columns = zip(np.ascontiguousarray(scores.T), np.ascontiguousarray(members.T), strict=True)
+    above = np.array([_pairs_above(own[mine], own[~mine]) for own, mine in columns])
+    found: Numbers = above / (count * (len(members) - count))
     return found
+
+
+def _pairs_above(positives: Numbers, negatives: Numbers) -> float:
+    """In how many pairs of the two the first is the larger; half of those where they are equal."""
+    low, high = np.sort(negatives), np.sort(positives)  # sorted, it is found twice as fast
+    sides: tuple[Literal["left"], Literal["right"]] = ("left", "right")
+    return float(sum(int(np.searchsorted(low, high, side).sum()) for side in sides)) / 2
 
 
 def resolved(negatives: int, fpr: float) -> bool:
@@ -165,15 +172,20 @@ def shadow_thresholds(scores: Numbers, members: Flags, fprs: Sequence[float]) ->
     arguments.scores("scores", scores, axes=2)
     arguments.flags("members", members, scores)
     arguments.sequence("fprs", fprs, "fractions")
-    rows, models = np.nonzero(~members)
+    # More than so many a threshold never lets pass, whichever model's own are left out.
+    others = scores[~members]
+    most = min(len(others), len(scores) + 1 + _allowed(len(others), max(fprs, default=0.0)))
+    least = np.partition(others, len(others) - most)[len(others) - most] if most else 0.0
+    rows, models = np.nonzero(~members & (scores >= least))
     order = np.argsort(-scores[rows, models], kind="stable")
     ordered, owners = scores[rows, models][order], models[order]
+    negatives = (~members).sum(0)
     found = np.empty((len(fprs), scores.shape[1]))
     for model in range(scores.shape[1]):
-        others = np.flatnonzero(owners != model)
-        if not len(others):
+        count = len(others) - int(negatives[model])
+        if not count:
             raise LeakageError("members: expected non-members of a shadow model, got none")
-        found[:, model] = ordered[others[[_allowed(len(others), fpr) for fpr in fprs]]]
+        found[:, model] = ordered[owners != model][[_allowed(count, fpr) for fpr in fprs]]
     return found
 
 

@@ -327,16 +327,27 @@ def _figures(
         of_target=tuple(
             point(own[mine], own[~mine], threshold=float(limits[fpr][0]), fpr=fpr) for fpr in told
         ),
-        # Less its own threshold, each model's scores are above 0 where it names somebody.
-        of_all=tuple(
-            point(above[members], above[~members], threshold=0.0, fpr=fpr)
-            for fpr, above in ((fpr, scores - limits[fpr]) for fpr in told_of_all)
-        ),
+        of_all=tuple(_of_all(scores, limits[fpr], members, fpr) for fpr in told_of_all),
         oracle=tuple(
             point(own[mine], own[~mine], threshold=oracle_threshold(own, mine, fpr), fpr=fpr)
             for fpr in told
         ),
         by_class=MappingProxyType(classes),
+    )
+
+
+def _of_all(scores: Numbers, limits: Numbers, members: Flags, fpr: float) -> PointOnCurve:
+    """All models together, each at its own threshold, from which what is above is counted."""
+    above = scores > limits
+    hits, positives = int((above & members).sum()), int(members.sum())
+    return PointOnCurve(
+        fpr=fpr,
+        threshold=0.0,
+        hits=hits,
+        positives=positives,
+        false_alarms=int(above.sum()) - hits,
+        negatives=members.size - positives,
+        ties=int((scores == limits).sum()),
     )
 
 
