@@ -21,6 +21,7 @@ __all__ = [
     "areas",
     "oracle_threshold",
     "point",
+    "point_of_all",
     "resolved",
     "shadow_thresholds",
 ]
@@ -216,6 +217,21 @@ def point(
         false_alarms=int((others > threshold).sum()),
         negatives=len(others),
         ties=int((found == threshold).sum() + (others == threshold).sum()),
+    )
+
+
+def point_of_all(scores: Numbers, limits: Numbers, members: Flags, *, fpr: float) -> PointOnCurve:
+    """All models together, each at its own threshold, from which what is above is counted."""
+    above = scores > limits
+    hits, positives = int((above & members).sum()), int(members.sum())
+    return PointOnCurve(
+        fpr=fpr,
+        threshold=0.0,
+        hits=hits,
+        positives=positives,
+        false_alarms=int(above.sum()) - hits,
+        negatives=members.size - positives,
+        ties=int((scores == limits).sum()),
     )
 
 

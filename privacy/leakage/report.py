@@ -32,6 +32,7 @@ from privacy.leakage.metrics import (
     areas,
     oracle_threshold,
     point,
+    point_of_all,
     resolved,
     shadow_thresholds,
 )
@@ -327,27 +328,12 @@ def _figures(
         of_target=tuple(
             point(own[mine], own[~mine], threshold=float(limits[fpr][0]), fpr=fpr) for fpr in told
         ),
-        of_all=tuple(_of_all(scores, limits[fpr], members, fpr) for fpr in told_of_all),
+        of_all=tuple(point_of_all(scores, limits[fpr], members, fpr=fpr) for fpr in told_of_all),
         oracle=tuple(
             point(own[mine], own[~mine], threshold=oracle_threshold(own, mine, fpr), fpr=fpr)
             for fpr in told
         ),
         by_class=MappingProxyType(classes),
-    )
-
-
-def _of_all(scores: Numbers, limits: Numbers, members: Flags, fpr: float) -> PointOnCurve:
-    """All models together, each at its own threshold, from which what is above is counted."""
-    above = scores > limits
-    hits, positives = int((above & members).sum()), int(members.sum())
-    return PointOnCurve(
-        fpr=fpr,
-        threshold=0.0,
-        hits=hits,
-        positives=positives,
-        false_alarms=int(above.sum()) - hits,
-        negatives=members.size - positives,
-        ties=int((scores == limits).sum()),
     )
 
 

@@ -213,8 +213,10 @@ def _table(found: LeakageRecord) -> Table:
         f"{membership.shadows} shadow models; accuracy {found.accuracy:.4f}, on its training "
         f"images {found.train_accuracy:.4f}"
     )
-    rates = sorted({rate.fpr for each in membership.attacks for rate in each.rates}, reverse=True)
-    table.add_column("attack")
+    # Rates that the pool resolves of the target; the page has those of all models together too.
+    told = {rate.fpr for each in membership.attacks for rate in each.rates if rate.of == "target"}
+    rates = sorted(told, reverse=True)
+    table.add_column("attack", overflow="fold")
     for name in ("area", "of all models", *(f"TPR at FPR {rate:g}" for rate in rates)):
         table.add_column(name, justify="right")
     for each in membership.attacks:
@@ -230,7 +232,7 @@ def _rate(attack: MembershipAttackRecord, fpr: float) -> str:
         return "not resolved"
     if not found.kept:
         return f"not kept: FPR {found.realised_fpr:.3f}"
-    return f"{found.tpr:.4f} ({found.tpr_low:.4f}-{found.tpr_high:.4f})"
+    return f"{found.tpr:.4f}\n{found.tpr_low:.4f}-{found.tpr_high:.4f}"
 
 
 @dataclass(frozen=True, kw_only=True)
