@@ -9,6 +9,7 @@ __all__ = [
     "PlanError",
     "PrivacyError",
     "StepError",
+    "UnlearningError",
     "UnsupportedLayer",
 ]
 
@@ -96,5 +97,14 @@ class LeakageError(PrivacyError, ValueError):
 
     Example:
         >>> issubclass(LeakageError, ValueError)
+        True
+    """
+
+
+class UnlearningError(PrivacyError, ValueError):
+    """These people cannot be taken out of this model in this way; nothing was changed.
+
+    Example:
+        >>> issubclass(UnlearningError, ValueError)
         True
     """

@@ -88,7 +88,7 @@ INSIDE = {
         *("noise", "sampling", "persons", "clipping", "plan"),
         *("_ledger_file", "ledger", "summation", "differentiation", "update"),
         *("trial", "collation", "padding", "probe", "objectives", "step", "loading", "training"),
-        *("attach", "opacus", "audit", "leakage", ""),
+        *("attach", "opacus", "audit", "leakage", "unlearning", ""),
     ),
     "secure_cnn.archive": ("errors", "format", "keys", "actions", "store", "adapters", ""),
 }

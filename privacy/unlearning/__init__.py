@@ -1,0 +1,25 @@
+"""How a model forgets: methods with a guarantee, each saying against what it is held.
+
+Certified noisy fine-tuning of anyone's model (`noisy_finetuning`). A guarantee is told with its
+numbers and with what the caller answers for; where it would not hold, an `UnlearningError` says so,
+and nothing was changed.
+
+Example:
+    Ten people leave a small model; what is released is as if it had been made without them.
+
+    >>> import torch
+    >>> images, labels = torch.randn(90, 8), torch.arange(90) % 3  # of who stays
+    >>> model = torch.nn.Linear(8, 3)  # was trained on them and on the ten
+    >>> plan = NoisyFinetuning(
+    ...     initial_norm=1.0, gradient_norm=1.0, learning_rate=0.1, weight_decay=1.0, steps=20
+    ... ).calibrate(epsilon=1.0, delta=1e-5)
+    >>> def loss(model, images, labels):
+    ...     return torch.nn.functional.cross_entropy(model(images), labels, reduction="none")
+    >>> noisy_finetune(model, [(images, labels)], loss, plan)
+    >>> round(plan.mu, 3)
+    0.268
+"""
+
+from privacy.unlearning.noisy_finetuning import Loss, NoisyFinetuning, noisy_finetune
+
+__all__ = ["Loss", "NoisyFinetuning", "noisy_finetune"]
