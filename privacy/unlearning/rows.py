@@ -1,0 +1,160 @@
+"""Features and labels that callers pass in, and who is in a training: rows known by their digests.
+
+A head on fixed features is a function of sums over rows. Whoever takes a row out of the sums must
+be sure that it is in them, or they are those of no training at all.
+"""
+
+import hashlib
+import secrets
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from privacy import validate
+from privacy.errors import PlanError, UnlearningError
+
+__all__ = ["Labels", "Present", "checked_features", "checked_labels", "positive", "whole"]
+
+Labels = npt.NDArray[np.int64]
+_DIGEST_BYTES = 16
+_SMALLEST, _LARGEST = 1e-30, 1e30
+
+
+def checked_features(features: Any, *, width: int | None = None) -> npt.NDArray[np.floating[Any]]:
+    """Finite floats `[n, width]` of at least one row, as an array; of a tensor, on the CPU."""
+    found = _array(features)
+    if found.ndim != 2 or found.dtype.kind not in "fiu" or not found.size:
+        raise UnlearningError(
+            f"features: expected numbers [rows, features], got {_described(features)}"
+        )
+    if width is not None and found.shape[1] != width:
+        raise UnlearningError(
+            f"features: expected {width} in each row, as in the training, got {found.shape[1]}"
+        )
+    if not np.isfinite(found).all():
+        raise UnlearningError("features: expected finite numbers, got some that are not")
+    return found
+
+
+def checked_labels(labels: Any, *, rows: int, classes: int) -> Labels:
+    """Classes of so many rows, whole numbers from 0 to below `classes`, int64 `[rows]`."""
+    found = _array(labels)
+    if found.shape != (rows,) or found.dtype.kind not in "iu":
+        raise UnlearningError(
+            f"labels: expected whole numbers [{rows}], one for each row, got {_described(labels)}"
+        )
+    if int(found.min()) < 0 or int(found.max()) >= classes:
+        raise UnlearningError(
+            f"labels: expected classes from 0 to {classes - 1}, got {found.min()} to {found.max()}"
+        )
+    return found.astype(np.int64)
+
+
+def positive(name: str, value: Any) -> float:
+    """A number above 0, in the range in which squares and their sums are numbers too."""
+    try:
+        found = validate.positive(name, value)
+    except PlanError as error:
+        raise UnlearningError(str(error)) from None
+    if not _SMALLEST <= found <= _LARGEST:
+        raise UnlearningError(f"{name}: expected {_SMALLEST:g} to {_LARGEST:g}, got {found:g}")
+    return found
+
+
+def whole(name: str, value: Any, *, least: int) -> int:
+    """A whole number of at least `least`."""
+    try:
+        return validate.whole(name, value, least=least)
+    except PlanError as error:
+        raise UnlearningError(str(error)) from None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Present:
+    """Who is in a training: a keyed digest of each row and label, as often as it is there.
+
+    The key is drawn anew for each training and never shown, so that digests that come into other
+    hands tell nobody's presence.
+
+    Attributes:
+        per_class: How many rows each class has, int64 `[classes]`.
+    """
+
+    per_class: Labels
+    _key: bytes = field(repr=False)
+    _digests: dict[bytes, int] = field(repr=False)
+
+    @classmethod
+    def nobody(cls, *, classes: int) -> "Present":
+        """Before the first row."""
+        key = secrets.token_bytes(32)
+        return cls(per_class=np.zeros(classes, dtype=np.int64), _key=key, _digests={})
+
+    def joined(self, rows: npt.NDArray[np.int32], labels: Labels) -> "Present":
+        """With these rows."""
+        digests = dict(self._digests)
+        for digest in self._of(rows, labels):
+            digests[digest] = digests.get(digest, 0) + 1
+        return replace(self, per_class=self.per_class + self._counted(labels), _digests=digests)
+
+    def without(self, rows: npt.NDArray[np.int32], labels: Labels) -> "Present":
+        """Without these rows.
+
+        Raises:
+            UnlearningError: One is not there, or not as often; or nobody of a class would be left.
+        """
+        digests = dict(self._digests)
+        for digest, times in Counter(self._of(rows, labels)).items():
+            left = digests.get(digest, 0) - times
+            if left < 0:
+                row = next(i for i, d in enumerate(self._of(rows, labels)) if d == digest)
+                raise UnlearningError(
+                    f"row {row}: expected one of the training that is still in it, with its label, "
+                    "got another, or one that was removed before; give the very features of the "
+                    "training: computed anew they may differ in the last bits"
+                )
+            digests[digest] = left
+            if not left:
+                del digests[digest]
+        per_class = self.per_class - self._counted(labels)
+        emptied = np.flatnonzero(per_class == 0)
+        if len(emptied):
+            raise UnlearningError(
+                f"labels: expected somebody of each class to be left, got all that there are of "
+                f"class {emptied[0]}; train anew with the classes that remain"
+            )
+        return replace(self, per_class=per_class, _digests=digests)
+
+    def _of(self, rows: npt.NDArray[np.int32], labels: Labels) -> Iterator[bytes]:
+        for row, label in zip(rows, labels.tolist(), strict=True):
+            text = label.to_bytes(8, "little") + row.tobytes()
+            yield hashlib.blake2b(text, key=self._key, digest_size=_DIGEST_BYTES).digest()
+
+    def _counted(self, labels: Labels) -> Labels:
+        return np.bincount(labels, minlength=len(self.per_class)).astype(np.int64)
+
+
+def _array(value: Any) -> npt.NDArray[Any]:
+    """As an array; what is none has the wrong type or shape, and is told by who asked."""
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.dtype in (torch.bfloat16, torch.float16):
+            value = value.to_dense().float()
+        found: npt.NDArray[Any] = value.detach().cpu().numpy()
+        return found
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        return np.empty((), dtype=object)
+
+
+def _described(value: Any) -> str:
+    """Of a tensor its kind and shape, without its values."""
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        return f"{value.dtype} {list(value.shape)}"
+    return validate.shown(value)
