@@ -335,6 +335,28 @@ def test_the_same_plain_training_keeps_what_either_run_knows_of_it():
         assert plain.leakage is not None
 
 
+def test_another_plain_training_with_the_same_figures_at_the_end_stays_apart():
+    """Many name all test images right: the longer one leaks more, and is not the shorter one."""
+    weak, strong = (
+        leakage_of(variant="plain", membership=membership_of({"lira": shift}))
+        for shift in (0.2, 2.0)
+    )
+    first = replace(saved_run("first"), leakage=weak)
+    longer = make_record(("plain",), length=5, results=[make_result("plain", 3)])
+    for other, count in (
+        (SavedRun(name="other", record=longer, leakage=strong), 2),
+        (SavedRun(name="other", record=longer), 2),
+        (replace(saved_run("other"), leakage=strong), 2),
+        (replace(saved_run("other"), leakage=weak), 1),
+    ):
+        found = compare_runs([first, other]).points
+        plain = [point for point in found if point.name.endswith("plain")]
+        assert len(plain) == count
+        assert plain[0].leakage is not None
+        if other.leakage is strong:
+            assert plain[1].leakage.auc.value > 0.9
+
+
 def test_measurements_that_were_not_made_alike_are_said_to_be():
     """More attacks and more shadow models find more."""
     many = replace(saved_run("first"), leakage=leakage_of(variant=PROTECTED))

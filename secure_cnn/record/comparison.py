@@ -47,8 +47,8 @@ class _Entry:
 def compare_runs(runs: Sequence[SavedRun]) -> Comparison:
     """Puts the variants of runs on the same data side by side.
 
-    A plain training that several runs made in the same way (the same network with the same
-    confusion matrix) is shown once.
+    A plain training that several runs made in the same way (the same network with the same figures
+    after every epoch) is shown once, unless they say otherwise of its leakage or its robustness.
     """
     if not runs:
         raise RunError("runs: expected at least one, got none; name their folders")
@@ -114,11 +114,40 @@ def _entries(run: SavedRun, threat: ThreatRecord | None) -> list[_Entry]:
 
 def _once(entries: Sequence[_Entry]) -> list[_Entry]:
     """Plain first, and the same plain training once, with all that is known of it."""
-    plain: dict[object, _Entry] = {}
+    plain: list[_Entry] = []
     for entry in (entry for entry in entries if entry.result.variant == "plain"):
-        key = (entry.run.record.model, entry.result.confusion)
-        plain[key] = _fuller(plain.get(key, entry), entry)
-    return [*plain.values(), *(entry for entry in entries if entry.result.variant != "plain")]
+        place = next((n for n, known in enumerate(plain) if _same_training(known, entry)), None)
+        if place is None:
+            plain.append(entry)
+        else:
+            plain[place] = _fuller(plain[place], entry)
+    return [*plain, *(entry for entry in entries if entry.result.variant != "plain")]
+
+
+def _same_training(known: _Entry, other: _Entry) -> bool:
+    """Whether two are one training, and nothing that is known of one contradicts the other.
+
+    Many trainings end with the same confusion matrix, where all images are named right above all:
+    one has to be the other at the end of every epoch, to the last digit.
+    """
+    leaked, robust = (
+        {value for each in (known, other) if (value := getattr(each.point, name)) is not None}
+        for name in ("leakage", "robust_accuracy")
+    )
+    return _course(known) == _course(other) and len(leaked) <= 1 and len(robust) <= 1
+
+
+def _course(entry: _Entry) -> tuple[object, ...]:
+    """What was trained and what it found, epoch by epoch; a training loss is not always told."""
+    return (
+        entry.run.record.model,
+        entry.result.confusion,
+        *(
+            (each.step, each.learning_rate, each.test_loss, each.test_accuracy)
+            for each in entry.run.record.epochs
+            if each.variant == entry.result.variant
+        ),
+    )
 
 
 def _fuller(known: _Entry, other: _Entry) -> _Entry:
