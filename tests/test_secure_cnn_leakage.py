@@ -40,6 +40,8 @@ from secure_cnn.leakage.membership import LABEL_ONLY
 from secure_cnn.leakage.shadows import ShadowTraining
 from secure_cnn.leakage.table_file import TableFolder, TableRecord, exposed_key
 from secure_cnn.recipe import Recipe, RunFolder, run
+from secure_cnn.recipe.outcome import privacy_record
+from secure_cnn.recipe.seams import make_plan
 from secure_cnn.record import LeakageRecord, RunRecord
 
 QUICK = MembershipSettings(shadows=2, attacks=("lira", "global-threshold"))
@@ -86,6 +88,22 @@ def trained(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("run") / "plain"
     run(Recipe(out=out, data=str(images), model="compact", epochs=40, batch_size=20))
     return out
+
+
+def as_private(record: RunRecord) -> RunRecord:
+    """The record as if its training had been private, with ε = 3."""
+    recipe = Recipe.from_dict({**record.settings, "epsilon": 3.0, "baseline": False})
+    plan = make_plan(recipe, record.data.train)
+    assert plan is not None
+    (chosen,), (result,) = record.chosen, record.results
+    return replace(
+        record,
+        settings=recipe.to_dict(),
+        privacy=privacy_record(recipe, plan),
+        chosen=(replace(chosen, variant="private", steps=plan.steps),),
+        results=(replace(result, variant="private"),),
+        epochs=tuple(replace(e, variant="private", train_loss=None) for e in record.epochs),
+    )
 
 
 def target_in(folder: Path, images: Path) -> Target:
@@ -554,6 +572,48 @@ def test_a_model_of_another_run_is_refused(trained: Path, images: Path, tmp_path
     loaded = read_model(RunFolder(root=tmp_path / "b", sealed=False).model, unlocking=None)
     with pytest.raises(RunError, match="model: expected what the run's record says"):
         target_of(record, loaded, str(images))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"epochs": 2}, "steps"),
+        ({"epochs": 80}, "steps"),
+        ({"batch_size": 10}, "batch_size"),
+        ({"learning_rate": 0.5}, "learning_rate"),
+        ({"warmup": 0.9}, "learning_rate"),
+        ({"epsilon": 50.0}, "epsilon"),
+    ],
+)
+def test_settings_that_are_not_those_of_the_training_are_refused(
+    trained: Path, images: Path, changes: dict[str, object], name: str
+) -> None:
+    """Shadow models that learn less leave a model that leaks unseen, and a larger ε allows more."""
+    record = RunRecord.read(trained / "run.json")
+    loaded = read_model(trained / record.checkpoints[0], unlocking=None)
+    if "epsilon" in changes:
+        record = as_private(record)
+        loaded = replace(loaded, claims={**loaded.claims, "variant": "private"})
+    target_of(record, loaded, str(images))
+    forged = replace(record, settings={**record.settings, **changes})
+    with pytest.raises(RunError, match=f"run.json: expected settings .* got {name} "):
+        target_of(forged, loaded, str(images))
+
+
+def test_epochs_that_the_record_does_not_have_are_refused(trained: Path, images: Path) -> None:
+    """Also where the number of steps was changed with them."""
+    record = RunRecord.read(trained / "run.json")
+    loaded = read_model(trained / record.checkpoints[0], unlocking=None)
+    settings = {**record.settings, "epochs": 2}
+    (chosen,) = record.chosen
+    shorter = replace(chosen, steps=chosen.steps * 2 // 40)
+    forged = replace(record, settings=settings, chosen=(shorter,))
+    with pytest.raises(RunError, match="got epochs 2 by its settings and 40"):
+        target_of(forged, loaded, str(images))
+    older = replace(record, chosen=())
+    target_of(older, loaded, str(images))
+    with pytest.raises(RunError, match="got epochs 2 by its settings and 40"):
+        target_of(replace(older, settings=settings), loaded, str(images))
 
 
 def test_persons_are_refused(trained: Path, images: Path) -> None:

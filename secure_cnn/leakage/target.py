@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import final
 
@@ -21,8 +22,9 @@ from secure_cnn.own_network import OwnNetwork
 from secure_cnn.recipe import Recipe
 from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
 from secure_cnn.recipe.initial import InitialModel, initial_model
-from secure_cnn.recipe.seams import make_plan
-from secure_cnn.record import RunRecord
+from secure_cnn.recipe.outcome import privacy_record
+from secure_cnn.recipe.seams import make_plan, make_schedule
+from secure_cnn.record import ChosenRecord, PrivacyRecord, RunRecord
 
 __all__ = ["Target", "target_of"]
 
@@ -129,8 +131,9 @@ def target_of(
         unlocking: Opens the sealed weights that the run started from, where it did.
 
     Raises:
-        RunError: The run is not complete or protects persons, or the model is another one's, or
-            was found to answer otherwise on these data.
+        RunError: The run is not complete or protects persons, its settings are not those of the
+            training on its record, or the model is another one's, or was found to answer otherwise
+            on these data.
         DataError: The data cannot be read.
         ModelError: The weights that the run began with are gone, or do not fit.
     """
@@ -139,14 +142,14 @@ def target_of(
             f"run: expected one that is complete, got one that is {record.status}; end it with "
             "train --resume"
         )
-    recipe = _as_it_was(Recipe.from_dict({**record.settings, "data": data, "out": ""}), record)
+    recipe = Recipe.from_dict({**record.settings, "data": data, "out": ""})
     if recipe.unit == "person":
         raise RunError(
             "unit=person: expected a run whose unit is an example, got persons: membership of a "
             "person with all images of theirs is not measured yet; audit --run audits its promise"
         )
     images = load_data(data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed)
-    recipe = recipe.on(images)
+    recipe = _as_it_was(recipe.on(images), record)
     initial = initial_model(recipe, images, network, unlocking)
     target = Target(
         record=record,
@@ -163,15 +166,63 @@ def target_of(
         certain=not record.data.keyed or "data_fingerprint_key" in loaded.private_claims,
     )
     _check_same(target, loaded)
+    _check_training(target)
     return target
 
 
 def _as_it_was(recipe: Recipe, record: RunRecord) -> Recipe:
     """With the batch size and rate that were chosen then: another version may choose otherwise."""
-    for chosen in record.chosen:
-        if chosen.variant == recipe.variant.name:
-            return replace(recipe, batch_size=chosen.batch_size, learning_rate=chosen.learning_rate)
-    return recipe
+    chosen = _chosen(recipe, record)
+    if chosen is None:
+        return recipe
+    for name in ("batch_size", "learning_rate"):
+        given, came_to = getattr(recipe, name), getattr(chosen, name)
+        if given is not None:
+            _require_equal(name, given, came_to)
+    return replace(recipe, batch_size=chosen.batch_size, learning_rate=chosen.learning_rate)
+
+
+def _chosen(recipe: Recipe, record: RunRecord) -> ChosenRecord | None:
+    return next((each for each in record.chosen if each.variant == recipe.variant.name), None)
+
+
+def _check_training(target: Target) -> None:
+    """Refuses settings that are not those of the training on record: shadows would be trained so.
+
+    A model that learned longer than its shadow models leaks less in their eyes, and a larger ε
+    promises less.
+    """
+    record, recipe, plan = target.record, target.recipe, target.plan
+    planned, told = privacy_record(recipe, plan), record.privacy
+    for name in (each.name for each in fields(PrivacyRecord)):
+        ours, its = getattr(planned, name, None), getattr(told, name, None)
+        # Its words of a plan may be another version's.
+        if name not in ("relation", "accountant"):
+            _require_equal(name, ours, its)
+    chosen, variant = _chosen(recipe, record), recipe.variant
+    schedule = make_schedule(recipe, variant, len(target.data.train), plan=plan)
+    if chosen is not None:
+        _require_equal("steps", schedule.steps, chosen.steps)
+    done = [each for each in record.epochs if each.variant == variant.name]
+    # A private training that lost steps ends earlier.
+    _require_equal("epochs", recipe.epochs if plan is None else len(done), len(done))
+    for number, each in enumerate(done, start=1):
+        _require_equal("epochs", number, each.epoch)
+        _require_equal("epochs", each.epoch, schedule.epoch_ended(each.step))
+        if chosen is not None:
+            _require_equal("learning_rate", schedule.at(each.step - 1), each.learning_rate)
+
+
+def _require_equal(name: str, given: object, told: object) -> None:
+    """Raise unless a setting is what the record says of the training, but for rounding."""
+    numbers = isinstance(given, float | int) and isinstance(told, float | int)
+    if given == told or (numbers and math.isclose(given, told, rel_tol=1e-3)):  # type: ignore[arg-type]  # both are numbers
+        return
+    raise RunError(
+        f"run.json: expected settings that are those of the training on its record, got {name} "
+        f"{given} by its settings and {told} on its record; shadow models would be trained "
+        "otherwise than the model: put it back as train wrote it, or train again"
+    )
 
 
 def _check_same(target: Target, loaded: LoadedModel) -> None:

@@ -30,6 +30,7 @@ __all__ = [
     "Seams",
     "make_device",
     "make_plan",
+    "make_schedule",
     "make_seams",
     "objective_for",
 ]
@@ -93,6 +94,25 @@ def make_plan(recipe: Recipe, samples: int) -> privacy.DPPlan | None:
     return plan.calibrate(epsilon=recipe.epsilon, delta=recipe.delta_for(samples))
 
 
+def make_schedule(
+    recipe: Recipe, variant: Variant, samples: int, *, plan: privacy.DPPlan | None
+) -> Schedule:
+    """How many steps the variant takes on so many images, and its learning rate at each."""
+    steps = math.ceil(samples / recipe.batch_size_for(variant, samples)) * recipe.epochs
+    if variant.private:
+        assert plan is not None, "a private variant has a plan"
+        steps = plan.steps
+    noise = 0.0
+    if plan is not None and plan.noise_multiplier is not None:
+        noise = plan.noise_multiplier / (plan.sampling_rate * plan.samples)
+    return Schedule(
+        peak=recipe.learning_rate_for(variant, steps, noise=noise),
+        steps=steps,
+        epochs=recipe.epochs,
+        warmup=min(int(recipe.warmup * steps), steps - 1),
+    )
+
+
 def objective_for(recipe: Recipe, variant: Variant) -> Objective:
     """What the variant minimises."""
     found = None if variant.method is None else recipe.robust_objective()
@@ -116,15 +136,8 @@ def make_seams(
     objective = objective_for(recipe, variant)
     examples = data.train if front is None else front.train
     batch_size = recipe.batch_size_for(variant, len(data.train))
-    steps = math.ceil(len(data.train) / batch_size) * recipe.epochs
-    if variant.private:
-        assert plan is not None, "a private variant has a plan"
-        steps = plan.steps
-    noise = 0.0
-    if plan is not None and plan.noise_multiplier is not None:
-        noise = plan.noise_multiplier / (plan.sampling_rate * plan.samples)
-    rate = recipe.learning_rate_for(variant, steps, noise=noise)
-    optimizer = _optimizer(recipe, rate, model)
+    schedule = make_schedule(recipe, variant, len(data.train), plan=plan)
+    optimizer = _optimizer(recipe, schedule.peak, model)
     device = next(model.parameters()).device
     private, update = None, _mean_update(recipe, optimizer)
     batches = partial(_epochs, recipe, objective, examples, batch_size)
@@ -134,18 +147,14 @@ def make_seams(
         batches = partial(_samples, recipe, private)
     if recipe.eps_warmup and variant.method is not None:
         growing = cast(_Strengthened, objective)
-        update = _WarmingUp(update, growing, steps=max(1, int(recipe.eps_warmup * steps)))
+        warming = max(1, int(recipe.eps_warmup * schedule.steps))
+        update = _WarmingUp(update, growing, steps=warming)
     return Seams(
         objective=objective,
         batches=lambda start_step: on_device(batches(start_step), device, memory_format),
         update=update,
         optimizer=optimizer,
-        schedule=Schedule(
-            peak=rate,
-            steps=steps,
-            epochs=recipe.epochs,
-            warmup=min(int(recipe.warmup * steps), steps - 1),
-        ),
+        schedule=schedule,
         private=private,
     )
 
