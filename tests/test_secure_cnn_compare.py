@@ -38,6 +38,7 @@ from secure_cnn.record.tradeoff import (
     pareto_front,
     points_of,
 )
+from secure_cnn.record.wording import fraction
 
 
 def audit(bound=1.5, claimed=2.0, passed=True, **recipe):
@@ -259,7 +260,8 @@ def test_leakage_is_shown_beside_the_variant_that_it_is_of():
     rate = leaky.leakage.membership.strongest.rate(0.01)
     assert (leaked.fpr, leaked.tpr.value, leaked.tpr.high) == (0.01, rate.tpr, rate.tpr_high)
     page = render_comparison(found, Needs())
-    assert f"{rate.tpr:.3g}\nat 0.01\n" in page
+    assert f"{rate.tpr:.3g}\nFPR {fraction(rate.realised_fpr)}\n0.01 asked\n" in page
+    assert "intervals and leakage are not taken into account" in page
     assert "a measurement, never a verification" in page
     assert 'aria-label="Accuracy and leakage"' not in page
     plain = replace(saved_run("second", accuracy=0.7), leakage=leakage_of(variant="plain"))
@@ -277,7 +279,15 @@ def test_the_terminal_s_table_fits_eighty_letters(audited):
     console = Console(width=80, file=io.StringIO())
     console.print(comparison_table(found, found.points[1]))
     text = console.file.getvalue()
-    for words in ("● plain", "● ★ first:", "○ second:", "AUC 0.738", "TPR 0.0769", "2.00×"):
+    for words in (
+        "● plain",
+        "● ★ first:",
+        "○ second:",
+        "AUC 0.738",
+        "TPR 0.0769",
+        "FPR 0.00978",
+        "2.00×",
+    ):
         assert words in text
     assert "55.0–65.0" in text
     assert ("of 2.00" in text, "audited" in text) == (audited, audited)
@@ -367,7 +377,10 @@ def test_measurements_that_were_not_made_alike_are_said_to_be():
     assert "5 attacks with 16 shadow models (first), 1 attacks with 4 shadow models (second)" in (
         notes
     )
+    assert "* Leakage was not measured alike" in notes
+    assert "0.738 *\n" in render_comparison(compare_runs([many, few]), Needs())
     assert "not measured alike" not in " ".join(compare_runs([many]).notes)
+    assert " *\n" not in render_comparison(compare_runs([many]), Needs())
 
 
 def test_the_page_says_what_differs_and_escapes_it():

@@ -139,8 +139,9 @@ def test_every_attack_is_in_the_table_with_interval_oracle_ties_and_queries():
     )
     assert [row[0] for row in rows] == ["labels", "weak"]
     assert rows[0][3:] == ["–", "–", "7", "9"]
-    assert rows[1][2].split("\n")[2].startswith("oracle 0.1")
-    assert rows[1][4].split("\n")[2] == "all models"
+    assert rows[1][2].split("\n")[2] == "FPR 0.100"
+    assert rows[1][2].split("\n")[3].startswith("oracle 0.1")
+    assert rows[1][4].split("\n")[3] == "all models"
     value, ends = rows[1][2].split("\n")[:2]
     low, high = map(float, ends.split("–"))
     assert low < float(value) < high
@@ -189,10 +190,10 @@ def test_controls_are_folded_behind_the_results_unless_one_failed():
     """Then they come first, and open."""
     fine = render_leakage(record_of())
     assert fine.index('id="membership"') < fine.index('<section id="controls">')
-    assert "<details><summary>All 1 controls fired" in fine
+    assert "<details><summary>All 1 controls of memberships fired" in fine
     failed = render_leakage(record_of(controls=[*record_of().controls, FAILED]))
     assert failed.index('<section id="controls">') < failed.index('id="membership"')
-    assert "controls fired" not in failed
+    assert "controls of memberships fired" not in failed
     assert [row[1] for row in table_of(failed, "Controls")] == ["✗ FAILED", "✓ fired"]
     for page in (fine, failed):
         assert page.count('<section id="controls">') == 1

@@ -8,10 +8,16 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from secure_cnn.pages.canvas import INK, MUTED, SERIES, WIDTH, Canvas, percents, render, short
-from secure_cnn.pages.template import Table
+from secure_cnn.pages.template import Fact, Table
 from secure_cnn.record import ExtractionRecord, wording
 
-__all__ = ["MOST_POOLS", "extraction_figures", "extraction_table"]
+__all__ = [
+    "MOST_POOLS",
+    "extraction_fact",
+    "extraction_figures",
+    "extraction_table",
+    "extraction_words",
+]
 
 MOST_POOLS = 8
 """Pools with a figure; a table has all."""
@@ -20,6 +26,7 @@ _LEFT, _PLOT, _LINE, _GAP = 40, 116, 18, 54
 _FOOT = 28 + 2 * (_PLOT + _GAP) + 8
 """Where the plots with the labels of their axes end."""
 _DASHES = (0, (4, 3))
+_NAMES, _BAR = 132, 22
 
 
 class _Measure(NamedTuple):
@@ -37,6 +44,7 @@ _MEASURES = (
 def extraction_figures(records: Sequence[ExtractionRecord], victim: float) -> list[str]:
     """For each pool accuracy and fidelity over queries, a line for each way of answering.
 
+    Where a pool was asked one budget alone, a bar for each: one dot makes no line.
     `victim` is the accuracy of the model that was asked.
     """
     drawn = []
@@ -44,9 +52,15 @@ def extraction_figures(records: Sequence[ExtractionRecord], victim: float) -> li
         own = [each for each in records if each.pool == pool and each.queries > 0]
         if own:
             answers = list(dict.fromkeys(each.answers for each in own))
-            height = _FOOT + 16 + _LINE * (len(answers) + 2)
-            draw = partial(_pool, own, answers, victim)
-            title = f"Copies from the pool {pool}: accuracy and fidelity by queries"
+            budgets = {each.queries for each in own}
+            if len(budgets) == 1:
+                height: float = 28 + len(_MEASURES) * (26 + _BAR * (len(answers) + 2))
+                draw = partial(_bars, own, victim)
+                told = f"after {budgets.pop():,} questions"
+            else:
+                height = _FOOT + 16 + _LINE * (len(answers) + 2)
+                draw, told = partial(_pool, own, answers, victim), "by queries"
+            title = f"Copies from the pool {pool}: accuracy and fidelity {told}"
             drawn.append(render(f"extraction-{number}", title, (WIDTH, height), draw))
     return drawn
 
@@ -54,6 +68,7 @@ def extraction_figures(records: Sequence[ExtractionRecord], victim: float) -> li
 def extraction_table(records: Sequence[ExtractionRecord]) -> Table:
     """A row for each copy, beside the one that never asked."""
     head = ("pool", "answers", "queries", "accuracy", "never asked", "fidelity", "never asked")
+    transfers = _transfers(records)
     rows = [
         (
             each.pool,
@@ -61,11 +76,76 @@ def extraction_table(records: Sequence[ExtractionRecord]) -> Table:
             f"{each.queries:,}",
             *map(wording.share, (each.accuracy, each.baseline)),
             *map(wording.share, (each.fidelity, each.baseline_fidelity)),
-            *map(wording.share, (each.transfer, each.baseline_transfer)),
+            *(map(wording.share, (each.transfer, each.baseline_transfer)) if transfers else ()),
         )
         for each in records
     ]
-    return (*head, "attacks that transfer", "never asked"), rows
+    return (*head, *(("attacks that transfer", "never asked") if transfers else ())), rows
+
+
+def extraction_fact(records: Sequence[ExtractionRecord]) -> Fact:
+    """The fidelity of the best copy, beside that of one that never asked."""
+    best = max(records, key=lambda each: each.fidelity)
+    beside = "no copy was made that never asked"
+    if best.baseline_fidelity is not None:
+        beside = f"{wording.share(best.baseline_fidelity)} of a copy that never asked"
+    return Fact(
+        name="Fidelity of a copy",
+        value=wording.share(best.fidelity),
+        detail=f"{beside}; at most: pool {best.pool}, {best.answers}, {best.queries:,} queries",
+    )
+
+
+def extraction_words(records: Sequence[ExtractionRecord]) -> list[str]:
+    """What was asked, and why some of it has no figure, a sentence each."""
+    budgets = sorted({each.queries for each in records})
+    *first, last = [f"{budget:,}" for budget in budgets]
+    asked = f"{', '.join(first)} and {last}" if first else last
+    words = [f"Asked: {asked} questions. A budget of more images than a pool has is left out."]
+    alone = dict.fromkeys(each.pool for each in records if each.baseline_fidelity is None)
+    if alone:
+        words.append(
+            f"Whoever has {' or '.join(alone)} has no labels, so that no copy is made of it that "
+            "never asks."
+        )
+    if not _transfers(records):
+        words.append(
+            "No attack was tried on copies: that is done where the run has a threat model."
+        )
+    return words
+
+
+def _transfers(records: Sequence[ExtractionRecord]) -> bool:
+    """Whether an attack was made on any copy."""
+    return any(
+        each is not None
+        for record in records
+        for each in (record.transfer, record.baseline_transfer)
+    )
+
+
+def _bars(records: Sequence[ExtractionRecord], victim: float, canvas: Canvas) -> None:
+    """One budget: a bar for each way of answering, what never asked, and the victim itself."""
+    first = records[0]
+    title = f"Pool: {short(first.pool, 30)}, {first.queries:,} questions"
+    canvas.text(0, 12, title, bold=True, size=12.5, room=WIDTH)
+    top = 28.0
+    for measure, itself in zip(_MEASURES, (victim, 1.0), strict=True):
+        canvas.text(0, top + 8, measure.title, color=MUTED)
+        never = getattr(first, measure.baseline)
+        rows: list[tuple[str, float | None, str]] = [
+            *((each.answers, getattr(each, measure.value), SERIES[1]) for each in records),
+            ("never asked", never, MUTED),
+            ("the victim itself", itself, INK),
+        ]
+        axes = canvas.axes(_NAMES, top + 18, WIDTH - _NAMES - 50, _BAR * len(rows))
+        axes.set(xlim=(0, 1), ylim=(len(rows), 0), xticks=[], yticks=[])
+        for row, (words, value, color) in enumerate(rows):
+            y = top + 18 + _BAR * (row + 0.5)
+            axes.barh(row + 0.5, value or 0.0, 0.55, color=color, alpha=0.8)
+            canvas.text(_NAMES - 8, y, short(words, 24), align="right", room=_NAMES - 8)
+            canvas.text(WIDTH, y, wording.share(value), align="right", bold=True)
+        top += 26 + _BAR * len(rows)
 
 
 def _pool(

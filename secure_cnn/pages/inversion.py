@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from secure_cnn.pages.canvas import INK, MUTED, SERIES, WIDTH, Canvas, render
-from secure_cnn.pages.template import Table
+from secure_cnn.pages.template import Fact, Table
 from secure_cnn.record import InversionRecord, wording
 from secure_cnn.record.document import require
 
@@ -21,6 +21,8 @@ __all__ = [
     "MOST_IMAGES",
     "MOST_SIDE",
     "InversionPicture",
+    "inversion_control",
+    "inversion_fact",
     "inversion_figure",
     "inversion_table",
     "picture_figure",
@@ -31,6 +33,8 @@ MOST_IMAGES = 8
 MOST_SIDE = 512
 """Pixels along a side of an image."""
 
+_WORKS = 0.9
+"""The share of single images that an attack that works identifies where nothing protects them."""
 _COLORS = {"plain": SERIES[2], "clipped": SERIES[4], "noised": SERIES[3]}
 _NAMES, _ROW, _WIDEST = 118, 24, 84
 
@@ -77,6 +81,50 @@ def inversion_figure(records: Sequence[InversionRecord]) -> str:
     title = "Images identified from a gradient"
     size = (WIDTH, 30 + _ROW * len(records) + 46)
     return render("inversion", title, size, partial(_shares, records))
+
+
+def inversion_control(records: Sequence[InversionRecord]) -> tuple[bool, str]:
+    """Whether images are found where nothing protects them, of the smallest batch, and in words.
+
+    Where they are not, what is not found under a protection tells nothing of it.
+    """
+    plain = [each for each in records if each.protection == "plain"]
+    if not plain:
+        return False, (
+            "No plain gradient was attacked, so that nothing shows that this attack finds images "
+            "at all: what it does not find is no sign of safety."
+        )
+    first = min(plain, key=lambda each: each.batch)
+    told = (
+        f"{first.identified} of {first.asked} images from plain gradients of "
+        f"{'one image' if first.batch == 1 else f'{first.batch} images'} "
+        f"(95% interval {wording.fraction(first.low)}–{wording.fraction(first.high)})"
+    )
+    if first.identified > 0 and first.high >= _WORKS:
+        return True, f"Its control: the attack identifies {told}, where nothing protects them."
+    return False, (
+        f"On this network and data the attack identifies {told}, where one that works finds "
+        f"{_WORKS:g} and more: it fails without protection too, so that nothing follows for a "
+        "protection under which it finds nothing."
+    )
+
+
+def inversion_fact(records: Sequence[InversionRecord], *, private: bool) -> Fact:
+    """What the gradients of this training give away: of a private one, those that are noised."""
+    own = "noised" if private else "plain"
+    mine = [each for each in records if each.protection == own]
+    if not mine:
+        detail = f"no {own} gradient was attacked, and this training makes no other"
+        return Fact(name="Images identified", value="not told", detail=detail)
+    most = max(mine, key=lambda each: (each.share, each.asked))
+    detail = (
+        f"at most: {own} gradients, as of this training, batch {most.batch}; among "
+        f"{most.candidates:,} candidates"
+    )
+    works, _ = inversion_control(records)
+    if not works:
+        detail += "; says nothing of a protection, see below"
+    return Fact(name="Images identified", value=f"{most.identified} of {most.asked}", detail=detail)
 
 
 def inversion_table(records: Sequence[InversionRecord]) -> Table:

@@ -9,16 +9,24 @@ from pathlib import Path
 from typing import Any
 
 from secure_cnn.pages.canvas import short
-from secure_cnn.pages.extraction import extraction_figures, extraction_table
+from secure_cnn.pages.controls import ControlWords
+from secure_cnn.pages.extraction import (
+    extraction_fact,
+    extraction_figures,
+    extraction_table,
+    extraction_words,
+)
 from secure_cnn.pages.inversion import (
     InversionPicture,
+    inversion_control,
+    inversion_fact,
     inversion_figure,
     inversion_table,
     picture_figure,
 )
 from secure_cnn.pages.membership import interval, membership_figures
 from secure_cnn.pages.template import Fact, fill
-from secure_cnn.record import ExtractionRecord, InversionRecord, LeakageRecord, wording
+from secure_cnn.record import LeakageRecord, wording
 from secure_cnn.record.document import write_text
 from secure_cnn.record.leakage import MembershipRecord
 
@@ -55,17 +63,16 @@ def render_leakage(record: LeakageRecord, pictures: Sequence[InversionPicture] =
         "failed": not record.passed,
         "facts": _facts(record),
         "missing": [words for name, words in _MEASURED.items() if not getattr(record, name)],
-        "controls": [
-            ("✓ fired" if each.passed else "✗ FAILED", each)
-            for each in sorted(record.controls, key=lambda each: each.passed)
-        ],
+        "controls": ControlWords.of(record),
         "membership": membership_figures(record, membership) if membership else None,
         "inversion": inversion_figure(record.inversion) if record.inversion else "",
+        "inversion_control": inversion_control(record.inversion),
         "inversion_table": inversion_table(record.inversion),
         "pictures": [picture_figure(each, number) for number, each in enumerate(shown)],
         "hidden": len(pictures) - len(shown),
         "extraction": extraction_figures(record.extraction, record.accuracy),
         "extraction_table": extraction_table(record.extraction),
+        "extraction_words": extraction_words(record.extraction) if record.extraction else [],
         "conditions": _conditions(record),
     }
     return fill("leakage.html.jinja", values)
@@ -88,11 +95,14 @@ def _verdict(record: LeakageRecord) -> str:
         return "Who was in the data was not measured."
     count, strongest = len(record.membership.attacks), record.membership.strongest
     who = "The attack" if count == 1 else f"The strongest of {count} attacks,"
+    spread = interval(min(strongest.areas), max(strongest.areas))
     said = (
         f"{who} {strongest.name}{',' if count > 1 else ''} ranks a member of the training data "
-        "above another image with a probability of "
-        f"{wording.fraction(strongest.areas[0])}, where a guess has 0.5."
+        f"above another image with a probability of {wording.fraction(strongest.areas[0])} "
+        f"({spread} over {len(strongest.areas)} models), where a guess has 0.5."
     )
+    if count > 1:
+        said += " It is the strongest on this very model, which flatters it."
     if record.epsilon is None:
         return said
     return f"{said} Nothing was found that ε = {wording.epsilon(record.epsilon)} rules out."
@@ -115,10 +125,11 @@ def _found(record: LeakageRecord) -> list[Fact]:
     """What was measured; where a control failed it is nothing that may be quoted."""
     if record.void:
         return [Fact(name="Leakage", value="void", detail="a control failed, see below")]
+    private = record.epsilon is not None
     return [
         *([] if record.membership is None else _membership_facts(record.membership)),
-        *([_inversion_fact(record.inversion)] if record.inversion else []),
-        *([_extraction_fact(record.extraction)] if record.extraction else []),
+        *([inversion_fact(record.inversion, private=private)] if record.inversion else []),
+        *([extraction_fact(record.extraction)] if record.extraction else []),
     ]
 
 
@@ -136,33 +147,14 @@ def _membership_facts(membership: MembershipRecord) -> list[Fact]:
         if found is not None:
             attack, rate = found
             whose = ", all models together" if rate.of == "all" else ""
+            realised = wording.fraction(rate.realised_fpr)
             detail = (
-                f"95% interval {interval(rate.tpr_low, rate.tpr_high)}, {attack.name}{whose}; "
-                f"a guess: {rate.fpr:g}"
+                f"realised FPR {realised}: a guess finds {realised}; 95% interval "
+                f"{interval(rate.tpr_low, rate.tpr_high)}, {attack.name}{whose}"
             )
             value = wording.fraction(rate.tpr)
             facts.append(Fact(name=f"TPR at FPR {rate.fpr:g}", value=value, detail=detail))
     return facts
-
-
-def _inversion_fact(records: Sequence[InversionRecord]) -> Fact:
-    most = max(records, key=lambda each: each.share)
-    return Fact(
-        name="Images identified",
-        value=f"{most.identified} of {most.asked}",
-        detail=f"at most: {most.protection} gradient, batch {most.batch}; among "
-        f"{most.candidates:,} candidates",
-    )
-
-
-def _extraction_fact(records: Sequence[ExtractionRecord]) -> Fact:
-    best = max(records, key=lambda each: each.fidelity)
-    return Fact(
-        name="Fidelity of a copy",
-        value=wording.share(best.fidelity),
-        detail=f"at most: pool {best.pool}, {best.answers}, {best.queries:,} queries; one that "
-        f"never asked: {wording.share(best.baseline_fidelity)}",
-    )
 
 
 def _conditions(record: LeakageRecord) -> dict[str, Any]:

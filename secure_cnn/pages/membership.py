@@ -189,11 +189,10 @@ def _rate_cell(attack: MembershipAttackRecord, fpr: float) -> str:
     if rate is None:
         return "–"
     lines = [wording.fraction(rate.tpr), interval(rate.tpr_low, rate.tpr_high)]
-    if not rate.kept:
-        lines.append(f"but FPR {wording.fraction(rate.realised_fpr)}")
-    elif rate.of == "all":
+    lines.append(f"{'' if rate.kept else 'but '}FPR {wording.fraction(rate.realised_fpr)}")
+    if rate.kept and rate.of == "all":
         lines.append("all models")
-    elif oracle is not None:
+    elif rate.kept and oracle is not None:
         lines.append(f"oracle {wording.fraction(oracle.tpr)}")
     return "\n".join(lines)
 

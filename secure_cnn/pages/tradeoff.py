@@ -114,13 +114,15 @@ def cells(number: int, point: TradeoffPoint, *, on_front: bool) -> dict[str, str
 
 
 def _leaked(leaked: LeakageEstimate) -> tuple[str, str]:
-    """As fractions; the rate of members with the rate of others at which it was found."""
-    area, rate = leaked.auc, leaked.tpr
-    words = f"{wording.fraction(area.value)}\n{area.low:.3f}–{area.high:.3f}"
+    """As fractions, a rate with that of others, realised and asked; `*` marks what is unlike."""
+    area, rate, mark = leaked.auc, leaked.tpr, " *" if leaked.unlike else ""
+    words = f"{wording.fraction(area.value)}{mark}\n{area.low:.3f}–{area.high:.3f}"
     if rate is None or leaked.fpr is None:
         return words, "–"
-    found = wording.fraction(rate.value)
-    return words, f"{found}\nat {leaked.fpr:g}\n{rate.low:.3f}–{rate.high:.3f}"
+    at = f"FPR {wording.fraction(leaked.realised_fpr)}"
+    asked = f"{leaked.fpr:g} asked"
+    found = f"{wording.fraction(rate.value)}\n{at}"
+    return words, f"{found}\n{asked}\n{rate.low:.3f}–{rate.high:.3f}"
 
 
 def _interval(estimate: Estimate) -> str:

@@ -11,6 +11,7 @@ from typing import ClassVar
 from secure_cnn.errors import RunError
 from secure_cnn.record import wording
 from secure_cnn.record.document import Document
+from secure_cnn.record.leakage import MembershipRecord
 from secure_cnn.record.run import DataRecord, ResultRecord, ThreatRecord
 from secure_cnn.record.saved import SavedRun
 from secure_cnn.record.tradeoff import TradeoffPoint, points_of
@@ -56,6 +57,8 @@ def compare_runs(runs: Sequence[SavedRun]) -> Comparison:
         _refuse(run, runs)
     threat = next(filter(None, (run.threat for run in runs)), None)
     named = _named(_once([entry for run in runs for entry in _entries(run, threat)]))
+    if len(_ways(runs)) > 1:
+        named = {name: _marked(entry) for name, entry in named.items()}
     return Comparison(
         data=runs[0].record.data,
         points=tuple(replace(entry.point, name=name) for name, entry in named.items()),
@@ -206,25 +209,46 @@ def _notes(runs: Sequence[SavedRun], threat: ThreatRecord | None) -> tuple[str, 
     return tuple(notes)
 
 
-def _leakage_notes(runs: Sequence[SavedRun]) -> list[str]:
-    """What to know of leakage, where some of it is shown."""
-    measured = {
+def _memberships(runs: Sequence[SavedRun]) -> dict[str, MembershipRecord]:
+    """By run, where they were measured and count."""
+    return {
         run.name: run.leakage.membership
         for run in runs
         if run.leakage is not None and run.leakage.membership is not None and not run.leakage.void
     }
+
+
+def _ways(runs: Sequence[SavedRun]) -> set[tuple[int, frozenset[str]]]:
+    """In how many ways leakage was measured: shadow models and attacks."""
+    return {
+        (each.shadows, frozenset(attack.name for attack in each.attacks))
+        for each in _memberships(runs).values()
+    }
+
+
+def _marked(entry: _Entry) -> _Entry:
+    """One whose leakage, if it has any, is marked as measured otherwise than another's."""
+    if entry.point.leakage is None:
+        return entry
+    unlike = replace(entry.point.leakage, unlike=True)
+    return replace(entry, point=replace(entry.point, leakage=unlike))
+
+
+def _leakage_notes(runs: Sequence[SavedRun]) -> list[str]:
+    """What to know of leakage, where some of it is shown."""
+    measured = _memberships(runs)
     if not measured:
         return []
     notes = [
         "AUC is that of the strongest attack on memberships, between the least and the largest of "
-        "its models; TPR is the most that any attack finds. Both are fractions, 0.5 and the false "
-        "positive rate itself are a guess; a measurement, never a verification of ε."
+        "its models; TPR is the most that any attack finds, beside the share of others that it "
+        "named (FPR). Both are fractions: a guess has an AUC of 0.5, and a TPR of that FPR; a "
+        "measurement, never a verification of ε."
     ]
-    made = {(each.shadows, frozenset(a.name for a in each.attacks)) for each in measured.values()}
-    if len(made) > 1:
+    if len(_ways(runs)) > 1:
         told = ", ".join(
             f"{len(each.attacks)} attacks with {each.shadows} shadow models ({name})"
             for name, each in measured.items()
         )
-        notes.append(f"Leakage was not measured alike, and more find more: {told}.")
+        notes.append(f"* Leakage was not measured alike, and more find more: {told}.")
     return notes

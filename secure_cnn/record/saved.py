@@ -154,4 +154,4 @@ def _estimate(membership: MembershipRecord) -> LeakageEstimate:
         return LeakageEstimate(auc=auc)
     rate = found[1]
     tpr = Estimate(value=rate.tpr, low=rate.tpr_low, high=rate.tpr_high)
-    return LeakageEstimate(auc=auc, tpr=tpr, fpr=rate.fpr)
+    return LeakageEstimate(auc=auc, tpr=tpr, fpr=rate.fpr, realised_fpr=rate.realised_fpr)

@@ -27,7 +27,7 @@ __all__ = [
 FRONT_RULE = (
     "Filled marks are on the Pareto front: no other variant is at least as good in accuracy, macro "
     "recall, robust accuracy, ε and time, and better in one of them. What was not measured counts "
-    "as worst; intervals are not taken into account."
+    "as worst; intervals and leakage are not taken into account."
 )
 _Z = 1.959963984540054
 
@@ -47,16 +47,22 @@ class Estimate(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class LeakageEstimate(Checked):
-    """How well attacks tell who was in the data; ½ and `fpr` would be a guess.
+    """How well attacks tell who was in the data; ½ and `realised_fpr` would be a guess.
 
     `auc` is the area under the curve of the strongest attack, between the least and the largest of
     the models attacked. `tpr` is the largest share of members that an attack finds at the false
-    positive rate `fpr`, both fractions, or None where the examples are too few.
+    positive rate `fpr`, both fractions, or None where the examples are too few; `realised_fpr` is
+    the share of others that was named there. `unlike` marks what stands beside a measurement of
+    other attacks, or with another number of shadow models.
     """
+
+    LATER: ClassVar[frozenset[str]] = frozenset({"realised_fpr", "unlike"})
 
     auc: Estimate
     tpr: Estimate | None = None
     fpr: float | None = None
+    realised_fpr: float | None = None
+    unlike: bool = False
 
     def _check(self) -> None:
         both = (self.tpr is None) == (self.fpr is None)
