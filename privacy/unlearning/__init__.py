@@ -1,9 +1,9 @@
 """How a model forgets: methods with a guarantee, each saying against what it is held.
 
-Certified noisy fine-tuning of anyone's model (`noisy_finetuning`); a head on fixed features whose
-rows leave exactly (`ridge`, by `rows` that are known by their digests). A guarantee is told with
-its numbers and with what the caller answers for; where it would not hold, an `UnlearningError` says
-so, and nothing was changed.
+Certified noisy fine-tuning of anyone's model (`noisy_finetuning`); heads on fixed features whose
+rows leave exactly (`ridge`), or by a Newton step within a budget (`newton`); `rows`, what callers
+pass in, and who is there. A guarantee is told with its numbers and with what the caller answers
+for; where it would not hold, an `UnlearningError` says so, and nothing was changed.
 
 Example:
     Ten people leave a small model; what is released is as if it had been made without them.
@@ -21,7 +21,8 @@ Example:
     0.268
 """
 
+from privacy.unlearning.newton import LogisticHead
 from privacy.unlearning.noisy_finetuning import Loss, NoisyFinetuning, noisy_finetune
 from privacy.unlearning.ridge import RidgeHead
 
-__all__ = ["Loss", "NoisyFinetuning", "RidgeHead", "noisy_finetune"]
+__all__ = ["LogisticHead", "Loss", "NoisyFinetuning", "RidgeHead", "noisy_finetune"]

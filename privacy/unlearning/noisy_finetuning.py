@@ -26,13 +26,12 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
-from scipy import optimize
 from torch import Tensor, nn
 
 from privacy.errors import PlanError, PrivacyError, UnlearningError
 from privacy.noise import SecureGenerator
-from privacy.statistics import gdp_delta, gdp_epsilon
-from privacy.validate import check_module, positive, probability, real, shown, whole
+from privacy.statistics import gdp_delta, gdp_epsilon, gdp_mu
+from privacy.validate import check_module, positive, real, shown, whole
 
 __all__ = ["Loss", "NoisyFinetuning", "noisy_finetune"]
 
@@ -41,7 +40,6 @@ Loss = Callable[[nn.Module, Any, Any], Tensor]
 
 _ROUNDING = 1e-9
 """Norms are taken this much larger than float64 sums say, so that none passes its bound."""
-_LARGEST_MU = 1e4
 
 
 @final
@@ -135,7 +133,7 @@ class NoisyFinetuning:
         Raises:
             PlanError: `epsilon` is not above 0, or `delta` not in (0, 1).
         """
-        mu = _mu_for(positive("epsilon", epsilon), probability("delta", delta))
+        mu = gdp_mu(positive("epsilon", epsilon), delta)
         return replace(self, noise_deviation=self.distance / (mu * math.sqrt(self._powers(2))))
 
     @property
@@ -155,17 +153,6 @@ class NoisyFinetuning:
         """1 + c^of + c^(2 of) + ..., one power a step; without cancellation where c is near 1."""
         log = of * self._log_contraction
         return math.expm1(self.steps * log) / math.expm1(log) if log else float(self.steps)
-
-
-def _mu_for(epsilon: float, delta: float) -> float:
-    """The largest mu that is (epsilon, delta), or a little less."""
-    high = 1.0
-    while gdp_delta(high, epsilon) <= delta:
-        high *= 2
-        if high > _LARGEST_MU:
-            raise PlanError(f"epsilon: expected a number that asks for noise, got {epsilon}")
-    mu = optimize.brentq(lambda mu: gdp_delta(mu, epsilon) - delta, 0.0, high, xtol=1e-15)
-    return float(mu) * (1 - 1e-9)
 
 
 def noisy_finetune(

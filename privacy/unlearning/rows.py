@@ -18,16 +18,37 @@ import torch
 from privacy import validate
 from privacy.errors import PlanError, UnlearningError
 
-__all__ = ["Labels", "Present", "checked_features", "checked_labels", "positive", "whole"]
+__all__ = [
+    "Labels",
+    "Present",
+    "array_of",
+    "checked_features",
+    "checked_labels",
+    "positive",
+    "whole",
+]
 
 Labels = npt.NDArray[np.int64]
 _DIGEST_BYTES = 16
 _SMALLEST, _LARGEST = 1e-30, 1e30
 
 
+def array_of(value: Any) -> npt.NDArray[Any]:
+    """The value as an array; what is none has no axis, so that who asked can tell."""
+    if isinstance(value, torch.Tensor):
+        if value.layout != torch.strided or value.dtype in (torch.bfloat16, torch.float16):
+            value = value.to_dense().float()
+        found: npt.NDArray[Any] = value.detach().cpu().numpy()
+        return found
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):
+        return np.empty((), dtype=object)
+
+
 def checked_features(features: Any, *, width: int | None = None) -> npt.NDArray[np.floating[Any]]:
     """Finite floats `[n, width]` of at least one row, as an array; of a tensor, on the CPU."""
-    found = _array(features)
+    found = array_of(features)
     if found.ndim != 2 or found.dtype.kind not in "fiu" or not found.size:
         raise UnlearningError(
             f"features: expected numbers [rows, features], got {_described(features)}"
@@ -38,12 +59,14 @@ def checked_features(features: Any, *, width: int | None = None) -> npt.NDArray[
         )
     if not np.isfinite(found).all():
         raise UnlearningError("features: expected finite numbers, got some that are not")
+    if max(float(found.max()), -float(found.min())) > _LARGEST:
+        raise UnlearningError(f"features: expected numbers up to {_LARGEST:g}, got larger ones")
     return found
 
 
 def checked_labels(labels: Any, *, rows: int, classes: int) -> Labels:
     """Classes of so many rows, whole numbers from 0 to below `classes`, int64 `[rows]`."""
-    found = _array(labels)
+    found = array_of(labels)
     if found.shape != (rows,) or found.dtype.kind not in "iu":
         raise UnlearningError(
             f"labels: expected whole numbers [{rows}], one for each row, got {_described(labels)}"
@@ -138,19 +161,6 @@ class Present:
 
     def _counted(self, labels: Labels) -> Labels:
         return np.bincount(labels, minlength=len(self.per_class)).astype(np.int64)
-
-
-def _array(value: Any) -> npt.NDArray[Any]:
-    """As an array; what is none has the wrong type or shape, and is told by who asked."""
-    if isinstance(value, torch.Tensor):
-        if value.layout != torch.strided or value.dtype in (torch.bfloat16, torch.float16):
-            value = value.to_dense().float()
-        found: npt.NDArray[Any] = value.detach().cpu().numpy()
-        return found
-    try:
-        return np.asarray(value)
-    except (TypeError, ValueError, RuntimeError):
-        return np.empty((), dtype=object)
 
 
 def _described(value: Any) -> str:
