@@ -5,6 +5,7 @@ rebuilding the model is in its claims, as plain values: no class is ever looked 
 file other than one of `MODELS`.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,7 @@ __all__ = [
     "check_model",
     "check_sealing",
     "check_unlocking",
+    "model_digest",
     "read_model",
     "read_state",
     "write_model",
@@ -113,6 +115,16 @@ def check_unlocking(value: object) -> None:
             f"unlocking: expected an Unlocking or None, got {type(value).__name__}; give "
             "Unlocking(identity=...)"
         )
+
+
+def model_digest(model: nn.Module) -> str:
+    """SHA-256 of what a model has learned, its names and values: the same when it is read back."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(raw.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def write_model(

@@ -574,6 +574,19 @@ def test_a_model_of_another_run_is_refused(trained: Path, images: Path, tmp_path
         target_of(record, loaded, str(images))
 
 
+def test_a_model_that_finds_the_same_is_refused_by_its_weights(trained: Path, images: Path) -> None:
+    """Many name all test images right, and one of them leaks less; of an older run nobody knows."""
+    record = RunRecord.read(trained / "run.json")
+    loaded = read_model(trained / record.checkpoints[0], unlocking=None)
+    assert record.model_digest
+    with torch.no_grad():
+        loaded.model[-1].weight.mul_(2.0)
+        loaded.model[-1].bias.mul_(2.0)
+    with pytest.raises(RunError, match="model: expected the one that the run left, got other"):
+        target_of(record, loaded, str(images))
+    target_of(replace(record, model_digest=""), loaded, str(images))
+
+
 @pytest.mark.parametrize(
     ("changes", "name"),
     [

@@ -14,7 +14,7 @@ from torch import nn
 from privacy import DPPlan
 from privacy.leakage import Promise
 from privacy.leakage.shadows import Indices
-from secure_cnn.checkpoint import LoadedModel, Unlocking
+from secure_cnn.checkpoint import LoadedModel, Unlocking, model_digest
 from secure_cnn.data import ImageData, Split, load_data
 from secure_cnn.errors import RunError
 from secure_cnn.evaluate import ClassificationReport, batch_for, evaluate_model
@@ -92,12 +92,7 @@ class Target:
     @property
     def weights(self) -> str:
         """SHA-256 of what the model has learned, its names and values."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            raw = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(raw.numpy().tobytes())
-        return digest.hexdigest()
+        return model_digest(self.model)
 
     @property
     def digest(self) -> str:
@@ -244,6 +239,11 @@ def _check_same(target: Target, loaded: LoadedModel) -> None:
             "model: expected what the run's record says that it finds on the test images, got "
             f"accuracy {found.accuracy:.4g}; data, model or record were changed since it was "
             "trained, or the model is of another run"
+        )
+    if record.model_digest and record.model_digest != target.weights:
+        raise RunError(
+            "model: expected the one that the run left, got other weights, whatever they find on "
+            "the test images; give the model of this run, or the run that left it"
         )
     claimed = loaded.claims.get("variant")
     if claimed is not None and claimed != target.recipe.variant.name:

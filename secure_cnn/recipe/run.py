@@ -20,6 +20,7 @@ from secure_cnn.checkpoint import (
     check_model,
     check_sealing,
     check_unlocking,
+    model_digest,
     write_model,
 )
 from secure_cnn.data import ImageData, Split, load_data
@@ -347,7 +348,8 @@ def _finished(
         overwrite=True,
     )
     place = task.folder.model.relative_to(task.folder.root).as_posix()
-    journal.record = replace(journal.record, cost=cost, checkpoints=(place,))
+    digest = model_digest(model)
+    journal.record = replace(journal.record, cost=cost, checkpoints=(place,), model_digest=digest)
     if cost and task.recipe.copies > 1:
         journal.note(COPIES_NOTE.format(copies=task.recipe.copies))
     journal.write()

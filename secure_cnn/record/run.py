@@ -227,11 +227,14 @@ class RunRecord(Document):
     Epochs and results are in the order in which they ran: the last protected result is the run's
     own. `claims` are bound into the sealed checkpoint; the states of the run bear its `run_id`; and
     `released`, the noised steps that may have become visible, is written before they do. `settings`
-    are as they were given, `chosen` what they came to in each variant that has begun.
+    are as they were given, `chosen` what they came to in each variant that has begun, and
+    `model_digest` is that of the names and values in the model that the finished run left.
     """
 
     KIND: ClassVar[str | None] = "run"
-    LATER: ClassVar[frozenset[str]] = frozenset({"run_id", "signer", "released", "chosen"})
+    LATER: ClassVar[frozenset[str]] = frozenset(
+        {"run_id", "signer", "released", "chosen", "model_digest"}
+    )
 
     created: str
     data: DataRecord
@@ -253,6 +256,7 @@ class RunRecord(Document):
     signer: str = ""
     released: int = 0
     chosen: tuple[ChosenRecord, ...] = ()
+    model_digest: str = ""
 
     @property
     def settings_in_words(self) -> list[tuple[str, str]]:
