@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from support.leakage_records import attack_of, membership_of
+from support.leakage_records import SHIFTS, attack_of, membership_of
 from support.leakage_records import record_of as leakage_of
 from support.run_records import PROTECTED, Page, make_record, make_result
 from support.saved_runs import saved_run
@@ -406,6 +406,15 @@ def folder_of(parent, name, **fields):
     return folder
 
 
+def controls_of(*attacks):
+    """Those of attacks on memberships, all in order."""
+    return tuple(
+        ControlRecord(name=f"{attack}, {kind}", expected="x", got="x", passed=True)
+        for attack in attacks
+        for kind in ("permuted", "planted")
+    )
+
+
 def test_what_another_run_leaks_is_refused(tmp_path):
     """By its number, a variant that the run does not have, and what the model finds.
 
@@ -417,13 +426,21 @@ def test_what_another_run_leaks_is_refused(tmp_path):
     ), (
         {"run": "cd" * 16, "variant": PROTECTED, "accuracy": 0.123},
         "that of a model whose accuracy is 0.123, where the run's has 0.",
+    ), (
+        {"run": "cd" * 16, "variant": PROTECTED, "accuracy": 0.8, "controls": controls_of("lira")},
+        "attacks without their controls: rmia, bavaria, attack-p, global-threshold;",
+    ), (
+        {"run": "cd" * 16, "variant": PROTECTED, "accuracy": 0.8, "controls": ()},
+        "attacks without their controls: lira, rmia",
     )):  # fmt: skip
         leakage_of(**wrong).write(folder / "leakage.json")
         with pytest.raises(RunError, match=r"leakage\.json: .*secure-cnn leakage") as told:
             SavedRun.read(folder, "first")
         assert words in str(told.value)
     (_, result) = RunRecord.read(folder / "run.json").results
-    own = leakage_of(run="cd" * 16, variant=PROTECTED, accuracy=result.accuracy)
+    own = leakage_of(
+        run="cd" * 16, variant=PROTECTED, accuracy=result.accuracy, controls=controls_of(*SHIFTS)
+    )
     own.write(folder / "leakage.json")
     assert SavedRun.read(folder, "first").leakage == own
 

@@ -42,6 +42,25 @@ def test_a_record_is_read_back_equal(tmp_path):
         (lambda: rate_of("target", 0.1, 1.0, tpr=math.nan), "rate: expected a share"),
         (lambda: rate_of("target", 0.1, 1.0, tpr=0.01), "rate.tpr: expected a rate within"),
         (lambda: rate_of("target", 0.1, 1.0, ties=-1), "rate.hits: expected at most as many"),
+        (
+            lambda: rate_of("target", 0.1, 1.0, tpr=0.0, tpr_low=0.0),
+            r"rate\.tpr: expected the share of \d+ of 2250, got 0\.0",
+        ),
+        (lambda: rate_of("all", 0.1, 1.0, realised_fpr=0.0), "rate.realised_fpr: expected the"),
+        (
+            lambda: attack_of("lira", areas=[0.5] * 17),
+            r"\[lira\]\.areas: expected at least 0\.[67]",
+        ),
+        (
+            lambda: attack_of("x", rates=[rate_of("target", 0.1, 1.0)] * 2),
+            r"membership\[x\]\.rates: expected each once",
+        ),
+        (
+            lambda: attack_of(
+                "x", rates=[rate_of("target", 0.1, 1.0), rate_of("oracle", 0.1, 1.0, others=100)]
+            ),
+            r"membership\[x\]\.rates: expected one number of members",
+        ),
         (lambda: attack_of("lira", areas=[math.nan]), r"membership\[lira\]: expected a share"),
         (lambda: attack_of("lira", areas=[]), "membership.areas: expected that of the target"),
         (lambda: attack_of("lira", curve=[(0.5, 0.6), (0.4, 0.7)]), r"curve: expected pairs that"),

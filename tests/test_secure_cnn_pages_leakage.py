@@ -161,7 +161,9 @@ def test_what_a_verdict_is_worth_is_said_by_prior():
     """And where nobody is named it is nothing, not always right."""
     rates = [
         rate_of("target", 0.1, 1.0),
-        rate_of("target", 0.01, 1.0, hits=0, tpr=0.0, tpr_low=0.0, false_alarms=0),
+        rate_of(
+            "target", 0.01, 1.0, hits=0, tpr=0.0, tpr_low=0.0, false_alarms=0, realised_fpr=0.0
+        ),
     ]
     membership = membership_of(attacks=[attack_of("lira", rates=rates)])
     rows = table_of(render_leakage(record_of(membership=membership)), "PPV by prior")

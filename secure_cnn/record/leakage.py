@@ -68,6 +68,10 @@ class RateRecord(Checked):
         counts = ((self.hits, self.members), (self.false_alarms, self.others))
         fits = all(0 <= found <= count > 0 for found, count in counts) and self.ties >= 0
         require(fits, "rate.hits", "at most as many as there are", counts)
+        for name, (found, count) in zip(("tpr", "realised_fpr"), counts, strict=True):
+            value = getattr(self, name)
+            share = math.isclose(value, found / count, abs_tol=1e-9)
+            require(share, f"rate.{name}", f"the share of {found} of {count}", value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +115,20 @@ class MembershipAttackRecord(Checked):
         require(len(self.areas) > 0, "membership.areas", "that of the target", self.areas)
         rises = all(a <= c and b <= d for (a, b), (c, d) in pairwise(self.curve))
         require(rises, f"{where}.curve", "pairs that rise", self.curve)
+        # Between two of its points a curve is nowhere below the first of them.
+        ends = [*(fpr for fpr, _ in self.curve[1:]), 1.0]
+        below = sum(tpr * (end - fpr) for (fpr, tpr), end in zip(self.curve, ends, strict=False))
+        above = self.areas[0] >= below - 1e-9
+        require(above, f"{where}.areas", f"at least {below:.4g}, as is below its curve", self.areas)
+        self._check_rates(where)
+
+    def _check_rates(self, where: str) -> None:
+        """Each comes once, and those of the target are of the same examples."""
+        once = {(each.of, each.fpr) for each in self.rates}
+        require(len(once) == len(self.rates), f"{where}.rates", "each once", self.rates)
+        own = [each for each in self.rates if each.of != "all"]
+        sizes = {(each.members, each.others) for each in own}
+        require(len(sizes) <= 1, f"{where}.rates", "one number of members and of others", sizes)
 
     def rate(self, fpr: float, of: str = "target") -> RateRecord | None:
         """The rate at a false positive rate; None where the examples are too few to tell."""
@@ -284,6 +302,17 @@ class LeakageRecord(Document):
         """Whether a control failed or none was made, so that no figure of membership counts."""
         unproven = self.membership is not None and not self.controls
         return unproven or not all(each.passed for each in self.controls)
+
+    @property
+    def uncontrolled(self) -> tuple[str, ...]:
+        """Attacks on memberships without both of their controls, by name."""
+        made = {each.name for each in self.controls}
+        attacks = () if self.membership is None else self.membership.attacks
+        return tuple(
+            each.name
+            for each in attacks
+            if not made.issuperset(f"{each.name}, {kind}" for kind in ("permuted", "planted"))
+        )
 
     @property
     def broken(self) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ class SavedRun:
     def read(cls, folder: str | Path, name: str) -> "SavedRun":
         """The run in a folder with its `audit.json` and its `leakage.json`, where it has them.
 
-        An audit of another recipe is refused, and so is what another run's model leaks.
+        An audit of another recipe is refused, and so is what another run's model leaks, or what
+        has lost the controls of an attack.
         """
         record = RunRecord.read(Path(folder, "run.json"))
         audit, leakage = Path(folder, "audit.json"), Path(folder, "leakage.json")
@@ -137,6 +138,8 @@ def _leakage_of(record: RunRecord, path: Path) -> LeakageRecord:
             f"that of a model whose accuracy is {leakage.accuracy:.4g}, where the run's has "
             f"{known:.4g}"
         )
+    elif leakage.uncontrolled:
+        found = f"attacks without their controls: {', '.join(leakage.uncontrolled)}"
     if found is not None:
         raise RunError(
             f"{path}: expected what this run's model leaks, got {found}; make it anew with "
