@@ -13,6 +13,7 @@ from support.leakage_records import (
 )
 
 from secure_cnn.pages import render_leakage
+from secure_cnn.pages.membership import interval
 from secure_cnn.record import ControlRecord
 
 PRIVATE = {"epsilon": 3.0, "delta": 1e-5}
@@ -140,3 +141,57 @@ def test_a_control_of_coarse_scores_does_not_read_like_a_failure():
     )  # fmt: skip
     assert "may be level with others" in render_leakage(record_of(controls=[coarse]))
     assert "may be level with others" not in render_leakage(record_of())
+
+
+def table_of(page, label):
+    """Head and rows of a table by the label of its region, each a list of texts."""
+    part = page.split(f'aria-label="{label}"')[1].partition("</table>")[0]
+    rows = re.findall(r"<tr.*?</tr>", part, re.DOTALL)
+    return [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, re.DOTALL) for row in rows]
+
+
+def test_the_title_names_run_and_data():
+    """Two pages of one network are told apart."""
+    page = render_leakage(record_of(run="cd" * 16))
+    assert "<title>What compact (plain) leaks of animals</title>" in page
+    assert "<h1>What compact (plain) leaks of animals</h1>" in page
+    assert "run cdcdcdcdcdcd" in page
+
+
+def test_the_rates_above_the_table_are_those_in_it():
+    """Not a TPR@0.01 where so few images tell 0.1 alone."""
+    membership = membership_of(others=120, models=1)
+    page = render_leakage(record_of(membership=membership))
+    assert "TPR@0.1 is the TPR at a FPR of 0.1" in page
+    assert "TPR@0.01" not in page
+    none = render_leakage(record_of(membership=membership_of(others=5, models=1)))
+    assert "So few images tell no rate" in none
+
+
+def test_why_a_verdict_has_no_worth_is_said():
+    """No threshold of the strongest attack kept to its rate."""
+    rate = rate_of("target", 0.1, 0.9, realised_fpr=0.4)
+    membership = membership_of(attacks=[attack_of("lira", rates=[rate])])
+    page = render_leakage(record_of(membership=membership))
+    assert "<h3>What a verdict is worth</h3>" in page
+    assert "Not told: no threshold of lira kept to the false positive rate" in page
+    assert "Not told: no threshold" not in render_leakage(record_of())
+
+
+def test_both_ends_of_an_interval_have_the_decimals_of_the_larger():
+    """Six digits at one end tell no more than its width does."""
+    assert interval(0.000253, 0.0545) == "0.0003–0.0545"
+    assert interval(0.0, 0.000371) == "0.000000–0.000371"
+    assert interval(0.2, 0.3) == "0.200–0.300"
+    assert interval(0.0, 0.0) == "0.000–0.000"
+
+
+def test_every_rate_in_numbers_is_narrow():
+    """What belongs together stands in one cell, below one another."""
+    page = render_leakage(record_of())
+    head, first, *_ = table_of(page, "Every rate in numbers")
+    assert head[:6] == ["attack", "whose", "FPR asked", "FPR realised", "TPR", "ties"]
+    rate = record_of().membership.strongest.rates[0]
+    assert first[3] == f"0.100\n{rate.false_alarms:,} of 2,250"
+    assert first[4].split("\n")[0] == f"{rate.tpr:.3f}"
+    assert first[4].split("\n")[2] == f"{rate.hits:,} of 2,250"

@@ -36,7 +36,7 @@ MOST_SIDE = 512
 _WORKS = 0.9
 """The share of single images that an attack that works identifies where nothing protects them."""
 _COLORS = {"plain": SERIES[2], "clipped": SERIES[4], "noised": SERIES[3]}
-_NAMES, _ROW, _WIDEST = 118, 24, 84
+_NAMES, _ROW, _WIDEST, _ABREAST = 118, 24, 84, 4
 
 _Images = npt.NDArray[np.floating] | npt.NDArray[np.uint8]
 
@@ -98,7 +98,7 @@ def inversion_control(records: Sequence[InversionRecord]) -> tuple[bool, str]:
     told = (
         f"{first.identified} of {first.asked} images from plain gradients of "
         f"{'one image' if first.batch == 1 else f'{first.batch} images'} "
-        f"(95% interval {wording.fraction(first.low)}–{wording.fraction(first.high)})"
+        f"(95% interval {first.low:.3f}–{first.high:.3f})"
     )
     if first.identified > 0 and first.high >= _WORKS:
         return True, f"Its control: the attack identifies {told}, where nothing protects them."
@@ -136,7 +136,7 @@ def inversion_table(records: Sequence[InversionRecord]) -> Table:
             str(each.batch),
             f"{each.identified} of {each.asked}",
             wording.fraction(each.share),
-            f"{wording.fraction(each.low)}–{wording.fraction(each.high)}",
+            f"{each.low:.3f}–{each.high:.3f}",
             f"{each.candidates:,}",
             "∞" if each.psnr == math.inf else f"{each.psnr:.1f}",
             f"{each.ssim:.2f}",
@@ -148,10 +148,10 @@ def inversion_table(records: Sequence[InversionRecord]) -> Table:
 
 def picture_figure(picture: InversionPicture, index: int) -> str:
     """Originals above reconstructions; `index` makes its identifiers its own."""
-    side = _side(len(picture.originals))
     title = f"{picture.title}: originals above reconstructions"
-    size = (WIDTH, 26 + 2 * (side + 22))
-    return render(f"inversion-{index}", title, size, partial(_picture, picture, side))
+    rows = math.ceil(len(picture.originals) / _ABREAST)
+    size = (WIDTH, 26 + rows * 2 * (_WIDEST + 22))
+    return render(f"inversion-{index}", title, size, partial(_picture, picture))
 
 
 def _shares(records: Sequence[InversionRecord], canvas: Canvas) -> None:
@@ -173,22 +173,22 @@ def _shares(records: Sequence[InversionRecord], canvas: Canvas) -> None:
     canvas.text(0, foot, "share of the images; line: 95% interval; dashes: chance", color=MUTED)
 
 
-def _side(count: int) -> float:
-    """Of one image, so that all have room beside one another."""
-    return min(_WIDEST, (WIDTH - 6 * (count - 1)) / count)
-
-
-def _picture(picture: InversionPicture, side: float, canvas: Canvas) -> None:
+def _picture(picture: InversionPicture, canvas: Canvas) -> None:
+    """As large in every picture: where there are more than a few, below the first ones."""
     canvas.text(0, 12, picture.title, bold=True, size=12.5, room=WIDTH)
-    for row, (words, images) in enumerate(
-        (("originals", picture.originals), ("reconstructions", picture.reconstructions))
-    ):
-        top = 26 + row * (side + 22)
-        canvas.text(0, top + 6, words, color=MUTED)
-        for column, image in enumerate(images):
-            axes = canvas.axes(column * (side + 6), top + 16, side, side)
-            axes.imshow(_shown(image), aspect="equal")
-            axes.set(xticks=[], yticks=[])
+    top = 26.0
+    for start in range(0, len(picture.originals), _ABREAST):
+        part = slice(start, start + _ABREAST)
+        for words, images in (
+            ("originals", picture.originals[part]),
+            ("reconstructions", picture.reconstructions[part]),
+        ):
+            canvas.text(0, top + 6, words, color=MUTED)
+            for column, image in enumerate(images):
+                axes = canvas.axes(column * (_WIDEST + 6), top + 16, _WIDEST, _WIDEST)
+                axes.imshow(_shown(image), aspect="equal")
+                axes.set(xticks=[], yticks=[])
+            top += _WIDEST + 22
 
 
 def _shown(image: _Images) -> npt.NDArray[np.floating]:

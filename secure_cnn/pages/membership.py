@@ -60,8 +60,9 @@ class _Sign(NamedTuple):
 class MembershipFigures:
     """What the page shows of memberships; a figure without anything to draw is empty.
 
-    `words` are the attacks and what each does, `same` which of them are one; `few` is said where
-    shadow models are too few to tell who is exposed.
+    `asked` is the largest false positive rate that is told, if any. `words` are the attacks and
+    what each does, `same` which of them are one; `few` is said where shadow models are too few to
+    tell who is exposed.
     """
 
     strongest: str
@@ -73,6 +74,7 @@ class MembershipFigures:
     same: str
     rates: Table
     ppv: Table | None
+    asked: str
     classes: str
     class_table: Table
     exposed: Table
@@ -101,6 +103,7 @@ def membership_figures(record: LeakageRecord, membership: MembershipRecord) -> M
         same=_same(membership),
         rates=_rate_table(ranked),
         ppv=_ppv_table(strongest),
+        asked=f"{told[0]:g}" if (told := _told(ranked)) else "",
         classes=_spread_figure(
             "class-areas",
             "AUC by class of the strongest attack",
@@ -116,8 +119,10 @@ def membership_figures(record: LeakageRecord, membership: MembershipRecord) -> M
 
 
 def interval(low: float, high: float) -> str:
-    """The ends of an interval of fractions."""
-    return f"{wording.fraction(low)}–{wording.fraction(high)}"
+    """The ends of an interval of fractions, both with the decimals of the larger."""
+    upper = wording.fraction(high)
+    _, _, decimals = upper.partition(".")
+    return f"{low:.{len(decimals)}f}–{upper}" if decimals.isdigit() else f"{low:g}–{upper}"
 
 
 def roc_figure(record: LeakageRecord, membership: MembershipRecord) -> str:
@@ -169,8 +174,7 @@ def _at(attack: MembershipAttackRecord, fpr: float) -> float:
 
 def _attack_table(attacks: Sequence[MembershipAttackRecord]) -> Table:
     """A row an attack; intervals and the oracle stand in further lines of their cells."""
-    fprs = sorted({rate.fpr for each in attacks for rate in each.rates}, reverse=True)
-    told = [fpr for fpr in fprs if any(each.resolved_rate(fpr) for each in attacks)]
+    told = _told(attacks)
     rows = [
         (
             each.name,
@@ -182,6 +186,12 @@ def _attack_table(attacks: Sequence[MembershipAttackRecord]) -> Table:
         for each in attacks
     ]
     return ("attack", "AUC", *(f"TPR@{fpr:g}" for fpr in told), "ties", "queries"), rows
+
+
+def _told(attacks: Sequence[MembershipAttackRecord]) -> list[float]:
+    """The false positive rates, falling, at which any attack has a figure."""
+    fprs = sorted({rate.fpr for each in attacks for rate in each.rates}, reverse=True)
+    return [fpr for fpr in fprs if any(each.resolved_rate(fpr) for each in attacks)]
 
 
 def _rate_cell(attack: MembershipAttackRecord, fpr: float) -> str:
@@ -206,19 +216,16 @@ def _rate_table(attacks: Iterable[MembershipAttackRecord]) -> Table:
             name,
             _WHOSE[rate.of],
             f"{rate.fpr:g}",
-            wording.fraction(rate.realised_fpr),
-            wording.fraction(rate.tpr),
-            interval(rate.tpr_low, rate.tpr_high),
+            f"{wording.fraction(rate.realised_fpr)}\n{rate.false_alarms:,} of {rate.others:,}",
+            f"{wording.fraction(rate.tpr)}\n{interval(rate.tpr_low, rate.tpr_high)}\n"
             f"{rate.hits:,} of {rate.members:,}",
-            f"{rate.false_alarms:,} of {rate.others:,}",
             str(rate.ties),
             *(_ppv(rate, prior) for prior in priors),
         )
         for name, rate in every
     ]
-    head = ("attack", "whose", "FPR asked", "FPR realised", "TPR", "95% interval")
-    found = ("members found", "others named", "ties")
-    return (*head, *found, *(f"PPV, prior {prior}" for prior in priors)), rows
+    head = ("attack", "whose", "FPR asked", "FPR realised", "TPR", "ties")
+    return (*head, *(f"PPV, prior {prior}" for prior in priors)), rows
 
 
 def _ppv_table(attack: MembershipAttackRecord) -> Table | None:
