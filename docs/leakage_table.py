@@ -43,15 +43,26 @@ COLUMNS = {
     "tpr@0.01": "TPR at 0.01",
     "tpr@0.001": "TPR at 0.001",
 }
+"""What so few images cannot tell has no column."""
 
 
 def leakage_table(measured: Measurements) -> str:
-    """A protection a line, with what it gives and what is told of its members."""
+    """A protection a line, with what it gives and what is told of its members, and whose."""
     figures = index(measured.rows)
     names = list(dict.fromkeys(row.variant for row in measured.rows))
     case = measured.rows[0].case
-    lines = [[n, *(spread(figures.get((case, n, m)), digits=3) for m in COLUMNS)] for n in names]
-    return blocks(table(["", *COLUMNS.values()], lines), made_on(measured))
+    shown = [m for m in COLUMNS if any(row.metric == m for row in measured.rows)]
+    lines = [[n, *(spread(figures.get((case, n, m)), digits=3) for m in shown)] for n in names]
+    heads = [f"{COLUMNS[m]}{whose(measured, m)}" for m in shown]
+    return blocks(table(["", *heads], lines), made_on(measured))
+
+
+def whose(measured: Measurements, metric: str) -> str:
+    """Of whose members a rate is: more of them than one target has are of all models together."""
+    if not metric.startswith("tpr"):
+        return ""
+    most = max(row.n for row in measured.rows if row.metric == metric)
+    return ", all models" if most > IMAGES else ", target"
 
 
 def attacks_table() -> str:
