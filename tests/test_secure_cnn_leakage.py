@@ -330,7 +330,7 @@ def _place(tmp_path: Path, rows: int = 5, *, design: str = "c") -> TableFolder:
     digests = {"run": "a", "recipe": "b", "design": design, "target": "d", "data": "e"}
     (tmp_path / "t").mkdir(exist_ok=True)
     record = TableRecord(**digests, models=3, questions={"q": rows})
-    return TableFolder(root=tmp_path / "t", record=record)
+    return TableFolder(root=tmp_path / "t", record=record, key=bytes(32))
 
 
 def test_a_kept_table_is_read_back(tmp_path: Path) -> None:
@@ -377,6 +377,51 @@ def test_signals_of_another_table_are_refused(tmp_path: Path) -> None:
     np.savez(first.root / "signals.npz", **{"1-q": np.arange(5.0)})
     with pytest.raises(DataError, match=r"signals\.npz: expected .*--force"):
         second.begin(force=False)
+
+
+def test_signals_that_were_changed_are_refused(tmp_path: Path) -> None:
+    """Shuffled, taken out, put in, or another model's; and so is what is sealed by another key."""
+    place, random = _place(tmp_path), np.random.default_rng(0)
+    place.begin(force=False)
+    path = place.root / "signals.npz"
+    place.keep({n: {"q": random.random(5)} for n in (0, 1)})
+    kept = dict(np.load(path))
+    assert len(place.begin(force=False)) == 2
+    swapped = {"0-q": kept["1-q"], "1-q": kept["0-q"]}
+    for change in ({"0-q": kept["0-q"][::-1]}, {"2-q": kept["0-q"]}, swapped, {"1-q": None}):
+        arrays = {name: v for name, v in {**kept, **change}.items() if v is not None}
+        np.savez(path, **arrays)
+        with pytest.raises(DataError, match=r"signals\.npz: .*signals that were changed.*--force"):
+            place.begin(force=False)
+    np.savez(path, **{name: v for name, v in kept.items() if name != "mac"})
+    with pytest.raises(DataError, match=r"got a file without .*mac.*--force"):
+        place.begin(force=False)
+    np.savez(path, **kept)
+    with pytest.raises(DataError, match="or another key"):
+        replace(place, key=bytes(31) + b"1").begin(force=False)
+    assert len(place.begin(force=False)) == 2
+
+
+def test_signals_whose_record_is_gone_are_not_removed(tmp_path: Path) -> None:
+    """But with --force."""
+    place = _place(tmp_path)
+    place.begin(force=False)
+    place.keep({0: {"q": np.arange(5.0)}})
+    (place.root / "table.json").unlink()
+    with pytest.raises(RunError, match=r"table\.json: expected .* found none; .*--force"):
+        place.begin(force=False)
+    assert (place.root / "signals.npz").exists()
+    assert place.begin(force=True) == {}
+    assert (place.root / "table.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("name", ["table.json", "signals.npz"])
+def test_a_table_without_its_key_gets_no_other(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(RunError, match=rf"exposed\.key: expected the key of {name}.*--force"):
+        exposed_key(tmp_path)
+    assert not (tmp_path / "exposed.key").exists()
+    assert exposed_key(tmp_path, force=True) == exposed_key(tmp_path)
 
 
 def test_a_table_is_of_one_model_and_of_its_images(target: Target, tmp_path: Path) -> None:

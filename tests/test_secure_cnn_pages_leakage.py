@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import os
 import re
 from dataclasses import replace
 
@@ -368,3 +369,17 @@ def test_links_lead_somewhere_whatever_was_measured():
         assert not {"script", "link", "iframe"} & set(page.tags)
         sources = [v for n, v in page.attributes if n in ("src", "href", "xlink:href")]
         assert all(value.startswith(("#", "data:image/png;base64,")) for value in sources)
+
+
+@pytest.mark.parametrize(("epsilon", "mode"), [(3.0, 0o600), (None, 0o644)])
+def test_what_a_private_run_leaks_is_for_its_owner_alone(tmp_path, epsilon, mode):
+    """In whatever folder: others' files that it replaces get no less private."""
+    before = os.umask(0o022)
+    try:
+        (tmp_path / "leakage.json").touch()
+        delta = None if epsilon is None else 1e-5
+        write_leakage(record_of(epsilon=epsilon, delta=delta), tmp_path)
+    finally:
+        os.umask(before)
+    for name in ("leakage.json", "leakage.html"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == mode

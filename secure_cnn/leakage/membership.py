@@ -161,7 +161,7 @@ def measure_membership(
         LeakageError: There are too few examples, or a model says no numbers.
         RunError: The folder holds another table, or cannot be written to.
     """
-    key = exposed_key(folder)
+    key = exposed_key(folder, force=force)
     tables = _tables(target, settings, folder, key, stop, force=force)
     return _recorded(target, tables, settings, key)
 
@@ -178,7 +178,7 @@ def _tables(
     """What all models say, asked or read, with a bar over their trainings."""
     design = _design(target, settings)
     questions = settings.questions
-    place = TableFolder(root=folder, record=_record_of(target, design, questions, key))
+    place = TableFolder(root=folder, record=_record_of(target, design, questions, key), key=key)
     said = place.begin(force=force)
     kept = len(said.keys() - {0})
     with part_progress("shadow model", settings.shadows, kept=kept) as advance:

@@ -1,11 +1,12 @@
 """What models said of examples, kept in a folder as they are trained: an interrupted run goes on.
 
 table.json     who was trained on what, and how: a digest of each
-signals.npz    an array for each model and question
-exposed.key    by which the digests of the most exposed examples are made; for the owner alone
+signals.npz    an array for each model and question, and a MAC over them all
+exposed.key    by which that is made, and the digests of the most exposed examples; for the owner
 """
 
 import hashlib
+import hmac
 import io
 import json
 import os
@@ -32,7 +33,7 @@ from secure_cnn.record.document import Document
 __all__ = ["TableFolder", "TableRecord", "alone_in", "design_digest", "exposed_key"]
 
 _KEY_BYTES = 32
-_MARK = "table"
+_MARK, _MAC = "table", "mac"
 _WRITTEN = ("leakage.json", "leakage.html")
 """What a measurement's record and its page are called, beside the folder of the table."""
 _NAMES = {"design": "pool or seed", "questions": "set of attacks"}
@@ -81,10 +82,14 @@ def design_digest(design: ShadowDesign) -> str:
 @final
 @dataclass(frozen=True, kw_only=True)
 class TableFolder:
-    """The folder of one table: what is in it is of `record`, or it is refused."""
+    """The folder of one table: what is in it is of `record`, or it is refused.
+
+    Guarantee: what is read is what was kept, with this `key`.
+    """
 
     root: Path
     record: TableRecord
+    key: bytes = field(repr=False)
 
     @property
     def _told(self) -> Path:
@@ -103,12 +108,19 @@ class TableFolder:
             force: Begin anew where another table is in it.
 
         Raises:
-            RunError: Another table is in it, or it cannot be written to.
-            DataError: The signals are damaged, or another table's.
+            RunError: Another table is in it, or one whose record is gone, or it cannot be written
+                to.
+            DataError: The signals are damaged, or another table's, or were changed.
         """
+        if not force and self._signals.exists() and not self._told.exists():
+            raise RunError(
+                f"{self._told}: expected the record of the signals beside it, found none; put it "
+                f"back, or train all {self.record.models - 1} shadow models: with --out FOLDER "
+                "beside them, or with --force in their place, which loses what was said"
+            )
         if force or not self._told.exists():
             self._remove_signals()
-            self.record.write(self._told)
+            self.record.write(self._told, mode=_PRIVATE)
             return {}
         before = TableRecord.read(self._told)
         for name in ("run", "recipe", "target", "data", "models", "design", "questions"):
@@ -138,6 +150,14 @@ class TableFolder:
         told = json.dumps(self.record.to_dict(), sort_keys=True).encode()
         return np.frombuffer(hashlib.sha256(told).digest(), np.uint8).astype(np.float64)
 
+    def _mac(self, signals: Mapping[int, Mapping[str, Numbers]]) -> Numbers:
+        """Over all that models said, and whose it is: none can be changed, added or left out."""
+        mac = hmac.new(self.key, self._mark.tobytes(), "sha256")
+        for model in sorted(signals):
+            for question, each in sorted(signals[model].items()):
+                mac.update(f"{_entry(model, question)} {len(each)}\n".encode() + each.tobytes())
+        return np.frombuffer(mac.digest(), np.uint8).astype(np.float64)
+
     def _remove_signals(self) -> None:
         try:
             self._signals.unlink(missing_ok=True)
@@ -155,7 +175,8 @@ class TableFolder:
         """
         content = io.BytesIO()
         arrays = {_entry(m, q): each for m, of in signals.items() for q, each in of.items()}
-        np.savez(content, **{_MARK: self._mark}, **arrays)  # type: ignore[arg-type]  # its stub takes flags there too
+        told = {_MARK: self._mark, _MAC: self._mac(signals)}
+        np.savez(content, **told, **arrays)  # type: ignore[arg-type]  # its stub takes flags there too
         try:
             write_file(self._signals, content.getvalue(), overwrite=True, mode=_PRIVATE)
         except OSError as error:
@@ -182,6 +203,13 @@ class TableFolder:
                     found[model] = {
                         q: self._array(archive, rows[q], name) for q, name in wanted.items()
                     }
+            mac = self._mac(found)
+            if not np.array_equal(self._array(archive, len(mac), f"{_MAC}.npy"), mac):
+                raise DataError(
+                    f"{self._signals}: expected what was written there with exposed.key, got "
+                    "signals that were changed, or another key; put both back, or begin anew with "
+                    "--force"
+                )
         return found
 
     def _check_reached(self) -> None:
@@ -276,13 +304,25 @@ def alone_in(out: Path) -> Iterator[Path]:
         yield folder
 
 
-def exposed_key(folder: Path) -> bytes:
-    """The secret key of a table's digests, drawn where there is none: who has it can look them up.
+def exposed_key(folder: Path, *, force: bool = False) -> bytes:
+    """The secret key of a table and its digests, drawn where there is neither it nor a table.
+
+    Who has it can look them up.
+
+    Args:
+        folder: Of the table.
+        force: Draw one for another table where that of the table is gone.
 
     Raises:
-        RunError: It is damaged, or cannot be written, or others can read it.
+        RunError: It is damaged or gone, or cannot be written, or others can read it.
     """
     path = folder / "exposed.key"
+    there = [name for name in ("table.json", "signals.npz") if (folder / name).exists()]
+    if there and not force and not path.exists():
+        raise RunError(
+            f"{path}: expected the key of {there[0]} beside it, found none; put it back, or begin "
+            "anew: with --out FOLDER, or with --force in its place"
+        )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not path.exists():
@@ -295,7 +335,7 @@ def exposed_key(folder: Path) -> bytes:
             f"{path}: expected a key that can be read and written: {error.strerror}"
         ) from error
     if len(key) != _KEY_BYTES:
-        raise RunError(f"{path}: expected {_KEY_BYTES} bytes, got others; remove it")
+        raise RunError(f"{path}: expected {_KEY_BYTES} bytes, got others; put it back")
     return key
 
 

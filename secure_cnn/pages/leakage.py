@@ -47,10 +47,11 @@ def write_leakage(
 ) -> None:
     """Writes `leakage.json` and the page `leakage.html` into a folder, each atomically.
 
-    The pictures are in the page alone.
+    The pictures are in the page alone. What is of a private run is for its owner: no ε covers it.
     """
-    record.write(Path(folder, "leakage.json"))
-    write_text(Path(folder, "leakage.html"), render_leakage(record, pictures))
+    mode = 0o666 if record.epsilon is None else 0o600
+    record.write(Path(folder, "leakage.json"), mode=mode)
+    write_text(Path(folder, "leakage.html"), render_leakage(record, pictures), mode=mode)
 
 
 def render_leakage(record: LeakageRecord, pictures: Sequence[InversionPicture] = ()) -> str:

@@ -88,10 +88,10 @@ class Document(Checked):
         body = {name: item for name, item in content.items() if name not in head}
         return _instance(cls, body, cls.__name__)
 
-    def write(self, path: str | Path) -> None:
+    def write(self, path: str | Path, *, mode: int = 0o666) -> None:
         """Write the document to `path`, atomically: a reader sees the old file or the new one."""
         text = json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False)
-        write_text(Path(path), text + "\n")
+        write_text(Path(path), text + "\n", mode=mode)
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
@@ -134,13 +134,13 @@ def require_share(where: str, value: float | None) -> None:
     require(fine, where, "a share in [0, 1]", value)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, *, mode: int = 0o666) -> None:
     """Write `text` so that `path` holds either its old content or all of the new."""
     # A folder name that is no UTF-8 reaches us as lone surrogates; written as `\udc..` they are
     # a JSON escape that reads back equal, where an encoding error would lose the record.
     raw = text.encode("utf-8", errors="backslashreplace")
     try:
-        write_file(path, raw, overwrite=True)
+        write_file(path, raw, overwrite=True, mode=mode)
     except IrregularFileError as error:  # says itself what was expected
         raise RunError(
             f"{path}: {error.strerror}; nothing was overwritten. Move it elsewhere, or choose "
