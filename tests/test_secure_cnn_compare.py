@@ -374,7 +374,7 @@ def test_measurements_that_were_not_made_alike_are_said_to_be():
         variant=PROTECTED, membership=membership_of(models=5, attacks=[attack_of("rmia")])
     ))  # fmt: skip
     notes = " ".join(compare_runs([many, few]).notes)
-    assert "5 attacks with 16 shadow models (first), 1 attacks with 4 shadow models (second)" in (
+    assert "5 attacks with 16 shadow models (first), 1 attack with 4 shadow models (second)" in (
         notes
     )
     assert "* Leakage was not measured alike" in notes

@@ -71,7 +71,9 @@ def test_without_a_plain_gradient_nothing_shows_that_images_can_be_found():
 
 def test_a_rate_stands_beside_the_false_positive_rate_at_which_it_was_found():
     """By which it is a guess: a threshold of shadow models may name more than was asked."""
-    rate = rate_of("target", 0.1, 0.3, tpr=0.26, tpr_low=0.2, tpr_high=0.3, realised_fpr=0.17)
+    found = {"hits": 26, "tpr": 0.26, "tpr_low": 0.2, "tpr_high": 0.3}
+    named = {"false_alarms": 17, "realised_fpr": 0.17}
+    rate = rate_of("target", 0.1, 0.3, 100, 100, **found, **named)
     membership = membership_of(attacks=[attack_of("lira", 0.3, rates=[rate])])
     page = render_leakage(record_of(membership=membership))
     value, detail = facts_of(page)["TPR at FPR 0.1"]
@@ -170,7 +172,7 @@ def test_the_rates_above_the_table_are_those_in_it():
 
 def test_why_a_verdict_has_no_worth_is_said():
     """No threshold of the strongest attack kept to its rate."""
-    rate = rate_of("target", 0.1, 0.9, realised_fpr=0.4)
+    rate = rate_of("target", 0.1, 0.9, false_alarms=900, realised_fpr=0.4)
     membership = membership_of(attacks=[attack_of("lira", rates=[rate])])
     page = render_leakage(record_of(membership=membership))
     assert "<h3>What a verdict is worth</h3>" in page

@@ -247,7 +247,8 @@ def _leakage_notes(runs: Sequence[SavedRun]) -> list[str]:
     ]
     if len(_ways(runs)) > 1:
         told = ", ".join(
-            f"{len(each.attacks)} attacks with {each.shadows} shadow models ({name})"
+            f"{len(each.attacks)} attack{'s' if len(each.attacks) > 1 else ''} with "
+            f"{each.shadows} shadow models ({name})"
             for name, each in measured.items()
         )
         notes.append(f"* Leakage was not measured alike, and more find more: {told}.")
