@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.leakage_records import extraction_of, inversion_of, record_of
 from typer.testing import CliRunner
 
 from privacy.leakage import MEMBERSHIP_ATTACKS
@@ -29,6 +30,7 @@ from secure_cnn.leakage import (
     InversionSettings,
     LeakageSettings,
     MembershipSettings,
+    Picture,
     Sharing,
     StudentTraining,
     Target,
@@ -36,13 +38,14 @@ from secure_cnn.leakage import (
     measure_leakage,
     target_of,
 )
+from secure_cnn.leakage.earlier import keep_pictures, kept_pictures
 from secure_cnn.leakage.membership import LABEL_ONLY
 from secure_cnn.leakage.shadows import ShadowTraining
 from secure_cnn.leakage.table_file import TableFolder, TableRecord, exposed_key
 from secure_cnn.recipe import Recipe, RunFolder, run
 from secure_cnn.recipe.outcome import privacy_record
 from secure_cnn.recipe.seams import make_plan
-from secure_cnn.record import LeakageRecord, RunRecord
+from secure_cnn.record import ExtractionRecord, InversionRecord, LeakageRecord, RunRecord
 
 QUICK = MembershipSettings(shadows=2, attacks=("lira", "global-threshold"))
 
@@ -265,6 +268,136 @@ def test_copies_are_judged_on_images_that_nobody_asked_about(
     assert torch.equal(learn.build(0)[-1].weight, target.initial.build()[-1].weight)
 
 
+@pytest.fixture
+def quick_parts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """In place of searches and copies: one row each, and the names of what was asked for."""
+    asked = []
+
+    def inverted(*_: object, **__: object) -> tuple[tuple[InversionRecord], tuple[Picture]]:
+        asked.append("inversion")
+        images = torch.linspace(0, 1, 64).reshape(1, 1, 8, 8)
+        shown = Picture(protection="plain", batch=1, originals=images, found=1 - images)
+        return (inversion_of("plain", 1, 2, 3),), (shown,)
+
+    def copied(*_: object, **__: object) -> tuple[ExtractionRecord]:
+        asked.append("extraction")
+        return (extraction_of(),)
+
+    monkeypatch.setattr(measure, "measure_inversion", inverted)
+    monkeypatch.setattr(measure, "measure_extraction", copied)
+    return asked
+
+
+def test_what_is_not_asked_anew_stays(
+    trained: Path, target: Target, tmp_path: Path, quick_parts: list[str]
+) -> None:
+    """Of the same model: the figures, their pictures and when they were measured."""
+    command = ["leakage", str(trained), "--shadows", "2", "--attacks", "lira", "--out", tmp_path]
+    command = [str(word) for word in command]
+    done = CliRunner().invoke(app, [*command, "--against", "inversion,extraction"])
+    assert done.exit_code == 0, done.output
+    first, page = LeakageRecord.read(tmp_path / "leakage.json"), tmp_path / "leakage.html"
+    pictures = page.read_text().count("<image")
+    assert pictures > 0
+    done = CliRunner().invoke(app, command)
+    assert "inversion of 20" in done.output
+    assert "--against extraction measures it anew" in done.output
+    found = LeakageRecord.read(tmp_path / "leakage.json")
+    assert (found.inversion, found.extraction) == (first.inversion, first.extraction)
+    assert found.measured.keys() == {"membership", "inversion", "extraction"}
+    assert page.read_text().count("<image") == pictures
+    settings = LeakageSettings(membership=replace(QUICK, attacks=("lira",)), extraction=True)
+    again = measure_leakage(target, settings, tmp_path, stop=StopRequest())
+    assert quick_parts == ["inversion", "extraction", "extraction"]
+    assert again.record.inversion == first.inversion
+    assert [each.protection for each in again.pictures] == ["plain"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"weights": "00"}, "it is of another model"),
+        ({"run": "another"}, "it is of another run"),
+        ({}, "an older version wrote it"),
+    ],
+)
+def test_of_another_model_nothing_is_kept_and_it_is_said(
+    trained: Path,
+    target: Target,
+    tmp_path: Path,
+    changes: dict[str, str],
+    words: str,
+) -> None:
+    known = {"run": target.record.run_id, "weights": target.weights}
+    before = record_of(**(known | changes), inversion=(inversion_of("plain", 1, 2, 3),)).to_dict()
+    if not changes:
+        del before["measured"]
+    (tmp_path / "leakage.json").write_text(json.dumps(before))
+    command = ["leakage", str(trained), "--shadows", "2", "--attacks", "lira"]
+    done = CliRunner().invoke(app, [*command, "--out", str(tmp_path)])
+    assert f"leakage.json: {words}, so that nothing of it is kept" in done.output.replace("\n", "")
+    assert LeakageRecord.read(tmp_path / "leakage.json").inversion == ()
+
+
+def test_pictures_of_other_rows_or_damaged_ones_are_not_shown(tmp_path: Path) -> None:
+    rows, shape = (inversion_of("plain", 1, 2, 3),), (1, 8, 8)
+    images = torch.rand(1, *shape)
+    shown = Picture(protection="plain", batch=1, originals=images, found=1 - images)
+    assert kept_pictures(tmp_path, rows, shape) == ()
+    keep_pictures(tmp_path, rows, [shown])
+    (found,) = kept_pictures(tmp_path, rows, shape)
+    assert torch.equal(found.originals, images)
+    assert torch.equal(found.found, 1 - images)
+    assert kept_pictures(tmp_path, (inversion_of("plain", 1, 1, 3),), shape) == ()
+    assert kept_pictures(tmp_path, rows, (1, 9, 9)) == ()
+    path = tmp_path / "pictures.npz"
+    assert path.stat().st_mode & 0o777 == 0o600
+    path.write_bytes(path.read_bytes()[:200])
+    assert kept_pictures(tmp_path, rows, shape) == ()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ([], "the same command again goes on with the next shadow model"),
+        (["--force"], "the same command without --force goes on with the next shadow model"),
+    ],
+)
+def test_how_an_interrupted_measurement_goes_on_is_said(
+    trained: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: list[str],
+    words: str,
+) -> None:
+    """With --force it would begin anew, and lose what is done."""
+
+    def stopped(self: ShadowTraining, indices: np.ndarray, /, *, seed: int) -> torch.nn.Module:
+        raise Stopped
+
+    monkeypatch.setattr(ShadowTraining, "__call__", stopped)
+    command = ["leakage", str(trained), "--shadows", "2", "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, [*command, *options])
+    assert done.exit_code == 130
+    assert words in done.output
+
+
+def test_a_part_that_is_measured_is_written_before_the_next(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_parts: list[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise Stopped
+
+    monkeypatch.setattr(measure, "measure_extraction", stopped)
+    command = ["leakage", str(trained), "--shadows", "2", "--attacks", "lira"]
+    more = ["--out", str(tmp_path), "--against", "inversion,extraction"]
+    done = CliRunner().invoke(app, [*command, *more])
+    assert done.exit_code == 130
+    assert "trains no shadow model again" in done.output
+    found = LeakageRecord.read(tmp_path / "leakage.json")
+    assert found.measured.keys() == {"membership", "inversion"}
+
+
 def test_an_interrupted_measurement_goes_on_with_the_next_shadow(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +431,50 @@ def test_a_table_of_another_design_is_refused(target: Target, tmp_path: Path) ->
     with pytest.raises(RunError, match=r"table\.json: .* another pool or seed.*--out.*--force"):
         measured(target, other, tmp_path)
     measured(target, other, tmp_path, force=True)
+
+
+def test_a_table_that_was_asked_more_is_enough(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some attacks alone, of a table of all of them, and no model is trained for that."""
+    both = replace(QUICK, attacks=("lira", "noise-votes"))
+    whole = measured(target, both, tmp_path)
+    signals = (tmp_path / "leakage/signals.npz").read_bytes()
+    monkeypatch.setattr(ShadowTraining, "__call__", None)
+    for name in both.attacks:
+        found = measured(target, replace(QUICK, attacks=(name,)), tmp_path).membership
+        assert whole.membership is not None
+        assert found is not None
+        assert found.attacks == tuple(a for a in whole.membership.attacks if a.name == name)
+    assert (tmp_path / "leakage/signals.npz").read_bytes() == signals
+    measured(target, both, tmp_path)
+
+
+def test_a_table_that_was_asked_more_goes_on_as_it_began(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stays one table, whichever of its attacks are named when it is ended."""
+    both = replace(QUICK, attacks=("lira", "noise-votes"))
+    train = ShadowTraining.__call__
+
+    def stopped(self: ShadowTraining, indices: np.ndarray, /, *, seed: int) -> torch.nn.Module:
+        raise Stopped
+
+    monkeypatch.setattr(ShadowTraining, "__call__", stopped)
+    with pytest.raises(Stopped):
+        measured(target, both, tmp_path)
+    monkeypatch.setattr(ShadowTraining, "__call__", train)
+    measured(target, replace(QUICK, attacks=("lira",)), tmp_path)
+    monkeypatch.setattr(ShadowTraining, "__call__", stopped)
+    measured(target, both, tmp_path)
+
+
+def test_of_a_table_that_was_asked_fewer_it_is_said_which(target: Target, tmp_path: Path) -> None:
+    measured(target, QUICK, tmp_path)
+    more = replace(QUICK, attacks=("lira", "noise-votes", "augmentation-votes"))
+    lacks = "nobody was asked for augmentation-votes, noise-votes;"
+    with pytest.raises(RunError, match=f"got one of fewer questions: {lacks}"):
+        measured(target, more, tmp_path)
 
 
 def test_more_shadow_models_are_others(target: Target, tmp_path: Path) -> None:
@@ -718,7 +895,8 @@ def test_a_sealed_model_elsewhere_is_measured_by_its_run(images: Path, tmp_path:
     ("options", "words"),
     [
         (["--pool", "2"], "--pool: expected .* at least 4, got 2; leave it out"),
-        (["--shadows", "3"], "--shadows: expected an even number .*, got 3; take one more or less"),
+        (["--shadows", "3"], "--shadows: expected an even number .*, got 3; take 2 or 4"),
+        (["--shadows", "1"], "--shadows: expected an even number .*, got 1; take 2, or 16"),
         (["--seed", "-1"], "--seed: expected .*, got -1; take 0, or leave"),
         (["--attacks", "nonsense"], "--attacks: expected some of .*lira.*; leave it out for all"),
         (["--attacks", "lira,lira"], "--attacks: expected each once, .*; name it once"),

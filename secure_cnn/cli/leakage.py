@@ -22,6 +22,7 @@ from secure_cnn.leakage import (
     MembershipSettings,
     Picture,
     Target,
+    earlier,
     measure_leakage,
     others_asked,
     target_of,
@@ -128,9 +129,8 @@ def leakage(
         each.check(target, told)
     out = out or run
     make_folder(out)
-    measured = _measured(target, settings, out, force=force)
-    found = measured.record
-    write_leakage(found, out, [_shown(each) for each in measured.pictures])
+    _tell_earlier(target, settings, out)
+    found = _measured(target, settings, out, force=force)
     _tell(found, out)
     missed = [words for each in demands if (words := each.missed(found))]
     if missed:
@@ -141,13 +141,41 @@ def leakage(
         raise typer.Exit(_MISSED)
 
 
-def _measured(target: Target, settings: LeakageSettings, out: Path, *, force: bool) -> Measured:
-    """The measurement; the first Ctrl-C ends it where it can go on."""
+def _tell_earlier(target: Target, settings: LeakageSettings, out: Path) -> None:
+    """What is in the folder and was not asked for: whether it stays."""
+    before = earlier(out, run=target.record.run_id, weights=target.weights)
+    where = out / "leakage.json"
+    if before.lost:
+        message(f"{where}: {before.lost}, so that nothing of it is kept; --out keeps it")
+    for name in _OTHERS:
+        if before.record and getattr(before.record, name) and not getattr(settings, name):
+            when = before.record.measured.get(name, "earlier")
+            message(f"{where}: {name} of {when} is kept; --against {name} measures it anew")
+
+
+def _measured(
+    target: Target, settings: LeakageSettings, out: Path, *, force: bool
+) -> LeakageRecord:
+    """The measurement, written part by part; the first Ctrl-C ends it where it can go on."""
+    membership = False
+
+    def keep(known: Measured) -> None:
+        nonlocal membership
+        membership = True
+        write_leakage(known.record, out, [_shown(each) for each in known.pictures])
+
     with stop_on_signals() as stop:
         try:
-            return measure_leakage(target, settings, out, stop=stop, force=force)
+            return measure_leakage(target, settings, out, stop=stop, force=force, keep=keep).record
         except Stopped:
-            message("interrupted\nhint: the same command again goes on with the next shadow model")
+            again = "the same command without --force" if force else "the same command again"
+            way = "goes on with the next shadow model"
+            if membership:
+                way = (
+                    "trains no shadow model again, but measures anew what --against names: leave "
+                    f"out what is in {out / 'leakage.json'} already"
+                )
+            message(f"interrupted\nhint: {again} {way}")
             raise typer.Exit(INTERRUPTED) from None
 
 

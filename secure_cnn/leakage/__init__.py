@@ -6,6 +6,7 @@ from shared gradients (`gradients`), copies of the model (`copies`).
 
 from secure_cnn.leakage.boundary import BoundaryDistance
 from secure_cnn.leakage.copies import ExtractionSettings, measure_extraction
+from secure_cnn.leakage.earlier import Earlier, earlier
 from secure_cnn.leakage.gradients import InversionSettings, Picture, measure_inversion
 from secure_cnn.leakage.measure import LeakageSettings, Measured, measure_leakage
 from secure_cnn.leakage.membership import MembershipSettings, others_asked
@@ -16,6 +17,7 @@ from secure_cnn.leakage.target import Target, target_of
 
 __all__ = [
     "BoundaryDistance",
+    "Earlier",
     "ExtractionSettings",
     "FixedPool",
     "GrowingPool",
@@ -27,6 +29,7 @@ __all__ = [
     "Sharing",
     "StudentTraining",
     "Target",
+    "earlier",
     "halves",
     "measure_extraction",
     "measure_inversion",

@@ -1,6 +1,7 @@
 """All that is measured of one target, as one record with its conditions."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import final
@@ -12,6 +13,7 @@ from secure_cnn.evaluate import batch_for, evaluate_model
 from secure_cnn.interruption import StopRequest
 from secure_cnn.leakage import arguments
 from secure_cnn.leakage.copies import ExtractionSettings, measure_extraction
+from secure_cnn.leakage.earlier import earlier, keep_pictures, kept_pictures
 from secure_cnn.leakage.gradients import InversionSettings, Picture, measure_inversion
 from secure_cnn.leakage.membership import MembershipSettings, measure_membership
 from secure_cnn.leakage.pools import FixedPool, GrowingPool, halves, noise_images
@@ -19,7 +21,15 @@ from secure_cnn.leakage.sharing import Sharing
 from secure_cnn.leakage.student import StudentTraining
 from secure_cnn.leakage.table_file import alone_in
 from secure_cnn.leakage.target import Target
-from secure_cnn.record import ExtractionRecord, InversionRecord, LeakageRecord, hardware, versions
+from secure_cnn.record import (
+    ControlRecord,
+    ExtractionRecord,
+    InversionRecord,
+    LeakageRecord,
+    MembershipRecord,
+    hardware,
+    versions,
+)
 
 __all__ = ["LeakageSettings", "Measured", "measure_leakage"]
 
@@ -85,12 +95,14 @@ def measure_leakage(
     *,
     stop: StopRequest,
     force: bool = False,
+    keep: Callable[[Measured], None] = lambda _: None,
 ) -> Measured:
     """What a target leaks: who was in its data, and what its gradients show.
 
     Guarantee: an interrupted call goes on where it was, from what is in `out/leakage`; what is
-    found in gradients, and by copies, is looked for anew. No other measurement uses that folder
-    meanwhile, and that `out` can be written to is seen to before a model is trained.
+    found in gradients, and by copies, is looked for anew where it is asked for. What is not, and
+    stands in `out/leakage.json` of the same run and weights, stays. No other measurement uses that
+    folder meanwhile, and that `out` can be written to is seen to before a model is trained.
 
     Args:
         target: Whom it is about.
@@ -98,6 +110,7 @@ def measure_leakage(
         out: The folder that has, or gets, the folder `leakage` of the score table.
         stop: Looked at after every step.
         force: Begin anew where another table is there.
+        keep: Called with what is known, once membership is measured and after every further part.
 
     Raises:
         Stopped: A stop was requested.
@@ -105,15 +118,52 @@ def measure_leakage(
         LeakageError: There are too few examples, or a model says no numbers.
     """
     with alone_in(out) as folder:
-        return _measured(target, settings, folder, stop=stop, force=force)
+        told = settings.membership
+        membership, controls = measure_membership(target, told, folder, stop=stop, force=force)
+        found = _with_earlier(_record(target, told, membership, controls), out)
+        kept = kept_pictures(folder, found.inversion, target.data.spec.shape)
+        measured = Measured(record=found, pictures=kept)
+        keep(measured)
+        if settings.inversion:
+            rows, pictures = _inverted(target, settings, stop)
+            keep_pictures(folder, rows, pictures)
+            found = replace(found, inversion=rows, measured={**found.measured, "inversion": _now()})
+            measured = Measured(record=found, pictures=pictures)
+            keep(measured)
+        if settings.extraction:
+            copies = _copied(target, told.seed, stop)
+            dates = {**found.measured, "extraction": _now()}
+            found = replace(found, extraction=copies, measured=dates)
+            measured = Measured(record=found, pictures=measured.pictures)
+            keep(measured)
+        return measured
 
 
-def _measured(
-    target: Target, settings: LeakageSettings, folder: Path, *, stop: StopRequest, force: bool
-) -> Measured:
-    told = settings.membership
-    membership, controls = measure_membership(target, told, folder, stop=stop, force=force)
-    inversion, pictures = _inverted(target, settings, stop) if settings.inversion else ((), ())
+def _with_earlier(found: LeakageRecord, out: Path) -> LeakageRecord:
+    """With what was found of the same model in gradients and by copies, as far as it is there."""
+    before = earlier(out, run=found.run, weights=found.weights).record
+    if before is None:
+        return found
+    parts = {n: before.measured[n] for n in ("inversion", "extraction") if n in before.measured}
+    return replace(
+        found,
+        inversion=before.inversion,
+        extraction=before.extraction,
+        measured={**found.measured, **parts},
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _record(
+    target: Target,
+    told: MembershipSettings,
+    membership: MembershipRecord,
+    controls: tuple[ControlRecord, ...],
+) -> LeakageRecord:
+    """Of membership alone, with its conditions."""
     train, record, promise = target.data.train, target.record, target.promise
     on_members = evaluate_model(
         target.model,
@@ -121,8 +171,8 @@ def _measured(
         target.data.spec.classes,
         batch_size=batch_for(target.model, train),
     )
-    found = LeakageRecord(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    return LeakageRecord(
+        created=_now(),
         hardware=hardware("cpu"),
         versions=versions(),
         model=target.recipe.model,
@@ -144,11 +194,10 @@ def _measured(
         promised=() if promise is None else promise.pairs,
         controls=controls,
         membership=membership,
-        inversion=inversion,
-        extraction=_copied(target, told.seed, stop) if settings.extraction else (),
         notes=(*((_FOR_WHOM,) if promise else ()), *(() if target.certain else (_UNCERTAIN,))),
+        weights=target.weights,
+        measured={"membership": _now()},
     )
-    return Measured(record=found, pictures=pictures)
 
 
 def _inverted(

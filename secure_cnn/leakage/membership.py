@@ -57,6 +57,7 @@ LABEL_ONLY: Mapping[str, Question] = MappingProxyType(
     }
 )
 """Attacks on a model that says a class alone; fewer examples the more often it must be asked."""
+_QUESTIONS = {CONFIDENCE: Question(signal=Confidence()), **LABEL_ONLY}
 _UNASKED = ("boundary",)
 _PRIORS = (0.01, 0.1, 0.5)
 _LEAST_FPR = 1e-5
@@ -86,9 +87,11 @@ class MembershipSettings:
 
     def __post_init__(self) -> None:
         if type(self.shadows) is not int or self.shadows < 2 or self.shadows % 2:
+            odd = type(self.shadows) is int and self.shadows > 2
+            cure = f"take {self.shadows - 1} or {self.shadows + 1}" if odd else "take 2, or 16"
             raise RunError(
-                f"shadows: expected an even number of at least 2, got {self.shadows!r}; take one "
-                "more or less: each example is in half of them"
+                f"shadows: expected an even number of at least 2, got {self.shadows!r}; {cure}: "
+                "each example is in half of them"
             )
         if self.pool is not None and (type(self.pool) is not int or self.pool < 4):
             raise RunError(
@@ -129,7 +132,7 @@ class MembershipSettings:
         """What models are asked for these attacks."""
         own = {n: LABEL_ONLY[n] for n in self.chosen if n in LABEL_ONLY}
         if any(name in MEMBERSHIP_ATTACKS for name in self.chosen):
-            return {CONFIDENCE: Question(signal=Confidence()), **own}
+            return {CONFIDENCE: _QUESTIONS[CONFIDENCE], **own}
         return own
 
 
@@ -177,8 +180,12 @@ def _tables(
 ) -> dict[str, ScoreTable]:
     """What all models say, asked or read, with a bar over their trainings."""
     design = _design(target, settings)
-    questions = settings.questions
-    place = TableFolder(root=folder, record=_record_of(target, design, questions, key), key=key)
+    record = _record_of(target, design, _rows(design, settings.questions), key)
+    place = TableFolder(root=folder, record=record, key=key)
+    if not force:
+        place = place.with_others(_rows(design, _QUESTIONS))
+    # Whatever the models of the table were asked, the next ones are asked too: it stays one table.
+    questions = {name: _QUESTIONS[name] for name in place.record.questions}
     said = place.begin(force=force)
     kept = len(said.keys() - {0})
     with part_progress("shadow model", settings.shadows, kept=kept) as advance:
@@ -192,7 +199,7 @@ def _tables(
             place.keep(said)
             advance(len(said.keys() - {0}))
 
-        return score_tables(
+        tables = score_tables(
             ShadowTraining(target=target, stop=stop, advance=share),
             target.everybody,
             design,
@@ -202,6 +209,7 @@ def _tables(
             known=dict(said),
             keep=keep,
         )
+    return {name: tables[name] for name in settings.questions}
 
 
 def _design(target: Target, settings: MembershipSettings) -> ShadowDesign:
@@ -225,8 +233,13 @@ def others_asked(target: Target, settings: MembershipSettings) -> int:
     return max(pool if most is None else min(pool, most) for most in limits) // 2
 
 
+def _rows(design: ShadowDesign, questions: Mapping[str, Question]) -> dict[str, int]:
+    """About how many examples each is asked."""
+    return {name: len(design.rows(each.most)) for name, each in questions.items()}
+
+
 def _record_of(
-    target: Target, design: ShadowDesign, questions: Mapping[str, Question], key: bytes
+    target: Target, design: ShadowDesign, questions: Mapping[str, int], key: bytes
 ) -> TableRecord:
     """What the table is of."""
     return TableRecord(
@@ -236,7 +249,7 @@ def _record_of(
         target=target.weights,
         data=hmac.digest(key, target.data.fingerprint.encode(), "sha256").hex(),
         models=design.models,
-        questions={name: len(design.rows(q.most)) for name, q in questions.items()},
+        questions=questions,
     )
 
 

@@ -99,6 +99,25 @@ class TableFolder:
     def _signals(self) -> Path:
         return self.root / "signals.npz"
 
+    def with_others(self, possible: Mapping[str, int]) -> "TableFolder":
+        """The folder with all that its models were asked, where that is more than is asked now.
+
+        A table of more questions is enough, and goes on as it was begun.
+
+        Args:
+            possible: Questions that can be asked, and how many examples of each; a table with
+                others is as good as none.
+
+        Raises:
+            RunError: Its record cannot be read.
+        """
+        if not self._told.exists():
+            return self
+        there = TableRecord.read(self._told).questions
+        if not self.record.questions.items() <= there.items() <= possible.items():
+            return self
+        return replace(self, record=replace(self.record, questions=there))
+
     def begin(self, *, force: bool) -> dict[int, dict[str, Numbers]]:
         """Begins the table, or goes on with it: the signals of models that were asked earlier.
 
@@ -137,6 +156,8 @@ class TableFolder:
                 f"{had} shadow models where {asked} were asked for, none of which can be used: who "
                 "is in whose data follows from their number"
             )
+        if name == "questions" and (lacks := self.record.questions.keys() - before.questions):
+            what = f"fewer questions: nobody was asked for {', '.join(sorted(lacks))}"
         said = replace(self, record=before)._read() if self._signals.exists() else {}
         raise RunError(
             f"{self._told}: expected the table that was asked for, got one of {what}; ask as then, "
