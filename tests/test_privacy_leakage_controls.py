@@ -1,5 +1,6 @@
 """Controls: right attacks pass them on any table, wrong ones do not."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -82,6 +83,12 @@ def test_coarse_attacks_must_still_order():
         "attack-r": lambda t: np.zeros_like(attack_r(t)),
     }
     assert failed(table, turned) == {("planted", "attack-p"), ("planted", "attack-r")}
+    straight = [c for c in controls(table, {"attack-p": attack_p}) if c.name == "planted"]
+    assert [(c.expected, c.passed) for c in straight] == [
+        ("no member below another, and not all level", True)
+    ]
+    # Of what it finds at no false alarm nothing is said: it may be none, and the attack right.
+    assert re.fullmatch(r"members from [\d.]+, others up to [\d.]+", straight[0].got)
 
 
 @pytest.mark.parametrize("values", [2, 5, 10_000])

@@ -224,3 +224,18 @@ def test_a_report_is_printed_as_a_table():
     assert verdict == report.verdict
     assert repr(report) == str(report)
     assert max(map(len, [head, names, *rows])) <= 120
+
+
+def test_a_rate_that_its_threshold_does_not_keep_is_printed_as_none():
+    """The threshold of the shadow models lies far below the target's scores: all are named."""
+    table = planted(12, shift=2.0)
+    signals = table.signals.copy()
+    signals[:, 0] += 50
+    attacks = {"score": global_threshold}
+    report = membership_report(replace(table, signals=signals), key=KEY, attacks=attacks)
+    (row,) = [line for line in str(report).splitlines() if line.startswith("score")]
+    assert row.endswith("not kept: FPR 1.000")
+    assert "more than twice as many others as was asked" in str(report)
+    (point,) = [each for each in report.attack("score").of_target if each.fpr == 0.1]
+    assert (point.tpr, point.kept) == (1.0, False)
+    assert "not kept" not in str(membership_report(table, key=KEY, attacks=attacks))

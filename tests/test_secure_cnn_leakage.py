@@ -870,6 +870,8 @@ def test_the_command_writes_record_and_page(trained: Path, images: Path, tmp_pat
     again = CliRunner().invoke(app, [*command, "--out", str(tmp_path), "--require", "auc<=0.6"])
     assert again.exit_code == 7
     assert "missed: auc<=0.6" in again.output
+    assert "strongest of 2: " in again.output
+    assert "nothing was promised of this training" in again.output
 
 
 def test_a_sealed_model_elsewhere_is_measured_by_its_run(images: Path, tmp_path: Path) -> None:
@@ -889,6 +891,9 @@ def test_a_sealed_model_elsewhere_is_measured_by_its_run(images: Path, tmp_path:
     assert done.exit_code == 0, done.output
     done = CliRunner().invoke(app, [*command, *key])
     assert isinstance(done.exception, RunError)  # which says that it is gone
+    done = CliRunner().invoke(app, ["leakage", str(moved), *key])
+    assert isinstance(done.exception, RunError)
+    assert f"by --checkpoint {moved}" in str(done.exception)
 
 
 @pytest.mark.parametrize(

@@ -156,14 +156,16 @@ def _everything(attack: str, scores: Numbers, members: Flags) -> Control:
     least, most = float(scores[members].min()), float(scores[~members].max())
     if attack in _COARSE:
         passed = least >= most and area(scores, members) > 0.5  # which it is if all are level
-        expected = "no member below another"
+        # What it finds at FPR 0 says nothing of it: there are so few values that the ends may meet.
+        expected = "no member below another, and not all level"
+        got = f"members from {least:.3g}, others up to {most:.3g}"
     else:
         passed, expected = least > most, "TPR 1 at FPR 0"
-    found = float((scores[members] > most).mean())
+        got = f"TPR {float((scores[members] > most).mean()):.3g} at FPR 0"
     return Control(
         name="planted",
         attack=attack,
         expected=expected,
-        got=f"TPR {found:.3g} at FPR 0",
+        got=got,
         passed=passed,
     )

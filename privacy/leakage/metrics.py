@@ -78,6 +78,15 @@ class PointOnCurve:
         return self.false_alarms / self.negatives
 
     @property
+    def kept(self) -> bool:
+        """Whether it names at most twice as many others as was asked.
+
+        A threshold of shadow models may name far more where scores tie or models differ: what it
+        finds then is no figure at the rate that was asked.
+        """
+        return self.realised_fpr <= 2 * self.fpr
+
+    @property
     def fpr_interval(self) -> tuple[float, float]:
         """95 % interval of the realised false positive rate (Clopper and Pearson)."""
         return clopper_pearson(self.false_alarms, self.negatives, error=_ERROR)

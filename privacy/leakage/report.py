@@ -73,6 +73,7 @@ MEMBERSHIP_ATTACKS: Mapping[str, Callable[[ScoreTable], Numbers]] = MappingProxy
     }
 )
 """All attacks on a table, by name."""
+_NOT_KEPT = "not kept: the threshold names more than twice as many others as was asked"
 _OF_POPULATION = ("attack-p", "rmia", "rmia-offline")
 
 
@@ -194,7 +195,8 @@ class LeakageReport:
             for line in lines
         ]
         head = f"{self.members} members, {self.others} others, {self.shadows} shadow models"
-        return "\n".join([head, *rows, self.verdict])
+        notes = [_NOT_KEPT] if any("not kept" in row for row in rows) else []
+        return "\n".join([head, *rows, *notes, self.verdict])
 
     def attack(self, name: str) -> AttackFigures:
         """The figures of one attack.
@@ -210,11 +212,13 @@ class LeakageReport:
 
 
 def _told(figures: AttackFigures, fpr: float) -> str:
-    """A rate of the target with its interval; a dash where others are too few to tell."""
+    """A rate of the target with its interval, if it is kept; a dash where others are too few."""
     for each in figures.of_target:
         if each.fpr == fpr:
             low, high = each.tpr_interval
-            return f"{each.tpr:.3f} ({low:.3f} to {high:.3f})"
+            if not each.kept:
+                return f"not kept: FPR {each.realised_fpr:.3f}"
+            return f"{each.tpr:.3f} ({low:.3f} to {high:.3f}) at {each.realised_fpr:.3f}"
     return "-"
 
 

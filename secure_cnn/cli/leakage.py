@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from privacy.leakage import resolved
 from secure_cnn.cli.finished import located, opened
 from secure_cnn.cli.keys import IdentityFile, Kek, PassphraseFile, Trusted, unlocking_from
+from secure_cnn.cli.leakage_told import tell
 from secure_cnn.cli.network import ModelOptions, own_network
 from secure_cnn.cli.options import INTERRUPTED, make_folder, message
 from secure_cnn.engine import keep_freed_memory
@@ -29,7 +29,7 @@ from secure_cnn.leakage import (
 )
 from secure_cnn.pages import InversionPicture, write_leakage
 from secure_cnn.printable import Terminal
-from secure_cnn.record import LeakageRecord, MembershipAttackRecord, RunRecord
+from secure_cnn.record import LeakageRecord, RunRecord, wording
 
 __all__ = ["leakage"]
 
@@ -110,12 +110,7 @@ def leakage(
     )
     unlocking = unlocking_from(identity, passphrase_file, kek, trusted or [])
     network = own_network(model, model_option or []) if model else None
-    if not run.is_dir():
-        raise RunError(
-            f"{run}: expected the folder of a run, whose recipe trains others like it, got "
-            f"{'a file' if run.exists() else 'nothing there'}; give the folder that secure-cnn "
-            "train wrote"
-        )
+    _check_folder(run)
     path, place = (checkpoint, data) if checkpoint else located(run, data)
     record = RunRecord.read(run / "run.json")
     target = target_of(
@@ -131,7 +126,7 @@ def leakage(
     make_folder(out)
     _tell_earlier(target, settings, out)
     found = _measured(target, settings, out, force=force)
-    _tell(found, out)
+    tell(found, out)
     missed = [words for each in demands if (words := each.missed(found))]
     if missed:
         Terminal(stderr=True).print("\n".join(missed), style="bold red")
@@ -139,6 +134,18 @@ def leakage(
         raise typer.Exit(_FAILED)
     if missed:
         raise typer.Exit(_MISSED)
+
+
+def _check_folder(run: Path) -> None:
+    if run.is_dir():
+        return
+    got, cure = "nothing there", "give the folder that secure-cnn train wrote"
+    if run.exists():
+        got, cure = "a file", f"{cure}, and a model elsewhere by --checkpoint {run}"
+    raise RunError(
+        f"{run}: expected the folder of a run, whose recipe trains others like it, got {got}; "
+        f"{cure}"
+    )
 
 
 def _tell_earlier(target: Target, settings: LeakageSettings, out: Path) -> None:
@@ -215,54 +222,6 @@ def _names(option: str, text: str | None) -> tuple[str, ...]:
     return names
 
 
-def _tell(found: LeakageRecord, out: Path) -> None:
-    console, errors = Terminal(), Terminal(stderr=True)
-    if found.membership is not None:
-        console.print(_table(found))
-        for words in found.membership.broken:
-            errors.print(f"more than epsilon allows: {words}", style="bold red")
-    for control in found.controls:
-        if not control.passed:
-            errors.print(
-                f"control failed, so that nothing here counts: {control.name}: expected "
-                f"{control.expected}, got {control.got}",
-                style="bold red",
-            )
-    errors.print("a measurement, never a verification of ε: that is secure-cnn audit")
-    errors.print(f"report: {out / 'leakage.html'}")
-
-
-def _table(found: LeakageRecord) -> Table:
-    """Each attack with its area, and the rates that the sample can tell."""
-    assert found.membership is not None, "there is something to tell"
-    membership = found.membership
-    table = Table(
-        title=f"who was trained on: {membership.members} members and {membership.others} others, "
-        f"{membership.shadows} shadow models; accuracy {found.accuracy:.4f}, on its training "
-        f"images {found.train_accuracy:.4f}"
-    )
-    # Rates that the pool resolves of the target; the page has those of all models together too.
-    told = {rate.fpr for each in membership.attacks for rate in each.rates if rate.of == "target"}
-    rates = sorted(told, reverse=True)
-    table.add_column("attack", overflow="fold")
-    for name in ("area", "of all models", *(f"TPR at FPR {rate:g}" for rate in rates)):
-        table.add_column(name, justify="right")
-    for each in membership.attacks:
-        spread = f"{min(each.areas):.3f}-{max(each.areas):.3f}"
-        row = [_rate(each, rate) for rate in rates]
-        table.add_row(each.name, f"{each.areas[0]:.3f}", spread, *row)
-    return table
-
-
-def _rate(attack: MembershipAttackRecord, fpr: float) -> str:
-    found = attack.rate(fpr)
-    if found is None:
-        return "not resolved"
-    if not found.kept:
-        return f"not kept: FPR {found.realised_fpr:.3f}"
-    return f"{found.tpr:.4f}\n{found.tpr_low:.4f}-{found.tpr_high:.4f}"
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Demand:
     """One demand, as it was given: which figure may be how large."""
@@ -299,9 +258,17 @@ class _Demand:
         if value is None:
             return f"missed: {self.text}: a control failed, so that nothing is known of it"
         if value <= self.most:
-            message(f"kept: {self.text}: {value:.4f}")
+            message(f"kept: {self.text}: {wording.fraction(value)}{self._how}")
             return None
-        return f"missed: {self.text}: got {value:.4f}"
+        return f"missed: {self.text}: got {wording.fraction(value)}{self._how}"
+
+    @property
+    def _how(self) -> str:
+        """Whose figure it is: it may be above every one in the table."""
+        by = "by the strongest attack"
+        if self.fpr is None:
+            return f", {by}"
+        return f", {by} at the threshold that is best for it, which no attacker knows"
 
 
 def _largest(found: LeakageRecord, fpr: float | None) -> float | None:
