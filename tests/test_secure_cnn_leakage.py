@@ -224,7 +224,7 @@ def test_gradients_are_inverted_under_the_protections_of_the_run(
 
     monkeypatch.setattr(measure, "measure_inversion", inverted)
     monkeypatch.setattr(measure, "measure_membership", lambda *_, **__: (None, ()))
-    settings = LeakageSettings(membership=QUICK, inversion=True, repeats=1)
+    settings = LeakageSettings(membership=QUICK, inversion=True, images=1)
     measure_leakage(target, settings, tmp_path, stop=StopRequest())
     private = replace(target.recipe, epsilon=3.0, max_grad_norm=2.0)
     measure_leakage(replace(target, recipe=private), settings, tmp_path / "p", stop=StopRequest())
@@ -257,11 +257,15 @@ def test_copies_are_judged_on_images_that_nobody_asked_about(
     monkeypatch.setattr(measure, "measure_extraction", copied)
     monkeypatch.setattr(measure, "measure_membership", lambda *_, **__: (None, ()))
     settings = LeakageSettings(membership=QUICK, extraction=True)
-    measure_leakage(target, settings, tmp_path, stop=StopRequest())
+    found = measure_leakage(target, settings, tmp_path, stop=StopRequest()).record
+    budgets, adaptive = found.left_out
+    assert budgets.startswith("100 and 1,000 and 5,000 questions were not asked: one half of the")
+    assert "has 40." in budgets
+    assert adaptive.endswith("without a larger budget it is left out.")
     ((judged, pools, learn, told),) = asked
     images = judged.batch(torch.arange(len(judged)))[0].flatten(1)
     assert not any((each == pools[0].images.flatten(1)).all(1).any() for each in images)
-    assert [pool.name for pool in pools] == ["unseen images", "noise", "adaptive"]
+    assert [pool.name for pool in pools] == ["unseen images", "noise"]
     assert pools[1].labels is None
     assert told.budgets == (40,)
     assert told.attack is None

@@ -121,8 +121,9 @@ def test_a_growing_pool_has_the_baseline_of_its_few_images(victim, sides):
     """However much is asked."""
     images, labels = sides[0].batch(torch.arange(20))
     pool = GrowingPool(name="adaptive", images=images, labels=labels)
-    few, many = measured(victim, sides[1], [pool], budgets=(20, 160))
-    assert (few.queries, many.queries) == (20, 160)
+    few, many = measured(victim, sides[1], [pool], budgets=(20, 40, 160))
+    # With 20 questions it would ask what a pool of those images asks, and stands in no row.
+    assert (few.queries, many.queries) == (40, 160)
     assert many.baseline == few.baseline
     assert many.fidelity != few.fidelity
     # Chance would be a tenth.
@@ -221,6 +222,9 @@ def test_a_pool_without_enough_images_and_a_victim_without_logits_are_refused(si
     small = FixedPool(name="few", images=torch.zeros(5, 1, 8, 8))
     with pytest.raises(DataError, match="few: expected at least 10 images, got 5"):
         measured(network(0), sides[1], [small])
+    grows = GrowingPool(name="adaptive", images=torch.zeros(150, 1, 8, 8))
+    with pytest.raises(DataError, match=r"adaptive: expected a budget of 151 or more, .*got 150"):
+        measured(network(0), sides[1], [grows])
     with pytest.raises(LeakageError, match="finite logits"):
         measured(
             lambda images: torch.full((len(images), 10), torch.nan), sides[1], [small], budgets=(5,)

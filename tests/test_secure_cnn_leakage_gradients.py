@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from support.leakage_records import inversion_of
 from torch import nn
 
 from privacy.leakage import Inversion, Reconstruction, shared_gradient
@@ -34,8 +35,8 @@ def network():
 
 
 def settings(**changes):
-    usual = {"protections": (Sharing(),), "batches": (1,), "repeats": 2, "candidates": 300}
-    return InversionSettings(**{**usual, "inversion": QUICK, **changes})
+    usual = {"protections": (Sharing(),), "batches": (1,), "repeats": 2, "images": 1}
+    return InversionSettings(**{**usual, "candidates": 300, "inversion": QUICK, **changes})
 
 
 def chosen(asked):
@@ -114,6 +115,18 @@ def test_who_is_identified_is_counted_one_to_one(search):
     search.images = images[4:]
     ((record,), _) = measure_inversion(network(), same, asked, stop=GO_ON)
     assert (record.identified, record.candidates) == (0, 50)
+
+
+def test_of_few_images_in_a_gradient_more_are_inverted(search):
+    """Four alone would leave an interval from 0 to 0.6 where none is found."""
+    search.images = torch.zeros(8, 1, 8, 8)
+    usual = InversionSettings()
+    asked = settings(batches=usual.batches, repeats=usual.repeats, images=usual.images)
+    records, _ = measure_inversion(build_model("compact", DATA.spec), DATA.train, asked, stop=GO_ON)
+    assert [(each.batch, each.asked) for each in records] == [(1, 16), (4, 16), (8, 16)]
+    assert len(search.labels) == asked.gradients == 22
+    nothing = inversion_of("plain", 1, 0, asked=records[0].asked)
+    assert nothing.high < 0.25
 
 
 @pytest.mark.parametrize("shared", [Sharing(), Sharing(max_grad_norm=0.01)])

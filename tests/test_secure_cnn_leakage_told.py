@@ -40,7 +40,10 @@ def test_a_rate_stands_beside_the_rate_that_it_came_to(told):
 
 def test_a_rate_that_is_not_kept_is_explained(told):
     """One line below the table, where there is one."""
-    wide = attack_of("lira", rates=(rate_of("target", 0.1, 0.9, realised_fpr=0.97),))
+    wide = attack_of(
+        "lira",
+        rates=(rate_of("target", 0.1, 0.9, others=1000, false_alarms=970, realised_fpr=0.97),),
+    )
     words = told(membership=replace(membership_of(), attacks=(wide,)))
     assert "not kept: FPR 0.970" in words
     assert "not kept: that threshold names more than twice as many others as was asked" in words
@@ -69,12 +72,14 @@ def test_without_controls_that_passed_there_is_no_verdict(told):
 def test_images_and_copies_are_told_too(told):
     words = told(
         inversion=(inversion_of("plain", 1, 20, 20), inversion_of("noised", 1, 0, 20)),
+        left_out=("1,000 questions were not asked.",),
         extraction=(extraction_of(), extraction_of(pool="noise", baseline_fidelity=None)),
     )
     assert "20 of 20" in words
     assert "0 of 20" in words
     assert "88.0%" in words
     assert "80.0%" in words
+    assert "1,000 questions were not asked." in words
     assert "nothing follows" not in words
 
 

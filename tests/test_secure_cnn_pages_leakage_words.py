@@ -113,6 +113,8 @@ def test_budgets_and_attacks_that_are_missing_are_told():
     assert "Asked: 100 and 1,000 questions." in two
     assert "attacks that transfer" in two
     assert "No attack was tried on copies" not in two
+    why = "5,000 questions were not asked."
+    assert why in render_leakage(record_of(extraction=[extraction_of()], left_out=[why]))
 
 
 def test_one_budget_is_drawn_as_bars():

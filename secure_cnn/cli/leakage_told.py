@@ -36,6 +36,8 @@ def tell(found: LeakageRecord, out: Path) -> None:
             )
     if found.extraction:
         console.print(_copies(found.extraction))
+        for words in found.left_out:
+            console.print(words, style="dim")
     for words in found.broken:
         errors.print(f"more than epsilon allows: {words}", style="bold red")
     for control in found.controls:

@@ -44,7 +44,8 @@ class ExtractionSettings:
     """How extraction is measured.
 
     Attributes:
-        budgets: Questions; those that are more than a pool has are left out for it.
+        budgets: Questions; those that are more than a pool has are left out for it, and of a pool
+            that grows those that its own images are enough for.
         answers: Names in `ANSWERS` of what the victim shows.
         attack: Made on copies and applied to the victim; None makes none.
         attacked: Images that it is made on, of those that the victim has right.
@@ -112,9 +113,14 @@ def measure_extraction(
 
 
 def _within(pool: Pool, budgets: Sequence[int]) -> list[int]:
-    found = [budget for budget in budgets if budget <= pool.most]
-    if not found:
+    found = [budget for budget in budgets if pool.least <= budget <= pool.most]
+    if not found and min(budgets) > pool.most:
         raise DataError(f"{pool.name}: expected at least {min(budgets)} images, got {pool.most}")
+    if not found:
+        raise DataError(
+            f"{pool.name}: expected a budget of {pool.least} or more, so that it grows, got "
+            f"{max(budgets)}; leave it out"
+        )
     return found
 
 

@@ -53,7 +53,8 @@ class InversionSettings:
     Attributes:
         protections: What clients share, one after the other, of the same images.
         batches: Images of a gradient.
-        repeats: Gradients of each size and protection.
+        repeats: Gradients of each size and protection, at least.
+        images: Images of each size and protection, about: of few in a gradient more are inverted.
         candidates: Images among which the right one is looked for, those that gradients are made
             of among them; a data set of fewer gives all.
         inversion: How images are searched for.
@@ -69,7 +70,8 @@ class InversionSettings:
         Sharing(max_grad_norm=1.0, noise_multiplier=1.0),
     )
     batches: tuple[int, ...] = (1, 4, 8)
-    repeats: int = 8
+    repeats: int = 2
+    images: int = 16
     candidates: int = 1000
     inversion: Inversion = Inversion()  # noqa: RUF009  # it is frozen
     seed: int = 0
@@ -78,14 +80,18 @@ class InversionSettings:
         arguments.tuple_of("protections", self.protections, Sharing)
         for size in arguments.tuple_of("batches", self.batches, object):
             arguments.whole("batches", size, least=1)
-        for name, least in (("repeats", 1), ("candidates", 2), ("seed", 0)):
+        for name, least in (("repeats", 1), ("images", 1), ("candidates", 2), ("seed", 0)):
             arguments.whole(name, getattr(self, name), least=least)
         arguments.instance("inversion", self.inversion, Inversion)
 
     @property
     def gradients(self) -> int:
         """How many are inverted."""
-        return len(self.protections) * len(self.batches) * self.repeats
+        return len(self.protections) * sum(self.of(batch) for batch in self.batches)
+
+    def of(self, batch: int) -> int:
+        """How many of so many images each, under each protection."""
+        return max(self.repeats, self.images // batch)
 
 
 @final
@@ -149,13 +155,15 @@ def measure_inversion(
     target = _Target.of(model, images, settings)
     rows: list[InversionRecord] = []
     pictures: list[Picture] = []
+    done = 0
     with part_progress("gradient", settings.gradients) as advance:
         for sharing in settings.protections:
             for batch in settings.batches:
                 every = []
-                for repeat in range(settings.repeats):
+                for repeat in range(settings.of(batch)):
                     every.append(target.found(sharing, batch, repeat, stop))
-                    advance((len(rows) * settings.repeats) + len(every))
+                    done += 1
+                    advance(done)
                 rows.append(_row(sharing, batch, every, len(target.candidates)))
                 first = every[0]
                 pictures.append(
@@ -188,11 +196,11 @@ class _Target:
         last = _last_linear(model)
         random = torch.Generator().manual_seed(settings.seed)
         chosen = torch.randperm(len(images), generator=random)[: settings.candidates]
-        shared = settings.repeats * max(settings.batches)
+        shared, batch = max((settings.of(size) * size, size) for size in settings.batches)
         if len(chosen) < max(2, shared):
             raise RunError(
                 f"inversion: expected at least {max(2, shared)} images and candidates for "
-                f"{settings.repeats} gradients of {max(settings.batches)}, got {len(chosen)}"
+                f"{settings.of(batch)} gradients of {batch}, got {len(chosen)}"
             )
         candidates, labels = images.batch(chosen)
         space = _inputs_of(model, last) if _is_all_that_learns(model, last) else _pixels

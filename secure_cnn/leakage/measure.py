@@ -16,7 +16,7 @@ from secure_cnn.leakage.copies import ExtractionSettings, measure_extraction
 from secure_cnn.leakage.earlier import earlier, keep_pictures, kept_pictures
 from secure_cnn.leakage.gradients import InversionSettings, Picture, measure_inversion
 from secure_cnn.leakage.membership import MembershipSettings, measure_membership
-from secure_cnn.leakage.pools import FixedPool, GrowingPool, halves, noise_images
+from secure_cnn.leakage.pools import FixedPool, GrowingPool, Pool, halves, noise_images
 from secure_cnn.leakage.sharing import Sharing
 from secure_cnn.leakage.student import StudentTraining
 from secure_cnn.leakage.table_file import alone_in
@@ -57,7 +57,8 @@ class LeakageSettings:
             first step of this training: as they are, and of a private training as they are clipped,
             and as they are noised. They are of test images, so that nobody's image is shown who was
             trained on.
-        repeats: Gradients of 1, 4 and 8 images each that are inverted, at least 1.
+        images: Images that are looked for in gradients of 1, 4 and 8 each, about so many of each,
+            and in two gradients at least.
         extraction: Whether copies are made of the model's answers: by one half of the test images,
             by noise, and by images that are made of a few of them; judged on the other half. Copies
             are networks of the same architecture. Where the run has a threat model, attacks on them
@@ -69,14 +70,14 @@ class LeakageSettings:
 
     membership: MembershipSettings = MembershipSettings()  # noqa: RUF009  # it is frozen
     inversion: bool = False
-    repeats: int = 4
+    images: int = 16
     extraction: bool = False
 
     def __post_init__(self) -> None:
         arguments.instance("membership", self.membership, MembershipSettings)
         for name in ("inversion", "extraction"):
             arguments.instance(name, getattr(self, name), bool)
-        arguments.whole("repeats", self.repeats, least=1)
+        arguments.whole("images", self.images, least=1)
 
 
 @final
@@ -131,9 +132,9 @@ def measure_leakage(
             measured = Measured(record=found, pictures=pictures)
             keep(measured)
         if settings.extraction:
-            copies = _copied(target, told.seed, stop)
+            copies, left_out = _copied(target, told.seed, stop)
             dates = {**found.measured, "extraction": _now()}
-            found = replace(found, extraction=copies, measured=dates)
+            found = replace(found, extraction=copies, left_out=left_out, measured=dates)
             measured = Measured(record=found, pictures=measured.pictures)
             keep(measured)
         return measured
@@ -149,6 +150,7 @@ def _with_earlier(found: LeakageRecord, out: Path) -> LeakageRecord:
         found,
         inversion=before.inversion,
         extraction=before.extraction,
+        left_out=before.left_out,
         measured={**found.measured, **parts},
     )
 
@@ -215,14 +217,19 @@ def _inverted(
         target.initial.build(),
         target.data.test,
         InversionSettings(
-            protections=protections, repeats=settings.repeats, seed=settings.membership.seed
+            protections=protections, images=settings.images, seed=settings.membership.seed
         ),
         stop=stop,
     )
 
 
-def _copied(target: Target, seed: int, stop: StopRequest) -> tuple[ExtractionRecord, ...]:
-    """What copies are worth that are made of the model's answers about images not trained on."""
+def _copied(
+    target: Target, seed: int, stop: StopRequest
+) -> tuple[tuple[ExtractionRecord, ...], tuple[str, ...]]:
+    """What copies are worth that are made of the model's answers about images not trained on.
+
+    And what was left out, in words.
+    """
     asked, judged = halves(target.data.test, seed=seed)
     images, labels = asked.batch(torch.arange(len(asked)))
     few = min(_FEW, len(images))
@@ -230,17 +237,37 @@ def _copied(target: Target, seed: int, stop: StopRequest) -> tuple[ExtractionRec
     begin, threat = target.initial, target.recipe.threat
     attack = None if threat is None else defenses.attacks.PGD(threat, steps=_ATTACK_STEPS)
     budgets = [budget for budget in _BUDGETS if budget <= len(images)] or [few]
-    return measure_extraction(
+    pools: tuple[Pool, ...] = (
+        FixedPool(name="unseen images", images=images, labels=labels),
+        FixedPool(name="noise", images=noise),
+    )
+    if max(budgets) > few:
+        grows = GrowingPool(name="adaptive", images=images[:few], labels=labels[:few])
+        pools = (*pools, grows)
+    copies = measure_extraction(
         target.model,
         judged,
-        (
-            FixedPool(name="unseen images", images=images, labels=labels),
-            FixedPool(name="noise", images=noise),
-            GrowingPool(name="adaptive", images=images[:few], labels=labels[:few]),
-        ),
+        pools,
         StudentTraining(
             build=lambda seed: begin.architecture.build(generator_seed=seed, network=begin.network),
             stop=stop,
         ),
         ExtractionSettings(budgets=tuple(budgets), attack=attack, seed=seed),
     )
+    return copies, _left_out(len(images), few, budgets)
+
+
+def _left_out(images: int, few: int, budgets: list[int]) -> tuple[str, ...]:
+    """Budgets and pools for which there are too few images, a sentence each."""
+    words = []
+    if above := [f"{budget:,}" for budget in _BUDGETS if budget not in budgets]:
+        words.append(
+            f"{' and '.join(above)} questions were not asked: one half of the test images is asked "
+            f"about, and has {images:,}."
+        )
+    asked = f"{few:,} questions of the adaptive pool are those of its {few:,} images, as unseen"
+    if max(budgets) <= few:
+        words.append(f"{asked} images have them: without a larger budget it is left out.")
+    elif min(budgets) <= few:
+        words.append(f"{asked} images have them, and are asked once alone.")
+    return tuple(words)

@@ -30,7 +30,7 @@ class Pool(Protocol):
     """What a copier has to ask about.
 
     `images` are its own, float `[n, ...]` in [0, 1], and `labels` theirs, `[n]`, or None where it
-    knows none; `most` is how many questions it can ask.
+    knows none; of `least` to `most` questions it can ask what no other pool of them would.
     """
 
     @property
@@ -44,6 +44,10 @@ class Pool(Protocol):
     @property
     def labels(self) -> Tensor | None:
         """Of those images."""
+
+    @property
+    def least(self) -> int:
+        """The fewest questions that are worth asking."""
 
     @property
     def most(self) -> float:
@@ -84,6 +88,8 @@ class _Owned:
 class FixedPool(_Owned):
     """Images that are asked about in their order, whatever is answered."""
 
+    least: ClassVar[int] = 1
+
     @property
     def most(self) -> float:
         """As many as there are images."""
@@ -115,6 +121,11 @@ class GrowingPool(_Owned):
     def __post_init__(self) -> None:
         super().__post_init__()
         arguments.number("step", self.step, "a step in (0, 1]", lambda step: 0 < step <= 1)
+
+    @property
+    def least(self) -> int:
+        """More than its images: those alone are asked about by whoever has them."""
+        return len(self.images) + 1
 
     def questions(
         self, budget: int, taught: _Taught, learn: StudentTraining, *, seed: int

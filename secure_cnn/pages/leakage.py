@@ -73,7 +73,9 @@ def render_leakage(record: LeakageRecord, pictures: Sequence[InversionPicture] =
         "hidden": len(pictures) - len(shown),
         "extraction": extraction_figures(record.extraction, record.accuracy),
         "extraction_table": extraction_table(record.extraction),
-        "extraction_words": extraction_words(record.extraction) if record.extraction else [],
+        "extraction_words": (
+            [*extraction_words(record.extraction), *record.left_out] if record.extraction else []
+        ),
         "conditions": _conditions(record),
     }
     return fill("leakage.html.jinja", values)

@@ -272,8 +272,8 @@ class LeakageRecord(Document):
     A measurement, never a verification of ε: that is an audit. `run` is the number of the run whose
     model it is; `recipe` the digest of how it and its shadow models were trained. `promised` are
     further pairs of ε and δ that hold at once, with that by which ε is told: they bound more.
-    `weights` is a digest of the model's, and `measured` says when each part was: `membership`,
-    `inversion` or `extraction`, of which one that was not asked for anew stays.
+    `weights` is a digest of the model's; `measured` says when each part was, of which one that is
+    not asked for anew stays; `left_out` what copies had too few images for, a sentence each.
     """
 
     KIND: ClassVar[str | None] = "leakage"
@@ -300,6 +300,7 @@ class LeakageRecord(Document):
     notes: tuple[str, ...] = ()
     weights: str = ""
     measured: Mapping[str, str] = field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def void(self) -> bool:
