@@ -1,5 +1,6 @@
 """What a report says of a table: figures, who is exposed, and what was promised."""
 
+import hmac
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,8 @@ from privacy.errors import LeakageError
 from privacy.leakage import (
     MEMBERSHIP_ATTACKS,
     Promise,
+    ScoreTable,
+    ShadowDesign,
     allowed_tpr,
     area,
     global_threshold,
@@ -61,6 +64,28 @@ def test_who_is_given_away_is_told_by_a_key_alone():
     assert len({each.digest for each in report.exposed}) == 10
     assert report.exposed == again.exposed
     assert not {each.digest for each in report.exposed} & {each.digest for each in other.exposed}
+
+
+@pytest.mark.parametrize(("pool", "seed", "most"), [(400, 0, None), (400, 0, 40), (300, 7, None)])
+def test_an_example_has_one_digest_in_every_table(pool, seed, most):
+    """That of its index in the data set: of other rows, of another pool, of another seed."""
+    design = ShadowDesign.around(
+        np.arange(300), np.arange(300, 600), shadows=8, pool=pool, seed=seed
+    )
+    rows = design.rows(most)
+    members, examples = design.members()[rows], design.asked[rows]
+    known = int(examples[np.flatnonzero(members.any(1))[17]])
+    signals = np.random.default_rng(0).normal(size=members.shape)
+    signals += 40.0 * (members & (examples == known)[:, None])
+    table = ScoreTable(
+        signals=signals, members=members, labels=np.zeros(len(rows), dtype=np.int64),
+        recipes=("a",) * 9, seeds=tuple(range(9)), examples=examples,
+    )  # fmt: skip
+    attacks = {"global-threshold": global_threshold}
+    (found,) = membership_report(table, key=KEY, exposed=1, attacks=attacks).exposed
+    assert found.digest == hmac.digest(KEY, f"example {known}".encode(), "sha256").hex()
+    with pytest.raises(LeakageError, match=r"examples: expected the index of each"):
+        replace(table, examples=examples[1:])
 
 
 @pytest.mark.parametrize(("shift", "passed"), [(0.0, True), (3.0, False)])

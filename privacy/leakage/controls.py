@@ -105,6 +105,7 @@ def _part(table: ScoreTable, random: np.random.Generator) -> tuple[ScoreTable, F
         signals=table.signals[rows],
         members=table.members[rows],
         labels=table.labels[rows],
+        examples=None,
     )
     return part, ~part.population
 

@@ -114,7 +114,7 @@ class Exposed:
     """An example that is told to be a member again and again.
 
     Attributes:
-        digest: HMAC-SHA256 of its row in the pool, by a key: it can be looked up, and is no name.
+        digest: HMAC-SHA256, by a key, of "example N", N being its index: no name without the key.
         found: Models that were trained on it and give that away, of `of`.
         of: Models that were trained on it.
     """
@@ -266,7 +266,7 @@ def membership_report(
         ]
     return LeakageReport(
         attacks=tuple(figures),
-        exposed=tuple(_exposed(above, members, key, exposed)),
+        exposed=tuple(_exposed(above, table, key, exposed)),
         members=int(members[:, 0].sum()),
         others=int((~members[:, 0]).sum()),
         shadows=members.shape[1] - 1,
@@ -381,15 +381,16 @@ def _beyond_anywhere(name: str, scores: Numbers, members: Flags, promise: Promis
     return [worst[1]] if worst[0] else []
 
 
-def _exposed(above: Sequence[Flags], members: Flags, key: bytes, most: int) -> list[Exposed]:
+def _exposed(above: Sequence[Flags], table: ScoreTable, key: bytes, most: int) -> list[Exposed]:
     """Those whom most of the models that were trained on them give away, by what finds most."""
+    members, told = table.members[~table.population], table.told[~table.population]
     found = max(((each & members).sum(1) for each in above), key=np.sum)
     asked = members.sum(1)
     share = found / np.maximum(1, asked)
     order = np.argsort(-share, kind="stable")[:most]
     return [
         Exposed(
-            digest=hmac.new(key, f"pool row {row}".encode(), "sha256").hexdigest(),
+            digest=hmac.new(key, f"example {told[row]}".encode(), "sha256").hexdigest(),
             found=int(found[row]),
             of=int(asked[row]),
         )

@@ -224,6 +224,7 @@ def score_tables(
             labels=labels[chosen],
             recipes=(recipe,) * design.models,
             seeds=seeds,
+            examples=asked[chosen],
         )
         for name, chosen in rows.items()
     }

@@ -36,6 +36,8 @@ class ScoreTable:
         labels: int64 `[examples]`: the classes of the examples.
         recipes: For each model a digest of how it was trained; all alike.
         seeds: For each model the seed that it was trained with.
+        examples: int64 `[examples]`: their indices in the data set, by which they are told; None
+            tells them by their rows.
 
     Raises:
         LeakageError: Shapes do not fit, a value is not finite, there are fewer than two shadow
@@ -59,6 +61,7 @@ class ScoreTable:
     labels: npt.NDArray[np.int64]
     recipes: tuple[str, ...]
     seeds: tuple[int, ...]
+    examples: npt.NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         for name, kind, axes in (
@@ -80,6 +83,13 @@ class ScoreTable:
                 f"{list(self.members.shape)} and {len(self.labels)} labels"
             )
         self._check_models(models)
+        if self.examples is not None:
+            told = arguments.indices("examples", self.examples)
+            if len(told) != examples:
+                raise LeakageError(
+                    f"examples: expected the index of each of {examples} rows, got {len(told)}"
+                )
+            object.__setattr__(self, "examples", told)
         if not np.isfinite(self.signals).all():
             row, column = np.argwhere(~np.isfinite(self.signals))[0]
             raise LeakageError(
@@ -92,6 +102,11 @@ class ScoreTable:
         """Which examples no model was trained on: bool `[examples]`."""
         found: Flags = np.logical_not(self.members.any(axis=1, keepdims=True))[:, 0]
         return found
+
+    @property
+    def told(self) -> npt.NDArray[np.int64]:
+        """The number by which each example is told: int64 `[examples]`."""
+        return np.arange(len(self.labels)) if self.examples is None else self.examples
 
     @cached_property
     def partners(self) -> npt.NDArray[np.int64]:
