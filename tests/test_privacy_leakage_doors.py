@@ -180,6 +180,10 @@ KINDS = [
     (lambda: membership(model(), DATA), "train: expected a function of .*, got a model"),
     (lambda: membership(lambda indices: None, DATA), "train: .*seed.* unexpected keyword"),
     (lambda: membership(lambda *, seed: None, DATA), "train: .* got one with too many positional"),
+    (
+        lambda: membership(lambda indices, s: None, DATA),
+        "train: .* the seed is given by its name: name a parameter seed",
+    ),
     (lambda: tables(target=lambda: None), "target: .* got one with too many positional"),
     (lambda: Question(signal=lambda answer: None), "signal: .* got one with too many"),
     (lambda: membership(never, DATA, attacks={"a": lambda: 0}), "attacks: a: .* too many"),

@@ -77,7 +77,9 @@ def called(name: str, value: Any, what: str, *, takes: int = 0, seed: bool = Fal
         signature.bind(*[None] * takes, **({"seed": 0} if seed else {}))
     except TypeError as error:
         if takes:
-            raise LeakageError(f"{name}: expected {what}, got one with {error}") from None
+            got = str(error).removeprefix("got ")
+            cure = "; the seed is given by its name: name a parameter seed" if seed else ""
+            raise LeakageError(f"{name}: expected {what}, got one with {got}{cure}") from None
     return value
 
 

@@ -132,10 +132,13 @@ def _finds_nothing(rows: Sequence[InversionRecord]) -> bool:
 
 
 def _copies(rows: Sequence[ExtractionRecord]) -> Table:
-    table = Table(title="copies made of the model's answers, beside one that never asked")
+    table = Table(
+        title="copies made of the model's answers; fidelity: how often they agree with it, and "
+        "what one has that never asked"
+    )
     for name in ("pool", "answers"):
         table.add_column(name, overflow="fold")
-    for name in ("questions", "accuracy", "agrees with it", "never asked"):
+    for name in ("questions", "accuracy", "fidelity", "never asked"):
         table.add_column(name, justify="right")
     for each in rows:
         table.add_row(
