@@ -238,6 +238,15 @@ def test_gradients_are_inverted_under_the_protections_of_the_run(
     assert dp.protections[-1].max_grad_norm == 2.0
 
 
+def test_of_an_older_run_it_is_said_that_nothing_binds_its_model(
+    target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measure, "measure_membership", lambda *_, **__: (None, ()))
+    assert "digest of its weights" not in "".join(measured(target, QUICK, tmp_path).notes)
+    older = replace(target, record=replace(target.record, model_digest=""))
+    assert "digest of its weights" in measured(older, QUICK, tmp_path).notes[-1]
+
+
 def test_copies_are_judged_on_images_that_nobody_asked_about(
     target: Target, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

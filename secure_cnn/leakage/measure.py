@@ -44,6 +44,10 @@ _UNCERTAIN = (
     "private run is keyed, and the key is in its sealed model alone. With other images in their "
     "place members would be none, and nothing would be found."
 )
+_UNBOUND = (
+    "That the model is the one of this run was told by what it finds on the test images alone, "
+    "which others find too: an earlier version trained it, and kept no digest of its weights."
+)
 
 
 @final
@@ -122,6 +126,8 @@ def measure_leakage(
         told = settings.membership
         membership, controls = measure_membership(target, told, folder, stop=stop, force=force)
         found = _with_earlier(_record(target, told, membership, controls), out)
+        if not target.record.model_digest:
+            found = replace(found, notes=(*found.notes, _UNBOUND))
         kept = kept_pictures(folder, found.inversion, target.data.spec.shape)
         measured = Measured(record=found, pictures=kept)
         keep(measured)
