@@ -31,8 +31,8 @@ def tell(found: LeakageRecord, out: Path) -> None:
         console.print(_images(found.inversion))
         if _finds_nothing(found.inversion):
             console.print(
-                "the search does not find one image without a protection either, so that nothing "
-                "follows for a protection"
+                "of single images without a protection the search finds too few, so that of "
+                "what it does not find nothing follows for a protection"
             )
     if found.extraction:
         console.print(_copies(found.extraction))
