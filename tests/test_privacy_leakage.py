@@ -10,6 +10,7 @@ from support.score_tables import of_pool, planted
 
 from privacy.errors import LeakageError
 from privacy.leakage import (
+    ScoreTable,
     area,
     areas,
     attack_p,
@@ -333,3 +334,21 @@ def test_logits_without_the_classes_of_the_labels_are_refused(logits, labels, wo
     """Before an index runs out of them."""
     with pytest.raises(LeakageError, match=words):
         confidence(logits, labels)
+
+
+def test_an_attack_cannot_change_what_the_next_one_sees():
+    """One that works in place ends, and the caller's own array is not the table's."""
+    signals = np.random.default_rng(0).normal(size=(20, 3))
+    members = np.arange(20)[:, None] % 2 == np.array([0, 0, 1])
+    table = ScoreTable(
+        signals=signals,
+        members=members,
+        labels=np.zeros(20, dtype=np.int64),
+        recipes=("r",) * 3,
+        seeds=(0, 1, 2),
+    )
+    signals[:] = 0
+    assert table.signals.any()
+    for part in (table.signals, table.members, table.labels):
+        with pytest.raises(ValueError, match="read-only"):
+            part[:] = 0

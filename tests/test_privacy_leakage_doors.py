@@ -253,7 +253,15 @@ KINDS = [
 
 
 SCORES, MEMBERS = TABLE.signals, TABLE.members
-WRONG_SCORES = [None, 3, "x", [1.0], SCORES.astype(str), SCORES * np.nan, torch.from_numpy(SCORES)]
+WRONG_SCORES = [
+    None,
+    3,
+    "x",
+    [1.0],
+    SCORES.astype(str),
+    SCORES * np.nan,
+    torch.from_numpy(SCORES.copy()),
+]
 
 
 @pytest.mark.parametrize("wrong", WRONG_SCORES, ids=lambda each: type(each).__name__)

@@ -9,7 +9,16 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from privacy.errors import LeakageError
-from privacy.leakage import Question, ShadowDesign, area, lira, score_tables
+from privacy.leakage import (
+    Question,
+    ShadowDesign,
+    area,
+    copies,
+    global_threshold,
+    lira,
+    membership,
+    score_tables,
+)
 
 CLASSES = 3
 
@@ -268,3 +277,49 @@ def test_a_signal_that_is_not_a_number_for_each_is_refused(dataset, wrong):
     question = Question(signal=lambda _answer, images, _labels: wrong(len(images)))
     with pytest.raises(LeakageError, match="signal: expected float64 for each of 35 examples"):
         one_table(Memory(dataset), dataset, questions={"sure": question})
+
+
+def test_copies_are_in_nobodys_pool():
+    """Of the members all models have them, of the others none; the same without any."""
+    apart = np.array([3, 4, 45])
+    plain = ShadowDesign.around(np.arange(40), np.arange(40, 60), shadows=2, pool=None, seed=0)
+    one = ShadowDesign.around(
+        np.arange(40), np.arange(40, 60), shadows=2, pool=None, seed=0, apart=apart
+    )
+    assert not np.isin(one.asked, apart).any()
+    assert {3, 4} <= set(one.always.tolist())
+    assert np.isin(apart, plain.asked).any() or np.isin(apart, plain.always).any()
+    with pytest.raises(LeakageError, match="0 and 4 beside those apart"):
+        ShadowDesign.around(
+            np.arange(4), np.arange(4, 8), shadows=2, pool=None, seed=0, apart=np.arange(4)
+        )
+
+
+def test_copies_are_found_bit_for_bit():
+    """Whatever their labels are; a bit makes another image."""
+    images = torch.zeros(1200, 1, 4, 4)
+    images.view(1200, 16)[:, 0] = torch.arange(1200)
+    images[700] = images[3]
+    images[900, 0, 0, 1] = torch.finfo(torch.float32).tiny
+    labels = torch.arange(1200) % 3
+    assert copies(TensorDataset(images, labels)).tolist() == [3, 700]
+
+
+def test_who_was_seen_twice_is_not_guessed_about():
+    """A model that knows its training images by heart gives all away but those."""
+    images = torch.arange(40.0).view(40, 1)
+    images[30:] = images[:10]
+    data = TensorDataset(images, torch.arange(40) % 2)
+
+    def by_heart(indices, *, seed):
+        known = set(images[indices, 0].tolist())
+
+        def answer(asked):
+            sure = torch.tensor([[9.0 if float(x) in known else 0.1] for x in asked[:, 0]])
+            return torch.cat([torch.where(asked % 2 == 0, sure, -sure), -sure * 0], 1)
+
+        return answer
+
+    report = membership(by_heart, data, shadows=2, attacks={"global": global_threshold})
+    assert report.attack("global").area == 1.0
+    assert report.members + report.others <= 20

@@ -8,6 +8,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -39,13 +40,20 @@ from secure_cnn.leakage import (
     target_of,
 )
 from secure_cnn.leakage.earlier import keep_pictures, kept_pictures
-from secure_cnn.leakage.membership import LABEL_ONLY
+from secure_cnn.leakage.measure import _notes
+from secure_cnn.leakage.membership import LABEL_ONLY, _design
 from secure_cnn.leakage.shadows import ShadowTraining
 from secure_cnn.leakage.table_file import TableFolder, TableRecord, exposed_key
 from secure_cnn.recipe import Recipe, RunFolder, run
 from secure_cnn.recipe.outcome import privacy_record
 from secure_cnn.recipe.seams import make_plan
-from secure_cnn.record import ExtractionRecord, InversionRecord, LeakageRecord, RunRecord
+from secure_cnn.record import (
+    ExtractionRecord,
+    InversionRecord,
+    LeakageRecord,
+    RateRecord,
+    RunRecord,
+)
 
 QUICK = MembershipSettings(shadows=2, attacks=("lira", "global-threshold"))
 
@@ -652,6 +660,7 @@ def test_a_demand_is_about_the_target_at_its_own_best_threshold(
         (["tpr@0.1<=1"], r"with 100 test images,.*got one with 72; these data .* at most 80:"),
         (["tpr@0.1<=1", "--pool", "20"], "got one with 10; these data and attacks have at most 80"),
         (["tpr@0.01<=1", "--attacks", "noise-votes"], "with 1,000 test images"),
+        (["auc<=1", "--pool", "20"], "with 50 test images for an area .*, got one with 10; leave"),
     ],
 )
 def test_a_rate_that_cannot_be_told_is_refused_before_any_training(
@@ -668,8 +677,11 @@ def test_a_rate_that_cannot_be_told_is_refused_before_any_training(
 def test_a_pool_that_can_tell_a_rate_is_named(target: Target) -> None:
     """Where the data have so many, it is said which; where they do, nothing is."""
     test = target.data.test
-    several = Split(images=test.images.repeat(4, 1, 1, 1), labels=test.labels.repeat(4))
-    many = replace(target, data=replace(target.data, train=several, test=several))
+    drawn = torch.Generator().manual_seed(0)
+    shape = (8 * len(test), *test.images.shape[1:])
+    images = torch.randint(256, shape, generator=drawn).to(torch.uint8)
+    several = [Split(images=half, labels=test.labels.repeat(4)) for half in images.chunk(2)]
+    many = replace(target, data=replace(target.data, train=several[0], test=several[1]))
     demand = _demand("tpr@0.1<=0.5")
     with pytest.raises(RunError, match="got one with 10; give --pool 200"):
         demand.check(many, replace(QUICK, pool=20))
@@ -940,3 +952,44 @@ def test_the_command_refuses_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text(json.dumps({"schema": 1, "kind": "run"}))
     done = CliRunner().invoke(app, ["leakage", str(tmp_path)])
     assert isinstance(done.exception, RunError)
+
+
+def test_a_demand_below_a_guess_is_never_kept(target: Target) -> None:
+    """Where scores tie no threshold finds anybody at a rate, and a coin toss does."""
+    rates = tuple(
+        RateRecord(
+            of=of,
+            fpr=0.1,
+            tpr=0.0,
+            tpr_low=0.0,
+            tpr_high=0.04,
+            realised_fpr=0.0,
+            hits=0,
+            members=100,
+            false_alarms=0,
+            others=100,
+            ties=150,
+            ppv={"0.5": 1.0},
+        )
+        for of in ("target", "oracle")
+    )
+    attack = SimpleNamespace(rate=lambda fpr, of="target": rates[of == "oracle"])
+    found = SimpleNamespace(membership=SimpleNamespace(attacks=[attack]), void=False)
+    assert "got 0.1000" in (_demand("tpr@0.1<=0").missed(found) or "")
+    assert not rates[0].kept
+    assert replace(rates[0], ties=0).kept
+
+
+def test_images_that_are_there_twice_are_told_of_and_not_guessed_about(
+    target: Target, tmp_path: Path
+) -> None:
+    """Test images that were trained on would count as others that are well known."""
+    test = target.data.test
+    images = test.images.clone()
+    images[:20] = target.data.train.images[:20]
+    mixed = replace(target.data, test=Split(images=images, labels=test.labels))
+    copied = replace(target, data=mixed)
+    count = len(target.data.train)
+    assert set(range(count, count + 20)) <= set(copied.copies.tolist())
+    assert not np.isin(copied.copies, _design(copied, QUICK).asked).any()
+    assert any("more than once" in note for note in _notes(copied))

@@ -55,7 +55,7 @@ from privacy.leakage.report import (
     LeakageReport,
     membership_report,
 )
-from privacy.leakage.shadows import ShadowDesign, Train, score_tables
+from privacy.leakage.shadows import ShadowDesign, Train, copies, score_tables
 from privacy.leakage.signals import Answer, Confidence, Question, Signal, confidence
 from privacy.leakage.table import ScoreTable, balanced_halves
 
@@ -94,6 +94,7 @@ __all__ = [
     "bavaria",
     "confidence",
     "controls",
+    "copies",
     "extract",
     "global_threshold",
     "input_of_linear",

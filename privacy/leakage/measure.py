@@ -14,7 +14,7 @@ from privacy.leakage.report import (
     checked_attacks,
     membership_report,
 )
-from privacy.leakage.shadows import ShadowDesign, Train, score_tables
+from privacy.leakage.shadows import ShadowDesign, Train, copies, score_tables
 from privacy.leakage.signals import Question
 from privacy.leakage.table import ScoreTable
 from privacy.sampling import MapStyle
@@ -53,7 +53,8 @@ def membership(
         dataset: Map-style, of pairs of an image and a label; at least 8 examples.
         shadows: Even, at least 2. 16 tell well; with 4 the strongest attacks are a little weaker.
         pool: Examples that are guessed about, at most; None takes nine tenths of all. Of the rest
-            every model is trained on half, and none on the other half.
+            every model is trained on half, and none on the other half. Examples that are in the
+            data set more than once are never in it.
         question: What models are asked.
         attacks: By name.
         promise: What was promised of such a training; None where nothing was.
@@ -77,7 +78,9 @@ def membership(
     order = np.random.default_rng([seed, _SPLIT]).permutation(examples)
     secret = arguments.secret("key", secrets.token_bytes(32) if key is None else key)
     members, others = np.split(order, [len(order) // 2])
-    design = ShadowDesign.around(members, others, shadows=shadows, pool=pool, seed=seed)
+    design = ShadowDesign.around(
+        members, others, shadows=shadows, pool=pool, seed=seed, apart=copies(dataset)
+    )
     # Asked here as well as by the report: that comes when all models are trained.
     asks_all = arguments.instance("question", question, Question).most is None
     checked_attacks(attacks, population=asks_all and len(design.population) > 0)

@@ -4,6 +4,8 @@ Which examples each of them is trained on is drawn first. All have those that a 
 have, and of its *pool* each has one half, so that each example of the pool is in half of them.
 """
 
+import hashlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, final
@@ -21,11 +23,12 @@ from privacy.sampling import MapStyle, PhysicalBatch, read
 from privacy.statistics import Numbers
 from privacy.validate import check_dataset, shown
 
-__all__ = ["Indices", "ShadowDesign", "Train", "score_tables"]
+__all__ = ["Indices", "ShadowDesign", "Train", "copies", "score_tables"]
 
 Indices = npt.NDArray[np.int64]
 _BATCH = 500
 _FEWEST_SHADOWS = 2
+_NOBODY: Indices = np.empty(0, dtype=np.int64)
 _A_MODEL = "a model, or what else gives logits of images"
 
 
@@ -85,7 +88,14 @@ class ShadowDesign:
 
     @classmethod
     def around(
-        cls, members: Indices, others: Indices, *, shadows: int, pool: int | None, seed: int
+        cls,
+        members: Indices,
+        others: Indices,
+        *,
+        shadows: int,
+        pool: int | None,
+        seed: int,
+        apart: Indices = _NOBODY,
     ) -> "ShadowDesign":
         """Around a target that was trained on all of `members` and on none of `others`.
 
@@ -98,6 +108,9 @@ class ShadowDesign:
             shadows: Even, at least 2.
             pool: Examples in it, at most; None takes nine tenths of what there is of both.
             seed: What draws them; the target's too.
+            apart: Examples that nobody is asked about, as `copies` of others are: of a copy it is
+                not so that a model has seen it or has not. Of the members among them all models
+                are trained on them, of the others none.
 
         Raises:
             LeakageError: There are too few of either, or one is in both.
@@ -108,19 +121,22 @@ class ShadowDesign:
             arguments.whole("pool", pool, least=1)
         members = arguments.indices("members", members)
         others = arguments.indices("others", others)
+        apart = arguments.indices("apart", apart)
+        always = members[np.isin(members, apart)]
+        members, others = members[~np.isin(members, apart)], others[~np.isin(others, apart)]
         least = min(len(members), len(others))
         each = least * 9 // 10 if pool is None else min(pool // 2, least)
         if each < 1:
             raise LeakageError(
                 f"members: expected some and some others for a pool, got {len(members)} and "
-                f"{len(others)}"
+                f"{len(others)}{' beside those apart' if len(apart) else ''}"
             )
         random = np.random.default_rng(seed)
         mine, theirs = random.permutation(members), random.permutation(others)
         target = np.arange(2 * each)[:, None] < each
         halves = np.concatenate([target, balanced_halves(2 * each, shadows, random)], 1)
         return cls(
-            always=mine[each:],
+            always=np.concatenate([mine[each:], always]),
             pool=np.concatenate([mine[:each], theirs[:each]]),
             population=theirs[each:],
             halves=halves,
@@ -158,6 +174,28 @@ class ShadowDesign:
         mine = self.halves[:, 0]
         sides = [np.flatnonzero(side)[: most // 2] for side in (mine, ~mine)]
         return np.sort(np.concatenate(sides))
+
+
+def copies(dataset: MapStyle) -> Indices:
+    """Indices, rising, of examples whose images are in the data set more than once, bit for bit.
+
+    Who has seen one has seen its copies, so that nobody can be told by them.
+
+    Raises:
+        PlanError: The data set is none, or its examples cannot be put into one batch.
+
+    Example:
+        >>> images = torch.tensor([[1.0], [2.0], [1.0]])
+        >>> copies([(image, 0) for image in images])
+        array([0, 2])
+    """
+    every = np.arange(check_dataset(dataset))
+    digests: list[bytes] = []
+    for images, _ in _batches(dataset, every):
+        rows = images.detach().cpu().reshape(len(images), -1).contiguous().view(torch.uint8).numpy()
+        digests += [hashlib.sha256(row.tobytes()).digest() for row in rows]
+    found = Counter(digests)
+    return every[[found[digest] > 1 for digest in digests]]
 
 
 def score_tables(

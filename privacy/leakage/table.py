@@ -31,7 +31,8 @@ class ScoreTable:
     them. All other rows are of the *pool*, and are what is guessed.
 
     Attributes:
-        signals: float64 `[examples, models]`, what a `Signal` says of each example.
+        signals: float64 `[examples, models]`, what a `Signal` says of each example; a copy that
+            cannot be written to, as `members` and `labels` are.
         members: bool `[examples, models]`: whether the model was trained on the example.
         labels: int64 `[examples]`: the classes of the examples.
         recipes: For each model a digest of how it was trained; all alike.
@@ -96,6 +97,11 @@ class ScoreTable:
                 f"signals: expected finite numbers, got {self.signals[row, column]} of example "
                 f"{row} from model {column}; that training diverged, train it anew"
             )
+        # An attack that works in place would change what the next one sees.
+        for name in ("signals", "members", "labels"):
+            kept = getattr(self, name).copy()
+            kept.setflags(write=False)
+            object.__setattr__(self, name, kept)
 
     @cached_property
     def population(self) -> Flags:

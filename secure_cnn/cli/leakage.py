@@ -36,6 +36,8 @@ __all__ = ["leakage"]
 _OTHERS = ("inversion", "extraction")
 _MISSED = 7
 _FAILED = 4
+_FEWEST_FOR_AREA = 50
+"""Others than members, of whom an area is known to about 0.11."""
 _FALSE_ALARMS = 10
 _DEFAULT = MembershipSettings()
 _FIGURE = r"auc|tpr@0\.1|tpr@0\.01|tpr@0\.001"
@@ -238,7 +240,15 @@ class _Demand:
     def check(self, target: Target, settings: MembershipSettings) -> None:
         """Refuses a rate that the pool cannot tell, before anything is trained for it."""
         asked = others_asked(target, settings)
-        if self.fpr is None or resolved(asked, self.fpr):
+        if self.fpr is None:
+            if asked < _FEWEST_FOR_AREA:
+                raise RunError(
+                    f"--require {self.text}: expected a pool with {_FEWEST_FOR_AREA} test images "
+                    f"for an area to be told, got one with {asked:,}; leave out --pool or give "
+                    f"--pool {2 * _FEWEST_FOR_AREA} at least"
+                )
+            return
+        if resolved(asked, self.fpr):
             return
         needed = round(_FALSE_ALARMS / self.fpr)
         most = others_asked(target, replace(settings, pool=2 * len(target.others)))
@@ -279,7 +289,8 @@ def _largest(found: LeakageRecord, fpr: float | None) -> float | None:
     if fpr is None:
         return max(each.areas[0] for each in attacks)
     rates = [rate.tpr for each in attacks if (rate := each.rate(fpr, "oracle")) is not None]
-    return max(rates, default=None)
+    # Who guesses finds as many: where scores tie, a threshold finds fewer.
+    return max(fpr, *rates) if rates else None
 
 
 def _demand(text: str) -> _Demand:

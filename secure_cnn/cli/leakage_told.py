@@ -49,6 +49,8 @@ def tell(found: LeakageRecord, out: Path) -> None:
             )
     if found.passed and found.membership is not None:
         errors.print(_verdict(found, found.membership))
+    for note in found.notes:
+        errors.print(f"note: {note}")
     errors.print("a measurement, never a verification of ε: that is secure-cnn audit")
     errors.print(f"report: {out / 'leakage.html'}")
 

@@ -39,10 +39,15 @@ _FOR_WHOM = (
 )
 
 _BUDGETS, _FEW, _ATTACK_STEPS = (100, 1000, 5000), 100, 10
+_COPIES = (
+    "{count:,} images are in the data more than once. Whom the model has seen is not told by them, "
+    "and none is in the pool; images that are nearly alike are, and make leakage look smaller."
+)
 _UNCERTAIN = (
     "Whether the training images are still those of the run was not checked: the fingerprint of a "
     "private run is keyed, and the key is in its sealed model alone. With other images in their "
-    "place members would be none, and nothing would be found."
+    "place members would be none, and nothing would be found. Give the sealed model, with "
+    "--checkpoint FILE --identity KEY."
 )
 _UNBOUND = (
     "That the model is the one of this run was told by what it finds on the test images alone, "
@@ -202,7 +207,7 @@ def _record(
         promised=() if promise is None else promise.pairs,
         controls=controls,
         membership=membership,
-        notes=(*((_FOR_WHOM,) if promise else ()), *(() if target.certain else (_UNCERTAIN,))),
+        notes=_notes(target),
         weights=target.weights,
         measured={"membership": _now()},
     )
@@ -277,3 +282,11 @@ def _left_out(images: int, few: int, budgets: list[int]) -> tuple[str, ...]:
     elif min(budgets) <= few:
         words.append(f"{asked} images have them, and are asked once alone.")
     return tuple(words)
+
+
+def _notes(target: Target) -> tuple[str, ...]:
+    """What must be known to read the figures."""
+    notes = () if target.promise is None else (_FOR_WHOM,)
+    if len(target.copies):
+        notes += (_COPIES.format(count=len(target.copies)),)
+    return notes if target.certain else (*notes, _UNCERTAIN)

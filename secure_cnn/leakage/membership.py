@@ -219,6 +219,7 @@ def _design(target: Target, settings: MembershipSettings) -> ShadowDesign:
         shadows=settings.shadows,
         pool=settings.pool,
         seed=settings.seed,
+        apart=target.copies,
     )
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from privacy import DPPlan
-from privacy.leakage import Promise
+from privacy.leakage import Promise, copies
 from privacy.leakage.shadows import Indices
 from secure_cnn.checkpoint import LoadedModel, Unlocking, model_digest
 from secure_cnn.data import ImageData, Split, load_data
@@ -77,6 +77,11 @@ class Target:
     def others(self) -> Indices:
         """Indices in `everybody` of those that it was not."""
         return np.arange(len(self.data.train), len(self.everybody))
+
+    @cached_property
+    def copies(self) -> Indices:
+        """Indices in `everybody` of images that are there more than once: of nobody it is told."""
+        return copies(self.everybody)
 
     @cached_property
     def plan(self) -> DPPlan | None:

@@ -51,12 +51,13 @@ class RateRecord(Checked):
 
     @property
     def kept(self) -> bool:
-        """Whether it names at most twice as many others as was asked.
+        """Whether it names about as many others as was asked: half as many, or twice.
 
-        A threshold of shadow models may name far more where scores tie or models differ: what it
-        finds then is no figure at the rate that was asked.
+        A threshold of shadow models may name far more where models differ, and where scores tie
+        any threshold far more or fewer: what it finds then is no figure at the rate that was asked.
         """
-        return self.realised_fpr <= 2 * self.fpr
+        missed = self.ties > 0 and self.realised_fpr < self.fpr / 2
+        return self.realised_fpr <= 2 * self.fpr and not missed
 
     def _check(self) -> None:
         for value in (self.fpr, self.tpr, self.tpr_low, self.tpr_high, self.realised_fpr):
