@@ -83,7 +83,8 @@ class LogisticHead:
     own, on the rows that stay: by theorem 3 of Guo et al. for requests that do not follow from the
     weights, with the exact curve of a Gaussian in the place of its tail bound. Like that theorem it
     takes what is left behind for a shift of the random term. The shift follows the term, and what
-    that changes of volumes is not counted: where it was computed, on a line, the promise held.
+    that changes of volumes is not counted: where it was computed, on a line, the promise held; in
+    more dimensions it is neither proven nor refuted, and a certificate must say so.
 
     What the caller answers for: the features are those of a function that never saw the people who
     leave, and no other argument was chosen by them. `spent` follows from the data and is covered by
