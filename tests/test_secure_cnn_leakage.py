@@ -975,7 +975,7 @@ def test_a_demand_below_a_guess_is_never_kept(target: Target) -> None:
     )
     attack = SimpleNamespace(rate=lambda fpr, of="target": rates[of == "oracle"])
     found = SimpleNamespace(membership=SimpleNamespace(attacks=[attack]), void=False)
-    assert "got 0.1000" in (_demand("tpr@0.1<=0").missed(found) or "")
+    assert "got 0.100" in (_demand("tpr@0.1<=0").missed(found) or "")
     assert not rates[0].kept
     assert replace(rates[0], ties=0).kept
 

@@ -1,6 +1,6 @@
 """What a measurement of leakage found, told in a terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -47,12 +47,17 @@ def tell(found: LeakageRecord, out: Path) -> None:
                 f"{control.expected}, got {control.got}",
                 style="bold red",
             )
+    for words in _last(found, out):
+        errors.print(words)
+
+
+def _last(found: LeakageRecord, out: Path) -> Iterator[str]:
+    """What there is to say of the whole."""
     if found.passed and found.membership is not None:
-        errors.print(_verdict(found, found.membership))
-    for note in found.notes:
-        errors.print(f"note: {note}")
-    errors.print("a measurement, never a verification of ε: that is secure-cnn audit")
-    errors.print(f"report: {out / 'leakage.html'}")
+        yield _verdict(found, found.membership)
+    yield from (f"note: {note}" for note in found.notes)
+    yield "a measurement, never a verification of ε: that is secure-cnn audit"
+    yield f"report: {out / 'leakage.html'}"
 
 
 def _verdict(found: LeakageRecord, membership: MembershipRecord) -> str:

@@ -286,7 +286,7 @@ def _left_out(images: int, few: int, budgets: list[int]) -> tuple[str, ...]:
 
 def _notes(target: Target) -> tuple[str, ...]:
     """What must be known to read the figures."""
-    notes = () if target.promise is None else (_FOR_WHOM,)
+    notes: tuple[str, ...] = () if target.promise is None else (_FOR_WHOM,)
     if len(target.copies):
         notes += (_COPIES.format(count=len(target.copies)),)
     return notes if target.certain else (*notes, _UNCERTAIN)
