@@ -53,11 +53,11 @@ class RateRecord(Checked):
     def kept(self) -> bool:
         """Whether it names about as many others as was asked: half as many, or twice.
 
-        A threshold of shadow models may name far more where models differ, and where scores tie
-        any threshold far more or fewer: what it finds then is no figure at the rate that was asked.
+        It may name far more where models differ, and where scores tie far fewer: what it finds then
+        is no figure at the rate that was asked.
         """
-        missed = self.ties > 0 and self.realised_fpr < self.fpr / 2
-        return self.realised_fpr <= 2 * self.fpr and not missed
+        least = self.fpr / 2 if self.ties else 0.0
+        return least <= self.realised_fpr <= 2 * self.fpr
 
     def _check(self) -> None:
         for value in (self.fpr, self.tpr, self.tpr_low, self.tpr_high, self.realised_fpr):
