@@ -53,8 +53,7 @@ class RateRecord(Checked):
     def kept(self) -> bool:
         """Whether it names about as many others as was asked: half as many, or twice.
 
-        It may name far more where models differ, and where scores tie far fewer: what it finds then
-        is no figure at the rate that was asked.
+        Where models differ or scores tie it may not, and what it finds then is no figure at all.
         """
         least = self.fpr / 2 if self.ties else 0.0
         return least <= self.realised_fpr <= 2 * self.fpr
