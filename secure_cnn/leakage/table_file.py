@@ -251,8 +251,9 @@ class TableFolder:
                 yield archive
         except KeyError as error:
             raise DataError(
-                f"{self._signals}: expected the signals of a table, got a file without "
-                f"{error.args[0]}; begin anew with --force"
+                f"{self._signals}: expected the signals of a table with their seal, got a file "
+                "where one of them is missing; it was cut, or is of an older version: begin anew "
+                "with --force"
             ) from error
         except DataError as error:
             words = str(error)

@@ -10,20 +10,18 @@ __all__ = ["ControlWords"]
 _WEAK = 0.25
 """An area that may be farther from a half than this is no test: from 0.25 to 0.75 all passes."""
 _WITHIN = re.compile(r"0\.5 within (\d+\.?\d*)$")
-_COARSE = "no member below another"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ControlWords:
     """Controls with the sign of each, failed ones first, and what to say of all of them.
 
-    `said` counts them; `weak` says why some are no test, `coarse` why a TPR of 0 may pass.
+    `said` counts them; `weak` says why some are no test.
     """
 
     rows: list[tuple[str, ControlRecord]]
     said: str
     weak: str
-    coarse: bool
 
     @classmethod
     def of(cls, record: LeakageRecord) -> "ControlWords":
@@ -43,7 +41,6 @@ class ControlWords:
             "with so few images they cannot fail. More images (--pool) make them a test."
             if weak
             else "",
-            coarse=any(each.expected == _COARSE for each in every),
         )
 
 
