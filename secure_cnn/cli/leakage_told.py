@@ -113,8 +113,8 @@ def _read_as(membership: MembershipRecord) -> list[str]:
         )
     if not all(rate.kept for rate in rates):
         lines.append(
-            "not kept: that threshold names more than twice as many others as was asked, so that "
-            "what it finds is no figure at that rate"
+            "not kept: that threshold names more than twice as many others as was asked, or, where "
+            "scores tie, fewer than half: what it finds is no figure at that rate"
         )
     return lines
 
