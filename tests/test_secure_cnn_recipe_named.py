@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from secure_cnn import Recipe, RunError
+from secure_cnn import Recipe, RunError, build_model, load_data
 from secure_cnn.recipe import named as room
 from secure_cnn.recipe.named import NAMED, NamedRecipe, named_recipe, stored_results
 from secure_cnn.recipe.notes import notes_before
@@ -18,8 +18,8 @@ from secure_cnn.record import Measurements, Row, RunRecord
 METRICS = {
     *("accuracy", "macro_recall", "epsilon", "delta"),
     *("autoattack", "attacked", "verdicts_failed"),
-    *("certified@0.1", "certified@0.25", "certified@0.5"),
 }
+PROVEN = {"certified@0.1", "certified@0.25", "certified@0.5"}
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_what_is_on_record_is_of_recipes_that_are_there():
     """Each figure with its standard deviation, of one protection."""
     rows = stored_results().rows
     assert {row.case for row in rows} <= set(NAMED)
-    assert {row.metric.removesuffix("_sd") for row in rows} <= METRICS | {"seconds"}
+    assert {row.metric.removesuffix("_sd") for row in rows} <= METRICS | PROVEN | {"seconds"}
     for row in rows:
         assert row.variant == NAMED[row.case].recipe.variant.name
 
@@ -273,3 +273,18 @@ def test_a_size_of_changes_is_shown_as_it_is_given(cli):
     """A fraction of 255 where it is one."""
     assert "eps = 8/255" in cli("recipes", "robust")[1]
     assert "eps = 0.1\n" in cli("recipes", "fashion-robust")[1]
+
+
+def test_what_is_proven_of_a_model_is_among_its_figures(tmp_path, monkeypatch):
+    """Where its features have a constant; the farther, the fewer images."""
+    data = load_data("digits")
+    monkeypatch.setattr("secure_cnn.recipe.reproduction.load_data", lambda *_, **__: data)
+    result = SimpleNamespace(accuracy=0.75, macro_recall=0.75)
+    record = SimpleNamespace(results=(result,), epochs=(), privacy=None)
+    recipe = Recipe(out=tmp_path, data="digits")
+    for name in ("nonexpansive", "scattering"):
+        model = build_model(name, data.spec)
+        figures = _figures(recipe, record, model, state=tmp_path / "state", attacked=None)
+        assert (set(figures) >= PROVEN) == (name == "nonexpansive")
+        shares = [figures[each] for each in sorted(PROVEN & set(figures))]
+        assert shares == sorted(shares, reverse=True)
