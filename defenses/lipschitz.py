@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from defenses.errors import EvaluationError
-from defenses.measuring.counting import wilson_interval
 from defenses.measuring.images import ImageSource, ImageTensors, MapDataset, choose_images
 from defenses.measuring.measurement import check_question, checked_logits
 from defenses.quantities import as_real, shown
@@ -65,14 +64,7 @@ class LipschitzReport:
 
     def certified(self, radius: float) -> CertifiedPoint:
         """The share of images proven correct against every perturbation up to an l2 length."""
-        if not radius >= 0:
-            raise EvaluationError(f"radius: expected a number >= 0, got {radius}")
-        proven = sum(each > 0 and each >= radius for each in self.radii)
-        return CertifiedPoint(
-            radius=radius,
-            accuracy=proven / len(self.labels),
-            interval=wilson_interval(proven, len(self.labels)),
-        )
+        return CertifiedPoint.of(self.radii, radius)
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-able values; a radius without an end is null."""

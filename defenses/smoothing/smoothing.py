@@ -6,7 +6,7 @@ al. 2019, arXiv 1902.02918). How the samples are drawn is in `certification`.
 In `CertificationReport` every radius follows from a count, so that none is claimed without one.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, final
@@ -110,6 +110,22 @@ class CertifiedPoint:
     radius: float
     accuracy: float
     interval: tuple[float, float]
+
+    @classmethod
+    def of(cls, radii: Sequence[float], radius: float) -> "CertifiedPoint":
+        """The share of images that are proven right up to `radius`, by how far each of them is.
+
+        Raises:
+            EvaluationError: The radius is below 0, or no number.
+        """
+        if not radius >= 0:
+            raise EvaluationError(f"radius: expected a number >= 0, got {radius}")
+        proven = sum(each > 0 and each >= radius for each in radii)
+        return cls(
+            radius=radius,
+            accuracy=proven / len(radii),
+            interval=wilson_interval(proven, len(radii)),
+        )
 
 
 @final
@@ -219,14 +235,7 @@ class CertificationReport(FiledReport):
 
         At 0 those count whose prediction is right, and on which it was not abstained.
         """
-        if not radius >= 0:
-            raise EvaluationError(f"radius: expected a number >= 0, got {radius}")
-        proven = sum(each > 0 and each >= radius for each in self.radii)
-        return CertifiedPoint(
-            radius=radius,
-            accuracy=proven / len(self.radii),
-            interval=wilson_interval(proven, len(self.radii)),
-        )
+        return CertifiedPoint.of(self.radii, radius)
 
     def curve(self, points: int = 41) -> tuple[CertifiedPoint, ...]:
         """Certified accuracy at 2 or more equally spaced radii from 0 to `largest_radius`."""
