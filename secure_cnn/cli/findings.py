@@ -1,7 +1,7 @@
 """What `secure-cnn evaluate` prints of its findings, and what `--require` demands of them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import typer
@@ -81,32 +81,31 @@ def verdicts(robust: defenses.RobustnessReport) -> Table:
 def certificates(proven: defenses.CertificationReport) -> Table:
     """Certified accuracy at a few radii, with the conditions of the proof."""
     smoothing, points = proven.smoothing, proven.curve(points=7)
-    table = Table(
-        title=f"proven by smoothing, sigma {smoothing.sigma:g}, {smoothing.samples} samples, "
-        f"alpha {smoothing.alpha:g}, {len(proven.indices)} images"
+    return _certified(
+        f"proven by smoothing, sigma {smoothing.sigma:g}, {smoothing.samples} samples, "
+        f"alpha {smoothing.alpha:g}, {len(proven.indices)} images",
+        points,
     )
+
+
+def bounds(proven: defenses.LipschitzReport) -> Table:
+    """Accuracy that is certified by a Lipschitz constant, at a few radii."""
+    return _certified(
+        f"proven by the Lipschitz constant of its features, {proven.constant:.3g}, "
+        f"{len(proven.labels)} images",
+        [proven.certified(radius) for radius in _RADII],
+    )
+
+
+def _certified(title: str, points: Iterable[defenses.CertifiedPoint]) -> Table:
+    """Certified accuracy at some radii."""
+    table = Table(title=title)
     for name in ("l2 radius", "certified accuracy", "95 % interval"):
         table.add_column(name, justify="right")
     for point in points:
         low, high = point.interval
         interval = f"{100 * low:.1f}-{100 * high:.1f}"
         table.add_row(f"{point.radius:.2f}", _percent(point.accuracy), interval)
-    return table
-
-
-def bounds(proven: defenses.LipschitzReport) -> Table:
-    """Accuracy that is certified by a Lipschitz constant, at a few radii."""
-    table = Table(
-        title=f"proven by the Lipschitz constant of its features, {proven.constant:.3g}, "
-        f"{len(proven.labels)} images"
-    )
-    for name in ("l2 radius", "certified accuracy", "95 % interval"):
-        table.add_column(name, justify="right")
-    for radius in _RADII:
-        point = proven.certified(radius)
-        low, high = point.interval
-        interval = f"{100 * low:.1f}-{100 * high:.1f}"
-        table.add_row(f"{radius:g}", _percent(point.accuracy), interval)
     return table
 
 
