@@ -13,7 +13,7 @@ formulas, those of `handcrafted` by formulas and chance.
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, final
 
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from secure_cnn.cosines import Cosines
 from secure_cnn.data import DataSpec
+from secure_cnn.ensemble import Ensemble
 from secure_cnn.errors import ModelError
 from secure_cnn.handcrafted import Handcrafted, handcrafted_features
 from secure_cnn.layers import Bands, Normalize, Stack
@@ -33,6 +34,7 @@ __all__ = ["BANDS_REACH", "MODELS", "Architecture", "build_model", "load_weights
 _SMALLEST_SIDE = 8
 _MOST_INPUTS = 1 << 24  # channels * height * width that a file may ask for
 _MOST_CLASSES = 1 << 16
+_MOST_MEMBERS = 1 << 8
 _MOST_CHANNELS, _LONGEST_SIDE = 64, 4096
 """Of images for features from formulas, whose filters and variances grow with both."""
 _BANDS = (0.1, 0.35, 0.6, 0.9)
@@ -46,7 +48,8 @@ class Architecture:
     """Everything that decides the layers of a model; plain values, so a checkpoint can carry it.
 
     The class names are in the order of the logits. The model is one of `MODELS`, for images of at
-    least 8x8 pixels, or has the name of an `OwnNetwork`, whose options are `options`.
+    least 8x8 pixels, or has the name of an `OwnNetwork`, whose options are `options`. Of more than
+    one of `members`, up to 256, it is an `Ensemble` of such networks.
 
     Raises:
         ModelError: A value is outside its range.
@@ -64,6 +67,7 @@ class Architecture:
     width: int
     classes: tuple[str, ...]
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    members: int = 1
 
     def __post_init__(self) -> None:
         if self.model not in _BUILDERS and not is_own_name(self.model):
@@ -87,6 +91,8 @@ class Architecture:
                 f"image: expected at most {_MOST_INPUTS} values, "
                 f"got {self.channels}x{self.height}x{self.width}; make the images smaller"
             )
+        if not 1 <= self.members <= _MOST_MEMBERS:
+            raise ModelError(f"members: expected 1..{_MOST_MEMBERS}, got {self.members}")
         if not 2 <= len(self.classes) <= _MOST_CLASSES:
             raise ModelError(f"classes: expected 2..{_MOST_CLASSES} names, got {len(self.classes)}")
 
@@ -122,6 +128,9 @@ class Architecture:
                 what it makes does not fit the data.
         """
         self._check_network(network)
+        if self.members > 1:
+            seeds = range(generator_seed, generator_seed + self.members)
+            return Ensemble([self.member.build(generator_seed=s, network=network) for s in seeds])
         if network is not None:
             return network.build(self.spec, generator_seed=generator_seed).train()
         return _drawn(self.blank(), torch.Generator().manual_seed(generator_seed))
@@ -136,6 +145,8 @@ class Architecture:
         """
         if network is not None or self.is_own:
             return self.build(network=network)
+        if self.members > 1:
+            return Ensemble([self.member.blank() for _ in range(self.members)])
         with torch.device("meta"):  # no memory and no random number for weights that come anew
             model = _BUILDERS[self.model](self)
         model = model.to_empty(device="cpu")
@@ -147,13 +158,16 @@ class Architecture:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         values = {**asdict(self), "classes": list(self.classes)}
-        return values if self.is_own else {k: v for k, v in values.items() if k != "options"}
+        usual = {"members"} if self.members == 1 else set()
+        usual |= set() if self.is_own else {"options"}
+        return {name: value for name, value in values.items() if name not in usual}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Architecture":
         """The architecture that `to_dict` described; the values may come from a stranger."""
         names = {"model": str, "channels": int, "height": int, "width": int, "classes": list}
-        names |= {"options": dict} if "options" in values else {}
+        later = {"options": dict, "members": int}
+        names |= {name: kind for name, kind in later.items() if name in values}
         if set(values) != set(names):
             raise ModelError(
                 f"architecture: expected exactly {sorted(names)}, got {sorted(map(str, values))}"
@@ -167,6 +181,11 @@ class Architecture:
         if not all(type(each) is str for each in values["classes"]):
             raise ModelError("architecture: expected classes as a list of names")
         return cls(**{**values, "classes": tuple(values["classes"])})
+
+    @property
+    def member(self) -> "Architecture":
+        """That of one member."""
+        return replace(self, members=1)
 
     def _check_network(self, network: OwnNetwork | None) -> None:
         """Refuses to call anything but what the person brought for this very architecture."""

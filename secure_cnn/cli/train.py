@@ -1,6 +1,5 @@
 """`secure-cnn train`: options into a recipe, the recipe into a run."""
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,6 @@ from secure_cnn.checkpoint import Unlocking
 from secure_cnn.cli.keys import sealing_from, unlocking_from, verifiers_from
 from secure_cnn.cli.network import MODEL_HELP, ModelOptions, own_network, settings_of
 from secure_cnn.cli.options import (
-    INTERRUPTED,
     Background,
     Groups,
     ImageFit,
@@ -26,14 +24,14 @@ from secure_cnn.cli.options import (
     number,
     settings_from,
 )
+from secure_cnn.cli.train_told import tell, way_on
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.errors import RunError
-from secure_cnn.own_network import OwnNetwork, as_arguments, is_own_name
-from secure_cnn.pages import summary_table
-from secure_cnn.printable import Terminal
-from secure_cnn.recipe import Recipe, Run, RunFolder, run
+from secure_cnn.own_network import OwnNetwork, is_own_name
+from secure_cnn.recipe import Recipe, RunFolder, run
 from secure_cnn.recipe.named import named_recipe
 from secure_cnn.recipe.ranges import CLIPPINGS
+from secure_cnn.unlearning import run_sharded
 from secure_cnn.weights import is_sealed
 
 __all__ = ["train"]
@@ -55,6 +53,7 @@ _PANELS = {
         *("eps", "eps_warmup", "norm", "attack", "attack_steps", "attack_noise"),
         *("attack_precision", "gaussian_sigma", "guard", "robust_samples"),
     ),
+    "Erasure: off without --shards or --slices": ("shards", "slices"),
     "Sealing: off without a recipient, a passphrase or a key": (
         *("recipient", "passphrase_file", "kek", "signer", "identity", "trusted"),
     ),
@@ -198,6 +197,13 @@ def train(
         int | None,
         typer.Option(help="Settings tried on these private data so far; stated beside epsilon."),
     ] = None,
+    shards: Annotated[
+        int, typer.Option(help="Train so many networks, each on its part of the images.")
+    ] = _DEFAULT.shards,
+    slices: Annotated[
+        int,
+        typer.Option(help="In so many stages: secure-cnn forget repeats the last ones of a shard."),
+    ] = _DEFAULT.slices,
     robust_samples: Annotated[
         int, typer.Option(help="Test images attacked at the end; 0 takes all.")
     ] = _DEFAULT.robust_samples or 0,
@@ -320,8 +326,9 @@ def _train(
         recipe = Recipe.from_dict({**record.settings, "out": recipe.out})
     # Also where nothing is resumed yet: that a text or a file holds no key shows on the first day.
     verifiers_from(trusted or [])
-    with interruptible(partial(_way_on, recipe)):
-        done = run(
+    begin = run_sharded if recipe.is_sharded else partial(run, measure_cost=step_costs)
+    with interruptible(partial(way_on, recipe)):
+        done = begin(
             recipe,
             network=network,
             sealing=sealing_from(recipients or [], passphrase_file, kek, signer),
@@ -330,24 +337,8 @@ def _train(
             ),
             resume=resume,
             force=force,
-            measure_cost=step_costs,
         )
-    _tell(done)
-
-
-def _way_on(recipe: Recipe) -> str:
-    """How a run goes on that was not given the time to stop after its step."""
-    folder = Path(recipe.out)
-    if not (folder / "run.json").exists():
-        return "nothing was trained yet; the same command begins anew"
-    return f"go on from its last checkpoint with {_resuming(folder, recipe.to_dict())}"
-
-
-def _resuming(folder: Path, settings: Mapping[str, Any]) -> str:
-    """The command, as a shell takes it."""
-    own = is_own_name(settings["model"])
-    named = " " + as_arguments(settings["model"], settings["model_options"]) if own else ""
-    return f"secure-cnn train --out {shlex.quote(str(folder))} --resume{named}"
+    tell(done)
 
 
 def _unlocking(
@@ -371,18 +362,3 @@ def _unlocking(
             "is plain; leave --trusted out, or seal and sign them with secure-cnn archive"
         )
     return None
-
-
-def _tell(done: Run) -> None:
-    """The table on stdout, the places on stderr."""
-    messages = Terminal(stderr=True)
-    if done.record.status == "interrupted":
-        keys = ", with its recipients and signer again and --identity" if done.folder.sealed else ""
-        way_on = _resuming(done.folder.root, done.record.settings)
-        messages.print(f"interrupted; hint: go on with {way_on}{keys}")
-        raise typer.Exit(INTERRUPTED)
-    Terminal().print(summary_table(done.record))
-    for note in done.record.notes:
-        messages.print(note)
-    messages.print(f"checkpoint: {done.folder.model}")
-    messages.print(f"report: {done.folder.page}")

@@ -71,6 +71,7 @@ def folder_source(
             *seen.remarks(shape, reading),
         ),
         groups=persons,
+        ids=[file.relative_to(root).as_posix() for file in files],
     )
 
 

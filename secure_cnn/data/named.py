@@ -145,6 +145,7 @@ def _digits(test_fraction: float, seed: int) -> Source:
         train_count=len(split[0]),
         shape=(1, 8, 8),
         chunks=lambda: iter([(0, pixels)]),
+        ids=[str(row) for row in rows.tolist()],
     )
 
 

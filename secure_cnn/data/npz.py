@@ -91,6 +91,7 @@ def npz_source(path: Path, *, groups: str | None, test_fraction: float, seed: in
         chunks=lambda: _chunks(path, parts, train, test),
         remarks=lambda: remarks,
         groups=known and [known[row] for row in order],
+        ids=[str(row) for row in order.tolist()],
     )
 
 

@@ -50,7 +50,8 @@ class Source:
     `chunks` starts the decoding and yields every row exactly once, in any order of chunks.
     `key` changes whenever the pixels or their order could. `remarks`, asked once the pixels are
     decoded, are sentences about the images for the person who brought them. `groups` says whose
-    each image is, in the order of the rows, where that is known.
+    each image is, in the order of the rows, where that is known; `ids` what each is called where it
+    comes from, see `ImageData`.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Source:
     chunks: Callable[[], Iterator[Chunk]]
     remarks: Callable[[], Iterable[str]] = tuple
     groups: Sequence[str] | None = None
+    ids: Sequence[str] | None = None
 
     @property
     def size(self) -> int:

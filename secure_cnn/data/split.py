@@ -139,6 +139,8 @@ class ImageData:
 
     Its name is what people call it; that enters no decision and no fingerprint. `groups` and
     `test_groups` name the person of each image, where that is known: one name an image, or None.
+    `ids` and `test_ids` say what each image is called where it comes from: its path from the folder
+    on, or its row of the source; None where they are numbered, those to test on last.
 
     Raises:
         DataError: The name is no UTF-8; a split is empty, has images of another shape, labels
@@ -158,15 +160,25 @@ class ImageData:
     spec: DataSpec
     groups: tuple[str, ...] | None = None
     test_groups: tuple[str, ...] | None = None
+    ids: tuple[str, ...] | None = None
+    test_ids: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "data: its name")
-        parts = ("train", self.train, self.groups), ("test", self.test, self.test_groups)
-        for part, split, groups in parts:
+        parts = (
+            ("train", self.train, self.groups, self.ids),
+            ("test", self.test, self.test_groups, self.test_ids),
+        )
+        for part, split, groups, ids in parts:
             if groups is not None and len(groups) != len(split):
                 raise DataError(
                     f"{self.name}: expected a person for each of {len(split)} {part} images, got "
                     f"{len(groups)}"
+                )
+            if ids is not None and len(ids) != len(split):
+                raise DataError(
+                    f"{self.name}: expected an id for each of {len(split)} {part} images, got "
+                    f"{len(ids)}"
                 )
             if len(split) == 0:
                 raise DataError(f"{self.name}: expected at least one {part} image, got none")

@@ -81,6 +81,7 @@ def decode(
     labels = torch.from_numpy(source.labels)
     train = source.train_count
     groups = None if source.groups is None else tuple(source.groups)
+    ids = None if source.ids is None else tuple(source.ids)
     return ImageData(
         name=source.name,
         train=Split(images=images[:train], labels=labels[:train]),
@@ -88,6 +89,8 @@ def decode(
         spec=DataSpec(shape=source.shape, classes=source.classes),
         groups=groups and groups[:train],
         test_groups=groups and groups[train:],
+        ids=ids and ids[:train],
+        test_ids=ids and ids[train:],
     )
 
 

@@ -9,12 +9,9 @@ from torch import nn
 
 from privacy.leakage.shadows import Indices
 from secure_cnn.data import ImageData, Split
-from secure_cnn.engine import train
-from secure_cnn.interruption import StopRequest, stop_here
+from secure_cnn.interruption import StopRequest
 from secure_cnn.leakage.target import Target
-from secure_cnn.recipe.assembly import Assembly, assembled, frozen_front
-from secure_cnn.recipe.guard import EpochGuard, make_guard
-from secure_cnn.recipe.seams import make_device, make_plan
+from secure_cnn.recipe.once import train_once
 
 __all__ = ["ShadowTraining"]
 
@@ -44,33 +41,9 @@ class ShadowTraining:
             Stopped: A stop was requested.
         """
         recipe = replace(self.target.recipe, seed=seed)
-        variant, data, device = recipe.variant, self._data(indices), make_device(recipe)
         initial = replace(self.target.initial, recipe=recipe)
-        parts = assembled(
-            recipe,
-            variant,
-            initial,
-            data,
-            plan=make_plan(recipe, len(indices)),
-            device=device,
-            find_front=lambda: frozen_front(recipe, initial, data, device),
-        )
-        if parts.front is not None:
-            parts.front.fill(self.stop)
-        guard = make_guard(recipe, variant, parts.seams, parts.model, parts.average, data)
-        train(
-            parts.trained,
-            parts.seams.objective,
-            parts.seams.batches(0),
-            parts.seams.update,
-            optimizer=parts.seams.optimizer,
-            schedule=parts.seams.schedule,
-            monitor=_Monitor(guard, self.advance, steps=parts.seams.schedule.steps),
-            average=parts.average,
-            stop=self.stop,
-        )
-        stop_here(self.stop)
-        return _finished(parts, initial.build().to(device))
+        data = self._data(indices)
+        return train_once(recipe, initial, data, stop=self.stop, advance=self.advance)
 
     def _data(self, indices: Indices) -> ImageData:
         chosen = torch.from_numpy(indices)
@@ -82,31 +55,3 @@ class ShadowTraining:
             test=data.test.first(1),
             spec=data.spec,
         )
-
-
-def _finished(parts: Assembly, twin: nn.Module) -> nn.Module:
-    """The model as a run leaves it: averaged weights, no layer replaced, the usual layout."""
-    if parts.average is not None:
-        parts.average.write_to(parts.model)
-    if parts.seams.private is not None:
-        parts.seams.private.detach()
-    twin.load_state_dict(parts.model.state_dict())
-    return twin.eval()
-
-
-class _Monitor:
-    """Tells how far a training is, and lets its guard look after each epoch."""
-
-    def __init__(
-        self, guard: EpochGuard | None, advance: Callable[[float], None], *, steps: int
-    ) -> None:
-        self._guard, self._advance, self._steps = guard, advance, steps
-
-    def batch(self, losses: torch.Tensor, *, step: int) -> None:
-        """After a batch."""
-        self._advance(min(1.0, step / self._steps))
-
-    def epoch(self, epoch: int, *, step: int) -> None:
-        """At the end of an epoch."""
-        if self._guard is not None:
-            self._guard.end_epoch(epoch)

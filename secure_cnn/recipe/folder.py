@@ -6,10 +6,12 @@ metrics.jsonl                   a line an epoch, see `metrics`
 checkpoints/model.*             the finished model, `.sealed` or `.safetensors`
 checkpoints/training.*          the training under way, gone once it is complete
 
-Beside them stand, once they are made, audit.*, leakage.* and a folder leakage/.
+Beside them stand, once they are made, audit.*, leakage.* and a folder leakage/; certificate.* of a
+run that others have left; and of a training in shards a folder shards/.
 """
 
 import os
+import re
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,8 +32,10 @@ __all__ = ["Journal", "RunFolder"]
 _OWN = (
     *("run.json", "report.html", "metrics.jsonl"),
     *("audit.json", "audit.html", "leakage.json", "leakage.html"),
+    *("certificate.json", "certificate.html"),
 )
 """What a run writes into its folder, and what an audit and a leakage measurement add."""
+_OWN_STAGES = re.compile(r"(inventory|shard-\d{3,}-slice-\d{3,})\.(sealed|safetensors)")
 _OWN_SHADOWS = ("table.json", "signals.npz", "exposed.key")
 """What a leakage measurement keeps of its shadow models, and the key of its digests."""
 _OWN_CHECKPOINTS = tuple(
@@ -75,6 +79,11 @@ class RunFolder:
     def shadows(self) -> Path:
         """The folder of what a leakage measurement keeps of its shadow models."""
         return self.root / "leakage"
+
+    @property
+    def shards(self) -> Path:
+        """The folder of the stages of a training in shards."""
+        return self.root / "shards"
 
     def recorded(self) -> RunRecord:
         """The record of the run that is in it."""
@@ -152,6 +161,8 @@ class RunFolder:
                 path.unlink()
             if measured:
                 self.shadows.rmdir()
+            if self.shards.is_dir():
+                self.shards.rmdir()
 
     @contextmanager
     def _unmeasured(self) -> Iterator[None]:
@@ -192,17 +203,22 @@ class RunFolder:
     def _sorted(self) -> tuple[list[Path], list[str]]:
         """The files that runs write here, and the names of everything else."""
         own, strangers = [], []
-        within = {self.model.parent: _OWN_CHECKPOINTS, self.shadows: _OWN_SHADOWS}
+        places: dict[Path, Callable[[str], object]] = {self.root: _OWN.__contains__}
+        within: dict[Path, Callable[[str], object]] = {
+            self.model.parent: _OWN_CHECKPOINTS.__contains__,
+            self.shadows: _OWN_SHADOWS.__contains__,
+            self.shards: _OWN_STAGES.fullmatch,
+        }
         there = [place for place in within if place.is_dir() and not place.is_symlink()]
-        places = {self.root: _OWN, **{place: within[place] for place in there}}
-        for place, names in places.items():
+        places |= {place: within[place] for place in there}
+        for place, is_own in places.items():
             for path in place.iterdir():
                 if path in places:
                     continue
                 # Of a name with what a killed writer adds to it, its temporary file.
                 written = target_of(path.name) or path.name
                 regular = stat.S_ISREG(path.stat(follow_symlinks=False).st_mode)
-                if regular and written in names:
+                if regular and is_own(written):
                     own.append(path)
                 else:
                     strangers.append(path.relative_to(self.root).as_posix())

@@ -19,7 +19,7 @@ from secure_cnn.interruption import StopRequest, stop_here
 from secure_cnn.pages import Examples
 from secure_cnn.recipe.front import Features
 from secure_cnn.recipe.identity import RunIdentity
-from secure_cnn.recipe.seams import Seams, objective_for
+from secure_cnn.recipe.seams import objective_for
 from secure_cnn.recipe.settings import Recipe
 from secure_cnn.recipe.variant import Variant
 from secure_cnn.record import PrivacyRecord, ResultRecord, Row, versions
@@ -111,7 +111,11 @@ def privacy_record(recipe: Recipe, plan: privacy.DPPlan | None) -> PrivacyRecord
 
 
 def claims_of(
-    recipe: Recipe, seams: Seams, outcome: Outcome, data: ImageData, identity: RunIdentity
+    recipe: Recipe,
+    private: privacy.PrivateTraining | None,
+    outcome: Outcome,
+    data: ImageData,
+    identity: RunIdentity,
 ) -> dict[str, Any]:
     """What the finished model's file says of it, as plain values.
 
@@ -139,11 +143,11 @@ def claims_of(
         "macro_recall": result.macro_recall,
         "versions": versions(),
     }
-    if seams.private is not None:
+    if private is not None:
         claims["privacy"] = {
-            "epsilon": seams.private.spent(),
-            "steps": seams.private.steps,
-            **seams.private.plan.conditions(),
+            "epsilon": private.spent(),
+            "steps": private.steps,
+            **private.plan.conditions(),
             "trials": {"settings": recipe.trials, "charged": False},
             **_unusual(recipe, _CLIPPING),
         }

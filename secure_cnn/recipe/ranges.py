@@ -69,7 +69,7 @@ RANGES: Mapping[str, _Range] = {
     "weights": _or_none(_PATH),
     **dict.fromkeys(("train_only", "freeze"), _PATTERNS),
     "trials": _or_none(_COUNT),
-    "copies": _COUNT,
+    **dict.fromkeys(("copies", "shards", "slices"), _COUNT),
     "clipping": _among(CLIPPINGS),
     "unit": _among(get_args(Unit)),
     "images_per_person": _or_none(_COUNT),

@@ -6,7 +6,6 @@ gives `run` a function of `secure_cnn.bench`, on which this room does not stand.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -35,22 +34,15 @@ from secure_cnn.recipe.guard import make_guard
 from secure_cnn.recipe.identity import RunIdentity, Start
 from secure_cnn.recipe.identity import resume as resume_run
 from secure_cnn.recipe.initial import InitialModel, initial_model
-from secure_cnn.recipe.notes import COPIES_NOTE, notes_before, notes_on
-from secure_cnn.recipe.outcome import MeasureCost, claims_of, cost_of, judge, privacy_record
+from secure_cnn.recipe.new_record import new_record
+from secure_cnn.recipe.notes import COPIES_NOTE, notes_on
+from secure_cnn.recipe.outcome import MeasureCost, claims_of, cost_of, judge
 from secure_cnn.recipe.persons import GROUPED_NOTE, group_cost_of, samples_of
 from secure_cnn.recipe.seams import make_device, make_plan
 from secure_cnn.recipe.settings import Recipe, images_stay
 from secure_cnn.recipe.training import Training
 from secure_cnn.recipe.variant import Variant
-from secure_cnn.record import (
-    DataRecord,
-    EpochRecord,
-    Row,
-    RunRecord,
-    ThreatRecord,
-    hardware,
-    versions,
-)
+from secure_cnn.record import EpochRecord, Row, RunRecord
 
 __all__ = ["Run", "run"]
 
@@ -80,6 +72,7 @@ class Run:
 def run(
     recipe: Recipe,
     *,
+    data: ImageData | None = None,
     network: OwnNetwork | None = None,
     sealing: Sealing | None = None,
     unlocking: Unlocking | None = None,
@@ -100,6 +93,7 @@ def run(
 
     Args:
         recipe: What to do.
+        data: The images, where they are not those that the recipe names; also to resume.
         network: Makes the model where the recipe's is not one of `MODELS`; also to resume. If it
             draws random numbers in training (dropout), a resumed run is another draw.
         sealing: To whom the checkpoints are encrypted and who signs; None leaves them plain.
@@ -129,12 +123,12 @@ def run(
         ...     done.record.status, done.folder.page.is_file(), done.folder.model.is_file()
         ('complete', True, True)
     """
-    _check_call(recipe, measure_cost, on_epoch, resume=resume, force=force)
+    _check_call(recipe, data, measure_cost, on_epoch, resume=resume, force=force)
     check_sealing(sealing)
     check_unlocking(unlocking)
     # A resumed run starts from the very file that it began with, whoever signed that.
     opening = unlocking and replace(unlocking, trusted=None if resume else unlocking.trusted)
-    task = _prepared(recipe, network, sealing, opening)
+    task = _prepared(recipe, data, network, sealing, opening)
     fresh, folder = _beginning(task), task.folder
     with folder.locked() if resume else folder.begun(force=force):
         start = fresh
@@ -154,13 +148,29 @@ def run(
 
 
 def _check_call(
-    recipe: object, measure_cost: object, on_epoch: object, *, resume: object, force: object
+    recipe: object,
+    data: object,
+    measure_cost: object,
+    on_epoch: object,
+    *,
+    resume: object,
+    force: object,
 ) -> None:
     """Refuses arguments of another kind at once: some would fail after the training only."""
     if not isinstance(recipe, Recipe):
         raise RunError(
             f"recipe: expected a Recipe, got {type(recipe).__name__}; make one by Recipe(...), or "
             "by Recipe.from_dict(settings)"
+        )
+    if recipe.is_sharded:
+        raise RunError(
+            f"shards={recipe.shards}, slices={recipe.slices}: expected one training; train in "
+            "shards by secure_cnn.unlearning.run_sharded, or leave both out"
+        )
+    if not isinstance(data, ImageData | None):
+        raise RunError(
+            f"data: expected ImageData or None, got {type(data).__name__}; read them by "
+            "secure_cnn.load_data"
         )
     if not (measure_cost is None or callable(measure_cost)):
         raise RunError(
@@ -231,13 +241,17 @@ class _Task:
 
 def _prepared(
     recipe: Recipe,
+    data: ImageData | None,
     network: OwnNetwork | None,
     sealing: Sealing | None,
     unlocking: Unlocking | None,
 ) -> _Task:
     """Loads and checks everything; touches no file."""
     device = make_device(recipe)
-    data = load_data(recipe.data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed)
+    if data is None:
+        data = load_data(
+            recipe.data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed
+        )
     recipe = recipe.on(data)
     initial = initial_model(recipe, data, network, unlocking)
     height, width = data.spec.height, data.spec.width
@@ -296,7 +310,9 @@ def _carried_out(
         notes = notes_on(training, outcome, journal.record.results)
         journal.add_result(outcome.result, outcome.examples, notes=notes)
         if own:
-            claims = claims_of(task.recipe, training.seams, outcome, task.data, start.identity)
+            claims = claims_of(
+                task.recipe, training.seams.private, outcome, task.data, start.identity
+            )
             claims |= task.initial.claims
             journal.record = replace(journal.record, claims=claims)
         journal.write()
@@ -365,29 +381,17 @@ def _interrupted(journal: Journal) -> Run:
 
 def _beginning(task: _Task) -> Start:
     """A new run of the task: its number, and what is known of it before it starts."""
-    recipe, data = task.recipe, task.data
     identity = RunIdentity.draw(private=task.plan is not None)
-    if grouped := group_cost_of(task.plan, data):
+    if grouped := group_cost_of(task.plan, task.data):
         Terminal(stderr=True).print(f"note: {grouped}")
-    signer = None if task.sealing is None else task.sealing.signer
-    record = RunRecord(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        data=DataRecord(
-            name=data.name,
-            fingerprint=identity.fingerprint(data),
-            train=len(data.train),
-            test=len(data.test),
-            shape=data.spec.shape,
-            classes=data.spec.classes,
-        ),
-        model=task.initial.record,
-        settings=recipe.to_dict(),
-        versions=versions(),
-        hardware=hardware(task.device),
-        privacy=privacy_record(recipe, task.plan),
-        threat=recipe.threat and ThreatRecord(**recipe.threat.to_dict()),
-        notes=(*notes_before(recipe), *task.initial.notes, *([GROUPED_NOTE] if grouped else [])),
-        run_id=identity.id,
-        signer="" if signer is None else signer.verifier.to_text(),
+    record = new_record(
+        task.recipe,
+        task.data,
+        task.initial,
+        identity,
+        plan=task.plan,
+        device=task.device,
+        sealing=task.sealing,
+        notes=[GROUPED_NOTE] if grouped else [],
     )
     return Start(record=record, identity=identity)

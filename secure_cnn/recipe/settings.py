@@ -3,29 +3,23 @@
 No key and no data is in it, so that it can be written into every record.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from defenses import (
-    AdversarialTraining,
-    FreeAdversarialTraining,
-    GaussianAugmentation,
-    ThreatModel,
-    adversarial_objective,
-)
+from defenses import AdversarialTraining, GaussianAugmentation, ThreatModel, adversarial_objective
 from defenses.quantities import shown
 from defenses.training.objective import Precision
 from secure_cnn.data import ImageData, ImageReading
 from secure_cnn.data.reading import Fit
 from secure_cnn.engine import Objective
 from secure_cnn.errors import RunError
-from secure_cnn.models import MODELS
 from secure_cnn.recipe import defaults, ranges
+from secure_cnn.recipe.clashes import CLASHES
 from secure_cnn.recipe.ranges import AUTO, ClippingKind, Norm, Optimizer, Unit
-from secure_cnn.recipe.variant import SINGLE_STEPS, Variant
+from secure_cnn.recipe.variant import Variant
 
 __all__ = ["Recipe", "images_stay"]
 
@@ -34,6 +28,7 @@ _ADDED = (
     *("image_size", "image_fit", "background", "checkpoint_minutes"),
     *("model_options", "weights", "train_only", "freeze"),
     *("unit", "images_per_person", "groups"),
+    *("shards", "slices"),
 )
 """Settings that earlier versions did not write down: their runs had the defaults of these."""
 
@@ -105,6 +100,9 @@ class Recipe:
             cover the decision.
         trials: How many settings were tried on these private data, this one among them. It is
             written down beside epsilon, which does not charge it; None says that it is not known.
+        shards: Into how many parts the images are cut, each with a network of its own, so that
+            forgetting an image concerns one of them; see `secure_cnn.unlearning`.
+        slices: Into how many parts each shard is cut; from the last one forgetting is cheapest.
         robust_samples: Test images that are attacked at the end; None takes all.
         baseline: Whether a protected run also trains the same network without protections, to show
             what they cost.
@@ -166,6 +164,8 @@ class Recipe:
     gaussian_sigma: float | None = None
     guard: bool = False
     trials: int | None = None
+    shards: int = 1
+    slices: int = 1
     robust_samples: int | None = 1000
     baseline: bool = True
     checkpoint_minutes: float = 10.0
@@ -185,7 +185,7 @@ class Recipe:
         if self.reading.shape is not None:
             # However it was written, the record has one form of it.
             object.__setattr__(self, "image_size", "x".join(map(str, self.reading.shape)))
-        for clashes, message in _CLASHES:
+        for clashes, message in CLASHES:
             if clashes(self):
                 raise RunError(message.format(r=self))
         object.__setattr__(self, "model_options", dict(self.model_options))
@@ -200,6 +200,11 @@ class Recipe:
     def reading(self) -> ImageReading:
         """How a folder's images are read."""
         return ImageReading(size=self.image_size, fit=self.image_fit, background=self.background)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether it is trained so that images can be forgotten."""
+        return self.shards * self.slices > 1
 
     @cached_property
     def threat(self) -> ThreatModel | None:
@@ -320,77 +325,3 @@ def images_stay(recipe: Recipe, variant: Variant) -> bool:
     """
     changed = variant.method is not None or recipe.flip or recipe.shift > 0
     return not changed and recipe.copies == 1
-
-
-def _alone(name: str, needed: str, cure: str = "give both or neither") -> str:
-    return f"{name}: expected {needed} with it, got none; {cure}"
-
-
-_CLASHES: tuple[tuple[Callable[[Recipe], bool], str], ...] = (
-    (
-        lambda r: bool(r.model_options) and r.model in MODELS,
-        "model_options: expected a network of your own, got {r.model}, which takes none",
-    ),
-    (
-        lambda r: r.attack is not None and r.eps is None,
-        "attack={r.attack}: expected eps, the size of the perturbation, got none",
-    ),
-    (lambda r: r.attack_steps is not None and r.eps is None, _alone("attack_steps", "eps")),
-    (
-        lambda r: r.attack_precision != "float32" and r.eps is None,
-        _alone("attack_precision={r.attack_precision}", "eps", "leave it out"),
-    ),
-    (
-        lambda r: r.attack == "free" and r.epsilon is not None,
-        f"attack=free: not in a private training: {FreeAdversarialTraining.reason}",
-    ),
-    (lambda r: bool(r.eps_warmup) and r.eps is None, _alone("eps_warmup", "eps")),
-    (
-        lambda r: r.attack_noise is not None and r.variant.method != "n-fgsm",
-        "attack_noise: expected training with n-fgsm, got {r.variant.name}; leave it out",
-    ),
-    (
-        lambda r: r.gaussian_sigma is not None and r.eps is not None,
-        "gaussian_sigma: expected it without eps, got both; noise on top of an attack is neither "
-        "N-FGSM nor what is certified, choose one",
-    ),
-    (
-        lambda r: r.guard and r.epsilon is not None,
-        "guard: not in a private training: it would decide by private images, which epsilon would "
-        "not cover",
-    ),
-    (
-        lambda r: r.guard and not r.variant.single_step,
-        f"guard: expected training on single steps ({', '.join(SINGLE_STEPS)}), got "
-        "{r.variant.name}; leave it off",
-    ),
-    (lambda r: r.delta is not None and r.epsilon is None, _alone("delta", "epsilon")),
-    (lambda r: r.trials is not None and r.epsilon is None, _alone("trials", "epsilon")),
-    (
-        lambda r: (
-            r.clip_grad_norm != defaults.CLIP_GRAD_NORM and all(each.private for each in r.variants)
-        ),
-        "clip_grad_norm: expected a training that is not private, got {r.variant.name} alone, of "
-        "which max_grad_norm clips each example; leave it out",
-    ),
-    (
-        lambda r: r.clipping != "flat" and r.epsilon is None,
-        _alone("clipping={r.clipping}", "epsilon", "leave it out"),
-    ),
-    (lambda r: r.float_safe and r.epsilon is None, _alone("float_safe", "epsilon", "leave it off")),
-    (lambda r: r.unit != "example" and r.epsilon is None, _alone("unit={r.unit}", "epsilon")),
-    (
-        lambda r: r.images_per_person is not None and r.unit != "person",
-        _alone("images_per_person", "unit=person", "protect persons by it, or leave this out"),
-    ),
-    (
-        lambda r: r.copies != 1 and r.epsilon is None,
-        _alone("copies={r.copies}", "epsilon", "leave it out"),
-    ),
-    (
-        lambda r: r.copies != 1 and not (r.shift or r.flip or r.variant.method),
-        "copies={r.copies}: expected shift, flip, eps or gaussian_sigma with it, got none: copies "
-        "that are all alike only take time",
-    ),
-)
-"""Settings that mean nothing without another, or contradict it, and what is then said."""

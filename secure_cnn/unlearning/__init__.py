@@ -1,0 +1,7 @@
+"""How people leave a run: training in shards that prepares for it, and the forgetting itself."""
+
+from secure_cnn.unlearning.forgetting import Forgetting, Forgotten, forget
+from secure_cnn.unlearning.methods import METHODS
+from secure_cnn.unlearning.sharded import Work, run_sharded
+
+__all__ = ["METHODS", "Forgetting", "Forgotten", "Work", "forget", "run_sharded"]

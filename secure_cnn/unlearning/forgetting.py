@@ -1,0 +1,271 @@
+"""`forget`: people leave the data of a run, and a new run is as if they had not been there.
+
+The old run is only read. What is left of it is the controller's to destroy; see `archive.shred`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import final
+
+from secure_cnn.checkpoint import (
+    Sealing,
+    Unlocking,
+    check_sealing,
+    check_unlocking,
+    write_model,
+)
+from secure_cnn.data import ImageData
+from secure_cnn.errors import RunError
+from secure_cnn.own_network import OwnNetwork
+from secure_cnn.recipe import Run, RunFolder, run
+from secure_cnn.recipe.folder import Journal
+from secure_cnn.unlearning.inventory import Inventory
+from secure_cnn.unlearning.methods import Method, chosen_method
+from secure_cnn.unlearning.requests import Request, read_request
+from secure_cnn.unlearning.sharded import Work, carried_out, going_on, sharded_task
+from secure_cnn.unlearning.source import Source, source_of, staying
+from secure_cnn.unlearning.stage_files import StageFiles
+
+__all__ = ["Forgetting", "Forgotten", "forget"]
+
+_NOTE = "{images} images left the data of the run {before}; see certificate.json."
+_UNCHANGED = "No weight was changed: what the figures say was found by the run before."
+_TWICE = (
+    "Who stayed was in the private training before this one too: what both models tell of them "
+    "together is the sum of their epsilons."
+)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Forgetting:
+    """Who leaves what, and how.
+
+    Attributes:
+        run: The folder of the run that they leave; it must be complete, and is only read.
+        ids: A file that names them, see `secure_cnn.unlearning.requests`.
+        out: The folder of the new run.
+        method: `auto` or one of `METHODS`.
+        data: Where the run's images are now, if elsewhere than they were.
+        largest_epsilon: What a private training promises to all who have left it must be at most
+            this, for `group-privacy`.
+
+    Raises:
+        RunError: A value is out of range.
+    """
+
+    run: Path
+    ids: Path
+    out: Path
+    method: str = "auto"
+    data: str | None = None
+    largest_epsilon: float = 10.0
+
+    def __post_init__(self) -> None:
+        for name in ("run", "ids", "out"):
+            object.__setattr__(self, name, Path(getattr(self, name)))
+        if not 0 < self.largest_epsilon < float("inf"):
+            raise RunError(
+                f"largest_epsilon: expected a number above 0, got {self.largest_epsilon!r}"
+            )
+        if self.out.resolve() == self.run.resolve():
+            raise RunError(f"out: expected another folder than the run's own, got {self.out}")
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Forgotten:
+    """People have left.
+
+    Attributes:
+        run: The new run; its model is None where it was interrupted.
+        source: The run that they left.
+        data: The images of those who stayed.
+        inventory: The same as digests.
+        request: Who left.
+        method: How, and what that promises.
+        work: What a training in shards had to do; None by another method.
+    """
+
+    run: Run
+    source: Source
+    data: ImageData
+    inventory: Inventory
+    request: Request
+    method: Method
+    work: Work | None = None
+
+    @property
+    def weight_change(self) -> float:
+        """The norm of the difference between the old weights and the new."""
+        if self.run.model is None:
+            return 0.0
+        before, after = self.source.loaded.model.state_dict(), self.run.model.state_dict()
+        return float(
+            sum(
+                float((after[name].double() - tensor.double()).square().sum())
+                for name, tensor in before.items()
+                if tensor.is_floating_point()
+            )
+            ** 0.5
+        )
+
+
+def forget(
+    wanted: Forgetting,
+    *,
+    network: OwnNetwork | None = None,
+    sealing: Sealing | None = None,
+    unlocking: Unlocking | None = None,
+    resume: bool = False,
+    force: bool = False,
+) -> Forgotten:
+    """Takes people out of a run, by a method whose guarantee holds, into a new one.
+
+    Guarantee: everything that can be refused is refused before anything is written; the old run is
+    not touched, whatever happens. Ctrl-C or SIGTERM ends with what was finished kept.
+
+    Args:
+        wanted: Who leaves what, and how.
+        network: Makes the network, if it is one of your own.
+        sealing: To whom the new run is encrypted, which it must be if the old one is, and who
+            signs it.
+        unlocking: Opens the old run, and says whose signatures count there.
+        resume: Go on with an interrupted one in `out`.
+        force: Replace a run that is in `out`.
+
+    Raises:
+        SecureCNNError: The run, the ids, the data or the folder is at fault.
+        ArchiveError: What is sealed cannot be opened or believed.
+    """
+    check_sealing(sealing)
+    check_unlocking(unlocking)
+    with RunFolder(root=wanted.run, sealed=False).locked():
+        unlocking = _trusting(wanted.run, unlocking, sealing)
+        source = source_of(wanted.run, data=wanted.data, unlocking=unlocking, network=network)
+        if source.files.run.sealed and sealing is None:
+            raise RunError(
+                f"{wanted.run}: is sealed, and so is what follows from it; say to whom (recipients)"
+            )
+        request = read_request(wanted.ids, source.data)
+        method = chosen_method(wanted.method, source, request, limit=wanted.largest_epsilon)
+        data = staying(source.data, request)
+        inventory = Inventory.of(data, key=source.inventory.key)
+        folder = RunFolder(root=wanted.out, sealed=sealing is not None)
+        files = StageFiles(run=folder, sealing=sealing, unlocking=unlocking, network=network)
+        note = _NOTE.format(images=len(request.rows), before=source.record.run_id[:8])
+        task = _Task(source=source, data=data, inventory=inventory, files=files, note=note)
+        done, work = _WAYS[method.name](task, resume=resume, force=force)
+    return Forgotten(
+        run=done,
+        source=source,
+        data=data,
+        inventory=inventory,
+        request=request,
+        method=method,
+        work=work,
+    )
+
+
+def _trusting(run: Path, unlocking: Unlocking | None, sealing: Sealing | None) -> Unlocking | None:
+    """Of a signed run the files count that its signer signed, where nobody else is named."""
+    signer = None if sealing is None else sealing.signer
+    if unlocking is None or unlocking.trusted is not None or signer is None:
+        return unlocking
+    record = RunFolder(root=run, sealed=False).recorded()
+    return replace(unlocking, trusted=(signer.verifier,)) if record.signer else unlocking
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Task:
+    """What every way needs; nothing was written yet."""
+
+    source: Source
+    data: ImageData
+    inventory: Inventory
+    files: StageFiles
+    note: str
+
+
+_Way = Callable[..., tuple[Run, Work | None]]
+
+
+def _sharded(task: _Task, *, resume: bool, force: bool) -> tuple[Run, Work | None]:
+    """Trains the stages again that had seen somebody, and takes the others as they are."""
+    folder = task.files.run
+    shards = sharded_task(
+        replace(task.source.recipe, out=folder.root),
+        task.data,
+        inventory=task.inventory,
+        folder=folder,
+        network=task.files.network,
+        sealing=task.files.sealing,
+        unlocking=task.files.unlocking,
+        sources=(task.source.files,),
+    )
+    with folder.locked() if resume else folder.begun(force=force):
+        record = going_on(shards) if resume else None
+        return carried_out(shards, record, notes=[task.note])
+
+
+def _retrained(task: _Task, *, resume: bool, force: bool) -> tuple[Run, None]:
+    """Trains from the first step on those who stayed."""
+    recipe, left = task.source.recipe, len(task.data.train)
+    # A step on all images is one on all that are left.
+    size = recipe.batch_size and min(recipe.batch_size, left)
+    done = run(
+        replace(recipe, out=task.files.run.root, batch_size=size),
+        data=task.data,
+        network=task.files.network,
+        sealing=task.files.sealing,
+        unlocking=task.files.unlocking,
+        resume=resume,
+        force=force,
+    )
+    if done.model is None:
+        return done, None
+    with done.folder.locked():
+        task.files.write_inventory(task.inventory)
+        notes = [task.note, *([_TWICE] if recipe.epsilon else [])]
+        record = replace(done.record, notes=(*done.record.notes, *notes))
+        record.write(done.folder.record)
+    return replace(done, record=record), None
+
+
+def _unchanged(task: _Task, *, resume: bool, force: bool) -> tuple[Run, None]:
+    """Hands the model on as it is."""
+    if resume:
+        raise RunError("resume: expected a training, got group-privacy, which has none; begin anew")
+    source, folder = task.source, task.files.run
+    loaded = source.loaded
+    with folder.begun(force=force):
+        record = replace(
+            source.record,
+            status="running",
+            settings={**source.record.settings, "out": str(folder.root)},
+            notes=(*source.record.notes, task.note, _UNCHANGED),
+            checkpoints=(folder.model.relative_to(folder.root).as_posix(),),
+        )
+        journal = Journal(folder, record, task.files.sealing)
+        journal.begin()
+        journal.write()
+        task.files.write_inventory(task.inventory)
+        write_model(
+            folder.model,
+            loaded.model,
+            loaded.architecture,
+            claims={name: each for name, each in loaded.claims.items() if name != "architecture"},
+            private_claims=loaded.private_claims or None,
+            sealing=task.files.sealing,
+            overwrite=True,
+        )
+        journal.complete()
+    return Run(record=journal.record, folder=folder, model=loaded.model), None
+
+
+_WAYS: dict[str, _Way] = {
+    "sharded": _sharded,
+    "retrain": _retrained,
+    "group-privacy": _unchanged,
+}

@@ -1,0 +1,181 @@
+"""The ways in which people leave a run, and what each of them promises.
+
+`auto` takes the cheapest whose promise holds for the run: what a training in shards need not train
+again, then what a private training has promised all along, then a training anew.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, final, get_args
+
+from privacy import GaussianSteps, PrivacyError, group_epsilon
+from secure_cnn.errors import RunError
+from secure_cnn.unlearning.requests import Request
+from secure_cnn.unlearning.source import Source
+
+__all__ = ["METHODS", "Guarantee", "Method", "MethodName", "chosen_method"]
+
+MethodName = Literal["sharded", "retrain", "group-privacy"]
+METHODS: tuple[str, ...] = get_args(MethodName)
+"""Those with a guarantee."""
+_NON_ADAPTIVE = (
+    "The requests do not depend on the model: exactness is lost to whoever asks because of what it "
+    "answered (Gupta et al. 2021, arXiv 2106.04378)."
+)
+_CHOICES = (
+    "Settings, network and preprocessing were chosen before, perhaps with the images of those who "
+    "left; that is not undone."
+)
+_INDEPENDENT = (
+    "Who leaves was decided without looking at the model; and every step was sampled and noised as "
+    "the model's file claims."
+)
+_OBSERVER = "Nothing is said of who has seen the model before, or compares both."
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Guarantee:
+    """What a method promises, in a sentence, and what for that must be so.
+
+    `epsilon` and `delta` bound how far the model can be from one without the people; both are None
+    where it is exactly such a model.
+    """
+
+    says: str
+    assumptions: tuple[str, ...]
+    epsilon: float | None = None
+    delta: float | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing of them is left at all."""
+        return self.epsilon is None
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """The way that is taken, why, and what it promises."""
+
+    name: MethodName
+    why: str
+    guarantee: Guarantee
+
+
+def chosen_method(asked: str, source: Source, request: Request, *, limit: float) -> Method:
+    """The method that was asked for, or the cheapest whose promise holds.
+
+    Args:
+        asked: One of `METHODS`, or `auto`.
+        source: The run.
+        request: Who leaves.
+        limit: The largest epsilon that counts as a promise to all who have left together.
+
+    Raises:
+        RunError: There is no such method, or its promise does not hold here, with the reason.
+    """
+    if asked not in (*METHODS, "auto"):
+        raise RunError(f"method: expected auto, {', '.join(METHODS)}, got {asked!r}")
+    if asked == "sharded" or (asked == "auto" and source.recipe.is_sharded):
+        return _sharded(source)
+    if asked == "group-privacy" or (asked == "auto" and source.recipe.epsilon):
+        bounded = _bounded(source, request, limit=limit)
+        if isinstance(bounded, Method):
+            return bounded
+        if asked != "auto":
+            raise RunError(f"method: {bounded}")
+        return _retrained(bounded)
+    neither = "the run was trained neither in shards nor privately"
+    return _retrained("it was asked for" if asked == "retrain" else neither)
+
+
+def _sharded(source: Source) -> Method:
+    if not source.recipe.is_sharded:
+        raise RunError(
+            "method: expected a run that was trained in shards (--shards, --slices) for sharded, "
+            "got one that was not; take retrain"
+        )
+    shards, slices = source.recipe.shards, source.recipe.slices
+    return Method(
+        name="sharded",
+        why=f"the run was trained in {shards} shards of {slices} slices",
+        guarantee=Guarantee(
+            says="The model is, bit for bit, the one that the same training gives without them: "
+            "every stage that had seen one of their images was trained again without.",
+            assumptions=(_NON_ADAPTIVE, _CHOICES, _OBSERVER),
+        ),
+    )
+
+
+def _retrained(why: str) -> Method:
+    return Method(
+        name="retrain",
+        why=why,
+        guarantee=Guarantee(
+            says="The model was trained from its first step on the images of the others alone.",
+            assumptions=(_CHOICES, _OBSERVER),
+        ),
+    )
+
+
+def _bounded(source: Source, request: Request, *, limit: float) -> Method | str:
+    """By what a private training promises to a group; or the reason why it promises too little."""
+    spent = _steps(source)
+    if spent is None:
+        return "expected a private run for group-privacy, got one without epsilon"
+    steps, delta = spent
+    gone = _gone(source)
+    if gone and steps.unit == "person":
+        return "people left the model before, and how many is not on record of a run by persons"
+    size = request.people if steps.unit == "person" else gone + len(request.rows)
+    epsilon = group_epsilon([steps], delta, size=size)
+    group = f"{size} {steps.unit}s" if size > 1 else f"one {steps.unit}"
+    if epsilon > limit:
+        return (
+            f"a private training promises {group} together epsilon {epsilon:.3g} at delta "
+            f"{delta:.3g}, above the limit of {limit:g}"
+        )
+    before = f" (of whom {gone} left before)" if gone else ""
+    return Method(
+        name="group-privacy",
+        why=f"the run was private, and promises that much to {group}",
+        guarantee=Guarantee(
+            says=f"The model, unchanged, is ({epsilon:.3g}, {delta:.3g})-indistinguishable from "
+            f"one that was trained without {group}{before}.",
+            assumptions=(_CHOICES, _INDEPENDENT),
+            epsilon=epsilon,
+            delta=delta,
+        ),
+    )
+
+
+def _gone(source: Source) -> int:
+    """Images that were in the model's training and left its data since, by its promise alone."""
+    claims = source.loaded.claims.get("data")
+    trained = claims.get("train") if isinstance(claims, Mapping) else None
+    if type(trained) is not int or trained < len(source.data.train):
+        raise RunError(
+            f"{source.model_path}: expected it to claim on how many images it was trained, at "
+            f"least {len(source.data.train)}, got {trained}"
+        )
+    return trained - len(source.data.train)
+
+
+def _steps(source: Source) -> tuple[GaussianSteps, float] | None:
+    """What the model's own file claims of its private steps."""
+    claims = source.loaded.claims.get("privacy")
+    if not isinstance(claims, Mapping):
+        return None
+    try:
+        steps = GaussianSteps(
+            noise_multiplier=claims["noise_multiplier"],
+            sampling_rate=claims["sampling_rate"],
+            steps=claims["steps"],
+            unit=claims.get("unit", "example"),
+        )
+        return steps, float(claims["delta"])
+    except (KeyError, TypeError, ValueError, PrivacyError) as error:
+        raise RunError(
+            f"{source.model_path}: expected claims of a private training, got others: {error}"
+        ) from error

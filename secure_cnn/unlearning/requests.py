@@ -1,0 +1,162 @@
+"""Whom to forget: a CSV file of paths, rows or persons, found among the training images.
+
+    path                 index            person
+    cat/ann-1.jpg        17               ann
+    dog/ann-2.jpg        4021             bob
+
+Paths go from the data's folder on; rows count from 0 in the file of a data set, those to test on
+last; persons are those of the run (`--groups`).
+"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from secure_cnn.data import ImageData
+from secure_cnn.data.groups import one_name
+from secure_cnn.errors import RunError
+from secure_cnn.files import reading
+from secure_cnn.printable import printable
+from secure_cnn.unlearning.shards import image_bytes
+
+__all__ = ["Request", "read_request"]
+
+_MOST_BYTES = 1 << 26
+_WORDS = {"path": "a path", "index": "an index", "person": "a person"}
+_EXPECTED = "a CSV file whose first line is path, index or person, and then one of them a line"
+_SHOWN = 5
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """The images of those who leave.
+
+    Attributes:
+        rows: Among the training images, ascending; every copy of one of theirs is with them.
+        persons: The names of those who leave, where they were asked for by their names.
+        people: How many leave: persons, or images where nobody said whose they are.
+        copies: How many of the rows were not asked for, and hold the same image as one that was.
+    """
+
+    rows: tuple[int, ...] = field(repr=False)
+    persons: tuple[str, ...] = field(repr=False)
+    people: int
+    copies: int
+
+    def without(self, count: int) -> list[int]:
+        """Those of so many training images that stay."""
+        leaving = set(self.rows)
+        return [row for row in range(count) if row not in leaving]
+
+
+def read_request(path: Path, data: ImageData) -> Request:
+    """Finds those whom a file names.
+
+    Raises:
+        RunError: The file is none of the kind; an id is not in the data, or is of a test image, on
+            which nothing was trained; or nobody of a class would be left.
+    """
+    column, ids = _read(path)
+    asked = _rows_of(column, ids, data, path)
+    wanted = {image_bytes(data.train, row) for row in asked}
+    rows = [row for row in range(len(data.train)) if image_bytes(data.train, row) in wanted]
+    labels = data.train.labels.numpy()
+    before = np.bincount(labels, minlength=len(data.spec.classes))
+    left = before - np.bincount(labels[rows], minlength=len(before))
+    emptied = [name for name, n, was in zip(data.spec.classes, left, before, strict=True)
+               if was and not n]  # fmt: skip
+    if emptied:
+        raise RunError(
+            f"{path}: expected somebody of each class to stay, got all images of "
+            f"{printable(emptied[0])}; train anew without the class"
+        )
+    persons = tuple(dict.fromkeys(map(one_name, ids))) if column == "person" else ()
+    return Request(
+        rows=tuple(rows),
+        persons=persons,
+        people=len(persons) or len(wanted),
+        copies=len(rows) - len(asked),
+    )
+
+
+def _rows_of(column: str, ids: Sequence[str], data: ImageData, path: Path) -> set[int]:
+    """The training images of these ids."""
+    if column == "person":
+        if data.groups is None:
+            raise RunError(
+                f"{path}: expected a run that knows whose its images are, got {data.name}; name "
+                "the images by path or index, or train with --groups"
+            )
+        names, others = data.groups, data.test_groups or ()
+        ids = [one_name(each) for each in ids]
+    else:
+        count, last = len(data.train), len(data.train) + len(data.test)
+        names = tuple(map(str, range(count))) if data.ids is None else data.ids
+        others = tuple(map(str, range(count, last))) if data.test_ids is None else data.test_ids
+        _check_column(column, names, path)
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    tested = set(others)
+    of_test = [each for each in ids if each in tested and each not in rows]
+    if of_test:
+        raise RunError(
+            f"{path}: expected training images, got {_some(of_test)} of the test images: the model "
+            "was not trained on them, so that there is nothing to forget; leave them out, and "
+            "delete the images"
+        )
+    unknown = [each for each in ids if each not in rows]
+    if unknown:
+        raise RunError(
+            f"{path}: expected {_WORDS[column]} of {data.name}, got {_some(unknown)}, not in "
+            "it; it was misspelt, or forgotten before"
+        )
+    return {row for each in ids for row in rows[each]}
+
+
+def _check_column(column: str, names: Sequence[str], path: Path) -> None:
+    """Paths are of folders, rows of files."""
+    numbered = names[0].isdecimal()
+    if numbered != (column == "index"):
+        own, other = ("index", "path") if numbered else ("path", "index")
+        raise RunError(f"{path}: expected the column {own} for these data, got {other}")
+
+
+def _read(path: Path) -> tuple[str, list[str]]:
+    """The column of a file, and what is in it, each once."""
+    try:
+        with reading(path) as file:
+            content = file.read(_MOST_BYTES + 1)
+        text = content.decode("utf-8-sig")
+        lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise RunError(f"{path}: expected {_EXPECTED}, got {error}") from error
+    if len(content) > _MOST_BYTES:
+        raise RunError(f"{path}: expected at most {_MOST_BYTES} bytes, got more")
+    head = [name.strip() for name in lines[0]] if lines else []
+    known = [name for name in head if name in _WORDS]
+    if len(known) != 1:
+        got = printable(", ".join(head)) if head else "nothing"
+        raise RunError(f"{path}: expected {_EXPECTED}, got {got} in the first line")
+    at = head.index(known[0])
+    short = [number for number, line in enumerate(lines[1:], start=2) if len(line) != len(head)]
+    if short:
+        raise RunError(
+            f"{path}: line {short[0]}: expected {len(head)} columns as in the first line"
+        )
+    ids = list(dict.fromkeys(line[at].strip() for line in lines[1:]))
+    if not ids or "" in ids:
+        raise RunError(f"{path}: expected {_EXPECTED}, got {'none' if not ids else 'an empty one'}")
+    return known[0], ids
+
+
+def _some(ids: Sequence[str]) -> str:
+    more = len(ids) - _SHOWN
+    return ", ".join(printable(each) for each in ids[:_SHOWN]) + (f" and {more} more" if more > 0
+                                                                  else "")  # fmt: skip

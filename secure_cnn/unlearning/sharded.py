@@ -1,0 +1,365 @@
+"""Training in shards and slices, so that a person's leaving concerns a small part of it.
+
+SISA (Bourtoule et al. 2021, arXiv 1912.03817): each shard is a network of its own, trained in
+stages, each on one slice more than the one before and with an optimizer, a schedule and an average
+of its own. The model is all of them together. What a stage was is in its file: a stage that would
+be trained the same today is taken from there, and no other.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import final
+
+from torch import nn
+
+from secure_cnn.checkpoint import (
+    Sealing,
+    Unlocking,
+    check_model,
+    check_sealing,
+    check_unlocking,
+    model_digest,
+    write_model,
+)
+from secure_cnn.data import ImageData, load_data
+from secure_cnn.ensemble import Ensemble
+from secure_cnn.errors import RunError
+from secure_cnn.interruption import Stopped, StopRequest, stop_here, stop_on_signals
+from secure_cnn.own_network import OwnNetwork
+from secure_cnn.progress import part_progress
+from secure_cnn.recipe import Recipe, Run, RunFolder
+from secure_cnn.recipe.folder import Journal
+from secure_cnn.recipe.identity import RunIdentity
+from secure_cnn.recipe.initial import InitialModel, initial_model
+from secure_cnn.recipe.new_record import new_record
+from secure_cnn.recipe.once import train_once
+from secure_cnn.recipe.outcome import claims_of, judge
+from secure_cnn.recipe.seams import make_device
+from secure_cnn.record import RunRecord
+from secure_cnn.unlearning.inventory import Inventory
+from secure_cnn.unlearning.shards import Stage, epochs_of_a_stage, stages_of
+from secure_cnn.unlearning.stage_files import StageFiles, StageKind, stage_recipe
+from secure_cnn.weights import Weights
+
+__all__ = ["Shards", "Work", "carried_out", "going_on", "run_sharded", "sharded_task"]
+
+_NOTE = (
+    "It was trained in {shards} shards of {slices} slices, {epochs} epochs a stage: each image is "
+    "in one network of the {shards}, whose mean answers."
+)
+
+
+_NEARLY = 1 - 2**-20
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What a training in shards did: stages trained, stages that there are, images gone through.
+
+    `images` and `all_images` count each image once an epoch: their ratio is the share of a full
+    training.
+    """
+
+    trained: int
+    stages: int
+    images: int
+    all_images: int
+
+
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Shards:
+    """A training in shards that may begin: everything is loaded and checked, no file was touched.
+
+    Attributes:
+        recipe: What to do.
+        data: The images, all of them.
+        initial: How each shard begins.
+        inventory: Who is in the data.
+        files: Where the stages go.
+        sources: Runs whose stages are taken where they would be trained the same.
+    """
+
+    recipe: Recipe
+    data: ImageData
+    initial: InitialModel
+    inventory: Inventory
+    files: StageFiles
+    sources: tuple[StageFiles, ...] = ()
+
+    def train(self, stop: StopRequest) -> tuple[nn.Module, Work]:
+        """Trains the stages that are not there yet; the finished model, in evaluation mode.
+
+        Raises:
+            Stopped: A stop was requested; the stages that were finished are kept.
+        """
+        stages = stages_of(self.recipe, self.data)
+        kept = [self._kept(of_shard) for of_shard in stages]
+        epochs = epochs_of_a_stage(self.recipe)
+        total = sum(map(len, stages))
+        there = sum(number for number, _ in kept)
+        trained = [s for of, (number, _) in zip(stages, kept, strict=True) for s in of[number:]]
+        self.files.write_inventory(self.inventory)
+        with part_progress("stage", total, kept=there) as tell:
+            done = there
+            members = []
+            for of_shard, (number, model) in zip(stages, kept, strict=True):
+                for stage in of_shard[number:]:
+                    model = self._trained(stage, model, stop, partial(_tell_of, tell, done))
+                    done += 1
+                    tell(done)
+                members.append(model)
+        images = sum(len(stage.rows) for of_shard in stages for stage in of_shard)
+        work = Work(
+            trained=len(trained),
+            stages=total,
+            images=epochs * sum(len(stage.rows) for stage in trained),
+            all_images=epochs * images,
+        )
+        finished = [member for member in members if member is not None]
+        return (finished[0] if len(finished) == 1 else Ensemble(finished)).eval(), work
+
+    def _kept(self, stages: Sequence[Stage]) -> tuple[int, nn.Module | None]:
+        """How many of a shard's stages are there from before, and the model of the last."""
+        model, start = None, ""
+        for number, stage in enumerate(stages):
+            kind = self._kind(stage, start)
+            for files in (self.files, *self.sources):
+                found = files.read(stage, kind)
+                if found is not None:
+                    break
+            else:
+                return number, model
+            if files is not self.files:
+                self.files.write(stage, kind, found, self.initial.architecture)
+            model, start = found, model_digest(found)
+        return len(stages), model
+
+    def _trained(
+        self,
+        stage: Stage,
+        before: nn.Module | None,
+        stop: StopRequest,
+        advance: Callable[[float], None],
+    ) -> nn.Module:
+        """Trains a stage from where the one before ended, and writes what it leaves."""
+        stop_here(stop)
+        recipe = stage_recipe(self.recipe, stage)
+        initial = replace(self.initial, recipe=recipe)
+        if before is not None:
+            tensors = dict(before.state_dict())
+            initial = replace(initial, weights=Weights(file="", digest="", tensors=tensors))
+        if len(stage.rows):
+            model = train_once(
+                recipe, initial, stage.data(self.data), stop=stop, advance=advance
+            ).cpu()
+        else:
+            # Whoever was in it has left: the stage is the one before, or what was drawn.
+            model = initial.build().eval()
+        start = "" if before is None else model_digest(before)
+        self.files.write(stage, self._kind(stage, start), model, self.initial.architecture)
+        return model
+
+    def _kind(self, stage: Stage, start: str) -> StageKind:
+        return StageKind.of(
+            self.recipe, stage, self.inventory, start=start, weights=self.initial.digest
+        )
+
+
+def _tell_of(tell: Callable[[float], None], done: int, share: float) -> None:
+    """How far the stage behind so many others is; whole only once its file is there."""
+    tell(done + min(share, _NEARLY))
+
+
+def sharded_task(
+    recipe: Recipe,
+    data: ImageData,
+    *,
+    inventory: Inventory,
+    folder: RunFolder,
+    network: OwnNetwork | None,
+    sealing: Sealing | None,
+    unlocking: Unlocking | None,
+    sources: Sequence[StageFiles] = (),
+) -> Shards:
+    """A training in shards of these images; touches no file.
+
+    Raises:
+        SecureCNNError: The model or a setting is at fault.
+    """
+    recipe = recipe.on(data)
+    make_device(recipe)
+    files = StageFiles(run=folder, sealing=sealing, unlocking=unlocking, network=network)
+    initial = initial_model(recipe, data, network, unlocking)
+    shard = replace(initial.architecture, members=recipe.shards)
+    check_model(shard.blank(network=network), shard, data.name, sealing=sealing)
+    for of_shard in stages_of(recipe, data):
+        if not len(of_shard[-1].rows):
+            raise RunError(
+                f"shards: expected images in each of {recipe.shards}, got none in shard "
+                f"{of_shard[-1].shard + 1} of {len(data.train)} images; cut into fewer"
+            )
+    return Shards(
+        recipe=recipe,
+        data=data,
+        initial=initial,
+        inventory=inventory,
+        files=files,
+        sources=tuple(sources),
+    )
+
+
+def run_sharded(
+    recipe: Recipe,
+    *,
+    data: ImageData | None = None,
+    network: OwnNetwork | None = None,
+    sealing: Sealing | None = None,
+    unlocking: Unlocking | None = None,
+    resume: bool = False,
+    force: bool = False,
+) -> Run:
+    """Trains in shards and slices, evaluates and reports; leaves a folder as `run` does.
+
+    Guarantee: everything that can be refused is refused before the first step. Every stage is a
+    function of its images, of the stage before and of the seed alone, so that a training without
+    some of the images has the very stages that need not know. Interrupted, it ends with its
+    finished stages kept; a resumed one trains those that are left.
+
+    Args:
+        recipe: What to do; of more than one shard or slice. No baseline is trained.
+        data: The images, where they are not those that the recipe names; also to resume.
+        network: As of `run`.
+        sealing: To whom the model and the stages are encrypted, and who signs them.
+        unlocking: Opens the stages of the run that is resumed, or sealed weights of the recipe.
+        resume: Go on with the run in the recipe's folder.
+        force: Replace a run that is in the recipe's folder.
+
+    Raises:
+        SecureCNNError: The data, the model, the folder or a setting is at fault.
+        DefenseError: The robustness asked for cannot be had.
+    """
+    check_sealing(sealing)
+    check_unlocking(unlocking)
+    if not recipe.is_sharded:
+        raise RunError("shards, slices: expected more than one of either, got 1 and 1; use run")
+    if data is None:
+        data = load_data(
+            recipe.data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed
+        )
+    folder = RunFolder(root=Path(recipe.out), sealed=sealing is not None)
+    task = sharded_task(
+        recipe,
+        data,
+        inventory=Inventory.of(data),
+        folder=folder,
+        network=network,
+        sealing=sealing,
+        unlocking=unlocking,
+    )
+    with folder.locked() if resume else folder.begun(force=force):
+        done, _ = carried_out(task, going_on(task) if resume else None)
+        return done
+
+
+def carried_out(
+    task: Shards, record: RunRecord | None, *, notes: Sequence[str] = ()
+) -> tuple[Run, Work | None]:
+    """Trains and reports in a folder that is begun; goes on with `record`, if one is given."""
+    recipe, sealing = task.recipe, task.files.sealing
+    identity = RunIdentity.draw(private=False)
+    if record is not None and task.files.inventory_path.exists():
+        task = replace(task, inventory=_same(task, task.files.read_inventory()))
+    if record is None:
+        record = new_record(
+            recipe,
+            task.data,
+            task.initial,
+            identity,
+            plan=None,
+            device=make_device(recipe),
+            sealing=sealing,
+            notes=[
+                _NOTE.format(
+                    shards=recipe.shards, slices=recipe.slices, epochs=epochs_of_a_stage(recipe)
+                ),
+                *notes,
+            ],
+        )
+    else:
+        identity = RunIdentity(id=record.run_id)
+    journal = Journal(task.files.run, record, sealing)
+    journal.begin()
+    journal.write()
+    with stop_on_signals() as stop:
+        try:
+            model, work = task.train(stop)
+            _report(task, model, identity, journal, stop)
+        except Stopped:
+            journal.interrupt()
+            return Run(record=journal.record, folder=journal.folder, model=None), None
+    return Run(record=journal.record, folder=journal.folder, model=model), work
+
+
+def _report(
+    task: Shards, model: nn.Module, identity: RunIdentity, journal: Journal, stop: StopRequest
+) -> None:
+    """Judges the finished model, writes it and closes the record."""
+    recipe, folder = task.recipe, task.files.run
+    outcome = judge(recipe, recipe.variant, model, task.data, None, stop)
+    journal.add_result(outcome.result, outcome.examples, notes=())
+    claims = claims_of(recipe, None, outcome, task.data, identity) | task.initial.claims
+    write_model(
+        folder.model,
+        model,
+        replace(task.initial.architecture, members=recipe.shards),
+        claims=claims,
+        sealing=task.files.sealing,
+        overwrite=True,
+    )
+    place = folder.model.relative_to(folder.root).as_posix()
+    journal.record = replace(
+        journal.record, claims=claims, checkpoints=(place,), model_digest=model_digest(model)
+    )
+    journal.write()
+    stop_here(stop)
+    journal.complete()
+
+
+def _same(task: Shards, known: Inventory) -> Inventory:
+    """The inventory that the run began with, under whose key its stages are known."""
+    if Inventory.of(task.data, key=known.key) != known:
+        raise RunError(
+            f"{task.files.run.root}: the data changed since the run began: {task.recipe.data}"
+        )
+    return known
+
+
+def going_on(task: Shards) -> RunRecord:
+    """The record of the run that is resumed, once it is sure that it is this one."""
+    folder = task.files.run
+    record = folder.recorded()
+    if record.status == "complete":
+        raise RunError(f"{folder.root}: the run is complete; there is nothing to resume")
+    changed = task.recipe.changed_from(record.settings)
+    if changed:
+        raise RunError(
+            f"{folder.root}: the run has other settings: {', '.join(changed)}; resume with its own"
+        )
+    if record.data.fingerprint != task.data.fingerprint:
+        raise RunError(f"{folder.root}: the data changed since the run began: {task.recipe.data}")
+    signer = None if task.files.sealing is None else task.files.sealing.signer
+    if record.signer and (signer is None or signer.verifier.to_text() != record.signer):
+        raise RunError(
+            f"{folder.root}: the run is signed, and it goes on as it began; name its signer again"
+        )
+    if any(folder.shards.glob("*." + ("safetensors" if folder.sealed else "sealed"))):
+        raise RunError(
+            f"{folder.root}: the run's checkpoints are {'plain' if folder.sealed else 'sealed'}, "
+            "and it goes on as it began; "
+            + ("name no recipient" if folder.sealed else "name its recipients and signer again")
+        )
+    return replace(record, status="running")

@@ -1,0 +1,445 @@
+"""People leave a run: the cut into shards, the request, and what each way of forgetting gives."""
+
+import csv
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import privacy
+from secure_cnn import Recipe, archive, run
+from secure_cnn.checkpoint import Sealing, Unlocking, model_digest, read_model
+from secure_cnn.data import DataSpec, ImageData, Split, load_data
+from secure_cnn.ensemble import Ensemble
+from secure_cnn.errors import ModelError, RunError
+from secure_cnn.interruption import Stopped
+from secure_cnn.models import Architecture
+from secure_cnn.unlearning import Forgetting, forget, run_sharded
+from secure_cnn.unlearning import sharded as sharded_module
+from secure_cnn.unlearning.inventory import Inventory
+from secure_cnn.unlearning.requests import read_request
+from secure_cnn.unlearning.shards import epochs_of_a_stage, stages_of
+
+SHARDED = Recipe(out="", shards=2, slices=3, epochs=2, model="compact", shift=1)
+
+
+def data_of(count=40, *, seed=0, groups=None):
+    """Random 8x8 images, no two alike, of two classes."""
+    random = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count + 8, 1, 8, 8), generator=random, dtype=torch.uint8)
+    labels = torch.arange(count + 8) % 2
+    return ImageData(
+        name="noise",
+        train=Split(images=images[:count], labels=labels[:count]),
+        test=Split(images=images[count:], labels=labels[count:]),
+        spec=DataSpec(shape=(1, 8, 8), classes=("cat", "dog")),
+        groups=groups,
+    )
+
+
+def some_rows(data, rows):
+    rows = torch.as_tensor(rows)
+    return replace(
+        data,
+        train=Split(images=data.train.images[rows], labels=data.train.labels[rows]),
+        groups=data.groups and tuple(data.groups[row] for row in rows),
+        ids=data.ids and tuple(data.ids[row] for row in rows),
+    )
+
+
+def csv_file(path, column, ids):
+    with Path(path).open("w", newline="") as file:
+        csv.writer(file).writerows([[column], *([each] for each in ids)])
+    return Path(path)
+
+
+@pytest.fixture
+def keys():
+    me, signer = archive.generate_identity(), archive.generate_signer()
+    return Sealing(recipients=(me.recipient,), signer=signer), Unlocking(identity=me)
+
+
+# The cut
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    order=st.permutations(range(30)),
+    left=st.sets(st.integers(0, 29), max_size=10),
+    seed=st.integers(0, 5),
+)
+def test_where_an_image_is_depends_on_nobody_else(order, left, seed):
+    data, recipe = data_of(30), replace(SHARDED, seed=seed)
+    rows = [row for row in order if row not in left]
+    every, others = stages_of(recipe, data), stages_of(recipe, some_rows(data, rows))
+    for of_all, of_others in zip(every, others, strict=True):
+        for before, after in zip(of_all, of_others, strict=True):
+            assert [row for row in before.rows.tolist() if row not in left] == [
+                rows[row] for row in after.rows.tolist()
+            ]
+
+
+def test_every_image_is_in_one_shard_and_each_stage_has_the_ones_before():
+    data = data_of(60)
+    stages = stages_of(SHARDED, data)
+    assert sorted(row for of in stages for row in of[-1].rows.tolist()) == list(range(60))
+    for of_shard in stages:
+        for before, after in pairwise(of_shard):
+            assert after.rows[: len(before.rows)].tolist() == before.rows.tolist()
+            assert len(after.rows) > len(before.rows)
+
+
+def test_another_seed_cuts_otherwise():
+    data = data_of(60)
+    first, second = (stages_of(replace(SHARDED, seed=seed), data)[0][-1].rows for seed in (0, 1))
+    assert first.tolist() != second.tolist()
+
+
+def test_the_images_of_a_person_are_in_one_slice():
+    groups = tuple(f"person {row % 7}" for row in range(60))
+    slice_of = {}
+    for of_shard in stages_of(SHARDED, data_of(60, groups=groups)):
+        for row in of_shard[-1].rows.tolist():
+            number = next(stage.slice for stage in of_shard if row in stage.rows.tolist())
+            slice_of.setdefault(groups[row], set()).add((of_shard[0].shard, number))
+    assert all(len(found) == 1 for found in slice_of.values())
+    # The control: rows of nobody known are elsewhere.
+    alone = stages_of(SHARDED, data_of(60))
+    assert {row for of in alone for row in of[0].rows.tolist()} != {
+        row for of in stages_of(SHARDED, data_of(60, groups=groups)) for row in of[0].rows.tolist()
+    }
+
+
+@pytest.mark.parametrize(("epochs", "slices", "expected"), [(20, 1, 20), (20, 3, 10), (1, 50, 1)])
+def test_a_shard_takes_about_as_many_epochs(epochs, slices, expected):
+    recipe = Recipe(out="", epochs=epochs, shards=2, slices=slices)
+    assert epochs_of_a_stage(recipe) == expected
+
+
+def test_more_shards_than_images_are_refused_before_the_folder_is_filled(tmp_path):
+    with pytest.raises(RunError, match="cut into fewer"):
+        run_sharded(replace(SHARDED, out=tmp_path / "run", shards=30), data=data_of(20))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("change", [{"epsilon": 1.0}, {"guard": True, "eps": 0.1}])
+def test_what_does_not_go_with_shards_is_refused(change):
+    with pytest.raises(RunError, match=r"shards|cut into"):
+        replace(SHARDED, **change)
+
+
+def test_run_itself_takes_no_shards_and_shards_take_no_one_training(tmp_path):
+    with pytest.raises(RunError, match="run_sharded"):
+        run(replace(SHARDED, out=tmp_path / "run"))
+    with pytest.raises(RunError, match="use run"):
+        run_sharded(Recipe(out=tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+# The ensemble
+
+
+def test_the_mean_of_probabilities_answers():
+    first, second = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+    images = torch.randn(5, 4)
+    expected = (first(images).softmax(1) + second(images).softmax(1)) / 2
+    both = Ensemble([first, second])
+    assert torch.allclose(both(images).exp(), expected, atol=1e-6)
+    assert both.votes(images).sum(1).tolist() == [2] * 5
+
+
+def test_an_architecture_of_members_comes_back_from_plain_values():
+    own = Architecture(
+        model="compact", channels=1, height=8, width=8, classes=("a", "b"), members=3
+    )
+    assert Architecture.from_dict(own.to_dict()) == own
+    assert len(own.build().members) == len(own.blank().members) == 3
+    assert "members" not in own.member.to_dict()
+    for members in (0, 257, True, "3"):
+        with pytest.raises(ModelError, match="members"):
+            Architecture.from_dict({**own.to_dict(), "members": members})
+
+
+# Training in shards
+
+
+def test_a_run_in_shards_is_a_run(tmp_path):
+    done = run_sharded(replace(SHARDED, out=tmp_path / "run"), data=data_of())
+    assert done.record.status == "complete"
+    assert done.folder.page.is_file()
+    loaded = read_model(done.folder.model, unlocking=None)
+    assert model_digest(loaded.model) == done.record.model_digest
+    names = {path.name for path in done.folder.shards.iterdir()}
+    assert "shard-001-slice-003.safetensors" in names
+    assert "inventory.safetensors" in names
+    with pytest.raises(RunError, match="is complete"):
+        run_sharded(replace(SHARDED, out=tmp_path / "run"), data=data_of(), resume=True)
+    again = run_sharded(replace(SHARDED, out=tmp_path / "run"), data=data_of(), force=True)
+    assert again.record.model_digest == done.record.model_digest
+
+
+def test_an_interrupted_run_goes_on_with_the_stages_that_are_done(tmp_path, monkeypatch):
+    recipe, data = replace(SHARDED, out=tmp_path / "run"), data_of()
+    whole = run_sharded(replace(recipe, out=tmp_path / "whole"), data=data)
+    trained, calls = sharded_module.train_once, []
+
+    def cut_short(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 3:
+            raise Stopped
+        return trained(*arguments, **named)
+
+    monkeypatch.setattr(sharded_module, "train_once", cut_short)
+    stopped = run_sharded(recipe, data=data)
+    assert stopped.record.status == "interrupted"
+    assert stopped.model is None
+    other = data_of(seed=1)
+    with pytest.raises(RunError, match="data changed"):
+        run_sharded(recipe, data=other, resume=True)
+    with pytest.raises(RunError, match="other settings: epochs"):
+        run_sharded(replace(recipe, epochs=3), data=data, resume=True)
+    calls.clear()
+    monkeypatch.setattr(
+        sharded_module, "train_once", lambda *a, **n: calls.append(1) or trained(*a, **n)
+    )
+    done = run_sharded(recipe, data=data, resume=True)
+    assert len(calls) == 6 - 2
+    assert done.record.model_digest == whole.record.model_digest
+
+
+def test_a_stage_that_was_changed_is_refused_and_one_of_another_training_is_not_taken(tmp_path):
+    recipe, data = replace(SHARDED, out=tmp_path / "run"), data_of()
+    first = run_sharded(recipe, data=data)
+    stage = first.folder.shards / "shard-000-slice-001.safetensors"
+    other = run_sharded(replace(recipe, out=tmp_path / "other", seed=9), data=data)
+    raw = bytearray(stage.read_bytes())
+    raw[-3] ^= 1
+    elsewhere = stages_of(recipe, data)[1][0].rows[0].item()
+    ids = csv_file(tmp_path / "ids", "index", [elsewhere])
+    wanted = Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new")
+    stage.write_bytes(raw)
+    with pytest.raises(RunError, match="was changed"):
+        forget_in(wanted, data)
+    stage.write_bytes((other.folder.shards / stage.name).read_bytes())
+    found = forget_in(replace(wanted, out=tmp_path / "newer"), data)
+    assert found.work.trained == 6  # of the one shard who left, of the other the stage is gone
+
+
+def forget_in(wanted, data, **named):
+    """`forget` with data that are no file."""
+    from secure_cnn.unlearning import source
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source, "load_data", lambda *_, **__: data)
+        return forget(wanted, **named)
+
+
+# Forgetting
+
+
+@pytest.mark.parametrize("sealed", [False, True])
+def test_what_is_left_is_bit_for_bit_a_training_without_them(tmp_path, keys, sealed):
+    data = data_of()
+    own = dict(zip(("sealing", "unlocking"), keys, strict=True)) if sealed else {}
+    sealing = {name: value for name, value in own.items() if name == "sealing"}
+    recipe = replace(SHARDED, out=tmp_path / "run")
+    before = run_sharded(recipe, data=data, **sealing)
+    ids = csv_file(tmp_path / "ids.csv", "index", [3, 17])
+    found = forget_in(Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new"), data, **own)
+    rows = [row for row in range(40) if row not in (3, 17)]
+    oracle = run_sharded(replace(recipe, out=tmp_path / "oracle"), data=some_rows(data, rows))
+    assert found.run.record.model_digest == oracle.record.model_digest
+    assert before.record.model_digest != oracle.record.model_digest
+    assert found.weight_change > 0
+    assert 0 < found.work.trained < found.work.stages
+    assert found.method.name == "sharded"
+    assert found.method.guarantee.exact
+    # And from there on, the data as they were or without who left.
+    more = csv_file(tmp_path / "more.csv", "index", [5])
+    again = forget_in(
+        Forgetting(run=tmp_path / "new", ids=more, out=tmp_path / "newer"), data, **own
+    )
+    assert again.source.others == 2
+    rows.remove(5)
+    oracle = run_sharded(replace(recipe, out=tmp_path / "oracle2"), data=some_rows(data, rows))
+    assert again.run.record.model_digest == oracle.record.model_digest
+
+
+def test_only_the_stages_from_theirs_on_are_trained_again(tmp_path):
+    data, recipe = data_of(), replace(SHARDED, out=tmp_path / "run")
+    run_sharded(recipe, data=data)
+    for of_shard in stages_of(recipe, data):
+        for stage in of_shard:
+            row = stage.rows[-1].item()  # the last one is of this very slice
+            ids = csv_file(tmp_path / "ids.csv", "index", [row])
+            out = tmp_path / stage.name
+            found = forget_in(Forgetting(run=tmp_path / "run", ids=ids, out=out), data)
+            assert found.work.trained == recipe.slices - stage.slice + 1
+            expected = (
+                sum(len(each.rows) for each in of_shard[stage.slice - 1 :]) - found.work.trained
+            )
+            assert found.work.images == epochs_of_a_stage(recipe) * expected
+
+
+def test_copies_of_an_image_leave_with_it(tmp_path):
+    data = data_of()
+    images = data.train.images.clone()
+    images[20] = images[3]
+    data = replace(data, train=Split(images=images, labels=data.train.labels))
+    found = read_request(csv_file(tmp_path / "ids.csv", "index", [3]), data)
+    assert (found.rows, found.people, found.copies) == ((3, 20), 1, 1)
+
+
+def test_a_person_leaves_with_all_images(tmp_path):
+    groups = tuple(f"person {row % 8}" for row in range(40))
+    found = read_request(
+        csv_file(tmp_path / "ids.csv", "person", ["person 1 ", "person 2"]), data_of(groups=groups)
+    )
+    assert (found.people, found.persons) == (2, ("person 1", "person 2"))
+    assert set(found.rows) == {r for r in range(40) if r % 8 in (1, 2)}
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("index\n40\n", "of the test images"),
+        ("index\n99\n", "an index of noise, got 99, not in it"),
+        ("path\ncat/1.jpg\n", "the column index"),
+        ("person\nann\n", "whose its images are"),
+        ("index\n", "got none"),
+        ("index\n1\n,\n", "line 3"),
+        ("", "got nothing"),
+        ("a,b\n1,2\n", "got a, b"),
+        ("path,index\n1,2\n", "got path, index"),
+        ("index\n\x00\xff\n", "CSV"),
+        ("index\n" + "\n".join(str(row) for row in range(0, 40, 2)), "all images of cat"),
+    ],
+)
+def test_requests_that_cannot_be_met_are_one_error(tmp_path, text, words):
+    path = tmp_path / "ids.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(RunError, match=words):
+        read_request(path, data_of())
+
+
+def test_what_is_refused_changes_nothing(tmp_path, keys):
+    sealing, unlocking = keys
+    data = data_of()
+    run_sharded(replace(SHARDED, out=tmp_path / "run"), data=data, sealing=sealing)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    ids = csv_file(tmp_path / "ids.csv", "index", [3])
+    wanted = Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new")
+    stranger = Unlocking(identity=archive.generate_identity())
+    other = Sealing(recipients=sealing.recipients, signer=archive.generate_signer())
+    for named, error in (
+        ({"sealing": sealing}, RunError),
+        ({"unlocking": unlocking}, RunError),
+        ({"sealing": sealing, "unlocking": stranger}, archive.ArchiveError),
+        ({"sealing": other, "unlocking": unlocking}, archive.UntrustedSigner),
+    ):
+        with pytest.raises(error):
+            forget_in(wanted, data, **named)
+        assert not (tmp_path / "new").exists()
+    (tmp_path / "run/shards/shard-000-slice-002.sealed").unlink()
+    found = forget_in(wanted, data, sealing=sealing, unlocking=unlocking)
+    assert found.work.trained >= 2
+    after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert all(before[path] == raw for path, raw in after.items())
+
+
+def test_a_run_without_shards_is_trained_anew_and_remembers_who_is_left(tmp_path, shapes):
+    run(Recipe(out=tmp_path / "run", data=shapes, epochs=1, model="compact"))
+    ids = csv_file(tmp_path / "ids.csv", "index", [0, 5])
+    found = forget(Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new"))
+    data = load_data(shapes)
+    rows = [row for row in range(64) if row not in (0, 5)]
+    oracle = run(
+        Recipe(out=tmp_path / "oracle", data=shapes, epochs=1, model="compact"),
+        data=some_rows(data, rows),
+    )
+    assert found.method.name == "retrain"
+    assert found.run.record.model_digest == oracle.record.model_digest
+    with pytest.raises(RunError, match="an index of shapes, got 0, 5, not in it"):
+        forget(Forgetting(run=tmp_path / "new", ids=ids, out=tmp_path / "newer"))
+
+
+def test_a_private_run_promised_it_all_along(tmp_path, shapes):
+    recipe = Recipe(
+        out=tmp_path / "run",
+        data=shapes,
+        epochs=1,
+        batch_size=64,
+        model="compact",
+        epsilon=1.0,
+        baseline=False,
+    )
+    plan = run(recipe).record.privacy
+    steps = privacy.GaussianSteps(
+        noise_multiplier=plan.noise_multiplier, sampling_rate=plan.sampling_rate, steps=plan.steps
+    )
+    bounds = [privacy.group_epsilon([steps], plan.delta, size=size) for size in (2, 3)]
+    ids = csv_file(tmp_path / "ids.csv", "index", [0, 5])
+    found = forget(Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new"))
+    assert found.method.name == "group-privacy"
+    assert found.weight_change == 0
+    assert found.method.guarantee.epsilon == pytest.approx(bounds[0])
+    # Who left before counts, and the limit is of all together.
+    ids = csv_file(tmp_path / "more.csv", "index", [7])
+    more = Forgetting(
+        run=tmp_path / "new", ids=ids, out=tmp_path / "newer", largest_epsilon=bounds[0] * 1.01
+    )
+    with pytest.raises(RunError, match="above the limit"):
+        forget(replace(more, method="group-privacy"))
+    assert not (tmp_path / "newer").exists()
+    assert forget(more).method.name == "retrain"
+    wider = replace(more, out=tmp_path / "last", largest_epsilon=bounds[1] * 1.01)
+    assert forget(wider).method.guarantee.epsilon == pytest.approx(bounds[1])
+
+
+def test_the_inventory_finds_images_wherever_they_are():
+    data = data_of()
+    inventory = Inventory.of(data)
+    assert Inventory.from_state(inventory.to_state()) == inventory
+    found, others = inventory.recognised(data)
+    assert found is data
+    assert others == 0
+    pool = torch.cat([data.test.images, data.train.images.flip(0)])
+    labels = torch.cat([data.test.labels, data.train.labels.flip(0)])
+    moved = replace(
+        data,
+        train=Split(images=pool[:30], labels=labels[:30]),
+        test=Split(images=pool[30:], labels=labels[30:]),
+    )
+    found, _ = inventory.recognised(moved)
+    assert found.fingerprint == data.fingerprint
+    with pytest.raises(RunError, match="without 1 of 48"):
+        inventory.recognised(some_rows(data, range(39)))
+    # Under another key nothing is recognised: the control.
+    other = replace(inventory, key=bytes(32))
+    with pytest.raises(RunError, match="without 48 of 48"):
+        other.recognised(data)
+
+
+def test_images_have_names_of_their_source(tmp_path, shapes):
+    data = load_data(shapes)
+    assert data.ids[:3] == ("0", "1", "2")
+    assert data.test_ids[0] == "64"
+    random = np.random.default_rng(0)
+    from PIL import Image
+
+    for name in ("cat/1", "cat/2", "dog/1", "dog/2"):
+        path = tmp_path / "pets" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    pets = load_data(str(tmp_path / "pets"))
+    assert sorted((*pets.ids, *pets.test_ids)) == [
+        "cat/1.png",
+        "cat/2.png",
+        "dog/1.png",
+        "dog/2.png",
+    ]
