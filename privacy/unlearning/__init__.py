@@ -1,9 +1,13 @@
-"""How a model forgets: methods with a guarantee, each saying against what it is held.
+"""How a model forgets: methods with a guarantee, each saying against what it is held, and others.
 
 Certified noisy fine-tuning of anyone's model (`noisy_finetuning`); heads on fixed features whose
 rows leave exactly (`ridge`), or by a Newton step within a budget (`newton`); `rows`, what callers
 pass in, and who is there. A guarantee is told with its numbers and with what the caller answers
 for; where it would not hold, an `UnlearningError` says so, and nothing was changed.
+
+`heuristics` are the methods *without* a guarantee: fine-tuning, NegGrad+, SSD, SCRUB, SalUn. Each
+is a frozen value that is called as `method(model, retain, forget)`, fails where the weights did
+not move, and leaves the model as it was on any error. `examples` reads who stays and who leaves.
 
 Example:
     Ten people leave a small model; what is released is as if it had been made without them.
@@ -21,8 +25,30 @@ Example:
     0.268
 """
 
+from privacy.unlearning.heuristics import (
+    SCRUB,
+    SSD,
+    Change,
+    FineTuning,
+    Heuristic,
+    NegGradPlus,
+    SalUn,
+)
 from privacy.unlearning.newton import LogisticHead
 from privacy.unlearning.noisy_finetuning import Loss, NoisyFinetuning, noisy_finetune
 from privacy.unlearning.ridge import RidgeHead
 
-__all__ = ["LogisticHead", "Loss", "NoisyFinetuning", "RidgeHead", "noisy_finetune"]
+__all__ = [
+    "SCRUB",
+    "SSD",
+    "Change",
+    "FineTuning",
+    "Heuristic",
+    "LogisticHead",
+    "Loss",
+    "NegGradPlus",
+    "NoisyFinetuning",
+    "RidgeHead",
+    "SalUn",
+    "noisy_finetune",
+]

@@ -5,9 +5,10 @@ be sure that it is in them, or they are those of no training at all.
 """
 
 import hashlib
+import math
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -26,6 +27,7 @@ __all__ = [
     "checked_labels",
     "positive",
     "whole",
+    "within",
 ]
 
 Labels = npt.NDArray[np.int64]
@@ -95,6 +97,17 @@ def whole(name: str, value: Any, *, least: int) -> int:
         return validate.whole(name, value, least=least)
     except PlanError as error:
         raise UnlearningError(str(error)) from None
+
+
+def within(name: str, value: Any, expected: str, fits: Callable[[float], bool]) -> float:
+    """A setting that is a finite number and fits."""
+    try:
+        found = validate.real(name, value)
+    except PlanError:
+        found = math.nan
+    if math.isnan(found) or not fits(found):
+        raise UnlearningError(f"{name}: expected {expected}, got {validate.shown(value)}")
+    return found
 
 
 @final
