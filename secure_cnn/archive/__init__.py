@@ -12,8 +12,18 @@ from secure_cnn.archive.card import (
     export_card,
     model_card,
 )
+from secure_cnn.archive.certificates.destruction import Certificate
+from secure_cnn.archive.certificates.erasure import Erasure
+from secure_cnn.archive.certificates.verifying import (
+    Verified,
+    check_certificate,
+    read_certificate,
+    verify_certificate,
+    write_certificate,
+)
 from secure_cnn.archive.errors import (
     ArchiveError,
+    CertificateError,
     ClaimMismatch,
     InvalidKey,
     KeyFileError,
@@ -53,13 +63,7 @@ from secure_cnn.archive.keys.passphrase import INSECURE_TEST_COST, Argon2Cost, P
 from secure_cnn.archive.keys.signatures import Signer, Verifier, generate_signer, read_signer
 from secure_cnn.archive.loading import LazyArchive, load, load_into, open_lazy
 from secure_cnn.archive.plain import decrypt, import_, load_plain, save_plain
-from secure_cnn.archive.recipients import (
-    Certificate,
-    change_recipients,
-    read_certificate,
-    rotate,
-    shred,
-)
+from secure_cnn.archive.recipients import change_recipients, rotate, shred
 from secure_cnn.archive.sealing import check, save
 from secure_cnn.archive.store.log import Checkpoint
 from secure_cnn.archive.store.store import CheckpointStore
@@ -73,9 +77,11 @@ __all__ = [
     "ArchiveInfo",
     "Argon2Cost",
     "Certificate",
+    "CertificateError",
     "Checkpoint",
     "CheckpointStore",
     "ClaimMismatch",
+    "Erasure",
     "Identity",
     "InvalidKey",
     "KeyEncryptionKey",
@@ -102,11 +108,13 @@ __all__ = [
     "Truncated",
     "UnsupportedVersion",
     "UntrustedSigner",
+    "Verified",
     "Verifier",
     "WrongKey",
     "bill_of_materials",
     "change_recipients",
     "check",
+    "check_certificate",
     "decrypt",
     "export_age",
     "export_bill_of_materials",
@@ -135,5 +143,7 @@ __all__ = [
     "save_pretrained",
     "shred",
     "verify",
+    "verify_certificate",
+    "write_certificate",
     "write_key",
 ]

@@ -7,6 +7,7 @@ from secure_cnn.errors import SecureCNNError
 
 __all__ = [
     "ArchiveError",
+    "CertificateError",
     "ClaimMismatch",
     "InvalidKey",
     "KeyFileError",
@@ -118,6 +119,14 @@ class StateError(ArchiveError):
 
     Example:
         >>> assert issubclass(StateError, ArchiveError)
+    """
+
+
+class CertificateError(ArchiveError):
+    """A certificate says what cannot be, or what cannot be true together with the rest of it.
+
+    Example:
+        >>> assert issubclass(CertificateError, ArchiveError)
     """
 
 

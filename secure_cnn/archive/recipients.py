@@ -6,20 +6,18 @@ without a slot nobody gets the file key, and without that the payload is noise.
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import stat
 from collections.abc import Sequence, Set
-from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
-from typing import Any, final
 
-from secure_cnn.archive.errors import InvalidKey, StorageError, Tampered, UntrustedSigner
-from secure_cnn.archive.format.claims import canonical_json, parse_json
-from secure_cnn.archive.format.core import LATEST_FILE, Core, is_hex, timestamp
+from secure_cnn.archive.certificates.destruction import Certificate
+from secure_cnn.archive.certificates.verifying import envelope_of
+from secure_cnn.archive.errors import InvalidKey, StorageError
+from secure_cnn.archive.format.core import LATEST_FILE, Core, timestamp
 from secure_cnn.archive.format.header import SECTOR, Header, derive_key, seal_copy
-from secure_cnn.archive.format.payload import Progress, read_at
+from secure_cnn.archive.format.payload import Progress
 from secure_cnn.archive.format.slots import (
     AnyIdentity,
     AnyRecipient,
@@ -32,7 +30,6 @@ from secure_cnn.archive.keys import (
     check_identity,
     check_recipients,
     check_signer,
-    check_trusted,
     key_ids,
 )
 from secure_cnn.archive.keys.signatures import Signer, Verifier
@@ -41,15 +38,7 @@ from secure_cnn.archive.sealing import Draft
 from secure_cnn.archive.storage import Path, lock_file, new_file, opened
 from secure_cnn.files import check_target, sync_folder, write_at
 
-__all__ = ["Certificate", "change_recipients", "read_certificate", "rotate", "shred"]
-
-_TYPE = "application/vnd.secure-cnn.shredded.v1"
-_MAX_CERTIFICATE = 1 << 20
-_UNKNOWN = (
-    "copies of the file elsewhere: backups, snapshots, other machines",
-    "what a disk, file system or journal keeps of blocks that were overwritten",
-    "whether somebody kept the file key, or tensors that they read",
-)
+__all__ = ["change_recipients", "rotate", "shred"]
 
 
 def change_recipients(
@@ -203,40 +192,6 @@ def _check_alone(path: Path, core: Core) -> None:
         )
 
 
-@final
-@dataclass(frozen=True, kw_only=True)
-class Certificate:
-    """What was done to one file on one machine.
-
-    Attributes:
-        destroyed: UTC time, ISO 8601; what the clock here said.
-        file: The name of the file, without its folder.
-        overwritten: How many of its bytes, all that held the file key, were overwritten and synced.
-        other_names: Other names of the same file (hard links) that still exist, now without keys.
-        unknown: What cannot be known.
-
-    Example:
-        >>> import secure_cnn.archive as archive
-        >>> me, signer = archive.generate_identity(), archive.generate_signer()
-        >>> archive.save("m", {}, recipients=[me.recipient])
-        >>> archive.shred("m", certificate="c", signer=signer).unknown[0]
-        'copies of the file elsewhere: backups, snapshots, other machines'
-    """
-
-    destroyed: str
-    file: str
-    file_id: str
-    core_hash: str
-    file_length: int
-    overwritten: int
-    other_names: int
-    unknown: tuple[str, ...] = _UNKNOWN
-
-    def __str__(self) -> str:
-        lines = [f"{name:<12} {json.dumps(value)}" for name, value in asdict(self).items()]
-        return "\n".join(lines[:-1] + [f"not known    {json.dumps(text)}" for text in self.unknown])
-
-
 def shred(
     path: Path, *, certificate: Path | None = None, signer: Signer | None = None
 ) -> Certificate:
@@ -280,7 +235,7 @@ def shred(
         )
         with contextlib.ExitStack() as stack:
             if certificate is not None:
-                text = _seal(done, signer)
+                text = envelope_of(done, signer).to_bytes()
                 out = stack.enter_context(
                     new_file(certificate, length=len(text), overwrite=False, mode=0o666)
                 )
@@ -290,60 +245,3 @@ def shred(
             target.unlink()
             sync_folder(target.parent)
     return done
-
-
-def read_certificate(path: Path, *, trusted: Sequence[Verifier]) -> Certificate:
-    """What a certificate says, after a trusted signature held.
-
-    Raises:
-        UntrustedSigner: It is not signed by one of those trusted.
-        Tampered: It is no certificate, or the signature does not hold.
-
-    Example:
-        >>> read_certificate("nowhere", trusted=[])
-        Traceback (most recent call last):
-        secure_cnn.archive.errors.StorageError: nowhere: cannot read: ...
-    """
-    trusted = check_trusted(trusted)
-    with opened(path) as fd:
-        raw = read_at(fd, min(os.fstat(fd).st_size, _MAX_CERTIFICATE), 0)
-    statement, signatures = _parts(parse_json(raw, "the certificate"))
-    for verifier, signature in signatures:
-        if verifier in trusted:
-            verifier.check_statement(signature, _TYPE, statement.encode())
-            return _parse(statement)
-    raise UntrustedSigner(
-        f"{path}: is not signed by one of the {len(trusted)} trusted; ask who made it"
-    )
-
-
-def _seal(done: Certificate, signer: Signer | None) -> bytes:
-    statement = canonical_json(asdict(done), "certificate")
-    signatures = []
-    if signer is not None:
-        signature = signer.sign_statement(_TYPE, statement).hex()
-        signatures.append({"verifier": signer.verifier.to_text(), "signature": signature})
-    parts = {"statement": statement.decode(), "signatures": signatures}
-    return canonical_json(parts, "certificate") + b"\n"
-
-
-def _parts(value: Any) -> tuple[str, list[tuple[Verifier, bytes]]]:
-    try:
-        statement, signatures = value["statement"], value["signatures"]
-        if type(statement) is str:
-            return statement, [
-                (Verifier.from_text(one["verifier"]), bytes.fromhex(one["signature"]))
-                for one in signatures
-            ]
-    except (KeyError, TypeError, ValueError, AttributeError, InvalidKey):
-        pass
-    raise Tampered("the file is no certificate of destruction; ask who made it")
-
-
-def _parse(statement: str) -> Certificate:
-    value: Any = parse_json(statement.encode(), "the statement")
-    if not isinstance(value, dict) or value.keys() != {field.name for field in fields(Certificate)}:
-        raise Tampered("the statement has other fields than version 1; use a newer secure-cnn")
-    if not is_hex(value["core_hash"], 32) or not isinstance(value["unknown"], list):
-        raise Tampered("the statement is malformed; ask who made it")
-    return Certificate(**{**value, "unknown": tuple(value["unknown"])})
