@@ -9,6 +9,11 @@ for; where it would not hold, an `UnlearningError` says so, and nothing was chan
 is a frozen value that is called as `method(model, retain, forget)`, fails where the weights did
 not move, and leaves the model as it was on any error. `examples` reads who stays and who leaves.
 
+What a method reached is measured, never assumed: accuracies beside those of models really trained
+without the people (`oracle`), each person's example by the Gaussian fits of U-LiRA (`lira`), what a
+linear `probe` finds in the features, and how soon they are known again (`relearning`); of `models`
+that are only asked.
+
 Example:
     Ten people leave a small model; what is released is as if it had been made without them.
 
@@ -34,21 +39,37 @@ from privacy.unlearning.heuristics import (
     NegGradPlus,
     SalUn,
 )
+from privacy.unlearning.lira import UnlearningLiRA, unlearning_lira
+from privacy.unlearning.models import margins
 from privacy.unlearning.newton import LogisticHead
 from privacy.unlearning.noisy_finetuning import Loss, NoisyFinetuning, noisy_finetune
+from privacy.unlearning.oracle import Difference, OracleGap, oracle_gap
+from privacy.unlearning.probe import features_before_last, linear_probe, probe_gap
+from privacy.unlearning.relearning import Relearning, relearning_time
 from privacy.unlearning.ridge import RidgeHead
 
 __all__ = [
     "SCRUB",
     "SSD",
     "Change",
+    "Difference",
     "FineTuning",
     "Heuristic",
     "LogisticHead",
     "Loss",
     "NegGradPlus",
     "NoisyFinetuning",
+    "OracleGap",
+    "Relearning",
     "RidgeHead",
     "SalUn",
+    "UnlearningLiRA",
+    "features_before_last",
+    "linear_probe",
+    "margins",
     "noisy_finetune",
+    "oracle_gap",
+    "probe_gap",
+    "relearning_time",
+    "unlearning_lira",
 ]
