@@ -28,7 +28,7 @@ ARROWS = {
     "engine": {"errors", "interruption"},
     "archive": {"errors"},
     "record": {"errors"},
-    "pages": {"errors", "record"},
+    "pages": {"errors", "record", "archive"},
     "own_network": {"errors", "data"},
     "scattering": set(),
     "handcrafted": {"scattering"},

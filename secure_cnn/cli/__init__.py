@@ -16,7 +16,17 @@ import typer
 from defenses import DefenseError
 from privacy import PrivacyError
 from secure_cnn.archive import ArchiveError
-from secure_cnn.cli import archive, audit, bench, compare, evaluate, leakage, recipes, train
+from secure_cnn.cli import (
+    archive,
+    audit,
+    bench,
+    certificate,
+    compare,
+    evaluate,
+    leakage,
+    recipes,
+    train,
+)
 from secure_cnn.errors import SecureCNNError
 from secure_cnn.printable import Terminal, spell_out
 from secure_cnn.record import versions
@@ -45,6 +55,7 @@ app.command("recipes")(recipes.recipes_command)
 app.command("reproduce")(recipes.reproduce_command)
 app.add_typer(bench.app, name="bench")
 app.add_typer(archive.app, name="archive")
+app.add_typer(certificate.app, name="certificate")
 
 
 def _tell_version(asked: bool) -> None:

@@ -7,6 +7,7 @@ Deliberately not here: any number that the record does not hold.
 from secure_cnn.pages.audit import render_audit, write_audit
 from secure_cnn.pages.bench import SHOWN_PARTS, render_bench, write_bench
 from secure_cnn.pages.canvas import variant_colors
+from secure_cnn.pages.certificate import render_certificate, write_certificate_page
 from secure_cnn.pages.classes import class_recall, confusion_matrix
 from secure_cnn.pages.comparison import comparison_table, render_comparison, write_comparison
 from secure_cnn.pages.figures import (
@@ -37,6 +38,7 @@ __all__ = [
     "loss_curve",
     "render_audit",
     "render_bench",
+    "render_certificate",
     "render_comparison",
     "render_leakage",
     "render_page",
@@ -45,6 +47,7 @@ __all__ = [
     "variant_colors",
     "write_audit",
     "write_bench",
+    "write_certificate_page",
     "write_comparison",
     "write_leakage",
     "write_page",

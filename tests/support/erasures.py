@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from secure_cnn.archive import Verified, generate_signer
 from secure_cnn.archive.certificates import (
     Artefact,
     Cumulative,
@@ -99,4 +100,16 @@ def following(before, digest):
         absence=(tree.absence(request),),
         cumulative=Cumulative(people=3, epsilon=None, delta=None),
         previous=digest,
+    )
+
+
+def verified(erasure=None):
+    """It, made by one, checked by one whom the reader trusts and by one whom they do not."""
+    maker, checker, other = (generate_signer().verifier for _ in range(3))
+    return Verified(
+        value=erasure or make_erasure(),
+        made_by=maker,
+        checked_by=(checker,),
+        others=(other,),
+        digest="ab" * 32,
     )

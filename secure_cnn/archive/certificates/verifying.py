@@ -75,6 +75,16 @@ class Verified:
         """`destruction` or `erasure`."""
         return "erasure" if isinstance(self.value, Erasure) else "destruction"
 
+    def __str__(self) -> str:
+        rows = [
+            ("made by", repr(self.made_by)),
+            *(("checked by", repr(each)) for each in self.checked_by),
+            *(("not trusted", f"{each!r}, who signed as a checker") for each in self.others),
+            ("digest", self.digest),
+        ]
+        told = "\n".join(f"{name:<15} {text}" for name, text in rows)
+        return f"{'kind':<15} {self.kind}\n{self.value}\n{told}"
+
 
 def envelope_of(value: AnyCertificate, signer: Signer | None) -> Envelope:
     """What is written of a certificate; unsigned, which nobody can verify, without a signer."""
