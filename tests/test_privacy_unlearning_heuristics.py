@@ -215,6 +215,14 @@ def test_models_that_cannot_forget_are_refused(method: Heuristic) -> None:
         method(broken, [RETAIN], [FORGET])
 
 
+@each_method
+def test_a_buffer_that_is_not_finite_may_stay(method: Heuristic) -> None:
+    """As a mask of attention; only what was finite has to be so afterwards."""
+    model = fresh()
+    model.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    assert method(model, [RETAIN], [FORGET]).weight_change > 0
+
+
 class Unmoved(nn.Module):
     """Its logits do not depend on its weights."""
 

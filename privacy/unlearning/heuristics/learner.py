@@ -54,6 +54,8 @@ class Learner:
         self.device = next(iter(self.parameters.values())).device
         self.generator = torch.Generator().manual_seed(seed)
         self._before = [each.detach().clone() for each in self.parameters.values()]
+        # A mask of -inf, say, may stay what it is.
+        self._finite = {name for name, each in model.named_buffers() if _is_finite(each)}
         self._optimizer: torch.optim.Optimizer | None = None
         self._masks: Sequence[Tensor] | None = None
         self._steps = 0
@@ -146,7 +148,7 @@ class Learner:
             UnlearningError: A weight or a buffer is not finite, or no weight has moved.
         """
         for name, tensor in (*self.parameters.items(), *self.model.named_buffers()):
-            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            if name in self._finite | self.parameters.keys() and not _is_finite(tensor):
                 raise UnlearningError(
                     f"{name}: expected finite numbers afterwards, got some that are not; the "
                     "method diverged: choose a smaller learning_rate"
@@ -259,13 +261,17 @@ def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
     wrong = [name for name, each in found.items() if not each.is_floating_point()]
     if wrong:
         raise UnlearningError(f"{', '.join(wrong)}: expected real numbers, got others")
-    broken = [name for name, each in found.items() if not bool(torch.isfinite(each).all())]
+    broken = [name for name, each in found.items() if not _is_finite(each)]
     if broken:
         raise UnlearningError(
             f"{', '.join(broken)}: expected finite weights, got some that are not; what is left of "
             "a training that diverged cannot forget: train it anew"
         )
     return found
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor).all())
 
 
 def _lend(device: torch.device, seed: int) -> None:
