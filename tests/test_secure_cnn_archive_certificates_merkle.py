@@ -51,7 +51,7 @@ def neighbour(position, leaves):
     return Neighbour(
         digest=leaves[position].hex(),
         position=position,
-        path=tuple(each.hex() for each in path(position, leaves)),
+        path="".join(each.hex() for each in path(position, leaves)),
     )
 
 
@@ -133,13 +133,13 @@ def test_no_part_of_a_proof_may_be_another(leaves, digest, data):
     proof, known = tree.absence(digest), tree.data
     side = data.draw(st.sampled_from([each for each in ("left", "right") if getattr(proof, each)]))
     leaf = getattr(proof, side)
-    at = data.draw(st.integers(0, len(leaf.path) - 1)) if leaf.path else 0
+    at = 64 * data.draw(st.integers(0, len(leaf.path) // 64 - 1)) if leaf.path else 0
     others = [
         replace(leaf, position=data.draw(st.integers(0, 50).filter(leaf.position.__ne__))),
         replace(leaf, digest=hashed(b"other").hex()),
-        replace(leaf, path=(*leaf.path, leaf.digest)),
-        replace(leaf, path=(*leaf.path[:at], "0" * 64, *leaf.path[at + 1 :])),
-        replace(leaf, path=leaf.path[1:]) if leaf.path else replace(leaf, position=51),
+        replace(leaf, path=leaf.path + leaf.digest),
+        replace(leaf, path=leaf.path[:at] + "0" * 64 + leaf.path[at + 64 :]),
+        replace(leaf, path=leaf.path[64:]) if leaf.path else replace(leaf, position=51),
     ]
     for other in others:
         assert not verify_absence(replace(proof, **{side: other}), known)
@@ -207,9 +207,9 @@ def test_kind_and_item_cannot_be_shifted():
         lambda: DataRoot(root="x" * 64, leaves=1),
         lambda: DataRoot(root="0" * 64, leaves=-1),
         lambda: DataRoot(root="0" * 64, leaves=True),
-        lambda: Neighbour(digest="0" * 64, position=-1, path=()),
-        lambda: Neighbour(digest="0" * 64, position=0, path=("0" * 64,) * 64),
-        lambda: Neighbour(digest="0" * 64, position=0, path=("0",)),
+        lambda: Neighbour(digest="0" * 64, position=-1, path=""),
+        lambda: Neighbour(digest="0" * 64, position=0, path="0" * 64 * 63),
+        lambda: Neighbour(digest="0" * 64, position=0, path="0" * 65),
         lambda: Absence(digest="A" * 64, left=None, right=None),
     ],
 )

@@ -66,7 +66,7 @@ def test_no_guarantee_is_told_from_afar():
     )
     assert '<p class="lead bad">There is no guarantee.</p>' in text
     assert "<b>none</b>" in text
-    assert "after the deadline" in text
+    assert "Done after the deadline." in text
     assert "Nothing else was measured" in text
 
 

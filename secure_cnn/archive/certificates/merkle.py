@@ -23,8 +23,9 @@ from secure_cnn.archive.format.core import is_hex
 __all__ = ["Absence", "DataRoot", "MerkleTree", "Neighbour", "keyed_digest", "verify_absence"]
 
 _LEAF, _NODE, _ROOT = b"\0", b"\1", b"\2"
-_MAX_LEAVES = (1 << 63) - 1
-_MOST_LEVELS = 63
+_MOST_LEVELS = 62
+_MAX_LEAVES = 1 << _MOST_LEVELS
+_HASH = 32
 _LEAST_KEY = 32
 
 
@@ -35,7 +36,7 @@ class DataRoot:
 
     Attributes:
         root: The root of its tree, 64 hexadecimal digits.
-        leaves: How many digests are in it, 0 to 2^63 - 1.
+        leaves: How many digests are in it, 0 to 2^62.
     """
 
     root: str
@@ -63,25 +64,26 @@ class Neighbour:
     Attributes:
         digest: The leaf, 64 hexadecimal digits.
         position: Its place among the sorted leaves, from 0.
-        path: The hashes beside its way to the root, lowest first, as RFC 6962 has them.
+        path: The hashes beside its way to the root, lowest first, as RFC 6962 has them: 64
+            hexadecimal digits each, in one text.
     """
 
     digest: str
     position: int
-    path: tuple[str, ...]
+    path: str
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if not is_hex(self.digest, 32) or not all(is_hex(each, 32) for each in self.path):
+        levels = len(self.path) // (2 * _HASH)
+        if not is_hex(self.digest, _HASH) or not is_hex(self.path, _HASH * levels):
             raise CertificateError("a neighbour: expected hashes of 64 hexadecimal digits")
+        if levels > _MOST_LEVELS:
+            raise CertificateError(
+                f"a neighbour: expected a path of at most {_MOST_LEVELS} hashes, got {levels}"
+            )
         if not 0 <= self.position <= _MAX_LEAVES:
             raise CertificateError(
                 f"a neighbour: expected a position from 0, got {self.position!r}"
-            )
-        if len(self.path) > _MOST_LEVELS:
-            raise CertificateError(
-                f"a neighbour: expected a path of at most {_MOST_LEVELS} hashes, "
-                f"got {len(self.path)}"
             )
 
 
@@ -167,7 +169,7 @@ class MerkleTree:
             if at ^ 1 < len(level):
                 path.append(level[at ^ 1].hex())
             at //= 2
-        return Neighbour(digest=self._leaves[position].hex(), position=position, path=tuple(path))
+        return Neighbour(digest=self._leaves[position].hex(), position=position, path="".join(path))
 
 
 def keyed_digest(key: bytes, kind: str, item: bytes) -> bytes:
@@ -213,8 +215,9 @@ def _is_in(leaf: Neighbour, data: DataRoot) -> bool:
     if at > last:
         return False
     found = _hash(_LEAF, bytes.fromhex(leaf.digest))
-    path = [bytes.fromhex(each) for each in leaf.path]
-    for beside in path:
+    path = bytes.fromhex(leaf.path)
+    for start in range(0, len(path), _HASH):
+        beside = path[start : start + _HASH]
         if last == 0:
             return False
         if at % 2 or at == last:
