@@ -33,7 +33,8 @@ from secure_cnn.record import Measurements, Row, hardware, versions
 DOCUMENT = Path(__file__).with_name("unlearning.json")
 WORK = Path("runs/unlearning-table")
 IMAGES, FORGOTTEN, TESTED, ORACLES, MARGIN = 6000, 600, 2000, 5, 2.0
-EPOCHS = 8
+STAGES = ((12, 0.05), (6, 0.005))
+"""Epochs and learning rates of a training: until it knows some by heart, and then to rest."""
 METHODS: dict[str, Heuristic] = {
     "fine-tuning": FineTuning(),
     "NegGrad+": NegGradPlus(),
@@ -77,9 +78,10 @@ def trained(name: str, spec: DataSpec, seed: int, examples: Batches) -> tuple[nn
         model.load_state_dict(state)
         return model.eval(), seconds
     began = process_time()
-    # Plain descent with momentum is all that this method is; here from the first weights on.
-    descent = FineTuning(epochs=EPOCHS, learning_rate=0.1, batch_size=64, seed=seed)
-    descent(model, examples, [(examples[0][0][:1], examples[0][1][:1])])
+    for epochs, rate in STAGES:
+        # Plain descent with momentum is all that this method is; here from the first weights on.
+        descent = FineTuning(epochs=epochs, learning_rate=rate, batch_size=64, seed=seed)
+        descent(model, examples, [(examples[0][0][:1], examples[0][1][:1])])
     seconds = process_time() - began
     save_file({**model.state_dict(), "seconds": torch.tensor(seconds)}, path)
     print(f"{name}: {seconds:.0f} s", flush=True)
