@@ -13,6 +13,7 @@ from pathlib import Path
 
 from archive_tables import archive_tables
 from cells import blocks, cases_of, index, made_on, middle, spread, table
+from erasure_table import erasure_table
 from leakage_table import attacks_table, leakage_table
 
 from secure_cnn.bench.step import CASES
@@ -362,6 +363,9 @@ def main() -> None:
     if (DOCS / "defaults.json").exists():
         reached = defaults_tables(Measurements.read(DOCS / "defaults.json"))
         rewrite(DOCS / "defaults.md", {"defaults": reached})
+    if (DOCS / "erasure.json").exists():
+        left = erasure_table(Measurements.read(DOCS / "erasure.json"))
+        rewrite(DOCS / "how-to/erasure.md", {"erasure": left})
     if (DOCS / "leakage.json").exists():
         leaked = leakage_table(Measurements.read(DOCS / "leakage.json"))
         rewrite(DOCS / "how-to/leakage.md", {"leakage": leaked, "attacks": attacks_table()})

@@ -5,11 +5,13 @@ clipping norms at most. So a step's worst case is a mixture of Gaussians with me
 Choo et al. 2023, arXiv 2310.15526; Charles et al. 2024, arXiv 2407.07737), bounded here by its
 Rényi divergences, in both directions (Mironov 2017, arXiv 1702.07476). Of few examples and little
 epsilon the lemma that knows nothing of the steps says more: k times epsilon, at a delta that grows
-exponentially (Dwork and Roth 2014, section 2.3). The smaller bound is given.
+exponentially (Dwork and Roth 2014, section 2.3). The smaller bound is given. Where every example
+is in every step the group is one example with k times the clipping norm, and the bound exact.
 """
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +67,11 @@ def group_epsilon(events: Sequence[GaussianSteps], delta: float, *, size: int) -
     taken = [event for event in checked_events(events) if event.steps > 0]
     if size == 1 or not taken or any(event.noise_multiplier == 0 for event in taken):
         return epsilon_of(events, delta)
+    if all(event.sampling_rate == 1 for event in taken):
+        # All of them are in every step: together they are one who moves the sum as far as that.
+        return epsilon_of(
+            [replace(each, noise_multiplier=each.noise_multiplier / size) for each in taken], delta
+        )
     steps = sum(event.steps for event in taken)
     mixtures = [_Mixture(event, size, left_out=_LEFT_OUT * delta / steps) for event in taken]
     best = math.inf

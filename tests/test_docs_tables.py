@@ -79,6 +79,7 @@ def test_the_documents_show_what_was_measured(tables, tmp_path, monkeypatch):
         "how-to/recipes.md",
         "how-to/slow-path.md",
         "how-to/leakage.md",
+        "how-to/erasure.md",
         "how-to/train-faster.md",
     )
     made = ("benchmarks.md", "defaults.md", "pitfalls.md", *how_to)

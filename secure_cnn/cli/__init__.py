@@ -23,6 +23,7 @@ from secure_cnn.cli import (
     certificate,
     compare,
     evaluate,
+    forget,
     leakage,
     recipes,
     train,
@@ -50,6 +51,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("audit")(audit.audit)
 app.command("leakage")(leakage.leakage)
+app.command("forget")(forget.forget_command)
 app.command("compare")(compare.compare)
 app.command("recipes")(recipes.recipes_command)
 app.command("reproduce")(recipes.reproduce_command)

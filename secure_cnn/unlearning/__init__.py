@@ -1,7 +1,17 @@
 """How people leave a run: training in shards that prepares for it, and the forgetting itself."""
 
+from secure_cnn.unlearning.certificate import Case, certify
 from secure_cnn.unlearning.forgetting import Forgetting, Forgotten, forget
 from secure_cnn.unlearning.methods import METHODS
 from secure_cnn.unlearning.sharded import Work, run_sharded
 
-__all__ = ["METHODS", "Forgetting", "Forgotten", "Work", "forget", "run_sharded"]
+__all__ = [
+    "METHODS",
+    "Case",
+    "Forgetting",
+    "Forgotten",
+    "Work",
+    "certify",
+    "forget",
+    "run_sharded",
+]

@@ -13,6 +13,8 @@ from secure_cnn.checkpoint import (
     Unlocking,
     check_sealing,
     check_unlocking,
+    model_digest,
+    read_model,
     write_model,
 )
 from secure_cnn.data import ImageData
@@ -23,7 +25,7 @@ from secure_cnn.recipe.folder import Journal
 from secure_cnn.unlearning.inventory import Inventory
 from secure_cnn.unlearning.methods import Method, chosen_method
 from secure_cnn.unlearning.requests import Request, read_request
-from secure_cnn.unlearning.sharded import Work, carried_out, going_on, sharded_task
+from secure_cnn.unlearning.sharded import Shards, Work, carried_out, going_on, sharded_task
 from secure_cnn.unlearning.source import Source, source_of, staying
 from secure_cnn.unlearning.stage_files import StageFiles
 
@@ -156,7 +158,13 @@ def forget(
         files = StageFiles(run=folder, sealing=sealing, unlocking=unlocking, network=network)
         note = _NOTE.format(images=len(request.rows), before=source.record.run_id[:8])
         task = _Task(source=source, data=data, inventory=inventory, files=files, note=note)
-        done, work = _WAYS[method.name](task, resume=resume, force=force)
+        work = None
+        if resume and folder.root.is_dir() and folder.recorded().status == "complete":
+            done = _finished(task, method)
+        else:
+            done = _WAYS[method.name](task, resume=resume, force=force)
+        if source.recipe.is_sharded:
+            work = _shards(task).work()
     return Forgotten(
         run=done,
         source=source,
@@ -188,13 +196,13 @@ class _Task:
     note: str
 
 
-_Way = Callable[..., tuple[Run, Work | None]]
+_Way = Callable[..., Run]
 
 
-def _sharded(task: _Task, *, resume: bool, force: bool) -> tuple[Run, Work | None]:
-    """Trains the stages again that had seen somebody, and takes the others as they are."""
+def _shards(task: _Task) -> Shards:
+    """The training in shards of those who stayed."""
     folder = task.files.run
-    shards = sharded_task(
+    return sharded_task(
         replace(task.source.recipe, out=folder.root),
         task.data,
         inventory=task.inventory,
@@ -204,13 +212,44 @@ def _sharded(task: _Task, *, resume: bool, force: bool) -> tuple[Run, Work | Non
         unlocking=task.files.unlocking,
         sources=(task.source.files,),
     )
+
+
+def _finished(task: _Task, method: Method) -> Run:
+    """The new run that an earlier try had finished, but for its certificate."""
+    folder = task.files.run
+    loaded = read_model(
+        folder.model,
+        unlocking=task.files.unlocking if folder.sealed else None,
+        network=task.files.network,
+    )
+    record, known = folder.recorded(), task.files.read_inventory()
+    same = record.model_digest == task.source.record.model_digest
+    if (
+        known != task.inventory
+        or record.model_digest != model_digest(loaded.model)
+        or same != (method.name == "group-privacy")
+    ):
+        raise RunError(
+            f"{folder.root}: holds a run in which others left, or by another method; give the same "
+            "command as before, or choose another folder"
+        )
+    return Run(record=record, folder=folder, model=loaded.model)
+
+
+def _sharded(task: _Task, *, resume: bool, force: bool, anew: bool = False) -> Run:
+    """Trains the stages again that had seen somebody, and takes the others as they are."""
+    folder, shards = task.files.run, _shards(task)
+    if anew:
+        shards = replace(shards, sources=())
     with folder.locked() if resume else folder.begun(force=force):
         record = going_on(shards) if resume else None
         return carried_out(shards, record, notes=[task.note])
 
 
-def _retrained(task: _Task, *, resume: bool, force: bool) -> tuple[Run, None]:
+def _retrained(task: _Task, *, resume: bool, force: bool) -> Run:
     """Trains from the first step on those who stayed."""
+    if task.source.recipe.is_sharded:
+        return _sharded(task, resume=resume, force=force, anew=True)
     recipe, left = task.source.recipe, len(task.data.train)
     # A step on all images is one on all that are left.
     size = recipe.batch_size and min(recipe.batch_size, left)
@@ -224,16 +263,16 @@ def _retrained(task: _Task, *, resume: bool, force: bool) -> tuple[Run, None]:
         force=force,
     )
     if done.model is None:
-        return done, None
+        return done
     with done.folder.locked():
         task.files.write_inventory(task.inventory)
         notes = [task.note, *([_TWICE] if recipe.epsilon else [])]
         record = replace(done.record, notes=(*done.record.notes, *notes))
         record.write(done.folder.record)
-    return replace(done, record=record), None
+    return replace(done, record=record)
 
 
-def _unchanged(task: _Task, *, resume: bool, force: bool) -> tuple[Run, None]:
+def _unchanged(task: _Task, *, resume: bool, force: bool) -> Run:
     """Hands the model on as it is."""
     if resume:
         raise RunError("resume: expected a training, got group-privacy, which has none; begin anew")
@@ -261,7 +300,7 @@ def _unchanged(task: _Task, *, resume: bool, force: bool) -> tuple[Run, None]:
             overwrite=True,
         )
         journal.complete()
-    return Run(record=journal.record, folder=folder, model=loaded.model), None
+    return Run(record=journal.record, folder=folder, model=loaded.model)
 
 
 _WAYS: dict[str, _Way] = {

@@ -90,18 +90,28 @@ class Shards:
     files: StageFiles
     sources: tuple[StageFiles, ...] = ()
 
-    def train(self, stop: StopRequest) -> tuple[nn.Module, Work]:
+    def work(self) -> Work:
+        """What is to be trained of it that no source has, whatever of that is done already."""
+        stages = stages_of(self.recipe, self.data)
+        missing = [stage for each in stages for stage in each[self._found(each, self.sources)[0] :]]
+        epochs = epochs_of_a_stage(self.recipe)
+        return Work(
+            trained=len(missing),
+            stages=sum(map(len, stages)),
+            images=epochs * sum(len(stage.rows) for stage in missing),
+            all_images=epochs * sum(len(stage.rows) for each in stages for stage in each),
+        )
+
+    def train(self, stop: StopRequest) -> nn.Module:
         """Trains the stages that are not there yet; the finished model, in evaluation mode.
 
         Raises:
             Stopped: A stop was requested; the stages that were finished are kept.
         """
         stages = stages_of(self.recipe, self.data)
-        kept = [self._kept(of_shard) for of_shard in stages]
-        epochs = epochs_of_a_stage(self.recipe)
+        kept = [self._found(of_shard, (self.files, *self.sources)) for of_shard in stages]
         total = sum(map(len, stages))
         there = sum(number for number, _ in kept)
-        trained = [s for of, (number, _) in zip(stages, kept, strict=True) for s in of[number:]]
         self.files.write_inventory(self.inventory)
         with part_progress("stage", total, kept=there) as tell:
             done = there
@@ -112,28 +122,20 @@ class Shards:
                     done += 1
                     tell(done)
                 members.append(model)
-        images = sum(len(stage.rows) for of_shard in stages for stage in of_shard)
-        work = Work(
-            trained=len(trained),
-            stages=total,
-            images=epochs * sum(len(stage.rows) for stage in trained),
-            all_images=epochs * images,
-        )
         finished = [member for member in members if member is not None]
-        return (finished[0] if len(finished) == 1 else Ensemble(finished)).eval(), work
+        return (finished[0] if len(finished) == 1 else Ensemble(finished)).eval()
 
-    def _kept(self, stages: Sequence[Stage]) -> tuple[int, nn.Module | None]:
-        """How many of a shard's stages are there from before, and the model of the last."""
+    def _found(
+        self, stages: Sequence[Stage], places: Sequence[StageFiles]
+    ) -> tuple[int, nn.Module | None]:
+        """How many of a shard's stages are in these places, and the model of the last."""
         model, start = None, ""
         for number, stage in enumerate(stages):
             kind = self._kind(stage, start)
-            for files in (self.files, *self.sources):
-                found = files.read(stage, kind)
-                if found is not None:
-                    break
-            else:
+            found = next((m for files in places if (m := files.read(stage, kind))), None)
+            if found is None:
                 return number, model
-            if files is not self.files:
+            if self.files in places and not self.files.path(stage).exists():
                 self.files.write(stage, kind, found, self.initial.architecture)
             model, start = found, model_digest(found)
         return len(stages), model
@@ -261,13 +263,10 @@ def run_sharded(
         unlocking=unlocking,
     )
     with folder.locked() if resume else folder.begun(force=force):
-        done, _ = carried_out(task, going_on(task) if resume else None)
-        return done
+        return carried_out(task, going_on(task) if resume else None)
 
 
-def carried_out(
-    task: Shards, record: RunRecord | None, *, notes: Sequence[str] = ()
-) -> tuple[Run, Work | None]:
+def carried_out(task: Shards, record: RunRecord | None, *, notes: Sequence[str] = ()) -> Run:
     """Trains and reports in a folder that is begun; goes on with `record`, if one is given."""
     recipe, sealing = task.recipe, task.files.sealing
     identity = RunIdentity.draw(private=False)
@@ -296,12 +295,12 @@ def carried_out(
     journal.write()
     with stop_on_signals() as stop:
         try:
-            model, work = task.train(stop)
+            model = task.train(stop)
             _report(task, model, identity, journal, stop)
         except Stopped:
             journal.interrupt()
-            return Run(record=journal.record, folder=journal.folder, model=None), None
-    return Run(record=journal.record, folder=journal.folder, model=model), work
+            return Run(record=journal.record, folder=journal.folder, model=None)
+    return Run(record=journal.record, folder=journal.folder, model=model)
 
 
 def _report(

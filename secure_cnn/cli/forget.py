@@ -1,0 +1,169 @@
+"""`secure-cnn forget`: people leave the data of a run, and its model."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from secure_cnn.archive import (
+    AnyIdentity,
+    AnyRecipient,
+    Identity,
+    KeyEncryptionKey,
+    Passphrase,
+    Signer,
+    Verifier,
+)
+from secure_cnn.checkpoint import Sealing, Unlocking
+from secure_cnn.cli.keys import (
+    IdentityFile,
+    Kek,
+    PassphraseFile,
+    Recipients,
+    Trusted,
+    identity_from,
+    recipients_from,
+    signer_from,
+    trusted_from,
+    verifiers_from,
+)
+from secure_cnn.cli.network import ModelOptions, own_network
+from secure_cnn.cli.options import INTERRUPTED, message
+from secure_cnn.engine import keep_freed_memory
+from secure_cnn.pages import summary_table
+from secure_cnn.printable import Terminal
+from secure_cnn.unlearning import METHODS, Case, Forgetting, Forgotten, certify, forget
+from secure_cnn.unlearning.certificate import earlier_certificate
+
+__all__ = ["forget_command"]
+
+_USUAL = Forgetting(run=Path("run"), ids=Path("ids"), out=Path("out"))
+
+
+def forget_command(
+    *,
+    run: Annotated[Path, typer.Argument(help="The folder of a run that is complete.")],
+    ids: Annotated[
+        Path,
+        typer.Option(help="Who leaves: a CSV file with the column path, index or person."),
+    ],
+    out: Annotated[Path, typer.Option(help="The folder of the new run; it must not exist.")],
+    signer: Annotated[
+        Path, typer.Option(help="Signs the certificate, and the new run if it is sealed.")
+    ],
+    method: Annotated[
+        str,
+        typer.Option(
+            help=f"auto takes the cheapest whose guarantee holds, of {', '.join(METHODS)}."
+        ),
+    ] = _USUAL.method,
+    largest_epsilon: Annotated[
+        float,
+        typer.Option(help="Of group-privacy: what it may promise all who have left, at most."),
+    ] = _USUAL.largest_epsilon,
+    data: Annotated[
+        str | None, typer.Option(help="Where its images are now, if elsewhere than they were.")
+    ] = None,
+    recipient: Recipients = None,
+    identity: IdentityFile = None,
+    passphrase_file: PassphraseFile = None,
+    kek: Kek = None,
+    trusted: Trusted = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="What makes the network if it is one of your own, as in its training."),
+    ] = None,
+    model_option: ModelOptions = None,
+    received: Annotated[str, typer.Option(help="When it was asked, as 2026-11-30T12:00:00Z.")] = "",
+    identity_confirmed: Annotated[
+        str, typer.Option(help="When it was sure who asks, in the same form.")
+    ] = "",
+    deadline: Annotated[str, typer.Option(help="Until when, in the same form.")] = "",
+    ground: Annotated[str, typer.Option(help="Why, in a sentence.")] = "",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with one that was interrupted, in --out.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a run that is in --out.")] = False,
+) -> None:
+    """Take people out of a run and its model, and write a signed certificate of it.
+
+    As in: secure-cnn forget runs/1 --ids leaving.csv --out runs/2 --signer signer.key
+    """
+    keep_freed_memory()
+    signing = signer_from(signer)
+    assert signing is not None, "a path was given"
+    verifiers = (signing.verifier, *verifiers_from(trusted or []))
+    opens = identity_from(identity, passphrase_file, kek)
+    earlier = earlier_certificate(run, trusted=verifiers)
+    found = forget(
+        Forgetting(
+            run=run,
+            ids=ids,
+            out=out,
+            method=method,
+            data=data,
+            largest_epsilon=largest_epsilon,
+        ),
+        network=own_network(model, model_option or []) if model else None,
+        sealing=_sealing(recipient or [], opens, signing),
+        unlocking=None
+        if opens is None
+        else Unlocking(identity=opens, trusted=trusted_from(trusted)),
+        resume=resume,
+        force=force,
+    )
+    if found.run.model is None:
+        message("interrupted; hint: the same command with --resume goes on")
+        raise typer.Exit(INTERRUPTED)
+    case = Case(
+        received=received, identity_confirmed=identity_confirmed, deadline=deadline, ground=ground
+    )
+    path = certify(found, signer=signing, case=case, earlier=earlier)
+    _tell(found, path, signing.verifier)
+
+
+def _sealing(recipients: list[str], opens: AnyIdentity | None, signing: Signer) -> Sealing | None:
+    """To whom the new run is sealed: those named, else to what opens the old one."""
+    who: list[AnyRecipient] = recipients_from(recipients, None, None)
+    if not who and opens is not None:
+        if isinstance(opens, Identity):
+            who = [opens.recipient]
+        elif isinstance(opens, Passphrase | KeyEncryptionKey):
+            who = [opens]
+    return Sealing(recipients=who, signer=signing) if who else None
+
+
+def _tell(found: Forgotten, path: Path, verifier: Verifier) -> None:
+    """What was done, on stdout; the places on stderr."""
+    request, method = found.request, found.method
+    out, messages = Terminal(), Terminal(stderr=True)
+    people = f"{request.people} {'persons' if request.persons else 'images'}"
+    out.print(f"left: {people}, {len(request.rows)} training images")
+    if request.copies:
+        out.print(f"{request.copies} of these are copies of an image of theirs")
+    out.print(f"method: {method.name}, since {method.why}")
+    out.print(f"guarantee: {method.guarantee.says}")
+    if found.work is not None:
+        share = 100 * found.work.images / found.work.all_images
+        out.print(
+            f"trained again: {found.work.trained} of {found.work.stages} stages, {share:.1f} % of "
+            "a full training"
+        )
+    out.print(f"change of the weights: {found.weight_change:.4g}")
+    out.print(summary_table(found.run.record))
+    if found.source.others:
+        messages.print(
+            f"note: {found.source.others} images of the data were not in the run: they left "
+            "before, or came later"
+        )
+    messages.print(
+        "note: the images themselves, and the old run, are still there: delete the images, and "
+        "destroy the old model and its stages (secure-cnn archive shred, where they are sealed)"
+    )
+    messages.print(f"model: {found.run.folder.model}")
+    messages.print(f"certificate: {path}")
+    messages.print(
+        f"verify it with: secure-cnn certificate verify {shlex.quote(str(path))} --trusted "
+        f"{verifier.to_text()}"
+    )

@@ -1,0 +1,251 @@
+"""The certificate of a forgetting: what was done for whom, by which promise, and what is left.
+
+Digests are under the key of the run's inventory, which the controller keeps: with it anybody can be
+shown that they are in a certificate, and without it nobody be looked up.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import final
+
+import torch
+from scipy.stats import beta
+from torch import nn
+
+from secure_cnn import archive
+from secure_cnn.archive.certificates import (
+    NOT_KNOWN,
+    Artefact,
+    Cumulative,
+    Evidence,
+    MerkleTree,
+    RunState,
+    keyed_digest,
+    whole_inventory,
+)
+from secure_cnn.data import ImageData, Split
+from secure_cnn.errors import RunError
+from secure_cnn.evaluate import evaluate_model
+from secure_cnn.record import hardware, versions
+from secure_cnn.unlearning.forgetting import Forgotten
+from secure_cnn.unlearning.inventory import Inventory
+from secure_cnn.unlearning.shards import image_bytes
+
+__all__ = ["Case", "certify", "earlier_certificate"]
+
+_CONFIDENCE = 0.95
+_NAME = "certificate.json"
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """What the controller says of a request: nothing of it is known here.
+
+    Attributes:
+        received, identity_confirmed, deadline: UTC times, `2026-11-30T12:00:00Z`, or "".
+        ground: Why, in a sentence, or "".
+    """
+
+    received: str = ""
+    identity_confirmed: str = ""
+    deadline: str = ""
+    ground: str = ""
+
+
+def earlier_certificate(
+    run: Path, *, trusted: Sequence[archive.Verifier]
+) -> archive.Verified | None:
+    """The certificate of those who left before, if there is one in the folder of a run.
+
+    Raises:
+        ArchiveError: It was changed, or made by nobody who is trusted.
+    """
+    path = run / _NAME
+    return archive.verify_certificate(path, trusted=trusted) if path.exists() else None
+
+
+def certify(
+    found: Forgotten,
+    *,
+    signer: archive.Signer,
+    case: Case,
+    earlier: archive.Verified | None,
+    destroyed: Sequence[str] = (),
+) -> Path:
+    """Writes what was done into the new run's folder, signed; returns the file.
+
+    Args:
+        found: Who left, and how.
+        signer: Who did it.
+        case: What the controller says.
+        earlier: The certificate of those who left before.
+        destroyed: Names of the old run's files that were destroyed.
+
+    Raises:
+        RunError: The new run is not complete.
+        ArchiveError: The certificate is there, cannot be written, or would say what cannot be.
+    """
+    if found.run.model is None:
+        raise RunError(f"{found.run.folder.root}: expected a run that is complete to certify")
+    before, after = (_leaves(data, found.inventory) for data in (found.source.data, found.data))
+    tree = MerkleTree(after.values())
+    requests = _requests(found)
+    gone = dict.fromkeys(
+        (*requests, *(digest for name, digest in before.items() if name not in after))
+    )
+    path = found.run.folder.root / _NAME
+    method = found.method
+    value = archive.Erasure(
+        received=case.received,
+        identity_confirmed=case.identity_confirmed,
+        deadline=case.deadline,
+        ground=case.ground,
+        done=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        requests=tuple(each.hex() for each in requests),
+        people=len(requests),
+        images=len(found.request.rows),
+        run_before=_state(found.source.record.run_id, found.source.record.model_digest,
+                          found.source.files.run.root),
+        run_after=_state(found.run.record.run_id, found.run.record.model_digest,
+                         found.run.folder.root),
+        data_before=MerkleTree(before.values()).data,
+        data_after=tree.data,
+        absence=tuple(tree.absence(digest) for digest in gone),
+        artefacts=whole_inventory(tuple(_artefacts(found, destroyed))),
+        method=method.name,
+        guarantee=method.guarantee.says,
+        exact=method.guarantee.exact,
+        epsilon=method.guarantee.epsilon,
+        delta=method.guarantee.delta,
+        assumptions=method.guarantee.assumptions,
+        cumulative=_cumulative(found, len(requests), earlier),
+        weight_change=found.weight_change,
+        evidence=tuple(_evidence(found)),
+        not_known=NOT_KNOWN,
+        versions=versions(),
+        hardware=hardware(torch.device("cpu")),
+        previous="" if earlier is None else earlier.digest,
+    )  # fmt: skip
+    archive.write_certificate(path, value, signer=signer)
+    return path
+
+
+def _leaves(data: ImageData, inventory: Inventory) -> dict[tuple[str, bytes], bytes]:
+    """Every image that is trained on, and every person whose they are, with its digest."""
+    images = [("image", image_bytes(data.train, row)) for row in range(len(data.train))]
+    persons = [("person", name.encode()) for name in data.groups or ()]
+    return {
+        (kind, item): keyed_digest(inventory.key, kind, item)
+        for kind, item in dict.fromkeys((*images, *persons))
+    }
+
+
+def _requests(found: Forgotten) -> list[bytes]:
+    """A digest for each person, or for each image where nobody said whose they are."""
+    key, request, data = found.inventory.key, found.request, found.source.data
+    if request.persons:
+        return [keyed_digest(key, "person", name.encode()) for name in request.persons]
+    items = dict.fromkeys(image_bytes(data.train, row) for row in request.rows)
+    return [keyed_digest(key, "image", item) for item in items]
+
+
+def _state(run: str, digest: str, folder: Path) -> RunState:
+    return RunState(run=run, digest=digest, name=folder.resolve().name)
+
+
+def _artefacts(found: Forgotten, destroyed: Sequence[str]) -> Iterator[Artefact]:
+    """What is known here of where data of theirs were."""
+    old, new, method = found.source.files.run, found.run.folder, found.method.name
+    trained = "re-trained" if method != "group-privacy" else "kept, untouched by the request"
+    yield Artefact(
+        kind="checkpoints", name=new.model.name, action=trained, detail="the model of the new run"
+    )
+    if found.work is not None:
+        yield Artefact(
+            kind="checkpoints",
+            name="stages",
+            action="re-trained",
+            detail=f"{found.work.trained} of {found.work.stages} stages of the new run; the others "
+            "never saw an image of theirs",
+        )
+    for name in destroyed:
+        yield Artefact(
+            kind="checkpoints", name=name, action="destroyed", detail="of the run that they left"
+        )
+    if not destroyed:
+        yield Artefact(
+            kind="checkpoints",
+            name=old.model.name,
+            action="kept, untouched by the request",
+            detail="the model, and stages, of the run that they left: destroy them, by "
+            "secure-cnn archive shred where they are sealed",
+        )
+    for kind in ("averages", "optimizer state"):
+        yield Artefact(kind=kind, name="", action="none exist", detail="a complete run keeps none")
+    for folder in (old, new):
+        yield Artefact(
+            kind="logs",
+            name=folder.record.name,
+            action="kept, untouched by the request",
+            detail="figures and settings; no training image is in it",
+        )
+    measured = old.shadows.is_dir()
+    yield Artefact(
+        kind="shadow models",
+        name="leakage" if measured else "",
+        action="kept, untouched by the request" if measured else "none exist",
+        detail="what shadow models said of the images; delete the folder" if measured else "",
+    )
+    yield Artefact(
+        kind="raw images",
+        name="",
+        action="not known",
+        detail="they are the controller's to delete, where the data of the run are",
+    )
+
+
+def _evidence(found: Forgotten) -> Iterator[Evidence]:
+    """Accuracy on who left, who stayed and the test images, of the model before and after."""
+    source, model = found.source, found.run.model
+    assert model is not None, "the run is complete"
+    rows = torch.tensor(found.request.rows, dtype=torch.int64)
+    train = source.data.train
+    left = Split(images=train.images[rows], labels=train.labels[rows])
+    parts = (("who left", left), ("who stayed", found.data.train), ("test", source.data.test))
+    for when, judged in (("before", source.loaded.model), ("after", model)):
+        for name, split in parts:
+            yield _accuracy(f"accuracy {when}, {name}", judged, split, source.data.spec.classes)
+    if found.work is not None:
+        share = found.work.images / found.work.all_images
+        yield Evidence(
+            name="share of a full training that was repeated",
+            value=share,
+            low=None,
+            high=None,
+            n=found.work.stages,
+        )
+
+
+def _accuracy(name: str, model: nn.Module, split: Split, classes: Sequence[str]) -> Evidence:
+    """With its interval by Clopper and Pearson (1934)."""
+    report = evaluate_model(model, split, classes)
+    count = len(split)
+    right = round(report.accuracy * count)
+    side = (1 - _CONFIDENCE) / 2
+    low = 0.0 if right == 0 else float(beta.ppf(side, right, count - right + 1))
+    high = 1.0 if right == count else float(beta.ppf(1 - side, right + 1, count - right))
+    return Evidence(name=name, value=right / count, low=low, high=high, n=count)
+
+
+def _cumulative(found: Forgotten, people: int, earlier: archive.Verified | None) -> Cumulative:
+    """Everybody so far; a bound of this model is of all who left it."""
+    before = 0
+    if earlier is not None:
+        if not isinstance(earlier.value, archive.Erasure):
+            raise RunError("certificate: expected one of people who left, got one of another kind")
+        before = earlier.value.cumulative.people
+    bound = found.method.guarantee
+    return Cumulative(people=before + people, epsilon=bound.epsilon, delta=bound.delta)

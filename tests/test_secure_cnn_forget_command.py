@@ -1,0 +1,172 @@
+"""`secure-cnn forget`: the certificate, what is refused, and a process that is killed."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from secure_cnn import Recipe, archive
+from secure_cnn.archive.certificates import keyed_digest
+from secure_cnn.checkpoint import Sealing, Unlocking, read_state
+from secure_cnn.data import load_data
+from secure_cnn.files import locked_folder
+from secure_cnn.record import RunRecord
+from secure_cnn.unlearning import run_sharded
+from secure_cnn.unlearning.inventory import Inventory
+from secure_cnn.unlearning.shards import image_bytes
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("keys")
+    me, signer = archive.generate_identity(), archive.generate_signer()
+    archive.write_key(folder / "me.key", me)
+    archive.write_key(folder / "signer.key", signer)
+    return folder, me, signer
+
+
+@pytest.fixture(scope="module")
+def sharded(keys, shapes, tmp_path_factory):
+    """A sealed and signed run in shards, which no test changes."""
+    _, me, signer = keys
+    out = tmp_path_factory.mktemp("runs") / "before"
+    recipe = Recipe(out=out, data=shapes, model="compact", epochs=2, shards=2, slices=2)
+    run_sharded(recipe, sealing=Sealing(recipients=[me.recipient], signer=signer))
+    return out
+
+
+@pytest.fixture
+def command(cli):
+    """What a command prints, on stdout and stderr together."""
+
+    def call(*words, code=0):
+        found, out, err = cli(*words)
+        assert found == code, out + err
+        return " ".join((out + err).split())
+
+    return call
+
+
+def ids_in(folder, *rows, column="index"):
+    path = Path(folder) / f"ids-{'-'.join(map(str, rows))}.csv"
+    path.write_text("\n".join([column, *map(str, rows)]) + "\n")
+    return path
+
+
+def opened(keys):
+    folder, *_ = keys
+    return ["--signer", folder / "signer.key", "--identity", folder / "me.key"]
+
+
+def test_who_leaves_is_told_by_a_certificate_that_others_can_check(
+    command, sharded, keys, shapes, tmp_path
+):
+    _, me, signer = keys
+    out = tmp_path / "after"
+    told = command("forget", sharded, "--ids", ids_in(tmp_path, 3, 9), "--out", out, *opened(keys),
+                   "--ground", "asked by letter", "--received", "2026-11-01T00:00:00Z")  # fmt: skip
+    assert "method: sharded" in told
+    assert "bit for bit" in told
+    found = archive.verify_certificate(out / "certificate.json", trusted=[signer.verifier])
+    value = found.value
+    before, after = (RunRecord.read(each / "run.json") for each in (sharded, out))
+    assert (value.people, value.images, value.exact) == (2, 2, True)
+    assert (value.run_before.digest, value.run_after.digest) == (
+        before.model_digest,
+        after.model_digest,
+    )
+    assert value.ground == "asked by letter"
+    assert value.data_before.leaves - value.data_after.leaves == 2
+    # Who has the key can show that an image is in it.
+    unlocking = Unlocking(identity=me)
+    inventory = Inventory.from_state(
+        read_state(out / "shards/inventory.sealed", unlocking=unlocking)
+    )
+    data = load_data(shapes)
+    digests = {
+        keyed_digest(inventory.key, "image", image_bytes(data.train, r)).hex() for r in (3, 9)
+    }
+    assert set(value.requests) == digests
+    # The next one goes on from it.
+    last = tmp_path / "last"
+    command("forget", out, "--ids", ids_in(tmp_path, 20), "--out", last, *opened(keys))
+    chained = archive.verify_certificate(
+        last / "certificate.json", trusted=[signer.verifier], previous=out / "certificate.json"
+    )
+    assert chained.value.cumulative.people == 3
+    with pytest.raises(archive.ArchiveError):
+        archive.verify_certificate(
+            last / "certificate.json",
+            trusted=[signer.verifier],
+            previous=last / "certificate.json",
+        )
+
+
+def test_what_cannot_be_done_changes_nothing(command, sharded, keys, tmp_path):
+    folder, *_ = keys
+    out = tmp_path / "after"
+    before = {path: path.read_bytes() for path in sharded.rglob("*") if path.is_file()}
+    archive.write_key(tmp_path / "stranger.key", archive.generate_signer())
+    ids = ids_in(tmp_path, 3)
+    stranger = ["--signer", tmp_path / "stranger.key", "--identity", folder / "me.key"]
+    cases = [
+        (["--ids", ids_in(tmp_path, 999), *opened(keys)], 3, "not in it"),
+        (["--ids", ids, "--signer", folder / "signer.key"], 3, "is sealed"),
+        (["--ids", ids, *stranger], 6, "signed"),
+        (["--ids", ids, *opened(keys), "--method", "group-privacy"], 3, "a private run"),
+        (["--ids", ids, *opened(keys), "--method", "magic"], 3, "sharded, retrain"),
+        (["--ids", ids, *opened(keys), "--data", "digits"], 3, "without"),
+        (["--ids", tmp_path / "none.csv", *opened(keys)], 3, "No such file"),
+    ]
+    for words, code, message in cases:
+        assert message in command("forget", sharded, "--out", out, *words, code=code)
+        assert not out.exists()
+    with locked_folder(sharded):
+        told = command("forget", sharded, "--out", out, "--ids", ids, *opened(keys), code=3)
+    assert "under way" in told
+    assert {path: path.read_bytes() for path in sharded.rglob("*") if path.is_file()} == before
+
+
+def test_a_forged_certificate_of_before_is_refused_before_anything_is_done(
+    command, sharded, keys, tmp_path
+):
+    run = tmp_path / "run"
+    shutil.copytree(sharded, run)
+    command("forget", sharded, "--ids", ids_in(tmp_path, 3), "--out", tmp_path / "b", *opened(keys))
+    text = (tmp_path / "b/certificate.json").read_text()
+    (run / "certificate.json").write_text(text.replace('people\\":1', 'people\\":2', 1))
+    told = command("forget", run, "--ids", ids_in(tmp_path, 9), "--out", tmp_path / "c",
+                   *opened(keys), code=6)  # fmt: skip
+    assert "does not hold" in told
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_killed_command_goes_on_to_the_same_model(command, sharded, keys, shapes, tmp_path):
+    ids, out = ids_in(tmp_path, 3, 4, 5, 6), tmp_path / "after"
+    words = ["forget", sharded, "--ids", ids, "--out", out, *opened(keys)]
+    running = subprocess.Popen(
+        [sys.executable, "-m", "secure_cnn", *map(str, words)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while running.poll() is None and not list(out.glob("shards/shard-*")):
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGKILL)
+    running.wait()
+    assert not (out / "certificate.json").exists()
+    command(*words, "--resume")
+    whole = tmp_path / "whole"
+    command("forget", sharded, "--ids", ids, "--out", whole, *opened(keys))
+    first, second = (RunRecord.read(each / "run.json") for each in (out, whole))
+    assert first.model_digest == second.model_digest
+    # Killed before its certificate, a finished one is certified; with others it is not.
+    (out / "certificate.json").unlink()
+    other = ["forget", sharded, "--ids", ids_in(tmp_path, 8), "--out", out, *opened(keys)]
+    assert "others left" in command(*other, "--resume", code=3)
+    command(*words, "--resume")
+    assert (out / "certificate.json").is_file()
