@@ -7,7 +7,7 @@ they are there.
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -339,6 +339,23 @@ def rewrite(path: Path, contents: dict[str, str]) -> None:
     path.write_text(text, encoding="utf-8")
 
 
+PAGES: dict[str, tuple[str, Callable[[Measurements], dict[str, str]]]] = {
+    "defaults": ("defaults.md", lambda found: {"defaults": defaults_tables(found)}),
+    "erasure": ("how-to/erasure.md", lambda found: {"erasure": erasure_table(found)}),
+    "leakage": (
+        "how-to/leakage.md",
+        lambda found: {"leakage": leakage_table(found), "attacks": attacks_table()},
+    ),
+    "slow-path": ("how-to/slow-path.md", lambda found: {"slow-path": slow_path_table(found)}),
+    "strategies": (
+        "how-to/train-faster.md",
+        lambda found: {"strategies": strategies_tables(found)},
+    ),
+    "audit-plants": ("pitfalls.md", lambda found: {"audit-plants": audit_tables(found)}),
+}
+"""Of each document with a page of its own: the page, and its tables by their names."""
+
+
 def main() -> None:
     """Rewrites README.md and the pages of docs/ that have tables."""
     demo = (DOCS / "demo.txt").read_text(encoding="utf-8").rstrip()
@@ -360,24 +377,10 @@ def main() -> None:
     if (DOCS / "archive.json").exists():
         tables["archive"] = archive_tables(Measurements.read(DOCS / "archive.json"))
     rewrite(DOCS / "benchmarks.md", tables)
-    if (DOCS / "defaults.json").exists():
-        reached = defaults_tables(Measurements.read(DOCS / "defaults.json"))
-        rewrite(DOCS / "defaults.md", {"defaults": reached})
-    if (DOCS / "erasure.json").exists():
-        left = erasure_table(Measurements.read(DOCS / "erasure.json"))
-        rewrite(DOCS / "how-to/erasure.md", {"erasure": left})
-    if (DOCS / "leakage.json").exists():
-        leaked = leakage_table(Measurements.read(DOCS / "leakage.json"))
-        rewrite(DOCS / "how-to/leakage.md", {"leakage": leaked, "attacks": attacks_table()})
-    if (DOCS / "slow-path.json").exists():
-        paths = Measurements.read(DOCS / "slow-path.json")
-        rewrite(DOCS / "how-to/slow-path.md", {"slow-path": slow_path_table(paths)})
-    if (DOCS / "strategies.json").exists():
-        trained = strategies_tables(Measurements.read(DOCS / "strategies.json"))
-        rewrite(DOCS / "how-to/train-faster.md", {"strategies": trained})
-    if (DOCS / "audit-plants.json").exists():
-        plants = Measurements.read(DOCS / "audit-plants.json")
-        rewrite(DOCS / "pitfalls.md", {"audit-plants": audit_tables(plants)})
+    for name, (page, made) in PAGES.items():
+        document = DOCS / f"{name}.json"
+        if document.exists():
+            rewrite(DOCS / page, made(Measurements.read(document)))
 
 
 if __name__ == "__main__":

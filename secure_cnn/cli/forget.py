@@ -33,7 +33,7 @@ from secure_cnn.cli.options import INTERRUPTED, message
 from secure_cnn.engine import keep_freed_memory
 from secure_cnn.pages import summary_table
 from secure_cnn.printable import Terminal
-from secure_cnn.unlearning import METHODS, Case, Forgetting, Forgotten, certify, forget
+from secure_cnn.unlearning import HEURISTICS, METHODS, Case, Forgetting, Forgotten, certify, forget
 from secure_cnn.unlearning.certificate import earlier_certificate
 
 __all__ = ["forget_command"]
@@ -62,6 +62,13 @@ def forget_command(
         float,
         typer.Option(help="Of group-privacy: what it may promise all who have left, at most."),
     ] = _USUAL.largest_epsilon,
+    no_guarantee: Annotated[
+        bool,
+        typer.Option(
+            "--no-guarantee",
+            help=f"Allow a method that has none: {', '.join(HEURISTICS)}.",
+        ),
+    ] = False,
     data: Annotated[
         str | None, typer.Option(help="Where its images are now, if elsewhere than they were.")
     ] = None,
@@ -104,6 +111,7 @@ def forget_command(
             method=method,
             data=data,
             largest_epsilon=largest_epsilon,
+            no_guarantee=no_guarantee,
         ),
         network=own_network(model, model_option or []) if model else None,
         sealing=_sealing(recipient or [], opens, signing),

@@ -143,6 +143,12 @@ def target_of(
             "train --resume"
         )
     recipe = Recipe.from_dict({**record.settings, "data": data, "out": ""})
+    if recipe.is_sharded or loaded.claims.get("unlearned"):
+        how = "in shards" if recipe.is_sharded else "and then changed by an unlearning method"
+        raise RunError(
+            f"run: expected a model that one training left, got one that was trained {how}; shadow "
+            "models would be trained otherwise"
+        )
     if recipe.unit == "person":
         raise RunError(
             "unit=person: expected a run whose unit is an example, got persons: membership of a "

@@ -2,10 +2,11 @@
 
 from secure_cnn.unlearning.certificate import Case, certify
 from secure_cnn.unlearning.forgetting import Forgetting, Forgotten, forget
-from secure_cnn.unlearning.methods import METHODS
+from secure_cnn.unlearning.methods import HEURISTICS, METHODS
 from secure_cnn.unlearning.sharded import Work, run_sharded
 
 __all__ = [
+    "HEURISTICS",
     "METHODS",
     "Case",
     "Forgetting",

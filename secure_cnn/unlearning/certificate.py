@@ -32,6 +32,7 @@ from secure_cnn.record import hardware, versions
 from secure_cnn.unlearning.forgetting import Forgotten
 from secure_cnn.unlearning.inventory import Inventory
 from secure_cnn.unlearning.shards import image_bytes
+from secure_cnn.unlearning.source import leaving
 
 __all__ = ["Case", "certify", "earlier_certificate"]
 
@@ -159,7 +160,9 @@ def _state(run: str, digest: str, folder: Path) -> RunState:
 def _artefacts(found: Forgotten, destroyed: Sequence[str]) -> Iterator[Artefact]:
     """What is known here of where data of theirs were."""
     old, new, method = found.source.files.run, found.run.folder, found.method.name
-    trained = "re-trained" if method != "group-privacy" else "kept, untouched by the request"
+    trained = "re-trained" if found.method.guarantee.exact else "changed by the method"
+    if method == "group-privacy":
+        trained = "kept, untouched by the request"
     yield Artefact(
         kind="checkpoints", name=new.model.name, action=trained, detail="the model of the new run"
     )
@@ -211,9 +214,7 @@ def _evidence(found: Forgotten) -> Iterator[Evidence]:
     """Accuracy on who left, who stayed and the test images, of the model before and after."""
     source, model = found.source, found.run.model
     assert model is not None, "the run is complete"
-    rows = torch.tensor(found.request.rows, dtype=torch.int64)
-    train = source.data.train
-    left = Split(images=train.images[rows], labels=train.labels[rows])
+    left = leaving(source.data, found.request)
     parts = (("who left", left), ("who stayed", found.data.train), ("test", source.data.test))
     for when, judged in (("before", source.loaded.model), ("after", model)):
         for name, split in parts:

@@ -3,8 +3,10 @@
 The old run is only read. What is left of it is the controller's to destroy; see `archive.shred`.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -17,21 +19,28 @@ from secure_cnn.checkpoint import (
     read_model,
     write_model,
 )
-from secure_cnn.data import ImageData
+from secure_cnn.data import ImageData, Split
 from secure_cnn.errors import RunError
+from secure_cnn.interruption import StopRequest
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.recipe import Run, RunFolder, run
 from secure_cnn.recipe.folder import Journal
+from secure_cnn.recipe.outcome import judge
+from secure_cnn.record import RunRecord
 from secure_cnn.unlearning.inventory import Inventory
-from secure_cnn.unlearning.methods import Method, chosen_method
+from secure_cnn.unlearning.methods import HEURISTICS, Method, chosen_method
 from secure_cnn.unlearning.requests import Request, read_request
 from secure_cnn.unlearning.sharded import Shards, Work, carried_out, going_on, sharded_task
-from secure_cnn.unlearning.source import Source, source_of, staying
+from secure_cnn.unlearning.source import Source, leaving, source_of, staying
 from secure_cnn.unlearning.stage_files import StageFiles
 
 __all__ = ["Forgetting", "Forgotten", "forget"]
 
 _NOTE = "{images} images left the data of the run {before}; see certificate.json."
+_HEURISTIC = (
+    "Its weights were changed by {method}, without a guarantee: what is left of those who left is "
+    "not known. Epochs and settings are those of the run before."
+)
 _UNCHANGED = "No weight was changed: what the figures say was found by the run before."
 _TWICE = (
     "Who stayed was in the private training before this one too: what both models tell of them "
@@ -48,10 +57,11 @@ class Forgetting:
         run: The folder of the run that they leave; it must be complete, and is only read.
         ids: A file that names them, see `secure_cnn.unlearning.requests`.
         out: The folder of the new run.
-        method: `auto` or one of `METHODS`.
+        method: `auto`, or one of `METHODS` or, with `no_guarantee`, of `HEURISTICS`.
         data: Where the run's images are now, if elsewhere than they were.
         largest_epsilon: What a private training promises to all who have left it must be at most
             this, for `group-privacy`.
+        no_guarantee: Whether a method without a guarantee may be taken; it must be named.
 
     Raises:
         RunError: A value is out of range.
@@ -63,6 +73,7 @@ class Forgetting:
     method: str = "auto"
     data: str | None = None
     largest_epsilon: float = 10.0
+    no_guarantee: bool = False
 
     def __post_init__(self) -> None:
         for name in ("run", "ids", "out"):
@@ -151,13 +162,26 @@ def forget(
                 f"{wanted.run}: is sealed, and so is what follows from it; say to whom (recipients)"
             )
         request = read_request(wanted.ids, source.data)
-        method = chosen_method(wanted.method, source, request, limit=wanted.largest_epsilon)
+        method = chosen_method(
+            wanted.method,
+            source,
+            request,
+            limit=wanted.largest_epsilon,
+            no_guarantee=wanted.no_guarantee,
+        )
         data = staying(source.data, request)
         inventory = Inventory.of(data, key=source.inventory.key)
         folder = RunFolder(root=wanted.out, sealed=sealing is not None)
         files = StageFiles(run=folder, sealing=sealing, unlocking=unlocking, network=network)
         note = _NOTE.format(images=len(request.rows), before=source.record.run_id[:8])
-        task = _Task(source=source, data=data, inventory=inventory, files=files, note=note)
+        task = _Task(
+            source=source,
+            data=data,
+            left=leaving(source.data, request),
+            inventory=inventory,
+            files=files,
+            note=note,
+        )
         work = None
         if resume and folder.root.is_dir() and folder.recorded().status == "complete":
             done = _finished(task, method)
@@ -191,6 +215,7 @@ class _Task:
 
     source: Source
     data: ImageData
+    left: Split
     inventory: Inventory
     files: StageFiles
     note: str
@@ -279,14 +304,7 @@ def _unchanged(task: _Task, *, resume: bool, force: bool) -> Run:
     source, folder = task.source, task.files.run
     loaded = source.loaded
     with folder.begun(force=force):
-        record = replace(
-            source.record,
-            status="running",
-            settings={**source.record.settings, "out": str(folder.root)},
-            notes=(*source.record.notes, task.note, _UNCHANGED),
-            checkpoints=(folder.model.relative_to(folder.root).as_posix(),),
-        )
-        journal = Journal(folder, record, task.files.sealing)
+        journal = Journal(folder, _handed_on(task, _UNCHANGED), task.files.sealing)
         journal.begin()
         journal.write()
         task.files.write_inventory(task.inventory)
@@ -303,8 +321,60 @@ def _unchanged(task: _Task, *, resume: bool, force: bool) -> Run:
     return Run(record=journal.record, folder=folder, model=loaded.model)
 
 
+def _heuristically(task: _Task, *, resume: bool, force: bool, method: str) -> Run:
+    """Changes the weights by a method without a guarantee, and judges what comes of it."""
+    if resume:
+        raise RunError(
+            f"resume: expected a training, got {method}, which keeps nothing; begin anew"
+        )
+    source, folder, recipe = task.source, task.files.run, task.source.recipe
+    loaded, model = source.loaded, copy.deepcopy(source.loaded.model)
+    with folder.begun(force=force):
+        record = _handed_on(task, _HEURISTIC.format(method=method))
+        journal = Journal(folder, record, task.files.sealing)
+        journal.begin()
+        journal.write()
+        HEURISTICS[method]()(model, task.data.train, task.left)
+        outcome = judge(recipe, recipe.variant, model, task.data, None, StopRequest())
+        result = outcome.result
+        claims = {
+            **{n: v for n, v in loaded.claims.items() if n not in ("architecture", "robustness")},
+            "accuracy": result.accuracy,
+            "macro_recall": result.macro_recall,
+            "unlearned": {"method": method, "guarantee": False},
+        }
+        journal.record = replace(
+            journal.record, results=(), claims=claims, model_digest=model_digest(model)
+        )
+        journal.add_result(result, outcome.examples, notes=())
+        task.files.write_inventory(task.inventory)
+        write_model(
+            folder.model,
+            model,
+            loaded.architecture,
+            claims=claims,
+            sealing=task.files.sealing,
+            overwrite=True,
+        )
+        journal.complete()
+    return Run(record=journal.record, folder=folder, model=model)
+
+
+def _handed_on(task: _Task, note: str) -> RunRecord:
+    """The record of the old run, for a model that was not trained anew."""
+    before, folder = task.source.record, task.files.run
+    return replace(
+        before,
+        status="running",
+        settings={**before.settings, "out": str(folder.root)},
+        notes=(*before.notes, task.note, note),
+        checkpoints=(folder.model.relative_to(folder.root).as_posix(),),
+    )
+
+
 _WAYS: dict[str, _Way] = {
     "sharded": _sharded,
     "retrain": _retrained,
     "group-privacy": _unchanged,
+    **{name: partial(_heuristically, method=name) for name in HEURISTICS},
 }

@@ -4,20 +4,28 @@
 again, then what a private training has promised all along, then a training anew.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, final, get_args
+from typing import final
 
 from privacy import GaussianSteps, PrivacyError, group_epsilon
+from privacy.unlearning import SCRUB, SSD, FineTuning, Heuristic, NegGradPlus, SalUn
 from secure_cnn.errors import RunError
 from secure_cnn.unlearning.requests import Request
 from secure_cnn.unlearning.source import Source
 
-__all__ = ["METHODS", "Guarantee", "Method", "MethodName", "chosen_method"]
+__all__ = ["HEURISTICS", "METHODS", "Guarantee", "Method", "chosen_method"]
 
-MethodName = Literal["sharded", "retrain", "group-privacy"]
-METHODS: tuple[str, ...] = get_args(MethodName)
+METHODS = ("sharded", "retrain", "group-privacy")
 """Those with a guarantee."""
+HEURISTICS: Mapping[str, Callable[[], Heuristic]] = {
+    "fine-tuning": FineTuning,
+    "neggrad+": NegGradPlus,
+    "ssd": SSD,
+    "scrub": SCRUB,
+    "salun": SalUn,
+}
+"""Those without, which are only taken where that is said."""
 _NON_ADAPTIVE = (
     "The requests do not depend on the model: exactness is lost to whoever asks because of what it "
     "answered (Gupta et al. 2021, arXiv 2106.04378)."
@@ -39,18 +47,19 @@ class Guarantee:
     """What a method promises, in a sentence, and what for that must be so.
 
     `epsilon` and `delta` bound how far the model can be from one without the people; both are None
-    where it is exactly such a model.
+    where it is exactly such a model, and where nothing `holds`.
     """
 
     says: str
     assumptions: tuple[str, ...]
     epsilon: float | None = None
     delta: float | None = None
+    holds: bool = True
 
     @property
     def exact(self) -> bool:
         """Whether nothing of them is left at all."""
-        return self.epsilon is None
+        return self.holds and self.epsilon is None
 
 
 @final
@@ -58,25 +67,33 @@ class Guarantee:
 class Method:
     """The way that is taken, why, and what it promises."""
 
-    name: MethodName
+    name: str
     why: str
     guarantee: Guarantee
 
 
-def chosen_method(asked: str, source: Source, request: Request, *, limit: float) -> Method:
+def chosen_method(
+    asked: str, source: Source, request: Request, *, limit: float, no_guarantee: bool
+) -> Method:
     """The method that was asked for, or the cheapest whose promise holds.
 
     Args:
-        asked: One of `METHODS`, or `auto`.
+        asked: One of `METHODS` or `HEURISTICS`, or `auto`.
         source: The run.
         request: Who leaves.
         limit: The largest epsilon that counts as a promise to all who have left together.
+        no_guarantee: Whether one of `HEURISTICS` may be taken.
 
     Raises:
         RunError: There is no such method, or its promise does not hold here, with the reason.
     """
+    if asked in HEURISTICS:
+        return _heuristic(asked, source, no_guarantee=no_guarantee)
     if asked not in (*METHODS, "auto"):
-        raise RunError(f"method: expected auto, {', '.join(METHODS)}, got {asked!r}")
+        raise RunError(
+            f"method: expected auto, {', '.join(METHODS)}, or without a guarantee "
+            f"{', '.join(HEURISTICS)}, got {asked!r}"
+        )
     if asked == "sharded" or (asked == "auto" and source.recipe.is_sharded):
         return _sharded(source)
     if asked == "group-privacy" or (asked == "auto" and source.recipe.epsilon):
@@ -115,6 +132,34 @@ def _retrained(why: str) -> Method:
         guarantee=Guarantee(
             says="The model was trained from its first step on the images of the others alone.",
             assumptions=(_CHOICES, _OBSERVER),
+        ),
+    )
+
+
+def _heuristic(asked: str, source: Source, *, no_guarantee: bool) -> Method:
+    if not no_guarantee:
+        raise RunError(
+            f"method: {asked} has no guarantee: nobody knows what is left of the people; say "
+            "--no-guarantee (no_guarantee) if it is wanted all the same, or take auto"
+        )
+    if source.recipe.epsilon is not None:
+        raise RunError(
+            f"method: expected a run that is not private for {asked}, whose steps see those who "
+            "stay without noise, which epsilon would not cover; take auto"
+        )
+    if source.recipe.is_sharded:
+        raise RunError(
+            f"method: expected a run that was not trained in shards for {asked}, since from that "
+            "people leave exactly; take auto"
+        )
+    return Method(
+        name=asked,
+        why="it was asked for, without a guarantee",
+        guarantee=Guarantee(
+            says="There is no guarantee: the weights were changed so that the people seem "
+            "forgotten, and what is left of them is not known.",
+            assumptions=(),
+            holds=False,
         ),
     )
 

@@ -17,7 +17,7 @@ from secure_cnn.unlearning.inventory import Inventory
 from secure_cnn.unlearning.requests import Request
 from secure_cnn.unlearning.stage_files import StageFiles
 
-__all__ = ["Source", "source_of", "staying"]
+__all__ = ["Source", "leaving", "source_of", "staying"]
 
 
 @final
@@ -102,6 +102,12 @@ def source_of(
         files=files,
         others=others,
     )
+
+
+def leaving(data: ImageData, request: Request) -> Split:
+    """The images of those who leave."""
+    rows = torch.tensor(request.rows, dtype=torch.int64)
+    return Split(images=data.train.images[rows], labels=data.train.labels[rows])
 
 
 def staying(data: ImageData, request: Request) -> ImageData:
