@@ -19,7 +19,7 @@ from secure_cnn.ensemble import Ensemble
 from secure_cnn.errors import ModelError, RunError
 from secure_cnn.interruption import Stopped
 from secure_cnn.models import Architecture
-from secure_cnn.unlearning import Forgetting, forget, run_sharded
+from secure_cnn.unlearning import Case, Forgetting, certify, forget, run_sharded
 from secure_cnn.unlearning import sharded as sharded_module
 from secure_cnn.unlearning.inventory import Inventory
 from secure_cnn.unlearning.requests import read_request
@@ -443,3 +443,31 @@ def test_images_have_names_of_their_source(tmp_path, shapes):
         "dog/1.png",
         "dog/2.png",
     ]
+
+
+def test_a_method_without_a_guarantee_is_asked_for_as_such(tmp_path, shapes):
+    recipe = Recipe(out=tmp_path / "run", data=shapes, epochs=1, model="compact")
+    run(recipe)
+    ids = csv_file(tmp_path / "ids.csv", "index", [0, 5])
+    wanted = Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new", method="neggrad+")
+    with pytest.raises(RunError, match="has no guarantee"):
+        forget(wanted)
+    assert not (tmp_path / "new").exists()
+    found = forget(replace(wanted, no_guarantee=True))
+    assert found.weight_change > 0
+    assert not found.method.guarantee.exact
+    assert found.method.guarantee.epsilon is None
+    loaded = read_model(found.run.folder.model, unlocking=None)
+    assert loaded.claims["unlearned"] == {"method": "neggrad+", "guarantee": False}
+    assert model_digest(loaded.model) == found.run.record.model_digest
+    signer = archive.generate_signer()
+    certify(found, signer=signer, case=Case(), earlier=None)
+    told = archive.verify_certificate(
+        tmp_path / "new/certificate.json", trusted=[signer.verifier]
+    ).value
+    assert "no guarantee" in told.guarantee
+    assert (told.exact, told.epsilon) == (False, None)
+    run_sharded(replace(SHARDED, out=tmp_path / "sharded", data=shapes))
+    other = replace(wanted, run=tmp_path / "sharded", out=tmp_path / "x", no_guarantee=True)
+    with pytest.raises(RunError, match="in shards for neggrad"):
+        forget(other)
