@@ -79,8 +79,8 @@ ARROWS = {
         *("own_network", "progress", "recipe", "record", "defenses", "privacy"),
     },
     "unlearning": {
-        *("errors", "checkpoint", "data", "ensemble", "interruption", "models", "own_network"),
-        *("progress", "recipe", "record", "weights", "privacy"),
+        *("errors", "archive", "checkpoint", "data", "ensemble", "evaluate", "interruption"),
+        *("models", "own_network", "progress", "recipe", "record", "weights", "privacy"),
     },
     "__main__": {"cli"},
     "cli": {
