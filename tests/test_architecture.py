@@ -564,7 +564,15 @@ def test_only_the_command_line_runs_code_that_is_named():
     users = {
         m for s, m, p in sources() if any(within(n, {runner}) for n in imported(s, m, is_package=p))
     }
-    commands = ("audit", "bench_overhead", "bench_strategies", "evaluate", "leakage", "train")
+    commands = (
+        "audit",
+        "bench_overhead",
+        "bench_strategies",
+        "evaluate",
+        "forget",
+        "leakage",
+        "train",
+    )
     assert users == {f"secure_cnn.cli.{name}" for name in commands}
     assert code_runners("import pickle", runner)
     assert code_runners("eval('1')", runner)

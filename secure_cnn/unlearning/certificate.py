@@ -16,9 +16,10 @@ from torch import nn
 
 from secure_cnn import archive
 from secure_cnn.archive.certificates import (
-    NOT_KNOWN,
+    Absence,
     Artefact,
     Cumulative,
+    DataRoot,
     Evidence,
     MerkleTree,
     RunState,
@@ -38,6 +39,8 @@ __all__ = ["Case", "certify", "earlier_certificate"]
 
 _CONFIDENCE = 0.95
 _NAME = "certificate.json"
+_LEFT = "of the run that they left"
+_DESTROY = "destroy them, by secure-cnn archive shred where they are sealed"
 
 
 @final
@@ -91,47 +94,68 @@ def certify(
     """
     if found.run.model is None:
         raise RunError(f"{found.run.folder.root}: expected a run that is complete to certify")
-    before, after = (_leaves(data, found.inventory) for data in (found.source.data, found.data))
-    tree = MerkleTree(after.values())
-    requests = _requests(found)
-    gone = dict.fromkeys(
-        (*requests, *(digest for name, digest in before.items() if name not in after))
-    )
     path = found.run.folder.root / _NAME
-    method = found.method
-    value = archive.Erasure(
+    archive.write_certificate(path, _erasure(found, case, earlier, destroyed), signer=signer)
+    return path
+
+
+def _erasure(
+    found: Forgotten, case: Case, earlier: archive.Verified | None, destroyed: Sequence[str]
+) -> archive.Erasure:
+    """All of it, which is checked where it is made."""
+    data, promised, old = _data(found), found.method.guarantee, found.source.record
+    return archive.Erasure(
         received=case.received,
         identity_confirmed=case.identity_confirmed,
         deadline=case.deadline,
         ground=case.ground,
         done=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        requests=tuple(each.hex() for each in requests),
-        people=len(requests),
+        requests=data.requests,
+        people=len(data.requests),
         images=len(found.request.rows),
-        run_before=_state(found.source.record.run_id, found.source.record.model_digest,
-                          found.source.files.run.root),
-        run_after=_state(found.run.record.run_id, found.run.record.model_digest,
-                         found.run.folder.root),
-        data_before=MerkleTree(before.values()).data,
-        data_after=tree.data,
-        absence=tuple(tree.absence(digest) for digest in gone),
+        run_before=_state(old.run_id, old.model_digest, found.source.files.run.root),
+        run_after=_state(
+            found.run.record.run_id, found.run.record.model_digest, found.run.folder.root
+        ),
+        data_before=data.before,
+        data_after=data.after,
+        absence=data.absence,
         artefacts=whole_inventory(tuple(_artefacts(found, destroyed))),
-        method=method.name,
-        guarantee=method.guarantee.says,
-        exact=method.guarantee.exact,
-        epsilon=method.guarantee.epsilon,
-        delta=method.guarantee.delta,
-        assumptions=method.guarantee.assumptions,
-        cumulative=_cumulative(found, len(requests), earlier),
+        method=found.method.name,
+        guarantee=promised.says,
+        exact=promised.exact,
+        epsilon=promised.epsilon,
+        delta=promised.delta,
+        assumptions=promised.assumptions,
+        cumulative=_cumulative(found, len(data.requests), earlier),
         weight_change=found.weight_change,
         evidence=tuple(_evidence(found)),
-        not_known=NOT_KNOWN,
         versions=versions(),
         hardware=hardware(torch.device("cpu")),
         previous="" if earlier is None else earlier.digest,
-    )  # fmt: skip
-    archive.write_certificate(path, value, signer=signer)
-    return path
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Data:
+    """The data before and after, as digests, with proofs of who is gone."""
+
+    requests: tuple[str, ...]
+    before: DataRoot
+    after: DataRoot
+    absence: tuple[Absence, ...]
+
+
+def _data(found: Forgotten) -> _Data:
+    before, after = (_leaves(data, found.inventory) for data in (found.source.data, found.data))
+    tree, requests = MerkleTree(after.values()), _requests(found)
+    gone = (digest for name, digest in before.items() if name not in after)
+    return _Data(
+        requests=tuple(each.hex() for each in requests),
+        before=MerkleTree(before.values()).data,
+        after=tree.data,
+        absence=tuple(tree.absence(each) for each in dict.fromkeys((*requests, *gone))),
+    )
 
 
 def _leaves(data: ImageData, inventory: Inventory) -> dict[tuple[str, bytes], bytes]:
@@ -159,55 +183,37 @@ def _state(run: str, digest: str, folder: Path) -> RunState:
 
 def _artefacts(found: Forgotten, destroyed: Sequence[str]) -> Iterator[Artefact]:
     """What is known here of where data of theirs were."""
-    old, new, method = found.source.files.run, found.run.folder, found.method.name
-    trained = "re-trained" if found.method.guarantee.exact else "changed by the method"
-    if method == "group-privacy":
+    old, new, method = found.source.files.run, found.run.folder, found.method
+    trained = "re-trained" if method.guarantee.exact else "changed by the method"
+    if method.name == "group-privacy":
         trained = "kept, untouched by the request"
     yield Artefact(
         kind="checkpoints", name=new.model.name, action=trained, detail="the model of the new run"
     )
     if found.work is not None:
-        yield Artefact(
-            kind="checkpoints",
-            name="stages",
-            action="re-trained",
-            detail=f"{found.work.trained} of {found.work.stages} stages of the new run; the others "
-            "never saw an image of theirs",
+        detail = (
+            f"{found.work.trained} of {found.work.stages} stages of the new run; the others never "
+            "saw an image of theirs"
         )
+        yield Artefact(kind="checkpoints", name="stages", action="re-trained", detail=detail)
     for name in destroyed:
-        yield Artefact(
-            kind="checkpoints", name=name, action="destroyed", detail="of the run that they left"
-        )
+        yield Artefact(kind="checkpoints", name=name, action="destroyed", detail=_LEFT)
     if not destroyed:
-        yield Artefact(
-            kind="checkpoints",
-            name=old.model.name,
-            action="kept, untouched by the request",
-            detail="the model, and stages, of the run that they left: destroy them, by "
-            "secure-cnn archive shred where they are sealed",
-        )
+        yield _kept("checkpoints", old.model.name, f"{_LEFT}, with its stages; {_DESTROY}")
     for kind in ("averages", "optimizer state"):
         yield Artefact(kind=kind, name="", action="none exist", detail="a complete run keeps none")
     for folder in (old, new):
-        yield Artefact(
-            kind="logs",
-            name=folder.record.name,
-            action="kept, untouched by the request",
-            detail="figures and settings; no training image is in it",
-        )
-    measured = old.shadows.is_dir()
-    yield Artefact(
-        kind="shadow models",
-        name="leakage" if measured else "",
-        action="kept, untouched by the request" if measured else "none exist",
-        detail="what shadow models said of the images; delete the folder" if measured else "",
-    )
-    yield Artefact(
-        kind="raw images",
-        name="",
-        action="not known",
-        detail="they are the controller's to delete, where the data of the run are",
-    )
+        yield _kept("logs", folder.record.name, "figures and settings; no training image is in it")
+    if old.shadows.is_dir():
+        yield _kept("shadow models", old.shadows.name, "what they said of the images; delete it")
+    else:
+        yield Artefact(kind="shadow models", name="", action="none exist", detail="")
+    detail = "they are the controller's to delete, where the data of the run are"
+    yield Artefact(kind="raw images", name="", action="not known", detail=detail)
+
+
+def _kept(kind: str, name: str, detail: str) -> Artefact:
+    return Artefact(kind=kind, name=name, action="kept, untouched by the request", detail=detail)
 
 
 def _evidence(found: Forgotten) -> Iterator[Evidence]:

@@ -6,7 +6,6 @@ The old run is only read. What is left of it is the controller's to destroy; see
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import final
 
@@ -157,46 +156,55 @@ def forget(
     with RunFolder(root=wanted.run, sealed=False).locked():
         unlocking = _trusting(wanted.run, unlocking, sealing)
         source = source_of(wanted.run, data=wanted.data, unlocking=unlocking, network=network)
-        if source.files.run.sealed and sealing is None:
-            raise RunError(
-                f"{wanted.run}: is sealed, and so is what follows from it; say to whom (recipients)"
-            )
-        request = read_request(wanted.ids, source.data)
-        method = chosen_method(
-            wanted.method,
-            source,
-            request,
-            limit=wanted.largest_epsilon,
-            no_guarantee=wanted.no_guarantee,
-        )
-        data = staying(source.data, request)
-        inventory = Inventory.of(data, key=source.inventory.key)
-        folder = RunFolder(root=wanted.out, sealed=sealing is not None)
-        files = StageFiles(run=folder, sealing=sealing, unlocking=unlocking, network=network)
-        note = _NOTE.format(images=len(request.rows), before=source.record.run_id[:8])
-        task = _Task(
-            source=source,
-            data=data,
-            left=leaving(source.data, request),
-            inventory=inventory,
-            files=files,
-            note=note,
-        )
-        work = None
+        task = _prepared(wanted, source, network, sealing, unlocking)
+        folder, method = task.files.run, task.method
         if resume and folder.root.is_dir() and folder.recorded().status == "complete":
-            done = _finished(task, method)
+            done = _finished(task)
         else:
             done = _WAYS[method.name](task, resume=resume, force=force)
-        if source.recipe.is_sharded:
-            work = _shards(task).work()
+        work = _shards(task).work() if source.recipe.is_sharded else None
     return Forgotten(
         run=done,
         source=source,
-        data=data,
-        inventory=inventory,
-        request=request,
+        data=task.data,
+        inventory=task.inventory,
+        request=task.request,
         method=method,
         work=work,
+    )
+
+
+def _prepared(
+    wanted: Forgetting,
+    source: Source,
+    network: OwnNetwork | None,
+    sealing: Sealing | None,
+    unlocking: Unlocking | None,
+) -> "_Task":
+    """Who leaves and how, once it is sure that it can be done; nothing is written."""
+    if source.files.run.sealed and sealing is None:
+        raise RunError(
+            f"{wanted.run}: is sealed, and so is what follows from it; say to whom (recipients)"
+        )
+    request = read_request(wanted.ids, source.data)
+    method = chosen_method(
+        wanted.method,
+        source,
+        request,
+        limit=wanted.largest_epsilon,
+        no_guarantee=wanted.no_guarantee,
+    )
+    data = staying(source.data, request)
+    folder = RunFolder(root=wanted.out, sealed=sealing is not None)
+    return _Task(
+        source=source,
+        request=request,
+        method=method,
+        data=data,
+        left=leaving(source.data, request),
+        inventory=Inventory.of(data, key=source.inventory.key),
+        files=StageFiles(run=folder, sealing=sealing, unlocking=unlocking, network=network),
+        note=_NOTE.format(images=len(request.rows), before=source.record.run_id[:8]),
     )
 
 
@@ -214,6 +222,8 @@ class _Task:
     """What every way needs; nothing was written yet."""
 
     source: Source
+    request: Request
+    method: Method
     data: ImageData
     left: Split
     inventory: Inventory
@@ -239,7 +249,7 @@ def _shards(task: _Task) -> Shards:
     )
 
 
-def _finished(task: _Task, method: Method) -> Run:
+def _finished(task: _Task) -> Run:
     """The new run that an earlier try had finished, but for its certificate."""
     folder = task.files.run
     loaded = read_model(
@@ -252,7 +262,7 @@ def _finished(task: _Task, method: Method) -> Run:
     if (
         known != task.inventory
         or record.model_digest != model_digest(loaded.model)
-        or same != (method.name == "group-privacy")
+        or same != (task.method.name == "group-privacy")
     ):
         raise RunError(
             f"{folder.root}: holds a run in which others left, or by another method; give the same "
@@ -321,8 +331,9 @@ def _unchanged(task: _Task, *, resume: bool, force: bool) -> Run:
     return Run(record=journal.record, folder=folder, model=loaded.model)
 
 
-def _heuristically(task: _Task, *, resume: bool, force: bool, method: str) -> Run:
+def _heuristically(task: _Task, *, resume: bool, force: bool) -> Run:
     """Changes the weights by a method without a guarantee, and judges what comes of it."""
+    method = task.method.name
     if resume:
         raise RunError(
             f"resume: expected a training, got {method}, which keeps nothing; begin anew"
@@ -376,5 +387,5 @@ _WAYS: dict[str, _Way] = {
     "sharded": _sharded,
     "retrain": _retrained,
     "group-privacy": _unchanged,
-    **{name: partial(_heuristically, method=name) for name in HEURISTICS},
+    **dict.fromkeys(HEURISTICS, _heuristically),
 }
