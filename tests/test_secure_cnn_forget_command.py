@@ -81,6 +81,7 @@ def test_who_leaves_is_told_by_a_certificate_that_others_can_check(
         after.model_digest,
     )
     assert value.ground == "asked by letter"
+    assert "bit for bit" in (out / "certificate.html").read_text()
     assert value.data_before.leaves - value.data_after.leaves == 2
     # Who has the key can show that an image is in it.
     unlocking = Unlocking(identity=me)

@@ -14,6 +14,7 @@ from secure_cnn.archive import (
     Passphrase,
     Signer,
     Verifier,
+    verify_certificate,
 )
 from secure_cnn.checkpoint import Sealing, Unlocking
 from secure_cnn.cli.keys import (
@@ -31,7 +32,7 @@ from secure_cnn.cli.keys import (
 from secure_cnn.cli.network import ModelOptions, own_network
 from secure_cnn.cli.options import INTERRUPTED, message
 from secure_cnn.engine import keep_freed_memory
-from secure_cnn.pages import summary_table
+from secure_cnn.pages import summary_table, write_certificate_page
 from secure_cnn.printable import Terminal
 from secure_cnn.unlearning import HEURISTICS, METHODS, Case, Forgetting, Forgotten, certify, forget
 from secure_cnn.unlearning.certificate import earlier_certificate
@@ -128,7 +129,9 @@ def forget_command(
         received=received, identity_confirmed=identity_confirmed, deadline=deadline, ground=ground
     )
     path = certify(found, signer=signing, case=case, earlier=earlier)
-    _tell(found, path, signing.verifier)
+    page = path.with_suffix(".html")
+    write_certificate_page(verify_certificate(path, trusted=[signing.verifier]), page)
+    _tell(found, path, page, signing.verifier)
 
 
 def _sealing(recipients: list[str], opens: AnyIdentity | None, signing: Signer) -> Sealing | None:
@@ -142,7 +145,7 @@ def _sealing(recipients: list[str], opens: AnyIdentity | None, signing: Signer) 
     return Sealing(recipients=who, signer=signing) if who else None
 
 
-def _tell(found: Forgotten, path: Path, verifier: Verifier) -> None:
+def _tell(found: Forgotten, path: Path, page: Path, verifier: Verifier) -> None:
     """What was done, on stdout; the places on stderr."""
     request, method = found.request, found.method
     out, messages = Terminal(), Terminal(stderr=True)
@@ -170,7 +173,7 @@ def _tell(found: Forgotten, path: Path, verifier: Verifier) -> None:
         "destroy the old model and its stages (secure-cnn archive shred, where they are sealed)"
     )
     messages.print(f"model: {found.run.folder.model}")
-    messages.print(f"certificate: {path}")
+    messages.print(f"certificate: {path}, as a page: {page}")
     messages.print(
         f"verify it with: secure-cnn certificate verify {shlex.quote(str(path))} --trusted "
         f"{verifier.to_text()}"
