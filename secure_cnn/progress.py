@@ -30,10 +30,12 @@ __all__ = [
     "count_progress",
     "file_progress",
     "part_progress",
+    "tell_share",
     "training_progress",
 ]
 
 _SMOOTHING = 0.9
+_NEARLY = 1 - 2**-20
 _PATIENCE = 1.0
 """Seconds that work takes before its bar comes."""
 
@@ -164,6 +166,11 @@ def part_progress(
         yield tell
     finally:
         bar.stop()
+
+
+def tell_share(tell: Callable[[float], None], done: int, share: float) -> None:
+    """How far the part behind so many others is; whole only once it is told to be done."""
+    tell(done + min(share, _NEARLY))
 
 
 def _duration(seconds: float) -> str:

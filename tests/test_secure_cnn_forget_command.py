@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from secure_cnn import Recipe, archive
+from secure_cnn import Recipe, archive, run
 from secure_cnn.archive.certificates import keyed_digest
 from secure_cnn.checkpoint import Sealing, Unlocking, read_state
 from secure_cnn.data import load_data
@@ -136,12 +136,12 @@ def test_what_cannot_be_done_changes_nothing(command, sharded, keys, tmp_path):
 def test_a_forged_certificate_of_before_is_refused_before_anything_is_done(
     command, sharded, keys, tmp_path
 ):
-    run = tmp_path / "run"
-    shutil.copytree(sharded, run)
+    forged = tmp_path / "run"
+    shutil.copytree(sharded, forged)
     command("forget", sharded, "--ids", ids_in(tmp_path, 3), "--out", tmp_path / "b", *opened(keys))
     text = (tmp_path / "b/certificate.json").read_text()
-    (run / "certificate.json").write_text(text.replace('people\\":1', 'people\\":2', 1))
-    told = command("forget", run, "--ids", ids_in(tmp_path, 9), "--out", tmp_path / "c",
+    (forged / "certificate.json").write_text(text.replace('people\\":1', 'people\\":2', 1))
+    told = command("forget", forged, "--ids", ids_in(tmp_path, 9), "--out", tmp_path / "c",
                    *opened(keys), code=6)  # fmt: skip
     assert "does not hold" in told
     assert not (tmp_path / "c").exists()
@@ -171,3 +171,25 @@ def test_a_killed_command_goes_on_to_the_same_model(command, sharded, keys, shap
     assert "others left" in command(*other, "--resume", code=3)
     command(*words, "--resume")
     assert (out / "certificate.json").is_file()
+
+
+def test_a_method_without_a_guarantee_is_held_against_models_without_them(
+    command, keys, shapes, tmp_path
+):
+    folder, _, signer = keys
+    run(Recipe(out=tmp_path / "run", data=shapes, model="compact", epochs=1))
+    words = ["forget", tmp_path / "run", "--ids", ids_in(tmp_path, 3), "--out", tmp_path / "new",
+             "--signer", folder / "signer.key", "--method", "neggrad+"]  # fmt: skip
+    assert "has no guarantee" in command(*words, code=3)
+    told = command(*words, "--no-guarantee", "--oracles", "2", "--margin", "5")
+    assert "beside models trained without them" in told
+    path = tmp_path / "new/certificate.json"
+    value = archive.verify_certificate(path, trusted=[signer.verifier]).value
+    assert "no guarantee" in value.guarantee
+    gaps = [each for each in value.evidence if "in points" in each.name]
+    assert [each.n for each in gaps] == [2] * 4
+    # By another method it is not certified.
+    path.unlink()
+    assert "another method" in command(*words[:-2], "--resume", code=3)
+    other = [*words[:-1], "ssd", "--no-guarantee", "--resume"]
+    assert "another method" in command(*other, code=3)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from privacy.unlearning import OracleGap
 from secure_cnn.archive import (
     AnyIdentity,
     AnyRecipient,
@@ -32,13 +33,16 @@ from secure_cnn.cli.keys import (
 from secure_cnn.cli.network import ModelOptions, own_network
 from secure_cnn.cli.options import INTERRUPTED, message
 from secure_cnn.engine import keep_freed_memory
+from secure_cnn.interruption import Stopped, stop_on_signals
 from secure_cnn.pages import summary_table, write_certificate_page
 from secure_cnn.printable import Terminal
 from secure_cnn.unlearning import HEURISTICS, METHODS, Case, Forgetting, Forgotten, certify, forget
 from secure_cnn.unlearning.certificate import earlier_certificate
+from secure_cnn.unlearning.oracles import measure_gap
 
 __all__ = ["forget_command"]
 
+_ORACLES = 3
 _USUAL = Forgetting(run=Path("run"), ids=Path("ids"), out=Path("out"))
 
 
@@ -89,6 +93,16 @@ def forget_command(
     ] = "",
     deadline: Annotated[str, typer.Option(help="Until when, in the same form.")] = "",
     ground: Annotated[str, typer.Option(help="Why, in a sentence.")] = "",
+    oracles: Annotated[
+        int | None,
+        typer.Option(
+            help="Train so many models without them, and say how far this one is from those; by "
+            "default 3 for a method without a guarantee, else none."
+        ),
+    ] = None,
+    margin: Annotated[
+        float, typer.Option(help="Points of accuracy between it and them that do not matter.")
+    ] = 1.0,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with one that was interrupted, in --out.")
     ] = False,
@@ -128,10 +142,24 @@ def forget_command(
     case = Case(
         received=received, identity_confirmed=identity_confirmed, deadline=deadline, ground=ground
     )
-    path = certify(found, signer=signing, case=case, earlier=earlier)
+    gap = _gap(found, oracles, margin)
+    path = certify(found, signer=signing, case=case, earlier=earlier, gap=gap)
     page = path.with_suffix(".html")
     write_certificate_page(verify_certificate(path, trusted=[signing.verifier]), page)
-    _tell(found, path, page, signing.verifier)
+    _tell(found, gap, path, page, signing.verifier)
+
+
+def _gap(found: Forgotten, oracles: int | None, margin: float) -> OracleGap | None:
+    """How far the model is from those trained without them, where that was asked for or is due."""
+    count = (0 if found.method.guarantee.holds else _ORACLES) if oracles is None else oracles
+    if not count:
+        return None
+    with stop_on_signals() as stop:
+        try:
+            return measure_gap(found, oracles=count, margin=margin, stop=stop)
+        except Stopped as stopped:
+            message("interrupted; hint: the same command with --resume goes on")
+            raise typer.Exit(INTERRUPTED) from stopped
 
 
 def _sealing(recipients: list[str], opens: AnyIdentity | None, signing: Signer) -> Sealing | None:
@@ -145,7 +173,9 @@ def _sealing(recipients: list[str], opens: AnyIdentity | None, signing: Signer) 
     return Sealing(recipients=who, signer=signing) if who else None
 
 
-def _tell(found: Forgotten, path: Path, page: Path, verifier: Verifier) -> None:
+def _tell(
+    found: Forgotten, gap: OracleGap | None, path: Path, page: Path, verifier: Verifier
+) -> None:
     """What was done, on stdout; the places on stderr."""
     request, method = found.request, found.method
     out, messages = Terminal(), Terminal(stderr=True)
@@ -162,6 +192,12 @@ def _tell(found: Forgotten, path: Path, page: Path, verifier: Verifier) -> None:
             "a full training"
         )
     out.print(f"change of the weights: {found.weight_change:.4g}")
+    if gap is not None:
+        low, high = gap.average_gap_interval
+        out.print(
+            f"beside models trained without them: {gap.verdict}, {gap.direction}; average gap "
+            f"{gap.average_gap:.2f} points ({low:.2f} to {high:.2f})"
+        )
     out.print(summary_table(found.run.record))
     if found.source.others:
         messages.print(

@@ -14,6 +14,7 @@ import torch
 from scipy.stats import beta
 from torch import nn
 
+from privacy.unlearning import OracleGap
 from secure_cnn import archive
 from secure_cnn.archive.certificates import (
     Absence,
@@ -77,7 +78,7 @@ def certify(
     signer: archive.Signer,
     case: Case,
     earlier: archive.Verified | None,
-    destroyed: Sequence[str] = (),
+    gap: OracleGap | None = None,
 ) -> Path:
     """Writes what was done into the new run's folder, signed; returns the file.
 
@@ -86,7 +87,7 @@ def certify(
         signer: Who did it.
         case: What the controller says.
         earlier: The certificate of those who left before.
-        destroyed: Names of the old run's files that were destroyed.
+        gap: To models that were trained without them, where it was measured.
 
     Raises:
         RunError: The new run is not complete.
@@ -95,12 +96,12 @@ def certify(
     if found.run.model is None:
         raise RunError(f"{found.run.folder.root}: expected a run that is complete to certify")
     path = found.run.folder.root / _NAME
-    archive.write_certificate(path, _erasure(found, case, earlier, destroyed), signer=signer)
+    archive.write_certificate(path, _erasure(found, case, earlier, gap), signer=signer)
     return path
 
 
 def _erasure(
-    found: Forgotten, case: Case, earlier: archive.Verified | None, destroyed: Sequence[str]
+    found: Forgotten, case: Case, earlier: archive.Verified | None, gap: OracleGap | None
 ) -> archive.Erasure:
     """All of it, which is checked where it is made."""
     data, promised, old = _data(found), found.method.guarantee, found.source.record
@@ -120,7 +121,7 @@ def _erasure(
         data_before=data.before,
         data_after=data.after,
         absence=data.absence,
-        artefacts=whole_inventory(tuple(_artefacts(found, destroyed))),
+        artefacts=whole_inventory(tuple(_artefacts(found))),
         method=found.method.name,
         guarantee=promised.says,
         exact=promised.exact,
@@ -129,7 +130,7 @@ def _erasure(
         assumptions=promised.assumptions,
         cumulative=_cumulative(found, len(data.requests), earlier),
         weight_change=found.weight_change,
-        evidence=tuple(_evidence(found)),
+        evidence=(*_evidence(found), *_gap_rows(gap)),
         versions=versions(),
         hardware=hardware(torch.device("cpu")),
         previous="" if earlier is None else earlier.digest,
@@ -181,7 +182,7 @@ def _state(run: str, digest: str, folder: Path) -> RunState:
     return RunState(run=run, digest=digest, name=folder.resolve().name)
 
 
-def _artefacts(found: Forgotten, destroyed: Sequence[str]) -> Iterator[Artefact]:
+def _artefacts(found: Forgotten) -> Iterator[Artefact]:
     """What is known here of where data of theirs were."""
     old, new, method = found.source.files.run, found.run.folder, found.method
     trained = "re-trained" if method.guarantee.exact else "changed by the method"
@@ -196,10 +197,7 @@ def _artefacts(found: Forgotten, destroyed: Sequence[str]) -> Iterator[Artefact]
             "saw an image of theirs"
         )
         yield Artefact(kind="checkpoints", name="stages", action="re-trained", detail=detail)
-    for name in destroyed:
-        yield Artefact(kind="checkpoints", name=name, action="destroyed", detail=_LEFT)
-    if not destroyed:
-        yield _kept("checkpoints", old.model.name, f"{_LEFT}, with its stages; {_DESTROY}")
+    yield _kept("checkpoints", old.model.name, f"{_LEFT}, with its stages; {_DESTROY}")
     for kind in ("averages", "optimizer state"):
         yield Artefact(kind=kind, name="", action="none exist", detail="a complete run keeps none")
     for folder in (old, new):
@@ -234,6 +232,31 @@ def _evidence(found: Forgotten) -> Iterator[Evidence]:
             high=None,
             n=found.work.stages,
         )
+
+
+def _gap_rows(gap: OracleGap | None) -> Iterator[Evidence]:
+    """How far the accuracies are from those of models trained without them, in points."""
+    if gap is None:
+        return
+    names = {"forget": "who left", "retain": "who stayed", "test": "test"}
+    for part, each in gap.parts.items():
+        low, high = each.interval
+        yield Evidence(
+            name=f"accuracy above that of models trained without them, in points, {names[part]}",
+            value=each.points,
+            low=low,
+            high=high,
+            n=len(each.oracles),
+        )
+    low, high = gap.average_gap_interval
+    yield Evidence(
+        name=f"average gap to them, in points ({gap.verdict}; {gap.forget.margin:g} points do not "
+        "matter)",
+        value=gap.average_gap,
+        low=low,
+        high=high,
+        n=len(gap.forget.oracles),
+    )
 
 
 def _accuracy(name: str, model: nn.Module, split: Split, classes: Sequence[str]) -> Evidence:

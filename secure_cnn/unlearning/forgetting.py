@@ -259,10 +259,13 @@ def _finished(task: _Task) -> Run:
     )
     record, known = folder.recorded(), task.files.read_inventory()
     same = record.model_digest == task.source.record.model_digest
+    told, name = loaded.claims.get("unlearned"), task.method.name
+    claimed = told.get("method") if isinstance(told, dict) else None
     if (
         known != task.inventory
+        or claimed != (name if name in HEURISTICS else None)
         or record.model_digest != model_digest(loaded.model)
-        or same != (task.method.name == "group-privacy")
+        or same != (name == "group-privacy")
     ):
         raise RunError(
             f"{folder.root}: holds a run in which others left, or by another method; give the same "

@@ -28,7 +28,7 @@ from secure_cnn.ensemble import Ensemble
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import Stopped, StopRequest, stop_here, stop_on_signals
 from secure_cnn.own_network import OwnNetwork
-from secure_cnn.progress import part_progress
+from secure_cnn.progress import part_progress, tell_share
 from secure_cnn.recipe import Recipe, Run, RunFolder
 from secure_cnn.recipe.folder import Journal
 from secure_cnn.recipe.identity import RunIdentity
@@ -49,9 +49,6 @@ _NOTE = (
     "It was trained in {shards} shards of {slices} slices, {epochs} epochs a stage: each image is "
     "in one network of the {shards}, whose mean answers."
 )
-
-
-_NEARLY = 1 - 2**-20
 
 
 @final
@@ -118,7 +115,7 @@ class Shards:
             members = []
             for of_shard, (number, model) in zip(stages, kept, strict=True):
                 for stage in of_shard[number:]:
-                    model = self._trained(stage, model, stop, partial(_tell_of, tell, done))
+                    model = self._trained(stage, model, stop, partial(tell_share, tell, done))
                     done += 1
                     tell(done)
                 members.append(model)
@@ -169,11 +166,6 @@ class Shards:
         return StageKind.of(
             self.recipe, stage, self.inventory, start=start, weights=self.initial.digest
         )
-
-
-def _tell_of(tell: Callable[[float], None], done: int, share: float) -> None:
-    """How far the stage behind so many others is; whole only once its file is there."""
-    tell(done + min(share, _NEARLY))
 
 
 def sharded_task(
