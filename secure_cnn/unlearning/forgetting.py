@@ -160,9 +160,9 @@ def forget(
         folder, method = task.files.run, task.method
         if resume and folder.root.is_dir() and folder.recorded().status == "complete":
             done = _finished(task)
+            work = _shards(task).work() if source.recipe.is_sharded else None
         else:
-            done = _WAYS[method.name](task, resume=resume, force=force)
-        work = _shards(task).work() if source.recipe.is_sharded else None
+            done, work = _WAYS[method.name](task, resume=resume, force=force)
     return Forgotten(
         run=done,
         source=source,
@@ -231,7 +231,7 @@ class _Task:
     note: str
 
 
-_Way = Callable[..., Run]
+_Way = Callable[..., tuple[Run, Work | None]]
 
 
 def _shards(task: _Task) -> Shards:
@@ -274,7 +274,9 @@ def _finished(task: _Task) -> Run:
     return Run(record=record, folder=folder, model=loaded.model)
 
 
-def _sharded(task: _Task, *, resume: bool, force: bool, anew: bool = False) -> Run:
+def _sharded(
+    task: _Task, *, resume: bool, force: bool, anew: bool = False
+) -> tuple[Run, Work | None]:
     """Trains the stages again that had seen somebody, and takes the others as they are."""
     folder, shards = task.files.run, _shards(task)
     if anew:
@@ -284,7 +286,7 @@ def _sharded(task: _Task, *, resume: bool, force: bool, anew: bool = False) -> R
         return carried_out(shards, record, notes=[task.note])
 
 
-def _retrained(task: _Task, *, resume: bool, force: bool) -> Run:
+def _retrained(task: _Task, *, resume: bool, force: bool) -> tuple[Run, Work | None]:
     """Trains from the first step on those who stayed."""
     if task.source.recipe.is_sharded:
         return _sharded(task, resume=resume, force=force, anew=True)
@@ -301,16 +303,16 @@ def _retrained(task: _Task, *, resume: bool, force: bool) -> Run:
         force=force,
     )
     if done.model is None:
-        return done
+        return done, None
     with done.folder.locked():
         task.files.write_inventory(task.inventory)
         notes = [task.note, *([_TWICE] if recipe.epsilon else [])]
         record = replace(done.record, notes=(*done.record.notes, *notes))
         record.write(done.folder.record)
-    return replace(done, record=record)
+    return replace(done, record=record), None
 
 
-def _unchanged(task: _Task, *, resume: bool, force: bool) -> Run:
+def _unchanged(task: _Task, *, resume: bool, force: bool) -> tuple[Run, None]:
     """Hands the model on as it is."""
     if resume:
         raise RunError("resume: expected a training, got group-privacy, which has none; begin anew")
@@ -331,10 +333,10 @@ def _unchanged(task: _Task, *, resume: bool, force: bool) -> Run:
             overwrite=True,
         )
         journal.complete()
-    return Run(record=journal.record, folder=folder, model=loaded.model)
+    return Run(record=journal.record, folder=folder, model=loaded.model), None
 
 
-def _heuristically(task: _Task, *, resume: bool, force: bool) -> Run:
+def _heuristically(task: _Task, *, resume: bool, force: bool) -> tuple[Run, None]:
     """Changes the weights by a method without a guarantee, and judges what comes of it."""
     method = task.method.name
     if resume:
@@ -371,7 +373,7 @@ def _heuristically(task: _Task, *, resume: bool, force: bool) -> Run:
             overwrite=True,
         )
         journal.complete()
-    return Run(record=journal.record, folder=folder, model=model)
+    return Run(record=journal.record, folder=folder, model=model), None
 
 
 def _handed_on(task: _Task, note: str) -> RunRecord:

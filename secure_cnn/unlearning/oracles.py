@@ -16,9 +16,9 @@ from secure_cnn.recipe.once import train_once
 from secure_cnn.unlearning.forgetting import Forgotten
 from secure_cnn.unlearning.source import leaving
 
-__all__ = ["FEWEST", "measure_gap"]
+__all__ = ["measure_gap"]
 
-FEWEST, _MOST = 2, 100
+_FEWEST, _MOST = 2, 100
 
 
 def measure_gap(found: Forgotten, *, oracles: int, margin: float, stop: StopRequest) -> OracleGap:
@@ -39,8 +39,8 @@ def measure_gap(found: Forgotten, *, oracles: int, margin: float, stop: StopRequ
         UnlearningError: The margin cannot be.
         Stopped: A stop was requested.
     """
-    if type(oracles) is not int or not FEWEST <= oracles <= _MOST:
-        raise RunError(f"oracles: expected {FEWEST} to {_MOST}, got {oracles}")
+    if type(oracles) is not int or not _FEWEST <= oracles <= _MOST:
+        raise RunError(f"oracles: expected {_FEWEST} to {_MOST}, got {oracles}")
     source = found.source
     if source.recipe.is_sharded:
         raise RunError(

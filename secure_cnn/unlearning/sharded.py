@@ -8,7 +8,7 @@ be trained the same today is taken from there, and no other.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import final
 
@@ -66,6 +66,15 @@ class Work:
     all_images: int
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Kept:
+    """How many of a shard's stages are there, how many of them in a source, and the last model."""
+
+    stages: int = 0
+    sources: int = 0
+    model: nn.Module | None = None
+
+
 @final
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Shards:
@@ -87,55 +96,63 @@ class Shards:
     files: StageFiles
     sources: tuple[StageFiles, ...] = ()
 
+    @cached_property
+    def stages(self) -> tuple[tuple[Stage, ...], ...]:
+        """The stages of each shard."""
+        return stages_of(self.recipe, self.data)
+
     def work(self) -> Work:
         """What is to be trained of it that no source has, whatever of that is done already."""
-        stages = stages_of(self.recipe, self.data)
-        missing = [stage for each in stages for stage in each[self._found(each, self.sources)[0] :]]
-        epochs = epochs_of_a_stage(self.recipe)
-        return Work(
-            trained=len(missing),
-            stages=sum(map(len, stages)),
-            images=epochs * sum(len(stage.rows) for stage in missing),
-            all_images=epochs * sum(len(stage.rows) for each in stages for stage in each),
-        )
+        return self._work([self._found(each, self.sources).sources for each in self.stages])
 
-    def train(self, stop: StopRequest) -> nn.Module:
+    def train(self, stop: StopRequest) -> tuple[nn.Module, Work]:
         """Trains the stages that are not there yet; the finished model, in evaluation mode.
 
         Raises:
             Stopped: A stop was requested; the stages that were finished are kept.
         """
-        stages = stages_of(self.recipe, self.data)
-        kept = [self._found(of_shard, (self.files, *self.sources)) for of_shard in stages]
-        total = sum(map(len, stages))
-        there = sum(number for number, _ in kept)
         self.files.write_inventory(self.inventory)
-        with part_progress("stage", total, kept=there) as tell:
-            done = there
-            members = []
-            for of_shard, (number, model) in zip(stages, kept, strict=True):
-                for stage in of_shard[number:]:
+        kept = [self._found(each, (*self.sources, self.files)) for each in self.stages]
+        done = sum(each.stages for each in kept)
+        members = []
+        with part_progress("stage", sum(map(len, self.stages)), kept=done) as tell:
+            for of_shard, before in zip(self.stages, kept, strict=True):
+                model = before.model
+                for stage in of_shard[before.stages :]:
                     model = self._trained(stage, model, stop, partial(tell_share, tell, done))
                     done += 1
                     tell(done)
                 members.append(model)
         finished = [member for member in members if member is not None]
-        return (finished[0] if len(finished) == 1 else Ensemble(finished)).eval()
+        model = finished[0] if len(finished) == 1 else Ensemble(finished)
+        return model.eval(), self._work([each.sources for each in kept])
 
-    def _found(
-        self, stages: Sequence[Stage], places: Sequence[StageFiles]
-    ) -> tuple[int, nn.Module | None]:
-        """How many of a shard's stages are in these places, and the model of the last."""
-        model, start = None, ""
-        for number, stage in enumerate(stages):
+    def _work(self, kept: Sequence[int]) -> Work:
+        """What is left where so many of each shard's stages are in a source."""
+        missing = [s for each, number in zip(self.stages, kept, strict=True) for s in each[number:]]
+        epochs = epochs_of_a_stage(self.recipe)
+        return Work(
+            trained=len(missing),
+            stages=sum(map(len, self.stages)),
+            images=epochs * sum(len(stage.rows) for stage in missing),
+            all_images=epochs * sum(len(stage.rows) for each in self.stages for stage in each),
+        )
+
+    def _found(self, stages: Sequence[Stage], places: Sequence[StageFiles]) -> "_Kept":
+        """What of a shard is in these places, which are looked through in their order."""
+        kept, start = _Kept(), ""
+        for number, stage in enumerate(stages, start=1):
             kind = self._kind(stage, start)
-            found = next((m for files in places if (m := files.read(stage, kind))), None)
-            if found is None:
-                return number, model
+            files, model = next(
+                ((files, m) for files in places if (m := files.read(stage, kind))), (None, None)
+            )
+            if files is None or model is None:
+                break
             if self.files in places and not self.files.path(stage).exists():
-                self.files.write(stage, kind, found, self.initial.architecture)
-            model, start = found, model_digest(found)
-        return len(stages), model
+                self.files.write(stage, kind, model, self.initial.architecture)
+            sources = number if files is not self.files else kept.sources
+            kept, start = _Kept(stages=number, sources=sources, model=model), model_digest(model)
+        return kept
 
     def _trained(
         self,
@@ -190,13 +207,7 @@ def sharded_task(
     initial = initial_model(recipe, data, network, unlocking)
     shard = replace(initial.architecture, members=recipe.shards)
     check_model(shard.blank(network=network), shard, data.name, sealing=sealing)
-    for of_shard in stages_of(recipe, data):
-        if not len(of_shard[-1].rows):
-            raise RunError(
-                f"shards: expected images in each of {recipe.shards}, got none in shard "
-                f"{of_shard[-1].shard + 1} of {len(data.train)} images; cut into fewer"
-            )
-    return Shards(
+    task = Shards(
         recipe=recipe,
         data=data,
         initial=initial,
@@ -204,6 +215,13 @@ def sharded_task(
         files=files,
         sources=tuple(sources),
     )
+    for of_shard in task.stages:
+        if not len(of_shard[-1].rows):
+            raise RunError(
+                f"shards: expected images in each of {recipe.shards}, got none in shard "
+                f"{of_shard[-1].shard + 1} of {len(data.train)} images; cut into fewer"
+            )
+    return task
 
 
 def run_sharded(
@@ -255,10 +273,13 @@ def run_sharded(
         unlocking=unlocking,
     )
     with folder.locked() if resume else folder.begun(force=force):
-        return carried_out(task, going_on(task) if resume else None)
+        done, _ = carried_out(task, going_on(task) if resume else None)
+        return done
 
 
-def carried_out(task: Shards, record: RunRecord | None, *, notes: Sequence[str] = ()) -> Run:
+def carried_out(
+    task: Shards, record: RunRecord | None, *, notes: Sequence[str] = ()
+) -> tuple[Run, Work | None]:
     """Trains and reports in a folder that is begun; goes on with `record`, if one is given."""
     recipe, sealing = task.recipe, task.files.sealing
     identity = RunIdentity.draw(private=False)
@@ -287,12 +308,12 @@ def carried_out(task: Shards, record: RunRecord | None, *, notes: Sequence[str] 
     journal.write()
     with stop_on_signals() as stop:
         try:
-            model = task.train(stop)
+            model, work = task.train(stop)
             _report(task, model, identity, journal, stop)
         except Stopped:
             journal.interrupt()
-            return Run(record=journal.record, folder=journal.folder, model=None)
-    return Run(record=journal.record, folder=journal.folder, model=model)
+            return Run(record=journal.record, folder=journal.folder, model=None), None
+    return Run(record=journal.record, folder=journal.folder, model=model), work
 
 
 def _report(
