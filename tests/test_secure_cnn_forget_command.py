@@ -147,6 +147,20 @@ def test_a_forged_certificate_of_before_is_refused_before_anything_is_done(
     assert not (tmp_path / "c").exists()
 
 
+def test_the_certificate_of_another_model_is_refused(command, sharded, keys, tmp_path):
+    other = tmp_path / "run"
+    shutil.copytree(sharded, other)
+    command("forget", sharded, "--ids", ids_in(tmp_path, 3), "--out", tmp_path / "b", *opened(keys))
+    shutil.copy(tmp_path / "b/certificate.json", other)
+    told = command("forget", other, "--ids", ids_in(tmp_path, 9), "--out", tmp_path / "c",
+                   *opened(keys), code=3)  # fmt: skip
+    assert "left this model before" in told
+    # And a certified run is neither replaced nor resumed.
+    words = ["forget", sharded, "--ids", ids_in(tmp_path, 9), "--out", tmp_path / "b"]
+    assert "certificate.json" in command(*words, *opened(keys), "--force", code=3)
+    assert "nothing to resume" in command(*words, *opened(keys), "--resume", code=3)
+
+
 def test_a_killed_command_goes_on_to_the_same_model(command, sharded, keys, shapes, tmp_path):
     ids, out = ids_in(tmp_path, 3, 4, 5, 6), tmp_path / "after"
     words = ["forget", sharded, "--ids", ids, "--out", out, *opened(keys)]

@@ -1,9 +1,11 @@
 """People leave a run: the cut into shards, the request, and what each way of forgetting gives."""
 
 import csv
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis import strategies as st
 
 import privacy
 from secure_cnn import Recipe, archive, run
-from secure_cnn.checkpoint import Sealing, Unlocking, model_digest, read_model
+from secure_cnn.checkpoint import Sealing, Unlocking, model_digest, read_model, write_model
 from secure_cnn.data import DataSpec, ImageData, Split, load_data
 from secure_cnn.ensemble import Ensemble
 from secure_cnn.errors import ModelError, RunError
@@ -22,6 +24,7 @@ from secure_cnn.models import Architecture
 from secure_cnn.unlearning import Case, Forgetting, certify, forget, run_sharded
 from secure_cnn.unlearning import sharded as sharded_module
 from secure_cnn.unlearning.inventory import Inventory
+from secure_cnn.unlearning.methods import units_of
 from secure_cnn.unlearning.requests import read_request
 from secure_cnn.unlearning.shards import epochs_of_a_stage, stages_of
 
@@ -46,9 +49,8 @@ def some_rows(data, rows):
     rows = torch.as_tensor(rows)
     return replace(
         data,
-        train=Split(images=data.train.images[rows], labels=data.train.labels[rows]),
-        groups=data.groups and tuple(data.groups[row] for row in rows),
-        ids=data.ids and tuple(data.ids[row] for row in rows),
+        train=data.train.some(rows),
+        groups=data.groups and tuple(data.groups[row] for row in rows.tolist()),
     )
 
 
@@ -417,18 +419,18 @@ def test_the_inventory_finds_images_wherever_they_are():
     )
     found, _ = inventory.recognised(moved)
     assert found.fingerprint == data.fingerprint
-    with pytest.raises(RunError, match="without 1 of 48"):
+    with pytest.raises(RunError, match="without 1 of 40"):
         inventory.recognised(some_rows(data, range(39)))
     # Under another key nothing is recognised: the control.
     other = replace(inventory, key=bytes(32))
-    with pytest.raises(RunError, match="without 48 of 48"):
+    with pytest.raises(RunError, match="without 40 of 40"):
         other.recognised(data)
 
 
 def test_images_have_names_of_their_source(tmp_path, shapes):
     data = load_data(shapes)
-    assert data.ids[:3] == ("0", "1", "2")
-    assert data.test_ids[0] == "64"
+    assert data.train.ids[:3] == ("0", "1", "2")
+    assert data.test.ids[0] == "64"
     random = np.random.default_rng(0)
     from PIL import Image
 
@@ -437,7 +439,7 @@ def test_images_have_names_of_their_source(tmp_path, shapes):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
     pets = load_data(str(tmp_path / "pets"))
-    assert sorted((*pets.ids, *pets.test_ids)) == [
+    assert sorted((*pets.train.ids, *pets.test.ids)) == [
         "cat/1.png",
         "cat/2.png",
         "dog/1.png",
@@ -471,3 +473,151 @@ def test_a_method_without_a_guarantee_is_asked_for_as_such(tmp_path, shapes):
     other = replace(wanted, run=tmp_path / "sharded", out=tmp_path / "x", no_guarantee=True)
     with pytest.raises(RunError, match="in shards for neggrad"):
         forget(other)
+
+
+# What walked around the promises
+
+
+def test_a_copy_of_somebody_else_is_one_more_person(tmp_path):
+    groups = tuple(f"person {row}" for row in range(40))
+    data = data_of(groups=groups)
+    images = data.train.images.clone()
+    images[[20, 30]] = images[3].clone()
+    data = replace(data, train=Split(images=images, labels=data.train.labels))
+    request = read_request(csv_file(tmp_path / "ids.csv", "person", ["person 3"]), data)
+    source = SimpleNamespace(data=data)
+    assert units_of(source, request, "person") == 3
+    assert units_of(source, request, "example") == 3
+
+
+def test_whose_an_image_is_cannot_change_between(tmp_path):
+    inventory = Inventory.of(data_of(groups=("ann",) * 40))
+    with pytest.raises(RunError, match="persons"):
+        inventory.recognised(data_of(groups=("bob",) * 40))
+
+
+def test_a_persons_test_images_leave_with_them(tmp_path):
+    data = replace(
+        data_of(groups=tuple(f"person {row % 8}" for row in range(40))),
+        test_groups=tuple(f"person {row}" for row in range(8)),
+    )
+    run_sharded(replace(SHARDED, out=tmp_path / "run"), data=data)
+    ids = csv_file(tmp_path / "ids.csv", "person", ["person 3"])
+    found = forget_in(Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new"), data)
+    assert len(found.request.rows) == 5
+    assert found.request.tested == (3,)
+    assert len(found.data.test) == 7
+
+
+def test_a_plain_file_in_a_sealed_ones_place_is_refused(tmp_path, keys):
+    sealing, unlocking = keys
+    data = data_of()
+    done = run_sharded(replace(SHARDED, out=tmp_path / "run"), data=data, sealing=sealing)
+    record = done.record
+    plain = done.folder.model.with_suffix(".safetensors")
+    architecture = read_model(done.folder.model, unlocking=unlocking).architecture
+    write_model(plain, done.model, architecture, claims=record.claims, sealing=None)
+    replace(record, checkpoints=(f"checkpoints/{plain.name}",)).write(done.folder.record)
+    ids = csv_file(tmp_path / "ids.csv", "index", [3])
+    wanted = Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new")
+    found = forget_in(wanted, data, sealing=sealing, unlocking=unlocking)
+    assert found.source.files.run.sealed
+    done.folder.model.unlink()
+    with pytest.raises(RunError, match="expected a sealed model"):
+        forget_in(replace(wanted, out=tmp_path / "x"), data, sealing=sealing, unlocking=unlocking)
+
+
+def test_an_unsigned_run_is_left_only_where_that_is_said(tmp_path, keys):
+    sealing, unlocking = keys
+    data = data_of()
+    run_sharded(
+        replace(SHARDED, out=tmp_path / "run"), data=data, sealing=replace(sealing, signer=None)
+    )
+    ids = csv_file(tmp_path / "ids.csv", "index", [3])
+    wanted = Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new")
+    with pytest.raises(archive.UntrustedSigner):
+        forget_in(wanted, data, sealing=sealing, unlocking=unlocking)
+    found = forget_in(replace(wanted, unsigned=True), data, sealing=sealing, unlocking=unlocking)
+    assert found.run.record.status == "complete"
+
+
+def test_weights_to_start_from_are_an_assumption(tmp_path, shapes):
+    before = run(Recipe(out=tmp_path / "before", data=shapes, epochs=1, model="compact"))
+    recipe = replace(SHARDED, out=tmp_path / "run", data=shapes, weights=before.folder.model)
+    run_sharded(recipe)
+    ids = csv_file(tmp_path / "ids.csv", "index", [3])
+    found = forget(Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new"))
+    assert "SHA-256" in found.method.guarantee.assumptions[-1]
+
+
+def test_who_left_before_stays_counted(tmp_path, shapes):
+    recipe = Recipe(
+        out=tmp_path / "run", data=shapes, epochs=1, batch_size=64, model="compact", epsilon=1.0,
+        baseline=False,
+    )  # fmt: skip
+    run(recipe)
+    ids = csv_file(tmp_path / "ids.csv", "index", [3])
+    found = forget(Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new"))
+    assert found.run.record.run_id != found.source.record.run_id
+    shutil.rmtree(tmp_path / "new/shards")
+    more = csv_file(tmp_path / "more.csv", "index", [9])
+    with pytest.raises(RunError, match="put the inventory"):
+        forget(Forgetting(run=tmp_path / "new", ids=more, out=tmp_path / "newer"))
+
+
+def test_a_finished_run_is_taken_up_after_a_kill(tmp_path, shapes):
+    run(Recipe(out=tmp_path / "run", data=shapes, epochs=1, model="compact"))
+    ids = csv_file(tmp_path / "ids.csv", "index", [3])
+    wanted = Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new")
+    first = forget(wanted)
+    again = forget(wanted, resume=True)
+    assert again.run.record.model_digest == first.run.record.model_digest
+    shutil.rmtree(tmp_path / "new/shards")
+    again = forget(wanted, resume=True)
+    assert again.run.record.model_digest == first.run.record.model_digest
+
+
+def test_exact_and_unchanged_is_not_certified(tmp_path, shapes):
+    run(Recipe(out=tmp_path / "run", data=shapes, epochs=1, model="compact"))
+    ids = csv_file(tmp_path / "ids.csv", "index", [3])
+    found = forget(Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new"))
+    same = replace(found, run=replace(found.run, model=found.source.loaded.model))
+    with pytest.raises(RunError, match="got the same"):
+        certify(same, signer=archive.generate_signer(), case=Case(), earlier=None)
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [
+        ({"received": "yesterday"}, "a time in UTC"),
+        ({"received": "2999-01-01T00:00:00Z"}, "has come"),
+        ({"received": "2026-02-02T00:00:00Z", "deadline": "2026-01-01T00:00:00Z"}, "not behind"),
+        ({"ground": "x" * 5000}, "at most 4000"),
+    ],
+)
+def test_what_the_controller_says_is_checked_at_once(told, words):
+    with pytest.raises(RunError, match=words):
+        Case(**told)
+
+
+def test_the_new_run_is_not_inside_the_old_one(tmp_path):
+    with pytest.raises(RunError, match="outside"):
+        Forgetting(run=tmp_path, ids=tmp_path / "ids", out=tmp_path / "new")
+
+
+def test_a_record_that_hides_privacy_is_refused(tmp_path, shapes):
+    done = run(
+        Recipe(
+            out=tmp_path / "run",
+            data=shapes,
+            epochs=1,
+            model="compact",
+            epsilon=1.0,
+            baseline=False,
+        )
+    )
+    settings = {**done.record.settings, "epsilon": None}
+    replace(done.record, settings=settings).write(done.folder.record)
+    ids = csv_file(tmp_path / "ids.csv", "index", [3])
+    with pytest.raises(RunError, match="privacy"):
+        forget(Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new"))

@@ -33,12 +33,13 @@ from secure_cnn.cli.keys import (
 from secure_cnn.cli.network import ModelOptions, own_network
 from secure_cnn.cli.options import INTERRUPTED, message
 from secure_cnn.engine import keep_freed_memory
+from secure_cnn.errors import RunError
 from secure_cnn.interruption import Stopped, stop_on_signals
 from secure_cnn.pages import summary_table, write_certificate_page
 from secure_cnn.printable import Terminal
 from secure_cnn.unlearning import HEURISTICS, METHODS, Case, Forgetting, Forgotten, certify, forget
 from secure_cnn.unlearning.certificate import earlier_certificate
-from secure_cnn.unlearning.oracles import measure_gap
+from secure_cnn.unlearning.oracles import check_oracles, measure_gap
 
 __all__ = ["forget_command"]
 
@@ -82,6 +83,14 @@ def forget_command(
     passphrase_file: PassphraseFile = None,
     kek: Kek = None,
     trusted: Trusted = None,
+    unsigned: Annotated[
+        bool,
+        typer.Option(
+            "--unsigned",
+            help="The old run is sealed and signed by nobody: without this it must be signed by "
+            "--signer, or by one of --trusted.",
+        ),
+    ] = False,
     model: Annotated[
         str | None,
         typer.Option(help="What makes the network if it is one of your own, as in its training."),
@@ -113,9 +122,15 @@ def forget_command(
     As in: secure-cnn forget runs/1 --ids leaving.csv --out runs/2 --signer signer.key
     """
     keep_freed_memory()
+    case = Case(
+        received=received, identity_confirmed=identity_confirmed, deadline=deadline, ground=ground
+    )
+    check_oracles(oracles or 0, margin)
     signing = signer_from(signer)
     assert signing is not None, "a path was given"
     verifiers = (signing.verifier, *verifiers_from(trusted or []))
+    if resume and (out / "certificate.json").exists():
+        raise RunError(f"{out}: is complete, with its certificate; there is nothing to resume")
     opens = identity_from(identity, passphrase_file, kek)
     earlier = earlier_certificate(run, trusted=verifiers)
     found = forget(
@@ -127,6 +142,7 @@ def forget_command(
             data=data,
             largest_epsilon=largest_epsilon,
             no_guarantee=no_guarantee,
+            unsigned=unsigned,
         ),
         network=own_network(model, model_option or []) if model else None,
         sealing=_sealing(recipient or [], opens, signing),
@@ -139,9 +155,6 @@ def forget_command(
     if found.run.model is None:
         message("interrupted; hint: the same command with --resume goes on")
         raise typer.Exit(INTERRUPTED)
-    case = Case(
-        received=received, identity_confirmed=identity_confirmed, deadline=deadline, ground=ground
-    )
     gap = _gap(found, oracles, margin)
     path = certify(found, signer=signing, case=case, earlier=earlier, gap=gap)
     page = path.with_suffix(".html")
@@ -173,14 +186,22 @@ def _sealing(recipients: list[str], opens: AnyIdentity | None, signing: Signer) 
     return Sealing(recipients=who, signer=signing) if who else None
 
 
+def _images(count: int) -> str:
+    return "one image" if count == 1 else f"{count} images"
+
+
 def _tell(
     found: Forgotten, gap: OracleGap | None, path: Path, page: Path, verifier: Verifier
 ) -> None:
     """What was done, on stdout; the places on stderr."""
     request, method = found.request, found.method
     out, messages = Terminal(), Terminal(stderr=True)
-    people = f"{request.people} {'persons' if request.persons else 'images'}"
-    out.print(f"left: {people}, {len(request.rows)} training images")
+    people = _images(request.people)
+    if request.persons:
+        people = "one person" if request.people == 1 else f"{request.people} persons"
+    out.print(f"left: {people}; {_images(len(request.rows))} of the training")
+    if request.tested:
+        out.print(f"with them: {_images(len(request.tested))} of the test images")
     if request.copies:
         out.print(f"{request.copies} of these are copies of an image of theirs")
     out.print(f"method: {method.name}, since {method.why}")

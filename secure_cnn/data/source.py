@@ -51,7 +51,7 @@ class Source:
     `key` changes whenever the pixels or their order could. `remarks`, asked once the pixels are
     decoded, are sentences about the images for the person who brought them. `groups` says whose
     each image is, in the order of the rows, where that is known; `ids` what each is called where it
-    comes from, see `ImageData`.
+    comes from, see `Split`.
     """
 
     name: str

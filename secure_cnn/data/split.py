@@ -79,7 +79,9 @@ class Split(Dataset[tuple[Tensor, int]]):
     """Images and their labels: a map-style data set that also cuts whole batches by index.
 
     A class because both views share the same, perhaps memory-mapped, tensors: images uint8 `[n,
-    channels, height, width]` and labels int64 `[n]`. Its `repr` shows no pixel.
+    channels, height, width]` and labels int64 `[n]`. `ids` say what each image is called where it
+    comes from: its path from the folder on, or its row of the source, where the rows to test on
+    come last; None where nobody said. Its `repr` shows no pixel.
 
     Raises:
         DataError: The tensors have another dtype or shape, or their lengths differ.
@@ -94,6 +96,7 @@ class Split(Dataset[tuple[Tensor, int]]):
 
     images: Tensor
     labels: Tensor
+    ids: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.images.dtype != torch.uint8 or self.images.ndim != 4:
@@ -105,6 +108,11 @@ class Split(Dataset[tuple[Tensor, int]]):
             raise DataError(
                 f"labels: expected int64 [{len(self.images)}], one for each image, "
                 f"got {self.labels.dtype} {list(self.labels.shape)}"
+            )
+
+        if self.ids is not None and len(self.ids) != len(self.labels):
+            raise DataError(
+                f"ids: expected one for each of {len(self.labels)} images, got {len(self.ids)}"
             )
 
     def __repr__(self) -> str:
@@ -129,7 +137,13 @@ class Split(Dataset[tuple[Tensor, int]]):
 
     def first(self, count: int) -> "Split":
         """The first `count` examples, or all where it has fewer; no pixel is copied."""
-        return Split(images=self.images[:count], labels=self.labels[:count])
+        ids = None if self.ids is None else self.ids[:count]
+        return Split(images=self.images[:count], labels=self.labels[:count], ids=ids)
+
+    def some(self, rows: Tensor) -> "Split":
+        """A copy of the examples at `rows`, int64 [b], with what they are called."""
+        ids = None if self.ids is None else tuple(self.ids[row] for row in rows.tolist())
+        return Split(images=self.images[rows], labels=self.labels[rows], ids=ids)
 
 
 @final
@@ -139,8 +153,6 @@ class ImageData:
 
     Its name is what people call it; that enters no decision and no fingerprint. `groups` and
     `test_groups` name the person of each image, where that is known: one name an image, or None.
-    `ids` and `test_ids` say what each image is called where it comes from: its path from the folder
-    on, or its row of the source; None where they are numbered, those to test on last.
 
     Raises:
         DataError: The name is no UTF-8; a split is empty, has images of another shape, labels
@@ -160,25 +172,18 @@ class ImageData:
     spec: DataSpec
     groups: tuple[str, ...] | None = None
     test_groups: tuple[str, ...] | None = None
-    ids: tuple[str, ...] | None = None
-    test_ids: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_name(self.name, "data: its name")
         parts = (
-            ("train", self.train, self.groups, self.ids),
-            ("test", self.test, self.test_groups, self.test_ids),
+            ("train", self.train, self.groups),
+            ("test", self.test, self.test_groups),
         )
-        for part, split, groups, ids in parts:
+        for part, split, groups in parts:
             if groups is not None and len(groups) != len(split):
                 raise DataError(
                     f"{self.name}: expected a person for each of {len(split)} {part} images, got "
                     f"{len(groups)}"
-                )
-            if ids is not None and len(ids) != len(split):
-                raise DataError(
-                    f"{self.name}: expected an id for each of {len(split)} {part} images, got "
-                    f"{len(ids)}"
                 )
             if len(split) == 0:
                 raise DataError(f"{self.name}: expected at least one {part} image, got none")

@@ -84,13 +84,11 @@ def decode(
     ids = None if source.ids is None else tuple(source.ids)
     return ImageData(
         name=source.name,
-        train=Split(images=images[:train], labels=labels[:train]),
-        test=Split(images=images[train:], labels=labels[train:]),
+        train=Split(images=images[:train], labels=labels[:train], ids=ids and ids[:train]),
+        test=Split(images=images[train:], labels=labels[train:], ids=ids and ids[train:]),
         spec=DataSpec(shape=source.shape, classes=source.classes),
         groups=groups and groups[:train],
         test_groups=groups and groups[train:],
-        ids=ids and ids[:train],
-        test_ids=ids and ids[train:],
     )
 
 

@@ -32,7 +32,6 @@ __all__ = ["Journal", "RunFolder"]
 _OWN = (
     *("run.json", "report.html", "metrics.jsonl"),
     *("audit.json", "audit.html", "leakage.json", "leakage.html"),
-    *("certificate.json", "certificate.html"),
 )
 """What a run writes into its folder, and what an audit and a leakage measurement add."""
 _OWN_STAGES = re.compile(r"(inventory|shard-\d{3,}-slice-\d{3,})\.(sealed|safetensors)")

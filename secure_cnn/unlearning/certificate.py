@@ -17,6 +17,7 @@ from torch import nn
 from privacy.unlearning import OracleGap
 from secure_cnn import archive
 from secure_cnn.archive.certificates import (
+    NOT_KNOWN,
     Absence,
     Artefact,
     Cumulative,
@@ -30,6 +31,8 @@ from secure_cnn.archive.certificates import (
 from secure_cnn.data import ImageData, Split
 from secure_cnn.errors import RunError
 from secure_cnn.evaluate import evaluate_model
+from secure_cnn.printable import printable
+from secure_cnn.recipe import RunFolder
 from secure_cnn.record import hardware, versions
 from secure_cnn.unlearning.forgetting import Forgotten
 from secure_cnn.unlearning.inventory import Inventory
@@ -40,8 +43,22 @@ __all__ = ["Case", "certify", "earlier_certificate"]
 
 _CONFIDENCE = 0.95
 _NAME = "certificate.json"
-_LEFT = "of the run that they left"
-_DESTROY = "destroy them, by secure-cnn archive shred where they are sealed"
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+_LONGEST = 4000
+_POINTS = 100.0
+_MOST_ASKED = 5000
+"""Of who stayed: more say no more, and take longer than the training that is saved."""
+_ALONE = (
+    "Whose the images are was not said: each image of the request counts as a person of its own.",
+)
+_COPIES = (
+    "Whether other images show the same people: a copy was found where every pixel is the same.",
+)
+_NEW = "the model without them"
+_DESTROY = (
+    "the model that they left, and its stages if it has any: the controller's to destroy, by "
+    "secure-cnn archive shred where they are sealed"
+)
 
 
 @final
@@ -59,6 +76,23 @@ class Case:
     deadline: str = ""
     ground: str = ""
 
+    def __post_init__(self) -> None:
+        now = datetime.now(UTC).strftime(_TIME)
+        for name in ("received", "identity_confirmed", "deadline"):
+            text = getattr(self, name)
+            if text and not _is_time(text):
+                raise RunError(
+                    f"{name}: expected a time in UTC as 2026-11-30T12:00:00Z, got "
+                    f"{printable(text[:40])}"
+                )
+            if name != "deadline" and text > now:
+                raise RunError(f"{name}: expected a time that has come, got {text}")
+        confirmed = self.identity_confirmed or self.received
+        if self.received > confirmed or (self.deadline and self.received > self.deadline):
+            raise RunError(f"received: expected a time not behind the others, got {self.received}")
+        if len(self.ground) > _LONGEST or printable(self.ground) != self.ground:
+            raise RunError(f"ground: expected a sentence of at most {_LONGEST} letters")
+
 
 def earlier_certificate(
     run: Path, *, trusted: Sequence[archive.Verifier]
@@ -67,9 +101,19 @@ def earlier_certificate(
 
     Raises:
         ArchiveError: It was changed, or made by nobody who is trusted.
+        RunError: It is of another model than the run's.
     """
     path = run / _NAME
-    return archive.verify_certificate(path, trusted=trusted) if path.exists() else None
+    if not path.exists():
+        return None
+    found = archive.verify_certificate(path, trusted=trusted)
+    digest = RunFolder(root=run, sealed=False).recorded().model_digest
+    if not isinstance(found.value, archive.Erasure) or found.value.run_after.digest != digest:
+        raise RunError(
+            f"{path}: expected the certificate of those who left this model before, got another; "
+            "put the run's own back"
+        )
+    return found
 
 
 def certify(
@@ -95,6 +139,12 @@ def certify(
     """
     if found.run.model is None:
         raise RunError(f"{found.run.folder.root}: expected a run that is complete to certify")
+    if found.method.guarantee.exact and not found.weight_change:
+        raise RunError(
+            f"{found.run.folder.root}: expected other weights than before, since the model was "
+            "trained without them, got the same: the stages of the run that they left are not "
+            "those of its training; take retrain (--method retrain)"
+        )
     path = found.run.folder.root / _NAME
     archive.write_certificate(path, _erasure(found, case, earlier, gap), signer=signer)
     return path
@@ -110,7 +160,7 @@ def _erasure(
         identity_confirmed=case.identity_confirmed,
         deadline=case.deadline,
         ground=case.ground,
-        done=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        done=datetime.now(UTC).strftime(_TIME),
         requests=data.requests,
         people=len(data.requests),
         images=len(found.request.rows),
@@ -131,6 +181,7 @@ def _erasure(
         cumulative=_cumulative(found, len(data.requests), earlier),
         weight_change=found.weight_change,
         evidence=(*_evidence(found), *_gap_rows(gap)),
+        not_known=(*NOT_KNOWN, *_COPIES, *(() if found.request.persons else _ALONE)),
         versions=versions(),
         hardware=hardware(torch.device("cpu")),
         previous="" if earlier is None else earlier.digest,
@@ -157,6 +208,13 @@ def _data(found: Forgotten) -> _Data:
         after=tree.data,
         absence=tuple(tree.absence(each) for each in dict.fromkeys((*requests, *gone))),
     )
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.strptime(text, _TIME).strftime(_TIME) == text  # it ends in Z
+    except ValueError:
+        return False
 
 
 def _leaves(data: ImageData, inventory: Inventory) -> dict[tuple[str, bytes], bytes]:
@@ -189,19 +247,26 @@ def _artefacts(found: Forgotten) -> Iterator[Artefact]:
     if method.name == "group-privacy":
         trained = "kept, untouched by the request"
     yield Artefact(
-        kind="checkpoints", name=new.model.name, action=trained, detail="the model of the new run"
+        kind="checkpoints", name=f"{new.model.name}, new run", action=trained, detail=_NEW
     )
     if found.work is not None:
         detail = (
             f"{found.work.trained} of {found.work.stages} stages of the new run; the others never "
             "saw an image of theirs"
         )
-        yield Artefact(kind="checkpoints", name="stages", action="re-trained", detail=detail)
-    yield _kept("checkpoints", old.model.name, f"{_LEFT}, with its stages; {_DESTROY}")
-    for kind in ("averages", "optimizer state"):
+        yield Artefact(
+            kind="checkpoints", name="stages, new run", action="re-trained", detail=detail
+        )
+    yield _kept("checkpoints", f"{old.model.name}, old run", _DESTROY)
+    under_way = any(each.training.exists() for each in (old, new))
+    for kind in () if under_way else ("averages", "optimizer state"):
         yield Artefact(kind=kind, name="", action="none exist", detail="a complete run keeps none")
-    for folder in (old, new):
-        yield _kept("logs", folder.record.name, "figures and settings; no training image is in it")
+    for folder, which in ((old, "old"), (new, "new")):
+        yield _kept(
+            "logs",
+            f"{folder.record.name}, {which} run",
+            "figures and settings; no training image is in it",
+        )
     if old.shadows.is_dir():
         yield _kept("shadow models", old.shadows.name, "what they said of the images; delete it")
     else:
@@ -219,7 +284,10 @@ def _evidence(found: Forgotten) -> Iterator[Evidence]:
     source, model = found.source, found.run.model
     assert model is not None, "the run is complete"
     left = leaving(source.data, found.request)
-    parts = (("who left", left), ("who stayed", found.data.train), ("test", source.data.test))
+    parts = [("test", found.data.test)]
+    if source.recipe.epsilon is None:
+        # Of private training images epsilon does not cover such figures.
+        parts = [("who left", left), ("who stayed", _spread(found.data.train)), *parts]
     for when, judged in (("before", source.loaded.model), ("after", model)):
         for name, split in parts:
             yield _accuracy(f"accuracy {when}, {name}", judged, split, source.data.spec.classes)
@@ -234,6 +302,14 @@ def _evidence(found: Forgotten) -> Iterator[Evidence]:
         )
 
 
+def _spread(split: Split) -> Split:
+    """At most so many of its images, from all over it."""
+    if len(split) <= _MOST_ASKED:
+        return split
+    rows = torch.linspace(0, len(split) - 1, _MOST_ASKED).long()
+    return split.some(rows)
+
+
 def _gap_rows(gap: OracleGap | None) -> Iterator[Evidence]:
     """How far the accuracies are from those of models trained without them, in points."""
     if gap is None:
@@ -244,8 +320,8 @@ def _gap_rows(gap: OracleGap | None) -> Iterator[Evidence]:
         yield Evidence(
             name=f"accuracy above that of models trained without them, in points, {names[part]}",
             value=each.points,
-            low=low,
-            high=high,
+            low=max(-_POINTS, low),
+            high=min(_POINTS, high),
             n=len(each.oracles),
         )
     low, high = gap.average_gap_interval
@@ -254,7 +330,7 @@ def _gap_rows(gap: OracleGap | None) -> Iterator[Evidence]:
         "matter)",
         value=gap.average_gap,
         low=low,
-        high=high,
+        high=min(_POINTS, high),
         n=len(gap.forget.oracles),
     )
 
@@ -274,8 +350,7 @@ def _cumulative(found: Forgotten, people: int, earlier: archive.Verified | None)
     """Everybody so far; a bound of this model is of all who left it."""
     before = 0
     if earlier is not None:
-        if not isinstance(earlier.value, archive.Erasure):
-            raise RunError("certificate: expected one of people who left, got one of another kind")
+        assert isinstance(earlier.value, archive.Erasure), "earlier_certificate looked"
         before = earlier.value.cumulative.people
     bound = found.method.guarantee
     return Cumulative(people=before + people, epsilon=bound.epsilon, delta=bound.delta)

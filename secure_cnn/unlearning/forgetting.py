@@ -24,6 +24,7 @@ from secure_cnn.interruption import StopRequest
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.recipe import Run, RunFolder, run
 from secure_cnn.recipe.folder import Journal
+from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.outcome import judge
 from secure_cnn.record import RunRecord
 from secure_cnn.unlearning.inventory import Inventory
@@ -35,7 +36,7 @@ from secure_cnn.unlearning.stage_files import StageFiles
 
 __all__ = ["Forgetting", "Forgotten", "forget"]
 
-_NOTE = "{images} images left the data of the run {before}; see certificate.json."
+_NOTE = "{images} of its training images left the data of the run {before}; see certificate.json."
 _HEURISTIC = (
     "Its weights were changed by {method}, without a guarantee: what is left of those who left is "
     "not known. Epochs and settings are those of the run before."
@@ -61,6 +62,7 @@ class Forgetting:
         largest_epsilon: What a private training promises to all who have left it must be at most
             this, for `group-privacy`.
         no_guarantee: Whether a method without a guarantee may be taken; it must be named.
+        unsigned: Whether a sealed run that nobody signed counts.
 
     Raises:
         RunError: A value is out of range.
@@ -73,6 +75,7 @@ class Forgetting:
     data: str | None = None
     largest_epsilon: float = 10.0
     no_guarantee: bool = False
+    unsigned: bool = False
 
     def __post_init__(self) -> None:
         for name in ("run", "ids", "out"):
@@ -81,8 +84,8 @@ class Forgetting:
             raise RunError(
                 f"largest_epsilon: expected a number above 0, got {self.largest_epsilon!r}"
             )
-        if self.out.resolve() == self.run.resolve():
-            raise RunError(f"out: expected another folder than the run's own, got {self.out}")
+        if self.out.resolve().is_relative_to(self.run.resolve()):
+            raise RunError(f"out: expected a folder outside of the run's own, got {self.out}")
 
 
 @final
@@ -154,7 +157,7 @@ def forget(
     check_sealing(sealing)
     check_unlocking(unlocking)
     with RunFolder(root=wanted.run, sealed=False).locked():
-        unlocking = _trusting(wanted.run, unlocking, sealing)
+        unlocking = _trusting(wanted, unlocking, sealing)
         source = source_of(wanted.run, data=wanted.data, unlocking=unlocking, network=network)
         task = _prepared(wanted, source, network, sealing, unlocking)
         folder, method = task.files.run, task.method
@@ -208,13 +211,20 @@ def _prepared(
     )
 
 
-def _trusting(run: Path, unlocking: Unlocking | None, sealing: Sealing | None) -> Unlocking | None:
-    """Of a signed run the files count that its signer signed, where nobody else is named."""
+def _trusting(
+    wanted: Forgetting, unlocking: Unlocking | None, sealing: Sealing | None
+) -> Unlocking | None:
+    """Whose signatures count: those who are named, and who signs now.
+
+    Whether the old run was signed its record says, which nobody signed: a run that was not is said
+    to be so by whoever asks.
+    """
     signer = None if sealing is None else sealing.signer
-    if unlocking is None or unlocking.trusted is not None or signer is None:
+    if unlocking is None or signer is None:
         return unlocking
-    record = RunFolder(root=run, sealed=False).recorded()
-    return replace(unlocking, trusted=(signer.verifier,)) if record.signer else unlocking
+    if unlocking.trusted is None and wanted.unsigned:
+        return unlocking
+    return replace(unlocking, trusted=(*(unlocking.trusted or ()), signer.verifier))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -257,12 +267,15 @@ def _finished(task: _Task) -> Run:
         unlocking=task.files.unlocking if folder.sealed else None,
         network=task.files.network,
     )
-    record, known = folder.recorded(), task.files.read_inventory()
+    record = folder.recorded()
+    if not task.files.inventory_path.exists() and record.data.fingerprint == task.data.fingerprint:
+        task.files.write_inventory(task.inventory)  # killed between the training and this
+    known = task.files.read_inventory()
     same = record.model_digest == task.source.record.model_digest
     told, name = loaded.claims.get("unlearned"), task.method.name
     claimed = told.get("method") if isinstance(told, dict) else None
     if (
-        known != task.inventory
+        not _same(task, known)
         or claimed != (name if name in HEURISTICS else None)
         or record.model_digest != model_digest(loaded.model)
         or same != (name == "group-privacy")
@@ -272,6 +285,11 @@ def _finished(task: _Task) -> Run:
             "command as before, or choose another folder"
         )
     return Run(record=record, folder=folder, model=loaded.model)
+
+
+def _same(task: _Task, known: Inventory) -> bool:
+    """Whether an inventory is of those who stay, under whatever key."""
+    return known == Inventory.of(task.data, key=known.key)
 
 
 def _sharded(
@@ -318,6 +336,10 @@ def _unchanged(task: _Task, *, resume: bool, force: bool) -> tuple[Run, None]:
         raise RunError("resume: expected a training, got group-privacy, which has none; begin anew")
     source, folder = task.source, task.files.run
     loaded = source.loaded
+    claims = {name: each for name, each in loaded.claims.items() if name != "architecture"}
+    data = dict(claims.get("data") or {})
+    # Signed where the model is: nobody can take people out of the count by taking a file away.
+    claims["data"] = {**data, "left": int(data.get("left", 0)) + len(task.request.rows)}
     with folder.begun(force=force):
         journal = Journal(folder, _handed_on(task, _UNCHANGED), task.files.sealing)
         journal.begin()
@@ -327,7 +349,7 @@ def _unchanged(task: _Task, *, resume: bool, force: bool) -> tuple[Run, None]:
             folder.model,
             loaded.model,
             loaded.architecture,
-            claims={name: each for name, each in loaded.claims.items() if name != "architecture"},
+            claims=claims,
             private_claims=loaded.private_claims or None,
             sealing=task.files.sealing,
             overwrite=True,
@@ -383,6 +405,7 @@ def _handed_on(task: _Task, note: str) -> RunRecord:
         before,
         status="running",
         settings={**before.settings, "out": str(folder.root)},
+        run_id=RunIdentity.draw(private=False).id,
         notes=(*before.notes, task.note, note),
         checkpoints=(folder.model.relative_to(folder.root).as_posix(),),
     )

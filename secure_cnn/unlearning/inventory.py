@@ -8,7 +8,7 @@ folder, which of the others were trained on: a new cut of what is left would mix
 import hmac
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -43,11 +43,8 @@ class Inventory:
     def of(cls, data: ImageData, *, key: bytes | None = None) -> "Inventory":
         """That of these images, under a new key or the one of an earlier run."""
         key = secrets.token_bytes(_BYTES) if key is None else key
-        return cls(train=tuple(_rows(key, data.train)), test=tuple(_rows(key, data.test)), key=key)
-
-    def image_digest(self, split: Split, row: int) -> bytes:
-        """HMAC-SHA256 of an image, whatever its label: what requests and proofs are about."""
-        return hmac.digest(self.key, b"image" + image_bytes(split, row), "sha256")
+        train, test = _rows(key, data.train, data.groups), _rows(key, data.test, data.test_groups)
+        return cls(train=tuple(train), test=tuple(test), key=key)
 
     def fingerprint(self, stage: Stage) -> str:
         """Hexadecimal digest of the images and labels of a stage, in their order."""
@@ -60,23 +57,33 @@ class Inventory:
         """The data as the run had them, in whatever way they come now; and how many are new.
 
         Images that the run did not have are left out: they came later, or were forgotten before.
+        Test images may be gone: nothing was trained on them.
 
         Raises:
-            RunError: Images of the run are missing.
+            RunError: Training images of the run are missing, or are said to be somebody else's.
         """
-        rows = [*_rows(self.key, data.train), *_rows(self.key, data.test)]
+        rows = [
+            *_rows(self.key, data.train, data.groups),
+            *_rows(self.key, data.test, data.test_groups),
+        ]
         places: dict[bytes, list[int]] = {}
         for row, digest in reversed(list(enumerate(rows))):
             places.setdefault(digest, []).append(row)
-        missing = Counter((*self.train, *self.test)) - Counter(rows)
+        missing = Counter(self.train) - Counter(rows)
         if missing:
             raise RunError(
-                f"data: expected the images of the run, got {data.name} without "
-                f"{sum(missing.values())} of {len(self.train) + len(self.test)}; put them back, or "
-                "say where they are with --data"
+                "data: expected the training images of the run, with their labels and persons, got "
+                f"{data.name} without {sum(missing.values())} of {len(self.train)}; put them back, "
+                "say where they are with --data, or train anew on what remains"
             )
-        parts = [[places[digest].pop() for digest in part] for part in (self.train, self.test)]
-        return _chosen(data, *parts), len(rows) - sum(map(len, parts))
+        train = [places[digest].pop() for digest in self.train]
+        test = [places[digest].pop() for digest in self.test if places.get(digest)]
+        if not test:
+            raise RunError(
+                f"data: expected test images of the run, got {data.name} without any of "
+                f"{len(self.test)}; put them back, or say where they are with --data"
+            )
+        return _chosen(data, train, test), len(rows) - len(train) - len(test)
 
     def to_state(self) -> dict[str, Any]:
         """As tensors."""
@@ -95,29 +102,34 @@ class Inventory:
         return cls(train=found["train"], test=found["test"], key=found["key"][0])
 
 
-def _rows(key: bytes, split: Split) -> Iterator[bytes]:
+def _rows(key: bytes, split: Split, groups: Sequence[str] | None) -> Iterator[bytes]:
+    """A digest of each image with its label, and with whose it is where that is known."""
     for row, label in enumerate(split.labels.tolist()):
-        text = b"row" + label.to_bytes(8, "big") + image_bytes(split, row)
-        yield hmac.digest(key, text, "sha256")
+        person = b"" if groups is None else groups[row].encode()
+        text = b"row" + label.to_bytes(8, "big") + len(person).to_bytes(8, "big") + person
+        yield hmac.digest(key, text + image_bytes(split, row), "sha256")
 
 
 def _chosen(data: ImageData, train: list[int], test: list[int]) -> ImageData:
     """Rows of training and test images together, as a training and a test part."""
     if train + test == list(range(len(data.train) + len(data.test))):
         return data
-    images = torch.cat([data.train.images, data.test.images])
-    labels = torch.cat([data.train.labels, data.test.labels])
+    ids = None
+    if data.train.ids is not None and data.test.ids is not None:
+        ids = (*data.train.ids, *data.test.ids)
+    pool = Split(
+        images=torch.cat([data.train.images, data.test.images]),
+        labels=torch.cat([data.train.labels, data.test.labels]),
+        ids=ids,
+    )
     groups = None if data.groups is None else (*data.groups, *(data.test_groups or ()))
-    ids = None if data.ids is None else (*data.ids, *(data.test_ids or ()))
     return ImageData(
         name=data.name,
-        train=Split(images=images[train], labels=labels[train]),
-        test=Split(images=images[test], labels=labels[test]),
+        train=pool.some(torch.tensor(train, dtype=torch.int64)),
+        test=pool.some(torch.tensor(test, dtype=torch.int64)),
         spec=data.spec,
         groups=groups and tuple(groups[row] for row in train),
         test_groups=groups and tuple(groups[row] for row in test),
-        ids=ids and tuple(ids[row] for row in train),
-        test_ids=ids and tuple(ids[row] for row in test),
     )
 
 

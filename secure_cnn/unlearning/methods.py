@@ -38,6 +38,14 @@ _INDEPENDENT = (
     "Who leaves was decided without looking at the model; and every step was sampled and noised as "
     "the model's file claims."
 )
+_NEWEST = (
+    "Nobody left the same run by another request, which this one does not know of: people leave "
+    "the newest run, of which the others are a part."
+)
+_MACHINE = (
+    "Stages that were kept are those that this machine and these versions would train: they are of "
+    "the machine and the versions that the record of the run before names."
+)
 _OBSERVER = "Nothing is said of who has seen the model before, or compares both."
 
 
@@ -102,9 +110,9 @@ def chosen_method(
             return bounded
         if asked != "auto":
             raise RunError(f"method: {bounded}")
-        return _retrained(bounded)
+        return _retrained(source, bounded)
     neither = "the run was trained neither in shards nor privately"
-    return _retrained("it was asked for" if asked == "retrain" else neither)
+    return _retrained(source, "it was asked for" if asked == "retrain" else neither)
 
 
 def _sharded(source: Source) -> Method:
@@ -120,18 +128,18 @@ def _sharded(source: Source) -> Method:
         guarantee=Guarantee(
             says="The model is, bit for bit, the one that the same training gives without them: "
             "every stage that had seen one of their images was trained again without.",
-            assumptions=(_NON_ADAPTIVE, _CHOICES, _OBSERVER),
+            assumptions=(_NON_ADAPTIVE, _CHOICES, _OBSERVER, _MACHINE, *_begun_with(source)),
         ),
     )
 
 
-def _retrained(why: str) -> Method:
+def _retrained(source: Source, why: str) -> Method:
     return Method(
         name="retrain",
         why=why,
         guarantee=Guarantee(
             says="The model was trained from its first step on the images of the others alone.",
-            assumptions=(_CHOICES, _OBSERVER),
+            assumptions=(_CHOICES, _OBSERVER, *_begun_with(source), *_unsure(source)),
         ),
     )
 
@@ -173,7 +181,7 @@ def _bounded(source: Source, request: Request, *, limit: float) -> Method | str:
     gone = _gone(source)
     if gone and steps.unit == "person":
         return "people left the model before, and how many is not on record of a run by persons"
-    size = request.people if steps.unit == "person" else gone + len(request.rows)
+    size = gone + units_of(source, request, steps.unit)
     epsilon = group_epsilon([steps], delta, size=size)
     group = f"{size} {steps.unit}s" if size > 1 else f"one {steps.unit}"
     if epsilon > limit:
@@ -188,23 +196,55 @@ def _bounded(source: Source, request: Request, *, limit: float) -> Method | str:
         guarantee=Guarantee(
             says=f"The model, unchanged, is ({epsilon:.3g}, {delta:.3g})-indistinguishable from "
             f"one that was trained without {group}{before}.",
-            assumptions=(_CHOICES, _INDEPENDENT),
+            assumptions=(_CHOICES, _INDEPENDENT, _NEWEST, *_unsure(source)),
             epsilon=epsilon,
             delta=delta,
         ),
     )
 
 
+def units_of(source: Source, request: Request, unit: str) -> int:
+    """How many examples, or persons, leave: with a copy of an image whoever else has it."""
+    if unit != "person":
+        return len(request.rows)
+    groups = source.data.groups or ()
+    return max(request.people, len({groups[row] for row in request.rows}))
+
+
+def _begun_with(source: Source) -> tuple[str, ...]:
+    """What has to hold of weights that the training began with, if it did."""
+    digest = source.record.model.weights
+    if not digest:
+        return ()
+    return (
+        f"The weights that the training began with (SHA-256 {digest}) were not trained on images "
+        "of theirs.",
+    )
+
+
+def _unsure(source: Source) -> tuple[str, ...]:
+    """What has to hold of images of which it could not be told whether they are the run's."""
+    if source.certain:
+        return ()
+    return (
+        "The images are those of the training: the key to tell is in no file of a private run that "
+        "is not sealed.",
+    )
+
+
 def _gone(source: Source) -> int:
     """Images that were in the model's training and left its data since, by its promise alone."""
     claims = source.loaded.claims.get("data")
-    trained = claims.get("train") if isinstance(claims, Mapping) else None
-    if type(trained) is not int or trained < len(source.data.train):
+    told: Mapping[str, object] = claims if isinstance(claims, Mapping) else {}
+    trained, left = told.get("train"), told.get("left", 0)
+    here = len(source.data.train)
+    if type(trained) is not int or type(left) is not int or trained - left != here:
         raise RunError(
-            f"{source.model_path}: expected it to claim on how many images it was trained, at "
-            f"least {len(source.data.train)}, got {trained}"
+            f"{source.model_path}: expected images of which those that left and those that are "
+            f"there make up the {trained} of its training, got {left} and {here}; put the "
+            "inventory of its run back"
         )
-    return trained - len(source.data.train)
+    return left
 
 
 def _steps(source: Source) -> tuple[GaussianSteps, float] | None:

@@ -16,9 +16,21 @@ from secure_cnn.recipe.once import train_once
 from secure_cnn.unlearning.forgetting import Forgotten
 from secure_cnn.unlearning.source import leaving
 
-__all__ = ["measure_gap"]
+__all__ = ["check_oracles", "measure_gap"]
 
-_FEWEST, _MOST = 2, 100
+_FEWEST, _MOST, _WHOLE = 2, 100, 100.0
+
+
+def check_oracles(oracles: int, margin: float) -> None:
+    """Passes for none, or 2 to 100, and a margin above 0.
+
+    Raises:
+        RunError: It is another number.
+    """
+    if oracles and (type(oracles) is not int or not _FEWEST <= oracles <= _MOST):
+        raise RunError(f"oracles: expected none, or {_FEWEST} to {_MOST}, got {oracles}")
+    if not 0 < margin <= _WHOLE:
+        raise RunError(f"margin: expected points of accuracy above 0, up to 100, got {margin:g}")
 
 
 def measure_gap(found: Forgotten, *, oracles: int, margin: float, stop: StopRequest) -> OracleGap:
@@ -39,8 +51,7 @@ def measure_gap(found: Forgotten, *, oracles: int, margin: float, stop: StopRequ
         UnlearningError: The margin cannot be.
         Stopped: A stop was requested.
     """
-    if type(oracles) is not int or not _FEWEST <= oracles <= _MOST:
-        raise RunError(f"oracles: expected {_FEWEST} to {_MOST}, got {oracles}")
+    check_oracles(oracles, margin)
     source = found.source
     if source.recipe.is_sharded:
         raise RunError(

@@ -27,6 +27,7 @@ from secure_cnn.unlearning.shards import image_bytes
 __all__ = ["Request", "read_request"]
 
 _MOST_BYTES = 1 << 26
+_MOST_IMAGES = 1 << 12
 _WORDS = {"path": "a path", "index": "an index", "person": "a person"}
 _EXPECTED = "a CSV file whose first line is path, index or person, and then one of them a line"
 _SHOWN = 5
@@ -42,12 +43,19 @@ class Request:
         persons: The names of those who leave, where they were asked for by their names.
         people: How many leave: persons, or images where nobody said whose they are.
         copies: How many of the rows were not asked for, and hold the same image as one that was.
+        tested: Rows among the test images that are theirs, or copies: these leave too.
     """
 
     rows: tuple[int, ...] = field(repr=False)
     persons: tuple[str, ...] = field(repr=False)
     people: int
     copies: int
+    tested: tuple[int, ...] = field(repr=False, default=())
+
+    def without_tested(self, count: int) -> list[int]:
+        """Those of so many test images that stay."""
+        gone = set(self.tested)
+        return [row for row in range(count) if row not in gone]
 
     def without(self, count: int) -> list[int]:
         """Those of so many training images that stay."""
@@ -63,9 +71,14 @@ def read_request(path: Path, data: ImageData) -> Request:
             which nothing was trained; or nobody of a class would be left.
     """
     column, ids = _read(path)
-    asked = _rows_of(column, ids, data, path)
+    asked, tested = _rows_of(column, ids, data, path)
     wanted = {image_bytes(data.train, row) for row in asked}
     rows = [row for row in range(len(data.train)) if image_bytes(data.train, row) in wanted]
+    if len(wanted) > _MOST_IMAGES:
+        raise RunError(
+            f"{path}: expected at most {_MOST_IMAGES} images in one request, since each is proven "
+            f"absent in its certificate, got {len(wanted)}; make several requests of it"
+        )
     labels = data.train.labels.numpy()
     before = np.bincount(labels, minlength=len(data.spec.classes))
     left = before - np.bincount(labels[rows], minlength=len(before))
@@ -82,11 +95,20 @@ def read_request(path: Path, data: ImageData) -> Request:
         persons=persons,
         people=len(persons) or len(wanted),
         copies=len(rows) - len(asked),
+        tested=tuple(
+            row
+            for row in range(len(data.test))
+            if row in tested
+            or image_bytes(data.test, row) in wanted
+            or (data.test_groups is not None and data.test_groups[row] in persons)
+        ),
     )
 
 
-def _rows_of(column: str, ids: Sequence[str], data: ImageData, path: Path) -> set[int]:
-    """The training images of these ids."""
+def _rows_of(
+    column: str, ids: Sequence[str], data: ImageData, path: Path
+) -> tuple[set[int], set[int]]:
+    """The training and the test images of these ids, of the former at least one."""
     if column == "person":
         if data.groups is None:
             raise RunError(
@@ -97,27 +119,31 @@ def _rows_of(column: str, ids: Sequence[str], data: ImageData, path: Path) -> se
         ids = [one_name(each) for each in ids]
     else:
         count, last = len(data.train), len(data.train) + len(data.test)
-        names = tuple(map(str, range(count))) if data.ids is None else data.ids
-        others = tuple(map(str, range(count, last))) if data.test_ids is None else data.test_ids
+        names = data.train.ids or tuple(map(str, range(count)))
+        others = data.test.ids or tuple(map(str, range(count, last)))
         _check_column(column, names, path)
-    rows: dict[str, list[int]] = {}
-    for row, name in enumerate(names):
-        rows.setdefault(name, []).append(row)
-    tested = set(others)
-    of_test = [each for each in ids if each in tested and each not in rows]
-    if of_test:
-        raise RunError(
-            f"{path}: expected training images, got {_some(of_test)} of the test images: the model "
-            "was not trained on them, so that there is nothing to forget; leave them out, and "
-            "delete the images"
-        )
-    unknown = [each for each in ids if each not in rows]
+    rows, tested = _places(names), _places(others)
+    unknown = [each for each in ids if each not in rows and each not in tested]
     if unknown:
         raise RunError(
             f"{path}: expected {_WORDS[column]} of {data.name}, got {_some(unknown)}, not in "
             "it; it was misspelt, or forgotten before"
         )
-    return {row for each in ids for row in rows[each]}
+    found = {row for each in ids for row in rows.get(each, ())}
+    if not found:
+        raise RunError(
+            f"{path}: expected training images, got {_some(ids)} of the test images: the model was "
+            "not trained on them, so that there is nothing to forget; delete the images"
+        )
+    return found, {row for each in ids for row in tested.get(each, ())}
+
+
+def _places(names: Sequence[str]) -> dict[str, list[int]]:
+    """The rows of each name."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    return rows
 
 
 def _check_column(column: str, names: Sequence[str], path: Path) -> None:

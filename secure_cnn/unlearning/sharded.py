@@ -181,7 +181,7 @@ class Shards:
 
     def _kind(self, stage: Stage, start: str) -> StageKind:
         return StageKind.of(
-            self.recipe, stage, self.inventory, start=start, weights=self.initial.digest
+            self.recipe, stage, self.inventory, start=start, begun=self.initial.record
         )
 
 

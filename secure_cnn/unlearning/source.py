@@ -33,6 +33,7 @@ class Source:
         inventory: Who is in its data.
         files: Its folder.
         others: Images that the data have now and the run did not: they came later, or left before.
+        certain: Whether the images were found to be those of the training.
     """
 
     record: RunRecord
@@ -42,6 +43,7 @@ class Source:
     inventory: Inventory
     files: StageFiles
     others: int
+    certain: bool
 
     @property
     def model_path(self) -> Path:
@@ -67,20 +69,25 @@ def source_of(
     record = RunFolder(root=run, sealed=False).recorded()
     if record.status != "complete":
         raise RunError(f"{run}: expected a run that is complete, got one that is {record.status}")
-    folder = RunFolder(
-        root=run, sealed=any(each.endswith(".sealed") for each in record.checkpoints)
-    )
+    # The record is signed by nobody: what it names is not taken in the place of a sealed file.
+    sealed = RunFolder(root=run, sealed=True).model
+    named = any(each.endswith(".sealed") for each in record.checkpoints)
+    folder = RunFolder(root=run, sealed=named or sealed.exists())
     if folder.sealed and unlocking is None:
         raise RunError(
             f"{folder.model}: is sealed; give the identity or the passphrase that opens it"
         )
-    if not folder.sealed:
-        unlocking = None
+    if unlocking is not None and not folder.sealed:
+        raise RunError(
+            f"{folder.model}: expected a sealed model, since what opens it was named, got a plain "
+            "one; leave the identity and whom to trust out if it should be plain"
+        )
     loaded = read_model(folder.model, unlocking=unlocking, network=network)
     if record.model_digest != model_digest(loaded.model):
         raise RunError(
             f"{folder.model}: is not the model that {folder.record} tells of; put its own back"
         )
+    _check_told(folder, record, loaded, network)
     settings = {**record.settings, "out": str(run), "data": data or record.settings["data"]}
     recipe = replace(Recipe.from_dict(settings), model=record.model.name)
     files = StageFiles(run=folder, sealing=None, unlocking=unlocking, network=network)
@@ -88,11 +95,12 @@ def source_of(
         load_data(recipe.data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed)
     )
     if files.inventory_path.exists():
-        inventory = files.read_inventory()
+        inventory, certain = files.read_inventory(), True
         found, others = inventory.recognised(found)
+        inventory = Inventory.of(found, key=inventory.key)
     else:
         inventory, others = Inventory.of(found), 0
-        _check_images(folder, record, found, loaded)
+        certain = _check_images(folder, record, found, loaded)
     return Source(
         record=record,
         recipe=recipe,
@@ -101,39 +109,67 @@ def source_of(
         inventory=inventory,
         files=files,
         others=others,
+        certain=certain,
     )
 
 
 def leaving(data: ImageData, request: Request) -> Split:
     """The images of those who leave."""
-    rows = torch.tensor(request.rows, dtype=torch.int64)
-    return Split(images=data.train.images[rows], labels=data.train.labels[rows])
+    return data.train.some(torch.tensor(request.rows, dtype=torch.int64))
 
 
 def staying(data: ImageData, request: Request) -> ImageData:
     """The data without those who leave, in the same order."""
-    rows = request.without(len(data.train))
-    chosen = torch.tensor(rows, dtype=torch.int64)
+    rows, tested = request.without(len(data.train)), request.without_tested(len(data.test))
+    if not tested:
+        raise RunError(f"{data.name}: expected test images of others, got none; bring some")
     return replace(
         data,
-        train=Split(images=data.train.images[chosen], labels=data.train.labels[chosen]),
+        train=data.train.some(torch.tensor(rows, dtype=torch.int64)),
+        test=data.test.some(torch.tensor(tested, dtype=torch.int64)),
         groups=None if data.groups is None else tuple(data.groups[row] for row in rows),
-        ids=None if data.ids is None else tuple(data.ids[row] for row in rows),
+        test_groups=data.test_groups and tuple(data.test_groups[row] for row in tested),
     )
 
 
 def _numbered(data: ImageData) -> ImageData:
     """With the numbers of its images as ids, where they have no others: they go with the image."""
-    if data.ids is not None and data.test_ids is not None:
+    if data.train.ids is not None and data.test.ids is not None:
         return data
     numbers = tuple(map(str, range(len(data.train) + len(data.test))))
-    return replace(data, ids=numbers[: len(data.train)], test_ids=numbers[len(data.train) :])
+    return replace(
+        data,
+        train=replace(data.train, ids=numbers[: len(data.train)]),
+        test=replace(data.test, ids=numbers[len(data.train) :]),
+    )
+
+
+def _check_told(
+    folder: RunFolder, record: RunRecord, loaded: LoadedModel, network: OwnNetwork | None
+) -> None:
+    """The record, which nobody signs, says of privacy and network what the model's file says."""
+    claims = loaded.claims.get("privacy")
+    told: dict[str, object] = claims if isinstance(claims, dict) else {}
+    own = record.privacy
+    names = ("noise_multiplier", "sampling_rate", "delta", "unit")
+    known = {} if own is None else {name: getattr(own, name) for name in names}
+    private = record.settings.get("epsilon") is not None
+    if private != bool(told) or known != {n: told.get(n, "example") for n in names if told}:
+        raise RunError(
+            f"{folder.record}: says of the privacy of its training what its model's file does not "
+            "say; put the run's own back"
+        )
+    if network is not None and record.model.source not in ("", network.source):
+        raise RunError(
+            f"{folder.root}: the file that makes {network.name} is not the one of its training; "
+            "put the code back as it was"
+        )
 
 
 def _check_images(
     folder: RunFolder, record: RunRecord, data: ImageData, loaded: LoadedModel
-) -> None:
-    """Images other than those of the training would be looked for in vain."""
+) -> bool:
+    """Whether images are those of the training; others would be looked for in vain."""
     told, own = record.data.fingerprint, data.fingerprint
     if told.startswith(KEYED):
         key = loaded.private_claims.get("data_fingerprint_key")
@@ -141,10 +177,11 @@ def _check_images(
             # A private run that was not sealed has left its key nowhere.
             if (record.data.train, record.data.test) != (len(data.train), len(data.test)):
                 raise RunError(f"{folder.root}: its data are others than they were")
-            return
+            return False
         own = keyed_fingerprint(own, key)
     if told != own:
         raise RunError(
             f"{folder.root}: its data are others than they were in the training; say with --data "
             "where those are, and take people out here before they are deleted there"
         )
+    return True

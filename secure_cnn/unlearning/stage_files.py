@@ -26,6 +26,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.models import Architecture
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.recipe import Recipe, RunFolder
+from secure_cnn.record import ModelRecord
 from secure_cnn.unlearning.inventory import Inventory
 from secure_cnn.unlearning.shards import Stage, epochs_of_a_stage, stage_seed
 
@@ -56,7 +57,8 @@ class StageKind:
     """What a stage would be if it were trained today; plain values that its file bears.
 
     `images` is the keyed digest of its images, `start` that of the model it begins with (empty for
-    one that is drawn), `settings` that of its recipe, `weights` that of a file it starts from.
+    one that is drawn), `settings` that of its recipe, `weights` that of a file it starts from, and
+    `network` that of the file that makes a network of one's own.
     """
 
     shard: int
@@ -65,10 +67,11 @@ class StageKind:
     start: str
     settings: str
     weights: str
+    network: str
 
     @classmethod
     def of(
-        cls, recipe: Recipe, stage: Stage, inventory: Inventory, *, start: str, weights: str
+        cls, recipe: Recipe, stage: Stage, inventory: Inventory, *, start: str, begun: ModelRecord
     ) -> "StageKind":
         """That of this stage."""
         own = {
@@ -81,7 +84,8 @@ class StageKind:
             images=inventory.fingerprint(stage),
             start=start,
             settings=hashlib.sha256(text).hexdigest(),
-            weights=weights,
+            weights=begun.weights,
+            network=begun.source,
         )
 
     def to_dict(self) -> dict[str, Any]:
