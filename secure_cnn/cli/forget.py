@@ -193,9 +193,9 @@ def _images(count: int) -> str:
 def _tell(
     found: Forgotten, gap: OracleGap | None, path: Path, page: Path, verifier: Verifier
 ) -> None:
-    """What was done, on stdout; the places on stderr."""
+    """What was done, on stdout; where it is and what is left to do, on stderr."""
     request, method = found.request, found.method
-    out, messages = Terminal(), Terminal(stderr=True)
+    out = Terminal()
     people = _images(request.people)
     if request.persons:
         people = "one person" if request.people == 1 else f"{request.people} persons"
@@ -220,6 +220,11 @@ def _tell(
             f"{gap.average_gap:.2f} points ({low:.2f} to {high:.2f})"
         )
     out.print(summary_table(found.run.record))
+    _tell_places(found, path, page, verifier)
+
+
+def _tell_places(found: Forgotten, path: Path, page: Path, verifier: Verifier) -> None:
+    messages = Terminal(stderr=True)
     if found.source.others:
         messages.print(
             f"note: {found.source.others} images of the data were not in the run: they left "

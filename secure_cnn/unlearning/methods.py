@@ -14,7 +14,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.unlearning.requests import Request
 from secure_cnn.unlearning.source import Source
 
-__all__ = ["HEURISTICS", "METHODS", "Guarantee", "Method", "chosen_method"]
+__all__ = ["HEURISTICS", "METHODS", "Guarantee", "Method", "chosen_method", "units_of"]
 
 METHODS = ("sharded", "retrain", "group-privacy")
 """Those with a guarantee."""

@@ -69,19 +69,7 @@ def source_of(
     record = RunFolder(root=run, sealed=False).recorded()
     if record.status != "complete":
         raise RunError(f"{run}: expected a run that is complete, got one that is {record.status}")
-    # The record is signed by nobody: what it names is not taken in the place of a sealed file.
-    sealed = RunFolder(root=run, sealed=True).model
-    named = any(each.endswith(".sealed") for each in record.checkpoints)
-    folder = RunFolder(root=run, sealed=named or sealed.exists())
-    if folder.sealed and unlocking is None:
-        raise RunError(
-            f"{folder.model}: is sealed; give the identity or the passphrase that opens it"
-        )
-    if unlocking is not None and not folder.sealed:
-        raise RunError(
-            f"{folder.model}: expected a sealed model, since what opens it was named, got a plain "
-            "one; leave the identity and whom to trust out if it should be plain"
-        )
+    folder = _folder_of(run, record, unlocking)
     loaded = read_model(folder.model, unlocking=unlocking, network=network)
     if record.model_digest != model_digest(loaded.model):
         raise RunError(
@@ -111,6 +99,24 @@ def source_of(
         others=others,
         certain=certain,
     )
+
+
+def _folder_of(run: Path, record: RunRecord, unlocking: Unlocking | None) -> RunFolder:
+    """The run's folder, sealed or plain as what is there and who asks agree."""
+    # The record is signed by nobody: what it names is not taken in the place of a sealed file.
+    sealed = RunFolder(root=run, sealed=True).model
+    named = any(each.endswith(".sealed") for each in record.checkpoints)
+    folder = RunFolder(root=run, sealed=named or sealed.exists())
+    if folder.sealed and unlocking is None:
+        raise RunError(
+            f"{folder.model}: is sealed; give the identity or the passphrase that opens it"
+        )
+    if unlocking is not None and not folder.sealed:
+        raise RunError(
+            f"{folder.model}: expected a sealed model, since what opens it was named, got a plain "
+            "one; leave the identity and whom to trust out if it should be plain"
+        )
+    return folder
 
 
 def leaving(data: ImageData, request: Request) -> Split:
