@@ -380,6 +380,6 @@ def test_every_public_error_is_an_archive_error():
         for name in archive.__all__
         if isinstance(value := getattr(archive, name), type) and issubclass(value, Exception)
     ]
-    assert len(errors) == 17
+    assert len(errors) == 18
     assert all(issubclass(error, archive.ArchiveError) for error in errors)
     assert issubclass(archive.ArchiveError, SecureCNNError)
