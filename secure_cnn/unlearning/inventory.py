@@ -31,7 +31,7 @@ class Inventory:
     """The images of a run.
 
     Attributes:
-        train: Digests of those trained on, with their labels, in the order of the data.
+        train: Digests of those trained on, with label and person, in the order of the data.
         test: The same of those tested on.
     """
 
