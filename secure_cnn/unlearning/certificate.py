@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import final
 
 import torch
-from scipy.stats import beta
 from torch import nn
 
+from privacy.statistics import clopper_pearson
 from privacy.unlearning import OracleGap
 from secure_cnn import archive
 from secure_cnn.archive.certificates import (
@@ -41,7 +41,8 @@ from secure_cnn.unlearning.source import leaving
 
 __all__ = ["Case", "certify", "earlier_certificate"]
 
-_CONFIDENCE = 0.95
+_ERROR = 0.025
+"""On either side of an interval."""
 _NAME = "certificate.json"
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _LONGEST = 4000
@@ -340,9 +341,7 @@ def _accuracy(name: str, model: nn.Module, split: Split, classes: Sequence[str])
     report = evaluate_model(model, split, classes)
     count = len(split)
     right = round(report.accuracy * count)
-    side = (1 - _CONFIDENCE) / 2
-    low = 0.0 if right == 0 else float(beta.ppf(side, right, count - right + 1))
-    high = 1.0 if right == count else float(beta.ppf(1 - side, right + 1, count - right))
+    low, high = clopper_pearson(right, count, error=_ERROR)
     return Evidence(name=name, value=right / count, low=low, high=high, n=count)
 
 
