@@ -35,6 +35,5 @@ class Ensemble(nn.Module):
 
     def votes(self, images: Tensor) -> Tensor:
         """How many members name each class, int64 `[n, classes]`."""
-        answers = torch.stack([member(images).argmax(-1) for member in self.members])
-        classes = self.members[0](images[:1]).shape[-1]
-        return nn.functional.one_hot(answers, classes).sum(0)
+        logits = torch.stack([member(images) for member in self.members])
+        return nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).sum(0)

@@ -35,7 +35,6 @@ from secure_cnn.printable import printable
 from secure_cnn.recipe import RunFolder
 from secure_cnn.record import hardware, versions
 from secure_cnn.unlearning.forgetting import Forgotten
-from secure_cnn.unlearning.inventory import Inventory
 from secure_cnn.unlearning.shards import image_bytes
 from secure_cnn.unlearning.source import leaving
 
@@ -200,7 +199,8 @@ class _Data:
 
 
 def _data(found: Forgotten) -> _Data:
-    before, after = (_leaves(data, found.inventory) for data in (found.source.data, found.data))
+    before = {each: keyed_digest(found.inventory.key, *each) for each in _items(found.source.data)}
+    after = {each: before[each] for each in _items(found.data)}
     tree, requests = MerkleTree(after.values()), _requests(found)
     gone = (digest for name, digest in before.items() if name not in after)
     return _Data(
@@ -218,14 +218,11 @@ def _is_time(text: str) -> bool:
         return False
 
 
-def _leaves(data: ImageData, inventory: Inventory) -> dict[tuple[str, bytes], bytes]:
-    """Every image that is trained on, and every person whose they are, with its digest."""
+def _items(data: ImageData) -> dict[tuple[str, bytes], None]:
+    """Every image that is trained on, and every person whose they are, once."""
     images = [("image", image_bytes(data.train, row)) for row in range(len(data.train))]
     persons = [("person", name.encode()) for name in data.groups or ()]
-    return {
-        (kind, item): keyed_digest(inventory.key, kind, item)
-        for kind, item in dict.fromkeys((*images, *persons))
-    }
+    return dict.fromkeys((*images, *persons))
 
 
 def _requests(found: Forgotten) -> list[bytes]:

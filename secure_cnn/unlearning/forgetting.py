@@ -16,7 +16,7 @@ from secure_cnn.unlearning.inventory import Inventory
 from secure_cnn.unlearning.methods import Method, chosen_method
 from secure_cnn.unlearning.requests import Request, read_request
 from secure_cnn.unlearning.sharded import Work
-from secure_cnn.unlearning.source import Source, leaving, source_of, staying
+from secure_cnn.unlearning.source import Source, source_of, staying
 from secure_cnn.unlearning.stage_files import StageFiles
 from secure_cnn.unlearning.ways import WAYS, Task, finished, shards_of
 
@@ -181,8 +181,7 @@ def _prepared(
         request=request,
         method=method,
         data=data,
-        left=leaving(source.data, request),
-        inventory=Inventory.of(data, key=source.inventory.key),
+        inventory=source.inventory.without(request),
         files=StageFiles(run=folder, sealing=sealing, unlocking=unlocking, network=network),
         note=_NOTE.format(images=len(request.rows), before=source.record.run_id[:8]),
     )

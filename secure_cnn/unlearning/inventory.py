@@ -9,7 +9,7 @@ import hmac
 import secrets
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from secure_cnn.data import ImageData, Split
 from secure_cnn.errors import RunError
+from secure_cnn.unlearning.requests import Request
 from secure_cnn.unlearning.shards import Stage, image_bytes
 
 __all__ = ["Inventory"]
@@ -45,6 +46,14 @@ class Inventory:
         key = secrets.token_bytes(_BYTES) if key is None else key
         train, test = _rows(key, data.train, data.groups), _rows(key, data.test, data.test_groups)
         return cls(train=tuple(train), test=tuple(test), key=key)
+
+    def without(self, request: Request) -> "Inventory":
+        """That of those who stay."""
+        return replace(
+            self,
+            train=tuple(self.train[row] for row in request.without(len(self.train))),
+            test=tuple(self.test[row] for row in request.without_tested(len(self.test))),
+        )
 
     def fingerprint(self, stage: Stage) -> str:
         """Hexadecimal digest of the images and labels of a stage, in their order."""

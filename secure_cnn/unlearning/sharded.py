@@ -150,7 +150,8 @@ class Shards:
                 break
             if self.files in places and not self.files.path(stage).exists():
                 self.files.write(stage, kind, model, self.initial.architecture)
-            sources = number if files is not self.files else kept.sources
+            whole = files is not self.files and kept.sources == kept.stages
+            sources = number if whole else kept.sources
             kept, start = _Kept(stages=number, sources=sources, model=model), model_digest(model)
         return kept
 

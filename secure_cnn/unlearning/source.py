@@ -85,7 +85,8 @@ def source_of(
     if files.inventory_path.exists():
         inventory, certain = files.read_inventory(), True
         found, others = inventory.recognised(found)
-        inventory = Inventory.of(found, key=inventory.key)
+        if len(inventory.test) != len(found.test):
+            inventory = Inventory.of(found, key=inventory.key)
     else:
         inventory, others = Inventory.of(found), 0
         certain = _check_images(folder, record, found, loaded)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from secure_cnn.checkpoint import model_digest, read_model, write_model
-from secure_cnn.data import ImageData, Split
+from secure_cnn.data import ImageData
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import StopRequest
 from secure_cnn.recipe import Run, run
@@ -17,7 +17,7 @@ from secure_cnn.unlearning.inventory import Inventory
 from secure_cnn.unlearning.methods import HEURISTICS, Method
 from secure_cnn.unlearning.requests import Request
 from secure_cnn.unlearning.sharded import Shards, Work, carried_out, going_on, sharded_task
-from secure_cnn.unlearning.source import Source
+from secure_cnn.unlearning.source import Source, leaving
 from secure_cnn.unlearning.stage_files import StageFiles
 
 __all__ = ["WAYS", "Task", "finished", "shards_of"]
@@ -41,7 +41,6 @@ class Task:
     request: Request
     method: Method
     data: ImageData
-    left: Split
     inventory: Inventory
     files: StageFiles
     note: str
@@ -178,7 +177,7 @@ def _heuristically(task: Task, *, resume: bool, force: bool) -> tuple[Run, None]
         journal = Journal(folder, record, task.files.sealing)
         journal.begin()
         journal.write()
-        HEURISTICS[method]()(model, task.data.train, task.left)
+        HEURISTICS[method]()(model, task.data.train, leaving(source.data, task.request))
         outcome = judge(recipe, recipe.variant, model, task.data, None, StopRequest())
         result = outcome.result
         claims = {
