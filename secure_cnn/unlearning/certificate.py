@@ -33,6 +33,7 @@ from secure_cnn.errors import RunError
 from secure_cnn.evaluate import evaluate_model
 from secure_cnn.printable import printable
 from secure_cnn.recipe import RunFolder
+from secure_cnn.recipe.seams import make_device
 from secure_cnn.record import hardware, versions
 from secure_cnn.unlearning.forgetting import Forgotten
 from secure_cnn.unlearning.shards import image_bytes
@@ -183,7 +184,7 @@ def _erasure(
         evidence=(*_evidence(found), *_gap_rows(gap)),
         not_known=(*NOT_KNOWN, *_COPIES, *(() if found.request.persons else _ALONE)),
         versions=versions(),
-        hardware=hardware(torch.device("cpu")),
+        hardware=hardware(make_device(found.source.recipe)),
         previous="" if earlier is None else earlier.digest,
     )
 

@@ -204,7 +204,12 @@ def sharded_task(
     """
     recipe = recipe.on(data)
     make_device(recipe)
-    files = StageFiles(run=folder, sealing=sealing, unlocking=unlocking, network=network)
+    signer = None if sealing is None else sealing.signer
+    own = unlocking
+    if own is not None and own.trusted is None and signer is not None:
+        # Anybody can seal to a public key: stages to go on from are those that the signer signed.
+        own = replace(own, trusted=(signer.verifier,))
+    files = StageFiles(run=folder, sealing=sealing, unlocking=own, network=network)
     initial = initial_model(recipe, data, network, unlocking)
     shard = replace(initial.architecture, members=recipe.shards)
     check_model(shard.blank(network=network), shard, data.name, sealing=sealing)
