@@ -199,3 +199,94 @@ def test_rows_of_another_width_are_refused() -> None:
         head.scores(features[:, :3])
     with pytest.raises(UnlearningError, match="expected 40 in each row"):
         head.remove(features[:1, :3], labels[:1])
+
+
+def test_rows_leave_what_was_written_and_read() -> None:
+    """As if it had never been put away: whoever left before is not in it, others are."""
+    features, labels = drawn(60)
+    head = head_of(features, labels)
+    head.remove(features[:1], labels[:1])
+    again = RidgeHead.from_state(head.state())
+    np.testing.assert_array_equal(again.weights, head.weights)
+    with pytest.raises(UnlearningError, match="expected one of the training"):
+        again.remove(features[:1], labels[:1])
+    again.remove(features[1:3], labels[1:3])
+    np.testing.assert_array_equal(again.weights, head_of(features[3:], labels[3:]).weights)
+    # What was read is its own: the state and the head that it is of stay what they were.
+    assert len(head) == 59
+    assert len(RidgeHead.from_state(head.state())) == 59
+
+
+def test_a_state_tells_nothing_of_the_order_of_the_rows() -> None:
+    """Digests stand in an order of their own, which the key decides."""
+    features, labels = drawn(60)
+    state = head_of(features, labels).state()
+    digests = [bytes(each) for each in state["digests"].numpy()]
+    assert digests == sorted(digests)
+
+
+def test_blocks_of_rows_are_the_rows() -> None:
+    """However they are cut; none, or one of another width, is refused."""
+    features, labels = drawn(60)
+    cut = [slice(7), slice(7, 8), slice(8, 60)]
+    settings: dict[str, Any] = {"classes": CLASSES, "bound": 3.0, "penalty": 1e-2}
+    head = RidgeHead.of_blocks(((features[each], labels[each]) for each in cut), **settings)
+    np.testing.assert_array_equal(head.weights, head_of(features, labels).weights)
+    with pytest.raises(UnlearningError, match="nobody of class 0"):
+        RidgeHead.of_blocks([], **settings)
+    with pytest.raises(UnlearningError, match="expected 40 in each row"):
+        RidgeHead.of_blocks([(features, labels), (features[:, :3], labels)], **settings)
+
+
+def changed_in(name: str, change: Any) -> Any:
+    def of(state: dict[str, Any]) -> dict[str, Any]:
+        return {**state, name: change(state[name])}
+
+    return of
+
+
+def with_at(index: Any, value: Any) -> Any:
+    def of(tensor: torch.Tensor) -> torch.Tensor:
+        found = tensor.clone()
+        found[index] = found[index] + value
+        return found
+
+    return of
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: {},
+        *(lambda state, name=name: {**state, name: None} for name in
+          ("width", "classes", "bound", "penalty", "gram", "moments", "digests", "times", "key")),
+        changed_in("width", lambda n: n + 1),
+        changed_in("width", lambda n: 1 << 62),
+        changed_in("classes", lambda n: n + 1),
+        changed_in("bound", lambda n: -n),
+        changed_in("penalty", lambda n: float("nan")),
+        changed_in("gram", lambda t: t.float()),
+        changed_in("gram", lambda t: t[:-1]),
+        changed_in("gram", with_at(1, 0.5)),
+        changed_in("gram", with_at(1, float("nan"))),
+        changed_in("gram", with_at(1, float("inf"))),
+        changed_in("gram", with_at(1, 2.0**52)),
+        changed_in("gram", with_at(0, -(2.0**50))),
+        changed_in("gram", with_at(-1, 2.0**34)),
+        changed_in("moments", with_at((0, 0), 1.0)),
+        changed_in("moments", with_at((-1, 0), 2.0**17)),
+        changed_in("moments", lambda t: t * 0),
+        changed_in("digests", lambda t: t[:-1]),
+        changed_in("digests", lambda t: t[:1].repeat(len(t), 1)),
+        changed_in("digests", lambda t: t.to(torch.int8)),
+        changed_in("times", with_at(0, 1)),
+        changed_in("times", lambda t: t * 0),
+        changed_in("times", lambda t: torch.cat([t[:-2], torch.tensor([0, 2])])),
+        changed_in("key", lambda t: t[:, 1:]),
+        changed_in("key", lambda t: t.repeat(2, 1)),
+    ],
+)  # fmt: skip
+def test_a_state_that_cannot_be_is_refused(change: Any) -> None:
+    """Another type, shape or range, or numbers that contradict each other."""
+    with pytest.raises(UnlearningError):
+        RidgeHead.from_state(change(head_of(*drawn(60)).state()))

@@ -8,11 +8,13 @@ removals; a factor that is down-dated instead (Cholesky) drifts, and has to be w
 then solved for anew, from nothing but the sums, as a training does.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from scipy.linalg import blas, lapack
 
 from privacy.errors import UnlearningError
@@ -23,6 +25,7 @@ from privacy.unlearning.rows import (
     checked_features,
     checked_labels,
     positive,
+    tensor_in,
     whole,
 )
 
@@ -78,34 +81,98 @@ class RidgeHead:
         (True, 5)
     """
 
+    _width: int
+    _classes: int
+    _sums: _Sums
+
     def __init__(
         self, features: Any, labels: Any, *, classes: int, bound: float, penalty: float = 1.0
     ) -> None:
-        self._classes = whole("classes", classes, least=2)
-        self._bound, self._penalty = positive("bound", bound), positive("penalty", penalty)
         rows = checked_features(features)
-        if len(rows) > _MOST_ROWS:
-            raise UnlearningError(
-                f"features: expected at most {_MOST_ROWS} rows, whose sums are exact, got "
-                f"{len(rows)}"
-            )
-        targets = checked_labels(labels, rows=len(rows), classes=classes)
-        self._width = rows.shape[1]
-        size = self._width + 1
-        gram, moments = np.zeros((size, size), order="F"), np.zeros((size, classes))
-        present = Present.nobody(classes=classes)
-        for start in range(0, len(rows), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            whole_numbers = self._on_grid(rows[part])
-            gram, moments = self._added(gram, moments, whole_numbers, targets[part], sign=1.0)
-            present = present.joined(whole_numbers.astype(np.int32), targets[part])
-        missing = np.flatnonzero(present.per_class == 0)
-        if len(missing):
-            raise UnlearningError(
-                f"labels: expected somebody of each of {classes} classes, got nobody of class "
-                f"{missing[0]}"
-            )
-        self._sums = self._solved(gram, moments, present)
+        _check_count(len(rows))
+        targets = checked_labels(labels, rows=len(rows), classes=whole("classes", classes, least=2))
+        parts = (slice(start, start + _BLOCK) for start in range(0, len(rows), _BLOCK))
+        blocks = ((rows[part], targets[part]) for part in parts)
+        self._fill(blocks, classes=classes, bound=bound, penalty=penalty)
+
+    @classmethod
+    def of_blocks(
+        cls,
+        blocks: Iterable[tuple[Any, Any]],
+        *,
+        classes: int,
+        bound: float,
+        penalty: float = 1.0,
+    ) -> "RidgeHead":
+        """Trains on features and labels that come some rows at a time, and are not kept.
+
+        Guarantee: the same head as of all rows at once, however they are cut.
+
+        Args:
+            blocks: Pairs of features and labels, each as for `RidgeHead`.
+            classes, bound, penalty: As for `RidgeHead`.
+
+        Raises:
+            UnlearningError: An argument is not as said.
+
+        Example:
+            >>> features, labels = np.eye(6)[:, :4], np.arange(6) % 2
+            >>> blocks = ((features[part], labels[part]) for part in (slice(2), slice(2, 6)))
+            >>> head = RidgeHead.of_blocks(blocks, classes=2, bound=1.0)
+            >>> whole = RidgeHead(features, labels, classes=2, bound=1.0)
+            >>> bool((head.weights == whole.weights).all())
+            True
+        """
+        head = cls.__new__(cls)
+        head._fill(blocks, classes=classes, bound=bound, penalty=penalty)
+        return head
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> "RidgeHead":
+        """The head that `state` was of: the same sums, so that the same rows can leave it.
+
+        Raises:
+            UnlearningError: It is not such a state, or says what cannot be true together. Whether
+                its sums are those of the rows that its digests are of cannot be told.
+
+        Example:
+            >>> features, labels = np.eye(6)[:, :4], np.arange(6) % 2
+            >>> head = RidgeHead(features, labels, classes=2, bound=1.0)
+            >>> again = RidgeHead.from_state(head.state())
+            >>> again.remove(features[:1], labels[:1])
+            >>> len(head), len(again)
+            (6, 5)
+        """
+        head = cls.__new__(cls)
+        head._width = whole("width", state.get("width"), least=1)
+        head._classes = whole("classes", state.get("classes"), least=2)
+        head._bound = positive("bound", state.get("bound"))
+        head._penalty = positive("penalty", state.get("penalty"))
+        size = head._width + 1
+        packed = tensor_in(state, "gram", torch.float64, (size * (size + 1) // 2,)).numpy()
+        moments = tensor_in(state, "moments", torch.float64, (size, head._classes)).numpy()
+        per_class = _checked_sums(packed, moments)
+        present = Present.from_state(state, per_class)
+        head._sums = head._solved(_unpacked(packed, size), moments.copy(), present)
+        return head
+
+    def state(self) -> dict[str, Any]:
+        """The sums, the digests of the rows and their key, as tensors and numbers; no weights.
+
+        They tell of the rows: whoever has a row and this can tell whether it is in the training,
+        and who has all other rows can compute the last. So it is kept as the rows are, and
+        destroyed with them. It takes 4 * (width + 1)^2 bytes, and 24 for each row.
+        """
+        sums = self._sums
+        return {
+            "width": self._width,
+            "classes": self._classes,
+            "bound": self._bound,
+            "penalty": self._penalty,
+            "gram": torch.from_numpy(_packed(sums.gram)),
+            "moments": torch.from_numpy(sums.moments.copy()),
+            **sums.present.state(),
+        }
 
     def __len__(self) -> int:
         """Rows that are in it."""
@@ -149,6 +216,32 @@ class RidgeHead:
         )
         self._sums = self._solved(gram, moments, present)
 
+    def _fill(
+        self, blocks: Iterable[tuple[Any, Any]], *, classes: int, bound: float, penalty: float
+    ) -> None:
+        """Sums over the rows, and the head that they have."""
+        self._classes = whole("classes", classes, least=2)
+        self._bound, self._penalty = positive("bound", bound), positive("penalty", penalty)
+        present = Present.nobody(classes=classes)
+        gram, moments = np.zeros((0, 0)), np.zeros((0, classes))
+        for features, labels in blocks:
+            rows = checked_features(features, width=self._width if len(gram) else None)
+            targets = checked_labels(labels, rows=len(rows), classes=classes)
+            if not len(gram):
+                self._width, size = rows.shape[1], rows.shape[1] + 1
+                gram, moments = np.zeros((size, size), order="F"), np.zeros((size, classes))
+            _check_count(int(present.per_class.sum()) + len(rows))
+            whole_numbers = self._on_grid(rows)
+            gram, moments = self._added(gram, moments, whole_numbers, targets, sign=1.0)
+            present = present.joined(whole_numbers.astype(np.int32), targets)
+        missing = np.flatnonzero(present.per_class == 0)
+        if len(missing):
+            raise UnlearningError(
+                f"labels: expected somebody of each of {classes} classes, got nobody of class "
+                f"{missing[0]}"
+            )
+        self._sums = self._solved(gram, moments, present)
+
     def _on_grid(self, rows: npt.NDArray[np.floating[Any]]) -> Numbers:
         """Features as whole numbers, and a last column that stands for 1."""
         found = np.full((len(rows), self._width + 1), float(_GRID))
@@ -179,3 +272,50 @@ class RidgeHead:
         weights, _ = lapack.dpotrs(factor, moments * unit, lower=1)
         weights[-1] *= self._bound
         return _Sums(gram=gram, moments=moments, present=present, weights=weights)
+
+
+def _check_count(rows: int) -> None:
+    if rows > _MOST_ROWS:
+        raise UnlearningError(
+            f"features: expected at most {_MOST_ROWS} rows, whose sums are exact, got {rows}"
+        )
+
+
+def _packed(gram: Numbers) -> Numbers:
+    """The lower half, column by column."""
+    return np.concatenate([gram[column:, column] for column in range(len(gram))])
+
+
+def _unpacked(packed: Numbers, size: int) -> Numbers:
+    gram, start = np.zeros((size, size), order="F"), 0
+    for column in range(size):
+        gram[column:, column] = packed[start : start + size - column]
+        start += size - column
+    return gram
+
+
+def _checked_sums(packed: Numbers, moments: Numbers) -> Labels:
+    """How many rows of each class sums are of, if they can be those of any."""
+    size = len(moments)
+    lengths = np.arange(size, 0, -1)
+    ends = np.cumsum(lengths)
+    counts = moments[-1] / _GRID
+    fits = np.isfinite(counts).all() and (counts == np.rint(counts)).all() and counts.min() >= 1
+    rows = float(counts.sum()) if fits else 0.0
+    most = rows * _GRID**2
+    if (
+        not 0 < rows <= _MOST_ROWS
+        or not all(
+            np.array_equal(each, np.rint(each)) and float(np.abs(each).max()) <= most
+            for each in (packed, moments)
+        )
+        # The last column of X is a constant: its products are sums of the others.
+        or not np.array_equal(packed[ends - 1], moments.sum(1) * _GRID)
+        or float(packed[ends - lengths].min()) < 0
+    ):
+        raise UnlearningError(
+            "state: expected the sums of a ridge head, whole numbers that agree with each other, "
+            "got others"
+        )
+    found: Labels = counts.astype(np.int64)
+    return found

@@ -8,7 +8,7 @@ import hashlib
 import math
 import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, final
 
@@ -26,12 +26,13 @@ __all__ = [
     "checked_features",
     "checked_labels",
     "positive",
+    "tensor_in",
     "whole",
     "within",
 ]
 
 Labels = npt.NDArray[np.int64]
-_DIGEST_BYTES = 16
+_DIGEST_BYTES, _KEY_BYTES = 16, 32
 _SMALLEST, _LARGEST = 1e-30, 1e30
 
 
@@ -115,8 +116,8 @@ def within(name: str, value: Any, expected: str, fits: Callable[[float], bool]) 
 class Present:
     """Who is in a training: a keyed digest of each row and label, as often as it is there.
 
-    The key is drawn anew for each training and never shown, so that digests that come into other
-    hands tell nobody's presence.
+    The key is drawn anew for each training, so that digests that come into other hands without it
+    tell nobody's presence. With it, as in `state`, whoever has a row can tell whether it is there.
 
     Attributes:
         per_class: How many rows each class has, int64 `[classes]`.
@@ -129,7 +130,7 @@ class Present:
     @classmethod
     def nobody(cls, *, classes: int) -> "Present":
         """Before the first row."""
-        key = secrets.token_bytes(32)
+        key = secrets.token_bytes(_KEY_BYTES)
         return cls(per_class=np.zeros(classes, dtype=np.int64), _key=key, _digests={})
 
     def joined(self, rows: npt.NDArray[np.int32], labels: Labels) -> "Present":
@@ -167,6 +168,36 @@ class Present:
             )
         return replace(self, per_class=per_class, _digests=digests)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Key, digests and how often each is there, in no order that tells of the rows' own."""
+        digests = sorted(self._digests)
+        return {
+            "key": _bytes_of([self._key], _KEY_BYTES),
+            "digests": _bytes_of(digests, _DIGEST_BYTES),
+            "times": torch.tensor([self._digests[digest] for digest in digests]),
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], per_class: Labels) -> "Present":
+        """Reads back what `state` gave of rows of which each class has so many.
+
+        Raises:
+            UnlearningError: It is another thing, or of another number of rows.
+        """
+        key = _bytes_in(state, "key", _KEY_BYTES)
+        digests = _bytes_in(state, "digests", _DIGEST_BYTES)
+        times = tensor_in(state, "times", torch.int64, (len(digests),)).tolist()
+        rows = int(per_class.sum())
+        if len(key) != 1 or min(times, default=1) < 1 or sum(times) != rows:
+            raise UnlearningError(
+                f"state: expected one key, and the digests of {rows} rows, got {len(key)} and "
+                f"those of {sum(times)}"
+            )
+        known = dict(zip(digests, times, strict=True))
+        if len(known) != len(digests):
+            raise UnlearningError("state: expected each digest once, got some more often")
+        return cls(per_class=per_class, _key=key[0], _digests=known)
+
     def _of(self, rows: npt.NDArray[np.int32], labels: Labels) -> Iterator[bytes]:
         for row, label in zip(rows, labels.tolist(), strict=True):
             text = label.to_bytes(8, "little") + row.tobytes()
@@ -174,6 +205,31 @@ class Present:
 
     def _counted(self, labels: Labels) -> Labels:
         return np.bincount(labels, minlength=len(self.per_class)).astype(np.int64)
+
+
+def tensor_in(
+    state: Mapping[str, Any], name: str, dtype: torch.dtype, shape: tuple[int, ...]
+) -> torch.Tensor:
+    """A tensor of a state, on the CPU, of this kind; a length of -1 may be any."""
+    found = state.get(name)
+    if (
+        not isinstance(found, torch.Tensor)
+        or (found.dtype, found.layout, found.dim()) != (dtype, torch.strided, len(shape))
+        or any(own not in (-1, length) for own, length in zip(shape, found.shape, strict=True))
+    ):
+        raise UnlearningError(
+            f"state: expected {name} of {dtype} {list(shape)}, got {_described(found)}"
+        )
+    return found.detach().cpu()
+
+
+def _bytes_of(values: list[bytes], length: int) -> torch.Tensor:
+    return torch.frombuffer(bytearray(b"".join(values)), dtype=torch.uint8).view(-1, length)
+
+
+def _bytes_in(state: Mapping[str, Any], name: str, length: int) -> list[bytes]:
+    raw = tensor_in(state, name, torch.uint8, (-1, length)).contiguous().numpy().tobytes()
+    return [raw[at : at + length] for at in range(0, len(raw), length)]
 
 
 def _described(value: Any) -> str:
