@@ -9,15 +9,16 @@ exponentially (Dwork and Roth 2014, section 2.3). The smaller bound is given. Wh
 is in every step the group is one example with k times the clipping norm, and the bound exact.
 """
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import special, stats
 
-from privacy.accounting import GaussianSteps, checked_events, epsilon_of
+from privacy.accounting import GaussianSteps, checked_events, epsilon_of, epsilons_of
 from privacy.validate import probability, whole
 
 __all__ = ["group_epsilon"]
@@ -32,12 +33,10 @@ _TAIL = 12.0
 """Deviations beyond the outermost peak at which an integral ends: exp(-72) of the peak."""
 _CELLS = 4
 """Cells of an integral in a deviation: sums of smooth functions converge exponentially."""
-_TRIES = 8
-"""Shares of delta that are tried, each smaller than the one before."""
+_SHARES = tuple(2.0 ** (-j / 4) for j in range(1, 73))
+"""Of delta: which are tried for one example of a group."""
 _LARGEST = 500.0
 """Above it e^epsilon is no number of any use."""
-_RISEN = 1.1
-"""Orders beyond the best one only cost more: so much more, and the search ends."""
 
 
 def group_epsilon(events: Sequence[GaussianSteps], delta: float, *, size: int) -> float:
@@ -74,17 +73,29 @@ def group_epsilon(events: Sequence[GaussianSteps], delta: float, *, size: int) -
         )
     steps = sum(event.steps for event in taken)
     mixtures = [_Mixture(event, size, left_out=_LEFT_OUT * delta / steps) for event in taken]
-    best = math.inf
-    for order in _ORDERS:
+
+    def bound(order: float) -> float:
         with_them = sum(mixture.added(order) for mixture in mixtures)
         without = sum(mixture.removed(order) for mixture in mixtures)
-        epsilon = max(
+        return max(
             with_them + _beyond(order, delta * (1 - _LEFT_OUT)), without + _beyond(order, delta)
         )
-        if epsilon > _RISEN * best:
-            break
-        best = min(best, epsilon)
+
+    best = _least(bound, _ORDERS)
     return max(0.0, min(best, _of_any_steps(taken, delta, size=size, below=best)))
+
+
+def _least(bound: Callable[[float], float], orders: Sequence[float]) -> float:
+    """The least of bounds that fall with the order and then rise, of which any holds."""
+    bound = functools.cache(bound)
+    low, high = 0, len(orders) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if bound(orders[middle]) <= bound(orders[middle + 1]):
+            high = middle
+        else:
+            low = middle + 1
+    return bound(orders[low])
 
 
 def _of_any_steps(
@@ -94,16 +105,22 @@ def _of_any_steps(
 
     Infinite where it would not come below the bound that is known.
     """
-    share = delta
-    for _ in range(_TRIES):
-        each = epsilon_of(events, share)
+    if size * epsilon_of(events, delta) >= min(below, _LARGEST):
+        return math.inf
+    for share, each in _of_shares(tuple(events), delta):
         if size * each >= min(below, _LARGEST):
             break
         shares = math.expm1(size * each) / math.expm1(each) if each > 0 else size
         if share * shares <= delta:
             return size * each
-        share = 0.9 * delta / shares
     return math.inf
+
+
+@functools.lru_cache(maxsize=64)
+def _of_shares(events: tuple[GaussianSteps, ...], delta: float) -> list[tuple[float, float]]:
+    """What one example costs at each share of delta; the steps are composed once for all groups."""
+    shares = [delta * share for share in _SHARES]
+    return list(zip(shares, epsilons_of(events, shares), strict=True))
 
 
 def _beyond(order: float, delta: float) -> float:

@@ -322,6 +322,16 @@ def test_a_forged_record_changes_no_signed_claim(recipe, stopped_after, keys):
     assert claims["privacy"]["epsilon"] == of_plan(part, STEPS)
     assert claims["privacy"]["noise_multiplier"] == part.record.privacy.noise_multiplier
     assert claims["privacy"]["trials"] == {"settings": None, "charged": False}
+    steps = privacy.GaussianSteps(
+        **{n: claims["privacy"][n] for n in ("noise_multiplier", "sampling_rate", "steps")}
+    )
+    assert claims["privacy"]["groups"] == [
+        {
+            "size": size,
+            "epsilon": privacy.group_epsilon([steps], claims["privacy"]["delta"], size=size),
+        }
+        for size in (2, 5, 10)
+    ]
     assert claims["accuracy"] == done.record.results[-1].accuracy
     assert done.record.privacy == part.record.privacy
     assert claims["versions"] == part.record.versions

@@ -288,6 +288,41 @@ def test_only_the_stages_from_theirs_on_are_trained_again(tmp_path):
             assert found.work.images == epochs_of_a_stage(recipe) * expected
 
 
+def test_one_network_in_slices_goes_back_to_the_state_before_they_were_seen(tmp_path):
+    data, recipe = data_of(), replace(SHARDED, shards=1, slices=4, out=tmp_path / "run")
+    run_sharded(recipe, data=data)
+    last = stages_of(recipe, data)[0][-1]
+    row = last.rows[-1].item()
+    ids = csv_file(tmp_path / "ids.csv", "index", [row])
+    wanted = Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new")
+    with pytest.raises(RunError, match="take rewind"):
+        forget_in(replace(wanted, method="sharded"), data)
+    found = forget_in(wanted, data)
+    assert found.method.name == "rewind"
+    assert found.method.guarantee.exact
+    assert (found.work.trained, found.work.stages) == (1, 4)
+    rows = [each for each in range(40) if each != row]
+    oracle = run_sharded(replace(recipe, out=tmp_path / "oracle"), data=some_rows(data, rows))
+    assert found.run.record.model_digest == oracle.record.model_digest
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({}, "whose first epoch had seen everybody"),
+        ({"epsilon": 5.0, "baseline": False}, "in which step somebody was first drawn"),
+        ({"shards": 2}, "take sharded"),
+    ],
+)
+def test_without_states_from_before_nothing_is_rewound(tmp_path, shapes, changed, words):
+    recipe = Recipe(out=tmp_path / "run", data=shapes, epochs=1, model="compact", **changed)
+    (run_sharded if recipe.is_sharded else run)(recipe)
+    ids = csv_file(tmp_path / "ids.csv", "index", [3])
+    with pytest.raises(RunError, match=words):
+        forget(Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new", method="rewind"))
+    assert not (tmp_path / "new").exists()
+
+
 def test_copies_of_an_image_leave_with_it(tmp_path):
     data = data_of()
     images = data.train.images.clone()

@@ -1,5 +1,6 @@
 """What a finished training can do: its figures, its robustness and what it may claim."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,8 @@ __all__ = [
 ]
 
 _SHOWN = 8
+_GROUPS = (2, 5, 10)
+"""How many may leave together, of whom claims say what the training promises."""
 _CLIPPING = {"clipping": "flat", "float_safe": False, "copies": 1}
 _READING = {"image_fit": "crop", "background": "white"}
 """Settings that claims name where they are others than these."""
@@ -148,6 +151,7 @@ def claims_of(
             "epsilon": private.spent(),
             "steps": private.steps,
             **private.plan.conditions(),
+            "groups": _groups(private),
             "trials": {"settings": recipe.trials, "charged": False},
             **_unusual(recipe, _CLIPPING),
         }
@@ -160,6 +164,17 @@ def claims_of(
             "images": min(recipe.robust_samples or len(data.test), len(data.test)),
         }
     return claims
+
+
+def _groups(private: privacy.PrivateTraining) -> list[dict[str, float]]:
+    """What the same steps promise to several who leave together, where that is a number."""
+    events, delta = private.ledger.events, private.plan.delta_or_own(None)
+    found = {size: privacy.group_epsilon(events, delta, size=size) for size in _GROUPS}
+    return [
+        {"size": size, "epsilon": epsilon}
+        for size, epsilon in found.items()
+        if math.isfinite(epsilon)
+    ]
 
 
 def cost_of(

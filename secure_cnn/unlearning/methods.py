@@ -11,12 +11,13 @@ from typing import final
 from privacy import GaussianSteps, PrivacyError, group_epsilon
 from privacy.unlearning import SCRUB, SSD, FineTuning, Heuristic, NegGradPlus, SalUn
 from secure_cnn.errors import RunError
+from secure_cnn.recipe import Recipe
 from secure_cnn.unlearning.requests import Request
 from secure_cnn.unlearning.source import Source
 
 __all__ = ["HEURISTICS", "METHODS", "Guarantee", "Method", "chosen_method", "units_of"]
 
-METHODS = ("sharded", "retrain", "group-privacy")
+METHODS = ("sharded", "rewind", "retrain", "group-privacy")
 """Those with a guarantee."""
 HEURISTICS: Mapping[str, Callable[[], Heuristic]] = {
     "fine-tuning": FineTuning,
@@ -102,8 +103,8 @@ def chosen_method(
             f"method: expected auto, {', '.join(METHODS)}, or without a guarantee "
             f"{', '.join(HEURISTICS)}, got {asked!r}"
         )
-    if asked == "sharded" or (asked == "auto" and source.recipe.is_sharded):
-        return _sharded(source)
+    if asked in ("sharded", "rewind") or (asked == "auto" and source.recipe.is_sharded):
+        return _in_stages(asked, source)
     if asked == "group-privacy" or (asked == "auto" and source.recipe.epsilon):
         bounded = _bounded(source, request, limit=limit)
         if isinstance(bounded, Method):
@@ -115,21 +116,44 @@ def chosen_method(
     return _retrained(source, "it was asked for" if asked == "retrain" else neither)
 
 
-def _sharded(source: Source) -> Method:
-    if not source.recipe.is_sharded:
-        raise RunError(
-            "method: expected a run that was trained in shards (--shards, --slices) for sharded, "
-            "got one that was not; take retrain"
-        )
+def _in_stages(asked: str, source: Source) -> Method:
+    """By the stages of its training, which are `sharded`, or of one network: `rewind`."""
     shards, slices = source.recipe.shards, source.recipe.slices
+    name = "rewind" if source.recipe.is_sharded and shards == 1 else "sharded"
+    if not source.recipe.is_sharded or asked not in ("auto", name):
+        raise RunError(f"method: {_no_stages(asked, source.recipe)}")
     return Method(
-        name="sharded",
-        why=f"the run was trained in {shards} shards of {slices} slices",
+        name=name,
+        why=f"the run was trained in {shards} shards of {slices} slices"
+        if shards > 1
+        else f"the run was trained in {slices} slices, and a state of it is kept before each",
         guarantee=Guarantee(
             says="The model is, bit for bit, the one that the same training gives without them: "
             "every stage that had seen one of their images was trained again without.",
             assumptions=(_NON_ADAPTIVE, _CHOICES, _OBSERVER, _MACHINE, *_begun_with(source)),
         ),
+    )
+
+
+def _no_stages(asked: str, recipe: Recipe) -> str:
+    """Why the stages that were asked for are not there."""
+    if asked == "sharded":
+        return (
+            "expected a run that was trained in shards (--shards, --slices) for sharded, got "
+            + ("one network in slices; take rewind" if recipe.is_sharded else "one that was not")
+            + ("" if recipe.is_sharded else "; take retrain")
+        )
+    if recipe.is_sharded:
+        return f"expected one network in slices for rewind, got {recipe.shards}; take sharded"
+    if recipe.epsilon is not None:
+        return (
+            "expected a run that is not private for rewind: in which step somebody was first "
+            "drawn is kept nowhere, since epsilon holds for those alone who do not know it; take "
+            "auto"
+        )
+    return (
+        "expected a run that was trained in slices (--slices) for rewind, got one whose first "
+        "epoch had seen everybody before a state of it was kept; take retrain"
     )
 
 

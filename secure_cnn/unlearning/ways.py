@@ -218,6 +218,7 @@ def _handed_on(task: Task, note: str) -> RunRecord:
 
 WAYS: dict[str, Way] = {
     "sharded": _sharded,
+    "rewind": _sharded,
     "retrain": _retrained,
     "group-privacy": _unchanged,
     **dict.fromkeys(HEURISTICS, _heuristically),
