@@ -191,8 +191,9 @@ def test_a_method_without_a_guarantee_is_held_against_models_without_them(
     command, keys, shapes, tmp_path
 ):
     folder, _, signer = keys
-    run(Recipe(out=tmp_path / "run", data=shapes, model="compact", epochs=1))
-    words = ["forget", tmp_path / "run", "--ids", ids_in(tmp_path, 3), "--out", tmp_path / "new",
+    run(Recipe(out=tmp_path / "run", data=shapes, model="compact", epochs=6))
+    ids = ids_in(tmp_path, 3, 8, 20, 31)
+    words = ["forget", tmp_path / "run", "--ids", ids, "--out", tmp_path / "new",
              "--signer", folder / "signer.key", "--method", "neggrad+"]  # fmt: skip
     assert "has no guarantee" in command(*words, code=3)
     told = command(*words, "--no-guarantee", "--oracles", "2", "--margin", "5")
@@ -202,6 +203,9 @@ def test_a_method_without_a_guarantee_is_held_against_models_without_them(
     assert "no guarantee" in value.guarantee
     gaps = [each for each in value.evidence if "in points" in each.name]
     assert [each.n for each in gaps] == [2] * 4
+    again = next(each for each in value.evidence if "known again" in each.name)
+    assert (again.n, again.value >= 0) == (2, True)
+    assert "who left is known again" in told
     # By another method it is not certified.
     path.unlink()
     assert "another method" in command(*words[:-2], "--resume", code=3)

@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from privacy.unlearning import OracleGap
 from secure_cnn.archive import (
     AnyIdentity,
     AnyRecipient,
@@ -39,7 +38,7 @@ from secure_cnn.pages import summary_table, write_certificate_page
 from secure_cnn.printable import Terminal
 from secure_cnn.unlearning import HEURISTICS, METHODS, Case, Forgetting, Forgotten, certify, forget
 from secure_cnn.unlearning.certificate import earlier_certificate
-from secure_cnn.unlearning.oracles import check_oracles, measure_gap
+from secure_cnn.unlearning.oracles import Beside, beside_oracles, check_oracles
 
 __all__ = ["forget_command"]
 
@@ -155,21 +154,21 @@ def forget_command(
     if found.run.model is None:
         message("interrupted; hint: the same command with --resume goes on")
         raise typer.Exit(INTERRUPTED)
-    gap = _gap(found, oracles, margin)
-    path = certify(found, signer=signing, case=case, earlier=earlier, gap=gap)
+    beside = _beside(found, oracles, margin)
+    path = certify(found, signer=signing, case=case, earlier=earlier, beside=beside)
     page = path.with_suffix(".html")
     write_certificate_page(verify_certificate(path, trusted=[signing.verifier]), page)
-    _tell(found, gap, path, page, signing.verifier)
+    _tell(found, beside, path, page, signing.verifier)
 
 
-def _gap(found: Forgotten, oracles: int | None, margin: float) -> OracleGap | None:
-    """How far the model is from those trained without them, where that was asked for or is due."""
+def _beside(found: Forgotten, oracles: int | None, margin: float) -> Beside | None:
+    """The model beside those trained without them, where that was asked for or is due."""
     count = (0 if found.method.guarantee.holds else _ORACLES) if oracles is None else oracles
     if not count:
         return None
     with stop_on_signals() as stop:
         try:
-            return measure_gap(found, oracles=count, margin=margin, stop=stop)
+            return beside_oracles(found, oracles=count, margin=margin, stop=stop)
         except Stopped as stopped:
             message("interrupted; hint: the same command with --resume goes on")
             raise typer.Exit(INTERRUPTED) from stopped
@@ -191,7 +190,7 @@ def _images(count: int) -> str:
 
 
 def _tell(
-    found: Forgotten, gap: OracleGap | None, path: Path, page: Path, verifier: Verifier
+    found: Forgotten, beside: Beside | None, path: Path, page: Path, verifier: Verifier
 ) -> None:
     """What was done, on stdout; where it is and what is left to do, on stderr."""
     request, method = found.request, found.method
@@ -213,14 +212,23 @@ def _tell(
             "a full training"
         )
     out.print(f"change of the weights: {found.weight_change:.4g}")
-    if gap is not None:
-        low, high = gap.average_gap_interval
-        out.print(
-            f"beside models trained without them: {gap.verdict}, {gap.direction}; average gap "
-            f"{gap.average_gap:.2f} points ({low:.2f} to {high:.2f})"
-        )
+    if beside is not None:
+        out.print(_found_beside(beside))
     out.print(summary_table(found.run.record))
     _tell_places(found, path, page, verifier)
+
+
+def _found_beside(beside: Beside) -> str:
+    gap, (low, high) = beside.gap, beside.gap.average_gap_interval
+    told = (
+        f"beside models trained without them: {gap.verdict}, {gap.direction}; average gap "
+        f"{gap.average_gap:.2f} points ({low:.2f} to {high:.2f})"
+    )
+    again = beside.relearning
+    if again is None:
+        return told
+    sooner = "sooner than by any of them" if again.faster else "no sooner than by one of them"
+    return f"{told}; who left is known again {sooner}"
 
 
 def _tell_places(found: Forgotten, path: Path, page: Path, verifier: Verifier) -> None:

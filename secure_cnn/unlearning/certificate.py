@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from privacy.statistics import clopper_pearson
-from privacy.unlearning import OracleGap
+from privacy.unlearning import OracleGap, Relearning
 from secure_cnn import archive
 from secure_cnn.archive.certificates import (
     NOT_KNOWN,
@@ -36,6 +36,7 @@ from secure_cnn.recipe import RunFolder
 from secure_cnn.recipe.seams import make_device
 from secure_cnn.record import hardware, versions
 from secure_cnn.unlearning.forgetting import Forgotten
+from secure_cnn.unlearning.oracles import Beside
 from secure_cnn.unlearning.shards import image_bytes
 from secure_cnn.unlearning.source import leaving
 
@@ -123,7 +124,7 @@ def certify(
     signer: archive.Signer,
     case: Case,
     earlier: archive.Verified | None,
-    gap: OracleGap | None = None,
+    beside: Beside | None = None,
 ) -> Path:
     """Writes what was done into the new run's folder, signed; returns the file.
 
@@ -132,7 +133,7 @@ def certify(
         signer: Who did it.
         case: What the controller says.
         earlier: The certificate of those who left before.
-        gap: To models that were trained without them, where it was measured.
+        beside: Models that were trained without them, where there are some.
 
     Raises:
         RunError: The new run is not complete.
@@ -147,12 +148,12 @@ def certify(
             "those of its training; take retrain (--method retrain)"
         )
     path = found.run.folder.root / _NAME
-    archive.write_certificate(path, _erasure(found, case, earlier, gap), signer=signer)
+    archive.write_certificate(path, _erasure(found, case, earlier, beside), signer=signer)
     return path
 
 
 def _erasure(
-    found: Forgotten, case: Case, earlier: archive.Verified | None, gap: OracleGap | None
+    found: Forgotten, case: Case, earlier: archive.Verified | None, beside: Beside | None
 ) -> archive.Erasure:
     """All of it, which is checked where it is made."""
     data, promised, old = _data(found), found.method.guarantee, found.source.record
@@ -181,7 +182,7 @@ def _erasure(
         assumptions=promised.assumptions,
         cumulative=_cumulative(found, len(data.requests), earlier),
         weight_change=found.weight_change,
-        evidence=(*_evidence(found), *_gap_rows(gap)),
+        evidence=(*_evidence(found), *_beside_rows(beside)),
         not_known=(*NOT_KNOWN, *_COPIES, *(() if found.request.persons else _ALONE)),
         versions=versions(),
         hardware=hardware(make_device(found.source.recipe)),
@@ -309,10 +310,32 @@ def _spread(split: Split) -> Split:
     return split.some(rows)
 
 
-def _gap_rows(gap: OracleGap | None) -> Iterator[Evidence]:
-    """How far the accuracies are from those of models trained without them, in points."""
-    if gap is None:
+def _beside_rows(beside: Beside | None) -> Iterator[Evidence]:
+    """What was found beside models trained without them, if it was looked for."""
+    if beside is None:
         return
+    yield from _gap_rows(beside.gap)
+    if beside.relearning is not None:
+        yield _relearning_row(beside.relearning)
+
+
+def _relearning_row(found: Relearning) -> Evidence:
+    """Steps to teach them again; far fewer than such models take, and they were never forgotten."""
+    own = found.most if found.unlearned is None else found.unlearned
+    words = "or more, against" if found.unlearned is None else "against"
+    others = ", ".join(f"{found.most} or more" if n is None else f"{n}" for n in found.oracles)
+    return Evidence(
+        name=f"steps until who left is known again as before ({words} {others} of models trained "
+        "without them)",
+        value=float(own),
+        low=None,
+        high=None,
+        n=len(found.oracles),
+    )
+
+
+def _gap_rows(gap: OracleGap) -> Iterator[Evidence]:
+    """How far the accuracies are from those of models trained without them, in points."""
     names = {"forget": "who left", "retain": "who stayed", "test": "test"}
     for part, each in gap.parts.items():
         low, high = each.interval

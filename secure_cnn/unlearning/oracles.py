@@ -4,11 +4,16 @@ What a method without a guarantee leaves of people is not known; how far its mod
 models can be measured.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import final
 
-from privacy.unlearning import OracleGap, oracle_gap
+from torch import nn
+
+from privacy.unlearning import OracleGap, Relearning, oracle_gap, relearning_time
+from secure_cnn.data import Split
 from secure_cnn.errors import RunError
+from secure_cnn.evaluate import evaluate_model
 from secure_cnn.interruption import StopRequest
 from secure_cnn.progress import part_progress, tell_share
 from secure_cnn.recipe.initial import initial_model
@@ -16,9 +21,26 @@ from secure_cnn.recipe.once import train_once
 from secure_cnn.unlearning.forgetting import Forgotten
 from secure_cnn.unlearning.source import leaving
 
-__all__ = ["check_oracles", "measure_gap"]
+__all__ = ["Beside", "beside_oracles", "check_oracles"]
 
 _FEWEST, _MOST, _WHOLE = 2, 100, 100.0
+_TAUGHT, _STEPS = 512, 300
+"""Of who left, to be taught again, and steps after which that ends."""
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Beside:
+    """A model beside those that were really trained without who left.
+
+    Attributes:
+        gap: Of its accuracies.
+        relearning: How soon it knows who left again, as well as the model before did; None where
+            that one knew nobody, and of a private run, which says nothing of its training images.
+    """
+
+    gap: OracleGap
+    relearning: Relearning | None
 
 
 def check_oracles(oracles: int, margin: float) -> None:
@@ -33,7 +55,7 @@ def check_oracles(oracles: int, margin: float) -> None:
         raise RunError(f"margin: expected points of accuracy above 0, up to 100, got {margin:g}")
 
 
-def measure_gap(found: Forgotten, *, oracles: int, margin: float, stop: StopRequest) -> OracleGap:
+def beside_oracles(found: Forgotten, *, oracles: int, margin: float, stop: StopRequest) -> Beside:
     """Trains oracles by the run's recipe, with other seeds, and holds the new model against them.
 
     Of a private run they are private too, and what they cost the others is on top of its epsilon:
@@ -59,7 +81,22 @@ def measure_gap(found: Forgotten, *, oracles: int, margin: float, stop: StopRequ
             "bit for bit; leave them out"
         )
     assert found.run.model is not None, "the run is complete"
-    models = []
+    models = _trained(found, oracles, stop)
+    left = leaving(source.data, found.request)
+    gap = oracle_gap(
+        found.run.model,
+        models,
+        forget=left,
+        retain=found.data.train,
+        test=found.data.test,
+        margin=margin,
+    )
+    return Beside(gap=gap, relearning=_relearning(found, models, left.first(_TAUGHT)))
+
+
+def _trained(found: Forgotten, oracles: int, stop: StopRequest) -> list[nn.Module]:
+    """So many models of the run's recipe, each of a seed of its own, on who stays."""
+    source, models = found.source, []
     with part_progress("oracle", oracles) as tell:
         for number in range(oracles):
             recipe = replace(
@@ -71,13 +108,17 @@ def measure_gap(found: Forgotten, *, oracles: int, margin: float, stop: StopRequ
             files = source.files
             initial = initial_model(recipe, found.data, files.network, files.unlocking)
             advance = partial(tell_share, tell, number)
-            models.append(train_once(recipe, initial, found.data, stop=stop, advance=advance))
+            models.append(train_once(recipe, initial, found.data, stop=stop, advance=advance).cpu())
             tell(number + 1)
-    return oracle_gap(
-        found.run.model,
-        [model.cpu() for model in models],
-        forget=leaving(source.data, found.request),
-        retain=found.data.train,
-        test=found.data.test,
-        margin=margin,
-    )
+    return models
+
+
+def _relearning(found: Forgotten, oracles: list[nn.Module], left: Split) -> Relearning | None:
+    """How soon who left is known again, beside models that never knew them."""
+    source = found.source
+    if source.recipe.epsilon is not None or found.run.model is None:
+        return None
+    before = evaluate_model(source.loaded.model, left, source.data.spec.classes).accuracy
+    if not before:
+        return None
+    return relearning_time(found.run.model, oracles, forget=left, accuracy=before, most=_STEPS)
