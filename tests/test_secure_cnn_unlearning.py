@@ -282,6 +282,7 @@ def test_only_the_stages_from_theirs_on_are_trained_again(tmp_path):
             out = tmp_path / stage.name
             found = forget_in(Forgetting(run=tmp_path / "run", ids=ids, out=out), data)
             assert found.work.trained == recipe.slices - stage.slice + 1
+            assert found.lost_stages == 0
             expected = (
                 sum(len(each.rows) for each in of_shard[stage.slice - 1 :]) - found.work.trained
             )
@@ -385,6 +386,9 @@ def test_what_is_refused_changes_nothing(tmp_path, keys):
     (tmp_path / "run/shards/shard-000-slice-002.sealed").unlink()
     found = forget_in(wanted, data, sealing=sealing, unlocking=unlocking)
     assert found.work.trained >= 2
+    assert found.lost_stages == 2 - [
+        stage.shard for of in stages_of(SHARDED, data) for stage in of[1:] if 3 in stage.rows
+    ].count(0)
     after = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
     assert all(before[path] == raw for path, raw in after.items())
 

@@ -238,6 +238,12 @@ def _tell_places(found: Forgotten, path: Path, page: Path, verifier: Verifier) -
             f"note: {found.source.others} images of the data were not in the run: they left "
             "before, or came later"
         )
+    lost = found.lost_stages
+    if lost:
+        messages.print(
+            f"note: {lost} stages that had seen none of them were trained again too: the old run "
+            "has no file of them, or one that was changed"
+        )
     messages.print(
         "note: the images themselves, and the old run, are still there: delete the images, and "
         "destroy the old model and its stages (secure-cnn archive shred, where they are sealed)"

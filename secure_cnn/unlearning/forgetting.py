@@ -16,6 +16,7 @@ from secure_cnn.unlearning.inventory import Inventory
 from secure_cnn.unlearning.methods import Method, chosen_method
 from secure_cnn.unlearning.requests import Request, read_request
 from secure_cnn.unlearning.sharded import Work
+from secure_cnn.unlearning.shards import stages_of
 from secure_cnn.unlearning.source import Source, source_of, staying
 from secure_cnn.unlearning.stage_files import StageFiles
 from secure_cnn.unlearning.ways import WAYS, Task, finished, shards_of
@@ -102,6 +103,20 @@ class Forgotten:
             )
             ** 0.5
         )
+
+    @property
+    def lost_stages(self) -> int:
+        """Stages that saw nobody of them and were trained again all the same: no file had them."""
+        if self.work is None or self.method.name == "retrain":
+            return 0
+        recipe = self.source.recipe
+        before, after = stages_of(recipe, self.source.data), stages_of(recipe, self.data)
+        touched = sum(
+            len(old.rows) != len(new.rows)
+            for of_old, of_new in zip(before, after, strict=True)
+            for old, new in zip(of_old, of_new, strict=True)
+        )
+        return self.work.trained - touched
 
 
 def forget(
