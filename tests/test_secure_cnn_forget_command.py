@@ -1,5 +1,6 @@
 """`secure-cnn forget`: the certificate, what is refused, and a process that is killed."""
 
+import json
 import os
 import shutil
 import signal
@@ -8,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from secure_cnn import Recipe, archive, run
 from secure_cnn.archive.certificates import keyed_digest
@@ -53,7 +56,7 @@ def command(cli):
 
 
 def ids_in(folder, *rows, column="index"):
-    path = Path(folder) / f"ids-{'-'.join(map(str, rows))}.csv"
+    path = Path(folder) / f"ids-{'-'.join(map(str, rows)).replace('/', ' ')}.csv"
     path.write_text("\n".join([column, *map(str, rows)]) + "\n")
     return path
 
@@ -106,6 +109,44 @@ def test_who_leaves_is_told_by_a_certificate_that_others_can_check(
             trusted=[signer.verifier],
             previous=last / "certificate.json",
         )
+
+
+def test_what_they_left_is_evaluated_on_its_own_images(command, keys, quick, tmp_path):
+    """Of a folder of photographs, from which the others' are split otherwise once some are gone."""
+    folder, *_ = keys
+    pets = photographs(tmp_path / "pets", 24)
+    run(Recipe(out=tmp_path / "before", data=pets, model="compact", epochs=1))
+    path = load_data(str(pets)).train.ids[0]
+    command("forget", tmp_path / "before", "--ids", ids_in(tmp_path, path, column="path"), "--out",
+            tmp_path / "after", "--signer", folder / "signer.key")  # fmt: skip
+    for gone in (False, True):
+        if gone:
+            (pets / path).unlink()
+        assert "note" not in command("evaluate", tmp_path / "after", "--json", tmp_path / "found")
+        found = json.loads((tmp_path / "found").read_text())["clean"]
+        told = RunRecord.read(tmp_path / "after/run.json").epochs[-1]
+        assert (found["accuracy"], found["loss"]) == (
+            told.test_accuracy,
+            pytest.approx(told.test_loss),
+        )
+    # What leaks is measured of them too: it gets as far as the pool.
+    told = command("leakage", tmp_path / "after", "--require", "tpr@0.001<=1", code=3)
+    assert "expected a pool" in told
+    # The control: the run before finds that an image of its own is gone.
+    assert "is not the data" in command("evaluate", tmp_path / "before")
+    # And images of others are said to be others.
+    assert "is not the data" in command("evaluate", tmp_path / "after", "--data",
+                                        photographs(tmp_path / "others", 8, seed=1))  # fmt: skip
+
+
+def photographs(root, count, *, seed=0):
+    """A folder of images of two classes, no two alike."""
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        path = root / ("cat", "dog")[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
+    return root
 
 
 def test_what_cannot_be_done_changes_nothing(command, sharded, keys, tmp_path):

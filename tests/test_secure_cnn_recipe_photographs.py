@@ -70,7 +70,7 @@ def readings(monkeypatch):
         asked.append(reading)
         raise DataError("enough; for this test")
 
-    for command in ("audit", "bench", "bench_overhead", "evaluate"):
+    for command in ("audit", "bench", "bench_overhead", "images"):
         monkeypatch.setattr(
             importlib.import_module(f"secure_cnn.cli.{command}"), "load_data", refuse
         )

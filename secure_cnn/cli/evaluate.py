@@ -15,7 +15,8 @@ from defenses.checks.checks import CheckSettings
 from defenses.threat import Norm
 from secure_cnn.checkpoint import LoadedModel, Unlocking
 from secure_cnn.cli import findings
-from secure_cnn.cli.finished import located, opened
+from secure_cnn.cli.finished import located, opened, recorded_groups
+from secure_cnn.cli.images import tested_images
 from secure_cnn.cli.keys import IdentityFile, Kek, PassphraseFile, Trusted, unlocking_from
 from secure_cnn.cli.network import ModelOptions, own_network
 from secure_cnn.cli.options import (
@@ -23,26 +24,24 @@ from secure_cnn.cli.options import (
     Groups,
     ImageFit,
     JsonFile,
-    groups_for,
     interruptible,
     make_folder,
     message,
     number,
     reading_for,
 )
-from secure_cnn.data import ImageData, ImageReading, load_data
-from secure_cnn.data.named import NAMES
+from secure_cnn.data import ImageData
 from secure_cnn.engine import keep_freed_memory
-from secure_cnn.errors import ModelError, RunError
+from secure_cnn.errors import RunError
 from secure_cnn.evaluate import ClassificationReport, batch_for, evaluate_model
 from secure_cnn.files import write_file
 from secure_cnn.nonexpansive import lipschitz_bound
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.pages import write_robustness
 from secure_cnn.printable import Terminal
-from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
 from secure_cnn.recipe.outcome import attacked_examples
 from secure_cnn.record import RobustnessRecord, hardware, versions
+from secure_cnn.unlearning.stage_files import inventory_beside
 
 __all__ = ["evaluate"]
 
@@ -143,10 +142,18 @@ def evaluate(
     requirements = findings.read_requirements(require or [])
     unlocking = unlocking_from(identity, passphrase_file, kek, trusted or [])
     network = own_network(model, model_option or []) if model else None
+    groups = groups or (recorded_groups(checkpoint) if data is None else None)
     path, data = located(checkpoint, data)
     loaded = opened(path, unlocking, network)
     reading = reading_for(loaded, image_fit, background)
-    images = _images(loaded, data, path, reading, groups_for(loaded, data, groups))
+    images = tested_images(
+        loaded,
+        path,
+        data,
+        reading=reading,
+        groups=groups,
+        inventory=inventory_beside(path, unlocking),
+    )
     threat = _threat(loaded, eps, norm)
     attacking = bool(attack or surrogate or exhaustive or save_images or out)
     kept, demanded = state is not None and certify is None, any(e.attacked for e in requirements)
@@ -351,45 +358,3 @@ def _write_page(
         out,
     )
     message(f"report: {out / 'robustness.html'}")
-
-
-def _images(
-    loaded: LoadedModel,
-    data: str | None,
-    checkpoint: Path,
-    reading: ImageReading,
-    groups: str | None,
-) -> ImageData:
-    """The data given, or that which the checkpoint names; split as in its training."""
-    claims = loaded.claims.get("data")
-    claimed = claims if isinstance(claims, dict) else {}
-    name, split_seed = data or claimed.get("name"), claimed.get("split_seed")
-    if data is None and name not in NAMES:
-        raise ModelError(
-            f"{checkpoint}: was trained on {name or 'data that it does not name'}, which is no "
-            "data set that has a name; say where it is with --data"
-        )
-    seed = split_seed if type(split_seed) is int and split_seed >= 0 else 0
-    images = load_data(str(name), reading=reading, groups=groups, seed=seed)
-    key = loaded.private_claims.get("data_fingerprint_key")
-    fingerprint = images.fingerprint
-    if isinstance(key, str):
-        fingerprint = keyed_fingerprint(fingerprint, key)
-    # Without its key, which only a sealed file holds, a keyed fingerprint says nothing.
-    unknown = key is None and str(claimed.get("fingerprint")).startswith(KEYED)
-    fits = (
-        images.name == claimed.get("name") if unknown else claimed.get("fingerprint") == fingerprint
-    )
-    if not fits:
-        message(
-            f"note: {name} is not the data that the checkpoint names: its training images may be "
-            "among these test images"
-        )
-    if images.spec.classes != loaded.architecture.classes:
-        raise ModelError(
-            f"{checkpoint}: expected images of the classes "
-            f"{', '.join(loaded.architecture.classes[:8])}, got "
-            f"{', '.join(images.spec.classes[:8])}; give the data that it was trained for with "
-            "--data"
-        )
-    return images

@@ -11,7 +11,7 @@ from secure_cnn.errors import DataError, ModelError, RunError
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.recipe import RunFolder
 
-__all__ = ["located", "opened"]
+__all__ = ["located", "opened", "recorded_groups"]
 
 
 def located(place: Path, data: str | None) -> tuple[Path, str | None]:
@@ -48,6 +48,17 @@ def located(place: Path, data: str | None) -> tuple[Path, str | None]:
             "--data"
         )
     return models[0], data or named
+
+
+def recorded_groups(place: Path) -> str | None:
+    """Whose the images of a run are, by the file that its training was told of, if it is there.
+
+    Of a folder that `located` found a run in; None of a model's file.
+    """
+    if not place.is_dir():
+        return None
+    named = RunFolder(root=place, sealed=False).recorded().settings.get("groups")
+    return named if isinstance(named, str) and Path(named).is_file() else None
 
 
 def opened(path: Path, unlocking: Unlocking | None, network: OwnNetwork | None) -> LoadedModel:

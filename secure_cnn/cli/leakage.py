@@ -30,6 +30,7 @@ from secure_cnn.leakage import (
 from secure_cnn.pages import InversionPicture, write_leakage
 from secure_cnn.printable import Terminal
 from secure_cnn.record import LeakageRecord, RunRecord, wording
+from secure_cnn.unlearning.stage_files import inventory_beside
 
 __all__ = ["leakage"]
 
@@ -114,13 +115,14 @@ def leakage(
     network = own_network(model, model_option or []) if model else None
     _check_folder(run)
     path, place = (checkpoint, data) if checkpoint else located(run, data)
-    record = RunRecord.read(run / "run.json")
+    record, inventory = RunRecord.read(run / "run.json"), inventory_beside(path, unlocking)
     target = target_of(
         record,
         opened(path, unlocking, network),
         place or str(record.settings.get("data")),
         network=network,
         unlocking=unlocking,
+        recognised=lambda images: images if inventory is None else inventory.recognised(images)[0],
     )
     for each in demands:
         each.check(target, told)

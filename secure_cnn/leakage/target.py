@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from typing import final
@@ -120,6 +121,7 @@ def target_of(
     *,
     network: OwnNetwork | None = None,
     unlocking: Unlocking | None = None,
+    recognised: Callable[[ImageData], ImageData] = lambda images: images,
 ) -> Target:
     """The target of a run's record and the model that the run left.
 
@@ -129,6 +131,7 @@ def target_of(
         data: Where the images of the run are now.
         network: Makes the model where it is one of the user's own.
         unlocking: Opens the sealed weights that the run started from, where it did.
+        recognised: Chooses those of the run among the images, where others are among them.
 
     Raises:
         RunError: The run is not complete or protects persons, its settings are not those of the
@@ -154,7 +157,9 @@ def target_of(
             "unit=person: expected a run whose unit is an example, got persons: membership of a "
             "person with all images of theirs is not measured yet; audit --run audits its promise"
         )
-    images = load_data(data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed)
+    images = recognised(
+        load_data(data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed)
+    )
     recipe = _as_it_was(recipe.on(images), record)
     initial = initial_model(recipe, images, network, unlocking)
     target = Target(

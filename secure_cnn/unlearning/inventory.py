@@ -71,13 +71,7 @@ class Inventory:
         Raises:
             RunError: Training images of the run are missing, or are said to be somebody else's.
         """
-        rows = [
-            *_rows(self.key, data.train, data.groups),
-            *_rows(self.key, data.test, data.test_groups),
-        ]
-        places: dict[bytes, list[int]] = {}
-        for row, digest in reversed(list(enumerate(rows))):
-            places.setdefault(digest, []).append(row)
+        rows = self._rows(data)
         missing = Counter(self.train) - Counter(rows)
         if missing:
             raise RunError(
@@ -85,6 +79,7 @@ class Inventory:
                 f"{data.name} without {sum(missing.values())} of {len(self.train)}; put them back, "
                 "say where they are with --data, or train anew on what remains"
             )
+        places = _places(rows)
         train = [places[digest].pop() for digest in self.train]
         test = [places[digest].pop() for digest in self.test if places.get(digest)]
         if not test:
@@ -93,6 +88,20 @@ class Inventory:
                 f"{len(self.test)}; put them back, or say where they are with --data"
             )
         return _chosen(data, train, test), len(rows) - len(train) - len(test)
+
+    def tested(self, data: ImageData) -> Split | None:
+        """The images that the run tested on, in whatever way they and others come now.
+
+        Those that are there; None where none is.
+        """
+        places = _places(self._rows(data))
+        rows = [places[digest].pop() for digest in self.test if places.get(digest)]
+        return _pool(data).some(torch.tensor(rows, dtype=torch.int64)) if rows else None
+
+    def _rows(self, data: ImageData) -> list[bytes]:
+        """Digests of all images, those to test on last."""
+        parts = ((data.train, data.groups), (data.test, data.test_groups))
+        return [digest for part, groups in parts for digest in _rows(self.key, part, groups)]
 
     def to_state(self) -> dict[str, Any]:
         """As tensors."""
@@ -119,18 +128,19 @@ def _rows(key: bytes, split: Split, groups: Sequence[str] | None) -> Iterator[by
         yield hmac.digest(key, text + image_bytes(split, row), "sha256")
 
 
+def _places(rows: Sequence[bytes]) -> dict[bytes, list[int]]:
+    """Where each digest is, the first place last."""
+    places: dict[bytes, list[int]] = {}
+    for row, digest in reversed(list(enumerate(rows))):
+        places.setdefault(digest, []).append(row)
+    return places
+
+
 def _chosen(data: ImageData, train: list[int], test: list[int]) -> ImageData:
     """Rows of training and test images together, as a training and a test part."""
     if train + test == list(range(len(data.train) + len(data.test))):
         return data
-    ids = None
-    if data.train.ids is not None and data.test.ids is not None:
-        ids = (*data.train.ids, *data.test.ids)
-    pool = Split(
-        images=torch.cat([data.train.images, data.test.images]),
-        labels=torch.cat([data.train.labels, data.test.labels]),
-        ids=ids,
-    )
+    pool = _pool(data)
     groups = None if data.groups is None else (*data.groups, *(data.test_groups or ()))
     return ImageData(
         name=data.name,
@@ -139,6 +149,18 @@ def _chosen(data: ImageData, train: list[int], test: list[int]) -> ImageData:
         spec=data.spec,
         groups=groups and tuple(groups[row] for row in train),
         test_groups=groups and tuple(groups[row] for row in test),
+    )
+
+
+def _pool(data: ImageData) -> Split:
+    """All images, those to test on last."""
+    ids = None
+    if data.train.ids is not None and data.test.ids is not None:
+        ids = (*data.train.ids, *data.test.ids)
+    return Split(
+        images=torch.cat([data.train.images, data.test.images]),
+        labels=torch.cat([data.train.labels, data.test.labels]),
+        ids=ids,
     )
 
 

@@ -30,7 +30,7 @@ from secure_cnn.record import ModelRecord
 from secure_cnn.unlearning.inventory import Inventory
 from secure_cnn.unlearning.shards import Stage, epochs_of_a_stage, stage_seed
 
-__all__ = ["StageFiles", "StageKind", "stage_recipe"]
+__all__ = ["StageFiles", "StageKind", "inventory_beside", "stage_recipe"]
 
 _ELSEWHERE = (
     *("out", "data", "groups", "weights", "device", "baseline", "robust_samples"),
@@ -185,3 +185,20 @@ class StageFiles:
             raise RunError(
                 f"{self.run.shards}: expected a folder that can be made: {error.strerror}"
             ) from error
+
+
+def inventory_beside(model: Path, unlocking: Unlocking | None) -> Inventory | None:
+    """Who is in the data of the run that a model's file is of; None where its folder has no such.
+
+    Args:
+        model: The file, in the run's folder as `train` or `forget` left it.
+        unlocking: Opens it where the model is sealed.
+
+    Raises:
+        ArchiveError: It cannot be opened.
+        RunError: It is none.
+    """
+    run = RunFolder(root=model.parent.parent, sealed=model.suffix == ".sealed")
+    files = StageFiles(run=run, sealing=None, unlocking=unlocking, network=None)
+    there = run.model == model and files.inventory_path.is_file()
+    return files.read_inventory() if there else None
