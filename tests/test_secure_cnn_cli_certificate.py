@@ -23,8 +23,18 @@ def test_a_certificate_is_verified(cli, room):
     words = ("certificate", "verify", room / "c", "--trusted", room / "maker.pub")
     code, out, err = cli(*words)
     assert (code, err) == (0, "")
-    assert "bit for bit" in out
-    assert "made by" in out
+    for words_of_it in (
+        "received        2026-11-01T09:00:00Z",
+        "ground          Art. 17(1)(b), consent withdrawn",
+        "people          2, with 6 images",
+        "method          sharded training (exact)",
+        "guarantee       The model is, bit for bit",
+        "evidence        test accuracy, gap to re-training: 0.1 (-0.4 to 0.6), n = 5",
+        "evidence        seconds: 12, n = 1",
+        "not known       Copies of data and model",
+        "checked by      nobody",
+    ):
+        assert words_of_it in out
     raw = (room / "c").read_bytes()
     (room / "c").write_bytes(raw.replace(b"consent", b"Consent"))
     code, out, err = cli(*words)
@@ -33,6 +43,18 @@ def test_a_certificate_is_verified(cli, room):
     (room / "c").write_bytes(raw)
     assert cli(*words[:-1], room / "checker.pub")[0] == 6
     assert cli(*words[:-2])[0] == 2
+
+
+def test_who_signed_is_told_in_one_form(cli, room):
+    """That of `archive verify`, in the certificate, on its page and of a sealed file."""
+    maker, me = archive.read_signer(room / "maker.key"), archive.generate_identity()
+    archive.save(room / "m", {}, recipients=[me.recipient], signer=maker)
+    form = repr(maker.verifier)
+    trusted = ("--trusted", room / "maker.pub")
+    assert f"signed by {form}" in cli("archive", "verify", room / "m", *trusted)[1]
+    told = cli("certificate", "verify", room / "c", *trusted, "--page", room / "c.html")[1]
+    assert f"made by         {form}" in told
+    assert form in (room / "c.html").read_text()
 
 
 def test_a_second_person_signs(cli, room):

@@ -75,6 +75,7 @@ def test_who_leaves_is_told_by_a_certificate_that_others_can_check(
                    "--ground", "asked by letter", "--received", "2026-11-01T00:00:00Z")  # fmt: skip
     assert "method: sharded" in told
     assert "bit for bit" in told
+    assert f"signed by {signer.verifier!r}" in told
     found = archive.verify_certificate(out / "certificate.json", trusted=[signer.verifier])
     value = found.value
     before, after = (RunRecord.read(each / "run.json") for each in (sharded, out))

@@ -43,6 +43,8 @@ from secure_cnn.unlearning.oracles import Beside, beside_oracles, check_oracles
 __all__ = ["forget_command"]
 
 _ORACLES = 3
+_LONGEST_LINE = 200
+"""Of a public key: one of ML-DSA-65 is thousands of letters."""
 _USUAL = Forgetting(run=Path("run"), ids=Path("ids"), out=Path("out"))
 
 
@@ -249,8 +251,10 @@ def _tell_places(found: Forgotten, path: Path, page: Path, verifier: Verifier) -
         "destroy the old model and its stages (secure-cnn archive shred, where they are sealed)"
     )
     messages.print(f"model: {found.run.folder.model}")
-    messages.print(f"certificate: {path}, as a page: {page}")
+    messages.print(f"certificate: {path}, as a page: {page}; signed by {verifier!r}")
+    public = verifier.to_text()
+    if len(public) > _LONGEST_LINE:
+        public = "FILE, with the public key that keygen printed"
     messages.print(
-        f"verify it with: secure-cnn certificate verify {shlex.quote(str(path))} --trusted "
-        f"{verifier.to_text()}"
+        f"verify it with: secure-cnn certificate verify {shlex.quote(str(path))} --trusted {public}"
     )

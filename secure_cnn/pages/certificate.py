@@ -132,13 +132,10 @@ def _evidence(rows: Sequence[Evidence]) -> Table:
 def _signatures(found: Verified) -> list[tuple[str, str, str]]:
     """Role, key and what it counts for, of each."""
     return [
-        ("did it", found.made_by.signer_id, "trusted by who made this page"),
+        ("did it", repr(found.made_by), "trusted by who made this page"),
+        *(("checked it", repr(each), "trusted by who made this page") for each in found.checked_by),
         *(
-            ("checked it", each.signer_id, "trusted by who made this page")
-            for each in found.checked_by
-        ),
-        *(
-            ("checked it", each.signer_id, "not trusted: it vouches for nothing")
+            ("checked it", repr(each), "not trusted: it vouches for nothing")
             for each in found.others
         ),
     ]

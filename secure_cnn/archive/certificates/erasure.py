@@ -123,23 +123,27 @@ class Erasure:
         return bool(self.deadline) and self.done > self.deadline
 
     def __str__(self) -> str:
-        bound = "" if self.epsilon is None else f", epsilon {self.epsilon:.4g}, delta {self.delta}"
         rows = [
-            ("guarantee", self.guarantee),
-            ("method", f"{self.method} ({'exact' if self.exact else 'not exact'}{bound})"),
+            *_told_times(self),
+            ("ground", self.ground or "not told"),
             (
                 "people",
                 f"{self.people}, with {self.images} images; {self.cumulative.people} so far",
             ),
-            ("done", self.done + (", after the deadline" if self.late else "")),
             ("model", f"{self.run_before.name} -> {self.run_after.name}"),
-            ("data", f"{self.data_before.leaves} -> {self.data_after.leaves} digests"),
-            ("absent", f"{len(self.absence)} proven"),
+            (
+                "data",
+                f"{self.data_before.leaves} -> {self.data_after.leaves} digests; "
+                f"{len(self.absence)} proven absent",
+            ),
+            ("method", _told_method(self)),
+            ("guarantee", self.guarantee),
+            *(("assumes", text) for text in self.assumptions),
+            *(("evidence", str(each)) for each in self.evidence),
             *(
                 (each.kind, ": ".join(filter(None, (each.name, each.action, each.detail))))
                 for each in self.artefacts
             ),
-            *(("assumes", text) for text in self.assumptions),
             *(("not known", text) for text in self.not_known),
         ]
         return "\n".join(f"{name:<15} {printable(text)}" for name, text in rows)
@@ -156,6 +160,30 @@ class Erasure:
             CertificateError: It says what cannot be.
         """
         return from_json(cls, value, "erasure")
+
+
+def _told_times(it: Erasure) -> list[tuple[str, str]]:
+    """What is told of the request's times, and when it was done."""
+    told = {
+        "received": it.received or "not told",
+        "identity sure": it.identity_confirmed,
+        "deadline": it.deadline,
+        "done": it.done + (", after the deadline" if it.late else ""),
+    }
+    return [(name, text) for name, text in told.items() if text]
+
+
+def _told_method(it: Erasure) -> str:
+    """Its name, and in a word what it promises."""
+    if it.exact:
+        return f"{it.method} (exact)"
+    if it.epsilon is None:
+        return f"{it.method} ({NO_GUARANTEE})"
+    so_far = it.cumulative
+    bound = f"epsilon {it.epsilon:.4g}, delta {it.delta:g}"
+    if so_far.epsilon is not None and so_far.epsilon > it.epsilon:
+        bound += f"; epsilon {so_far.epsilon:.4g} so far"
+    return f"{it.method} (not exact: {bound})"
 
 
 def _check_ids(it: Erasure) -> None:

@@ -57,6 +57,10 @@ class Evidence:
     high: float | None
     n: int
 
+    def __str__(self) -> str:
+        within = "" if self.low is None else f" ({self.low:.4g} to {self.high:.4g})"
+        return f"{self.name}: {self.value:.4g}{within}, n = {self.n}"
+
     def __post_init__(self) -> None:
         check_fields(self)
         if not self.name.strip():

@@ -76,14 +76,16 @@ class Verified:
         return "erasure" if isinstance(self.value, Erasure) else "destruction"
 
     def __str__(self) -> str:
+        nobody = [] if self.checked_by or self.others else [("checked by", "nobody")]
         rows = [
+            ("kind", self.kind),
             ("made by", repr(self.made_by)),
             *(("checked by", repr(each)) for each in self.checked_by),
             *(("not trusted", f"{each!r}, who signed as a checker") for each in self.others),
-            ("digest", self.digest),
+            *nobody,
         ]
         told = "\n".join(f"{name:<15} {text}" for name, text in rows)
-        return f"{'kind':<15} {self.kind}\n{self.value}\n{told}"
+        return f"{told}\n{self.value}\n{'digest':<15} {self.digest}"
 
 
 def envelope_of(value: AnyCertificate, signer: Signer | None) -> Envelope:
