@@ -343,6 +343,23 @@ def test_a_person_leaves_with_all_images(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "index\n3\n17\n",
+        "\ufeffindex\r\n3\r\n17\r\n",
+        "when;index;why\n1.2.;3;asked, by letter\n;17;\n;;\n",
+        '\ufeff"Index";"why"\r\n"3";"a ""word"""\r\n"17";"two\nlines"\r\n\r\n',
+        "why\tindex\na; b, c\t3\n\t 17 \n",
+        'index,why\n3,"one, two"\n17,\n3,again\n',
+    ],
+)
+def test_a_request_is_read_as_spreadsheets_write_it(tmp_path, text):
+    path = tmp_path / "ids.csv"
+    path.write_bytes(text.encode())
+    assert read_request(path, data_of()).rows == (3, 17)
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("index\n40\n", "of the test images"),
@@ -350,11 +367,17 @@ def test_a_person_leaves_with_all_images(tmp_path):
         ("path\ncat/1.jpg\n", "the column index"),
         ("person\nann\n", "whose its images are"),
         ("index\n", "got none"),
-        ("index\n1\n,\n", "line 3"),
+        ("index\r3\r17\r", "new-line"),
+        ("x" * 200_000, "got nothing in the first line"),
+        ("index\n1\n2,3\n", "line 3: expected as many columns as in the first line, 1, got 2"),
+        ("index;note\n1;late, by letter\n;ann\n", "line 3: expected an index, got an empty one"),
+        ('index;note\n"1";"a" b\n', "line 2"),
         ("", "got nothing"),
         ("a,b\n1,2\n", "got a, b"),
         ("path,index\n1,2\n", "got path, index"),
-        ("index\n\x00\xff\n", "CSV"),
+        ("path;index\n1;2\n", "got path, index"),
+        ("name;when\n1;2\n", "first line has path, index or person .* got name, when"),
+        ("index\n\x00\xff\n", "save it as CSV UTF-8"),
         ("index\n" + "\n".join(str(row) for row in range(0, 40, 2)), "all images of cat"),
     ],
 )

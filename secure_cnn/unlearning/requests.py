@@ -4,13 +4,15 @@
     cat/ann-1.jpg        17               ann
     dog/ann-2.jpg        4021             bob
 
-Paths go from the data's folder on; rows count from 0 in the file of a data set, those to test on
-last; persons are those of the run (`--groups`).
+Columns stand between commas, semicolons or tabs, and others than these are not read. Paths go from
+the data's folder on; rows count from 0 in the file of a data set, those to test on last; persons
+are those of the run (`--groups`).
 """
 
 import csv
 import io
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
@@ -29,7 +31,13 @@ __all__ = ["Request", "read_request"]
 _MOST_BYTES = 1 << 26
 _MOST_IMAGES = 1 << 12
 _WORDS = {"path": "a path", "index": "an index", "person": "a person"}
-_EXPECTED = "a CSV file whose first line is path, index or person, and then one of them a line"
+_EXPECTED = (
+    "a CSV file whose first line has path, index or person as one of its columns, and then one of "
+    "them a line"
+)
+_MARKS = {",": "comma", ";": "semicolon", "\t": "tab"}
+"""What stands between columns; where a comma is in numbers, spreadsheets write semicolons."""
+_LONGEST = 200
 _SHOWN = 5
 
 
@@ -156,30 +164,73 @@ def _check_column(column: str, names: Sequence[str], path: Path) -> None:
 
 def _read(path: Path) -> tuple[str, list[str]]:
     """The column of a file, and what is in it, each once."""
+    text = _text(path)
+    first = re.split(r"[\r\n]", text, maxsplit=1)[0]
+    heads = {mark: _head(first, mark) for mark in _MARKS}
+    mark = next((mark for mark, head in heads.items() if len(_known(head)) == 1), "")
+    if not mark:
+        head = max(heads.values(), key=len)
+        got = printable(", ".join(head)[:_LONGEST]) if any(head) else "nothing"
+        raise RunError(f"{path}: expected {_EXPECTED}, got {got} in the first line")
+    column, at = _known(heads[mark])[0], heads[mark].index(_known(heads[mark])[0])
+    ids: dict[str, None] = {}
+    for number, line in _lines(text, mark, path):
+        if len(line) != len(heads[mark]):
+            raise RunError(
+                f"{path}: line {number}: expected as many columns as in the first line, "
+                f"{len(heads[mark])}, got {len(line)}; put what holds a {_MARKS[mark]} in quotes"
+            )
+        if not line[at].strip():
+            raise RunError(f"{path}: line {number}: expected {_WORDS[column]}, got an empty one")
+        ids[line[at].strip()] = None
+    if not ids:
+        raise RunError(f"{path}: expected {_EXPECTED}, got none")
+    return column, list(ids)
+
+
+def _text(path: Path) -> str:
+    """All of a file, as UTF-8, with or without a byte order mark."""
     try:
         with reading(path) as file:
             content = file.read(_MOST_BYTES + 1)
         text = content.decode("utf-8-sig")
-        lines = [line for line in csv.reader(io.StringIO(text, newline=""), strict=True) if line]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except OSError as error:
         raise RunError(f"{path}: expected {_EXPECTED}, got {error}") from error
+    except UnicodeDecodeError as error:
+        raise RunError(
+            f"{path}: expected {_EXPECTED}, got text in another encoding than UTF-8; save it as "
+            "CSV UTF-8"
+        ) from error
     if len(content) > _MOST_BYTES:
         raise RunError(f"{path}: expected at most {_MOST_BYTES} bytes, got more")
-    head = [name.strip() for name in lines[0]] if lines else []
-    known = [name for name in head if name in _WORDS]
-    if len(known) != 1:
-        got = printable(", ".join(head)) if head else "nothing"
-        raise RunError(f"{path}: expected {_EXPECTED}, got {got} in the first line")
-    at = head.index(known[0])
-    short = [number for number, line in enumerate(lines[1:], start=2) if len(line) != len(head)]
-    if short:
+    return text
+
+
+def _head(first: str, mark: str) -> list[str]:
+    """The names of the columns in a first line, in small letters."""
+    try:
+        fields = next(csv.reader([first], delimiter=mark), [])
+    except csv.Error:
+        return []
+    return [name.strip().lower() for name in fields]
+
+
+def _known(head: Sequence[str]) -> list[str]:
+    return [name for name in head if name in _WORDS]
+
+
+def _lines(text: str, mark: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The lines behind the first that are not empty, with their numbers."""
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter=mark)
+    try:
+        next(reader)
+        for line in reader:
+            if any(each.strip() for each in line):  # spreadsheets leave marks in empty rows
+                yield reader.line_num, line
+    except csv.Error as error:
         raise RunError(
-            f"{path}: line {short[0]}: expected {len(head)} columns as in the first line"
-        )
-    ids = list(dict.fromkeys(line[at].strip() for line in lines[1:]))
-    if not ids or "" in ids:
-        raise RunError(f"{path}: expected {_EXPECTED}, got {'none' if not ids else 'an empty one'}")
-    return known[0], ids
+            f"{path}: line {reader.line_num}: expected {_EXPECTED}, got {error}"
+        ) from error
 
 
 def _some(ids: Sequence[str]) -> str:
