@@ -15,7 +15,7 @@ from defenses.checks.checks import CheckSettings
 from defenses.threat import Norm
 from secure_cnn.checkpoint import LoadedModel, Unlocking
 from secure_cnn.cli import findings
-from secure_cnn.cli.finished import located, opened, recorded_groups
+from secure_cnn.cli.finished import located, opened
 from secure_cnn.cli.images import tested_images
 from secure_cnn.cli.keys import IdentityFile, Kek, PassphraseFile, Trusted, unlocking_from
 from secure_cnn.cli.network import ModelOptions, own_network
@@ -41,7 +41,6 @@ from secure_cnn.pages import write_robustness
 from secure_cnn.printable import Terminal
 from secure_cnn.recipe.outcome import attacked_examples
 from secure_cnn.record import RobustnessRecord, hardware, versions
-from secure_cnn.unlearning.stage_files import inventory_beside
 
 __all__ = ["evaluate"]
 
@@ -142,18 +141,10 @@ def evaluate(
     requirements = findings.read_requirements(require or [])
     unlocking = unlocking_from(identity, passphrase_file, kek, trusted or [])
     network = own_network(model, model_option or []) if model else None
-    groups = groups or (recorded_groups(checkpoint) if data is None else None)
-    path, data = located(checkpoint, data)
+    path, data, groups = located(checkpoint, data, groups)
     loaded = opened(path, unlocking, network)
     reading = reading_for(loaded, image_fit, background)
-    images = tested_images(
-        loaded,
-        path,
-        data,
-        reading=reading,
-        groups=groups,
-        inventory=inventory_beside(path, unlocking),
-    )
+    images = tested_images(loaded, path, data, groups, reading, unlocking)
     threat = _threat(loaded, eps, norm)
     attacking = bool(attack or surrogate or exhaustive or save_images or out)
     kept, demanded = state is not None and certify is None, any(e.attacked for e in requirements)

@@ -11,18 +11,22 @@ from secure_cnn.errors import DataError, ModelError, RunError
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.recipe import RunFolder
 
-__all__ = ["located", "opened", "recorded_groups"]
+__all__ = ["located", "opened"]
 
 
-def located(place: Path, data: str | None) -> tuple[Path, str | None]:
-    """The file of the model, and the data: those given, or of a run's folder its own, as typed.
+def located(
+    place: Path, data: str | None, groups: str | None = None
+) -> tuple[Path, str | None, str | None]:
+    """The file of the model, the data, and the file that says whose its images are.
+
+    Those given, or of a run's folder its own, as typed.
 
     Raises:
         RunError: A folder holds no run, it has not ended, or its model is gone.
         DataError: Its data are not where they were.
     """
     if not place.is_dir():
-        return place, data
+        return place, data, groups
     if not (place / "run.json").is_file():
         raise RunError(
             f"{place}: expected the folder of a run, with run.json in it, found none; give the "
@@ -47,18 +51,10 @@ def located(place: Path, data: str | None) -> tuple[Path, str | None]:
             f"{place}: was trained on {named}, which is not there from here; say where it is with "
             "--data"
         )
-    return models[0], data or named
-
-
-def recorded_groups(place: Path) -> str | None:
-    """Whose the images of a run are, by the file that its training was told of, if it is there.
-
-    Of a folder that `located` found a run in; None of a model's file.
-    """
-    if not place.is_dir():
-        return None
-    named = RunFolder(root=place, sealed=False).recorded().settings.get("groups")
-    return named if isinstance(named, str) and Path(named).is_file() else None
+    told = record.settings.get("groups")
+    if data is None and groups is None and isinstance(told, str) and Path(told).is_file():
+        groups = told
+    return models[0], data or named, groups
 
 
 def opened(path: Path, unlocking: Unlocking | None, network: OwnNetwork | None) -> LoadedModel:

@@ -3,13 +3,13 @@
 from dataclasses import replace
 from pathlib import Path
 
-from secure_cnn.checkpoint import LoadedModel
+from secure_cnn.checkpoint import LoadedModel, Unlocking
 from secure_cnn.cli.options import groups_for, message
 from secure_cnn.data import ImageData, ImageReading, load_data
 from secure_cnn.data.named import NAMES
 from secure_cnn.errors import ModelError
 from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
-from secure_cnn.unlearning.inventory import Inventory
+from secure_cnn.unlearning.stage_files import inventory_beside
 
 __all__ = ["tested_images"]
 
@@ -18,15 +18,14 @@ def tested_images(
     loaded: LoadedModel,
     checkpoint: Path,
     data: str | None,
-    *,
-    reading: ImageReading,
     groups: str | None,
-    inventory: Inventory | None,
+    reading: ImageReading,
+    unlocking: Unlocking | None,
 ) -> ImageData:
     """The data given, or that which the checkpoint names; split as in its training.
 
-    Of a run that people left the split is another one than that of its data as they are now: its
-    `inventory` says which images it tested on. Others are said to be others.
+    Of a run that people left the split is another one than that of its data as they are now: the
+    inventory in its folder says which images it tested on. Others are said to be others.
 
     Raises:
         DataError: The data cannot be read.
@@ -43,6 +42,7 @@ def tested_images(
     seed = split_seed if type(split_seed) is int and split_seed >= 0 else 0
     groups = groups_for(loaded, data, groups)
     images = load_data(str(name), reading=reading, groups=groups, seed=seed)
+    inventory = inventory_beside(checkpoint, unlocking)
     own = None if inventory is None else inventory.tested(images)
     if inventory is not None and own is not None:
         images = replace(images, test=own, test_groups=None)

@@ -114,7 +114,7 @@ def leakage(
     unlocking = unlocking_from(identity, passphrase_file, kek, trusted or [])
     network = own_network(model, model_option or []) if model else None
     _check_folder(run)
-    path, place = (checkpoint, data) if checkpoint else located(run, data)
+    path, place = (checkpoint, data) if checkpoint else located(run, data)[:2]
     record, inventory = RunRecord.read(run / "run.json"), inventory_beside(path, unlocking)
     target = target_of(
         record,
