@@ -162,7 +162,7 @@ def test_what_cannot_be_done_changes_nothing(command, sharded, keys, tmp_path):
         (["--ids", ids, "--signer", folder / "signer.key"], 3, "is sealed"),
         (["--ids", ids, *stranger], 6, "signed"),
         (["--ids", ids, *opened(keys), "--method", "group-privacy"], 3, "a private run"),
-        (["--ids", ids, *opened(keys), "--method", "magic"], 3, "sharded, retrain"),
+        (["--ids", ids, *opened(keys), "--method", "magic"], 3, "sharded, rewind"),
         (["--ids", ids, *opened(keys), "--data", "digits"], 3, "without"),
         (["--ids", tmp_path / "none.csv", *opened(keys)], 3, "No such file"),
     ]

@@ -21,12 +21,11 @@ from secure_cnn.ensemble import Ensemble
 from secure_cnn.errors import ModelError, RunError
 from secure_cnn.interruption import Stopped
 from secure_cnn.models import Architecture
-from secure_cnn.unlearning import Case, Forgetting, certify, forget, run_sharded
+from secure_cnn.unlearning import Case, Forgetting, certify, forget, requests, run_sharded
 from secure_cnn.unlearning import sharded as sharded_module
 from secure_cnn.unlearning.inventory import Inventory
 from secure_cnn.unlearning.methods import units_of
-from secure_cnn.unlearning.requests import read_request
-from secure_cnn.unlearning.shards import epochs_of_a_stage, stages_of
+from secure_cnn.unlearning.shards import epochs_of_a_stage, image_bytes, stages_of
 
 SHARDED = Recipe(out="", shards=2, slices=3, epochs=2, model="compact", shift=1)
 
@@ -43,6 +42,11 @@ def data_of(count=40, *, seed=0, groups=None):
         spec=DataSpec(shape=(1, 8, 8), classes=("cat", "dog")),
         groups=groups,
     )
+
+
+def read_request(path, data):
+    """Of a run that has all of these images."""
+    return requests.read_request(path, Inventory.of(data).recognised(data))
 
 
 def some_rows(data, rows):
@@ -266,7 +270,7 @@ def test_what_is_left_is_bit_for_bit_a_training_without_them(tmp_path, keys, sea
     again = forget_in(
         Forgetting(run=tmp_path / "new", ids=more, out=tmp_path / "newer"), data, **own
     )
-    assert again.source.others == 2
+    assert again.source.there.others == 2
     rows.remove(5)
     oracle = run_sharded(replace(recipe, out=tmp_path / "oracle2"), data=some_rows(data, rows))
     assert again.run.record.model_digest == oracle.record.model_digest
@@ -469,9 +473,9 @@ def test_the_inventory_finds_images_wherever_they_are():
     data = data_of()
     inventory = Inventory.of(data)
     assert Inventory.from_state(inventory.to_state()) == inventory
-    found, others = inventory.recognised(data)
-    assert found is data
-    assert others == 0
+    found = inventory.recognised(data)
+    assert found.data is data
+    assert (found.inventory, found.missing, found.others) == (inventory, (), 0)
     pool = torch.cat([data.test.images, data.train.images.flip(0)])
     labels = torch.cat([data.test.labels, data.train.labels.flip(0)])
     moved = replace(
@@ -479,14 +483,18 @@ def test_the_inventory_finds_images_wherever_they_are():
         train=Split(images=pool[:30], labels=labels[:30]),
         test=Split(images=pool[30:], labels=labels[30:]),
     )
-    found, _ = inventory.recognised(moved)
-    assert found.fingerprint == data.fingerprint
-    with pytest.raises(RunError, match="without 1 of 40"):
-        inventory.recognised(some_rows(data, range(39)))
+    assert inventory.recognised(moved).data.fingerprint == data.fingerprint
+    assert torch.equal(inventory.tested(moved).images, data.test.images)
+    part = inventory.recognised(some_rows(data, range(39)))
+    assert part.missing == inventory.train[39:]
+    assert part.inventory == inventory.some(range(39), range(8))
+    with pytest.raises(RunError, match=rf"1 \({inventory.train[39].image.hex()[:16]}\) of 40"):
+        _ = part.whole
     # Under another key nothing is recognised: the control.
     other = replace(inventory, key=bytes(32))
-    with pytest.raises(RunError, match="without 40 of 40"):
+    with pytest.raises(RunError, match="without any of 40"):
         other.recognised(data)
+    assert other.tested(data) is None
 
 
 def test_images_have_names_of_their_source(tmp_path, shapes):
@@ -554,8 +562,9 @@ def test_a_copy_of_somebody_else_is_one_more_person(tmp_path):
 
 def test_whose_an_image_is_cannot_change_between(tmp_path):
     inventory = Inventory.of(data_of(groups=("ann",) * 40))
+    told = inventory.recognised(data_of(groups=("ann",) * 39 + ("bob",)))
     with pytest.raises(RunError, match="persons"):
-        inventory.recognised(data_of(groups=("bob",) * 40))
+        _ = told.whole
 
 
 def test_a_persons_test_images_leave_with_them(tmp_path):
@@ -683,3 +692,114 @@ def test_a_record_that_hides_privacy_is_refused(tmp_path, shapes):
     ids = csv_file(tmp_path / "ids.csv", "index", [3])
     with pytest.raises(RunError, match="privacy"):
         forget(Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new"))
+
+
+# Images that are gone before
+
+
+def test_images_that_were_deleted_leave_where_that_is_said(tmp_path, quick):
+    """The model is the one without them, and the certificate names them by their digests."""
+    data, recipe, signer = (
+        data_of(),
+        replace(SHARDED, out=tmp_path / "run"),
+        archive.generate_signer(),
+    )
+    run_sharded(recipe, data=data)
+    here = [row for row in range(40) if row != 5]
+    deleted = some_rows(data, here)
+    ids = csv_file(tmp_path / "ids.csv", "index", [here.index(17)])
+    wanted = Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new")
+    with pytest.raises(RunError, match=r"without 1 .* let them leave too"):
+        forget_in(wanted, deleted)
+    with pytest.raises(RunError, match="no training image is missing"):
+        forget_in(replace(wanted, ids=None, missing_leave=True), data)
+    assert not (tmp_path / "new").exists()
+    for gone, asked in (((5, 17), ids), ((5,), None)):
+        out = tmp_path / f"new-{len(gone)}"
+        found = forget_in(replace(wanted, ids=asked, out=out, missing_leave=True), deleted)
+        rows = [row for row in range(40) if row not in gone]
+        oracle = run_sharded(replace(recipe, out=out / "oracle"), data=some_rows(data, rows))
+        assert found.run.record.model_digest == oracle.record.model_digest
+        shutil.rmtree(out / "oracle")
+        assert found.lost_stages == 0
+        path = certify(found, signer=signer, case=Case(), earlier=None)
+        told = archive.verify_certificate(path, trusted=[signer.verifier])
+        key = found.inventory.key
+        assert set(told.value.requests) == {
+            archive.certificates.keyed_digest(key, "image", image_bytes(data.train, row)).hex()
+            for row in gone
+        }
+        assert told.value.images == len(gone)
+        assert any(f"What 1 of the {len(gone)} images" in each for each in told.value.not_known)
+    # The next certificate goes on from there, with data that are said to be the same.
+    more = csv_file(tmp_path / "more.csv", "index", [0])
+    again = Forgetting(run=out, ids=more, out=tmp_path / "last")
+    last = certify(forget_in(again, deleted), signer=signer, case=Case(), earlier=told)
+    archive.verify_certificate(last, trusted=[signer.verifier], previous=path)
+
+
+def test_who_asks_by_name_leaves_with_images_that_were_deleted(tmp_path):
+    data = data_of(groups=tuple(f"person {row % 8}" for row in range(40)))
+    inventory = Inventory.of(data)
+    ids = csv_file(tmp_path / "ids.csv", "person", ["person 3"])
+    here = [row for row in range(40) if row % 8 != 3]
+    found = requests.read_request(ids, inventory.recognised(some_rows(data, here)))
+    assert (found.people, found.rows, len(found.missing)) == (1, (), 5)
+    assert found.digests == (inventory.person("person 3"),)
+    there = inventory.recognised(some_rows(data, here[1:]))
+    with pytest.raises(RunError, match="without 1 "):
+        requests.read_request(ids, there)
+    found = requests.read_request(ids, there, missing_leave=True)
+    assert found.digests == (inventory.person("person 3"), inventory.train[0].image)
+    assert units_of(None, found, "person") == 2
+    assert units_of(None, found, "example") == 6
+    with pytest.raises(RunError, match="person 9, not in it"):
+        requests.read_request(csv_file(tmp_path / "x.csv", "person", ["person 9"]), there)
+
+
+def test_a_copy_of_an_image_that_was_deleted_leaves_too():
+    data = data_of()
+    images = data.train.images.clone()
+    images[20] = images[3]
+    data = replace(data, train=Split(images=images, labels=data.train.labels))
+    rows = [row for row in range(40) if row != 3]
+    there = Inventory.of(data).recognised(some_rows(data, rows))
+    assert requests.read_request(None, there, missing_leave=True).rows == (19,)
+
+
+def test_a_class_that_was_deleted_does_not_leave():
+    data = data_of()
+    cats = Inventory.of(data).recognised(some_rows(data, range(1, 40, 2)))
+    with pytest.raises(RunError, match="all images of cat"):
+        requests.read_request(None, cats, missing_leave=True)
+
+
+def test_who_was_deleted_counts_in_a_private_run_and_is_not_asked_by_a_heuristic(
+    tmp_path, shapes, quick
+):
+    recipe = Recipe(
+        out=tmp_path / "run", data=shapes, epochs=1, batch_size=64, model="compact", epsilon=1.0,
+        baseline=False,
+    )  # fmt: skip
+    plan = run(recipe).record.privacy
+    ids = csv_file(tmp_path / "ids.csv", "index", [3])
+    wanted = Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new")
+    with pytest.raises(RunError, match="it has no inventory that says which"):
+        forget_in(wanted, some_rows(load_data(shapes), range(1, 64)))
+    forget(wanted)
+    deleted = some_rows(load_data(shapes), range(2, 64))
+    more = Forgetting(run=tmp_path / "new", ids=None, out=tmp_path / "x", missing_leave=True)
+    found = forget_in(replace(more, out=tmp_path / "newer"), deleted)
+    steps = privacy.GaussianSteps(
+        noise_multiplier=plan.noise_multiplier, sampling_rate=plan.sampling_rate, steps=plan.steps
+    )
+    assert found.method.guarantee.epsilon == pytest.approx(
+        privacy.group_epsilon([steps], plan.delta, size=3)
+    )
+    loaded = read_model(found.run.folder.model, unlocking=None)
+    assert loaded.claims["data"]["left"] == 3
+    run(replace(recipe, out=tmp_path / "plain", epsilon=None))
+    forget(replace(wanted, run=tmp_path / "plain", out=tmp_path / "after"))
+    other = replace(more, run=tmp_path / "after", method="neggrad+", no_guarantee=True)
+    with pytest.raises(RunError, match="all images of who leaves for neggrad"):
+        forget_in(other, deleted)

@@ -52,9 +52,17 @@ def forget_command(
     *,
     run: Annotated[Path, typer.Argument(help="The folder of a run that is complete.")],
     ids: Annotated[
-        Path,
+        Path | None,
         typer.Option(help="Who leaves: a CSV file with the column path, index or person."),
-    ],
+    ] = None,
+    missing_leave: Annotated[
+        bool,
+        typer.Option(
+            "--missing-leave",
+            help="Training images that were deleted before leave too, with or without --ids: the "
+            "inventory of the run says which.",
+        ),
+    ] = False,
     out: Annotated[Path, typer.Option(help="The folder of the new run; it must not exist.")],
     signer: Annotated[
         Path, typer.Option(help="Signs the certificate, and the new run if it is sealed.")
@@ -144,6 +152,7 @@ def forget_command(
             largest_epsilon=largest_epsilon,
             no_guarantee=no_guarantee,
             unsigned=unsigned,
+            missing_leave=missing_leave,
         ),
         network=own_network(model, model_option or []) if model else None,
         sealing=_sealing(recipient or [], opens, signing),
@@ -167,6 +176,9 @@ def _beside(found: Forgotten, oracles: int | None, margin: float) -> Beside | No
     """The model beside those trained without them, where that was asked for or is due."""
     count = (0 if found.method.guarantee.holds else _ORACLES) if oracles is None else oracles
     if not count:
+        return None
+    if not found.request.rows:
+        message("note: no image of who left is there to be asked about, by --oracles neither")
         return None
     with stop_on_signals() as stop:
         try:
@@ -200,7 +212,12 @@ def _tell(
     people = _images(request.people)
     if request.persons:
         people = "one person" if request.people == 1 else f"{request.people} persons"
-    out.print(f"left: {people}; {_images(len(request.rows))} of the training")
+    out.print(f"left: {people}; {_images(len(request.left))} of the training")
+    if request.missing:
+        out.print(
+            f"{len(request.missing)} of these were not there any more: the inventory of the run "
+            "knows them by their digests"
+        )
     if request.tested:
         out.print(f"with them: {_images(len(request.tested))} of the test images")
     if request.copies:
@@ -235,9 +252,10 @@ def _found_beside(beside: Beside) -> str:
 
 def _tell_places(found: Forgotten, path: Path, page: Path, verifier: Verifier) -> None:
     messages = Terminal(stderr=True)
-    if found.source.others:
+    others = found.source.there.others
+    if others:
         messages.print(
-            f"note: {found.source.others} images of the data were not in the run: they left "
+            f"note: {others} images of the data were not in the run: they left "
             "before, or came later"
         )
     lost = found.lost_stages

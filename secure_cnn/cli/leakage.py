@@ -122,7 +122,9 @@ def leakage(
         place or str(record.settings.get("data")),
         network=network,
         unlocking=unlocking,
-        recognised=lambda images: images if inventory is None else inventory.recognised(images)[0],
+        recognised=lambda images: (
+            images if inventory is None else inventory.recognised(images).whole.data
+        ),
     )
     for each in demands:
         each.check(target, told)

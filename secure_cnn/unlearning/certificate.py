@@ -25,10 +25,9 @@ from secure_cnn.archive.certificates import (
     Evidence,
     MerkleTree,
     RunState,
-    keyed_digest,
     whole_inventory,
 )
-from secure_cnn.data import ImageData, Split
+from secure_cnn.data import Split
 from secure_cnn.errors import RunError
 from secure_cnn.evaluate import evaluate_model
 from secure_cnn.printable import printable
@@ -36,8 +35,9 @@ from secure_cnn.recipe import RunFolder
 from secure_cnn.recipe.seams import make_device
 from secure_cnn.record import hardware, versions
 from secure_cnn.unlearning.forgetting import Forgotten
+from secure_cnn.unlearning.inventory import Entry
 from secure_cnn.unlearning.oracles import Beside
-from secure_cnn.unlearning.shards import image_bytes
+from secure_cnn.unlearning.requests import Request
 from secure_cnn.unlearning.source import leaving
 
 __all__ = ["Case", "certify", "earlier_certificate"]
@@ -51,7 +51,11 @@ _POINTS = 100.0
 _MOST_ASKED = 5000
 """Of who stayed: more say no more, and take longer than the training that is saved."""
 _ALONE = (
-    "Whose the images are was not said: each image of the request counts as a person of its own.",
+    "Whose the images are was not said: each image of the request counts as a person of its own."
+)
+_MISSING = (
+    "What {missing} of the {images} images showed: they were deleted before, and are told by their "
+    "digests in the inventory of the run that they left."
 )
 _COPIES = (
     "Whether other images show the same people: a copy was found where every pixel is the same.",
@@ -165,7 +169,7 @@ def _erasure(
         done=datetime.now(UTC).strftime(_TIME),
         requests=data.requests,
         people=len(data.requests),
-        images=len(found.request.rows),
+        images=len(found.request.left),
         run_before=_state(old.run_id, old.model_digest, found.source.files.run.root),
         run_after=_state(
             found.run.record.run_id, found.run.record.model_digest, found.run.folder.root
@@ -183,7 +187,7 @@ def _erasure(
         cumulative=_cumulative(found, len(data.requests), earlier),
         weight_change=found.weight_change,
         evidence=(*_evidence(found), *_beside_rows(beside)),
-        not_known=(*NOT_KNOWN, *_COPIES, *(() if found.request.persons else _ALONE)),
+        not_known=(*NOT_KNOWN, *_COPIES, *_not_known(found.request)),
         versions=versions(),
         hardware=hardware(make_device(found.source.recipe)),
         previous="" if earlier is None else earlier.digest,
@@ -201,16 +205,24 @@ class _Data:
 
 
 def _data(found: Forgotten) -> _Data:
-    before = {each: keyed_digest(found.inventory.key, *each) for each in _items(found.source.data)}
-    after = {each: before[each] for each in _items(found.data)}
-    tree, requests = MerkleTree(after.values()), _requests(found)
-    gone = (digest for name, digest in before.items() if name not in after)
+    there, requests = found.source.there, found.request.digests
+    before, after = _items((*there.inventory.train, *there.missing)), _items(found.inventory.train)
+    tree = MerkleTree(after)
+    gone = (digest for digest in before if digest not in after)
     return _Data(
         requests=tuple(each.hex() for each in requests),
-        before=MerkleTree(before.values()).data,
+        before=MerkleTree(before).data,
         after=tree.data,
         absence=tuple(tree.absence(each) for each in dict.fromkeys((*requests, *gone))),
     )
+
+
+def _not_known(request: Request) -> Iterator[str]:
+    """What of this very request is not known."""
+    if not request.persons:
+        yield _ALONE
+    if request.missing:
+        yield _MISSING.format(missing=len(request.missing), images=len(request.left))
 
 
 def _is_time(text: str) -> bool:
@@ -220,20 +232,9 @@ def _is_time(text: str) -> bool:
         return False
 
 
-def _items(data: ImageData) -> dict[tuple[str, bytes], None]:
+def _items(entries: Sequence[Entry]) -> dict[bytes, None]:
     """Every image that is trained on, and every person whose they are, once."""
-    images = [("image", image_bytes(data.train, row)) for row in range(len(data.train))]
-    persons = [("person", name.encode()) for name in data.groups or ()]
-    return dict.fromkeys((*images, *persons))
-
-
-def _requests(found: Forgotten) -> list[bytes]:
-    """A digest for each person, or for each image where nobody said whose they are."""
-    key, request, data = found.inventory.key, found.request, found.source.data
-    if request.persons:
-        return [keyed_digest(key, "person", name.encode()) for name in request.persons]
-    items = dict.fromkeys(image_bytes(data.train, row) for row in request.rows)
-    return [keyed_digest(key, "image", item) for item in items]
+    return dict.fromkeys(item for entry in entries for item in entry.items)
 
 
 def _state(run: str, digest: str, folder: Path) -> RunState:
@@ -287,7 +288,8 @@ def _evidence(found: Forgotten) -> Iterator[Evidence]:
     parts = [("test", found.data.test)]
     if source.recipe.epsilon is None:
         # Of private training images epsilon does not cover such figures.
-        parts = [("who left", left), ("who stayed", _spread(found.data.train)), *parts]
+        gone = [("who left", left)] if len(left) else []
+        parts = [*gone, ("who stayed", _spread(found.data.train)), *parts]
     for when, judged in (("before", source.loaded.model), ("after", model)):
         for name, split in parts:
             yield _accuracy(f"accuracy {when}, {name}", judged, split, source.data.spec.classes)

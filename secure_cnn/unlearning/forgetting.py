@@ -23,6 +23,8 @@ from secure_cnn.unlearning.ways import WAYS, Task, finished, shards_of
 
 __all__ = ["Forgetting", "Forgotten", "forget"]
 
+_WITHOUT_IMAGES = ("sharded", "rewind", "retrain", "group-privacy")
+"""Methods that look at the images of those who stay alone."""
 _NOTE = "{images} of its training images left the data of the run {before}; see certificate.json."
 
 
@@ -33,7 +35,8 @@ class Forgetting:
 
     Attributes:
         run: The folder of the run that they leave; it must be complete, and is only read.
-        ids: A file that names them, see `secure_cnn.unlearning.requests`.
+        ids: A file that names them, see `secure_cnn.unlearning.requests`; None where those alone
+            leave whose images are `missing`.
         out: The folder of the new run.
         method: `auto`, or one of `METHODS` or, with `no_guarantee`, of `HEURISTICS`.
         data: Where the run's images are now, if elsewhere than they were.
@@ -41,23 +44,27 @@ class Forgetting:
             this, for `group-privacy`.
         no_guarantee: Whether a method without a guarantee may be taken; it must be named.
         unsigned: Whether a sealed run that nobody signed counts.
+        missing_leave: Whether training images that are not there any more leave too. Without, they
+            do where it was asked for, by the name of their person or of a copy.
 
     Raises:
         RunError: A value is out of range.
     """
 
     run: Path
-    ids: Path
+    ids: Path | None
     out: Path
     method: str = "auto"
     data: str | None = None
     largest_epsilon: float = 10.0
     no_guarantee: bool = False
     unsigned: bool = False
+    missing_leave: bool = False
 
     def __post_init__(self) -> None:
         for name in ("run", "ids", "out"):
-            object.__setattr__(self, name, Path(getattr(self, name)))
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, Path(getattr(self, name)))
         if not 0 < self.largest_epsilon < float("inf"):
             raise RunError(
                 f"largest_epsilon: expected a number above 0, got {self.largest_epsilon!r}"
@@ -107,8 +114,8 @@ class Forgotten:
     @property
     def lost_stages(self) -> int:
         """Stages that saw nobody of them and were trained again all the same: no file had them."""
-        if self.work is None or self.method.name == "retrain":
-            return 0
+        if self.work is None or self.method.name == "retrain" or self.request.missing:
+            return 0  # in which stage a missing image was its digest does not say
         recipe = self.source.recipe
         before, after = stages_of(recipe, self.source.data), stages_of(recipe, self.data)
         touched = sum(
@@ -181,7 +188,7 @@ def _prepared(
         raise RunError(
             f"{wanted.run}: is sealed, and so is what follows from it; say to whom (recipients)"
         )
-    request = read_request(wanted.ids, source.data)
+    request = read_request(wanted.ids, source.there, missing_leave=wanted.missing_leave)
     method = chosen_method(
         wanted.method,
         source,
@@ -189,6 +196,11 @@ def _prepared(
         limit=wanted.largest_epsilon,
         no_guarantee=wanted.no_guarantee,
     )
+    if request.missing and method.name not in _WITHOUT_IMAGES:
+        raise RunError(
+            f"method: expected all images of who leaves for {method.name}, got "
+            f"{len(request.missing)} that are not there; bring them back, or take retrain"
+        )
     data = staying(source.data, request)
     folder = RunFolder(root=wanted.out, sealed=sealing is not None)
     return Task(
@@ -196,9 +208,11 @@ def _prepared(
         request=request,
         method=method,
         data=data,
-        inventory=source.inventory.without(request),
+        inventory=source.inventory.some(
+            request.without(len(source.data.train)), request.without_tested(len(source.data.test))
+        ),
         files=StageFiles(run=folder, sealing=sealing, unlocking=unlocking, network=network),
-        note=_NOTE.format(images=len(request.rows), before=source.record.run_id[:8]),
+        note=_NOTE.format(images=len(request.left), before=source.record.run_id[:8]),
     )
 
 

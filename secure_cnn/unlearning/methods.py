@@ -230,9 +230,8 @@ def _bounded(source: Source, request: Request, *, limit: float) -> Method | str:
 def units_of(source: Source, request: Request, unit: str) -> int:
     """How many examples, or persons, leave: with a copy of an image whoever else has it."""
     if unit != "person":
-        return len(request.rows)
-    groups = source.data.groups or ()
-    return max(request.people, len({groups[row] for row in request.rows}))
+        return len(request.left)
+    return max(request.people, len({each.person for each in request.left}))
 
 
 def _begun_with(source: Source) -> tuple[str, ...]:
@@ -261,7 +260,7 @@ def _gone(source: Source) -> int:
     claims = source.loaded.claims.get("data")
     told: Mapping[str, object] = claims if isinstance(claims, Mapping) else {}
     trained, left = told.get("train"), told.get("left", 0)
-    here = len(source.data.train)
+    here = len(source.data.train) + len(source.there.missing)
     if type(trained) is not int or type(left) is not int or trained - left != here:
         raise RunError(
             f"{source.model_path}: expected images of which those that left and those that are "

@@ -12,19 +12,18 @@ are those of the run (`--groups`).
 import csv
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import final
 
 import numpy as np
 
-from secure_cnn.data import ImageData
 from secure_cnn.data.groups import one_name
 from secure_cnn.errors import RunError
 from secure_cnn.files import reading
 from secure_cnn.printable import printable
-from secure_cnn.unlearning.shards import image_bytes
+from secure_cnn.unlearning.inventory import Entry, Recognised, digests_of
 
 __all__ = ["Request", "read_request"]
 
@@ -47,18 +46,29 @@ class Request:
     """The images of those who leave.
 
     Attributes:
-        rows: Among the training images, ascending; every copy of one of theirs is with them.
+        rows: Those that are there, among the training images, ascending; every copy of one of
+            theirs is with them.
+        missing: Those that are not there, as the run's inventory knows them.
+        left: All of them, as the inventory knows them.
+        digests: By which a certificate names the request: of each person, or of each image where
+            nobody said whose they are, or where a single image was missing.
         persons: The names of those who leave, where they were asked for by their names.
-        people: How many leave: persons, or images where nobody said whose they are.
         copies: How many of the rows were not asked for, and hold the same image as one that was.
         tested: Rows among the test images that are theirs, or copies: these leave too.
     """
 
     rows: tuple[int, ...] = field(repr=False)
+    missing: tuple[Entry, ...] = field(repr=False)
+    left: tuple[Entry, ...] = field(repr=False)
+    digests: tuple[bytes, ...] = field(repr=False)
     persons: tuple[str, ...] = field(repr=False)
-    people: int
     copies: int
-    tested: tuple[int, ...] = field(repr=False, default=())
+    tested: tuple[int, ...] = field(repr=False)
+
+    @property
+    def people(self) -> int:
+        """How many leave: persons, or images where nobody said whose they are."""
+        return len(self.digests)
 
     def without_tested(self, count: int) -> list[int]:
         """Those of so many test images that stay."""
@@ -71,52 +81,101 @@ class Request:
         return [row for row in range(count) if row not in leaving]
 
 
-def read_request(path: Path, data: ImageData) -> Request:
+def read_request(path: Path | None, there: Recognised, *, missing_leave: bool = False) -> Request:
     """Finds those whom a file names.
+
+    Args:
+        path: The file; None where the missing alone leave.
+        there: The images of the run, and what of them is missing.
+        missing_leave: Whether the training images that are missing leave too, whosever they are.
 
     Raises:
         RunError: The file is none of the kind; an id is not in the data, or is of a test image, on
-            which nothing was trained; or nobody of a class would be left.
+            which nothing was trained; training images are missing that nobody asked for; or nobody
+            of a class would be left.
     """
-    column, ids = _read(path)
-    asked, tested = _rows_of(column, ids, data, path)
-    wanted = {image_bytes(data.train, row) for row in asked}
-    rows = [row for row in range(len(data.train)) if image_bytes(data.train, row) in wanted]
-    if len(wanted) > _MOST_IMAGES:
+    if path is None and not (missing_leave and there.missing):
         raise RunError(
-            f"{path}: expected at most {_MOST_IMAGES} images in one request, since each is proven "
-            f"absent in its certificate, got {len(wanted)}; make several requests of it"
+            "ids: expected a file of who leaves, got none"
+            + ("; no training image is missing" if missing_leave else "")
         )
-    labels = data.train.labels.numpy()
-    before = np.bincount(labels, minlength=len(data.spec.classes))
-    left = before - np.bincount(labels[rows], minlength=len(before))
-    emptied = [name for name, n, was in zip(data.spec.classes, left, before, strict=True)
-               if was and not n]  # fmt: skip
-    if emptied:
-        raise RunError(
-            f"{path}: expected somebody of each class to stay, got all images of "
-            f"{printable(emptied[0])}; train anew without the class"
-        )
-    persons = tuple(dict.fromkeys(map(one_name, ids))) if column == "person" else ()
+    column, ids = ("", []) if path is None else _read(path)
+    persons = [one_name(each) for each in ids] if column == "person" else []
+    asked, tested = _rows_of(column, persons or ids, there, path) if path else (set(), set())
+    entries, theirs = there.inventory.train, {there.inventory.person(name) for name in persons}
+    wanted = {entries[row].image for row in asked}
+    missing = tuple(
+        each
+        for each in there.missing
+        if missing_leave or each.image in wanted or each.person in theirs
+    )
+    if len(missing) != len(there.missing):
+        raise RunError(_not_asked(there, missing))
+    wanted |= {each.image for each in missing}
+    rows = [row for row, each in enumerate(entries) if each.image in wanted]
+    _check_left(rows, there, wanted)
+    left = (*(entries[row] for row in rows), *missing)
     return Request(
         rows=tuple(rows),
-        persons=persons,
-        people=len(persons) or len(wanted),
+        missing=missing,
+        left=left,
+        digests=tuple(_digests(left, theirs)),
+        persons=tuple(dict.fromkeys(persons)),
         copies=len(rows) - len(asked),
         tested=tuple(
             row
-            for row in range(len(data.test))
-            if row in tested
-            or image_bytes(data.test, row) in wanted
-            or (data.test_groups is not None and data.test_groups[row] in persons)
+            for row, each in enumerate(there.inventory.test)
+            if row in tested or each.image in wanted or each.person in theirs
         ),
     )
 
 
+def _digests(left: Sequence[Entry], theirs: set[bytes]) -> list[bytes]:
+    """Each person who was asked for and had training images, and each image of nobody asked for."""
+    persons = dict.fromkeys(each.person for each in left if each.person in theirs)
+    copied = {each.image for each in left if each.person in theirs}
+    images = dict.fromkeys(each.image for each in left if each.image not in copied)
+    return [*persons, *images]
+
+
+def _not_asked(there: Recognised, missing: Sequence[Entry]) -> str:
+    """That training images are missing which stay, or else are to leave."""
+    asked = {*missing}
+    others = [each for each in there.missing if each not in asked]
+    return (
+        f"data: expected the training images of who stays, with their labels and persons, got "
+        f"{there.data.name} without {digests_of(others)}; put them back, say where they are with "
+        "--data, or let them leave too (--missing-leave)"
+    )
+
+
+def _check_left(rows: Sequence[int], there: Recognised, wanted: Collection[bytes]) -> None:
+    """Passes if a certificate has room for them, and somebody of each class stays."""
+    if len(wanted) > _MOST_IMAGES:
+        raise RunError(
+            f"ids: expected at most {_MOST_IMAGES} images in one request, since each is proven "
+            f"absent in its certificate, got {len(wanted)}; make several requests of it"
+        )
+    labels, classes = there.data.train.labels.numpy(), there.data.spec.classes
+    before = np.bincount(labels, minlength=len(classes))
+    left = before - np.bincount(labels[rows], minlength=len(before))
+    emptied = [
+        name
+        for name, n, was in zip(classes, left, before, strict=True)
+        if not n and (was or there.missing)
+    ]
+    if emptied:
+        raise RunError(
+            f"ids: expected somebody of each class to stay, got all images of "
+            f"{printable(emptied[0])}; train anew without the class"
+        )
+
+
 def _rows_of(
-    column: str, ids: Sequence[str], data: ImageData, path: Path
+    column: str, ids: Sequence[str], there: Recognised, path: Path
 ) -> tuple[set[int], set[int]]:
-    """The training and the test images of these ids, of the former at least one."""
+    """The training and the test images of these ids; of the former one, there or missing."""
+    data, gone = there.data, set[str]()
     if column == "person":
         if data.groups is None:
             raise RunError(
@@ -124,21 +183,27 @@ def _rows_of(
                 "the images by path or index, or train with --groups"
             )
         names, others = data.groups, data.test_groups or ()
-        ids = [one_name(each) for each in ids]
+        absent = {each.person for each in there.missing}
+        gone = {each for each in ids if there.inventory.person(each) in absent}
     else:
         count, last = len(data.train), len(data.train) + len(data.test)
         names = data.train.ids or tuple(map(str, range(count)))
         others = data.test.ids or tuple(map(str, range(count, last)))
         _check_column(column, names, path)
     rows, tested = _places(names), _places(others)
-    unknown = [each for each in ids if each not in rows and each not in tested]
+    unknown = [each for each in ids if not (each in rows or each in tested or each in gone)]
     if unknown:
         raise RunError(
-            f"{path}: expected {_WORDS[column]} of {data.name}, got {_some(unknown)}, not in "
-            "it; it was misspelt, or forgotten before"
+            f"{path}: expected {_WORDS[column]} of {data.name}, got {_some(unknown)}, not in it; "
+            "it was misspelt, or forgotten before"
+            + (
+                ", or its image was deleted: leave it out, and say --missing-leave"
+                if there.missing
+                else ""
+            )
         )
     found = {row for each in ids for row in rows.get(each, ())}
-    if not found:
+    if not found and not gone:
         raise RunError(
             f"{path}: expected training images, got {_some(ids)} of the test images: the model was "
             "not trained on them, so that there is nothing to forget; delete the images"

@@ -13,11 +13,17 @@ from secure_cnn.own_network import OwnNetwork
 from secure_cnn.recipe import Recipe, RunFolder
 from secure_cnn.recipe.identity import KEYED, keyed_fingerprint
 from secure_cnn.record import RunRecord
-from secure_cnn.unlearning.inventory import Inventory
+from secure_cnn.unlearning.inventory import Inventory, Recognised
 from secure_cnn.unlearning.requests import Request
 from secure_cnn.unlearning.stage_files import StageFiles
 
 __all__ = ["Source", "leaving", "source_of", "staying"]
+
+_OTHERS = (
+    "its data are others than they were in the training, and it has no inventory that says which "
+    "of them are missing; say with --data where all are, bring deleted ones back until who asked "
+    "has left, or train anew on what remains"
+)
 
 
 @final
@@ -28,22 +34,28 @@ class Source:
     Attributes:
         record: Of the run.
         recipe: Its settings, with the model that they came to.
-        data: Its images, those to train on in the order of the training.
+        there: Its images, those to train on in the order of the training, and what is missing.
         loaded: Its model, with what the file claims.
-        inventory: Who is in its data.
         files: Its folder.
-        others: Images that the data have now and the run did not: they came later, or left before.
         certain: Whether the images were found to be those of the training.
     """
 
     record: RunRecord
     recipe: Recipe
-    data: ImageData
+    there: Recognised
     loaded: LoadedModel
-    inventory: Inventory
     files: StageFiles
-    others: int
     certain: bool
+
+    @property
+    def data(self) -> ImageData:
+        """Those of its images that are there."""
+        return self.there.data
+
+    @property
+    def inventory(self) -> Inventory:
+        """The same as digests."""
+        return self.there.inventory
 
     @property
     def model_path(self) -> Path:
@@ -83,21 +95,16 @@ def source_of(
         load_data(recipe.data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed)
     )
     if files.inventory_path.exists():
-        inventory, certain = files.read_inventory(), True
-        found, others = inventory.recognised(found)
-        if len(inventory.test) != len(found.test):
-            inventory = Inventory.of(found, key=inventory.key)
+        there, certain = files.read_inventory().recognised(found), True
     else:
-        inventory, others = Inventory.of(found), 0
         certain = _check_images(folder, record, found, loaded)
+        there = Recognised(data=found, inventory=Inventory.of(found))
     return Source(
         record=record,
         recipe=recipe,
-        data=found,
+        there=there,
         loaded=loaded,
-        inventory=inventory,
         files=files,
-        others=others,
         certain=certain,
     )
 
@@ -183,12 +190,9 @@ def _check_images(
         if not isinstance(key, str):
             # A private run that was not sealed has left its key nowhere.
             if (record.data.train, record.data.test) != (len(data.train), len(data.test)):
-                raise RunError(f"{folder.root}: its data are others than they were")
+                raise RunError(f"{folder.root}: {_OTHERS}")
             return False
         own = keyed_fingerprint(own, key)
     if told != own:
-        raise RunError(
-            f"{folder.root}: its data are others than they were in the training; say with --data "
-            "where those are, and take people out here before they are deleted there"
-        )
+        raise RunError(f"{folder.root}: {_OTHERS}")
     return True

@@ -144,7 +144,7 @@ def _unchanged(task: Task, *, resume: bool, force: bool) -> tuple[Run, None]:
     claims = {name: each for name, each in loaded.claims.items() if name != "architecture"}
     data = dict(claims.get("data") or {})
     # Signed where the model is: nobody can take people out of the count by taking a file away.
-    claims["data"] = {**data, "left": int(data.get("left", 0)) + len(task.request.rows)}
+    claims["data"] = {**data, "left": int(data.get("left", 0)) + len(task.request.left)}
     with folder.begun(force=force):
         journal = Journal(folder, _handed_on(task, _UNCHANGED), task.files.sealing)
         journal.begin()
