@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,29 @@ def photographs(root, count, *, seed=0):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(path)
     return root
+
+
+def test_a_run_that_people_left_is_compared_with_the_one_before(command, sharded, keys, tmp_path):
+    """Beside each other they show what leaving cost; other runs on other data are refused."""
+    out, more = tmp_path / "after", tmp_path / "more"
+    command("forget", sharded, "--ids", ids_in(tmp_path, 3), "--out", out, *opened(keys))
+    command("forget", out, "--ids", ids_in(tmp_path, 9), "--out", more, *opened(keys))
+    for pair in ((sharded, out), (more, sharded)):
+        told = command("compare", *pair, "--out", tmp_path / "page")
+        assert all(f"{each.name}: plain" in told for each in pair)
+        assert "it was trained on 6" in told
+        assert "same test images" in told
+    page = (tmp_path / "page/compare.html").read_text()
+    assert "training images" in page
+    told = (sharded / "report.html").read_text()
+    assert "Stages: 4: 2 shards of 2 slices, 1 epoch a stage" in told
+    assert "No epoch has been recorded" not in told
+    # Two trainings without epochs on record are two, whatever they find.
+    record, before = (RunRecord.read(each / "run.json") for each in (out, sharded))
+    replace(record, results=before.results).write(out / "run.json")
+    assert "after: plain" in command("compare", sharded, out)
+    replace(record, follows=()).write(out / "run.json")
+    assert "expected the data of before" in command("compare", sharded, out, code=3)
 
 
 def test_what_cannot_be_done_changes_nothing(command, sharded, keys, tmp_path):

@@ -1,6 +1,7 @@
 """Runs side by side.
 
-Runs on other data are refused; what is measured under other conditions is shown and not compared:
+Runs on other data are refused, but for what is left of a run that people left: its test images are
+the same where there are as many. What is measured under other conditions is shown and not compared:
 robust accuracy within another threat model, ε at another δ.
 """
 
@@ -74,7 +75,7 @@ def _refuse(run: SavedRun, runs: Sequence[SavedRun]) -> None:
     first = runs[0]
     if sum(other.name == run.name for other in runs) > 1:
         raise RunError(f"{run.name}: expected each run once, got it twice; leave one out")
-    if not _same_data(run.record.data, first.record.data):
+    if not (_same_data(run.record.data, first.record.data) or _left(run, first)):
         raise RunError(
             f"{run.name}: expected the data of {first.name}, {_data(first)}, got {_data(run)}; "
             "figures on other images, or on another split, say nothing beside each other"
@@ -88,6 +89,16 @@ def _same_data(data: DataRecord, other: DataRecord) -> bool:
     if data.keyed or other.keyed:
         data, other = replace(data, fingerprint=""), replace(other, fingerprint="")
     return data == other
+
+
+def _left(run: SavedRun, other: SavedRun) -> bool:
+    """Whether people left one, and the other is what is left, with all of its test images."""
+    pair = (run.record, other.record)
+    followed = any(
+        before.run_id and before.run_id in after.follows for before, after in (pair, pair[::-1])
+    )
+    alike = [replace(each.data, fingerprint="", train=1) for each in pair]
+    return followed and alike[0] == alike[1]
 
 
 def _data(run: SavedRun) -> str:
@@ -142,15 +153,15 @@ def _same_training(known: _Entry, other: _Entry) -> bool:
 
 def _course(entry: _Entry) -> tuple[object, ...]:
     """What was trained and what it found, epoch by epoch; a training loss is not always told."""
-    return (
-        entry.run.record.model,
-        entry.result.confusion,
-        *(
-            (each.step, each.learning_rate, each.test_loss, each.test_accuracy)
-            for each in entry.run.record.epochs
-            if each.variant == entry.result.variant
-        ),
-    )
+    course = [
+        (each.step, each.learning_rate, each.test_loss, each.test_accuracy)
+        for each in entry.run.record.epochs
+        if each.variant == entry.result.variant
+    ]
+    # A training in shards leaves no epoch on record: there the same weights are the same one.
+    record = entry.run.record
+    own = [] if course else [record.model_digest or entry.run.name]
+    return (record.model, entry.result.confusion, *course, *own)
 
 
 def _fuller(known: _Entry, other: _Entry) -> _Entry:
@@ -202,6 +213,12 @@ def _notes(runs: Sequence[SavedRun], threat: ThreatRecord | None) -> tuple[str, 
             f"The fingerprint of private data is keyed: that {', '.join(keyed)} had the same data "
             "as the others is told by name, sizes and classes only."
         )
+    notes += [
+        f"Of {run.name} people left: it was trained on {run.record.data.train:,} images, and is "
+        "measured on the same test images."
+        for run in runs
+        if run.record.follows
+    ]
     notes += _leakage_notes(runs)
     unfinished = [run.name for run in runs if run.record.status != "complete"]
     if unfinished:

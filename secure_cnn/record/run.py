@@ -229,11 +229,14 @@ class RunRecord(Document):
     `released`, the noised steps that may have become visible, is written before they do. `settings`
     are as they were given, `chosen` what they came to in each variant that has begun, and
     `model_digest` is that of the names and values in the model that the finished run left.
+    `follows` are the ids of the runs that people left, of which this one is what is left, the first
+    one first; `stage_epochs` are the epochs of each stage of a training in shards, of which none is
+    among `epochs`, else 0.
     """
 
     KIND: ClassVar[str | None] = "run"
     LATER: ClassVar[frozenset[str]] = frozenset(
-        {"run_id", "signer", "released", "chosen", "model_digest"}
+        {"run_id", "signer", "released", "chosen", "model_digest", "follows", "stage_epochs"}
     )
 
     created: str
@@ -257,6 +260,20 @@ class RunRecord(Document):
     released: int = 0
     chosen: tuple[ChosenRecord, ...] = ()
     model_digest: str = ""
+    follows: tuple[str, ...] = ()
+    stage_epochs: int = 0
+
+    @property
+    def stages_in_words(self) -> str:
+        """Of a training in shards how many, and how long; else empty."""
+        shards, slices = (self.settings.get(name) for name in ("shards", "slices"))
+        if not (self.stage_epochs and type(shards) is int and type(slices) is int):
+            return ""
+        told = [
+            f"{count} {name}{'' if count == 1 else 's'}"
+            for count, name in ((shards, "shard"), (slices, "slice"), (self.stage_epochs, "epoch"))
+        ]
+        return f"{shards * slices}: {told[0]} of {told[1]}, {told[2]} a stage"
 
     @property
     def settings_in_words(self) -> list[tuple[str, str]]:
@@ -277,6 +294,8 @@ class RunRecord(Document):
                         for name, value in told.items()
                     )
                 )
+        if self.stages_in_words:
+            words["stages"] = self.stages_in_words
         return list(words.items())
 
     @property
@@ -296,7 +315,9 @@ class RunRecord(Document):
                 require(self.privacy is not None, "privacy", "the conditions of epsilon", None)
                 require(part.variant != "plain", "epsilon of plain", "none", part.epsilon)
         self._check_results()
-        require(self.released >= 0, "released", "a number of at least 0", self.released)
+        for name in ("released", "stage_epochs"):
+            value = getattr(self, name)
+            require(value >= 0, name, "a number of at least 0", value)
         begun = [each.variant for each in self.chosen]
         require(len(set(begun)) == len(begun), "chosen", "one for each variant", begun)
         for name in self.checkpoints:

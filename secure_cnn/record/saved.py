@@ -96,7 +96,12 @@ class SavedRun:
         words = [
             pair for part in (record.versions, record.hardware) for pair in wording.shown(part)
         ]
-        return {"model": record.model.name, "status": record.status, **dict(settings + words)}
+        own = {
+            "model": record.model.name,
+            "status": record.status,
+            "training images": f"{record.data.train:,}",
+        }
+        return {**own, **dict(settings + words)}
 
     @property
     def _audit_failed(self) -> bool:

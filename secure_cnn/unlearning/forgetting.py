@@ -166,7 +166,7 @@ def forget(
         else:
             done, work = WAYS[method.name](task, resume=resume, force=force)
     return Forgotten(
-        run=done,
+        run=_following(done, source),
         source=source,
         data=task.data,
         inventory=task.inventory,
@@ -174,6 +174,17 @@ def forget(
         method=method,
         work=work,
     )
+
+
+def _following(done: Run, source: Source) -> Run:
+    """The new run, with the runs that people left on its record."""
+    before = (*source.record.follows, source.record.run_id)
+    if done.record.follows == before:
+        return done
+    record = replace(done.record, follows=before)
+    with done.folder.locked():
+        record.write(done.folder.record)
+    return replace(done, record=record)
 
 
 def _prepared(

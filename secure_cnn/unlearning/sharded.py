@@ -46,7 +46,7 @@ from secure_cnn.weights import Weights
 __all__ = ["Shards", "Work", "carried_out", "going_on", "run_sharded", "sharded_task"]
 
 _NOTE = (
-    "It was trained in {shards} shards of {slices} slices, {epochs} epochs a stage: each image is "
+    "It was trained in {shards} shards of {slices} slices, {epochs} a stage: each image is "
     "in one network of the {shards}, whose mean answers."
 )
 
@@ -288,11 +288,11 @@ def carried_out(
 ) -> tuple[Run, Work | None]:
     """Trains and reports in a folder that is begun; goes on with `record`, if one is given."""
     recipe, sealing = task.recipe, task.files.sealing
-    identity = RunIdentity.draw(private=False)
+    identity, epochs = RunIdentity.draw(private=False), epochs_of_a_stage(recipe)
     if record is not None and task.files.inventory_path.exists():
         task = replace(task, inventory=_same(task, task.files.read_inventory()))
     if record is None:
-        record = new_record(
+        fresh = new_record(
             recipe,
             task.data,
             task.initial,
@@ -302,11 +302,14 @@ def carried_out(
             sealing=sealing,
             notes=[
                 _NOTE.format(
-                    shards=recipe.shards, slices=recipe.slices, epochs=epochs_of_a_stage(recipe)
+                    shards=recipe.shards,
+                    slices=recipe.slices,
+                    epochs="one epoch" if epochs == 1 else f"{epochs} epochs",
                 ),
                 *notes,
             ],
         )
+        record = replace(fresh, stage_epochs=epochs)
     else:
         identity = RunIdentity(id=record.run_id)
     journal = Journal(task.files.run, record, sealing)
