@@ -143,7 +143,7 @@ INTERRUPTED = {
         "the same command again goes on from s.json",
     ),
     ("evaluate", "RUN", *ATTACKED, "--certify", "1/4"): ("defenses.certify", "--state FILE"),
-    ("audit",): ("secure_cnn.cli.audit.load_data", NOTHING),
+    ("audit",): ("secure_cnn.recipe.settings.load_data", NOTHING),
     ("bench", "step"): ("secure_cnn.cli.bench.workload", NOTHING),
     ("bench", "archive"): ("secure_cnn.bench.archive.archive_workload", NOTHING),
     ("bench", "overhead"): ("secure_cnn.cli.bench_overhead.load_data", NOTHING),

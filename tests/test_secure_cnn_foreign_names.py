@@ -1,7 +1,5 @@
 """Names from elsewhere, from the first step to the last page: text that only says what it holds."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -80,7 +78,7 @@ def test_names_that_a_sealed_file_has_no_room_for_are_refused_before_the_first_s
     )
     sealing = Sealing(recipients=(archive.generate_identity().recipient,))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["secure_cnn.recipe.run"], "load_data", lambda *_, **__: data)
+        patch.setattr(Recipe, "images", lambda _: data)
         with pytest.raises(archive.LimitExceeded, match="use fewer claims"):
             run(Recipe(out=tmp_path / "run"), sealing=sealing)
     assert not (tmp_path / "run").exists()

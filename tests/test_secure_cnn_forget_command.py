@@ -183,7 +183,7 @@ def test_what_cannot_be_done_changes_nothing(command, sharded, keys, tmp_path):
     stranger = ["--signer", tmp_path / "stranger.key", "--identity", folder / "me.key"]
     cases = [
         (["--ids", ids_in(tmp_path, 999), *opened(keys)], 3, "not in it"),
-        (["--ids", ids, "--signer", folder / "signer.key"], 3, "is sealed"),
+        (["--ids", ids, "--signer", folder / "signer.key"], 6, "is sealed"),
         (["--ids", ids, *stranger], 6, "signed"),
         (["--ids", ids, *opened(keys), "--method", "group-privacy"], 3, "a private run"),
         (["--ids", ids, *opened(keys), "--method", "magic"], 3, "sharded, rewind"),

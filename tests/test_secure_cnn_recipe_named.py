@@ -221,7 +221,7 @@ def test_those_attacked_are_no_persons_that_were_trained_on(tmp_path, monkeypatc
         return SimpleNamespace(test=range(24))
 
     found = SimpleNamespace(verdicts=(), samples=24, worst_case_accuracy=0.5)
-    monkeypatch.setattr("secure_cnn.recipe.reproduction.load_data", load)
+    monkeypatch.setattr("secure_cnn.recipe.settings.load_data", load)
     monkeypatch.setattr("defenses.evaluate", lambda *_, **__: found)
     result = SimpleNamespace(accuracy=0.75, macro_recall=0.75)
     record = SimpleNamespace(results=(result,), epochs=(), privacy=None)
@@ -278,7 +278,7 @@ def test_a_size_of_changes_is_shown_as_it_is_given(cli):
 def test_what_is_proven_of_a_model_is_among_its_figures(tmp_path, monkeypatch):
     """Where its features have a constant; the farther, the fewer images."""
     data = load_data("digits")
-    monkeypatch.setattr("secure_cnn.recipe.reproduction.load_data", lambda *_, **__: data)
+    monkeypatch.setattr("secure_cnn.recipe.settings.load_data", lambda *_, **__: data)
     result = SimpleNamespace(accuracy=0.75, macro_recall=0.75)
     record = SimpleNamespace(results=(result,), epochs=(), privacy=None)
     recipe = Recipe(out=tmp_path, data="digits")

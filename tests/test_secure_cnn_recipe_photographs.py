@@ -70,10 +70,8 @@ def readings(monkeypatch):
         asked.append(reading)
         raise DataError("enough; for this test")
 
-    for command in ("audit", "bench", "bench_overhead", "images"):
-        monkeypatch.setattr(
-            importlib.import_module(f"secure_cnn.cli.{command}"), "load_data", refuse
-        )
+    for module in ("recipe.settings", "cli.bench", "cli.bench_overhead", "cli.images"):
+        monkeypatch.setattr(importlib.import_module(f"secure_cnn.{module}"), "load_data", refuse)
     return asked
 
 

@@ -3,6 +3,7 @@
 import csv
 import shutil
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -218,6 +219,38 @@ def test_an_interrupted_run_goes_on_with_the_stages_that_are_done(tmp_path, monk
     assert done.record.model_digest == whole.record.model_digest
 
 
+def test_a_signed_run_goes_on_from_stages_of_its_signer_alone(tmp_path, keys, monkeypatch, quick):
+    """Anybody can seal to a public key: a stage of a stranger is refused, and its own are kept."""
+    sealing, unlocking = keys
+    data, recipe = data_of(), replace(SHARDED, out=tmp_path / "run")
+    stranger = replace(sealing, signer=archive.generate_signer())
+    other = run_sharded(replace(recipe, out=tmp_path / "x"), data=data, sealing=stranger)
+    trained, calls = sharded_module.train_once, []
+
+    def counted(*arguments, **named):
+        calls.append(1)
+        if len(calls) == 3:
+            raise Stopped
+        return trained(*arguments, **named)
+
+    monkeypatch.setattr(sharded_module, "train_once", counted)
+    stopped = run_sharded(recipe, data=data, sealing=sealing)
+    resume = partial(
+        run_sharded, recipe, data=data, sealing=sealing, unlocking=unlocking, resume=True
+    )
+    stage = stopped.folder.shards / "shard-000-slice-001.sealed"
+    own = stage.read_bytes()
+    stage.write_bytes((other.folder.shards / stage.name).read_bytes())
+    with pytest.raises(archive.UntrustedSigner):
+        resume()
+    stage.write_bytes(own)
+    with pytest.raises(RunError, match="name its signer again"):
+        resume(sealing=replace(sealing, signer=None))
+    done = resume()
+    assert len(calls) == 3 + 4
+    assert done.record.model_digest == other.record.model_digest
+
+
 def test_a_stage_that_was_changed_is_refused_and_one_of_another_training_is_not_taken(tmp_path):
     recipe, data = replace(SHARDED, out=tmp_path / "run"), data_of()
     first = run_sharded(recipe, data=data)
@@ -238,10 +271,8 @@ def test_a_stage_that_was_changed_is_refused_and_one_of_another_training_is_not_
 
 def forget_in(wanted, data, **named):
     """`forget` with data that are no file."""
-    from secure_cnn.unlearning import source
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "load_data", lambda *_, **__: data)
+        patch.setattr(Recipe, "images", lambda _: data)
         return forget(wanted, **named)
 
 
@@ -402,8 +433,8 @@ def test_what_is_refused_changes_nothing(tmp_path, keys):
     stranger = Unlocking(identity=archive.generate_identity())
     other = Sealing(recipients=sealing.recipients, signer=archive.generate_signer())
     for named, error in (
-        ({"sealing": sealing}, RunError),
-        ({"unlocking": unlocking}, RunError),
+        ({"sealing": sealing}, archive.InvalidKey),
+        ({"unlocking": unlocking}, archive.InvalidKey),
         ({"sealing": sealing, "unlocking": stranger}, archive.ArchiveError),
         ({"sealing": other, "unlocking": unlocking}, archive.UntrustedSigner),
     ):
@@ -594,7 +625,7 @@ def test_a_plain_file_in_a_sealed_ones_place_is_refused(tmp_path, keys):
     found = forget_in(wanted, data, sealing=sealing, unlocking=unlocking)
     assert found.source.files.run.sealed
     done.folder.model.unlink()
-    with pytest.raises(RunError, match="expected a sealed model"):
+    with pytest.raises(archive.NotSealed, match="expected a sealed model"):
         forget_in(replace(wanted, out=tmp_path / "x"), data, sealing=sealing, unlocking=unlocking)
 
 

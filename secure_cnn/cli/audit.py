@@ -27,7 +27,7 @@ from secure_cnn.cli.options import (
     number,
     settings_from,
 )
-from secure_cnn.data import DataSpec, ImageData, load_data
+from secure_cnn.data import DataSpec, ImageData
 from secure_cnn.engine import keep_freed_memory, training_mode
 from secure_cnn.errors import RunError
 from secure_cnn.own_network import OwnNetwork, is_own_name
@@ -160,7 +160,7 @@ def _recorded(context: typer.Context, run: Path, out: Path) -> Recipe:
 def _audited(recipe: Recipe, own: OwnNetwork | None, settings: AuditSettings) -> AuditReport:
     """Audits the recipe's own training, put together as `train` does."""
     device = make_device(recipe)
-    images = load_data(recipe.data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed)
+    images = recipe.images()
     initial = initial_model(recipe, images, own, unlocking=None)
     plan = make_plan(recipe, samples_of(recipe, images))
     assert plan is not None, "the recipe is private"

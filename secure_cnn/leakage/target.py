@@ -16,7 +16,7 @@ from privacy import DPPlan
 from privacy.leakage import Promise, copies
 from privacy.leakage.shadows import Indices
 from secure_cnn.checkpoint import LoadedModel, Unlocking, model_digest
-from secure_cnn.data import ImageData, Split, load_data
+from secure_cnn.data import ImageData, Split
 from secure_cnn.errors import RunError
 from secure_cnn.evaluate import ClassificationReport, batch_for, evaluate_model
 from secure_cnn.own_network import OwnNetwork
@@ -157,9 +157,7 @@ def target_of(
             "unit=person: expected a run whose unit is an example, got persons: membership of a "
             "person with all images of theirs is not measured yet; audit --run audits its promise"
         )
-    images = recognised(
-        load_data(data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed)
-    )
+    images = recognised(recipe.images())
     recipe = _as_it_was(recipe.on(images), record)
     initial = initial_model(recipe, images, network, unlocking)
     target = Target(

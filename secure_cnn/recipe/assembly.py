@@ -8,7 +8,8 @@ from torch import nn
 
 import privacy
 from secure_cnn.data import ImageData
-from secure_cnn.engine import WeightAverage
+from secure_cnn.engine import Monitor, WeightAverage, train
+from secure_cnn.interruption import StopRequest
 from secure_cnn.recipe.front import FrozenFront
 from secure_cnn.recipe.initial import InitialModel
 from secure_cnn.recipe.seams import Seams, make_seams
@@ -34,6 +35,20 @@ class Assembly:
     front: FrozenFront | None
     seams: Seams
     average: WeightAverage | None
+
+    def train(self, monitor: Monitor, stop: StopRequest) -> None:
+        """Trains from the first step to the last, or until a stop is requested."""
+        train(
+            self.trained,
+            self.seams.objective,
+            self.seams.batches(0),
+            self.seams.update,
+            optimizer=self.seams.optimizer,
+            schedule=self.seams.schedule,
+            monitor=monitor,
+            average=self.average,
+            stop=stop,
+        )
 
 
 def assembled(

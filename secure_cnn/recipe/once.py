@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from secure_cnn.data import ImageData
-from secure_cnn.engine import train
 from secure_cnn.interruption import StopRequest, stop_here
 from secure_cnn.recipe.assembly import Assembly, assembled, frozen_front
 from secure_cnn.recipe.guard import EpochGuard, make_guard
@@ -56,17 +55,7 @@ def train_once(
     if parts.front is not None:
         parts.front.fill(stop)
     guard = make_guard(recipe, variant, parts.seams, parts.model, parts.average, data)
-    train(
-        parts.trained,
-        parts.seams.objective,
-        parts.seams.batches(0),
-        parts.seams.update,
-        optimizer=parts.seams.optimizer,
-        schedule=parts.seams.schedule,
-        monitor=_Monitor(guard, advance, steps=parts.seams.schedule.steps),
-        average=parts.average,
-        stop=stop,
-    )
+    parts.train(_Monitor(guard, advance, steps=parts.seams.schedule.steps), stop)
     stop_here(stop)
     return _finished(parts, initial.build().to(device))
 

@@ -16,7 +16,6 @@ from torch import nn
 
 import defenses
 from secure_cnn.checkpoint import read_model
-from secure_cnn.data import ImageData, load_data
 from secure_cnn.errors import RunError
 from secure_cnn.evaluate import batch_for, evaluate_model
 from secure_cnn.nonexpansive import lipschitz_bound
@@ -149,7 +148,7 @@ def _trained(recipe: Recipe) -> tuple[RunRecord, nn.Module] | None:
 
 def _checked_model(recipe: Recipe, folder: RunFolder, record: RunRecord) -> nn.Module:
     """The model of a finished run, which must find on today's images what its record says."""
-    data = _data_of(recipe)
+    data = recipe.images()
     model = read_model(folder.model, unlocking=None).model
     found = evaluate_model(
         model, data.test, data.spec.classes, batch_size=batch_for(model, data.test)
@@ -165,11 +164,6 @@ def _checked_model(recipe: Recipe, folder: RunFolder, record: RunRecord) -> nn.M
     return model
 
 
-def _data_of(recipe: Recipe) -> ImageData:
-    """As the run has read it: a person whom it trained on is not among those tested on."""
-    return load_data(recipe.data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed)
-
-
 def _figures(
     recipe: Recipe, record: RunRecord, model: nn.Module, *, state: Path, attacked: int | None
 ) -> dict[str, float]:
@@ -182,7 +176,7 @@ def _figures(
     }
     if record.privacy is not None:
         figures |= {"epsilon": record.privacy.epsilon, "delta": record.privacy.delta}
-    test = _data_of(recipe).test
+    test = recipe.images().test
     bound = lipschitz_bound(model)
     if bound is not None:
         proven = defenses.certify_lipschitz(model, test, head=bound.head, constant=bound.constant)

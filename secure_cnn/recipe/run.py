@@ -22,7 +22,7 @@ from secure_cnn.checkpoint import (
     model_digest,
     write_model,
 )
-from secure_cnn.data import ImageData, Split, load_data
+from secure_cnn.data import ImageData, Split
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import Stopped, StopRequest, stop_here, stop_on_signals
 from secure_cnn.own_network import OwnNetwork
@@ -249,9 +249,7 @@ def _prepared(
     """Loads and checks everything; touches no file."""
     device = make_device(recipe)
     if data is None:
-        data = load_data(
-            recipe.data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed
-        )
+        data = recipe.images()
     recipe = recipe.on(data)
     initial = initial_model(recipe, data, network, unlocking)
     height, width = data.spec.height, data.spec.width

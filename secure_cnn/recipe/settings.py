@@ -12,7 +12,7 @@ from typing import Any, cast
 from defenses import AdversarialTraining, GaussianAugmentation, ThreatModel, adversarial_objective
 from defenses.quantities import shown
 from defenses.training.objective import Precision
-from secure_cnn.data import ImageData, ImageReading
+from secure_cnn.data import ImageData, ImageReading, load_data
 from secure_cnn.data.reading import Fit
 from secure_cnn.engine import Objective
 from secure_cnn.errors import RunError
@@ -205,6 +205,14 @@ class Recipe:
     def is_sharded(self) -> bool:
         """Whether it is trained so that images can be forgotten."""
         return self.shards * self.slices > 1
+
+    def images(self) -> ImageData:
+        """The images that it names, read and split as it says.
+
+        Raises:
+            DataError: They are not there, or cannot be read so.
+        """
+        return load_data(self.data, reading=self.reading, groups=self.groups, seed=self.seed)
 
     @cached_property
     def threat(self) -> ThreatModel | None:

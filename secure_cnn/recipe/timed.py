@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 from secure_cnn.data import ImageData
-from secure_cnn.engine import train
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import StopRequest
 from secure_cnn.recipe.assembly import Assembly, assembled, frozen_front
@@ -63,17 +62,7 @@ class RecipeTraining:
         )
         if parts.front is not None:
             parts.front.train.fill(lambda _: None)
-        train(
-            parts.trained,
-            parts.seams.objective,
-            parts.seams.batches(0),
-            parts.seams.update,
-            optimizer=parts.seams.optimizer,
-            schedule=parts.seams.schedule,
-            monitor=_Judging(watch, parts),
-            average=parts.average,
-            stop=StopRequest(),
-        )
+        parts.train(_Judging(watch, parts), StopRequest())
 
 
 @final

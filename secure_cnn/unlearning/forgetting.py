@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
 
+from secure_cnn.archive import InvalidKey
 from secure_cnn.checkpoint import Sealing, Unlocking, check_sealing, check_unlocking
 from secure_cnn.data import ImageData
 from secure_cnn.errors import RunError
@@ -196,7 +197,7 @@ def _prepared(
 ) -> Task:
     """Who leaves and how, once it is sure that it can be done; nothing is written."""
     if source.files.run.sealed and sealing is None:
-        raise RunError(
+        raise InvalidKey(
             f"{wanted.run}: is sealed, and so is what follows from it; say to whom (recipients)"
         )
     request = read_request(wanted.ids, source.there, missing_leave=wanted.missing_leave)

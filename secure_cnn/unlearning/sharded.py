@@ -23,7 +23,7 @@ from secure_cnn.checkpoint import (
     model_digest,
     write_model,
 )
-from secure_cnn.data import ImageData, load_data
+from secure_cnn.data import ImageData
 from secure_cnn.ensemble import Ensemble
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import Stopped, StopRequest, stop_here, stop_on_signals
@@ -265,9 +265,7 @@ def run_sharded(
     if not recipe.is_sharded:
         raise RunError("shards, slices: expected more than one of either, got 1 and 1; use run")
     if data is None:
-        data = load_data(
-            recipe.data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed
-        )
+        data = recipe.images()
     folder = RunFolder(root=Path(recipe.out), sealed=sealing is not None)
     task = sharded_task(
         recipe,

@@ -6,8 +6,9 @@ from typing import final
 
 import torch
 
+from secure_cnn.archive import InvalidKey, NotSealed
 from secure_cnn.checkpoint import LoadedModel, Unlocking, model_digest, read_model
-from secure_cnn.data import ImageData, Split, load_data
+from secure_cnn.data import ImageData, Split
 from secure_cnn.errors import RunError
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.recipe import Recipe, RunFolder
@@ -91,9 +92,7 @@ def source_of(
     settings = {**record.settings, "out": str(run), "data": data or record.settings["data"]}
     recipe = replace(Recipe.from_dict(settings), model=record.model.name)
     files = StageFiles(run=folder, sealing=None, unlocking=unlocking, network=network)
-    found = _numbered(
-        load_data(recipe.data, reading=recipe.reading, groups=recipe.groups, seed=recipe.seed)
-    )
+    found = _numbered(recipe.images())
     if files.inventory_path.exists():
         there, certain = files.read_inventory().recognised(found), True
     else:
@@ -116,11 +115,11 @@ def _folder_of(run: Path, record: RunRecord, unlocking: Unlocking | None) -> Run
     named = any(each.endswith(".sealed") for each in record.checkpoints)
     folder = RunFolder(root=run, sealed=named or sealed.exists())
     if folder.sealed and unlocking is None:
-        raise RunError(
+        raise InvalidKey(
             f"{folder.model}: is sealed; give the identity or the passphrase that opens it"
         )
     if unlocking is not None and not folder.sealed:
-        raise RunError(
+        raise NotSealed(
             f"{folder.model}: expected a sealed model, since what opens it was named, got a plain "
             "one; leave the identity and whom to trust out if it should be plain"
         )

@@ -13,6 +13,7 @@ from typing import Any, final
 
 from torch import nn
 
+from secure_cnn.archive import InvalidKey
 from secure_cnn.checkpoint import (
     Sealing,
     Unlocking,
@@ -145,7 +146,9 @@ class StageFiles:
         if not path.is_file():
             return None
         if self.run.sealed and self.unlocking is None:
-            raise RunError(f"{path}: is sealed; give the identity or the passphrase that opens it")
+            raise InvalidKey(
+                f"{path}: is sealed; give the identity or the passphrase that opens it"
+            )
         loaded = read_model(
             path, unlocking=self.unlocking if self.run.sealed else None, network=self.network
         )
