@@ -61,9 +61,8 @@ def test_mixed_photographs_are_trained_on_and_evaluated_alike(cli, photographs, 
     assert "is not the data that the checkpoint names" in told
 
 
-@pytest.fixture
-def readings(monkeypatch):
-    """How images would have been read, by commands that end there."""
+def readings_of(monkeypatch):
+    """How images would have been read from now on, by commands that end there."""
     asked = []
 
     def refuse(source, *, reading, groups=None, seed=0):
@@ -75,14 +74,14 @@ def readings(monkeypatch):
     return asked
 
 
-def test_every_command_reads_images_as_the_run_did(cli, photographs, tmp_path, readings, quick):
+def test_every_command_reads_images_as_the_run_did(cli, photographs, tmp_path, monkeypatch, quick):
     """By the run's record, by the model's file, or by the same options; what is typed wins."""
     size = ("--image-size", "16x24", "--image-fit", "pad", "--background", "#102030")
     given = ("--data", photographs, *size)
     private = ("--epsilon", "8", "--delta", "0.01")
     code, _, told = cli("train", *given, *private, *WORDS, "--out", tmp_path / "run")
     assert code == 0, told
-    model = tmp_path / "run/checkpoints/model.safetensors"
+    model, readings = tmp_path / "run/checkpoints/model.safetensors", readings_of(monkeypatch)
     here = ("--data", photographs)
     for words in (
         ("audit", "--run", tmp_path / "run", "--out", tmp_path / "audit"),
