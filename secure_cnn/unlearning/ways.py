@@ -1,8 +1,11 @@
 """What each method does, from the run that people leave to the new one in its folder."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
 
 from secure_cnn.checkpoint import model_digest, read_model, write_model
 from secure_cnn.data import ImageData
@@ -12,7 +15,6 @@ from secure_cnn.recipe import Run, run
 from secure_cnn.recipe.folder import Journal
 from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.outcome import judge
-from secure_cnn.record import RunRecord
 from secure_cnn.unlearning.inventory import Inventory
 from secure_cnn.unlearning.methods import HEURISTICS, Method
 from secure_cnn.unlearning.requests import Request
@@ -146,21 +148,8 @@ def _unchanged(task: Task, *, resume: bool, force: bool) -> tuple[Run, None]:
     # Signed where the model is: nobody can take people out of the count by taking a file away.
     claims["data"] = {**data, "left": int(data.get("left", 0)) + len(task.request.left)}
     with folder.begun(force=force):
-        journal = Journal(folder, _handed_on(task, _UNCHANGED), task.files.sealing)
-        journal.begin()
-        journal.write()
-        task.files.write_inventory(task.inventory)
-        write_model(
-            folder.model,
-            loaded.model,
-            loaded.architecture,
-            claims=claims,
-            private_claims=loaded.private_claims or None,
-            sealing=task.files.sealing,
-            overwrite=True,
-        )
-        journal.complete()
-    return Run(record=journal.record, folder=folder, model=loaded.model), None
+        journal = _handed_on(task, _UNCHANGED)
+        return _completed(task, journal, loaded.model, claims), None
 
 
 def _heuristically(task: Task, *, resume: bool, force: bool) -> tuple[Run, None]:
@@ -173,10 +162,7 @@ def _heuristically(task: Task, *, resume: bool, force: bool) -> tuple[Run, None]
     source, folder, recipe = task.source, task.files.run, task.source.recipe
     loaded, model = source.loaded, copy.deepcopy(source.loaded.model)
     with folder.begun(force=force):
-        record = _handed_on(task, _HEURISTIC.format(method=method))
-        journal = Journal(folder, record, task.files.sealing)
-        journal.begin()
-        journal.write()
+        journal = _handed_on(task, _HEURISTIC.format(method=method))
         HEURISTICS[method]()(model, task.data.train, leaving(source.data, task.request))
         outcome = judge(recipe, recipe.variant, model, task.data, None, StopRequest())
         result = outcome.result
@@ -190,23 +176,13 @@ def _heuristically(task: Task, *, resume: bool, force: bool) -> tuple[Run, None]
             journal.record, results=(), claims=claims, model_digest=model_digest(model)
         )
         journal.add_result(result, outcome.examples, notes=())
-        task.files.write_inventory(task.inventory)
-        write_model(
-            folder.model,
-            model,
-            loaded.architecture,
-            claims=claims,
-            sealing=task.files.sealing,
-            overwrite=True,
-        )
-        journal.complete()
-    return Run(record=journal.record, folder=folder, model=model), None
+        return _completed(task, journal, model, claims), None
 
 
-def _handed_on(task: Task, note: str) -> RunRecord:
-    """The record of the old run, for a model that was not trained anew."""
+def _handed_on(task: Task, note: str) -> Journal:
+    """A journal begun with the record of the old run, for a model that was not trained anew."""
     before, folder = task.source.record, task.files.run
-    return replace(
+    record = replace(
         before,
         status="running",
         settings={**before.settings, "out": str(folder.root)},
@@ -214,6 +190,27 @@ def _handed_on(task: Task, note: str) -> RunRecord:
         notes=(*before.notes, task.note, note),
         checkpoints=(folder.model.relative_to(folder.root).as_posix(),),
     )
+    journal = Journal(folder, record, task.files.sealing)
+    journal.begin()
+    journal.write()
+    return journal
+
+
+def _completed(task: Task, journal: Journal, model: nn.Module, claims: Mapping[str, Any]) -> Run:
+    """Writes who is left and the model, with what it claims, and closes the record."""
+    loaded, folder = task.source.loaded, journal.folder
+    task.files.write_inventory(task.inventory)
+    write_model(
+        folder.model,
+        model,
+        loaded.architecture,
+        claims=claims,
+        private_claims=loaded.private_claims or None,
+        sealing=task.files.sealing,
+        overwrite=True,
+    )
+    journal.complete()
+    return Run(record=journal.record, folder=folder, model=model)
 
 
 WAYS: dict[str, Way] = {
