@@ -21,6 +21,7 @@ from secure_cnn.data import DataSpec, ImageData, Split, load_data
 from secure_cnn.ensemble import Ensemble
 from secure_cnn.errors import ModelError, RunError
 from secure_cnn.interruption import Stopped
+from secure_cnn.leakage import target_of
 from secure_cnn.models import Architecture
 from secure_cnn.unlearning import Case, Forgetting, certify, forget, requests, run_sharded
 from secure_cnn.unlearning import sharded as sharded_module
@@ -829,6 +830,8 @@ def test_who_was_deleted_counts_in_a_private_run_and_is_not_asked_by_a_heuristic
     )
     loaded = read_model(found.run.folder.model, unlocking=None)
     assert loaded.claims["data"]["left"] == 3
+    with pytest.raises(RunError, match="measure the run before"):
+        target_of(found.run.record, loaded, shapes)
     run(replace(recipe, out=tmp_path / "plain", epsilon=None))
     forget(replace(wanted, run=tmp_path / "plain", out=tmp_path / "after"))
     other = replace(more, run=tmp_path / "after", method="neggrad+", no_guarantee=True)

@@ -146,17 +146,7 @@ def target_of(
             "train --resume"
         )
     recipe = Recipe.from_dict({**record.settings, "data": data, "out": ""})
-    if recipe.is_sharded or loaded.claims.get("unlearned"):
-        how = "in shards" if recipe.is_sharded else "and then changed by an unlearning method"
-        raise RunError(
-            f"run: expected a model that one training left, got one that was trained {how}; shadow "
-            "models would be trained otherwise"
-        )
-    if recipe.unit == "person":
-        raise RunError(
-            "unit=person: expected a run whose unit is an example, got persons: membership of a "
-            "person with all images of theirs is not measured yet; audit --run audits its promise"
-        )
+    _check_alone(recipe, loaded)
     images = recognised(recipe.images())
     recipe = _as_it_was(recipe.on(images), record)
     initial = initial_model(recipe, images, network, unlocking)
@@ -177,6 +167,27 @@ def target_of(
     _check_same(target, loaded)
     _check_training(target)
     return target
+
+
+def _check_alone(recipe: Recipe, loaded: LoadedModel) -> None:
+    """Refuses a model that no single training on all of the images left, and one of persons."""
+    if recipe.is_sharded or loaded.claims.get("unlearned"):
+        how = "in shards" if recipe.is_sharded else "and then changed by an unlearning method"
+        raise RunError(
+            f"run: expected a model that one training left, got one that was trained {how}; shadow "
+            "models would be trained otherwise"
+        )
+    told = loaded.claims.get("data")
+    if isinstance(told, dict) and told.get("left"):
+        raise RunError(
+            "run: expected one with all images of its training, got one whose model is that of the "
+            "run before, since it promised enough to who left; measure the run before"
+        )
+    if recipe.unit == "person":
+        raise RunError(
+            "unit=person: expected a run whose unit is an example, got persons: membership of a "
+            "person with all images of theirs is not measured yet; audit --run audits its promise"
+        )
 
 
 def _as_it_was(recipe: Recipe, record: RunRecord) -> Recipe:

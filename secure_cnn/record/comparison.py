@@ -214,8 +214,8 @@ def _notes(runs: Sequence[SavedRun], threat: ThreatRecord | None) -> tuple[str, 
             "as the others is told by name, sizes and classes only."
         )
     notes += [
-        f"Of {run.name} people left: it was trained on {run.record.data.train:,} images, and is "
-        "measured on the same test images."
+        f"{run.name} is what is left of a run that people left: it was trained on "
+        f"{run.record.data.train:,} images, and is measured on the same test images."
         for run in runs
         if run.record.follows
     ]
