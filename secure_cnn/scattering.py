@@ -6,6 +6,7 @@ layer behind them is all that a private step has to learn (Tramèr and Boneh, 20
 which took J = 2 scales, L = 8 angles and the group normalisation that `scattering_layers` has).
 """
 
+from functools import lru_cache
 from itertools import product
 from math import cos, pi, sin, sqrt
 from typing import final
@@ -103,10 +104,9 @@ class Scattering(nn.Module):
 
     def reset(self) -> None:
         """Write the filters by their formulas, in place; after `to_empty` they hold anything."""
-        shape = (self.low.shape[0], self.low.shape[1])
-        waves = [_morlet(shape, scale, angle) for scale, angle in product(range(2), range(_ANGLES))]
-        self.low.copy_(torch.from_numpy(_lowpass(shape)))
-        self.waves.copy_(torch.from_numpy(np.stack(waves)).view(self.waves.shape))
+        low, waves = _filters((self.low.shape[0], self.low.shape[1]))
+        self.low.copy_(low)
+        self.waves.copy_(waves.view(self.waves.shape))
 
     def lipschitz_constant(self) -> float:
         """How much faster than the images their features move in l2, at most.
@@ -212,6 +212,13 @@ def _largest(energy: Tensor) -> float:
 def _mirrored(filters: Tensor) -> Tensor:
     """Each at the opposite frequencies."""
     return filters.flip(-2, -1).roll((1, 1), (-2, -1))
+
+
+@lru_cache(maxsize=2)
+def _filters(shape: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """At each frequency that which averages, and the wavelets; remembered, since they take long."""
+    waves = [_morlet(shape, scale, angle) for scale, angle in product(range(2), range(_ANGLES))]
+    return torch.from_numpy(_lowpass(shape)), torch.from_numpy(np.stack(waves))
 
 
 def _envelope(

@@ -266,7 +266,8 @@ def _tell_places(found: Forgotten, path: Path, page: Path, verifier: Verifier) -
         )
     messages.print(
         "note: the images themselves, and the old run, are still there: delete the images, and "
-        "destroy the old model and its stages (secure-cnn archive shred, where they are sealed)"
+        "destroy the old model and its stages or sums (secure-cnn archive shred, where they are "
+        "sealed)"
     )
     messages.print(f"model: {found.run.folder.model}")
     messages.print(f"certificate: {path}, as a page: {page}; signed by {verifier!r}")

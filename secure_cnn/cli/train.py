@@ -31,7 +31,7 @@ from secure_cnn.own_network import OwnNetwork, is_own_name
 from secure_cnn.recipe import Recipe, RunFolder, run
 from secure_cnn.recipe.named import named_recipe
 from secure_cnn.recipe.ranges import CLIPPINGS
-from secure_cnn.unlearning import run_sharded
+from secure_cnn.unlearning import run_ridge, run_sharded
 from secure_cnn.weights import is_sealed
 
 __all__ = ["train"]
@@ -53,7 +53,7 @@ _PANELS = {
         *("eps", "eps_warmup", "norm", "attack", "attack_steps", "attack_noise"),
         *("attack_precision", "gaussian_sigma", "guard", "robust_samples"),
     ),
-    "Erasure: off without --shards or --slices": ("shards", "slices"),
+    "Erasure: off without --shards, --slices or --head": ("shards", "slices", "head", "penalty"),
     "Sealing: off without a recipient, a passphrase or a key": (
         *("recipient", "passphrase_file", "kek", "signer", "identity", "trusted"),
     ),
@@ -204,6 +204,19 @@ def train(
         int,
         typer.Option(help="In so many stages: secure-cnn forget repeats the last ones of a shard."),
     ] = _DEFAULT.slices,
+    head: Annotated[
+        str,
+        typer.Option(
+            help="How the last layer is trained: gradient, or ridge: by least squares on fixed "
+            "features, from which people leave exactly."
+        ),
+    ] = _DEFAULT.head,
+    penalty: Annotated[
+        float | None,
+        typer.Option(
+            parser=number, metavar="NUMBER", help="Of the squared weights of --head ridge."
+        ),
+    ] = None,
     robust_samples: Annotated[
         int, typer.Option(help="Test images attacked at the end; 0 takes all.")
     ] = _DEFAULT.robust_samples or 0,
@@ -327,6 +340,8 @@ def _train(
     # Also where nothing is resumed yet: that a text or a file holds no key shows on the first day.
     verifiers_from(trusted or [])
     begin = run_sharded if recipe.is_sharded else partial(run, measure_cost=step_costs)
+    if recipe.head == "ridge":
+        begin = partial(run_ridge)
     with interruptible(partial(way_on, recipe)):
         done = begin(
             recipe,

@@ -9,13 +9,35 @@ from typing import Any
 from defenses import FreeAdversarialTraining
 from secure_cnn.models import MODELS
 from secure_cnn.recipe import defaults
+from secure_cnn.recipe.ranges import AUTO
 from secure_cnn.recipe.variant import SINGLE_STEPS
 
 __all__ = ["CLASHES"]
 
+_OF_STEPS = (
+    *("weights", "train_only", "freeze", "epochs", "batch_size", "optimizer", "learning_rate"),
+    *("clip_grad_norm", "weight_decay", "warmup", "label_smoothing", "average_decay", "shift"),
+    *("flip", "epsilon", "max_grad_norm", "copies", "eps", "gaussian_sigma", "guard"),
+    *("shards", "slices", "checkpoint_minutes"),
+)
+"""Settings that mean nothing where the last layer is solved for at once."""
+
 
 def _alone(name: str, needed: str, cure: str = "give both or neither") -> str:
     return f"{name}: expected {needed} with it, got none; {cure}"
+
+
+def _unused(name: str) -> tuple[Callable[[Any], bool], str]:
+    """A setting of gradient steps, where there are none."""
+
+    def given(recipe: Any) -> bool:
+        value, usual = getattr(recipe, name), type(recipe).__dataclass_fields__[name].default
+        return recipe.head == "ridge" and value != usual and bool(value or usual)
+
+    return given, (
+        f"{name}: expected a last layer that is trained by steps with it, got head=ridge, which "
+        "takes none and would ignore it; leave one of the two out"
+    )
 
 
 CLASHES: tuple[tuple[Callable[[Any], bool], str], ...] = (
@@ -95,5 +117,15 @@ CLASHES: tuple[tuple[Callable[[Any], bool], str], ...] = (
         "copies={r.copies}: expected shift, flip, eps or gaussian_sigma with it, got none: copies "
         "that are all alike only take time",
     ),
+    (
+        lambda r: r.penalty is not None and r.head != "ridge",
+        _alone("penalty", "head=ridge", "leave it out"),
+    ),
+    (
+        lambda r: r.head == "ridge" and r.model not in (AUTO, *defaults.PENALTIES),
+        f"head=ridge: expected auto, {' or '.join(defaults.PENALTIES)}, whose other layers are "
+        "formulas, got {r.model}; choose one of them",
+    ),
+    *map(_unused, _OF_STEPS),
 )
 """Settings that mean nothing without another, or contradict it, and what is then said."""

@@ -5,6 +5,7 @@ report.html                     its page
 metrics.jsonl                   a line an epoch, see `metrics`
 checkpoints/model.*             the finished model, `.sealed` or `.safetensors`
 checkpoints/training.*          the training under way, gone once it is complete
+checkpoints/sums.*              what people can leave a ridge head by, see `recipe.ridge`
 
 Beside them stand, once they are made, audit.*, leakage.* and a folder leakage/; certificate.* of a
 run that others have left; and of a training in shards a folder shards/.
@@ -38,7 +39,7 @@ _OWN_STAGES = re.compile(r"(inventory|shard-\d{3,}-slice-\d{3,})\.(sealed|safete
 _OWN_SHADOWS = ("table.json", "signals.npz", "exposed.key")
 """What a leakage measurement keeps of its shadow models, and the key of its digests."""
 _OWN_CHECKPOINTS = tuple(
-    f"{stem}.{end}" for stem in ("model", "training") for end in ("sealed", "safetensors")
+    f"{stem}.{end}" for stem in ("model", "training", "sums") for end in ("sealed", "safetensors")
 )
 
 
@@ -73,6 +74,11 @@ class RunFolder:
     def training(self) -> Path:
         """The file of the training under way."""
         return self._checkpoint("training")
+
+    @property
+    def sums(self) -> Path:
+        """The file of the sums that a ridge head is solved from."""
+        return self._checkpoint("sums")
 
     @property
     def shadows(self) -> Path:

@@ -13,6 +13,7 @@ from secure_cnn.interruption import StopRequest, stop_here
 from secure_cnn.recipe.assembly import Assembly, assembled, frozen_front
 from secure_cnn.recipe.guard import EpochGuard, make_guard
 from secure_cnn.recipe.initial import InitialModel
+from secure_cnn.recipe.ridge import ridge_head, with_head
 from secure_cnn.recipe.seams import make_device, make_plan
 from secure_cnn.recipe.settings import Recipe
 
@@ -42,6 +43,8 @@ def train_once(
     Raises:
         Stopped: A stop was requested.
     """
+    if recipe.head == "ridge":
+        return _solved(recipe, initial, data, stop=stop, advance=advance)
     variant, device = recipe.variant, make_device(recipe)
     parts = assembled(
         recipe,
@@ -58,6 +61,20 @@ def train_once(
     parts.train(_Monitor(guard, advance, steps=parts.seams.schedule.steps), stop)
     stop_here(stop)
     return _finished(parts, initial.build().to(device))
+
+
+def _solved(
+    recipe: Recipe,
+    initial: InitialModel,
+    data: ImageData,
+    *,
+    stop: StopRequest,
+    advance: Callable[[float], None],
+) -> nn.Module:
+    """With a last layer that is solved for."""
+    model, images = initial.build(), len(data.train)
+    head = ridge_head(recipe, model, data, stop=stop, advance=lambda n: advance(n / images))
+    return with_head(model, head).to(make_device(recipe))
 
 
 def _finished(parts: Assembly, twin: nn.Module) -> nn.Module:

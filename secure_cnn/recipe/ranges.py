@@ -19,6 +19,7 @@ __all__ = [
     "RANGES",
     "WORDS",
     "ClippingKind",
+    "HeadKind",
     "Norm",
     "Optimizer",
     "Unit",
@@ -26,6 +27,7 @@ __all__ = [
 
 Optimizer = Literal["sgd", "adamw", "muon"]
 Norm = Literal["linf", "l2"]
+HeadKind = Literal["gradient", "ridge"]
 ClippingKind = Literal["flat", "automatic", "per-layer", "adaptive"]
 
 AUTO = "auto"
@@ -71,6 +73,8 @@ RANGES: Mapping[str, _Range] = {
     "trials": _or_none(_COUNT),
     **dict.fromkeys(("copies", "shards", "slices"), _COUNT),
     "clipping": _among(CLIPPINGS),
+    "head": _among(get_args(HeadKind)),
+    "penalty": _or_none(_POSITIVE),
     "unit": _among(get_args(Unit)),
     "images_per_person": _or_none(_COUNT),
     "groups": (lambda of: of is None or _PATH[0](of), "folder, or a path as a text or a Path"),
@@ -108,7 +112,7 @@ RANGES: Mapping[str, _Range] = {
 
 The threat model and the attack look at `eps` and `attack_steps`, whatever they are."""
 
-WORDS = ("model", "clipping", "unit", "optimizer", "norm", "attack_precision")
+WORDS = ("model", "clipping", "head", "unit", "optimizer", "norm", "attack_precision")
 """Settings that are one of some words: another word is shown without quotes."""
 
 ERRORS: Mapping[str, type[Exception]] = {

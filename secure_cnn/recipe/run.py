@@ -162,10 +162,11 @@ def _check_call(
             f"recipe: expected a Recipe, got {type(recipe).__name__}; make one by Recipe(...), or "
             "by Recipe.from_dict(settings)"
         )
-    if recipe.is_sharded:
+    if recipe.is_sharded or recipe.head == "ridge":
+        other = "run_sharded" if recipe.is_sharded else "run_ridge"
         raise RunError(
-            f"shards={recipe.shards}, slices={recipe.slices}: expected one training; train in "
-            "shards by secure_cnn.unlearning.run_sharded, or leave both out"
+            f"shards={recipe.shards}, slices={recipe.slices}, head={recipe.head}: expected one "
+            f"training by steps; use secure_cnn.unlearning.{other}, or leave them out"
         )
     if not isinstance(data, ImageData | None):
         raise RunError(

@@ -18,7 +18,7 @@ from secure_cnn.engine import Objective
 from secure_cnn.errors import RunError
 from secure_cnn.recipe import defaults, ranges
 from secure_cnn.recipe.clashes import CLASHES
-from secure_cnn.recipe.ranges import AUTO, ClippingKind, Norm, Optimizer, Unit
+from secure_cnn.recipe.ranges import AUTO, ClippingKind, HeadKind, Norm, Optimizer, Unit
 from secure_cnn.recipe.variant import Variant
 
 __all__ = ["Recipe", "images_stay"]
@@ -28,7 +28,7 @@ _ADDED = (
     *("image_size", "image_fit", "background", "checkpoint_minutes"),
     *("model_options", "weights", "train_only", "freeze"),
     *("unit", "images_per_person", "groups"),
-    *("shards", "slices"),
+    *("shards", "slices", "head", "penalty"),
 )
 """Settings that earlier versions did not write down: their runs had the defaults of these."""
 
@@ -103,6 +103,12 @@ class Recipe:
         shards: Into how many parts the images are cut, each with a network of its own, so that
             forgetting an image concerns one of them; see `secure_cnn.unlearning`.
         slices: Into how many parts each shard is cut; from the last one forgetting is cheapest.
+        head: How the last layer is trained: by the steps of all others (`gradient`), or by least
+            squares (`ridge`), from which people leave exactly and at once; of the networks
+            `handcrafted`, `nonexpansive` and `scattering`, whose other layers are formulas, and
+            without a setting that is for steps.
+        penalty: Of the squared weights of `ridge`, beside the sum of the squared errors of all
+            images; None takes the network's usual one.
         robust_samples: Test images that are attacked at the end; None takes all.
         baseline: Whether a protected run also trains the same network without protections, to show
             what they cost.
@@ -166,6 +172,8 @@ class Recipe:
     trials: int | None = None
     shards: int = 1
     slices: int = 1
+    head: HeadKind = "gradient"
+    penalty: float | None = None
     robust_samples: int | None = 1000
     baseline: bool = True
     checkpoint_minutes: float = 10.0
@@ -273,7 +281,14 @@ class Recipe:
         )
 
     def on(self, data: ImageData) -> "Recipe":
-        """This recipe with the model that is usual for it on these images, if it names none."""
+        """With the model that is usual for it on these images, and its penalty, if it names none.
+
+        Of `ridge` alone there is a penalty.
+        """
+        if self.head == "ridge":
+            name = defaults.RIDGE_MODEL if self.model == AUTO else self.model
+            penalty = defaults.PENALTIES[name] if self.penalty is None else self.penalty
+            return replace(self, model=name, penalty=penalty)
         if self.model != AUTO:
             return self
         brought = self.weights is not None or self.train_only or self.freeze

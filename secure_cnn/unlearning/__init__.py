@@ -1,7 +1,8 @@
-"""How people leave a run: training in shards that prepares for it, and the forgetting itself."""
+"""How people leave a run: trainings that prepare for it, and the forgetting itself."""
 
 from secure_cnn.unlearning.certificate import Case, certify
 from secure_cnn.unlearning.forgetting import Forgetting, Forgotten, forget
+from secure_cnn.unlearning.heads import run_ridge
 from secure_cnn.unlearning.methods import HEURISTICS, METHODS
 from secure_cnn.unlearning.sharded import Work, run_sharded
 
@@ -14,5 +15,6 @@ __all__ = [
     "Work",
     "certify",
     "forget",
+    "run_ridge",
     "run_sharded",
 ]

@@ -65,6 +65,11 @@ _DESTROY = (
     "the model that they left, and its stages if it has any: the controller's to destroy, by "
     "secure-cnn archive shred where they are sealed"
 )
+_LEFT = "the sums that the last layer is solved from, of the features of who stayed alone"
+_TELLS = (
+    "the same of all, and keyed digests of each with their key: they tell who was in it as images "
+    "do, and are the controller's to destroy with the model that they left"
+)
 
 
 @final
@@ -258,7 +263,13 @@ def _artefacts(found: Forgotten) -> Iterator[Artefact]:
         yield Artefact(
             kind="checkpoints", name="stages, new run", action="re-trained", detail=detail
         )
+    if new.sums.exists():
+        yield Artefact(
+            kind="derived caches", name=f"{new.sums.name}, new run", action=trained, detail=_LEFT
+        )
     yield _kept("checkpoints", f"{old.model.name}, old run", _DESTROY)
+    if old.sums.exists():
+        yield _kept("derived caches", f"{old.sums.name}, old run", _TELLS)
     under_way = any(each.training.exists() for each in (old, new))
     for kind in () if under_way else ("averages", "optimizer state"):
         yield Artefact(kind=kind, name="", action="none exist", detail="a complete run keeps none")

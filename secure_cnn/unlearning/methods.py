@@ -17,7 +17,7 @@ from secure_cnn.unlearning.source import Source
 
 __all__ = ["HEURISTICS", "METHODS", "Guarantee", "Method", "chosen_method", "units_of"]
 
-METHODS = ("sharded", "rewind", "retrain", "group-privacy")
+METHODS = ("sharded", "rewind", "ridge", "retrain", "group-privacy")
 """Those with a guarantee."""
 HEURISTICS: Mapping[str, Callable[[], Heuristic]] = {
     "fine-tuning": FineTuning,
@@ -46,6 +46,10 @@ _NEWEST = (
 _MACHINE = (
     "Stages that were kept are those that this machine and these versions would train: they are of "
     "the machine and the versions that the record of the run before names."
+)
+_SUMS = (
+    "The sums of the run before, in which those who left still are, are destroyed with it: from "
+    "old and new sums together one can tell who left."
 )
 _OBSERVER = "Nothing is said of who has seen the model before, or compares both."
 
@@ -105,6 +109,8 @@ def chosen_method(
         )
     if asked in ("sharded", "rewind") or (asked == "auto" and source.recipe.is_sharded):
         return _in_stages(asked, source)
+    if asked == "ridge" or (asked == "auto" and source.recipe.head == "ridge"):
+        return _subtracted(source)
     if asked == "group-privacy" or (asked == "auto" and source.recipe.epsilon):
         bounded = _bounded(source, request, limit=limit)
         if isinstance(bounded, Method):
@@ -157,6 +163,24 @@ def _no_stages(asked: str, recipe: Recipe) -> str:
     )
 
 
+def _subtracted(source: Source) -> Method:
+    if source.recipe.head != "ridge":
+        raise RunError(
+            "method: expected a run whose last layer was solved for (--head ridge) for ridge, got "
+            "one that was trained by steps; take retrain"
+        )
+    return Method(
+        name="ridge",
+        why="the run's last layer was solved for on fixed features",
+        guarantee=Guarantee(
+            says="The model is the one that the same training gives without them: the sums that "
+            "its last layer is solved from are, number for number, those of the others alone, and "
+            "its other layers are formulas that never saw an image.",
+            assumptions=(_CHOICES, _OBSERVER, _SUMS),
+        ),
+    )
+
+
 def _retrained(source: Source, why: str) -> Method:
     return Method(
         name="retrain",
@@ -179,10 +203,10 @@ def _heuristic(asked: str, source: Source, *, no_guarantee: bool) -> Method:
             f"method: expected a run that is not private for {asked}, whose steps see those who "
             "stay without noise, which epsilon would not cover; take auto"
         )
-    if source.recipe.is_sharded:
+    if source.recipe.is_sharded or source.recipe.head == "ridge":
         raise RunError(
-            f"method: expected a run that was not trained in shards for {asked}, since from that "
-            "people leave exactly; take auto"
+            f"method: expected a run that was trained neither with --head ridge nor in shards for "
+            f"{asked}, since from those people leave exactly; take auto"
         )
     return Method(
         name=asked,

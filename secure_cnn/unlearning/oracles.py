@@ -75,10 +75,10 @@ def beside_oracles(found: Forgotten, *, oracles: int, margin: float, stop: StopR
     """
     check_oracles(oracles, margin)
     source = found.source
-    if source.recipe.is_sharded:
+    if source.recipe.is_sharded or source.recipe.head == "ridge":
         raise RunError(
-            "oracles: expected a run that was not trained in shards, whose model is the oracle's, "
-            "bit for bit; leave them out"
+            "oracles: expected a run that was trained neither in shards nor with --head ridge, "
+            "whose model is the oracle's, bit for bit; leave them out"
         )
     assert found.run.model is not None, "the run is complete"
     models = _trained(found, oracles, stop)

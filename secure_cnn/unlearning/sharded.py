@@ -21,7 +21,6 @@ from secure_cnn.checkpoint import (
     check_sealing,
     check_unlocking,
     model_digest,
-    write_model,
 )
 from secure_cnn.data import ImageData
 from secure_cnn.ensemble import Ensemble
@@ -30,20 +29,17 @@ from secure_cnn.interruption import Stopped, StopRequest, stop_here, stop_on_sig
 from secure_cnn.own_network import OwnNetwork
 from secure_cnn.progress import part_progress, tell_share
 from secure_cnn.recipe import Recipe, Run, RunFolder
-from secure_cnn.recipe.folder import Journal
-from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.initial import InitialModel, initial_model
-from secure_cnn.recipe.new_record import new_record
 from secure_cnn.recipe.once import train_once
-from secure_cnn.recipe.outcome import claims_of, judge
 from secure_cnn.recipe.seams import make_device
 from secure_cnn.record import RunRecord
+from secure_cnn.unlearning.begun import begun, going_on, reported
 from secure_cnn.unlearning.inventory import Inventory
 from secure_cnn.unlearning.shards import Stage, epochs_of_a_stage, stages_of
 from secure_cnn.unlearning.stage_files import StageFiles, StageKind, stage_recipe
 from secure_cnn.weights import Weights
 
-__all__ = ["Shards", "Work", "carried_out", "going_on", "run_sharded", "sharded_task"]
+__all__ = ["Shards", "Work", "carried_out", "run_sharded", "sharded_task"]
 
 _NOTE = (
     "It was trained in {shards} shards of {slices} slices, {epochs} a stage: each image is "
@@ -285,67 +281,23 @@ def carried_out(
     task: Shards, record: RunRecord | None, *, notes: Sequence[str] = ()
 ) -> tuple[Run, Work | None]:
     """Trains and reports in a folder that is begun; goes on with `record`, if one is given."""
-    recipe, sealing = task.recipe, task.files.sealing
-    identity, epochs = RunIdentity.draw(private=False), epochs_of_a_stage(recipe)
     if record is not None and task.files.inventory_path.exists():
         task = replace(task, inventory=_same(task, task.files.read_inventory()))
-    if record is None:
-        fresh = new_record(
-            recipe,
-            task.data,
-            task.initial,
-            identity,
-            plan=None,
-            device=make_device(recipe),
-            sealing=sealing,
-            notes=[
-                _NOTE.format(
-                    shards=recipe.shards,
-                    slices=recipe.slices,
-                    epochs="one epoch" if epochs == 1 else f"{epochs} epochs",
-                ),
-                *notes,
-            ],
-        )
-        record = replace(fresh, stage_epochs=epochs)
-    else:
-        identity = RunIdentity(id=record.run_id)
-    journal = Journal(task.files.run, record, sealing)
-    journal.begin()
-    journal.write()
+    recipe, epochs = task.recipe, epochs_of_a_stage(task.recipe)
+    note = _NOTE.format(
+        shards=recipe.shards,
+        slices=recipe.slices,
+        epochs="one epoch" if epochs == 1 else f"{epochs} epochs",
+    )
+    identity, journal = begun(task, record, notes=[note, *notes], stage_epochs=epochs)
     with stop_on_signals() as stop:
         try:
             model, work = task.train(stop)
-            _report(task, model, identity, journal, stop)
+            reported(task, model, identity, journal, stop)
         except Stopped:
             journal.interrupt()
             return Run(record=journal.record, folder=journal.folder, model=None), None
     return Run(record=journal.record, folder=journal.folder, model=model), work
-
-
-def _report(
-    task: Shards, model: nn.Module, identity: RunIdentity, journal: Journal, stop: StopRequest
-) -> None:
-    """Judges the finished model, writes it and closes the record."""
-    recipe, folder = task.recipe, task.files.run
-    outcome = judge(recipe, recipe.variant, model, task.data, None, stop)
-    journal.add_result(outcome.result, outcome.examples, notes=())
-    claims = claims_of(recipe, None, outcome, task.data, identity) | task.initial.claims
-    write_model(
-        folder.model,
-        model,
-        replace(task.initial.architecture, members=recipe.shards),
-        claims=claims,
-        sealing=task.files.sealing,
-        overwrite=True,
-    )
-    place = folder.model.relative_to(folder.root).as_posix()
-    journal.record = replace(
-        journal.record, claims=claims, checkpoints=(place,), model_digest=model_digest(model)
-    )
-    journal.write()
-    stop_here(stop)
-    journal.complete()
 
 
 def _same(task: Shards, known: Inventory) -> Inventory:
@@ -355,30 +307,3 @@ def _same(task: Shards, known: Inventory) -> Inventory:
             f"{task.files.run.root}: the data changed since the run began: {task.recipe.data}"
         )
     return known
-
-
-def going_on(task: Shards) -> RunRecord:
-    """The record of the run that is resumed, once it is sure that it is this one."""
-    folder = task.files.run
-    record = folder.recorded()
-    if record.status == "complete":
-        raise RunError(f"{folder.root}: the run is complete; there is nothing to resume")
-    changed = task.recipe.changed_from(record.settings)
-    if changed:
-        raise RunError(
-            f"{folder.root}: the run has other settings: {', '.join(changed)}; resume with its own"
-        )
-    if record.data.fingerprint != task.data.fingerprint:
-        raise RunError(f"{folder.root}: the data changed since the run began: {task.recipe.data}")
-    signer = None if task.files.sealing is None else task.files.sealing.signer
-    if record.signer and (signer is None or signer.verifier.to_text() != record.signer):
-        raise RunError(
-            f"{folder.root}: the run is signed, and it goes on as it began; name its signer again"
-        )
-    if any(folder.shards.glob("*." + ("safetensors" if folder.sealed else "sealed"))):
-        raise RunError(
-            f"{folder.root}: the run's checkpoints are {'plain' if folder.sealed else 'sealed'}, "
-            "and it goes on as it began; "
-            + ("name no recipient" if folder.sealed else "name its recipients and signer again")
-        )
-    return replace(record, status="running")

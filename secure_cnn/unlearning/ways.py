@@ -15,10 +15,12 @@ from secure_cnn.recipe import Run, run
 from secure_cnn.recipe.folder import Journal
 from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.outcome import judge
+from secure_cnn.unlearning.begun import going_on
+from secure_cnn.unlearning.heads import head_carried_out, head_task, head_without
 from secure_cnn.unlearning.inventory import Inventory
 from secure_cnn.unlearning.methods import HEURISTICS, Method
 from secure_cnn.unlearning.requests import Request
-from secure_cnn.unlearning.sharded import Shards, Work, carried_out, going_on, sharded_task
+from secure_cnn.unlearning.sharded import Shards, Work, carried_out, sharded_task
 from secure_cnn.unlearning.source import Source, leaving
 from secure_cnn.unlearning.stage_files import StageFiles
 
@@ -115,6 +117,8 @@ def _retrained(task: Task, *, resume: bool, force: bool) -> tuple[Run, Work | No
     """Trains from the first step on those who stayed."""
     if task.source.recipe.is_sharded:
         return _sharded(task, resume=resume, force=force, anew=True)
+    if task.source.recipe.head == "ridge":
+        return _subtracted(task, resume=resume, force=force, anew=True)
     recipe, left = task.source.recipe, len(task.data.train)
     # A step on all images is one on all that are left.
     size = recipe.batch_size and min(recipe.batch_size, left)
@@ -135,6 +139,19 @@ def _retrained(task: Task, *, resume: bool, force: bool) -> tuple[Run, Work | No
         record = replace(done.record, notes=(*done.record.notes, *notes))
         record.write(done.folder.record)
     return replace(done, record=record), None
+
+
+def _subtracted(task: Task, *, resume: bool, force: bool, anew: bool = False) -> tuple[Run, None]:
+    """Takes who leaves from the sums of a ridge head, and solves for it again."""
+    source, files = task.source, task.files
+    recipe = replace(source.recipe, out=files.run.root)
+    head = head_task(recipe, task.data, files)
+    if not anew:
+        head = head_without(head, source, task.request)
+    with files.run.locked() if resume else files.run.begun(force=force):
+        record = going_on(head) if resume else None
+        files.write_inventory(task.inventory)
+        return head_carried_out(head, record, notes=[task.note]), None
 
 
 def _unchanged(task: Task, *, resume: bool, force: bool) -> tuple[Run, None]:
@@ -216,6 +233,7 @@ def _completed(task: Task, journal: Journal, model: nn.Module, claims: Mapping[s
 WAYS: dict[str, Way] = {
     "sharded": _sharded,
     "rewind": _sharded,
+    "ridge": _subtracted,
     "retrain": _retrained,
     "group-privacy": _unchanged,
     **dict.fromkeys(HEURISTICS, _heuristically),
