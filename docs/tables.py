@@ -13,8 +13,10 @@ from pathlib import Path
 
 from archive_tables import archive_tables
 from cells import blocks, cases_of, index, made_on, middle, spread, table
+from certified_table import certified_table
 from erasure_table import erasure_table
 from leakage_table import attacks_table, leakage_table
+from unlearning_table import unlearning_table
 
 from secure_cnn.bench.step import CASES
 from secure_cnn.pages import SHOWN_PARTS
@@ -340,6 +342,7 @@ def rewrite(path: Path, contents: dict[str, str]) -> None:
 
 
 PAGES: dict[str, tuple[str, Callable[[Measurements], dict[str, str]]]] = {
+    "certified": ("how-to/erasure.md", lambda found: {"certified": certified_table(found)}),
     "defaults": ("defaults.md", lambda found: {"defaults": defaults_tables(found)}),
     "erasure": ("how-to/erasure.md", lambda found: {"erasure": erasure_table(found)}),
     "leakage": (
@@ -351,6 +354,7 @@ PAGES: dict[str, tuple[str, Callable[[Measurements], dict[str, str]]]] = {
         "how-to/train-faster.md",
         lambda found: {"strategies": strategies_tables(found)},
     ),
+    "unlearning": ("how-to/erasure.md", lambda found: {"unlearning": unlearning_table(found)}),
     "audit-plants": ("pitfalls.md", lambda found: {"audit-plants": audit_tables(found)}),
 }
 """Of each document with a page of its own: the page, and its tables by their names."""

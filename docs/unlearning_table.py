@@ -1,12 +1,14 @@
 """How far the methods without a guarantee end from models that never saw who left.
 
-`python docs/unlearning_table.py` trains a network on the first 6,000 images of Fashion-MNIST, and
+`python docs/unlearning_table.py` trains a network on the first 4,000 images of Fashion-MNIST, and
 five oracles without a random tenth of them, lets each method of `privacy.unlearning` forget that
-tenth with the settings it comes with, and writes the gaps into unlearning.json. It goes on where it
-was stopped, from its folder in runs/.
+tenth, with the settings it comes with and with those that were best on another tenth
+(docs/unlearning_search.py), and writes the gaps into unlearning.json. It goes on where it was
+stopped, from its folder in runs/.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from time import process_time
@@ -32,16 +34,25 @@ from secure_cnn.record import Measurements, Row, hardware, versions
 
 DOCUMENT = Path(__file__).with_name("unlearning.json")
 WORK = Path("runs/unlearning-table")
-IMAGES, FORGOTTEN, TESTED, ORACLES, MARGIN = 6000, 600, 2000, 5, 2.0
-STAGES = ((12, 0.05), (6, 0.005))
+IMAGES, FORGOTTEN, TESTED, ORACLES, MARGIN = 4000, 400, 2000, 5, 2.0
+STAGES = ((15, 0.02), (3, 0.002))
 """Epochs and learning rates of a training: until it knows some by heart, and then to rest."""
-METHODS: dict[str, Heuristic] = {
-    "fine-tuning": FineTuning(),
-    "NegGrad+": NegGradPlus(),
-    "SSD, selection 5": SSD(selection=5.0),  # at its 10 no weight is chosen of a tenth
-    "SCRUB": SCRUB(),
-    "SalUn": SalUn(),
+Ways = dict[str, tuple[Heuristic, ...]]
+METHODS: Ways = {
+    "fine-tuning": (FineTuning(),),
+    "NegGrad+": (NegGradPlus(),),
+    "SSD, selection 5": (SSD(selection=5.0),),  # at its 10 no weight is chosen of a tenth
+    "SCRUB": (SCRUB(),),
+    "SalUn": (SalUn(),),
+    "SCRUB, chosen": (SCRUB(learning_rate=0.005),),
+    "SalUn, chosen": (SalUn(epochs=5),),
+    "SalUn, then fine-tuning": (
+        SalUn(epochs=5, learning_rate=0.03),
+        FineTuning(epochs=5, learning_rate=0.02, batch_size=64),
+        FineTuning(epochs=2, learning_rate=0.002, batch_size=64),
+    ),
 }
+"""As they come, and as chosen by docs/unlearning_search.py; several go one after the other."""
 CONTROLS = ("nothing", "one more oracle")
 COLUMNS = {
     "oracle_gap": "average gap",
@@ -93,7 +104,8 @@ def rows_of(name: str, gap: OracleGap, ratio: float | None) -> Iterator[Row]:
 
     def row(metric: str, value: float, ends: tuple[float, float], unit: str) -> Row:
         numbers = {"median": value, "low": ends[0], "high": ends[1]}
-        return Row(case="compact", variant=name, metric=metric, unit=unit, n=ORACLES, **numbers)
+        n = len(gap.forget.oracles)
+        return Row(case="compact", variant=name, metric=metric, unit=unit, n=n, **numbers)
 
     yield row("oracle_gap", gap.average_gap, gap.average_gap_interval, "points")
     for part, each in gap.parts.items():
@@ -107,9 +119,8 @@ def measured_rows() -> Iterator[Row]:
     data = load_data("fashion-mnist")
     order = torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0))
     forget, retain = batch(data.train, order[:FORGOTTEN]), batch(data.train, order[FORGOTTEN:])
-    both = [(torch.cat([a, b]), torch.cat([c, d])) for (a, c), (b, d) in [(forget[0], retain[0])]]
     test = batch(data.test, torch.arange(TESTED))
-    original, _ = trained("original", data.spec, 0, both)
+    original, _ = trained("original", data.spec, 0, batch(data.train, order))
     drawn = [trained(f"oracle-{n}", data.spec, n, retain) for n in range(1, ORACLES + 2)]
     oracles, seconds = [model for model, _ in drawn[:ORACLES]], drawn[-1][1]
 
@@ -121,29 +132,47 @@ def measured_rows() -> Iterator[Row]:
 
     for name, model in zip(CONTROLS, (original, drawn[-1][0]), strict=True):
         yield from rows_of(name, gap(model), None)
-    for name, method in METHODS.items():
+    for name, methods in METHODS.items():
         model = build_model("compact", data.spec)
         model.load_state_dict(original.state_dict())
         began = process_time()
-        change = method(model, retain, forget)
+        changes = [method(model, retain, forget) for method in methods]
         ratio = (process_time() - began) / seconds
-        print(name, change, flush=True)
+        print(name, *changes, flush=True)
         yield from rows_of(name, gap(model), ratio)
+
+
+def in_words(*methods: Heuristic) -> str:
+    """Methods, with what of each is not as it comes."""
+    return ", then ".join(map(told_of, methods))
+
+
+def told_of(method: Heuristic) -> str:
+    """A method, with what of it is not as it comes."""
+    usual = type(method)()
+    own = {each.name: getattr(method, each.name) for each in fields(method)}
+    changed = {name: value for name, value in own.items() if value != getattr(usual, name)}
+    told = ", ".join(f"{name}={value}" for name, value in changed.items())
+    return f"{type(method).__name__}({told})"
+
+
+def write(path: Path, rows: Iterable[Row]) -> Measurements:
+    """The document of these rows."""
+    measured = Measurements(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        hardware=hardware("cpu"),
+        versions=versions(),
+        rows=tuple(rows),
+    )
+    measured.write(path)
+    return measured
 
 
 def main() -> None:
     """Measures all, writes the document, and prints it as a table."""
     torch.set_num_threads(1)
     WORK.mkdir(parents=True, exist_ok=True)
-    rows = tuple(measured_rows())
-    measured = Measurements(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        hardware=hardware("cpu"),
-        versions=versions(),
-        rows=rows,
-    )
-    measured.write(DOCUMENT)
-    print(unlearning_table(measured))
+    print(unlearning_table(write(DOCUMENT, measured_rows())))
 
 
 if __name__ == "__main__":
