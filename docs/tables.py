@@ -15,6 +15,7 @@ from archive_tables import archive_tables
 from cells import blocks, cases_of, index, made_on, middle, spread, table
 from certified_table import certified_table
 from erasure_table import erasure_table
+from forget_sets_table import forget_sets_table, lira_table
 from leakage_table import attacks_table, leakage_table
 from unlearning_table import unlearning_table
 
@@ -345,6 +346,10 @@ PAGES: dict[str, tuple[str, Callable[[Measurements], dict[str, str]]]] = {
     "certified": ("how-to/erasure.md", lambda found: {"certified": certified_table(found)}),
     "defaults": ("defaults.md", lambda found: {"defaults": defaults_tables(found)}),
     "erasure": ("how-to/erasure.md", lambda found: {"erasure": erasure_table(found)}),
+    "forget-sets": (
+        "how-to/erasure.md",
+        lambda found: {"forget-sets": forget_sets_table(found), "lira": lira_table(found)},
+    ),
     "leakage": (
         "how-to/leakage.md",
         lambda found: {"leakage": leakage_table(found), "attacks": attacks_table()},
