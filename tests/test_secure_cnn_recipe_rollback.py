@@ -325,12 +325,14 @@ def test_a_forged_record_changes_no_signed_claim(recipe, stopped_after, keys):
     steps = privacy.GaussianSteps(
         **{n: claims["privacy"][n] for n in ("noise_multiplier", "sampling_rate", "steps")}
     )
+    delta = claims["privacy"]["delta"]
     assert claims["privacy"]["groups"] == [
         {
             "size": size,
-            "epsilon": privacy.group_epsilon([steps], claims["privacy"]["delta"], size=size),
+            "epsilon": privacy.group_epsilon([steps], delta, size=size),
+            "delta": delta,
         }
-        for size in (2, 5, 10)
+        for size in (2, 3, 4, 5, 7, 10)
     ]
     assert claims["accuracy"] == done.record.results[-1].accuracy
     assert done.record.privacy == part.record.privacy

@@ -409,6 +409,7 @@ def test_a_request_is_read_as_spreadsheets_write_it(tmp_path, text):
         ("index;note\n1;late, by letter\n;ann\n", "line 3: expected an index, got an empty one"),
         ('index;note\n"1";"a" b\n', "line 2"),
         ("", "got nothing"),
+        ("index;x,path\n1;2,3\n", "got index;x, path"),
         ("a,b\n1,2\n", "got a, b"),
         ("path,index\n1,2\n", "got path, index"),
         ("path;index\n1;2\n", "got path, index"),

@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 _SHOWN = 8
-_GROUPS = (2, 5, 10)
+_GROUPS = (2, 3, 4, 5, 7, 10)
 """How many may leave together, of whom claims say what the training promises."""
 _CLIPPING = {"clipping": "flat", "float_safe": False, "copies": 1}
 _READING = {"image_fit": "crop", "background": "white"}
@@ -171,7 +171,7 @@ def _groups(private: privacy.PrivateTraining) -> list[dict[str, float]]:
     events, delta = private.ledger.events, private.plan.delta_or_own(None)
     found = {size: privacy.group_epsilon(events, delta, size=size) for size in _GROUPS}
     return [
-        {"size": size, "epsilon": epsilon}
+        {"size": size, "epsilon": epsilon, "delta": delta}
         for size, epsilon in found.items()
         if math.isfinite(epsilon)
     ]

@@ -20,7 +20,7 @@ from secure_cnn.models import Architecture
 from secure_cnn.recipe.seams import make_device
 from secure_cnn.recipe.settings import Recipe
 
-__all__ = ["check_ridge", "features_of", "head_of", "ridge_head", "with_head"]
+__all__ = ["bound_of", "check_ridge", "features_of", "head_of", "ridge_head", "with_head"]
 
 _ROWS = 256
 """Images at a time."""
@@ -90,9 +90,14 @@ def ridge_head(
     return RidgeHead.of_blocks(
         blocks(),
         classes=len(data.spec.classes),
-        bound=_BOUNDS[recipe.model],
+        bound=bound_of(recipe.model),
         penalty=recipe.penalty,
     )
+
+
+def bound_of(model: str) -> float:
+    """A magnitude that no feature of a network exceeds, by its formulas."""
+    return _BOUNDS[model]
 
 
 def features_of(recipe: Recipe, model: nn.Module, split: Split) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,6 @@ from secure_cnn.record import hardware, versions
 from secure_cnn.unlearning.forgetting import Forgotten
 from secure_cnn.unlearning.inventory import Entry
 from secure_cnn.unlearning.oracles import Beside
-from secure_cnn.unlearning.requests import Request
 from secure_cnn.unlearning.source import leaving
 
 __all__ = ["Case", "certify", "earlier_certificate"]
@@ -59,6 +58,10 @@ _MISSING = (
 )
 _COPIES = (
     "Whether other images show the same people: a copy was found where every pixel is the same.",
+)
+_UNCOUNTED = (
+    "How many left before: people left this model {before} times, and no certificate of the last "
+    "time was there, so that they are not counted here."
 )
 _NEW = "the model without them"
 _DESTROY = (
@@ -118,8 +121,10 @@ def earlier_certificate(
     if not path.exists():
         return None
     found = archive.verify_certificate(path, trusted=trusted)
-    digest = RunFolder(root=run, sealed=False).recorded().model_digest
-    if not isinstance(found.value, archive.Erasure) or found.value.run_after.digest != digest:
+    record = RunFolder(root=run, sealed=False).recorded()
+    own = (record.run_id, record.model_digest)
+    after = found.value.run_after if isinstance(found.value, archive.Erasure) else None
+    if after is None or (after.run, after.digest) != own:
         raise RunError(
             f"{path}: expected the certificate of those who left this model before, got another; "
             "put the run's own back"
@@ -192,7 +197,7 @@ def _erasure(
         cumulative=_cumulative(found, len(data.requests), earlier),
         weight_change=found.weight_change,
         evidence=(*_evidence(found), *_beside_rows(beside)),
-        not_known=(*NOT_KNOWN, *_COPIES, *_not_known(found.request)),
+        not_known=(*NOT_KNOWN, *_COPIES, *_not_known(found, earlier)),
         versions=versions(),
         hardware=hardware(make_device(found.source.recipe)),
         previous="" if earlier is None else earlier.digest,
@@ -222,8 +227,11 @@ def _data(found: Forgotten) -> _Data:
     )
 
 
-def _not_known(request: Request) -> Iterator[str]:
+def _not_known(found: Forgotten, earlier: archive.Verified | None) -> Iterator[str]:
     """What of this very request is not known."""
+    request, before = found.request, len(found.source.record.follows)
+    if before and earlier is None:
+        yield _UNCOUNTED.format(before=before)
     if not request.persons:
         yield _ALONE
     if request.missing:

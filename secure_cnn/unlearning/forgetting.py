@@ -158,8 +158,16 @@ def forget(
     check_unlocking(unlocking)
     with RunFolder(root=wanted.run, sealed=False).locked():
         unlocking = _trusting(wanted, unlocking, sealing)
-        source = source_of(wanted.run, data=wanted.data, unlocking=unlocking, network=network)
-        task = _prepared(wanted, source, network, sealing, unlocking)
+        new = RunFolder(root=wanted.out, sealed=sealing is not None)
+        files = StageFiles(run=new, sealing=sealing, unlocking=unlocking, network=network)
+        source = source_of(
+            wanted.run,
+            data=wanted.data,
+            unlocking=unlocking,
+            network=network,
+            key=files.key() if resume else None,
+        )
+        task = _prepared(wanted, source, files)
         folder, method = task.files.run, task.method
         if resume and folder.root.is_dir() and folder.recorded().status == "complete":
             done = finished(task)
@@ -188,15 +196,9 @@ def _following(done: Run, source: Source) -> Run:
     return replace(done, record=record)
 
 
-def _prepared(
-    wanted: Forgetting,
-    source: Source,
-    network: OwnNetwork | None,
-    sealing: Sealing | None,
-    unlocking: Unlocking | None,
-) -> Task:
+def _prepared(wanted: Forgetting, source: Source, files: StageFiles) -> Task:
     """Who leaves and how, once it is sure that it can be done; nothing is written."""
-    if source.files.run.sealed and sealing is None:
+    if source.files.run.sealed and files.sealing is None:
         raise InvalidKey(
             f"{wanted.run}: is sealed, and so is what follows from it; say to whom (recipients)"
         )
@@ -214,7 +216,6 @@ def _prepared(
             f"{len(request.missing)} that are not there; bring them back, or take retrain"
         )
     data = staying(source.data, request)
-    folder = RunFolder(root=wanted.out, sealed=sealing is not None)
     return Task(
         source=source,
         request=request,
@@ -223,7 +224,7 @@ def _prepared(
         inventory=source.inventory.some(
             request.without(len(source.data.train)), request.without_tested(len(source.data.test))
         ),
-        files=StageFiles(run=folder, sealing=sealing, unlocking=unlocking, network=network),
+        files=files,
         note=_NOTE.format(images=len(request.left), before=source.record.run_id[:8]),
     )
 

@@ -31,14 +31,21 @@ from secure_cnn.own_network import OwnNetwork
 from secure_cnn.progress import count_progress
 from secure_cnn.recipe import Recipe, Run, RunFolder
 from secure_cnn.recipe.initial import InitialModel, initial_model
-from secure_cnn.recipe.ridge import check_ridge, features_of, head_of, ridge_head, with_head
+from secure_cnn.recipe.ridge import (
+    bound_of,
+    check_ridge,
+    features_of,
+    head_of,
+    ridge_head,
+    with_head,
+)
 from secure_cnn.record import RunRecord
 from secure_cnn.unlearning.begun import begun, going_on, reported
 from secure_cnn.unlearning.requests import Request
 from secure_cnn.unlearning.source import Source, leaving
 from secure_cnn.unlearning.stage_files import StageFiles
 
-__all__ = ["Head", "head_carried_out", "head_task", "head_without", "run_ridge"]
+__all__ = ["Head", "has_sums", "head_carried_out", "head_task", "head_without", "run_ridge"]
 
 _NOTE = (
     "Its last layer is solved for at once, by least squares with a penalty of {penalty:g}, on "
@@ -189,9 +196,17 @@ def head_carried_out(task: Head, record: RunRecord | None, *, notes: Sequence[st
     return Run(record=journal.record, folder=folder, model=model)
 
 
+def has_sums(files: StageFiles, record: RunRecord) -> bool:
+    """Whether the sums of a finished run are there, and of its model."""
+    if not files.run.sums.is_file():
+        return False
+    state = read_state(files.run.sums, unlocking=files.unlocking if files.run.sealed else None)
+    return bool(state.get("model") == record.model_digest)
+
+
 def _read_sums(source: Source) -> RidgeHead:
     """The head of a run with its sums, once it is sure that they are of its model."""
-    files, model = source.files, source.loaded.model
+    files, model, recipe = source.files, source.loaded.model, source.recipe
     path = files.run.sums
     if not path.is_file():
         raise RunError(
@@ -209,9 +224,11 @@ def _read_sums(source: Source) -> RidgeHead:
     own = torch.cat([expected.weight, expected.bias[:, None]], 1).detach().double().T
     near = fits and float((own - weights).norm()) <= _TOLERANCE * float(own.norm())
     same = state.get("model") == source.record.model_digest
+    asked = (recipe.penalty, bound_of(recipe.model))
+    same = same and (state.get("penalty"), state.get("bound")) == asked
     if not (near and same and len(head) == len(source.data.train)):
         raise RunError(
-            f"{path}: expected the sums of the run's own training, got those of another; put its "
-            f"own back, or {_CURE}"
+            f"{path}: expected the sums of the run's own training, got those of another, or of "
+            f"other settings; put its own back, or {_CURE}"
         )
     return head

@@ -232,8 +232,9 @@ def _read(path: Path) -> tuple[str, list[str]]:
     text = _text(path)
     first = re.split(r"[\r\n]", text, maxsplit=1)[0]
     heads = {mark: _head(first, mark) for mark in _MARKS}
-    mark = next((mark for mark, head in heads.items() if len(_known(head)) == 1), "")
-    if not mark:
+    fitting = [mark for mark, head in heads.items() if len(_known(head)) == 1]
+    mark = fitting[0] if fitting else ""
+    if not mark or sum(len(heads[each]) > 1 for each in fitting) > 1:
         head = max(heads.values(), key=len)
         got = printable(", ".join(head)[:_LONGEST]) if any(head) else "nothing"
         raise RunError(f"{path}: expected {_EXPECTED}, got {got} in the first line")

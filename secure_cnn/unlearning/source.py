@@ -1,8 +1,9 @@
 """The run that people leave: its record, its model and its images, as they were in its training."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 
@@ -18,7 +19,7 @@ from secure_cnn.unlearning.inventory import Inventory, Recognised
 from secure_cnn.unlearning.requests import Request
 from secure_cnn.unlearning.stage_files import StageFiles
 
-__all__ = ["Source", "leaving", "source_of", "staying"]
+__all__ = ["Source", "begun_with", "leaving", "source_of", "staying"]
 
 _OTHERS = (
     "its data are others than they were in the training, and it has no inventory that says which "
@@ -65,7 +66,12 @@ class Source:
 
 
 def source_of(
-    run: Path, *, data: str | None, unlocking: Unlocking | None, network: OwnNetwork | None
+    run: Path,
+    *,
+    data: str | None,
+    unlocking: Unlocking | None,
+    network: OwnNetwork | None,
+    key: bytes | None = None,
 ) -> Source:
     """Reads a complete run, once it is sure that model and images are those of its record.
 
@@ -74,6 +80,7 @@ def source_of(
         data: Where its images are now, if elsewhere than they were.
         unlocking: Opens what is sealed, and whose signatures count.
         network: What makes the network, if it is one of your own.
+        key: Of the digests of a run without an inventory; None draws one.
 
     Raises:
         SecureCNNError: The run is not complete, or was changed, or its images were.
@@ -97,7 +104,7 @@ def source_of(
         there, certain = files.read_inventory().recognised(found), True
     else:
         certain = _check_images(folder, record, found, loaded)
-        there = Recognised(data=found, inventory=Inventory.of(found))
+        there = Recognised(data=found, inventory=Inventory.of(found, key=key))
     return Source(
         record=record,
         recipe=recipe,
@@ -124,6 +131,12 @@ def _folder_of(run: Path, record: RunRecord, unlocking: Unlocking | None) -> Run
             "one; leave the identity and whom to trust out if it should be plain"
         )
     return folder
+
+
+def begun_with(claims: Mapping[str, Any]) -> str:
+    """SHA-256 of the weights that a training began with, as its model claims; empty for none."""
+    told = claims.get("weights")
+    return str(told.get("sha256", "")) if isinstance(told, Mapping) else ""
 
 
 def leaving(data: ImageData, request: Request) -> Split:
@@ -160,7 +173,7 @@ def _numbered(data: ImageData) -> ImageData:
 def _check_told(
     folder: RunFolder, record: RunRecord, loaded: LoadedModel, network: OwnNetwork | None
 ) -> None:
-    """The record, which nobody signs, says of privacy and network what the model's file says."""
+    """The record, which nobody signs, says of the training what the model's file says."""
     claims = loaded.claims.get("privacy")
     told: dict[str, object] = claims if isinstance(claims, dict) else {}
     own = record.privacy
@@ -171,6 +184,14 @@ def _check_told(
         raise RunError(
             f"{folder.record}: says of the privacy of its training what its model's file does not "
             "say; put the run's own back"
+        )
+    begun, members = begun_with(loaded.claims), loaded.architecture.members
+    if record.model.weights != begun or (
+        members > 1 and members > record.settings.get("shards", 1)
+    ):
+        raise RunError(
+            f"{folder.record}: says of how its training began, or of its shards, what its model's "
+            "file does not say; put the run's own back"
         )
     if network is not None and record.model.source not in ("", network.source):
         raise RunError(

@@ -178,6 +178,10 @@ class StageFiles:
         )
         return Inventory.from_state(state)
 
+    def key(self) -> bytes | None:
+        """The key of its inventory; None where it has none yet."""
+        return self.read_inventory().key if self.inventory_path.exists() else None
+
     def _place(self, stem: str) -> Path:
         return self.run.shards / f"{stem}.{'sealed' if self.run.sealed else 'safetensors'}"
 

@@ -11,17 +11,18 @@ from secure_cnn.checkpoint import model_digest, read_model, write_model
 from secure_cnn.data import ImageData
 from secure_cnn.errors import RunError
 from secure_cnn.interruption import StopRequest
-from secure_cnn.recipe import Run, run
+from secure_cnn.recipe import Recipe, Run, run
 from secure_cnn.recipe.folder import Journal
 from secure_cnn.recipe.identity import RunIdentity
 from secure_cnn.recipe.outcome import judge
+from secure_cnn.record import RunRecord
 from secure_cnn.unlearning.begun import going_on
-from secure_cnn.unlearning.heads import head_carried_out, head_task, head_without
+from secure_cnn.unlearning.heads import has_sums, head_carried_out, head_task, head_without
 from secure_cnn.unlearning.inventory import Inventory
 from secure_cnn.unlearning.methods import HEURISTICS, Method
 from secure_cnn.unlearning.requests import Request
 from secure_cnn.unlearning.sharded import Shards, Work, carried_out, sharded_task
-from secure_cnn.unlearning.source import Source, leaving
+from secure_cnn.unlearning.source import Source, begun_with, leaving
 from secure_cnn.unlearning.stage_files import StageFiles
 
 __all__ = ["WAYS", "Task", "finished", "shards_of"]
@@ -88,12 +89,33 @@ def finished(task: Task) -> Run:
         or claimed != (name if name in HEURISTICS else None)
         or record.model_digest != model_digest(loaded.model)
         or same != (name == "group-privacy")
+        or _asked_otherwise(task, record, loaded.claims)
+        or (task.source.recipe.head == "ridge" and not has_sums(task.files, record))
     ):
         raise RunError(
             f"{folder.root}: holds a run in which others left, or by another method; give the same "
             "command as before, or choose another folder"
         )
     return Run(record=record, folder=folder, model=loaded.model)
+
+
+def _retraining(task: Task) -> Recipe:
+    """The recipe of the run, for those who stayed."""
+    recipe, left = task.source.recipe, len(task.data.train)
+    if recipe.is_sharded or recipe.head == "ridge":
+        return replace(recipe, out=task.files.run.root)
+    # A step on all images is one on all that are left.
+    size = recipe.batch_size and min(recipe.batch_size, left)
+    return replace(recipe, out=task.files.run.root, batch_size=size)
+
+
+def _asked_otherwise(task: Task, record: RunRecord, claims: Mapping[str, Any]) -> bool:
+    """Whether a run has other settings than this forgetting gives, or began with other weights."""
+    kept = task.method.name in ("group-privacy", *HEURISTICS)
+    recipe = task.source.recipe if kept else _retraining(task)
+    settings = {**record.settings, "model": record.model.name}
+    changed = {*recipe.changed_from(settings)} - {"data", "groups"}
+    return bool(changed) or begun_with(claims) != begun_with(task.source.loaded.claims)
 
 
 def _same(task: Task, known: Inventory) -> bool:
@@ -119,11 +141,9 @@ def _retrained(task: Task, *, resume: bool, force: bool) -> tuple[Run, Work | No
         return _sharded(task, resume=resume, force=force, anew=True)
     if task.source.recipe.head == "ridge":
         return _subtracted(task, resume=resume, force=force, anew=True)
-    recipe, left = task.source.recipe, len(task.data.train)
-    # A step on all images is one on all that are left.
-    size = recipe.batch_size and min(recipe.batch_size, left)
+    recipe = _retraining(task)
     done = run(
-        replace(recipe, out=task.files.run.root, batch_size=size),
+        recipe,
         data=task.data,
         network=task.files.network,
         sealing=task.files.sealing,
@@ -144,14 +164,14 @@ def _retrained(task: Task, *, resume: bool, force: bool) -> tuple[Run, Work | No
 def _subtracted(task: Task, *, resume: bool, force: bool, anew: bool = False) -> tuple[Run, None]:
     """Takes who leaves from the sums of a ridge head, and solves for it again."""
     source, files = task.source, task.files
-    recipe = replace(source.recipe, out=files.run.root)
-    head = head_task(recipe, task.data, files)
+    head = head_task(_retraining(task), task.data, files)
     if not anew:
         head = head_without(head, source, task.request)
     with files.run.locked() if resume else files.run.begun(force=force):
-        record = going_on(head) if resume else None
-        files.write_inventory(task.inventory)
-        return head_carried_out(head, record, notes=[task.note]), None
+        done = head_carried_out(head, going_on(head) if resume else None, notes=[task.note])
+        if done.model is not None:
+            files.write_inventory(task.inventory)
+        return done, None
 
 
 def _unchanged(task: Task, *, resume: bool, force: bool) -> tuple[Run, None]:
