@@ -4,7 +4,7 @@ import csv
 import shutil
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, permutations
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -129,10 +129,21 @@ def test_a_shard_takes_about_as_many_epochs(epochs, slices, expected):
     assert epochs_of_a_stage(recipe) == expected
 
 
-def test_more_shards_than_images_are_refused_before_the_folder_is_filled(tmp_path):
-    with pytest.raises(RunError, match="cut into fewer"):
-        run_sharded(replace(SHARDED, out=tmp_path / "run", shards=30), data=data_of(20))
-    assert not (tmp_path / "run").exists()
+def test_a_shard_without_images_has_no_network_and_training_says_so(tmp_path):
+    recipe = replace(SHARDED, out=tmp_path / "run", shards=30, slices=1, epochs=1)
+    done = run_sharded(recipe, data=data_of(20))
+    filled = [of for of in stages_of(recipe, data_of(20)) if len(of[-1].rows)]
+    assert len(read_model(done.folder.model, unlocking=None).model.members) == len(filled) < 20
+    stages = {path.stem for path in done.folder.shards.glob("shard-*")}
+    assert stages == {of[-1].name for of in filled}
+    told = " ".join(done.record.notes)
+    assert f"in one network of the {len(filled)}" in told
+    single = sum(len(of[-1].rows) == 1 for of in filled)
+    assert f"{30 - len(filled)} are without images" in told
+    assert f"{single} are of one image alone" in told
+    # The control: where the shards are full nothing is said.
+    full = run_sharded(replace(SHARDED, out=tmp_path / "full", epochs=1), data=data_of())
+    assert "alone" not in " ".join(full.record.notes)
 
 
 @pytest.mark.parametrize("change", [{"epsilon": 1.0}, {"guard": True, "eps": 0.1}])
@@ -308,6 +319,39 @@ def test_what_is_left_is_bit_for_bit_a_training_without_them(tmp_path, keys, sea
     assert again.run.record.model_digest == oracle.record.model_digest
 
 
+@pytest.mark.parametrize("shards", [2, 4])
+def test_a_person_alone_in_a_shard_leaves_with_its_network(tmp_path, shards):
+    def crowd(persons):
+        return data_of(40, groups=tuple(f"{n}" for n in persons for _ in range(40 // shards)))
+
+    recipe = replace(SHARDED, shards=shards, slices=2, epochs=1, out=tmp_path / "run")
+    # So many persons, and one in each shard.
+    data = next(each for each in map(crowd, permutations(range(20), shards)) if full(recipe, each))
+    before = run_sharded(recipe, data=data)
+    assert f"{shards} are of one person alone" in " ".join(before.record.notes)
+    leaving = data.groups[0]
+    rows = [row for row in range(40) if data.groups[row] != leaving]
+    ids = csv_file(tmp_path / "ids.csv", "person", [leaving])
+    wanted = Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "new")
+    found = forget_in(wanted, data)
+    oracle = run_sharded(replace(recipe, out=tmp_path / "oracle"), data=some_rows(data, rows))
+    assert found.run.record.model_digest == oracle.record.model_digest
+    assert (found.work.trained, found.work.stages) == (0, 2 * (shards - 1))
+    assert found.lost_stages == 0
+    # What the weights lost is in the change, and it can be certified and taken up.
+    assert 0 < found.weight_change < float("inf")
+    again = forget_in(wanted, data, resume=True)
+    assert again.weight_change == found.weight_change
+    signer = archive.generate_signer()
+    certify(again, signer=signer, case=Case(), earlier=None)
+    loaded = read_model(found.run.folder.model, unlocking=None)
+    assert model_digest(loaded.model) == found.run.record.model_digest
+
+
+def full(recipe, data):
+    return all(len(of_shard[-1].rows) for of_shard in stages_of(recipe, data))
+
+
 def test_only_the_stages_from_theirs_on_are_trained_again(tmp_path):
     data, recipe = data_of(), replace(SHARDED, out=tmp_path / "run")
     run_sharded(recipe, data=data)
@@ -346,7 +390,7 @@ def test_one_network_in_slices_goes_back_to_the_state_before_they_were_seen(tmp_
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({}, "whose first epoch had seen everybody"),
+        ({}, "kept no state from within its first epoch, which shows everybody"),
         ({"epsilon": 5.0, "baseline": False}, "in which step somebody was first drawn"),
         ({"shards": 2}, "take sharded"),
     ],

@@ -72,9 +72,15 @@ def begun(
 
 
 def reported(
-    task: Beginning, model: nn.Module, identity: RunIdentity, journal: Journal, stop: StopRequest
+    task: Beginning,
+    model: nn.Module,
+    identity: RunIdentity,
+    journal: Journal,
+    stop: StopRequest,
+    *,
+    members: int = 1,
 ) -> None:
-    """Judges the finished model, writes it and closes the record.
+    """Judges the finished model of so many networks, writes it and closes the record.
 
     Raises:
         Stopped: A stop was requested.
@@ -86,7 +92,7 @@ def reported(
     write_model(
         folder.model,
         model,
-        replace(task.initial.architecture, members=recipe.shards),
+        replace(task.initial.architecture, members=members),
         claims=claims,
         sealing=task.files.sealing,
         overwrite=True,

@@ -3,9 +3,12 @@
 The old run is only read. What is left of it is the controller's to destroy; see `archive.shred`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import final
+
+from torch import Tensor
 
 from secure_cnn.archive import InvalidKey
 from secure_cnn.checkpoint import Sealing, Unlocking, check_sealing, check_unlocking
@@ -99,18 +102,15 @@ class Forgotten:
 
     @property
     def weight_change(self) -> float:
-        """The norm of the difference between the old weights and the new."""
+        """The norm of the difference between the old weights and the new.
+
+        A weight that only one of the two has, as of a shard that everybody left, counts as if the
+        other had a 0 there.
+        """
         if self.run.model is None:
             return 0.0
         before, after = self.source.loaded.model.state_dict(), self.run.model.state_dict()
-        return float(
-            sum(
-                float((after[name].double() - tensor.double()).square().sum())
-                for name, tensor in before.items()
-                if tensor.is_floating_point()
-            )
-            ** 0.5
-        )
+        return _distance(before, after)
 
     @property
     def lost_stages(self) -> int:
@@ -123,6 +123,7 @@ class Forgotten:
             len(old.rows) != len(new.rows)
             for of_old, of_new in zip(before, after, strict=True)
             for old, new in zip(of_old, of_new, strict=True)
+            if len(of_new[-1].rows)  # else it has no stage any more
         )
         return self.work.trained - touched
 
@@ -183,6 +184,21 @@ def forget(
         method=method,
         work=work,
     )
+
+
+def _distance(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> float:
+    """The norm of the difference; what is in one alone counts by its own."""
+    total = 0.0
+    for name in {**before, **after}:
+        pair = [each[name].double() for each in (before, after) if _has(each, name)]
+        if len(pair) == len((before, after)) and pair[0].shape == pair[1].shape:
+            pair = [pair[1] - pair[0]]
+        total += sum(float(each.square().sum()) for each in pair)
+    return float(total**0.5)
+
+
+def _has(weights: Mapping[str, Tensor], name: str) -> bool:
+    return name in weights and weights[name].is_floating_point()
 
 
 def _following(done: Run, source: Source) -> Run:

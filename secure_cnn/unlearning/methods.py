@@ -158,8 +158,8 @@ def _no_stages(asked: str, recipe: Recipe) -> str:
             "auto"
         )
     return (
-        "expected a run that was trained in slices (--slices) for rewind, got one whose first "
-        "epoch had seen everybody before a state of it was kept; take retrain"
+        "expected a run that was trained in slices (--slices) for rewind, got one that kept no "
+        "state from within its first epoch, which shows everybody; take retrain"
     )
 
 

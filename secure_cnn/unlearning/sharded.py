@@ -43,7 +43,11 @@ __all__ = ["Shards", "Work", "carried_out", "run_sharded", "sharded_task"]
 
 _NOTE = (
     "It was trained in {shards} shards of {slices} slices, {epochs} a stage: each image is "
-    "in one network of the {shards}, whose mean answers."
+    "in one network of the {networks}, whose mean answers."
+)
+_THIN = (
+    "Of {shards} shards {empty} without images, and so without a network, and {single} of one "
+    "{unit} alone, whose leaving takes that network away; fewer shards are fuller ones."
 )
 
 
@@ -94,8 +98,8 @@ class Shards:
 
     @cached_property
     def stages(self) -> tuple[tuple[Stage, ...], ...]:
-        """The stages of each shard."""
-        return stages_of(self.recipe, self.data)
+        """The stages of each shard that has images; one without has no network."""
+        return tuple(each for each in stages_of(self.recipe, self.data) if len(each[-1].rows))
 
     def work(self) -> Work:
         """What is to be trained of it that no source has, whatever of that is done already."""
@@ -207,8 +211,6 @@ def sharded_task(
         own = replace(own, trusted=(signer.verifier,))
     files = StageFiles(run=folder, sealing=sealing, unlocking=own, network=network)
     initial = initial_model(recipe, data, network, unlocking)
-    shard = replace(initial.architecture, members=recipe.shards)
-    check_model(shard.blank(network=network), shard, data.name, sealing=sealing)
     task = Shards(
         recipe=recipe,
         data=data,
@@ -217,12 +219,8 @@ def sharded_task(
         files=files,
         sources=tuple(sources),
     )
-    for of_shard in task.stages:
-        if not len(of_shard[-1].rows):
-            raise RunError(
-                f"shards: expected images in each of {recipe.shards}, got none in shard "
-                f"{of_shard[-1].shard + 1} of {len(data.train)} images; cut into fewer"
-            )
+    whole = replace(initial.architecture, members=len(task.stages))
+    check_model(whole.blank(network=network), whole, data.name, sealing=sealing)
     return task
 
 
@@ -288,16 +286,35 @@ def carried_out(
         shards=recipe.shards,
         slices=recipe.slices,
         epochs="one epoch" if epochs == 1 else f"{epochs} epochs",
+        networks=len(task.stages),
     )
-    identity, journal = begun(task, record, notes=[note, *notes], stage_epochs=epochs)
+    notes = [note, *_thin(task), *notes]
+    identity, journal = begun(task, record, notes=notes, stage_epochs=epochs)
     with stop_on_signals() as stop:
         try:
             model, work = task.train(stop)
-            reported(task, model, identity, journal, stop)
+            reported(task, model, identity, journal, stop, members=len(task.stages))
         except Stopped:
             journal.interrupt()
             return Run(record=journal.record, folder=journal.folder, model=None), None
     return Run(record=journal.record, folder=journal.folder, model=model), work
+
+
+def _thin(task: Shards) -> list[str]:
+    """What to say of shards of nobody, or of one alone: persons, where it is known whose."""
+    shards, groups = task.recipe.shards, task.data.groups
+    empty, single = shards - len(task.stages), 0
+    for of_shard in task.stages:
+        rows = of_shard[-1].rows.tolist()
+        single += len(rows if groups is None else {groups[row] for row in rows}) == 1
+    if shards == 1 or not (empty or single):
+        return []
+    unit = "image" if groups is None else "person"
+    return [_THIN.format(shards=shards, empty=_are(empty), single=_are(single), unit=unit)]
+
+
+def _are(count: int) -> str:
+    return {0: "none is", 1: "one is"}.get(count, f"{count} are")
 
 
 def _same(task: Shards, known: Inventory) -> Inventory:
