@@ -108,6 +108,11 @@ def test_an_example_that_all_models_answer_alike_is_no_certainty() -> None:
     assert unlearning_lira(flat, flat, permutations=1).mean_area == 0.5
 
 
+def test_margins_of_one_model_without_a_list_are_told_so() -> None:
+    with pytest.raises(UnlearningError, match=r"models: .* at least 1 model, .* put it in a list"):
+        margins(torch.nn.Identity(), [(torch.eye(2), torch.tensor([0, 1]))])  # type: ignore[arg-type]
+
+
 def test_margins_are_the_log_odds_of_each_models_own_class() -> None:
     images, labels = torch.randn(9, 6), torch.arange(9) % 3
     models = [Net(), Net()]

@@ -25,11 +25,15 @@ def test_everything_of_the_certificate_is_on_it():
         *IT.assumptions,
         *IT.not_known,
         *IT.requests,
-        *(each.signer_id for each in keys),
+        *(repr(each) for each in keys),
         *(IT.certificate_id, found.digest, IT.data_after.root, IT.run_after.digest, IT.ground),
         *("tape, by law", "before the deadline", "vouches for nothing", "No certificate went"),
     ):
         assert words in text.replace("&#39;", "'"), words
+
+
+def test_the_guarantee_names_its_method():
+    assert "by the method sharded" in render_certificate(verified(make_erasure(method="sharded")))
 
 
 def test_a_page_is_complete_in_itself(tmp_path):

@@ -469,6 +469,17 @@ def test_requests_that_cannot_be_met_are_one_error(tmp_path, text, words):
         read_request(path, data_of())
 
 
+def test_a_path_that_is_not_there_is_told_from_where_paths_count(tmp_path):
+    data = data_of(20)
+    named = [replace(p, ids=tuple(f"cat/{n}.jpg" for n in range(at, at + len(p))))
+             for p, at in ((data.train, 0), (data.test, 20))]  # fmt: skip
+    data = replace(data, train=named[0], test=named[1])
+    ids = csv_file(tmp_path / "ids.csv", "path", ["wards/cat/1.jpg"])
+    with pytest.raises(RunError, match="paths count from the data's folder on"):
+        read_request(ids, data)
+    assert read_request(csv_file(ids, "path", ["cat/1.jpg"]), data).rows == (1,)
+
+
 def test_what_is_refused_changes_nothing(tmp_path, keys):
     sealing, unlocking = keys
     data = data_of()

@@ -23,16 +23,19 @@ Model = Callable[[Tensor], Tensor]
 _AT_ONCE = 512
 
 
-def checked_models(models: Any, *, least: int) -> Sequence[Model]:
-    """A sequence of so many models.
+def checked_models(models: Any, *, least: int, name: str = "oracles") -> Sequence[Model]:
+    """A sequence of so many models; errors call it by its `name`.
 
     Raises:
         UnlearningError: It is none.
     """
     if not isinstance(models, Sequence) or isinstance(models, (str, bytes)) or len(models) < least:
+        cure = "train more of them, each with another seed"
+        if callable(models):
+            cure = "put it in a list"
         raise UnlearningError(
-            f"oracles: expected a list of at least {least} models, got {shown(models)}; train more "
-            "of them, each with another seed"
+            f"{name}: expected a list of at least {least} model{'s' if least > 1 else ''}, got "
+            f"{shown(models)}; {cure}"
         )
     return models
 
@@ -117,7 +120,7 @@ def margins(models: Sequence[Model], examples: Any) -> Numbers:
     asked = Examples.of("examples", examples)
     found = [
         np.concatenate([_margin(logits, own) for logits, own in Answers(model).logits(asked)])
-        for model in checked_models(models, least=1)
+        for model in checked_models(models, least=1, name="models")
     ]
     return np.stack(found)
 

@@ -45,6 +45,16 @@ __all__ = ["forget_command"]
 _ORACLES = 3
 _LONGEST_LINE = 200
 """Of a public key: one of ML-DSA-65 is thousands of letters."""
+_POINTS, _MUCH = 100.0, 10.0
+"""Of accuracy: all, and so many fewer than before that it is said."""
+_STILL_THERE = (
+    "the images themselves, and the old run, are still there: delete the images, and destroy the "
+    "old model and its stages or sums (secure-cnn archive shred, where they are sealed)"
+)
+_UNCHANGED = (
+    "the images themselves are still there: delete them; the model is unchanged and stays, here "
+    "and in the old run"
+)
 _USUAL = Forgetting(run=Path("run"), ids=Path("ids"), out=Path("out"))
 
 
@@ -240,14 +250,30 @@ def _tell(
 def _found_beside(beside: Beside) -> str:
     gap, (low, high) = beside.gap, beside.gap.average_gap_interval
     told = (
-        f"beside models trained without them: {gap.verdict}, {gap.direction}; average gap "
-        f"{gap.average_gap:.2f} points ({low:.2f} to {high:.2f})"
+        f"beside models trained without them: verdict: {gap.verdict} ({gap.forget.margin:g} points "
+        f"do not matter); direction: {gap.direction}; average gap {gap.average_gap:.2f} points "
+        f"({low:.2f} to {min(_POINTS, high):.2f})"
     )
     again = beside.relearning
     if again is None:
         return told
     sooner = "sooner than by any of them" if again.faster else "no sooner than by one of them"
     return f"{told}; who left is known again {sooner}"
+
+
+def _worse(found: Forgotten) -> str:
+    """That the new model finds much less on test images than the old one did, or nothing."""
+    variant = found.source.recipe.variant.name
+    before, after = (
+        _POINTS * next((e.accuracy for e in record.results if e.variant == variant), 0.0)
+        for record in (found.source.record, found.run.record)
+    )
+    if before - after <= _MUCH:
+        return ""
+    return (
+        f"accuracy on test images fell from {before:.1f} to {after:.1f} %: look whether the new "
+        "model is still of use, or take another method"
+    )
 
 
 def _tell_places(found: Forgotten, path: Path, page: Path, verifier: Verifier) -> None:
@@ -264,11 +290,11 @@ def _tell_places(found: Forgotten, path: Path, page: Path, verifier: Verifier) -
             f"note: {lost} stages that had seen none of them were trained again too: the old run "
             "has no file of them, or one that was changed"
         )
-    messages.print(
-        "note: the images themselves, and the old run, are still there: delete the images, and "
-        "destroy the old model and its stages or sums (secure-cnn archive shred, where they are "
-        "sealed)"
-    )
+    worse = _worse(found)
+    if worse:
+        messages.print(f"note: {worse}")
+    left = _UNCHANGED if found.method.name == "group-privacy" else _STILL_THERE
+    messages.print(f"note: {left}")
     messages.print(f"model: {found.run.folder.model}")
     messages.print(f"certificate: {path}, as a page: {page}; signed by {verifier!r}")
     public = verifier.to_text()

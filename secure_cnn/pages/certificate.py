@@ -77,11 +77,11 @@ def _facts(it: Erasure) -> list[Fact]:
 
 def _guarantee(it: Erasure) -> Fact:
     if it.exact:
-        return Fact(name="Guarantee", value="exact", detail=f"by {it.method}")
+        return Fact(name="Guarantee", value="exact", detail=f"by the method {it.method}")
     if it.epsilon is None or it.delta is None:
-        return Fact(name="Guarantee", value="none", detail=f"by {it.method}")
+        return Fact(name="Guarantee", value="none", detail=f"by the method {it.method}")
     so_far = it.cumulative
-    told = f"at δ = {wording.delta(it.delta)}, by {it.method}"
+    told = f"at δ = {wording.delta(it.delta)}, by the method {it.method}"
     if so_far.epsilon is not None and so_far.epsilon > it.epsilon:
         told += f"; ε ≤ {wording.epsilon(so_far.epsilon)} so far"
     return Fact(name="Guarantee", value=f"ε ≤ {wording.epsilon(it.epsilon)}", detail=told)

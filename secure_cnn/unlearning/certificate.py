@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from privacy.statistics import clopper_pearson
-from privacy.unlearning import OracleGap, Relearning
 from secure_cnn import archive
 from secure_cnn.archive.certificates import (
     NOT_KNOWN,
@@ -36,7 +35,7 @@ from secure_cnn.recipe.seams import make_device
 from secure_cnn.record import hardware, versions
 from secure_cnn.unlearning.forgetting import Forgotten
 from secure_cnn.unlearning.inventory import Entry
-from secure_cnn.unlearning.oracles import Beside
+from secure_cnn.unlearning.oracles import Beside, evidence_of
 from secure_cnn.unlearning.source import leaving
 
 __all__ = ["Case", "certify", "earlier_certificate"]
@@ -46,7 +45,6 @@ _ERROR = 0.025
 _NAME = "certificate.json"
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 _LONGEST = 4000
-_POINTS = 100.0
 _MOST_ASKED = 5000
 """Of who stayed: more say no more, and take longer than the training that is saved."""
 _ALONE = (
@@ -68,6 +66,11 @@ _DESTROY = (
     "the model that they left, and its stages if it has any: the controller's to destroy, by "
     "secure-cnn archive shred where they are sealed"
 )
+_DIGESTS = (
+    "digests of the images and persons of that run, and their key: who has both can tell who was "
+    "in it; keep as you keep the images"
+)
+_FIGURES = "figures and settings; no training image is in it"
 _LEFT = "the sums that the last layer is solved from, of the features of who stayed alone"
 _TELLS = (
     "the same of all, and keyed digests of each with their key: they tell who was in it as images "
@@ -196,7 +199,7 @@ def _erasure(
         assumptions=promised.assumptions,
         cumulative=_cumulative(found, len(data.requests), earlier),
         weight_change=found.weight_change,
-        evidence=(*_evidence(found), *_beside_rows(beside)),
+        evidence=(*_evidence(found), *evidence_of(beside)),
         not_known=(*NOT_KNOWN, *_COPIES, *_not_known(found, earlier)),
         versions=versions(),
         hardware=hardware(make_device(found.source.recipe)),
@@ -282,17 +285,22 @@ def _artefacts(found: Forgotten) -> Iterator[Artefact]:
     for kind in () if under_way else ("averages", "optimizer state"):
         yield Artefact(kind=kind, name="", action="none exist", detail="a complete run keeps none")
     for folder, which in ((old, "old"), (new, "new")):
-        yield _kept(
-            "logs",
-            f"{folder.record.name}, {which} run",
-            "figures and settings; no training image is in it",
-        )
+        yield from _beside_model(folder, which)
     if old.shadows.is_dir():
         yield _kept("shadow models", old.shadows.name, "what they said of the images; delete it")
     else:
         yield Artefact(kind="shadow models", name="", action="none exist", detail="")
     detail = "they are the controller's to delete, where the data of the run are"
     yield Artefact(kind="raw images", name="", action="not known", detail=detail)
+
+
+def _beside_model(folder: RunFolder, which: str) -> Iterator[Artefact]:
+    """What a run keeps beside its model, of what there is."""
+    for path in sorted(folder.shards.glob("inventory.*")):
+        yield _kept("derived caches", f"{path.name}, {which} run", _DIGESTS)
+    for path in (folder.record, folder.page, folder.metrics):
+        if path.exists():
+            yield _kept("logs", f"{path.name}, {which} run", _FIGURES)
 
 
 def _kept(kind: str, name: str, detail: str) -> Artefact:
@@ -329,53 +337,6 @@ def _spread(split: Split) -> Split:
         return split
     rows = torch.linspace(0, len(split) - 1, _MOST_ASKED).long()
     return split.some(rows)
-
-
-def _beside_rows(beside: Beside | None) -> Iterator[Evidence]:
-    """What was found beside models trained without them, if it was looked for."""
-    if beside is None:
-        return
-    yield from _gap_rows(beside.gap)
-    if beside.relearning is not None:
-        yield _relearning_row(beside.relearning)
-
-
-def _relearning_row(found: Relearning) -> Evidence:
-    """Steps to teach them again; far fewer than such models take, and they were never forgotten."""
-    own = found.most if found.unlearned is None else found.unlearned
-    words = "or more, against" if found.unlearned is None else "against"
-    others = ", ".join(f"{found.most} or more" if n is None else f"{n}" for n in found.oracles)
-    return Evidence(
-        name=f"steps until who left is known again as before ({words} {others} of models trained "
-        "without them)",
-        value=float(own),
-        low=None,
-        high=None,
-        n=len(found.oracles),
-    )
-
-
-def _gap_rows(gap: OracleGap) -> Iterator[Evidence]:
-    """How far the accuracies are from those of models trained without them, in points."""
-    names = {"forget": "who left", "retain": "who stayed", "test": "test"}
-    for part, each in gap.parts.items():
-        low, high = each.interval
-        yield Evidence(
-            name=f"accuracy above that of models trained without them, in points, {names[part]}",
-            value=each.points,
-            low=max(-_POINTS, low),
-            high=min(_POINTS, high),
-            n=len(each.oracles),
-        )
-    low, high = gap.average_gap_interval
-    yield Evidence(
-        name=f"average gap to them, in points ({gap.verdict}; {gap.forget.margin:g} points do not "
-        "matter)",
-        value=gap.average_gap,
-        low=low,
-        high=min(_POINTS, high),
-        n=len(gap.forget.oracles),
-    )
 
 
 def _accuracy(name: str, model: nn.Module, split: Split, classes: Sequence[str]) -> Evidence:

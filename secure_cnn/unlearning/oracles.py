@@ -4,6 +4,7 @@ What a method without a guarantee leaves of people is not known; how far its mod
 models can be measured.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import final
@@ -11,6 +12,7 @@ from typing import final
 from torch import nn
 
 from privacy.unlearning import OracleGap, Relearning, oracle_gap, relearning_time
+from secure_cnn.archive.certificates import Evidence
 from secure_cnn.data import Split
 from secure_cnn.errors import RunError
 from secure_cnn.evaluate import evaluate_model
@@ -21,7 +23,7 @@ from secure_cnn.recipe.once import train_once
 from secure_cnn.unlearning.forgetting import Forgotten
 from secure_cnn.unlearning.source import leaving
 
-__all__ = ["Beside", "beside_oracles", "check_oracles"]
+__all__ = ["Beside", "beside_oracles", "check_oracles", "evidence_of"]
 
 _FEWEST, _MOST, _WHOLE = 2, 100, 100.0
 _TAUGHT, _STEPS = 512, 300
@@ -122,3 +124,50 @@ def _relearning(found: Forgotten, oracles: list[nn.Module], left: Split) -> Rele
     if not before:
         return None
     return relearning_time(found.run.model, oracles, forget=left, accuracy=before, most=_STEPS)
+
+
+def evidence_of(beside: Beside | None) -> Iterator[Evidence]:
+    """What was found beside models trained without them, as a certificate has it, if it was."""
+    if beside is None:
+        return
+    yield from _gap_rows(beside.gap)
+    if beside.relearning is not None:
+        yield _relearning_row(beside.relearning)
+
+
+def _relearning_row(found: Relearning) -> Evidence:
+    """Steps to teach them again; far fewer than such models take, and they were never forgotten."""
+    own = found.most if found.unlearned is None else found.unlearned
+    words = "or more, against" if found.unlearned is None else "against"
+    others = ", ".join(f"{found.most} or more" if n is None else f"{n}" for n in found.oracles)
+    return Evidence(
+        name=f"steps until who left is known again as before ({words} {others} of models trained "
+        "without them)",
+        value=float(own),
+        low=None,
+        high=None,
+        n=len(found.oracles),
+    )
+
+
+def _gap_rows(gap: OracleGap) -> Iterator[Evidence]:
+    """How far the accuracies are from those of models trained without them, in points."""
+    names = {"forget": "who left", "retain": "who stayed", "test": "test"}
+    for part, each in gap.parts.items():
+        low, high = each.interval
+        yield Evidence(
+            name=f"accuracy above that of models trained without them, in points, {names[part]}",
+            value=each.points,
+            low=max(-_WHOLE, low),
+            high=min(_WHOLE, high),
+            n=len(each.oracles),
+        )
+    low, high = gap.average_gap_interval
+    yield Evidence(
+        name=f"average gap to them, in points ({gap.verdict}; {gap.forget.margin:g} points do not "
+        "matter)",
+        value=gap.average_gap,
+        low=low,
+        high=min(_WHOLE, high),
+        n=len(gap.forget.oracles),
+    )

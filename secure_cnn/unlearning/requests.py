@@ -36,6 +36,7 @@ _EXPECTED = (
 )
 _MARKS = {",": "comma", ";": "semicolon", "\t": "tab"}
 """What stands between columns; where a comma is in numbers, spreadsheets write semicolons."""
+_FROM = "; paths count from the data's folder on, as cat/1.jpg"
 _LONGEST = 200
 _SHOWN = 5
 
@@ -201,6 +202,7 @@ def _rows_of(
                 if there.missing
                 else ""
             )
+            + (_FROM if column == "path" else "")
         )
     found = {row for each in ids for row in rows.get(each, ())}
     if not found and not gone:
