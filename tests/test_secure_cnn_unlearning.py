@@ -371,7 +371,8 @@ def test_only_the_stages_from_theirs_on_are_trained_again(tmp_path):
 
 def test_one_network_in_slices_goes_back_to_the_state_before_they_were_seen(tmp_path):
     data, recipe = data_of(), replace(SHARDED, shards=1, slices=4, out=tmp_path / "run")
-    run_sharded(recipe, data=data)
+    trained = run_sharded(recipe, data=data)
+    assert any("its state before each is kept" in note for note in trained.record.notes)
     last = stages_of(recipe, data)[0][-1]
     row = last.rows[-1].item()
     ids = csv_file(tmp_path / "ids.csv", "index", [row])

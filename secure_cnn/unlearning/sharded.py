@@ -45,6 +45,7 @@ _NOTE = (
     "It was trained in {shards} shards of {slices} slices, {epochs} a stage: each image is "
     "in one network of the {networks}, whose mean answers."
 )
+_ONE = "It was trained in {slices} slices, {epochs} a stage, and its state before each is kept."
 _THIN = (
     "Of {shards} shards {empty} without images, and so without a network, and {single} of one "
     "{unit} alone, whose leaving takes that network away; fewer shards are fuller ones."
@@ -282,7 +283,7 @@ def carried_out(
     if record is not None and task.files.inventory_path.exists():
         task = replace(task, inventory=_same(task, task.files.read_inventory()))
     recipe, epochs = task.recipe, epochs_of_a_stage(task.recipe)
-    note = _NOTE.format(
+    note = (_NOTE if recipe.shards > 1 else _ONE).format(
         shards=recipe.shards,
         slices=recipe.slices,
         epochs="one epoch" if epochs == 1 else f"{epochs} epochs",
