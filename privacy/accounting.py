@@ -187,7 +187,8 @@ def _composed_once(history: list[_opacus.Event], deltas: Sequence[float]) -> lis
     rdp = _bounds(_opacus.rdp_epsilons, history, deltas)
     served = [d for d, bound in zip(deltas, rdp, strict=True) if bound <= _LARGEST_PRV_EPSILON]
     prv = dict(zip(served, _bounds(_opacus.prv_epsilons, history, served), strict=True))
-    both = [(bound, prv.get(delta, math.nan)) for delta, bound in zip(deltas, rdp, strict=True)]
+    # Above the largest that PRV serves, RDP is all that there is, as in `_tightest`.
+    both = [(bound, prv.get(delta, bound)) for delta, bound in zip(deltas, rdp, strict=True)]
     return [min(pair) if all(map(math.isfinite, pair)) else math.nan for pair in both]
 
 

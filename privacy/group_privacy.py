@@ -33,7 +33,7 @@ _TAIL = 12.0
 """Deviations beyond the outermost peak at which an integral ends: exp(-72) of the peak."""
 _CELLS = 4
 """Cells of an integral in a deviation: sums of smooth functions converge exponentially."""
-_SHARES = tuple(2.0 ** (-j / 4) for j in range(1, 73))
+_SHARES = tuple(2.0 ** (-j / 2) for j in range(1, 41))
 """Of delta: which are tried for one example of a group."""
 _LARGEST = 500.0
 """Above it e^epsilon is no number of any use."""
