@@ -57,6 +57,7 @@ def test_a_finished_run_that_was_trained_otherwise_is_not_the_forgotten_one(tmp_
         wanted = Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / out)
         with pytest.raises(RunError, match="others left, or by another method"):
             forget_in(wanted, data_of(), resume=True)
+        assert not (tmp_path / out / "shards").exists(), "what is refused is not written to"
     # The control: one of the very same settings is what the forgetting would have trained.
     run(replace(PLAIN, out=tmp_path / "same"), data=without(3))
     same = Forgetting(run=tmp_path / "run", ids=ids, out=tmp_path / "same")

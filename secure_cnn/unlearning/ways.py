@@ -78,9 +78,9 @@ def finished(task: Task) -> Run:
         network=task.files.network,
     )
     record = folder.recorded()
-    if not task.files.inventory_path.exists() and record.data.fingerprint == task.data.fingerprint:
-        task.files.write_inventory(task.inventory)  # killed between the training and this
-    known = task.files.read_inventory()
+    killed = not task.files.inventory_path.exists()  # between the training and its inventory
+    same_data = record.data.fingerprint == task.data.fingerprint
+    known = task.inventory if killed and same_data else task.files.read_inventory()
     same = record.model_digest == task.source.record.model_digest
     told, name = loaded.claims.get("unlearned"), task.method.name
     claimed = told.get("method") if isinstance(told, dict) else None
@@ -96,6 +96,8 @@ def finished(task: Task) -> Run:
             f"{folder.root}: holds a run in which others left, or by another method; give the same "
             "command as before, or choose another folder"
         )
+    if killed:
+        task.files.write_inventory(known)
     return Run(record=record, folder=folder, model=loaded.model)
 
 
