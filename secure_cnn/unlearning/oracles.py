@@ -101,12 +101,8 @@ def _trained(found: Forgotten, oracles: int, stop: StopRequest) -> list[nn.Modul
     source, models = found.source, []
     with part_progress("oracle", oracles) as tell:
         for number in range(oracles):
-            recipe = replace(
-                source.recipe,
-                seed=source.recipe.seed + 1 + number,
-                batch_size=source.recipe.batch_size
-                and min(source.recipe.batch_size, len(found.data.train)),
-            )
+            recipe = source.recipe_for(len(found.data.train))
+            recipe = replace(recipe, seed=recipe.seed + 1 + number)
             files = source.files
             initial = initial_model(recipe, found.data, files.network, files.unlocking)
             advance = partial(tell_share, tell, number)

@@ -59,6 +59,15 @@ class Source:
         """The same as digests."""
         return self.there.inventory
 
+    def recipe_for(self, images: int) -> Recipe:
+        """Its settings for so many that stay: a step on all images is one on all that are left.
+
+        Of a training in shards they stay as they are: a stage of another size of step is another.
+        """
+        if self.recipe.is_sharded or self.recipe.batch_size is None:
+            return self.recipe
+        return replace(self.recipe, batch_size=min(self.recipe.batch_size, images))
+
     @property
     def model_path(self) -> Path:
         """Where its model is."""

@@ -58,7 +58,7 @@ def shards_of(task: Task) -> Shards:
     """The training in shards of those who stayed."""
     folder = task.files.run
     return sharded_task(
-        replace(task.source.recipe, out=folder.root),
+        _retraining(task),
         task.data,
         inventory=task.inventory,
         folder=folder,
@@ -103,12 +103,7 @@ def finished(task: Task) -> Run:
 
 def _retraining(task: Task) -> Recipe:
     """The recipe of the run, for those who stayed."""
-    recipe, left = task.source.recipe, len(task.data.train)
-    if recipe.is_sharded or recipe.head == "ridge":
-        return replace(recipe, out=task.files.run.root)
-    # A step on all images is one on all that are left.
-    size = recipe.batch_size and min(recipe.batch_size, left)
-    return replace(recipe, out=task.files.run.root, batch_size=size)
+    return replace(task.source.recipe_for(len(task.data.train)), out=task.files.run.root)
 
 
 def _asked_otherwise(task: Task, record: RunRecord, claims: Mapping[str, Any]) -> bool:
