@@ -58,8 +58,8 @@ _COPIES = (
     "Whether other images show the same people: a copy was found where every pixel is the same.",
 )
 _UNCOUNTED = (
-    "How many left before: people left this model {before} times, and no certificate of the last "
-    "time was there, so that they are not counted here."
+    "How many left before: people left this model {before}, and no certificate of the last time "
+    "was there, so that they are not counted here."
 )
 _NEW = "the model without them"
 _DESTROY = (
@@ -234,7 +234,7 @@ def _not_known(found: Forgotten, earlier: archive.Verified | None) -> Iterator[s
     """What of this very request is not known."""
     request, before = found.request, len(found.source.record.follows)
     if before and earlier is None:
-        yield _UNCOUNTED.format(before=before)
+        yield _UNCOUNTED.format(before="once" if before == 1 else f"{before} times")
     if not request.persons:
         yield _ALONE
     if request.missing:

@@ -1,7 +1,8 @@
 """The ways in which people leave a run, and what each of them promises.
 
 `auto` takes the cheapest whose promise holds for the run: what a training in shards need not train
-again, then what a private training has promised all along, then a training anew.
+again, or the sums of a last layer, then what a private training has promised all along, then a
+training anew.
 """
 
 from collections.abc import Callable, Mapping
