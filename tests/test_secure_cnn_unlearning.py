@@ -1,11 +1,9 @@
 """People leave a run: the cut into shards, the request, and what each way of forgetting gives."""
 
-import csv
 import shutil
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise, permutations
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,11 +11,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.leaving import csv_file, data_of, forget_in, some_rows
 
 import privacy
 from secure_cnn import Recipe, archive, run
 from secure_cnn.checkpoint import Sealing, Unlocking, model_digest, read_model, write_model
-from secure_cnn.data import DataSpec, ImageData, Split, load_data
+from secure_cnn.data import Split, load_data
 from secure_cnn.ensemble import Ensemble
 from secure_cnn.errors import ModelError, RunError
 from secure_cnn.interruption import Stopped
@@ -32,38 +31,9 @@ from secure_cnn.unlearning.shards import epochs_of_a_stage, image_bytes, stages_
 SHARDED = Recipe(out="", shards=2, slices=3, epochs=2, model="compact", shift=1)
 
 
-def data_of(count=40, *, seed=0, groups=None):
-    """Random 8x8 images, no two alike, of two classes."""
-    random = torch.Generator().manual_seed(seed)
-    images = torch.randint(0, 256, (count + 8, 1, 8, 8), generator=random, dtype=torch.uint8)
-    labels = torch.arange(count + 8) % 2
-    return ImageData(
-        name="noise",
-        train=Split(images=images[:count], labels=labels[:count]),
-        test=Split(images=images[count:], labels=labels[count:]),
-        spec=DataSpec(shape=(1, 8, 8), classes=("cat", "dog")),
-        groups=groups,
-    )
-
-
 def read_request(path, data):
     """Of a run that has all of these images."""
     return requests.read_request(path, Inventory.of(data).recognised(data))
-
-
-def some_rows(data, rows):
-    rows = torch.as_tensor(rows)
-    return replace(
-        data,
-        train=data.train.some(rows),
-        groups=data.groups and tuple(data.groups[row] for row in rows.tolist()),
-    )
-
-
-def csv_file(path, column, ids):
-    with Path(path).open("w", newline="") as file:
-        csv.writer(file).writerows([[column], *([each] for each in ids)])
-    return Path(path)
 
 
 @pytest.fixture
@@ -279,13 +249,6 @@ def test_a_stage_that_was_changed_is_refused_and_one_of_another_training_is_not_
     stage.write_bytes((other.folder.shards / stage.name).read_bytes())
     found = forget_in(replace(wanted, out=tmp_path / "newer"), data)
     assert found.work.trained == 6  # of the one shard who left, of the other the stage is gone
-
-
-def forget_in(wanted, data, **named):
-    """`forget` with data that are no file."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Recipe, "images", lambda _: data)
-        return forget(wanted, **named)
 
 
 # Forgetting

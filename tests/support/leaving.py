@@ -12,7 +12,7 @@ from secure_cnn.data import DataSpec, ImageData, Split
 from secure_cnn.unlearning import forget
 
 
-def data_of(count=40, *, seed=0):
+def data_of(count=40, *, seed=0, groups=None):
     """Random 8x8 images, no two alike, of two classes."""
     random = torch.Generator().manual_seed(seed)
     images = torch.randint(0, 256, (count + 8, 1, 8, 8), generator=random, dtype=torch.uint8)
@@ -22,12 +22,18 @@ def data_of(count=40, *, seed=0):
         train=Split(images=images[:count], labels=labels[:count]),
         test=Split(images=images[count:], labels=labels[count:]),
         spec=DataSpec(shape=(1, 8, 8), classes=("cat", "dog")),
+        groups=groups,
     )
 
 
 def some_rows(data, rows):
     """The data with these rows of the training images alone."""
-    return replace(data, train=data.train.some(torch.as_tensor(rows)))
+    rows = torch.as_tensor(rows)
+    return replace(
+        data,
+        train=data.train.some(rows),
+        groups=data.groups and tuple(data.groups[row] for row in rows.tolist()),
+    )
 
 
 def csv_file(path, column, ids):
